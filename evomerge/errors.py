@@ -1,0 +1,70 @@
+"""Every error that evomerge raises on purpose, and the exit code that each one means.
+
+EvomergeError
+├── InvalidInput       2  the spec, a file or an argument is wrong; nothing was run
+├── Interrupted        3  stopped by a signal; the same command goes on
+├── OtherSpec          4  the study was made with another spec
+├── StoppedByFailures  5  most candidates fail, or no worker can be started
+├── StudyHeld          6  another controller holds the study
+└── MergeError         -  one candidate cannot be merged: becomes a failed trial, never ends a search
+
+Anything else that reaches the command line is our bug: exit code 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EvomergeError(Exception):
+    """Base class of all errors that evomerge raises on purpose."""
+
+    exit_code = 1
+
+
+class InvalidInput(EvomergeError):
+    """Something that the user gave cannot be used. The message says what, what is allowed and what to do."""
+
+    exit_code = 2
+
+
+class Interrupted(EvomergeError):
+    """The run was stopped from outside; everything finished is stored and the same command goes on."""
+
+    exit_code = 3
+
+
+class OtherSpec(EvomergeError):
+    """The study was created with another identity (sources, space, evaluator, objective, sampler, seed, …)."""
+
+    exit_code = 4
+
+
+class StoppedByFailures(EvomergeError):
+    """More than half of the latest candidates failed, or the workers cannot be kept alive."""
+
+    exit_code = 5
+
+
+class StudyHeld(EvomergeError):
+    """Another controller is writing to the study."""
+
+    exit_code = 6
+
+
+class MergeError(EvomergeError):
+    """A candidate that has no merge: all weights zero, or weights that are not finite."""
+
+
+def nearest(given: str, known: Iterable[str]) -> list[str]:
+    """The up to three known names that look most like the given one."""
+    return difflib.get_close_matches(given, list(known), n=3, cutoff=0.5)
+
+
+def unknown_name(kind: str, given: str, known: Iterable[str]) -> InvalidInput:
+    """The error for a name that does not exist, with the nearest names that do."""
+    names = sorted(known)
+    close = nearest(given, names)
+    hint = f"did you mean {' or '.join(repr(c) for c in close)}?" if close else f"known: {', '.join(names) or 'none'}"
+    return InvalidInput(f"unknown {kind} {given!r}; {hint}")

@@ -1,0 +1,103 @@
+"""What it means to score a merge: the Evaluator protocol and the plain values that pass through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from evomerge.recipe import Recipe
+
+Part = Literal["calibration", "search", "held_out"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which items of each task belong to which part. Fixed when the study is created and stored in it.
+
+    Attributes:
+        parts: part -> task -> item ids (indices into the task's documents) in the study's fixed, seeded order.
+        digests: part -> task -> digest over the contents of these items, so that changed data is noticed.
+    """
+
+    parts: Mapping[str, Mapping[str, tuple[int, ...]]]
+    digests: Mapping[str, Mapping[str, str]]
+
+    def items(self, block: ItemBlock) -> dict[str, tuple[int, ...]]:
+        """The item ids of a block, by task."""
+        return {task: ids[block.start : block.stop] for task, ids in self.parts[block.part].items()}
+
+
+@dataclass(frozen=True)
+class ItemBlock:
+    """A block of the items of a part: positions [start, stop) of every task's fixed order. The default is all of it."""
+
+    part: Part
+    start: int = 0
+    stop: int | None = None
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """The outcome of one task.
+
+    Attributes:
+        metric: name of the metric as lm-eval prints it, without the filter.
+        higher_is_better: direction of the metric, as the task declares it.
+        items: item ids, in the order of the block that was scored.
+        outcomes: the metric of each item, aligned with `items` (e.g. 0/1 for exact match, a log-likelihood for
+            perplexity).
+        value: the task's own aggregate over the outcomes.
+        stderr: standard error of `value`, None where the aggregate has no closed form for it.
+    """
+
+    metric: str
+    higher_is_better: bool
+    items: tuple[int, ...]
+    outcomes: tuple[float, ...]
+    value: float
+    stderr: float | None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per-item outcomes by task, from which every aggregate, standard error and paired test is computed."""
+
+    tasks: Mapping[str, TaskScores]
+    seconds: Mapping[str, float]
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One merge to be scored.
+
+    Attributes:
+        key: names the trial in logs.
+        params: the trial's params; empty for baselines.
+        recipe: what is merged.
+        model: materialises the merge on first call and returns the live model, so that an evaluator that needs no
+            model never pays for one.
+    """
+
+    key: str
+    params: Mapping[str, Any]
+    recipe: Recipe
+    model: Callable[[], Any]
+
+
+class Evaluator(Protocol):
+    """Scores candidates. One instance lives in each worker; it is built once and used for every candidate.
+
+    `score` must be a pure function of (candidate's weights or params, items): the same twice, on every worker, in any
+    order, and it must not touch the global random generators. Whatever it raises becomes a failed trial.
+    """
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything that determines a score besides the weights: tasks, prompts, data, settings."""
+
+    @property
+    def split(self) -> Split: ...
+
+    def score(self, candidate: Candidate, items: ItemBlock) -> Scores: ...

@@ -1,0 +1,105 @@
+"""The recipe: the complete description of one merge. Together with the sources it rebuilds the weights bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SEMANTICS_VERSION = 1  # raised whenever the same recipe would give other weights
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model that goes into a merge.
+
+    Attributes:
+        name: what the user calls it.
+        location: a local directory or a Hugging Face hub id.
+        revision: hub revision (branch, tag or commit), None for directories.
+        fingerprint: content hash of config and weights, filled in when the source is opened.
+    """
+
+    name: str
+    location: str
+    revision: str | None = None
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a set of tensors is merged.
+
+    `parameters` holds one number for shared parameters and one number per source (recipe order) for the others;
+    `options` are the method's semantics options, all of them, defaults written out.
+    """
+
+    tensors: tuple[str, ...]
+    method: str
+    sources: tuple[str, ...]
+    parameters: Mapping[str, float | tuple[float, ...]] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One merge. Tensors that no rule names are copied from the base (or from the first source without a base).
+
+    Attributes:
+        base: the model that task vectors are taken from; also gives config and tokenizer.
+        sources: the experts, in the order that per-source values follow.
+        rules: each tensor stands in at most one rule.
+        dtype: what the merged weights are rounded to, once, after fp32 arithmetic.
+        seed: key of all random masks.
+        semantics: version of the arithmetic.
+    """
+
+    base: ModelRef
+    sources: tuple[ModelRef, ...]
+    rules: tuple[Rule, ...]
+    dtype: str
+    seed: int = 0
+    semantics: int = SEMANTICS_VERSION
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over everything that determines the weights. Where the sources lie does not; what they hold does."""
+        content = asdict(self)
+        for model in (content["base"], *content["sources"]):
+            if model["fingerprint"]:
+                del model["location"], model["revision"]
+        return hashlib.sha256(_canonical(content).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        return json.dumps({"digest": self.digest, **asdict(self)}, indent=2, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        content = json.loads(text)
+        return cls(
+            base=ModelRef(**content["base"]),
+            sources=tuple(ModelRef(**source) for source in content["sources"]),
+            rules=tuple(_rule_from(rule) for rule in content["rules"]),
+            dtype=content["dtype"],
+            seed=content["seed"],
+            semantics=content["semantics"],
+        )
+
+
+def single_source(base: ModelRef, source: ModelRef, tensors: tuple[str, ...], dtype: str) -> Recipe:
+    """The recipe that is one source as it stands."""
+    rule = Rule(tensors, "linear", (source.name,), {"weight": (1.0,)}, {"normalize": False})
+    return Recipe(base=base, sources=(source,), rules=(rule,), dtype=dtype)
+
+
+def _rule_from(content: Mapping[str, Any]) -> Rule:
+    parameters = {k: tuple(v) if isinstance(v, list) else v for k, v in content["parameters"].items()}
+    return Rule(
+        tuple(content["tensors"]), content["method"], tuple(content["sources"]), parameters, dict(content["options"])
+    )
+
+
+def _canonical(content: Any) -> str:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
