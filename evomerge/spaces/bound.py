@@ -1,0 +1,209 @@
+"""A search space bound to a model: Optuna distributions, the centre of the box, and params -> recipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+from evomerge.catalogue import TensorCatalogue
+from evomerge.errors import InvalidInput
+from evomerge.methods import method_info, resolve_options, resolve_parameters
+from evomerge.recipe import ModelRef, Recipe, Rule
+from evomerge.spaces.groups import Group, divide, knot_labels
+from evomerge.spaces.space import MethodSpace, Range, SearchSpace
+
+
+@dataclass(frozen=True)
+class BoundSpace:
+    """What may be proposed, and what a proposal means.
+
+    Attributes:
+        space: the space as its file says it.
+        base: the base model; sources: what is merged, in the order of per-source values.
+        groups: the tensors of each group.
+        distributions: param -> Optuna distribution, in a fixed order.
+        conditions: param -> (parent param, the parent's values for which it exists).
+        centre: the middle of the box; of a choice, its first value.
+        dtype, seed: passed on to every recipe.
+    """
+
+    space: SearchSpace
+    base: ModelRef
+    sources: tuple[ModelRef, ...]
+    groups: tuple[Group, ...]
+    distributions: Mapping[str, BaseDistribution]
+    conditions: Mapping[str, tuple[str, tuple[str, ...]]]
+    dtype: str
+    seed: int
+
+    @property
+    def dimensions(self) -> int:
+        return len(self.distributions)
+
+    @property
+    def conditional(self) -> bool:
+        return bool(self.conditions)
+
+    @cached_property
+    def centre(self) -> dict[str, Any]:
+        values = {name: _middle(distribution) for name, distribution in self.distributions.items()}
+        return {name: value for name, value in values.items() if self._is_active(name, values)}
+
+    def active(self, params: Mapping[str, Any]) -> Iterator[str]:
+        """The params that exist given those already chosen, in order; a parent comes before its children."""
+        return (name for name in self.distributions if self._is_active(name, params))
+
+    def is_complete(self, params: Mapping[str, Any]) -> bool:
+        """Whether every param that exists has a value, so that the params can be decoded."""
+        return all(name in params for name in self.active(params))
+
+    def decode(self, params: Mapping[str, Any]) -> Recipe:
+        """The recipe that the params stand for. Pure: the same params always give the same recipe."""
+        missing = [name for name in self.active(params) if name not in params]
+        if missing:
+            raise InvalidInput(f"params are incomplete: {', '.join(missing[:3])} missing of {self.dimensions}")
+        rules = tuple(self._rule(group, params) for group in self.groups)
+        return Recipe(base=self.base, sources=self.sources, rules=rules, dtype=self.dtype, seed=self.seed)
+
+    def _is_active(self, name: str, params: Mapping[str, Any]) -> bool:
+        parent, values = self.conditions.get(name, (None, ()))
+        return parent is None or params.get(parent) in values
+
+    def _rule(self, group: Group, params: Mapping[str, Any]) -> Rule:
+        method = _method_of(self.space, group, params)
+        chosen = self.space.methods[method]
+        names = tuple(source.name for source in self.sources)
+        values = {
+            parameter: _value(self.space, method, parameter, value, group, names, params)
+            for parameter, value in chosen.parameters.items()
+        }
+        resolved = resolve_parameters(method, values, n_sources=len(names))
+        options = resolve_options(method, chosen.options, semantics=self.space.semantics, scope="layer_group")
+        return Rule(group.tensors, method, names, _frozen(resolved), options)
+
+
+def bind(
+    space: SearchSpace, catalogue: TensorCatalogue, base: ModelRef, experts: Sequence[ModelRef], *, dtype: str, seed: int
+) -> BoundSpace:
+    """Give a space its tensors and sources.
+
+    Raises:
+        InvalidInput: a method cannot merge this number of sources, or the model has no layers to divide by.
+    """
+    sources = (base, *experts) if space.sources == "all" else tuple(experts)
+    for method in space.methods:
+        wanted = method_info(method).sources
+        if wanted is not None and len(sources) != wanted:
+            raise InvalidInput(
+                f"search space {space.name!r}: {method} merges exactly {wanted} sources, but the spec gives "
+                f"{len(sources)} ({', '.join(source.name for source in sources)}); name {wanted} or use another space"
+            )
+    groups = divide(catalogue, space.groups)
+    distributions: dict[str, BaseDistribution] = {}
+    conditions: dict[str, tuple[str, tuple[str, ...]]] = {}
+    names = [source.name for source in sources]
+    for knot in knot_labels(groups):
+        if len(space.methods) > 1:
+            distributions[_join(knot, "method")] = CategoricalDistribution(tuple(space.methods))
+        for method, chosen in space.methods.items():
+            for param, distribution in _genes(space, method, chosen, knot, names):
+                distributions.setdefault(param, distribution)
+                if len(space.methods) > 1 and param.startswith(_join(knot, method)):
+                    conditions[param] = (_join(knot, "method"), (method,))
+    if not distributions:
+        raise InvalidInput(f"search space {space.name!r} has nothing to search: every parameter is fixed")
+    return BoundSpace(space, base, sources, groups, distributions, conditions, dtype, seed)
+
+
+def _genes(
+    space: SearchSpace, method: str, chosen: MethodSpace, knot: str, sources: list[str]
+) -> Iterator[tuple[str, BaseDistribution]]:
+    per_source = {parameter.name for parameter in method_info(method).parameters if parameter.per_source}
+    for parameter, value in chosen.parameters.items():
+        if isinstance(value, Range):
+            owners = sources if parameter in per_source else [None]
+            for owner in owners[1:] if value.log_ratio else owners:
+                yield _param(space, method, parameter, value, knot, owner), _distribution(value, len(sources))
+
+
+def _param(space: SearchSpace, method: str, parameter: str, value: Range, knot: str, source: str | None) -> str:
+    """The name of a param, such as "layers0-1.attention.reverse.weight"; with a choice of methods the method is in it."""
+    return _join(
+        "" if value.shared in {"groups", "all"} else knot,
+        method if len(space.methods) > 1 else "",
+        "" if source is None or value.shared in {"sources", "all"} else source,
+        "log_ratio" if value.log_ratio else parameter,
+    )
+
+
+def _distribution(value: Range, n_sources: int) -> BaseDistribution:
+    if value.choices is not None:
+        return CategoricalDistribution(value.choices)
+    if value.log_ratio is not None:
+        return FloatDistribution(-value.log_ratio, value.log_ratio)
+    assert value.low is not None and value.high is not None  # held by Range's own validator; for the type checker
+    scale = n_sources if value.divided_by_sources else 1
+    return FloatDistribution(value.low / scale, value.high / scale, log=value.log)
+
+
+def _value(
+    space: SearchSpace,
+    method: str,
+    parameter: str,
+    value: Range | float,
+    group: Group,
+    sources: tuple[str, ...],
+    params: Mapping[str, Any],
+) -> Any:
+    """The value of one parameter in one group: a number, or one number per source."""
+    if isinstance(value, float):
+        return value
+    read = [
+        _interpolate(value, [(params[_param(space, method, parameter, value, knot, source)], share)
+                             for knot, share in group.knots])
+        for source in (sources[1:] if value.log_ratio else sources)
+    ]  # fmt: skip
+    if value.log_ratio:
+        return _softmax([0.0, *read])
+    per_source = any(known.name == parameter and known.per_source for known in method_info(method).parameters)
+    return read if per_source else read[0]
+
+
+def _interpolate(value: Range, shares: list[tuple[Any, float]]) -> Any:
+    if len(shares) == 1:
+        return shares[0][0]
+    if value.log:
+        return math.exp(math.fsum(share * math.log(number) for number, share in shares))
+    return math.fsum(share * number for number, share in shares)
+
+
+def _softmax(logs: list[float]) -> list[float]:
+    exponentials = [math.exp(x - max(logs)) for x in logs]
+    return [x / math.fsum(exponentials) for x in exponentials]
+
+
+def _method_of(space: SearchSpace, group: Group, params: Mapping[str, Any]) -> str:
+    methods = list(space.methods)
+    return methods[0] if len(methods) == 1 else str(params[_join(group.knots[0][0], "method")])
+
+
+def _middle(distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[0]
+    assert isinstance(distribution, FloatDistribution)  # bind makes no other kind
+    if distribution.log:
+        return math.sqrt(distribution.low * distribution.high)
+    return (distribution.low + distribution.high) / 2
+
+
+def _frozen(values: Mapping[str, Any]) -> dict[str, float | tuple[float, ...]]:
+    return {name: tuple(value) if isinstance(value, list | tuple) else float(value) for name, value in values.items()}
+
+
+def _join(*labels: str) -> str:
+    return ".".join(label for label in labels if label)

@@ -1,0 +1,110 @@
+"""Reading YAML that somebody else wrote: safely, and with errors of one line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from evomerge.errors import InvalidInput, nearest
+
+MAX_BYTES = 1_000_000
+MAX_ALIASES = 100  # a handful is convenience, thousands are a bomb
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader that also reads YAML 1.2 floats such as 1e-3, and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        twice = {key for key in keys if keys.count(key) > 1} if len(set(map(str, keys))) < len(keys) else set()
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"key {min(map(str, twice))!r} twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def read_document(path: Path, kind: str) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        InvalidInput: missing or oversized file, malformed YAML (with line and column), or no mapping at the top.
+    """
+    if not path.is_file():
+        raise InvalidInput(f"{kind} {str(path)!r} does not exist; give the path of a YAML file")
+    if path.stat().st_size > MAX_BYTES:
+        raise InvalidInput(f"{kind} {str(path)!r} is larger than {MAX_BYTES} bytes; this is no {kind}")
+    text = path.read_text(encoding="utf-8")
+    try:
+        aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
+        if aliases > MAX_ALIASES:
+            raise InvalidInput(f"{kind} {str(path)!r} has {aliases} YAML aliases, {MAX_ALIASES} are allowed")
+        content = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise InvalidInput(f"{kind} {str(path)!r} is not valid YAML: {_one_line(error)}") from None
+    if not isinstance(content, dict):
+        raise InvalidInput(f"{kind} {str(path)!r} must hold 'key: value' pairs at the top, but holds {_type(content)}")
+    return content
+
+
+def validate(model: type[Model], content: object, where: str) -> Model:
+    """`content` as a pydantic model; the first violation becomes an InvalidInput of one line that names the key."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise InvalidInput(f"{where}: {_describe(model, error)}") from None
+
+
+def _describe(model: type[BaseModel], error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"]) or "(whole document)"
+    if first["type"] == "extra_forbidden":
+        known = _keys_beside(model, first["loc"])
+        close = nearest(str(first["loc"][-1]), known)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(sorted(known))}"
+        return f"key {key!r} does not exist; {hint}"
+    if first["type"] == "missing":
+        return f"key {key!r} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(first["input"], dict | list) else f" (given: {first['input']!r})"
+    return f"{key}: {message}{given}"
+
+
+def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys that are allowed where the unknown key stands, found by walking the model's JSON schema."""
+    schema = model.model_json_schema()
+    node: Any = schema
+    for part in location[:-1]:
+        node = _resolve(schema, node)
+        step = node.get("properties", {}).get(part) or node.get("items") or node.get("additionalProperties")
+        node = step if isinstance(step, dict) else {}
+    return list(_resolve(schema, node).get("properties", {}))
+
+
+def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in node or "anyOf" in node:
+        if "anyOf" in node:
+            objects = [option for option in node["anyOf"] if "$ref" in option or option.get("type") != "null"]
+            node = next((option for option in objects if "$ref" in option), objects[0])
+        else:
+            node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+    return node
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+    return f"{getattr(error, 'problem', None) or error}{place}"
+
+
+def _type(content: object) -> str:
+    return "nothing" if content is None else f"a {type(content).__name__}"

@@ -1,0 +1,17 @@
+"""Where the YAML folders that ship with evomerge lie: inside the installed package, or beside it in a checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import evomerge
+from evomerge.errors import InvalidInput
+
+
+def shipped_folder(name: str) -> Path:
+    """The folder `search_spaces` or `evaluators` that belongs to this installation."""
+    package = Path(evomerge.__file__).resolve().parent
+    for folder in (package / name, package.parent / name):
+        if folder.is_dir():
+            return folder
+    raise InvalidInput(f"this installation of evomerge has no folder {name!r} beside {package}; install it again")

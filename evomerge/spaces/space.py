@@ -1,0 +1,198 @@
+"""A search space as its YAML file says it: which methods, which groups of tensors, which ranges."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from evomerge.catalogue import PART_PATTERNS, PARTS
+from evomerge.errors import InvalidInput, unknown_name
+from evomerge.methods import method_info, resolve_options
+from evomerge.spaces.document import read_document, validate
+from evomerge.spaces.shipped import shipped_folder
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Range(_Frozen):
+    """The values that one parameter may take.
+
+    Attributes:
+        low, high: ends of the interval, both included.
+        log: search on a logarithmic scale; the centre is then the geometric mean.
+        choices: named values instead of an interval.
+        log_ratio: for normalised weights: each source but the first gets log(its weight / the first one's weight) in
+            [-log_ratio, +log_ratio]. Weights that are divided by their sum have one direction that changes nothing;
+            these coordinates do not have it, and their centre is the uniform average.
+        divided_by_sources: low and high are divided by the number of sources, for weights whose sum matters.
+        shared: "groups" gives all groups one value, "sources" gives all sources one value, "all" both.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    choices: tuple[float | str, ...] | None = None
+    log_ratio: Annotated[float, Field(gt=0)] | None = None
+    divided_by_sources: bool = False
+    shared: Literal["no", "groups", "sources", "all"] = "no"
+
+    @field_validator("shared", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value: object) -> object:
+        return "no" if value is False else value  # YAML 1.1 reads a bare `no` as false
+
+    @model_validator(mode="after")
+    def _exactly_one_kind(self) -> Range:
+        interval = self.low is not None or self.high is not None
+        if sum([interval, self.choices is not None, self.log_ratio is not None]) != 1:
+            raise ValueError("give either low and high, or choices, or log_ratio")
+        if interval and (self.low is None or self.high is None or not self.low < self.high):
+            raise ValueError(f"low < high must hold, but low is {self.low} and high is {self.high}")
+        if self.log and (self.low is None or self.low <= 0):
+            raise ValueError(f"a logarithmic range must start above zero, but low is {self.low}")
+        if self.choices is not None and len(set(self.choices)) < 2:
+            raise ValueError("choices must name at least two different values")
+        return self
+
+
+class MethodSpace(_Frozen):
+    """One method of the space: a range (searched) or a number (fixed) per parameter, and its semantics options."""
+
+    parameters: Mapping[str, Range | float] = {}
+    options: Mapping[str, Any] = {}
+
+
+def _depth(value: object) -> object:
+    return {value: True} if isinstance(value, str) else value
+
+
+class Depth(_Frozen):
+    """How the layers are grouped: exactly one of these."""
+
+    whole: bool = Field(default=False, alias="global")
+    layers: bool = False
+    blocks: Positive | None = None
+    smooth: Annotated[int, Field(ge=2)] | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Depth:
+        if sum([self.whole, self.layers, self.blocks is not None, self.smooth is not None]) != 1:
+            raise ValueError("depth must be 'global', 'layers', {blocks: k} or {smooth: points}")
+        return self
+
+
+class Groups(_Frozen):
+    """How the tensors are divided into groups that share parameters.
+
+    Attributes:
+        depth: `global` (one group), `layers` (each layer), `{blocks: k}` (k consecutive layers) or `{smooth: n}`
+            (n control points over depth; each layer interpolates between its neighbours).
+        parts: parts that are grouped apart; what is not named falls into "rest". Empty: all parts together.
+        outside: tensors outside the layer stack join their `neighbours` (embeddings the first group, final norm and
+            head the last) or form a group of their `own`.
+    """
+
+    depth: Annotated[Depth, BeforeValidator(_depth)]
+    parts: tuple[Literal["attention", "mlp", "norm", "embedding", "head"], ...] = ()
+    outside: Literal["neighbours", "own"] = "neighbours"
+
+
+class SearchSpace(_Frozen):
+    """A search space, independent of any model. `evomerge.spaces.bind` gives it tensors and sources."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    description: str = ""
+    methods: Annotated[Mapping[str, MethodSpace], Field(min_length=1)]
+    groups: Groups
+    sources: Literal["experts", "all"] = "experts"
+    semantics: Literal["evomerge", "mergekit"] = "evomerge"
+    part_patterns: Mapping[str, str] = {}
+
+    @field_validator("part_patterns")
+    @classmethod
+    def _patterns_compile(cls, patterns: Mapping[str, str]) -> Mapping[str, str]:
+        for part, pattern in patterns.items():
+            if part not in PARTS:
+                raise ValueError(f"unknown part {part!r}; known: {', '.join(PARTS)}")
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"pattern of {part!r} is no regular expression: {error}") from None
+        return patterns
+
+    @property
+    def patterns(self) -> tuple[tuple[str, str], ...]:
+        """The space's own part patterns, tried before the shipped ones."""
+        return (*self.part_patterns.items(), *PART_PATTERNS)
+
+
+def load_space(name: str, directory: Path | None = None) -> SearchSpace:
+    """A search space by the name of a shipped file, or by the path of a YAML file (relative to `directory`).
+
+    Raises:
+        InvalidInput: unknown name (with the nearest known), malformed file, unknown method, parameter or option,
+            or a range outside of what the method allows.
+    """
+    path = _find(name, directory)
+    space = validate(SearchSpace, read_document(path, "search space"), f"search space {path.name!r}")
+    for method, methods_space in space.methods.items():
+        _check_method(space, method, methods_space)
+    if len(space.methods) > 1 and space.groups.depth.smooth:
+        raise InvalidInput(f"search space {space.name!r}: a choice of methods cannot be interpolated over depth; use blocks")
+    return space
+
+
+def known_spaces() -> list[str]:
+    """The names of the shipped search spaces."""
+    return sorted(path.stem for path in shipped_folder("search_spaces").glob("*.yaml"))
+
+
+def _find(name: str, directory: Path | None) -> Path:
+    if name.endswith((".yaml", ".yml")):
+        return (directory or Path()) / name
+    if name not in known_spaces():
+        raise unknown_name("search space", name, known_spaces())
+    return shipped_folder("search_spaces") / f"{name}.yaml"
+
+
+def _check_method(space: SearchSpace, method: str, chosen: MethodSpace) -> None:
+    info = method_info(method)
+    where = f"search space {space.name!r}, method {method!r}"
+    options = resolve_options(method, chosen.options, semantics=space.semantics)
+    known = {parameter.name: parameter for parameter in info.parameters}
+    for name, value in chosen.parameters.items():
+        if name not in known:
+            raise unknown_name(f"parameter of {method!r}", name, known)
+        parameter = known[name]
+        if isinstance(value, Range):
+            _check_range(where, name, value, per_source=parameter.per_source, normalised=_normalised(method, options))
+        ends = (value,) if isinstance(value, float) else (value.low, value.high, *(value.choices or ()))
+        for end in ends:
+            if isinstance(end, float) and not parameter.minimum <= end <= parameter.maximum:
+                raise InvalidInput(
+                    f"{where}: {name} = {end} is outside of what the method allows "
+                    f"([{parameter.minimum}, {parameter.maximum}])"
+                )
+
+
+def _normalised(method: str, options: Mapping[str, Any]) -> bool:
+    return method_info(method).name in {"linear", "task_arithmetic"} and options.get("normalize") is True
+
+
+def _check_range(where: str, name: str, value: Range, *, per_source: bool, normalised: bool) -> None:
+    if (value.log_ratio or value.divided_by_sources or value.shared in {"sources", "all"}) and not per_source:
+        raise InvalidInput(f"{where}: {name} is one number, not one per source; give low and high")
+    if value.log_ratio and not normalised:
+        raise InvalidInput(f"{where}: log_ratio is for weights that are divided by their sum; give low and high")
+    if normalised and name == "weight" and not value.log_ratio:
+        raise InvalidInput(
+            f"{where}: normalised weights have a direction that changes nothing; write weight: {{log_ratio: 3}}"
+        )

@@ -1,0 +1,242 @@
+"""search.yaml: everything that a user says about one search, validated once at the door and frozen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from evomerge.errors import InvalidInput, unknown_name
+from evomerge.recipe import ModelRef
+from evomerge.spaces.document import read_document, validate
+from evomerge.spaces.space import SearchSpace, load_space
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
+Positive = Annotated[int, Field(gt=0)]
+Allowed = Literal["pickle_weights", "remote_code", "task_code", "benchmark_test_sets"]
+
+BASELINES = ("uniform-soup",)
+RESERVED_NAMES = ("best", "uniform-soup")  # rows of the leaderboard that are not sources
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+class Calibration(_Frozen):
+    """Text that a source is good at: a task of the evaluator's pack, or a text file; and how many items of it."""
+
+    task: str | None = None
+    file: str | None = None
+    items: Positive
+
+    @model_validator(mode="after")
+    def _exactly_one_origin(self) -> Calibration:
+        if (self.task is None) == (self.file is None):
+            raise ValueError("give either task or file")
+        return self
+
+
+class SourceSpec(_Frozen):
+    """A model that goes in. `location` is a directory (relative to the spec) or a hub id."""
+
+    name: Name
+    location: str
+    revision: str | None = None
+    calibration: Calibration | None = None
+
+    @property
+    def ref(self) -> ModelRef:
+        return ModelRef(self.name, self.location, self.revision)
+
+
+class ObjectiveSpec(_Frozen):
+    """How the scores of the tasks become the one number that is maximised.
+
+    Attributes:
+        aggregate: weighted_mean, min (the worst task counts) or geometric_mean.
+        normalise: `sources` maps each task to 0 at the sources' worst score and 1 at their best.
+        weights: task -> weight; tasks that are not named keep the weight of the evaluator's pack.
+    """
+
+    aggregate: Literal["weighted_mean", "min", "geometric_mean"] = "weighted_mean"
+    normalise: Literal["none", "sources"] = "none"
+    weights: Mapping[str, Annotated[float, Field(gt=0)]] = {}
+
+
+class SamplerSpec(BaseModel):
+    """A sampler by name; every other key is a setting of that sampler."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = "cma"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class EvaluatorSpec(BaseModel):
+    """An evaluator by the name or path of its pack; every other key is a setting of an evaluator class."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class BudgetSpec(_Frozen):
+    """When the search ends: finished trials, or hours of running time summed over all runs of the study."""
+
+    trials: Positive = 100
+    hours: Annotated[float, Field(gt=0)] | None = None
+
+
+class WorkersSpec(_Frozen):
+    """The workers: how many, what each one gets, and after how many seconds a candidate is given up."""
+
+    count: Positive | None = None
+    cpus: Positive = 1
+    gpus: Annotated[float, Field(ge=0)] | None = None
+    resources: Mapping[str, Annotated[float, Field(gt=0)]] = {}
+    timeout: Annotated[float, Field(gt=0)] = 3600.0
+
+
+def _named(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _sources(value: object) -> object:
+    """Base first, as a list; or by key: {base: {...}, reverse: {...}}."""
+    if isinstance(value, dict):
+        return [{"name": name, **_located(content)} for name, content in value.items()]
+    return value
+
+
+def _located(content: object) -> dict[str, Any]:
+    return {"location": content} if isinstance(content, str) else dict(content) if isinstance(content, dict) else {}
+
+
+class SearchSpec(_Frozen):
+    """One search. The first source is the base (or the one named `base`), the others are the experts."""
+
+    name: Name
+    sources: Annotated[tuple[SourceSpec, ...], BeforeValidator(_sources), Field(min_length=2)]
+    space: str | SearchSpace
+    evaluator: Annotated[EvaluatorSpec, BeforeValidator(_named)]
+    objective: ObjectiveSpec = ObjectiveSpec()
+    sampler: Annotated[SamplerSpec, BeforeValidator(_named)] = SamplerSpec()
+    budget: BudgetSpec = BudgetSpec()
+    workers: WorkersSpec = WorkersSpec()
+    baselines: tuple[str, ...] = BASELINES
+    storage: str | None = None
+    artifacts: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    allow: tuple[Allowed, ...] = ()
+
+    @field_validator("sources")
+    @classmethod
+    def _base_first(cls, sources: tuple[SourceSpec, ...]) -> tuple[SourceSpec, ...]:
+        names = [source.name for source in sources]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"source name {min(twice)!r} is used twice")
+        reserved = set(names) & set(RESERVED_NAMES)
+        if reserved:
+            raise ValueError(f"source name {min(reserved)!r} is a row of the leaderboard; choose another")
+        return tuple(sorted(sources, key=lambda source: source.name != "base"))
+
+    @property
+    def base(self) -> SourceSpec:
+        return self.sources[0]
+
+    @property
+    def experts(self) -> tuple[SourceSpec, ...]:
+        return self.sources[1:]
+
+    @property
+    def search_space(self) -> SearchSpace:
+        if isinstance(self.space, str):
+            raise TypeError("the spec was not made by load_spec or resolve, its space is still a name")
+        return self.space
+
+    @property
+    def storage_url(self) -> str:
+        return self.storage or f"sqlite:///runs/{self.name}/study.db"
+
+    def to_json(self) -> str:
+        """What the study stores: the whole spec without the storage URL, which may hold a password."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True, exclude={"storage"}), sort_keys=True)
+
+    def identity(self, fingerprints: Mapping[str, str], evaluator: str) -> dict[str, Any]:
+        """What makes two runs the same study: all that the value of a trial, or the next proposal, depends on.
+
+        Budget, workers, storage, artifacts and baselines may change while a study goes on.
+
+        Args:
+            fingerprints: source name -> content hash of its files.
+            evaluator: fingerprint of the evaluator, data included.
+        """
+        return {
+            "sources": {source.name: fingerprints[source.name] for source in self.sources},
+            "space": self.search_space.model_dump(mode="json", by_alias=True, exclude={"description"}),
+            "evaluator": evaluator,
+            "objective": self.objective.model_dump(mode="json"),
+            "sampler": {"name": self.sampler.name, **self.sampler.settings},
+            "dtype": self.dtype,
+            "seed": self.seed,
+        }
+
+
+def digest(content: object) -> str:
+    """SHA-256 of plain data, by its canonical JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def load_spec(path: str | Path) -> SearchSpec:
+    """Read a search.yaml. Source locations, a space and a pack given as paths are relative to the file.
+
+    Raises:
+        InvalidInput: missing or malformed file, a key that does not exist, or an unknown name (nearest names offered).
+    """
+    path = Path(path)
+    spec = validate(SearchSpec, read_document(path, "search spec"), f"search spec {str(path)!r}")
+    return resolve(spec, path.resolve().parent)
+
+
+def spec_from_json(text: str) -> SearchSpec:
+    """The spec that a study stores."""
+    return validate(SearchSpec, json.loads(text), "stored spec")
+
+
+def resolve(spec: SearchSpec, directory: Path) -> SearchSpec:
+    """The spec with its space loaded and its relative paths made absolute, so that it holds from anywhere."""
+    for baseline in spec.baselines:
+        if baseline not in BASELINES:
+            raise unknown_name("baseline", baseline, BASELINES)
+    sources = tuple(source.model_copy(update={"location": _absolute(source, directory)}) for source in spec.sources)
+    space = load_space(spec.space, directory) if isinstance(spec.space, str) else spec.space
+    evaluator = spec.evaluator
+    if (directory / evaluator.name / "evaluator.yaml").is_file():
+        evaluator = evaluator.model_copy(update={"name": str((directory / evaluator.name).resolve())})
+    return spec.model_copy(update={"sources": sources, "space": space, "evaluator": evaluator})
+
+
+def _absolute(source: SourceSpec, directory: Path) -> str:
+    """A directory as an absolute path; anything that can only be a hub id as it stands."""
+    location = Path(source.location).expanduser()
+    if (directory / location).is_dir():
+        return str((directory / location).resolve())
+    parent_exists = len(location.parts) > 1 and (directory / location.parts[0]).is_dir()
+    if parent_exists or source.location.startswith((".", "~", "/")) or len(location.parts) != 2:
+        raise InvalidInput(
+            f"source {source.name!r}: directory {str(directory / location)!r} does not exist; "
+            "give a model directory (relative to the spec) or a hub id such as 'org/model'"
+        )
+    return source.location

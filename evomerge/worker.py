@@ -1,0 +1,150 @@
+"""The worker: holds the sources and an evaluator, and does one job at a time. Jobs and outcomes are plain data."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from evomerge.errors import EvomergeError
+from evomerge.evaluation.evaluator import Candidate, Evaluator, ItemBlock, Scores, Split
+from evomerge.recipe import ModelRef, Recipe
+
+if TYPE_CHECKING:
+    from evomerge.bank import WeightBank
+
+
+@dataclass(frozen=True)
+class Score:
+    """Score one recipe on a block of items.
+
+    Attributes:
+        key: identifies the job among those in flight, e.g. "toy/12".
+        attempt: 1 for the first try.
+        digests: also return a digest per merged tensor, against which an export is verified.
+    """
+
+    key: str
+    recipe: Recipe
+    items: ItemBlock
+    params: Mapping[str, Any] = field(default_factory=dict)
+    attempt: int = 1
+    digests: bool = False
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A job that was done."""
+
+    scores: Scores
+    tensor_digests: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A job that was not. `infrastructural` failures say nothing of the candidate and are tried again elsewhere."""
+
+    reason: str
+    infrastructural: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job: its key and attempt, the result, seconds by phase, and who did it."""
+
+    key: str
+    attempt: int
+    result: Scored | Failed
+    seconds: Mapping[str, float]
+    worker: str
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """Everything that a worker is built from: plain data, sent once.
+
+    Attributes:
+        evaluator: name or path of a pack, or the name of an evaluator class.
+        settings: settings of an evaluator class.
+        split: the study's item split; None lets the evaluator compute it (at creation).
+        batch_size: the study's batch size; None lets the evaluator find it (at creation).
+        bounds: param -> (low, high), for analytic evaluators.
+    """
+
+    base: ModelRef
+    experts: tuple[ModelRef, ...]
+    dtype: str
+    seed: int
+    evaluator: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    split: Split | None = None
+    batch_size: int | None = None
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    allow: tuple[str, ...] = ()
+    device: str | None = None
+
+
+class Worker:
+    """Does jobs, one after another. Built once; nothing that a job needs is built again for the next one."""
+
+    def __init__(self, setup: WorkerSetup, name: str = "") -> None:
+        self.name = name or f"{socket.gethostname()}:{os.getpid()}"
+        self._setup = setup
+        self._bank: WeightBank | None = None
+        self._merge_seconds = 0.0
+        self.evaluator: Evaluator = self._build_evaluator()
+
+    @property
+    def bank(self) -> WeightBank:
+        """The resident sources, opened on first use: an analytic evaluator never needs them."""
+        if self._bank is None:
+            from evomerge.bank import open_bank
+
+            setup = self._setup
+            self._bank = open_bank(
+                setup.base, setup.experts, dtype=setup.dtype, device=setup.device, allow=setup.allow
+            )
+        return self._bank
+
+    def run(self, job: Score) -> Outcome:
+        """Do a job. Failure is a value: whatever merging or scoring raises comes back as `Failed`."""
+        started = time.perf_counter()
+        self._merge_seconds = 0.0
+        try:
+            result: Scored | Failed = self._score(job)
+        except (Exception, MemoryError) as error:
+            result = Failed(_reason(error))
+        total = time.perf_counter() - started
+        seconds = {"merge": self._merge_seconds, "total": total}
+        if isinstance(result, Scored):
+            seconds.update(result.scores.seconds)
+        return Outcome(job.key, job.attempt, result, seconds, self.name)
+
+    def _score(self, job: Score) -> Scored:
+        candidate = Candidate(job.key, job.params, job.recipe, lambda: self._materialize(job.recipe))
+        scores = self.evaluator.score(candidate, job.items)
+        return Scored(scores, self.bank.digests(job.recipe) if job.digests else None)
+
+    def _materialize(self, recipe: Recipe) -> Any:
+        started = time.perf_counter()
+        try:
+            return self.bank.materialize(recipe)
+        finally:
+            self._merge_seconds += time.perf_counter() - started
+
+    def _build_evaluator(self) -> Evaluator:
+        raise NotImplementedError
+
+
+def _reason(error: BaseException) -> str:
+    """One line that says why a candidate failed, with the place in our code for errors that we did not foresee."""
+    message = f"{type(error).__name__}: {error}".strip().splitlines()[0][:400]
+    if isinstance(error, EvomergeError):
+        return message
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" (in {frames[-1].name}, {os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+    return message + place
