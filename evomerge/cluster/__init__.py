@@ -1,0 +1,6 @@
+"""Executors: where jobs run. Two implementations of one protocol, in this process and on Ray."""
+
+from evomerge.cluster.executor import Executor, WorkerState
+from evomerge.cluster.inline import InlineExecutor
+
+__all__ = ["Executor", "InlineExecutor", "WorkerState"]

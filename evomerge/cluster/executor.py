@@ -1,0 +1,47 @@
+"""The Executor protocol: submit jobs, get their outcomes in the order in which they finish."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from evomerge.worker import Outcome, Score
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """A worker as `evomerge status` shows it."""
+
+    name: str
+    state: str  # starting · idle · busy
+    job: str | None = None
+    restarts: int = 0
+
+
+class Executor(Protocol):
+    """Runs jobs. Used by one thread, the controller's.
+
+    Every submitted job gives exactly one outcome, unless it is cancelled: a job whose worker died gives a `Failed` that
+    is infrastructural, and the worker has been replaced. Jobs wait in the order of submission where no worker is free.
+    """
+
+    @property
+    def capacity(self) -> int:
+        """How many jobs can run at the same time."""
+
+    def submit(self, job: Score) -> None: ...
+
+    def next_event(self, timeout: float) -> Outcome | None:
+        """The next outcome, or None when none came within `timeout` seconds.
+
+        Raises:
+            StoppedByFailures: the workers cannot be started or kept alive.
+        """
+
+    def cancel(self, key: str) -> None:
+        """Forget a job. Its outcome will not be delivered; a running one is stopped where that is possible."""
+
+    def workers(self) -> list[WorkerState]: ...
+
+    def close(self) -> None:
+        """Stop the workers and free what was taken. Jobs in flight are lost."""

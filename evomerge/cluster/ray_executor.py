@@ -1,0 +1,212 @@
+"""A pool of Ray actors, each one worker. The only file that imports ray."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from evomerge.cluster.executor import Executor, WorkerState
+from evomerge.errors import InvalidInput, StoppedByFailures
+from evomerge.worker import Failed, Outcome, Score, Worker, WorkerSetup
+
+MAX_DEATHS = 3  # deaths of one pool slot in a row, without an outcome between them, before the search gives up
+
+
+class WorkerActor:
+    """What runs in the actor's process."""
+
+    def __init__(self, setup: WorkerSetup, name: str, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)  # two workers with two threads each on two cores run tenfold slower
+        self._worker = Worker(setup, name)
+
+    def run(self, job: Score) -> Outcome:
+        return self._worker.run(job)
+
+    def ready(self) -> str:
+        return self._worker.name
+
+
+@dataclass
+class _Slot:
+    """One place of the pool: the actor that fills it now, and what it is doing."""
+
+    name: str
+    actor: Any
+    starting: Any | None = None
+    running: Any | None = None
+    job: Score | None = None
+    deadline: float = float("inf")
+    deaths: int = 0
+    restarts: int = 0
+
+
+class RayExecutor:
+    """Workers on a Ray cluster: one that is started for this run, or the one at `address`.
+
+    A worker that dies is replaced by a new actor, and its job comes back as an infrastructural failure: retrying is the
+    controller's decision. Actors never restart by themselves, and Ray never retries a method: a job that ran twice would
+    be work that nobody asked for.
+    """
+
+    def __init__(
+        self,
+        setup: WorkerSetup,
+        *,
+        count: int,
+        cpus: int,
+        gpus: float,
+        resources: Mapping[str, float],
+        timeout: float,
+        address: str = "local",
+    ) -> None:
+        self._setup = setup
+        self._options = {"num_cpus": cpus, "num_gpus": gpus, "resources": dict(resources), "max_restarts": 0}
+        self._timeout = timeout
+        self._threads = cpus
+        self._started_ray = _connect(address, count, cpus, gpus, resources)
+        self._queue: deque[Score] = deque()
+        self._slots = [_Slot(f"worker-{index}", None) for index in range(count)]
+        for slot in self._slots:
+            self._start(slot)
+
+    @property
+    def capacity(self) -> int:
+        return len(self._slots)
+
+    def submit(self, job: Score) -> None:
+        self._queue.append(job)
+        self._dispatch()
+
+    def next_event(self, timeout: float) -> Outcome | None:
+        end = time.monotonic() + timeout
+        while True:
+            self._dispatch()
+            watched = {ref: slot for slot in self._slots for ref in (slot.starting, slot.running) if ref is not None}
+            wait = max(0.0, min(end, *(slot.deadline for slot in self._slots)) - time.monotonic())
+            done, _ = ray.wait(list(watched), num_returns=1, timeout=wait) if watched else ([], [])
+            for ref in done:
+                outcome = self._collect(watched[ref], ref)
+                if outcome is not None:
+                    return outcome
+            overdue = next((slot for slot in self._slots if slot.deadline <= time.monotonic()), None)
+            if overdue is not None:
+                return self._give_up(overdue)
+            if time.monotonic() >= end:
+                return None
+
+    def cancel(self, key: str) -> None:
+        self._queue = deque(job for job in self._queue if job.key != key)
+        for slot in self._slots:
+            if slot.job is not None and slot.job.key == key:
+                self._replace(slot)
+
+    def workers(self) -> list[WorkerState]:
+        return [
+            WorkerState(
+                slot.name,
+                "busy" if slot.job else "starting" if slot.starting is not None else "idle",
+                slot.job.key if slot.job else None,
+                slot.restarts,
+            )
+            for slot in self._slots
+        ]
+
+    def close(self) -> None:
+        for slot in self._slots:
+            ray.kill(slot.actor)
+        self._slots.clear()
+        if self._started_ray:
+            ray.shutdown()
+
+    def _start(self, slot: _Slot) -> None:
+        remote = ray.remote(WorkerActor).options(**self._options)
+        slot.actor = remote.remote(self._setup, slot.name, self._threads)
+        slot.starting = slot.actor.ready.remote()
+
+    def _dispatch(self) -> None:
+        for slot in self._slots:
+            if self._queue and slot.job is None and slot.starting is None:
+                slot.job = self._queue.popleft()
+                slot.running = slot.actor.run.remote(slot.job)
+                slot.deadline = time.monotonic() + self._timeout
+
+    def _collect(self, slot: _Slot, ref: Any) -> Outcome | None:
+        """The outcome behind a finished reference; None where a worker has merely started."""
+        try:
+            result = ray.get(ref)
+        except ray.exceptions.RayError as error:
+            return self._bury(slot, error)
+        if ref is slot.starting:
+            slot.starting = None
+            return None
+        slot.running = slot.job = None
+        slot.deadline = float("inf")
+        slot.deaths = 0
+        assert isinstance(result, Outcome)
+        return result
+
+    def _bury(self, slot: _Slot, error: Exception) -> Outcome | None:
+        """Replace a dead worker; its job, if it had one, comes back as an infrastructural failure."""
+        job = slot.job
+        slot.deaths += 1
+        reason = f"worker {slot.name} died: {_first_line(error)}"
+        if slot.deaths >= MAX_DEATHS and job is None:
+            raise StoppedByFailures(f"{reason}; it could not be started {slot.deaths} times in a row")
+        self._replace(slot)
+        if job is None:
+            return None
+        return Outcome(job.key, job.attempt, Failed(reason, infrastructural=True), {}, slot.name)
+
+    def _give_up(self, slot: _Slot) -> Outcome:
+        job = slot.job
+        assert job is not None  # only a running job has a deadline
+        self._replace(slot)
+        reason = f"no outcome after {self._timeout:g} s; the worker was ended (workers.timeout)"
+        return Outcome(job.key, job.attempt, Failed(reason), {"total": self._timeout}, slot.name)
+
+    def _replace(self, slot: _Slot) -> None:
+        ray.kill(slot.actor)
+        slot.running = slot.job = None
+        slot.deadline = float("inf")
+        slot.restarts += 1
+        self._start(slot)
+
+
+def _connect(address: str, count: int, cpus: int, gpus: float, resources: Mapping[str, float]) -> bool:
+    """Join a cluster, or start one of the size that the workers need. True where this process started it."""
+    if ray.is_initialized():
+        return False
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
+    if address != "local":
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise InvalidInput(f"no Ray cluster answers at {address!r}: {_first_line(error)}") from None
+        return True
+    ray.init(
+        address="local",
+        num_cpus=count * cpus,
+        num_gpus=int(-(-count * gpus // 1)),
+        resources={name: amount * count for name, amount in resources.items()},
+        include_dashboard=False,
+        **quiet,
+    )
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    """The line of a Ray error that says what happened: the last one is the cause, the first ones are the machinery."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]
+
+
+def _proof(executor: RayExecutor) -> Executor:
+    return executor
