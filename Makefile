@@ -1,0 +1,45 @@
+# Everything a newcomer needs: `make demo`, `make test`. Each works from a clean clone with Python >= 3.11 and make alone.
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TOY := examples/toy/search.yaml
+
+.PHONY: install demo test test-all check format dashboard clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("evomerge needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/evomerge run $(TOY)
+	$(BIN)/evomerge export $(TOY) --trial best --out runs/toy/best
+	$(BIN)/evomerge leaderboard $(TOY)
+
+dashboard: install
+	$(BIN)/evomerge dashboard $(TOY)
+
+test: install
+	$(BIN)/python -m pytest
+
+test-all: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev,postgres]'
+	EVOMERGE_NO_SKIP=1 $(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_floors.py
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,111 @@
+"""The objective: scores of several tasks -> the one number that the search maximises, with its standard error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from evomerge.errors import InvalidInput, unknown_name
+from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.spec import ObjectiveSpec
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Aggregates task scores. Every task counts, and more is better whatever the direction of its metric.
+
+    Attributes:
+        aggregate: weighted_mean, min or geometric_mean.
+        weights: task -> weight, for every task of the evaluator.
+        scales: task -> (the sources' worst, their best score), where scores are normalised; else None.
+    """
+
+    aggregate: str
+    weights: Mapping[str, float]
+    scales: Mapping[str, tuple[float, float]] | None = None
+
+    def value(self, scores: Scores) -> float:
+        """The objective of one candidate. With normalisation 0 is the sources' worst on every task and 1 their best.
+
+        A geometric mean in which some task is zero or below is 0.
+        """
+        points = {task: self._point(task, score) for task, score in scores.tasks.items()}
+        total = math.fsum(self.weights[task] for task in points)
+        if self.aggregate == "min":
+            return min(points.values())
+        if self.aggregate == "weighted_mean":
+            return math.fsum(self.weights[task] * point for task, point in points.items()) / total
+        if min(points.values()) <= 0:
+            return 0.0
+        return math.exp(math.fsum(self.weights[task] * math.log(point) for task, point in points.items()) / total)
+
+    def stderr(self, scores: Scores) -> float | None:
+        """Standard error of `value` by the delta method, tasks independent; None where a task has none."""
+        errors = {task: self._scaled_error(task, score) for task, score in scores.tasks.items()}
+        if any(error is None for error in errors.values()):
+            return None
+        slopes = self._slopes(scores)
+        return math.sqrt(math.fsum((slopes[task] * (error or 0.0)) ** 2 for task, error in errors.items()))
+
+    def _slopes(self, scores: Scores) -> dict[str, float]:
+        """Derivative of the objective by each task's point."""
+        points = {task: self._point(task, score) for task, score in scores.tasks.items()}
+        total = math.fsum(self.weights[task] for task in points)
+        if self.aggregate == "min":
+            worst = min(points, key=lambda task: points[task])
+            return {task: float(task == worst) for task in points}
+        if self.aggregate == "weighted_mean":
+            return {task: self.weights[task] / total for task in points}
+        value = self.value(scores)
+        return {task: value * self.weights[task] / total / point if point > 0 else 0.0 for task, point in points.items()}
+
+    def _point(self, task: str, score: TaskScores) -> float:
+        if self.scales is None:
+            return score.value if score.higher_is_better else -score.value
+        worst, best = self.scales[task]
+        return (score.value - worst) / (best - worst)
+
+    def _scaled_error(self, task: str, score: TaskScores) -> float | None:
+        if score.stderr is None or self.scales is None:
+            return score.stderr
+        worst, best = self.scales[task]
+        return score.stderr / abs(best - worst)
+
+
+def build_objective(
+    spec: ObjectiveSpec, pack_weights: Mapping[str, float], sources: Iterable[Scores] | None = None
+) -> Objective:
+    """The objective of a spec.
+
+    Args:
+        pack_weights: task -> weight of the evaluator's pack; `spec.weights` overrides them.
+        sources: scores of base and experts on the search items; needed where the spec normalises to them.
+
+    Raises:
+        InvalidInput: a weight for a task that the evaluator does not have, or a task on which all sources score the
+            same, so that there is no scale to normalise to.
+    """
+    for task in spec.weights:
+        if task not in pack_weights:
+            raise unknown_name("task in objective.weights", task, pack_weights)
+    weights = {**pack_weights, **spec.weights}
+    if spec.normalise == "none":
+        return Objective(spec.aggregate, weights)
+    if sources is None:
+        raise InvalidInput("objective.normalise: sources needs the scores of the sources")
+    return Objective(spec.aggregate, weights, _scales(list(sources)))
+
+
+def _scales(sources: list[Scores]) -> dict[str, tuple[float, float]]:
+    scales = {}
+    for task, score in sources[0].tasks.items():
+        values = [source.tasks[task].value for source in sources]
+        if min(values) == max(values):
+            raise InvalidInput(
+                f"all sources score {values[0]:g} on task {task!r}, so it cannot be normalised to them; "
+                "use objective.normalise: none or leave the task out"
+            )
+        ends = (min(values), max(values))
+        scales[task] = ends if score.higher_is_better else ends[::-1]
+    return scales
