@@ -1,4 +1,4 @@
-"""The loop: ask, submit, score, tell, until the budget is spent. It alone decides what is tried again and when to stop."""
+"""The loop: ask, submit, score, tell, until the budget is spent. It decides what is tried again and when to stop."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from evomerge.cluster import Executor
 from evomerge.errors import Interrupted, StoppedByFailures
 from evomerge.evaluation.evaluator import ItemBlock
 from evomerge.objective import Objective
+from evomerge.recipe import Recipe
 from evomerge.study import attributes
 from evomerge.study.search_study import MAX_ATTEMPTS, Proposal, SearchStudy
-from evomerge.worker import Failed, Outcome, Score
+from evomerge.worker import Failed, FindBatchSize, Found, Job, Outcome, Score, Scored
 
 WINDOW = 20  # the latest trials among which more than half failing stops the search
 STATUS_SECONDS = 2.0  # how often the status attribute is written at most
@@ -44,7 +45,7 @@ class Stop:
 
 @contextmanager
 def stopping_on_signals() -> Iterator[Stop]:
-    """A Stop that SIGINT and SIGTERM set. To be entered after the executor is there: ray.init installs its own handlers."""
+    """A Stop that SIGINT and SIGTERM set. Enter it after the executor is there: ray.init installs its own handlers."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -66,21 +67,21 @@ def stopping_on_signals() -> Iterator[Stop]:
 class Dispatcher:
     """Jobs in flight. Trouble of the machine is retried here, up to `MAX_ATTEMPTS`; everything else is passed on."""
 
-    def __init__(self, executor: Executor, stop: Stop, on_retry: Callable[[Score], None] = lambda job: None) -> None:
+    def __init__(self, executor: Executor, stop: Stop, on_retry: Callable[[Job], None] = lambda job: None) -> None:
         self._executor = executor
         self._stop = stop
         self._on_retry = on_retry
-        self.jobs: dict[str, Score] = {}
+        self.jobs: dict[str, Job] = {}
 
     @property
     def free(self) -> int:
         return self._executor.capacity - len(self.jobs)
 
-    def submit(self, job: Score) -> None:
+    def submit(self, job: Job) -> None:
         self.jobs[job.key] = job
         self._executor.submit(job)
 
-    def wait(self, timeout: float = POLL_SECONDS) -> tuple[Score, Outcome] | None:
+    def wait(self, timeout: float = POLL_SECONDS) -> tuple[Job, Outcome] | None:
         """The next job that is over, or None.
 
         Raises:
@@ -103,7 +104,7 @@ class Dispatcher:
         return job, outcome
 
 
-def score_all(executor: Executor, stop: Stop, jobs: Iterable[Score]) -> Iterator[tuple[Score, Outcome]]:
+def run_all(executor: Executor, stop: Stop, jobs: Iterable[Job]) -> Iterator[tuple[Job, Outcome]]:
     """Run a list of jobs through the executor and yield each as it ends."""
     dispatcher = Dispatcher(executor, stop)
     for job in jobs:
@@ -112,6 +113,23 @@ def score_all(executor: Executor, stop: Stop, jobs: Iterable[Score]) -> Iterator
         done = dispatcher.wait()
         if done is not None:
             yield done
+
+
+def find_batch_size(executor: Executor, stop: Stop, recipe: Recipe) -> int | None:
+    """Let one worker find the batch size that the whole study will use.
+
+    Raises:
+        StoppedByFailures: not even this recipe, a source as it stands, can be run.
+    """
+    for _, outcome in run_all(executor, stop, [FindBatchSize("batch size", recipe)]):
+        if isinstance(outcome.result, Found):
+            return outcome.result.batch_size
+        raise StoppedByFailures(f"no batch size can be found: {_reason(outcome)}")
+    return None
+
+
+def _reason(outcome: Outcome) -> str:
+    return outcome.result.reason if isinstance(outcome.result, Failed) else "a job of another kind came back"
 
 
 @dataclass(frozen=True)
@@ -153,6 +171,7 @@ class Controller:
         *,
         trials: int,
         hours: float | None = None,
+        batch_size: int | None = None,
         on_status: Callable[[Status], None] = lambda status: None,
     ) -> None:
         self._search = search
@@ -160,6 +179,7 @@ class Controller:
         self._objective = objective
         self._trials = trials
         self._hours = hours
+        self._batch_size = batch_size
         self._on_status = on_status
         self._dispatcher = Dispatcher(executor, stop, self._note_retry)
         self._proposals: dict[str, Proposal] = {}
@@ -212,15 +232,23 @@ class Controller:
         key = f"{self._search.study.study_name}/{proposal.number}"
         self._search.begin(proposal)
         self._proposals[key] = proposal
-        block = ItemBlock("search")
-        self._dispatcher.submit(Score(key, proposal.recipe, block, proposal.params, proposal.attempt))
+        self._dispatcher.submit(
+            Score(
+                key,
+                proposal.recipe,
+                ItemBlock("search"),
+                proposal.params,
+                proposal.attempt,
+                batch_size=self._batch_size,
+            )
+        )
 
-    def _note_retry(self, job: Score) -> None:
+    def _note_retry(self, job: Job) -> None:
         proposal = replace(self._proposals[job.key], attempt=job.attempt)
         self._proposals[job.key] = proposal
         self._search.begin(proposal)
 
-    def _finish(self, job: Score, outcome: Outcome) -> None:
+    def _finish(self, job: Job, outcome: Outcome) -> None:
         proposal = self._proposals.pop(job.key)
         reason = self._tell(proposal, outcome)
         self._told_here += 1
@@ -233,9 +261,9 @@ class Controller:
     def _tell(self, proposal: Proposal, outcome: Outcome) -> str | None:
         """Store what came of a proposal; the reason where it failed."""
         result = outcome.result
-        if isinstance(result, Failed):
-            self._search.fail(proposal.number, result.reason, outcome)
-            return result.reason
+        if not isinstance(result, Scored):
+            self._search.fail(proposal.number, _reason(outcome), outcome)
+            return _reason(outcome)
         value = self._objective.value(result.scores)
         if not math.isfinite(value):
             reason = f"the objective is {value}"

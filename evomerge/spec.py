@@ -228,6 +228,28 @@ def resolve(spec: SearchSpec, directory: Path) -> SearchSpec:
     return spec.model_copy(update={"sources": sources, "space": space, "evaluator": evaluator})
 
 
+def override(
+    spec: SearchSpec,
+    *,
+    trials: int | None = None,
+    hours: float | None = None,
+    workers: int | None = None,
+    seed: int | None = None,
+) -> SearchSpec:
+    """The spec with what the command line says instead.
+
+    Raises:
+        InvalidInput: a value that the spec would not take either.
+    """
+    content = spec.model_dump(mode="json", by_alias=True)
+    for path, value in ((("budget", "trials"), trials), (("budget", "hours"), hours), (("workers", "count"), workers)):
+        if value is not None:
+            content[path[0]][path[1]] = value
+    if seed is not None:
+        content["seed"] = seed
+    return validate(SearchSpec, content, "command line")
+
+
 def _absolute(source: SourceSpec, directory: Path) -> str:
     """A directory as an absolute path; anything that can only be a hub id as it stands."""
     location = Path(source.location).expanduser()

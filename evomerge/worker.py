@@ -8,10 +8,12 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
-from evomerge.errors import EvomergeError
-from evomerge.evaluation.evaluator import Candidate, Evaluator, ItemBlock, Scores, Split
+from evomerge.errors import EvomergeError, InvalidInput, unknown_name
+from evomerge.evaluation import find_evaluator, known_evaluators, known_packs, load_pack
+from evomerge.evaluation.evaluator import BatchedEvaluator, Candidate, Evaluator, ItemBlock, Scores, Split
 from evomerge.recipe import ModelRef, Recipe
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ class Score:
         key: identifies the job among those in flight, e.g. "toy/12".
         attempt: 1 for the first try.
         digests: also return a digest per merged tensor, against which an export is verified.
+        batch_size: the study's; None where the evaluator has none.
     """
 
     key: str
@@ -34,14 +37,34 @@ class Score:
     params: Mapping[str, Any] = field(default_factory=dict)
     attempt: int = 1
     digests: bool = False
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True)
+class FindBatchSize:
+    """Find the batch size for this model on this kind of device. Done once per study, before anything is scored."""
+
+    key: str
+    recipe: Recipe
+    attempt: int = 1
+
+
+Job = Score | FindBatchSize
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A job that was done."""
+    """A recipe was scored."""
 
     scores: Scores
     tensor_digests: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """The batch size, None for evaluators that do not run a model in batches."""
+
+    batch_size: int | None
 
 
 @dataclass(frozen=True)
@@ -58,7 +81,7 @@ class Outcome:
 
     key: str
     attempt: int
-    result: Scored | Failed
+    result: Scored | Found | Failed
     seconds: Mapping[str, float]
     worker: str
 
@@ -96,7 +119,7 @@ class Worker:
         self._setup = setup
         self._bank: WeightBank | None = None
         self._merge_seconds = 0.0
-        self.evaluator: Evaluator = self._build_evaluator()
+        self.evaluator: Evaluator = build_evaluator(setup)
 
     @property
     def bank(self) -> WeightBank:
@@ -105,17 +128,15 @@ class Worker:
             from evomerge.bank import open_bank
 
             setup = self._setup
-            self._bank = open_bank(
-                setup.base, setup.experts, dtype=setup.dtype, device=setup.device, allow=setup.allow
-            )
+            self._bank = open_bank(setup.base, setup.experts, dtype=setup.dtype, device=setup.device, allow=setup.allow)
         return self._bank
 
-    def run(self, job: Score) -> Outcome:
+    def run(self, job: Job) -> Outcome:
         """Do a job. Failure is a value: whatever merging or scoring raises comes back as `Failed`."""
         started = time.perf_counter()
         self._merge_seconds = 0.0
         try:
-            result: Scored | Failed = self._score(job)
+            result: Scored | Found | Failed = self._score(job) if isinstance(job, Score) else self._find(job)
         except (Exception, MemoryError) as error:
             result = Failed(_reason(error))
         total = time.perf_counter() - started
@@ -124,7 +145,14 @@ class Worker:
             seconds.update(result.scores.seconds)
         return Outcome(job.key, job.attempt, result, seconds, self.name)
 
+    def _find(self, job: FindBatchSize) -> Found:
+        if not isinstance(self.evaluator, BatchedEvaluator):
+            return Found(None)
+        return Found(self.evaluator.find_batch_size(self._materialize(job.recipe)))
+
     def _score(self, job: Score) -> Scored:
+        if job.batch_size is not None and isinstance(self.evaluator, BatchedEvaluator):
+            self.evaluator.batch_size = job.batch_size
         candidate = Candidate(job.key, job.params, job.recipe, lambda: self._materialize(job.recipe))
         scores = self.evaluator.score(candidate, job.items)
         return Scored(scores, self.bank.digests(job.recipe) if job.digests else None)
@@ -136,8 +164,39 @@ class Worker:
         finally:
             self._merge_seconds += time.perf_counter() - started
 
-    def _build_evaluator(self) -> Evaluator:
-        raise NotImplementedError
+
+def build_evaluator(setup: WorkerSetup) -> Evaluator:
+    """The evaluator of a setup: a class that an installed package offers under that name, or else a pack.
+
+    Raises:
+        InvalidInput: there is neither, or its tasks or metrics do not exist.
+    """
+    classes = known_evaluators()
+    if setup.evaluator in classes:
+        made = find_evaluator(setup.evaluator)(
+            dict(setup.settings), bounds=setup.bounds, seed=setup.seed, split=setup.split
+        )
+        return cast(Evaluator, made)
+    if not Path(setup.evaluator).is_dir() and setup.evaluator not in known_packs():
+        raise unknown_name("evaluator", setup.evaluator, [*known_packs(), *classes])
+    pack = load_pack(setup.evaluator)
+    if setup.settings:
+        raise InvalidInput(
+            f"evaluator {pack.name!r} is a pack and takes no settings, but the spec gives "
+            f"{', '.join(sorted(setup.settings))}; change its evaluator.yaml"
+        )
+    from evomerge.checkpoints.tokenizer import load_tokenizer
+    from evomerge.evaluation.harness import HarnessEvaluator
+
+    return HarnessEvaluator(
+        pack,
+        load_tokenizer(setup.base, allow=setup.allow),
+        split=setup.split,
+        seed=setup.seed,
+        batch_size=setup.batch_size,
+        device=setup.device,
+        allow=setup.allow,
+    )
 
 
 def _reason(error: BaseException) -> str:
@@ -146,5 +205,5 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, EvomergeError):
         return message
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" (in {frames[-1].name}, {os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+    place = f" (in {frames[-1].name}, {Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return message + place

@@ -1,6 +1,69 @@
 """Executors: where jobs run. Two implementations of one protocol, in this process and on Ray."""
 
+from __future__ import annotations
+
+import importlib.util
+import os
+
 from evomerge.cluster.executor import Executor, WorkerState
 from evomerge.cluster.inline import InlineExecutor
+from evomerge.errors import InvalidInput
+from evomerge.spec import WorkersSpec
+from evomerge.worker import Worker, WorkerSetup
 
-__all__ = ["Executor", "InlineExecutor", "WorkerState"]
+__all__ = ["Executor", "InlineExecutor", "WorkerState", "open_executor", "worker_count"]
+
+LOCAL = "local"
+NONE = "none"
+
+
+def worker_count(workers: WorkersSpec, ray: str | None) -> int:
+    """How many workers there will be: what the spec says, else one per GPU, else as many as the cores allow."""
+    if chosen_ray(ray) == NONE:
+        return 1
+    if workers.count is not None:
+        return workers.count
+    gpus = _gpus()
+    return gpus if gpus else max(1, (os.cpu_count() or 1) // workers.cpus)
+
+
+def open_executor(setup: WorkerSetup, workers: WorkersSpec, ray: str | None = None) -> Executor:
+    """The executor that a run asks for.
+
+    Args:
+        ray: the address of a cluster, "local" for one that lives as long as this run, "none" for this process; None
+            means "local" where Ray is installed, else "none".
+
+    Raises:
+        InvalidInput: Ray is asked for and not installed, or no cluster answers at the address.
+    """
+    address = chosen_ray(ray)
+    if address == NONE:
+        return InlineExecutor(Worker(setup, "inline"))
+    from evomerge.cluster.ray_executor import RayExecutor
+
+    return RayExecutor(
+        setup,
+        count=worker_count(workers, ray),
+        cpus=workers.cpus,
+        gpus=workers.gpus if workers.gpus is not None else float(_gpus() > 0),
+        resources=workers.resources,
+        timeout=workers.timeout,
+        address=address,
+    )
+
+
+def chosen_ray(ray: str | None) -> str:
+    """`ray` with its default filled in."""
+    installed = importlib.util.find_spec("ray") is not None
+    if ray is None:
+        return LOCAL if installed else NONE
+    if ray != NONE and not installed:
+        raise InvalidInput("Ray is not installed; run with --ray none, or pip install 'ray[default]'")
+    return ray
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()

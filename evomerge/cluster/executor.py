@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from evomerge.worker import Outcome, Score
+from evomerge.worker import Job, Outcome
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Executor(Protocol):
     def capacity(self) -> int:
         """How many jobs can run at the same time."""
 
-    def submit(self, job: Score) -> None: ...
+    def submit(self, job: Job) -> None: ...
 
     def next_event(self, timeout: float) -> Outcome | None:
         """The next outcome, or None when none came within `timeout` seconds.

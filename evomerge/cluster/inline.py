@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from evomerge.cluster.executor import Executor, WorkerState
-from evomerge.worker import Outcome, Score, Worker
+from evomerge.worker import Job, Outcome, Worker
 
 
 class InlineExecutor:
@@ -15,9 +15,9 @@ class InlineExecutor:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._queue: deque[Score] = deque()
+        self._queue: deque[Job] = deque()
 
-    def submit(self, job: Score) -> None:
+    def submit(self, job: Job) -> None:
         self._queue.append(job)
 
     def next_event(self, timeout: float) -> Outcome | None:

@@ -13,7 +13,7 @@ import ray.exceptions
 
 from evomerge.cluster.executor import Executor, WorkerState
 from evomerge.errors import InvalidInput, StoppedByFailures
-from evomerge.worker import Failed, Outcome, Score, Worker, WorkerSetup
+from evomerge.worker import Failed, Job, Outcome, Worker, WorkerSetup
 
 MAX_DEATHS = 3  # deaths of one pool slot in a row, without an outcome between them, before the search gives up
 
@@ -27,7 +27,7 @@ class WorkerActor:
         torch.set_num_threads(threads)  # two workers with two threads each on two cores run tenfold slower
         self._worker = Worker(setup, name)
 
-    def run(self, job: Score) -> Outcome:
+    def run(self, job: Job) -> Outcome:
         return self._worker.run(job)
 
     def ready(self) -> str:
@@ -42,7 +42,7 @@ class _Slot:
     actor: Any
     starting: Any | None = None
     running: Any | None = None
-    job: Score | None = None
+    job: Job | None = None
     deadline: float = float("inf")
     deaths: int = 0
     restarts: int = 0
@@ -52,8 +52,8 @@ class RayExecutor:
     """Workers on a Ray cluster: one that is started for this run, or the one at `address`.
 
     A worker that dies is replaced by a new actor, and its job comes back as an infrastructural failure: retrying is the
-    controller's decision. Actors never restart by themselves, and Ray never retries a method: a job that ran twice would
-    be work that nobody asked for.
+    controller's decision. Actors never restart by themselves, and Ray never retries a method, since it would run a job
+    twice that nobody asked for twice.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class RayExecutor:
         self._timeout = timeout
         self._threads = cpus
         self._started_ray = _connect(address, count, cpus, gpus, resources)
-        self._queue: deque[Score] = deque()
+        self._queue: deque[Job] = deque()
         self._slots = [_Slot(f"worker-{index}", None) for index in range(count)]
         for slot in self._slots:
             self._start(slot)
@@ -81,7 +81,7 @@ class RayExecutor:
     def capacity(self) -> int:
         return len(self._slots)
 
-    def submit(self, job: Score) -> None:
+    def submit(self, job: Job) -> None:
         self._queue.append(job)
         self._dispatch()
 

@@ -1,6 +1,5 @@
-"""Search spaces: what may be merged and how. YAML files without code, bound to a model's tensors and sources."""
+"""Search spaces: what may be merged and how. YAML files without code; `evomerge.spaces.bound` gives them tensors."""
 
-from evomerge.spaces.bound import BoundSpace, bind
 from evomerge.spaces.space import SearchSpace, known_spaces, load_space
 
-__all__ = ["BoundSpace", "SearchSpace", "bind", "known_spaces", "load_space"]
+__all__ = ["SearchSpace", "known_spaces", "load_space"]

@@ -88,7 +88,13 @@ class BoundSpace:
 
 
 def bind(
-    space: SearchSpace, catalogue: TensorCatalogue, base: ModelRef, experts: Sequence[ModelRef], *, dtype: str, seed: int
+    space: SearchSpace,
+    catalogue: TensorCatalogue,
+    base: ModelRef,
+    experts: Sequence[ModelRef],
+    *,
+    dtype: str,
+    seed: int,
 ) -> BoundSpace:
     """Give a space its tensors and sources.
 
@@ -121,18 +127,27 @@ def bind(
 
 
 def _genes(
-    space: SearchSpace, method: str, chosen: MethodSpace, knot: str, sources: list[str]
+    space: SearchSpace, method: str, chosen: MethodSpace, knot: str, sources: Sequence[str]
 ) -> Iterator[tuple[str, BaseDistribution]]:
-    per_source = {parameter.name for parameter in method_info(method).parameters if parameter.per_source}
     for parameter, value in chosen.parameters.items():
         if isinstance(value, Range):
-            owners = sources if parameter in per_source else [None]
-            for owner in owners[1:] if value.log_ratio else owners:
+            for owner in _owners(method, parameter, value, sources):
                 yield _param(space, method, parameter, value, knot, owner), _distribution(value, len(sources))
 
 
+def _owners(method: str, parameter: str, value: Range, sources: Sequence[str]) -> Sequence[str | None]:
+    """Whose values are searched: each source's, all but the first one's for ratios to it, or the group's own."""
+    if not _per_source(method, parameter):
+        return (None,)
+    return sources[1:] if value.log_ratio else sources
+
+
+def _per_source(method: str, parameter: str) -> bool:
+    return any(known.name == parameter for known in method_info(method).per_source)
+
+
 def _param(space: SearchSpace, method: str, parameter: str, value: Range, knot: str, source: str | None) -> str:
-    """The name of a param, such as "layers0-1.attention.reverse.weight"; with a choice of methods the method is in it."""
+    """The name of a param, such as "layers0-1.attention.reverse.weight"; where methods are chosen, with the method."""
     return _join(
         "" if value.shared in {"groups", "all"} else knot,
         method if len(space.methods) > 1 else "",
@@ -146,7 +161,8 @@ def _distribution(value: Range, n_sources: int) -> BaseDistribution:
         return CategoricalDistribution(value.choices)
     if value.log_ratio is not None:
         return FloatDistribution(-value.log_ratio, value.log_ratio)
-    assert value.low is not None and value.high is not None  # held by Range's own validator; for the type checker
+    if value.low is None or value.high is None:
+        raise InvalidInput(f"the range {value} has no ends")
     scale = n_sources if value.divided_by_sources else 1
     return FloatDistribution(value.low / scale, value.high / scale, log=value.log)
 
@@ -163,15 +179,13 @@ def _value(
     """The value of one parameter in one group: a number, or one number per source."""
     if isinstance(value, float):
         return value
-    read = [
-        _interpolate(value, [(params[_param(space, method, parameter, value, knot, source)], share)
-                             for knot, share in group.knots])
-        for source in (sources[1:] if value.log_ratio else sources)
-    ]  # fmt: skip
+    read = []
+    for owner in _owners(method, parameter, value, sources):
+        values = [(params[_param(space, method, parameter, value, knot, owner)], share) for knot, share in group.knots]
+        read.append(_interpolate(value, values))
     if value.log_ratio:
         return _softmax([0.0, *read])
-    per_source = any(known.name == parameter and known.per_source for known in method_info(method).parameters)
-    return read if per_source else read[0]
+    return read if _per_source(method, parameter) else read[0]
 
 
 def _interpolate(value: Range, shares: list[tuple[Any, float]]) -> Any:

@@ -14,6 +14,9 @@ from evomerge.errors import InvalidInput, nearest
 MAX_BYTES = 1_000_000
 MAX_ALIASES = 100  # a handful is convenience, thousands are a bomb
 
+# What pydantic puts into a location for the branch of a union: no key of the document.
+_BRANCH = re.compile(r"[\[(]|^(float|str|int|bool|Range|SearchSpace)$")
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -66,7 +69,7 @@ def validate(model: type[Model], content: object, where: str) -> Model:
 
 def _describe(model: type[BaseModel], error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"]) or "(whole document)"
+    key = ".".join(str(part) for part in first["loc"] if not _BRANCH.search(str(part))) or "(whole document)"
     if first["type"] == "extra_forbidden":
         known = _keys_beside(model, first["loc"])
         close = nearest(str(first["loc"][-1]), known)

@@ -146,7 +146,9 @@ def load_space(name: str, directory: Path | None = None) -> SearchSpace:
     for method, methods_space in space.methods.items():
         _check_method(space, method, methods_space)
     if len(space.methods) > 1 and space.groups.depth.smooth:
-        raise InvalidInput(f"search space {space.name!r}: a choice of methods cannot be interpolated over depth; use blocks")
+        raise InvalidInput(
+            f"search space {space.name!r}: a choice of methods cannot be interpolated over depth; use blocks"
+        )
     return space
 
 

@@ -1,0 +1,157 @@
+"""Sources held once, a live model whose weights are replaced in place, and nothing read or built per candidate."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from evomerge.bank.thresholds import ThresholdTables
+from evomerge.checkpoints import Source, load_skeleton, open_source, tensor_digest
+from evomerge.errors import InvalidInput, MergeError
+from evomerge.merging import merge_group
+from evomerge.recipe import SEMANTICS_VERSION, ModelRef, Recipe, Rule
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def open_bank(
+    base: ModelRef, experts: Sequence[ModelRef], *, dtype: str, device: str | None = None, allow: Collection[str] = ()
+) -> WeightBank:
+    """Open the sources (mmap; nothing is copied on a CPU) and put a bank over them.
+
+    The fingerprints are taken as they are: the controller has compared them with the files, once for all workers.
+    """
+    opened = open_source(base, allow=allow, trust_fingerprint=True)
+    others = [open_source(expert, allow=allow, like=opened, trust_fingerprint=True) for expert in experts]
+    return WeightBank(opened, others, dtype=DTYPES[dtype], device=torch.device(device or default_device()))
+
+
+def default_device() -> str:
+    """The accelerator where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class WeightBank:
+    """Base and experts, resident, and the live model that candidates are written into.
+
+    One path makes all merged weights: what is scored (`materialize`), what is exported (`merged`) and what is verified
+    (`digests`) come from the same function, in the same order of operations.
+    """
+
+    def __init__(self, base: Source, experts: Sequence[Source], *, dtype: torch.dtype, device: torch.device) -> None:
+        self.base = base
+        self.dtype = dtype
+        self.device = device
+        self._weights = {source.ref.name: _resident(source, device) for source in (base, *experts)}
+        self._fingerprints = {source.ref.name: source.ref.fingerprint for source in (base, *experts)}
+        self._mergeable = tuple(entry.name for entry in base.catalogue.mergeable)
+        self._tables: dict[tuple[str, ...], ThresholdTables] = {}
+        self._model: Any = None
+        self._live: dict[str, torch.Tensor] = {}
+        self._written: dict[str, str] = {}
+
+    def materialize(self, recipe: Recipe) -> Any:
+        """The live model with the recipe's weights. It is the same object every time: use it before the next call.
+
+        Only tensors whose rule differs from the one that they were last written by are written again.
+
+        Raises:
+            MergeError: the recipe has no merge, or a merged tensor is not finite.
+        """
+        self._check(recipe)
+        if self._model is None:
+            self._model, self._live = load_skeleton(self.base, dtype=self.dtype, device=self.device)
+        for rule in recipe.rules:
+            mark = _mark(rule, recipe)
+            stale = [name for name in rule.tensors if self._written.get(name) != mark]
+            if stale:
+                self._write(rule, recipe, mark)
+        self._restore(set(self._written).difference(*(rule.tensors for rule in recipe.rules)))
+        return self._model
+
+    def merged(self, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor of the model that the recipe describes, in its scoring dtype, one after another.
+
+        Tensors that no rule names come from the base; integer tensors keep their dtype.
+        """
+        self._check(recipe)
+        named = {name for rule in recipe.rules for name in rule.tensors}
+        for rule in recipe.rules:
+            for name, tensor in self._merge(rule, recipe):
+                yield name, _finite(name, tensor.to(self.dtype))
+        for name in self.base.catalogue.names:
+            if name not in named:
+                yield name, self._base_tensor(name)
+
+    def digests(self, recipe: Recipe) -> dict[str, str]:
+        """A digest per tensor of the recipe's model, over its bytes in the scoring dtype."""
+        return {name: tensor_digest(tensor) for name, tensor in self.merged(recipe)}
+
+    def _write(self, rule: Rule, recipe: Recipe, mark: str) -> None:
+        for name in rule.tensors:
+            self._written[name] = ""  # neither the old nor the new rule until the whole group is there
+        for name, tensor in self._merge(rule, recipe):
+            self._live[name].copy_(_finite(name, tensor.to(self.dtype)))
+        self._written.update(dict.fromkeys(rule.tensors, mark))
+
+    def _restore(self, names: set[str]) -> None:
+        for name in names:
+            self._live[name].copy_(self._base_tensor(name))
+            del self._written[name]
+
+    def _base_tensor(self, name: str) -> torch.Tensor:
+        tensor = self._weights[self.base.ref.name][name]
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+    def _merge(self, rule: Rule, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
+        return merge_group(
+            rule.method,
+            rule.tensors,
+            self._weights[recipe.base.name],
+            [self._weights[name] for name in rule.sources],
+            rule.parameters,
+            rule.options,
+            seed=recipe.seed,
+            thresholds=self._thresholds(rule.sources),
+            scope_names=self._mergeable,
+        )
+
+    def _thresholds(self, sources: tuple[str, ...]) -> ThresholdTables:
+        if sources not in self._tables:
+            weights = self._weights
+            self._tables[sources] = ThresholdTables(weights[self.base.ref.name], [weights[name] for name in sources])
+        return self._tables[sources]
+
+    def _check(self, recipe: Recipe) -> None:
+        if recipe.semantics != SEMANTICS_VERSION:
+            raise InvalidInput(
+                f"the recipe was made with semantics version {recipe.semantics}, this is {SEMANTICS_VERSION}; "
+                "rebuild it with the release of evomerge that made it"
+            )
+        for ref in (recipe.base, *recipe.sources):
+            if ref.fingerprint != self._fingerprints.get(ref.name):
+                raise InvalidInput(f"the recipe's source {ref.name!r} ({ref.fingerprint}) is not in this bank")
+        if DTYPES[recipe.dtype] is not self.dtype:
+            raise InvalidInput(f"the recipe is in {recipe.dtype}, the bank in {self.dtype}")
+
+
+def _resident(source: Source, device: torch.device) -> Mapping[str, torch.Tensor]:
+    """The source's tensors where the merge runs: the mapped file itself on a CPU, a copy on a device."""
+    if device.type == "cpu":
+        return {name: source.tensors[name] for name in source.catalogue.names}
+    return {name: source.tensors[name].to(device) for name in source.catalogue.names}
+
+
+def _finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if not bool(torch.isfinite(tensor).all()):
+        raise MergeError(f"tensor {name!r} of the merge is not finite in {str(tensor.dtype).removeprefix('torch.')}")
+    return tensor
+
+
+def _mark(rule: Rule, recipe: Recipe) -> str:
+    """Identifies what a rule writes, given that sources and dtype are the bank's own."""
+    content = (rule.method, rule.sources, sorted(rule.parameters.items()), sorted(rule.options.items()), recipe.seed)
+    return hashlib.sha256(repr((content, rule.tensors)).encode()).hexdigest()

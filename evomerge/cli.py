@@ -1,0 +1,232 @@
+"""The command line. Each command is a thin mouth: it reads the spec, calls the library and prints what came of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from evomerge import __version__
+from evomerge.errors import EvomergeError, InvalidInput
+
+if TYPE_CHECKING:
+    from evomerge.spec import SearchSpec
+
+app = typer.Typer(
+    name="evomerge",
+    help="Search the merges of a base model and its fine-tunes for one that is good at everything they are good at.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+SpecPath = Annotated[Path | None, typer.Argument(metavar="SPEC", help="A search.yaml; or give --storage and --study.")]
+Storage = Annotated[
+    str | None, typer.Option(help="Optuna storage URL; wins over the spec's. env:NAME reads it from $NAME.")
+]
+Study = Annotated[
+    str | None, typer.Option(help="With --storage and without SPEC: the study, whose stored spec serves.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+
+
+@app.command()
+def check(spec: SpecPath = None, storage: Storage = None, study: Study = None, json_: Json = False) -> None:
+    """Validate everything without running: sources, groups, dimensions, items, memory."""
+    from evomerge.report.preflight import preflight, preflight_text
+    from evomerge.study.opening import open_inputs
+
+    result = preflight(open_inputs(_spec(spec, storage, study)))
+    _print(result, json_, preflight_text)
+
+
+@app.command()
+def run(
+    spec: SpecPath = None,
+    trials: Annotated[int | None, typer.Option(help="Finished trials that the study shall hold.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Hours of running, over all runs of the study.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Number of workers.")] = None,
+    ray: Annotated[str | None, typer.Option(metavar="ADDRESS|local|none", help="Where the workers run.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the search; part of its identity.")] = None,
+    storage: Storage = None,
+    study: Study = None,
+    json_: Json = False,
+) -> None:
+    """Create the study or go on with it until its budget is spent; then compare the winner on held-out items."""
+    from evomerge.report.leaderboard import leaderboard, leaderboard_document, leaderboard_table
+    from evomerge.report.progress import listening
+    from evomerge.search import run_search
+    from evomerge.spec import override
+    from evomerge.study.opening import read_search
+
+    chosen = override(_spec(spec, storage, study), trials=trials, hours=hours, workers=workers, seed=seed)
+    with listening() as listener:
+        run_search(chosen, ray=ray, listener=listener)
+    stored = read_search(chosen)
+    lines = leaderboard(stored)
+    _print(leaderboard_document(stored, lines), json_, lambda _: leaderboard_table(stored, lines))
+
+
+@app.command()
+def status(spec: SpecPath = None, storage: Storage = None, study: Study = None, json_: Json = False) -> None:
+    """Where the search stands: counts by state, best so far, rate, time left, workers."""
+    from evomerge.report.progress import status_document, status_text
+    from evomerge.study.opening import read_search
+
+    _print(status_document(read_search(_spec(spec, storage, study))), json_, status_text)
+
+
+@app.command()
+def leaderboard(
+    spec: SpecPath = None,
+    storage: Storage = None,
+    study: Study = None,
+    top: Annotated[int, typer.Option(min=1, help="How many trials to show.")] = 5,
+    json_: Json = False,
+) -> None:
+    """Sources, baselines and the best trials, on search and on held-out items."""
+    from evomerge.report.leaderboard import leaderboard as lines_of
+    from evomerge.report.leaderboard import leaderboard_document, leaderboard_table
+    from evomerge.report.places import places
+    from evomerge.study.opening import read_search
+
+    stored = read_search(_spec(spec, storage, study))
+    lines = lines_of(stored, top)
+    _print(leaderboard_document(stored, lines), json_, lambda _: leaderboard_table(stored, lines))
+    if not json_:
+        typer.echo(places(stored))
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="Directory that is made; a previous export there is replaced.")],
+    spec: SpecPath = None,
+    trial: Annotated[str, typer.Option(help="A trial's number, `best`, or the name of a baseline.")] = "best",
+    storage: Storage = None,
+    study: Study = None,
+    json_: Json = False,
+) -> None:
+    """Write a merge as a Hugging Face model directory, bit-identical to what was scored."""
+    from evomerge.report.merge_export import export_command, export_merge, export_text
+
+    command = export_command(_words(spec, storage, study), trial, out)
+    _print(export_merge(_spec(spec, storage, study), trial, out, command), json_, export_text)
+
+
+@app.command()
+def dashboard(
+    spec: SpecPath = None,
+    storage: Storage = None,
+    study: Study = None,
+    host: Annotated[str, typer.Option(help="Address to bind. The dashboard has no authentication.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8080,
+) -> None:
+    """Optuna Dashboard on the study's storage."""
+    from evomerge.report.dashboard import serve
+    from evomerge.study.opening import read_search
+
+    serve(read_search(_spec(spec, storage, study)), host, port)
+
+
+@app.command()
+def spaces(name: Annotated[str | None, typer.Argument()] = None, json_: Json = False) -> None:
+    """The search spaces that ship with evomerge, or one of them."""
+    from evomerge.report.inventory import describe_spaces, inventory_text
+
+    _print(describe_spaces(name), json_, inventory_text)
+
+
+@app.command()
+def evaluators(name: Annotated[str | None, typer.Argument()] = None, json_: Json = False) -> None:
+    """The evaluators that are installed, or one of them."""
+    from evomerge.report.inventory import describe_evaluators, inventory_text
+
+    _print(describe_evaluators(name), json_, inventory_text)
+
+
+@app.command()
+def methods(name: Annotated[str | None, typer.Argument()] = None, json_: Json = False) -> None:
+    """The merge methods with parameters, options and papers, or one of them."""
+    from evomerge.report.inventory import describe_methods, inventory_text
+
+    _print(describe_methods(name), json_, inventory_text)
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and end the process with the exit code of the contract."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    sys.exit(run_command(arguments))
+
+
+def run_command(arguments: list[str] | None = None) -> int:
+    """Run a command; its exit code: 0 done, 1 our bug, 2 invalid input, and the others of `evomerge.errors`."""
+    import click
+
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except click.ClickException as error:
+        typer.echo(f"error: {error.format_message()}", err=True)
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        typer.echo("interrupted; run the same command again to go on", err=True)
+        return 3
+    except EvomergeError as error:
+        typer.echo(f"error: {error}", err=True)
+        return error.exit_code
+    except Exception as error:
+        typer.echo(
+            f"error: this is a bug in evomerge: {type(error).__name__}: {error}; see {_write_traceback()}", err=True
+        )
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _spec(path: Path | None, storage: str | None, study: str | None) -> SearchSpec:
+    """The spec that a command works on: a file, or what a study stores."""
+    if path is not None:
+        from evomerge.spec import load_spec
+
+        spec = load_spec(path)
+        return spec if storage is None else spec.model_copy(update={"storage": storage})
+    if storage is None or study is None:
+        raise InvalidInput("give a SPEC (a search.yaml), or both --storage URL and --study NAME")
+    from evomerge.study.opening import read_stored_spec
+
+    return read_stored_spec(storage, study)
+
+
+def _words(path: Path | None, storage: str | None, study: str | None) -> list[str]:
+    """The words of the command line that name the search."""
+    options = {"--storage": storage, "--study": study}
+    return [*([str(path)] if path else []), *(word for pair in options.items() if pair[1] for word in pair if word)]
+
+
+def _print(document: dict[str, Any], as_json: bool, renderable: Any) -> None:
+    if as_json:
+        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    Console().print(renderable(document), highlight=False)
+
+
+def _write_traceback() -> Path:
+    path = Path("evomerge-error.log").resolve()
+    path.write_text(traceback.format_exc(), encoding="utf-8")
+    return path
+
+
+if __name__ == "__main__":
+    main()

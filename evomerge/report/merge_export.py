@@ -1,0 +1,156 @@
+"""Exporting a merge: the weights that were scored, as a model directory with recipe, model card and mergekit YAML."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from rich.text import Text
+
+from evomerge.bank import WeightBank
+from evomerge.bank.weight_bank import DTYPES, default_device
+from evomerge.checkpoints import Parent, model_card, tensor_digest, to_mergekit, verify_digests, write_model
+from evomerge.errors import InvalidInput, unknown_name
+from evomerge.recipe import Recipe
+from evomerge.report.leaderboard import Line, leaderboard
+from evomerge.search import reference_rows
+from evomerge.spec import SearchSpec
+from evomerge.study.opening import Inputs, StoredSearch, open_inputs, read_search
+from evomerge.study.search_study import SearchStudy
+from evomerge.verdict import read_digests, read_winner
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What is to be exported: a trial, or a baseline by its label."""
+
+    label: str
+    recipe: Recipe
+    trial: int | None
+
+
+def export_merge(spec: SearchSpec, which: str, out: Path, reproduce: str) -> dict[str, Any]:
+    """Write one merge of a search as a Hugging Face model directory.
+
+    Args:
+        which: "best", a trial's number, or the name of a baseline.
+        reproduce: the command that makes this export again, for the model card.
+
+    Raises:
+        InvalidInput: no such trial or baseline, no winner yet, or `out` holds something that is not ours.
+        WeightsDiffer: the weights are not those that were scored; names the tensors.
+    """
+    stored = read_search(spec)
+    inputs = open_inputs(spec)
+    chosen = _choose(stored, inputs, which)
+    bank = _bank(inputs)
+    expected = read_digests(stored.study, chosen.trial) if chosen.trial is not None else None
+    actual: dict[str, str] = {}
+
+    def verified() -> Any:
+        for name, tensor in bank.merged(chosen.recipe):
+            actual[name] = tensor_digest(tensor)
+            yield name, tensor
+        if expected is not None:
+            verify_digests(expected, actual)
+
+    yaml, reason = to_mergekit(chosen.recipe, inputs.catalogue)
+    files = {"README.md": _card(stored, inputs, chosen, reproduce)}
+    if yaml is not None:
+        files["mergekit.yaml"] = yaml
+    write_model(out, base=inputs.base, tensors=verified(), dtype=DTYPES[spec.dtype], recipe=chosen.recipe, files=files)
+    return {
+        "schema": SCHEMA,
+        "model": chosen.label,
+        "out": str(out.resolve()),
+        "recipe": chosen.recipe.digest,
+        "tensors": len(actual),
+        "verified": expected is not None,
+        "mergekit": None if yaml is not None else reason,
+    }
+
+
+def export_text(document: dict[str, Any]) -> Text:
+    """One line per fact."""
+    checked = (
+        "bit-identical to those that were scored"
+        if document["verified"]
+        else "not the winner: nothing to verify against"
+    )
+    lines = [
+        f"exported {document['model']} to {document['out']}",
+        f"recipe {document['recipe'][:12]}, {document['tensors']} tensors, {checked}",
+    ]
+    if document["mergekit"]:
+        lines.append(f"no mergekit.yaml: {document['mergekit']}")
+    return Text("\n".join(lines))
+
+
+def _choose(stored: StoredSearch, inputs: Inputs, which: str) -> _Chosen:
+    if which == "best" or which.isdigit():
+        search = SearchStudy(stored.study, stored.storage, inputs.space, stored.artifacts)
+        trial = _trial(stored.study, which)
+        return _Chosen(f"trial {trial.number}", search.recipe_of(trial), trial.number)
+    rows = {row.label: row for row in reference_rows(inputs)}
+    if which not in rows:
+        raise unknown_name("trial or baseline", which, ["best", *rows])
+    return _Chosen(which, rows[which].recipe, None)
+
+
+def _trial(study: optuna.Study, which: str) -> optuna.trial.FrozenTrial:
+    trials = study.get_trials(deepcopy=False)
+    if which == "best":
+        winner = read_winner(study.user_attrs)
+        if winner is None:
+            raise InvalidInput(
+                f"study {study.study_name!r} has not named a best trial yet; "
+                "let `evomerge run` finish, or give --trial N"
+            )
+        return trials[winner.trial]
+    number = int(which)
+    if number >= len(trials) or trials[number].state is not optuna.trial.TrialState.COMPLETE:
+        raise InvalidInput(
+            f"trial {number} of study {study.study_name!r} is not a scored one; see `evomerge leaderboard`"
+        )
+    return trials[number]
+
+
+def _bank(inputs: Inputs) -> WeightBank:
+    import torch
+
+    return WeightBank(
+        inputs.base, inputs.experts, dtype=DTYPES[inputs.spec.dtype], device=torch.device(default_device())
+    )
+
+
+def _card(stored: StoredSearch, inputs: Inputs, chosen: _Chosen, reproduce: str) -> str:
+    sources = (inputs.base, *inputs.experts)
+    parents = [Parent(source.name, source.hub_id, source.license, source.ref.fingerprint) for source in sources]
+    lines = leaderboard(stored)
+    tasks = sorted({task for line in lines for part in (line.search, line.held_out) if part for task in part.tasks})
+    return model_card(
+        chosen.recipe,
+        parents,
+        ("model", "search", "held-out", *tasks),
+        [_row(line, tasks) for line in lines],
+        title=f"{stored.spec.name}: {chosen.label}",
+        reproduce=reproduce,
+        notes=("Scores of single tasks are on the held-out items where there are any, else on the search items.",),
+    )
+
+
+def _row(line: Line, tasks: list[str]) -> list[str]:
+    part = line.held_out or line.search
+    scores = [f"{part.tasks[task]['value']:.3f}" if part and task in part.tasks else "–" for task in tasks]
+    return [line.label, *(f"{each.value:.3f}" if each else "–" for each in (line.search, line.held_out)), *scores]
+
+
+def export_command(search: Sequence[str], which: str, out: Path) -> str:
+    """The command line that makes an export; `search` are the words that name the search."""
+    return shlex.join(["evomerge", "export", *search, "--trial", which, "--out", str(out)])

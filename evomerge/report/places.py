@@ -1,0 +1,40 @@
+"""Where things lie, for a person who wants to look at them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from evomerge.study.opening import StoredSearch
+from evomerge.study.storage import redact, resolve_url, run_directory
+
+
+def models_folder(stored: StoredSearch) -> Path:
+    """Where exports go when nobody says otherwise."""
+    return run_folder(stored) / "models"
+
+
+def run_folder(stored: StoredSearch) -> Path:
+    """The folder of the study's file, else runs/<name>."""
+    return run_directory(resolve_url(stored.spec.storage_url), stored.spec.name).resolve()
+
+
+def exports(stored: StoredSearch) -> list[Path]:
+    """The exported models in the run's folder."""
+    folder = run_folder(stored)
+    return sorted(path.parent for pattern in ("*/recipe.json", "models/*/recipe.json") for path in folder.glob(pattern))
+
+
+def exported_digest(directory: Path) -> str | None:
+    """The digest of the recipe that a directory was exported from, None where it is no export."""
+    try:
+        return str(json.loads((directory / "recipe.json").read_text(encoding="utf-8"))["digest"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def places(stored: StoredSearch) -> str:
+    """Study, items and exported models, one per line."""
+    lines = [f"study: {redact(resolve_url(stored.spec.storage_url))}", f"items: {stored.artifacts.resolve()}"]
+    lines += [f"model: {directory}" for directory in exports(stored)]
+    return "\n".join(lines)

@@ -1,0 +1,175 @@
+"""`evomerge check`: everything that can be known before a run, and every warning that should be read before it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from rich.text import Text
+
+from evomerge.cluster import worker_count
+from evomerge.evaluation import code_files, known_evaluators, load_pack
+from evomerge.objective import build_objective
+from evomerge.recipe import Recipe
+from evomerge.study.opening import Inputs, sampler_of
+
+SCHEMA = 1
+MANY_DIMENSIONS = 30
+TRIALS_PER_DIMENSION = 10
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+STUDY_BYTES_PER_TRIAL = 12_000  # of SQLite at 30 params, attributes included
+BYTES_PER_ITEM = 8  # of a compressed Parquet file of outcomes
+
+
+def preflight(inputs: Inputs) -> dict[str, Any]:
+    """Validate a spec as far as that goes without running a model, and say what a run will be like.
+
+    Raises:
+        InvalidInput: whatever would make `evomerge run` fail.
+    """
+    spec, space = inputs.spec, inputs.space
+    sampler_of(inputs)
+    weights = inputs.evaluator.weights
+    build_objective(spec.objective.model_copy(update={"normalise": "none"}), weights)
+    return {
+        "schema": SCHEMA,
+        "name": spec.name,
+        "sources": [_source(inputs, index) for index in range(len(inputs.refs))],
+        "tensors": _tensors(inputs),
+        "space": {
+            "name": spec.search_space.name,
+            "dimensions": space.dimensions,
+            "groups": [{"label": group.label or "all", "tensors": len(group.tensors)} for group in space.groups],
+            "centre": _centre(space.decode(space.centre)),
+        },
+        "evaluator": {"name": spec.evaluator.name, "items": _items(inputs), "code": _code(inputs)},
+        "budget": {"trials": spec.budget.trials, "hours": spec.budget.hours},
+        "cost": _cost(inputs),
+        "warnings": [*inputs.warnings, *_budget_warnings(inputs), *_rest_warnings(inputs)],
+    }
+
+
+def preflight_text(document: dict[str, Any]) -> Text:
+    """The same for a person."""
+    text = Text()
+    text.append(f"{document['name']}: ready to run\n", style="bold green")
+    for source in document["sources"]:
+        text.append(f"  source {source['name']}: {source['location']} ({source['fingerprint'][:12]})\n")
+    tensors, space = document["tensors"], document["space"]
+    parts = ", ".join(f"{count} {part}" for part, count in tensors["parts"].items())
+    text.append(f"  model: {tensors['parameters']:,} parameters, {tensors['layers']} layers, {parts}\n")
+    text.append(f"  space {space['name']}: {space['dimensions']} dimensions, {len(space['groups'])} groups\n")
+    for group in space["groups"]:
+        text.append(f"    {group['label']}: {group['tensors']} tensors\n")
+    text.append(f"  centre of the box: {space['centre']}\n")
+    items = "; ".join(f"{part} {sum(counts.values())}" for part, counts in document["evaluator"]["items"].items())
+    text.append(f"  evaluator {document['evaluator']['name']}: items: {items}\n")
+    for path, digest in document["evaluator"]["code"].items():
+        text.append(f"    runs code: {path} ({digest[:12]})\n", style="yellow")
+    cost = document["cost"]
+    text.append(
+        f"  {document['budget']['trials']} trials on {cost['workers']} workers, {cost['search_items']:,} items scored; "
+        f"sources and baselines: {cost['baseline_items']:,}; held-out: {cost['held_out_items']:,}\n"
+        f"  memory per worker {_bytes(cost['worker_bytes'])}, mapped sources {_bytes(cost['shared_bytes'])} "
+        f"(shared by the workers of a machine), disk {_bytes(cost['disk_bytes'])}\n"
+    )
+    for warning in document["warnings"]:
+        text.append(f"warning: {warning}\n", style="yellow")
+    return text
+
+
+def _source(inputs: Inputs, index: int) -> dict[str, Any]:
+    ref = inputs.refs[index]
+    return {
+        "name": ref.name,
+        "location": ref.location,
+        "fingerprint": ref.fingerprint,
+        "role": "expert" if index else "base",
+    }
+
+
+def _tensors(inputs: Inputs) -> dict[str, Any]:
+    catalogue = inputs.catalogue
+    return {
+        "parameters": catalogue.parameters,
+        "layers": catalogue.depth,
+        "parts": dict(Counter(entry.part for entry in catalogue.mergeable)),
+        "rest": [entry.name for entry in catalogue.mergeable if entry.part == "rest"],
+        "tied": {entry.name: list(entry.aliases) for entry in catalogue.entries if entry.aliases},
+    }
+
+
+def _centre(recipe: Recipe) -> str:
+    """What the centre merges, in words: the distinct rules."""
+    said = dict.fromkeys(
+        f"{rule.method}({', '.join(f'{name}={_values(value)}' for name, value in rule.parameters.items())})"
+        for rule in recipe.rules
+    )
+    return "; ".join(said)
+
+
+def _values(value: float | tuple[float, ...]) -> str:
+    if isinstance(value, tuple):
+        distinct = dict.fromkeys(f"{number:.3g}" for number in value)
+        return next(iter(distinct)) if len(distinct) == 1 else f"[{', '.join(f'{number:.3g}' for number in value)}]"
+    return f"{value:.3g}"
+
+
+def _items(inputs: Inputs) -> dict[str, dict[str, int]]:
+    parts = inputs.evaluator.split.parts
+    return {part: {task: len(ids) for task, ids in tasks.items()} for part, tasks in parts.items()}
+
+
+def _code(inputs: Inputs) -> dict[str, str]:
+    name = inputs.spec.evaluator.name
+    return {} if name in known_evaluators() else {str(path): sha for path, sha in code_files(load_pack(name)).items()}
+
+
+def _cost(inputs: Inputs) -> dict[str, int]:
+    spec, items = inputs.spec, _items(inputs)
+    search, held_out = sum(items["search"].values()), sum(items["held_out"].values())
+    rows = len(inputs.refs) + len(spec.baselines)
+    parameters = inputs.catalogue.parameters
+    largest = max(entry.numel for entry in inputs.catalogue.entries)
+    stored = sum(entry.numel * DTYPE_BYTES.get(entry.dtype, 8) for entry in inputs.catalogue.entries)
+    return {
+        "workers": worker_count(spec.workers, None),
+        "search_items": spec.budget.trials * search,
+        "baseline_items": rows * search,
+        "held_out_items": (rows + 1) * held_out,
+        "worker_bytes": parameters * DTYPE_BYTES[spec.dtype] + 4 * largest * (len(inputs.refs) + 1),
+        "shared_bytes": stored * len(inputs.refs),
+        "disk_bytes": spec.budget.trials * (STUDY_BYTES_PER_TRIAL + BYTES_PER_ITEM * search),
+    }
+
+
+def _budget_warnings(inputs: Inputs) -> list[str]:
+    dimensions, trials = inputs.space.dimensions, inputs.spec.budget.trials
+    warnings = []
+    if trials < TRIALS_PER_DIMENSION * dimensions:
+        warnings.append(
+            f"{trials} trials are few for {dimensions} dimensions; "
+            f"plan {TRIALS_PER_DIMENSION * dimensions} or use larger groups"
+        )
+    if dimensions > MANY_DIMENSIONS:
+        warnings.append(
+            f"{dimensions} dimensions: above {MANY_DIMENSIONS} searches rarely pay; use larger groups or smooth depth"
+        )
+    return warnings
+
+
+def _rest_warnings(inputs: Inputs) -> list[str]:
+    rest = [entry.name for entry in inputs.catalogue.mergeable if entry.part == "rest"]
+    if not rest:
+        return []
+    return [
+        f"{len(rest)} tensors belong to no known part: {', '.join(rest[:5])}; the space's part_patterns can name them"
+    ]
+
+
+def _bytes(count: int) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count //= 1000
+    return f"{count} TB"

@@ -1,0 +1,108 @@
+"""Where a search stands, for a terminal, for a log file, and for `evomerge status`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from optuna.trial import TrialState
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from evomerge.controller import Status, status_of
+from evomerge.search import Listener
+from evomerge.study import attributes
+from evomerge.study.opening import StoredSearch
+
+SCHEMA = 1
+LOG_SECONDS = 10.0  # how often a log that is not a terminal gets a line at most
+
+
+@contextmanager
+def listening() -> Iterator[Listener]:
+    """A listener for standard error: one live line on a terminal, JSON lines otherwise."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Listener(_log_phase, _Log().status)
+        return
+    with Live(Text(), console=console, refresh_per_second=4, transient=False) as live:
+        yield Listener(
+            on_phase=lambda text: console.print(Text(text, style="dim")),
+            on_status=lambda status: live.update(status_line(status)),
+        )
+
+
+def status_line(status: Status) -> Text:
+    """done/total · best · rate · time left · workers."""
+    parts = [f"{status.finished}/{status.budget} trials"]
+    if status.best is not None:
+        parts.append(f"best {status.best:.4f} (trial {status.best_trial})")
+    if status.failed:
+        parts.append(f"{status.failed} failed")
+    if status.trials_per_hour is not None:
+        parts.append(f"{status.trials_per_hour:.0f} trials/h")
+    if status.seconds_left:
+        parts.append(f"{duration(status.seconds_left)} left")
+    workers = ", ".join(f"{count} {state}" for state, count in status.workers.items())
+    if workers:
+        parts.append(f"workers: {workers}" + (f", {status.restarts} restarted" if status.restarts else ""))
+    return Text(" · ".join(parts), style="bold" if status.state == "running" else "")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42 s, 3 min 20 s, 5 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def status_document(stored: StoredSearch) -> dict[str, Any]:
+    """What `evomerge status --json` prints: the small attribute that the controller keeps, and counts by state."""
+    study = stored.study
+    content = study.user_attrs.get(attributes.STATUS)
+    trials = study.get_trials(deepcopy=False)
+    counts = {state.name.lower(): sum(trial.state is state for trial in trials) for state in TrialState}
+    return {"schema": SCHEMA, "study": study.study_name, "trials": counts, "status": content}
+
+
+def status_text(document: dict[str, Any]) -> Text:
+    """The same for a person."""
+    counts = ", ".join(f"{count} {state}" for state, count in document["trials"].items() if count)
+    text = Text(f"{document['study']}: {counts or 'no trials yet'}\n")
+    if document["status"] is None:
+        return text.append("the search has not begun to propose")
+    status = status_of(document["status"])
+    text.append(status_line(status))
+    age = duration(max(0.0, time.time() - status.updated))
+    return text.append(f"\n{status.state}, process {status.pid} on {status.host}, last heard of {age} ago")
+
+
+class _Log:
+    """JSON lines: one for every change that matters, and one in a while."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+        self._state = ""
+
+    def status(self, status: Status) -> None:
+        now = time.monotonic()
+        if status.state != self._state or now - self._last >= LOG_SECONDS:
+            self._last, self._state = now, status.state
+            _log("status", asdict(status))
+
+
+def _log_phase(text: str) -> None:
+    _log("phase", {"text": text})
+
+
+def _log(event: str, content: dict[str, Any]) -> None:
+    print(json.dumps({"event": event, "time": round(time.time(), 3), **content}), file=sys.stderr, flush=True)

@@ -1,0 +1,97 @@
+"""One search from spec to verdict, in one page: references, the loop, the winner, the held-out comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+
+import optuna
+
+from evomerge.baselines import Row, baseline_rows, record_rows, score_rows, source_rows
+from evomerge.cluster import Executor, open_executor, worker_count
+from evomerge.controller import Controller, Status, Stop, find_batch_size, stopping_on_signals
+from evomerge.evaluation.evaluator import ItemBlock
+from evomerge.objective import build_objective
+from evomerge.spec import SearchSpec
+from evomerge.study import attributes
+from evomerge.study.opening import Inputs, OpenSearch, open_inputs, open_search
+from evomerge.verdict import name_winner, store_digests, winning_recipe
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who is told how a run goes. Both default to silence."""
+
+    on_phase: Callable[[str], None] = lambda text: None
+    on_status: Callable[[Status], None] = lambda status: None
+
+
+def run_search(
+    spec: SearchSpec, *, ray: str | None = None, listener: Listener | None = None, inputs: Inputs | None = None
+) -> optuna.Study:
+    """Create the spec's study or go on with it until its budget is spent; then compare the winner on held-out items.
+
+    Args:
+        ray: where workers run, see `evomerge.cluster.open_executor`.
+        listener: is told about phases and progress.
+        inputs: the spec's inputs, where they have been opened already.
+
+    Returns:
+        The study: trials in it, sources and baselines in `NAME/baselines`, the comparison in `NAME/held-out`.
+
+    Raises:
+        EvomergeError: see `evomerge.errors`; everything that finished is stored, and the same call goes on.
+    """
+    listener = listener or Listener()
+    inputs = inputs or open_inputs(spec)
+    with open_search(inputs, workers=worker_count(spec.workers, ray)) as opened:
+        setup = inputs.setup(opened.foundation)
+        listener.on_phase("starting workers")
+        with closing(open_executor(setup, spec.workers, ray)) as executor, stopping_on_signals() as stop:
+            _search(opened, executor, stop, listener)
+        return opened.search.study
+
+
+def _search(opened: OpenSearch, executor: Executor, stop: Stop, listener: Listener) -> None:
+    spec, search = opened.inputs.spec, opened.search
+    rows = reference_rows(opened.inputs)
+    batch_size = opened.foundation.batch_size
+    if batch_size is None:
+        batch_size = find_batch_size(executor, stop, rows[0].recipe)
+        search.set(attributes.BATCH_SIZE, batch_size)
+
+    listener.on_phase("scoring sources and baselines on the search items")
+    references = score_rows(rows, ItemBlock("search"), opened.baselines, executor, stop, batch_size)
+    sources = [references[source.name].scores for source in spec.sources]
+    objective = build_objective(spec.objective, opened.inputs.evaluator.weights, sources)
+    record_rows(references.values(), opened.baselines, objective)
+
+    listener.on_phase("searching")
+    Controller(
+        search,
+        executor,
+        objective,
+        stop,
+        trials=spec.budget.trials,
+        hours=spec.budget.hours,
+        batch_size=batch_size,
+        on_status=listener.on_status,
+    ).run()
+
+    winner = name_winner(search)
+    listener.on_phase("scoring the winner, the sources and the baselines on the held-out items")
+    best = Row(winner.label, winning_recipe(search, winner), required=True, digests=True)
+    held_out = score_rows([best, *rows], ItemBlock("held_out"), opened.held_out, executor, stop, batch_size)
+    store_digests(search, winner, held_out[winner.label].outcome)
+    record_rows(held_out.values(), opened.held_out, objective)
+
+
+def reference_rows(inputs: Inputs) -> list[Row]:
+    """Sources first, then the baselines that the spec names."""
+    base, experts = inputs.base.ref, [source.ref for source in inputs.experts]
+    dtype = inputs.spec.dtype
+    return [
+        *source_rows(base, experts, inputs.catalogue, dtype),
+        *baseline_rows(inputs.spec.baselines, base, experts, inputs.catalogue, dtype),
+    ]

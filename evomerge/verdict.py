@@ -1,0 +1,80 @@
+"""The verdict: the winner is named from the search items, and only then is anything scored on the held-out items."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from evomerge.errors import StoppedByFailures
+from evomerge.recipe import Recipe
+from evomerge.study import attributes
+from evomerge.study.attributes import read_text, write_text
+from evomerge.study.search_study import SearchStudy
+from evomerge.worker import Outcome, Scored
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The trial that the search items name."""
+
+    trial: int
+    digest: str
+    value: float
+
+    @property
+    def label(self) -> str:
+        return f"trial {self.trial}"
+
+
+def name_winner(search: SearchStudy) -> Winner:
+    """Name the winner and store it, before any held-out item is scored.
+
+    Raises:
+        StoppedByFailures: no trial has a score, so that there is nothing to name.
+    """
+    best = search.best
+    if best is None:
+        raise StoppedByFailures("no trial has a score; there is no best merge to name")
+    winner = Winner(best.number, best.user_attrs[attributes.RECIPE], _value(best))
+    if read_winner(search.study.user_attrs) != winner:
+        looks = list(search.study.user_attrs.get(attributes.LOOKS, []))
+        search.set(attributes.WINNER, {"trial": winner.trial, "digest": winner.digest, "value": winner.value})
+        search.set(attributes.LOOKS, [*looks, winner.trial])
+    return winner
+
+
+def read_winner(attrs: dict[str, object]) -> Winner | None:
+    """The winner that a study names, None before there is one."""
+    content = attrs.get(attributes.WINNER)
+    return Winner(**content) if isinstance(content, dict) else None
+
+
+def store_digests(search: SearchStudy, winner: Winner, outcome: Outcome | None) -> None:
+    """Keep the digest of every tensor of the winner as it was scored, for exports to be verified against.
+
+    Without an outcome the winner was scored by an earlier run, which stored them.
+    """
+    if outcome is not None and isinstance(outcome.result, Scored) and outcome.result.tensor_digests is not None:
+        content = {"trial": winner.trial, "tensors": dict(outcome.result.tensor_digests)}
+        write_text(search.study, attributes.DIGESTS, json.dumps(content))
+
+
+def read_digests(study: optuna.Study, trial: int) -> dict[str, str] | None:
+    """The digests of a trial's tensors as they were scored; None where it never was the winner."""
+    content = json.loads(read_text(study, attributes.DIGESTS) or "{}")
+    return content.get("tensors") if content.get("trial") == trial else None
+
+
+def winning_recipe(search: SearchStudy, winner: Winner) -> Recipe:
+    """The winner's recipe, rebuilt from its params and checked against the digest that was scored."""
+    trial = next(trial for trial in search.trials() if trial.number == winner.trial)
+    return search.recipe_of(trial)
+
+
+def _value(trial: FrozenTrial) -> float:
+    if trial.value is None:
+        raise StoppedByFailures(f"trial {trial.number} is complete and has no value; the study was edited by hand")
+    return trial.value

@@ -1,0 +1,73 @@
+"""What all tests share: no network, a home of their own, and searches over the toy models that cost next to nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+TOY = ROOT / "examples" / "toy"
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A temporary HOME, offline hubs, and Ray without left-over tokens."""
+    home = tmp_path_factory.getbasetemp() / "home"
+    home.mkdir(exist_ok=True)
+    for name, value in {
+        "HOME": str(home),
+        "HF_HOME": str(home / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "TQDM_DISABLE": "1",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return home
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """With EVOMERGE_NO_SKIP a skipped test is a failed one: that is what `make test-all` promises."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.skipped and os.environ.get("EVOMERGE_NO_SKIP") and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped, and EVOMERGE_NO_SKIP is set: {report.longrepr}"
+
+
+def toy_sources() -> list[dict[str, str]]:
+    """Base first, then the experts, as the toy search names them."""
+    names = sorted(path.name for path in (TOY / "models").iterdir() if path.is_dir())
+    return [{"name": name, "location": str(TOY / "models" / name)} for name in ["base", *(set(names) - {"base"})]]
+
+
+@pytest.fixture
+def write_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """write_spec(**changes) -> a search.yaml over the toy models with the synthetic evaluator, in a folder of its own.
+
+    The working directory is that folder, so that a search leaves nothing elsewhere.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def write(file: str = "search.yaml", **changes: Any) -> Path:
+        content: dict[str, Any] = {
+            "name": "sim",
+            "sources": sorted(toy_sources(), key=lambda source: (source["name"] != "base", source["name"])),
+            "space": "task-arithmetic-per-block",
+            "evaluator": {"name": "synthetic", "items": 40},
+            "budget": {"trials": 6},
+            "workers": {"count": 1},
+            "seed": 1,
+        }
+        path = tmp_path / file
+        path.write_text(yaml.safe_dump({**content, **changes}, sort_keys=False), encoding="utf-8")
+        return path
+
+    return write

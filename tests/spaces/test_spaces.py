@@ -1,0 +1,213 @@
+"""Search spaces: YAML -> groups, distributions, centre, and params -> recipe."""
+
+import math
+
+import pytest
+
+from evomerge.catalogue import build_catalogue
+from evomerge.errors import InvalidInput
+from evomerge.recipe import ModelRef, Recipe
+from evomerge.spaces import known_spaces, load_space
+from evomerge.spaces.bound import bind
+from evomerge.spaces.document import validate
+from evomerge.spaces.groups import divide
+from evomerge.spaces.space import Groups
+
+BASE = ModelRef("base", "somewhere", None, "f-base")
+EXPERTS = [ModelRef(name, "somewhere", None, f"f-{name}") for name in ("red", "green", "blue", "grey")]
+
+
+def catalogue(layers=6):
+    modules = ["self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm"]
+    names = [f"model.layers.{layer}.{module}.weight" for layer in range(layers) for module in modules]
+    names += ["model.embed_tokens.weight", "model.norm.weight"]
+    return build_catalogue(dict.fromkeys(names, ((4, 4), "bfloat16")))
+
+
+def bound(name, experts=EXPERTS, layers=6):
+    return bind(load_space(name), catalogue(layers), BASE, experts, dtype="float32", seed=3)
+
+
+def write(tmp_path, text):
+    path = tmp_path / "space.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def space_for(name):
+    return bound(name, experts=EXPERTS[:2] if name == "slerp-per-layer" else EXPERTS)
+
+
+@pytest.mark.parametrize("name", known_spaces())
+def test_every_shipped_space_decodes_its_centre_to_a_recipe_of_every_tensor(name):
+    space = space_for(name)
+    recipe = space.decode(space.centre)
+    tensors = [tensor for rule in recipe.rules for tensor in rule.tensors]
+    assert sorted(tensors) == sorted(catalogue().names)
+    assert space.is_complete(space.centre)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+@pytest.mark.parametrize("name", known_spaces())
+def test_n22_different_params_give_different_recipes(name):
+    space = space_for(name)
+    digests = {space.decode(space.centre).digest}
+    for param, value in space.centre.items():
+        distribution = space.distributions[param]
+        if isinstance(value, str):
+            continue
+        digests.add(space.decode({**space.centre, param: distribution.high}).digest)
+    assert len(digests) == 1 + sum(not isinstance(value, str) for value in space.centre.values())
+
+
+@pytest.mark.parametrize("name", known_spaces())
+def test_the_ends_of_every_range_are_merges_without_folding_or_clamping(name):
+    space = space_for(name)
+    for param in space.centre:
+        distribution = space.distributions[param]
+        for end in getattr(distribution, "choices", None) or (distribution.low, distribution.high):
+            params = {**space.centre, param: end}
+            missing = [each for each in space.active(params) if each not in params]
+            params |= {each: space.distributions[each].low for each in missing}
+            assert space.decode(params).rules
+
+
+def test_the_shipped_spaces_of_the_toy_scale_have_at_most_thirty_dimensions():
+    sizes = {name: space_for(name).dimensions for name in known_spaces() if name != "mixed-methods"}
+    assert sizes == {
+        "dare-ties-per-block": 18,
+        "linear-global": 3,
+        "slerp-per-layer": 6,
+        "task-arithmetic-per-block": 12,
+        "ties-per-block": 15,
+        "ties-smooth": 15,
+    }
+
+
+def test_the_centre_of_normalised_weights_is_the_uniform_average():
+    space = bound("linear-global")
+    assert space.decode(space.centre).rules[0].parameters["weight"] == (0.25,) * 4
+
+
+def test_log_ratios_mean_the_weight_relative_to_the_first_source():
+    space = bound("linear-global")
+    weights = space.decode({**space.centre, "green.log_ratio": math.log(2)}).rules[0].parameters["weight"]
+    assert weights == pytest.approx((0.2, 0.4, 0.2, 0.2))
+
+
+def test_a_range_divided_by_sources_scales_with_their_number():
+    assert bound("task-arithmetic-per-block").distributions["layers0-1.red.weight"].high == 0.75
+    two = bound("task-arithmetic-per-block", EXPERTS[:2])
+    assert two.distributions["layers0-1.red.weight"].high == 1.5
+
+
+def test_smooth_depth_interpolates_between_control_points():
+    space = bound("ties-smooth")
+    params = {**space.centre, "point0.red.weight": 0.0, "point1.red.weight": 1.0, "point2.red.weight": 2.0}
+    rules = {rule.tensors[-1]: rule for rule in space.decode(params).rules}
+    weights = [rules[f"model.layers.{layer}.self_attn.q_proj.weight"].parameters["weight"][0] for layer in range(5)] + [
+        rules["model.norm.weight"].parameters["weight"][0]
+    ]
+    assert weights == pytest.approx([0.0, 0.4, 0.8, 1.2, 1.6, 2.0])
+
+
+def test_logarithmic_ranges_interpolate_logarithmically():
+    space = bound("ties-smooth", layers=5)
+    params = {**space.centre, "point0.density": 0.05, "point1.density": 0.8, "point2.density": 0.8}
+    densities = [rule.parameters["density"][0] for rule in space.decode(params).rules]
+    assert densities[:3] == pytest.approx([0.05, 0.2, 0.8])
+
+
+def test_tensors_outside_the_layers_join_their_neighbours_or_stand_apart():
+    near = divide(catalogue(), validate(Groups, {"depth": {"blocks": 3}}, "test"))
+    assert [group.label for group in near] == ["layers0-2", "layers3-5"]
+    assert "model.embed_tokens.weight" in near[0].tensors
+    assert "model.norm.weight" in near[1].tensors
+    apart = divide(catalogue(), validate(Groups, {"depth": {"blocks": 3}, "outside": "own"}, "test"))
+    assert apart[-1].label == "outside"
+    assert apart[-1].tensors == ("model.embed_tokens.weight", "model.norm.weight")
+
+
+def test_parts_divide_every_depth_group():
+    groups = divide(catalogue(2), validate(Groups, {"depth": "layers", "parts": ["attention", "mlp"]}, "test"))
+    assert [group.label for group in groups] == [
+        f"layer{layer}.{part}" for layer in range(2) for part in ("attention", "mlp", "rest")
+    ]
+
+
+def test_a_choice_of_methods_has_only_the_parameters_of_the_chosen_one():
+    space = bound("mixed-methods")
+    params = {"layers0-1.method": "linear", "layers2-3.method": "ties", "layers4-5.method": "task_arithmetic"}
+    active = [name for name in space.active(params) if not name.endswith("method")]
+    assert len(active) == 3 + 5 + 4
+    assert all(name.startswith(("layers0-1.linear", "layers2-3.ties", "layers4-5.task_arithmetic")) for name in active)
+    assert space.conditional
+    assert not space.is_complete(params)
+
+
+def test_a_part_pattern_of_the_space_moves_tensors(tmp_path):
+    name = write(
+        tmp_path,
+        "name: mine\ngroups: {depth: global, parts: [mlp]}\npart_patterns: {mlp: q_proj}\n"
+        "methods: {task_arithmetic: {parameters: {weight: {low: 0, high: 1}}}}\n",
+    )
+    space = load_space(name)
+    tensors = {entry.name: (entry.shape, entry.dtype) for entry in catalogue(1).entries}
+    space_bound = bind(space, build_catalogue(tensors, patterns=space.patterns), BASE, EXPERTS, dtype="float32", seed=0)
+    labels = {group.label: group.tensors for group in space_bound.groups}
+    assert "model.layers.0.self_attn.q_proj.weight" in labels["mlp"]
+
+
+GOOD = "name: mine\ngroups: {depth: global}\nmethods: {task_arithmetic: {parameters: {weight: {low: 0, high: 1}}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (GOOD.replace("task_arithmetic", "task_aritmetic"), "did you mean 'task_arithmetic'"),
+        (GOOD.replace("weight", "wieght"), "did you mean 'weight'"),
+        (GOOD.replace("depth: global", "depth: {block: 2}"), "did you mean 'blocks'"),
+        (GOOD.replace("low: 0, high: 1", "low: 1, high: 0"), "low < high must hold"),
+        (GOOD.replace("low: 0, high: 1", "low: 0, high: .inf"), "weight.high"),
+        (GOOD.replace("low: 0, high: 1", "low: 0, high: 1, log: true"), "must start above zero"),
+        (GOOD.replace("low: 0, high: 1", "log_ratio: 3"), "divided by their sum"),
+        (GOOD.replace("task_arithmetic", "linear"), "log_ratio"),
+        (GOOD.replace("{low: 0, high: 1}", "0.3"), "nothing to search"),
+        (GOOD + "colour: red\n", "key 'colour' does not exist"),
+        (GOOD + "name: twice\n", "twice"),
+        ("name: [unclosed\n", "not valid YAML"),
+        ("- a list\n", "must hold 'key: value' pairs"),
+        (GOOD.replace("task_arithmetic", "ties").replace("weight", "density").replace("high: 1", "high: 2"), "outside"),
+        (
+            "name: m\ngroups: {depth: {smooth: 2}}\nmethods:\n  ties: {parameters: {lambda: {low: 1, high: 2}}}\n"
+            "  task_arithmetic: {parameters: {weight: {low: 0, high: 1}}}\n",
+            "cannot be interpolated",
+        ),
+    ],
+)
+def test_a_bad_space_is_refused_in_one_line(tmp_path, text, says):
+    with pytest.raises(InvalidInput, match=r"^[^\n]+$") as caught:
+        bind(load_space(write(tmp_path, text)), catalogue(), BASE, EXPERTS, dtype="float32", seed=0)
+    assert says in str(caught.value)
+
+
+def test_an_unknown_space_is_answered_with_the_nearest():
+    with pytest.raises(InvalidInput, match="did you mean 'ties-smooth'"):
+        load_space("ties-smoth")
+
+
+def test_slerp_names_the_sources_that_are_too_many():
+    with pytest.raises(InvalidInput, match=r"exactly 2 sources.*4 \(red, green, blue, grey\)"):
+        bound("slerp-per-layer")
+
+
+def test_floats_without_a_point_are_floats(tmp_path):
+    space = load_space(write(tmp_path, GOOD.replace("low: 0", "low: 1e-3")))
+    assert space.methods["task_arithmetic"].parameters["weight"].low == 0.001
+
+
+def test_a_yaml_bomb_is_refused(tmp_path):
+    levels = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    levels += [f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join([f'*{chr(97 + n)}'] * 9)}]" for n in range(14)]
+    with pytest.raises(InvalidInput, match="aliases"):
+        load_space(write(tmp_path, "\n".join(levels)))

@@ -1,0 +1,110 @@
+"""The floors of the architecture: imports go down, heavy things stay at the edges."""
+
+import ast
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "evomerge"
+
+# On one floor a name may import what stands to its left.
+FLOORS = (
+    ("errors", "seeding"),
+    ("methods", "recipe", "catalogue", "spaces", "spec"),
+    ("merging", "checkpoints"),
+    ("bank", "evaluation"),
+    ("worker", "cluster", "study"),
+    ("objective", "controller", "baselines", "verdict", "search"),
+    ("report",),
+    ("cli",),
+)
+PLACES = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def unit_of(path: Path) -> str:
+    """The file or folder of the architecture that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in the file it does."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path} has a relative import"
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_imports_only_what_stands_below_it(path):
+    unit = unit_of(path)
+    if unit == "__init__":
+        return  # the library contract: it may reach everywhere, and loads nothing until it is used
+    for module in imports_of(path):
+        parts = module.split(".")
+        if parts[0] == "evomerge" and len(parts) > 1 and parts[1] != unit:
+            assert PLACES[parts[1]] < PLACES[unit], f"{unit} imports {module}"
+
+
+def test_every_file_has_a_floor():
+    assert {unit_of(path) for path in FILES} - {"__init__"} <= set(PLACES)
+
+
+@pytest.mark.parametrize(
+    ("library", "allowed"),
+    [
+        ("ray", {"cluster/ray_executor.py"}),
+        ("lm_eval", {"evaluation/harness.py"}),
+        ("cma", {"study/samplers/cma.py"}),
+        ("optuna_dashboard", {"report/dashboard.py"}),
+    ],
+)
+def test_n36_a_library_with_private_handles_is_imported_in_one_file(library, allowed):
+    users = {
+        str(path.relative_to(PACKAGE))
+        for path in FILES
+        if any(module.split(".")[0] == library for module in imports_of(path))
+    }
+    assert users == allowed
+
+
+def test_optuna_stays_with_spaces_and_study_and_what_reads_them():
+    users = {unit_of(path) for path in FILES if any(module.split(".")[0] == "optuna" for module in imports_of(path))}
+    assert users <= {"spaces", "study", "verdict", "search", "report"}
+
+
+@pytest.mark.parametrize("unit", ["recipe", "merging", "bank", "worker"])
+def test_arithmetic_and_workers_load_neither_optuna_nor_ray(unit):
+    code = f"import sys, evomerge.{unit}; print(sorted({{'optuna', 'ray', 'lm_eval'}} & set(sys.modules)))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+def test_n34_importing_the_package_changes_nothing_and_loads_nothing_heavy():
+    code = (
+        "import os, sys; before = dict(os.environ); import evomerge; "
+        "assert dict(os.environ) == before; "
+        "print(sorted({'torch', 'ray', 'optuna', 'transformers', 'lm_eval', 'numpy'} & set(sys.modules)))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+def test_the_help_page_takes_less_than_half_a_second_of_processor_time():
+    command = [sys.executable, "-m", "evomerge.cli", "--help"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "100"})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert "leaderboard" in done.stdout
+    assert (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime) < 0.5
