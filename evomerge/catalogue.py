@@ -15,9 +15,15 @@ PARTS = ("embedding", "norm", "attention", "mlp", "head", "rest")
 
 # The first pattern that matches the name decides; norms come first because "self_attn_layer_norm" is a norm.
 PART_PATTERNS: tuple[tuple[str, str], ...] = (
-    ("norm", r"(^|[._])(ln|norm|layernorm|rmsnorm)[\d_]*(\.|$)|norm\d*\.(weight|bias)$|(^|\.)ln_\w+\.(weight|bias)$"),
+    (
+        "norm",
+        r"(^|[._])(ln|norm|layernorm|rmsnorm)[\d_]*(\.|$)|norm(_f|\d*)\.(weight|bias)$|(^|\.)ln_\w+\.(weight|bias)$",
+    ),
     ("head", r"(^|\.)(lm_head|output_projection|embed_out|classifier|score)\."),
-    ("embedding", r"(^|\.)(embed\w*|wte|wpe|word_embeddings|tok_embeddings|position_embeddings|token_type_embeddings)\."),
+    (
+        "embedding",
+        r"(^|\.)(embed\w*|wte|wpe|word_embeddings|tok_embeddings|position_embeddings|token_type_embeddings)\.",
+    ),
     ("attention", r"(^|\.)(self_attn|self_attention|attn|attention|q_proj|k_proj|v_proj|o_proj|qkv_proj|c_attn)\."),
     ("mlp", r"(^|\.)(mlp|ffn|feed_forward|feedforward|fc1|fc2|gate_proj|up_proj|down_proj|experts|block_sparse_moe)\."),
 )
@@ -87,18 +93,18 @@ def layer_of(names: Iterable[str]) -> dict[str, int | None]:
     """For each tensor name its index in the longest numbered module list, or None outside of it.
 
     The list is the dotted prefix before a number that has the most distinct numbers ("model.layers" in
-    "model.layers.3.mlp.up_proj.weight"). Where lists are equally long the shortest prefix wins, so that the layer stack
-    wins over the experts of one layer.
+    "model.layers.3.mlp.up_proj.weight"). A list inside an element of another list (the experts of a layer) is never the
+    layer stack, however long it is. Of equally long lists the one with the shortest prefix wins.
     """
     names = list(names)
     numbers: dict[str, set[int]] = defaultdict(set)
     for name in names:
-        for match in _NUMBERED.finditer(name):
+        if match := _NUMBERED.search(name):
             numbers[name[: match.start()]].add(int(match.group(1)))
     if not numbers:
         return dict.fromkeys(names)
     stack = min(numbers, key=lambda prefix: (-len(numbers[prefix]), prefix.count("."), prefix))
-    pattern = re.compile(re.escape(stack) + r"(?:^|\.)(\d+)\." if stack else r"(\d+)\.")
+    pattern = re.compile(re.escape(stack) + r"(?:^|\.)(\d+)\.")
     found = ((name, pattern.match(name)) for name in names)
     return {name: int(match.group(1)) if match else None for name, match in found}
 

@@ -1,0 +1,25 @@
+"""Model directories: opening sources, checking that they can be merged, a live model to merge into, exports."""
+
+from evomerge.checkpoints.compatibility import check_compatible
+from evomerge.checkpoints.digests import WeightsDiffer, tensor_digest, tensor_digests, verify_digests
+from evomerge.checkpoints.export import write_model
+from evomerge.checkpoints.live import load_skeleton
+from evomerge.checkpoints.mergekit_yaml import to_mergekit
+from evomerge.checkpoints.model_card import Parent, license_warnings, model_card
+from evomerge.checkpoints.source import Source, open_source
+
+__all__ = [
+    "Parent",
+    "Source",
+    "WeightsDiffer",
+    "check_compatible",
+    "license_warnings",
+    "load_skeleton",
+    "model_card",
+    "open_source",
+    "tensor_digest",
+    "tensor_digests",
+    "to_mergekit",
+    "verify_digests",
+    "write_model",
+]

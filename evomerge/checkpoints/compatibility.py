@@ -1,0 +1,207 @@
+"""Whether models can be merged at all: the same tensors, the same vocabulary, the same arithmetic around them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from evomerge.checkpoints.source import Source
+from evomerge.checkpoints.tokenizer_files import special_tokens, vocabulary
+from evomerge.checkpoints.wording import some
+from evomerge.errors import InvalidInput
+
+# Settings that say how the tensors are used. Where one differs, the weights of one model mean nothing in the other.
+DECISIVE = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "n_embd",
+    "intermediate_size",
+    "n_inner",
+    "ffn_dim",
+    "num_hidden_layers",
+    "n_layer",
+    "num_attention_heads",
+    "n_head",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "hidden_activation",
+    "activation_function",
+    "num_experts_per_tok",
+    "do_layer_norm_before",
+    "use_parallel_residual",
+)
+
+# Settings that do not change what a forward pass of a trained model computes.
+IRRELEVANT = frozenset(
+    {
+        "_name_or_path",
+        "_attn_implementation",
+        "_commit_hash",
+        "architectures",
+        "auto_map",
+        "attention_dropout",
+        "attn_pdrop",
+        "bos_token_id",
+        "classifier_dropout",
+        "dropout",
+        "activation_dropout",
+        "dtype",
+        "embd_pdrop",
+        "eos_token_id",
+        "gradient_checkpointing",
+        "hidden_dropout",
+        "id2label",
+        "initializer_range",
+        "label2id",
+        "layerdrop",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "pad_token_id",
+        "pretraining_tp",
+        "resid_pdrop",
+        "router_aux_loss_coef",
+        "task_specific_params",
+        "tie_word_embeddings",  # judged by the tensors themselves
+        "tokenizer_class",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
+)
+
+
+def check_compatible(base: Source, experts: Sequence[Source]) -> list[str]:
+    """Checks every expert against the base. Returns warnings, one line each.
+
+    Raises InvalidInput with one line per mismatch where some expert cannot be merged with the base.
+    """
+    errors = [error for expert in experts for error in _errors(base, expert)]
+    if errors:
+        raise InvalidInput("these models cannot be merged:\n" + "\n".join(f"- {error}" for error in errors))
+    unused = (_unused_warning(source) for source in (base, *experts))
+    return [warning for warning in unused if warning] + [
+        warning for expert in experts for warning in _warnings(base, expert)
+    ]
+
+
+def _errors(base: Source, expert: Source) -> Iterator[str]:
+    pair = f"{base.name!r} and {expert.name!r}"
+    yield from (f"{pair}: {difference}" for difference in _decisive_differences(base, expert))
+    if base.is_tied != expert.is_tied:
+        tied, untied = (base, expert) if base.is_tied else (expert, base)
+        yield f"{pair}: {_tied_tensors(tied)} are one tied tensor in {tied.name!r} and separate in {untied.name!r}"
+    else:
+        yield from (f"{pair}: {difference}" for difference in _name_differences(base, expert))
+    if shapes := _shape_differences(base, expert):
+        yield f"{pair}: {len(shapes)} tensors have other shapes: {some(shapes)}"
+    if tokens := _token_differences(base, expert):
+        yield f"{pair}: the vocabularies give {len(tokens)} ids to other tokens: {some(tokens)}"
+
+
+def _warnings(base: Source, expert: Source) -> Iterator[str]:
+    pair = f"{base.name!r} and {expert.name!r}"
+    for key, ours, theirs in _setting_differences(base, expert):
+        yield f"{pair}: config {key} is {ours!r} and {theirs!r}; merges run with {ours!r}"
+    if dtypes := _dtype_differences(base, expert):
+        yield f"{pair}: {len(dtypes)} tensors have other dtypes: {some(dtypes)}"
+    if tokens := _further_tokens(base, expert):
+        yield f"{pair}: {len(tokens)} tokens stand in one vocabulary only: {some(tokens)}; merges use the base's"
+    if tokens := sorted(special_tokens(base.directory) ^ special_tokens(expert.directory)):
+        yield f"{pair}: {len(tokens)} tokens are special in one tokenizer only: {some(tokens)}"
+
+
+def _unused_warning(source: Source) -> str | None:
+    if not source.unused or source.architecture is None:
+        return None
+    return (
+        f"{source.name!r}: {source.architecture.name} does not load {len(source.unused)} tensors: {some(source.unused)}"
+    )
+
+
+def _decisive_differences(base: Source, expert: Source) -> Iterator[str]:
+    ours, theirs = _flat(base.settings), _flat(expert.settings)
+    for key in sorted(ours.keys() & theirs.keys()):
+        if key.rpartition(".")[2] in DECISIVE and ours[key] != theirs[key]:
+            yield f"config {key} is {ours[key]!r} and {theirs[key]!r}"
+
+
+def _setting_differences(base: Source, expert: Source) -> Iterator[tuple[str, Any, Any]]:
+    ours, theirs = _flat(base.settings), _flat(expert.settings)
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            yield key, ours.get(key), theirs.get(key)
+
+
+def _name_differences(base: Source, expert: Source) -> Iterator[str]:
+    ours, theirs = base.header.keys(), expert.header.keys()
+    if missing := sorted(ours - theirs):
+        yield f"{expert.name!r} lacks {len(missing)} tensors of {base.name!r}: {some(missing)}"
+    if extra := sorted(theirs - ours):
+        yield f"{expert.name!r} has {len(extra)} tensors that {base.name!r} lacks: {some(extra)}"
+
+
+def _shape_differences(base: Source, expert: Source) -> list[str]:
+    return [
+        f"{name} {list(base.header[name][0])} and {list(expert.header[name][0])}"
+        for name in base.header
+        if name in expert.header and base.header[name][0] != expert.header[name][0]
+    ]
+
+
+def _dtype_differences(base: Source, expert: Source) -> list[str]:
+    return [
+        f"{name} {base.header[name][1]} and {expert.header[name][1]}"
+        for name in base.header
+        if name in expert.header and base.header[name][1] != expert.header[name][1]
+    ]
+
+
+def _token_differences(base: Source, expert: Source) -> list[str]:
+    """Ids that stand for different tokens, and tokens that have different ids."""
+    ours, theirs = vocabulary(base.directory) or {}, vocabulary(expert.directory) or {}
+    moved = [
+        f"{token!r} is {ours[token]} and {theirs[token]}"
+        for token in ours
+        if theirs.get(token, ours[token]) != ours[token]
+    ]
+    by_id, by_their_id = _by_id(ours), _by_id(theirs)
+    reused = [
+        f"{number} is {by_id[number]!r} and {by_their_id[number]!r}"
+        for number in sorted(by_id.keys() & by_their_id.keys())
+        if by_id[number] != by_their_id[number] and by_id[number] not in theirs and by_their_id[number] not in ours
+    ]
+    return moved + reused
+
+
+def _by_id(tokens: Mapping[str, int]) -> dict[int, str]:
+    return {number: token for token, number in tokens.items()}
+
+
+def _further_tokens(base: Source, expert: Source) -> list[str]:
+    ours, theirs = vocabulary(base.directory), vocabulary(expert.directory)
+    if ours is None or theirs is None:
+        return []
+    return [repr(token) for token in sorted(ours.keys() ^ theirs.keys())]
+
+
+def _tied_tensors(source: Source) -> str:
+    counts = Counter(source.tied.values())
+    name = next(iter(counts))
+    return " and ".join([name, *sorted(alias for alias, target in source.tied.items() if target == name)])
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings that can matter, nested ones (`rope_parameters`, `text_config`) under dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key in IRRELEVANT:
+            continue
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,53 @@
+"""Digests of tensors: what a worker stores for the winner, and what an export is checked against (law 3)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from evomerge.checkpoints.wording import some
+from evomerge.errors import InvalidInput
+
+
+class WeightsDiffer(InvalidInput):
+    """Weights that should be bit-identical are not. `names` are the tensors that differ."""
+
+    def __init__(self, names: list[str], total: int) -> None:
+        self.names = tuple(names)
+        super().__init__(
+            f"{len(names)} of {total} tensors are not the ones that were scored: {some(names)}. Another kind of device "
+            "or another version of torch gives other bits; rebuild where the candidate was scored"
+        )
+
+
+def tensor_digests(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, str]:
+    """Name -> digest. Takes pairs, so that tensors can be made, digested and dropped one at a time."""
+    return {name: tensor_digest(tensor) for name, tensor in tensors}
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """SHA-256 over dtype, shape and the raw bytes in row-major order, on whatever device the tensor lies."""
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    return bytes_digest(dtype_name(tensor.dtype), tuple(tensor.shape), flat.view(torch.uint8).numpy().data)
+
+
+def bytes_digest(dtype: str, shape: tuple[int, ...], content: memoryview) -> str:
+    """The digest of a tensor from its raw bytes: the same whether it lies in a file or in memory."""
+    digest = hashlib.sha256(f"{dtype} {list(shape)}\n".encode())
+    digest.update(content)
+    return digest.hexdigest()
+
+
+def verify_digests(expected: Mapping[str, str], actual: Mapping[str, str]) -> None:
+    """Raises WeightsDiffer naming every tensor whose digest differs or that stands on one side only."""
+    names = expected.keys() | actual.keys()
+    different = sorted(name for name in names if expected.get(name) != actual.get(name))
+    if different:
+        raise WeightsDiffer(different, len(names))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name without the module: "bfloat16" for torch.bfloat16."""
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,66 @@
+"""Where a model lies: a local directory, or a repository of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from evomerge.errors import InvalidInput
+from evomerge.recipe import ModelRef
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+_FILES = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja", "README.md", "LICENSE*", "NOTICE*")
+_OTHER_FORMATS = ("*/*", "consolidated*")  # sub-folders hold conversions (onnx/, original/) of the same weights
+
+
+def is_hub_id(location: str) -> bool:
+    """Whether a location has the form of a hub id ("gpt2", "owner/model") and is not a directory here."""
+    return bool(_HUB_ID.fullmatch(location)) and not Path(location).exists()
+
+
+def find_directory(ref: ModelRef, *, allow: Collection[str] = ()) -> Path:
+    """The directory that holds the model, downloaded into the hub's cache where the location is a hub id.
+
+    Files of a hub snapshot are symbolic links into the cache's blobs, and that is how they are read.
+    Raises InvalidInput saying what was looked for.
+    """
+    directory = Path(ref.location).expanduser()
+    if directory.is_dir():
+        return directory.absolute()
+    if directory.exists():
+        raise InvalidInput(f"source {ref.name!r}: {ref.location} is a file; give the directory that holds the model")
+    if not is_hub_id(ref.location):
+        raise InvalidInput(f"source {ref.name!r}: there is no directory {directory.absolute()}")
+    if "remote_code" in allow and not _COMMIT.fullmatch(ref.revision or ""):
+        # Whoever may push to the repository could otherwise run code here tomorrow.
+        raise InvalidInput(
+            f"source {ref.name!r}: remote_code is allowed, so the hub model {ref.location} needs a revision that is a "
+            f"full commit hash of 40 digits, not {ref.revision!r}"
+        )
+    return _download(ref, allow)
+
+
+def _download(ref: ModelRef, allow: Collection[str]) -> Path:
+    extra = ["*.bin"] * ("pickle_weights" in allow) + ["*.py"] * ("remote_code" in allow)
+    try:
+        return Path(
+            snapshot_download(
+                ref.location,
+                revision=ref.revision,
+                allow_patterns=[*_FILES, *extra],
+                ignore_patterns=list(_OTHER_FORMATS),
+            )
+        )
+    # LocalEntryNotFoundError and OfflineModeIsEnabled, what an absent network raises, are OSErrors.
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise InvalidInput(
+            f"source {ref.name!r}: there is no directory {Path(ref.location).absolute()}, and {ref.location!r}, which "
+            f"looks like a hub id, could not be had from the hub or its cache at revision {ref.revision or 'main'!r}: "
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+        ) from error

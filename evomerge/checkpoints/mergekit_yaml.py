@@ -1,0 +1,244 @@
+"""A recipe said in mergekit's YAML, where that language can say it.
+
+mergekit is a separate program that others may run on this file; nothing of it is used here. What the YAML can say: one
+method for the whole model, and for each parameter one value, values by layer (a gradient over the layers), and values
+by name (a filter is a part of a tensor's name; the first that fits decides).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+
+from evomerge.catalogue import TensorCatalogue
+from evomerge.methods import MERGEKIT_SEMANTICS
+from evomerge.recipe import ModelRef, Recipe, Rule
+
+Setting = float | list[Any]
+
+# Our parameter -> mergekit's, for the parameters that carry over as they are.
+_NAMES: Mapping[str, Mapping[str, str]] = {
+    "linear": {"weight": "weight"},
+    "slerp": {"t": "t"},
+    "task_arithmetic": {"weight": "weight"},
+    "ties": {"density": "density", "lambda": "lambda", "weight": "weight"},
+    "dare_linear": {"weight": "weight"},
+    "dare_ties": {"lambda": "lambda", "weight": "weight"},
+}
+
+_WITHOUT_TASK_VECTORS = ("linear", "slerp")
+
+
+class _NotExpressible(Exception):
+    """Carries the reason; never leaves this file."""
+
+
+def to_mergekit(recipe: Recipe, catalogue: TensorCatalogue) -> tuple[str | None, str]:
+    """The recipe as mergekit YAML and an empty reason, or None and a sentence that says why it cannot be said.
+
+    The YAML opens with comments that name every choice in which mergekit's arithmetic differs from the recipe's.
+    """
+    try:
+        method, sources, options = _one_method(recipe, catalogue)
+        values = _values(recipe, method, options)
+        content = _document(recipe, method, sources, options, _settings(values, catalogue))
+    except _NotExpressible as reason:
+        return None, str(reason)
+    return _comments(recipe, method, options) + yaml.safe_dump(content, sort_keys=False, allow_unicode=True), ""
+
+
+def _one_method(recipe: Recipe, catalogue: TensorCatalogue) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+    """The method, the sources and the options that all rules share, checked for what mergekit has."""
+    methods = {rule.method for rule in recipe.rules}
+    if len(methods) != 1:
+        raise _NotExpressible(f"mergekit has one method for a whole model; this recipe has {len(methods)}")
+    first = recipe.rules[0]
+    if first.method not in _NAMES:
+        raise _NotExpressible(f"mergekit has no counterpart of the method {first.method}")
+    if any(rule.sources != first.sources for rule in recipe.rules):
+        raise _NotExpressible("the rules of this recipe merge different sources")
+    if any(dict(rule.options) != dict(first.options) for rule in recipe.rules):
+        raise _NotExpressible("the rules of this recipe have different options")
+    merged = {name for rule in recipe.rules for name in rule.tensors}
+    copied = [entry.name for entry in catalogue.mergeable if entry.name not in merged]
+    if copied:
+        raise _NotExpressible(f"{len(copied)} tensors are copied from the base, and mergekit merges all of them")
+    return first.method, first.sources, dict(first.options)
+
+
+def _values(recipe: Recipe, method: str, options: Mapping[str, Any]) -> dict[tuple[str, str | None], dict[str, float]]:
+    """(mergekit's parameter, source or None for shared) -> tensor -> value."""
+    values: dict[tuple[str, str | None], dict[str, float]] = defaultdict(dict)
+    for rule in recipe.rules:
+        for name, value in _rule_parameters(rule, method, options).items():
+            by_source = zip(rule.sources, value, strict=True) if isinstance(value, tuple) else [(None, value)]
+            for source, number in by_source:
+                values[name, source].update(dict.fromkeys(rule.tensors, number))
+    lengths = {len(numbers) for numbers in values.values()}
+    if len(lengths) > 1:
+        raise _NotExpressible("the rules of this recipe have different parameters")
+    return values
+
+
+def _rule_parameters(rule: Rule, method: str, options: Mapping[str, Any]) -> dict[str, float | tuple[float, ...]]:
+    parameters = {_NAMES[method][name]: value for name, value in rule.parameters.items() if name in _NAMES[method]}
+    if method in ("dare_linear", "dare_ties"):
+        rate = rule.parameters["drop_rate"]
+        parameters["density"] = tuple(1 - share for share in rate) if isinstance(rate, tuple) else 1 - rate
+    if method == "dare_ties" and options.get("dare_ties") != "no_trim":
+        density = rule.parameters["density"]
+        if any(share != 1 for share in (density if isinstance(density, tuple) else (density,))):
+            raise _NotExpressible("mergekit's dare_ties does not trim what DARE has left, and this recipe does")
+    return parameters
+
+
+def _settings(
+    values: Mapping[tuple[str, str | None], Mapping[str, float]], catalogue: TensorCatalogue
+) -> dict[tuple[str, str | None], Setting]:
+    return {key: _setting(numbers, catalogue) for key, numbers in values.items()}
+
+
+def _document(
+    recipe: Recipe,
+    method: str,
+    sources: tuple[str, ...],
+    options: Mapping[str, Any],
+    settings: Mapping[tuple[str, str | None], Setting],
+) -> dict[str, Any]:
+    refs = {ref.name: _model(ref) for ref in (recipe.base, *recipe.sources)}
+    models = []
+    for source in sources:
+        own = {name: setting for (name, of), setting in settings.items() if of == source}
+        models.append({"model": refs[source]} | ({"parameters": own} if own else {}))
+    shared = {name: setting for (name, of), setting in settings.items() if of is None} | _switches(method, options)
+    content: dict[str, Any] = {"merge_method": method, "models": models}
+    if method == "slerp":
+        content["base_model"] = refs[sources[0]]  # t = 0 is mergekit's base_model
+    elif method not in _WITHOUT_TASK_VECTORS:
+        content["base_model"] = refs[recipe.base.name]
+    content |= {"parameters": shared} if shared else {}
+    return content | {"dtype": recipe.dtype, "tokenizer_source": refs[recipe.base.name]}
+
+
+def _switches(method: str, options: Mapping[str, Any]) -> dict[str, bool]:
+    """mergekit's switches that stand for options of ours; written out, because its defaults differ by method."""
+    if method == "slerp":
+        return {}
+    if method in ("ties", "dare_ties"):
+        switches = {"normalize": options.get("weighting") != "sum"}
+    else:
+        switches = {"normalize": bool(options.get("normalize", method == "linear"))}
+    if method.startswith("dare"):
+        switches["rescale"] = options.get("rescale") != "none"
+    return switches
+
+
+def _setting(values: Mapping[str, float], catalogue: TensorCatalogue) -> Setting:
+    """One number, or filters with numbers and gradients, that give every tensor its value, as is checked here."""
+    distinct = set(values.values())
+    if len(distinct) == 1:
+        return distinct.pop()
+    setting = _by_name(values, catalogue) + _by_layer(values, catalogue)
+    for name, value in values.items():
+        found = _evaluate(setting, name, _position(catalogue, name))
+        if found is None or not math.isclose(found, value, rel_tol=1e-9, abs_tol=1e-12):
+            raise _NotExpressible(f"mergekit's name filters cannot tell {name} from other tensors")
+    return setting
+
+
+def _by_name(values: Mapping[str, float], catalogue: TensorCatalogue) -> list[dict[str, Any]]:
+    return [{"filter": name, "value": value} for name, value in values.items() if catalogue[name].layer is None]
+
+
+def _by_layer(values: Mapping[str, float], catalogue: TensorCatalogue) -> list[dict[str, Any]]:
+    """Filters for the tensors of the layers: the commonest values last, without a filter."""
+    gradients = _gradients(values, catalogue)
+    if not gradients:
+        return []
+    commonest = Counter(gradients.values()).most_common(1)[0][0]
+    modules: dict[str, set[tuple[float, ...]]] = defaultdict(set)
+    for suffix, gradient in gradients.items():
+        modules[suffix.split(".")[0]].add(gradient)
+    filters: dict[str, tuple[float, ...]] = {}
+    for suffix, gradient in gradients.items():
+        module = suffix.split(".")[0]
+        if len(modules[module]) > 1:
+            filters[f".{suffix}"] = gradient
+        elif gradient != commonest:
+            filters[f".{module}."] = gradient
+    conditions = [{"filter": part, "value": _plain(gradient)} for part, gradient in filters.items()]
+    return [*conditions, {"value": _plain(commonest)}]
+
+
+def _gradients(values: Mapping[str, float], catalogue: TensorCatalogue) -> dict[str, tuple[float, ...]]:
+    """Name after the layer's number -> value by layer. A layer without such a tensor takes the value before it."""
+    by_suffix: dict[str, dict[int, float]] = defaultdict(dict)
+    for name, value in values.items():
+        layer = catalogue[name].layer
+        if layer is not None:
+            by_suffix[name.partition(f".{layer}.")[2]][layer] = value
+    return {suffix: _filled(by_layer, catalogue.depth) for suffix, by_layer in by_suffix.items()}
+
+
+def _filled(by_layer: Mapping[int, float], depth: int) -> tuple[float, ...]:
+    values, last = [], by_layer[min(by_layer)]
+    for layer in range(depth):
+        last = by_layer.get(layer, last)
+        values.append(last)
+    return tuple(values)
+
+
+def _plain(gradient: tuple[float, ...]) -> Setting:
+    return gradient[0] if len(set(gradient)) == 1 else list(gradient)
+
+
+def _position(catalogue: TensorCatalogue, name: str) -> float:
+    """mergekit's place of a layer in the stack, from 0 to 1."""
+    layer = catalogue[name].layer
+    return 0.0 if layer is None or catalogue.depth < 2 else layer / (catalogue.depth - 1)
+
+
+def _evaluate(setting: Iterable[Mapping[str, Any]], name: str, position: float) -> float | None:
+    """What mergekit would read for a tensor: the first condition that fits, and a point on its gradient."""
+    for condition in setting:
+        if condition.get("filter", "") in name:
+            value = condition["value"]
+            return _on_gradient(value, position) if isinstance(value, list) else float(value)
+    return None
+
+
+def _on_gradient(values: list[float], position: float) -> float:
+    place = position * (len(values) - 1)
+    left = min(int(place), len(values) - 1)
+    right = min(left + 1, len(values) - 1)
+    return values[left] + (place - left) * (values[right] - values[left])
+
+
+def _model(ref: ModelRef) -> str:
+    return f"{ref.location}@{ref.revision}" if ref.revision else ref.location
+
+
+def _comments(recipe: Recipe, method: str, options: Mapping[str, Any]) -> str:
+    lines = [
+        f"Written by evomerge from the recipe {recipe.digest}.",
+        "evomerge adds in float32 and rounds once; mergekit may give other last bits.",
+    ]
+    expressed = {"normalize", "multi_model"} | ({"weighting"} if options.get("weighting") in ("norm", "sum") else set())
+    expressed |= {"rescale"} if options.get("rescale") == "none" else set()
+    expressed |= (
+        {"dare_ties", "targets", "delta_only"}
+        if options.get("targets", "all") == "all"
+        else {"dare_ties", "delta_only"}
+    )
+    theirs = MERGEKIT_SEMANTICS[method]
+    different = [name for name in options if name not in expressed and options[name] != theirs.get(name)]
+    if different:
+        lines.append("mergekit computes this method in its own way, so its weights WILL differ. Not as in the recipe:")
+        lines += [f"  {name}: {options[name]} here, {theirs.get(name, 'unknown')} in mergekit" for name in different]
+    if method.startswith("dare"):
+        lines.append("mergekit draws random masks of its own, so its weights WILL differ from run to run of a search.")
+    return "".join(f"# {line}\n" for line in lines)

@@ -1,0 +1,131 @@
+"""The model card of an export: plain strings in, Markdown out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import yaml
+
+from evomerge.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Parent:
+    """What the card says about one source.
+
+    Attributes:
+        name: what the user called it.
+        hub_id: its id on the hub, None for a local directory, whose path is nobody's business.
+        license: what its README declares, None where it declares nothing.
+        fingerprint: content hash of config and weights.
+    """
+
+    name: str
+    hub_id: str | None
+    license: str | None
+    fingerprint: str | None
+
+
+def model_card(
+    recipe: Recipe,
+    parents: Sequence[Parent],
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str,
+    reproduce: str,
+    notes: Sequence[str] = (),
+) -> str:
+    """A README.md with front matter for the hub.
+
+    Args:
+        parents: the base first, then the experts.
+        columns, rows: the score table, as it shall be printed; no table where there are no rows.
+        reproduce: the command that makes this model again.
+        notes: further sentences, one paragraph each, such as the verdict.
+    """
+    sections = [
+        _front_matter(parents),
+        f"# {title}",
+        "A merge of the models below, made with evomerge.",
+        _table(("source", "model", "licence", "fingerprint"), [_parent_row(parent) for parent in parents]),
+        *license_warnings(parents),
+        "## How it was merged",
+        _table(("method", "tensors", "sources", "parameters", "options"), _rule_rows(recipe)),
+        f"Weights in {recipe.dtype}, random masks by seed {recipe.seed}, recipe `{recipe.digest}` (see `recipe.json`).",
+        *(["## Scores", _table(columns, rows)] if rows else []),
+        *notes,
+        "## How to reproduce it",
+        f"```\n{reproduce}\n```",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def license_warnings(parents: Sequence[Parent]) -> list[str]:
+    """One line for every licence that a merge may not respect."""
+    warnings = []
+    for parent in parents:
+        if parent.license is None:
+            warnings.append(
+                f"**Warning:** the licence of `{parent.name}` is unknown. Find out before you share this model."
+            )
+        elif _forbids_derivatives(parent.license):
+            warnings.append(
+                f"**Warning:** the licence of `{parent.name}`, {parent.license}, forbids derivatives: a merge is one."
+            )
+        elif _forbids_commerce(parent.license):
+            warnings.append(f"**Warning:** the licence of `{parent.name}`, {parent.license}, forbids commercial use.")
+    return warnings
+
+
+def _front_matter(parents: Sequence[Parent]) -> str:
+    licenses = sorted({parent.license or "unknown" for parent in parents})
+    content: dict[str, object] = {"library_name": "transformers", "tags": ["merge", "evomerge"]}
+    hub_ids = list(dict.fromkeys(parent.hub_id for parent in parents if parent.hub_id))
+    if hub_ids:
+        content |= {"base_model": hub_ids, "base_model_relation": "merge"}
+    if licenses == ["unknown"] or len(licenses) > 1:
+        content |= {"license": "other", "license_name": "licenses-of-the-sources", "licenses_of_the_sources": licenses}
+    else:
+        content["license"] = licenses[0]
+    return f"---\n{yaml.safe_dump(content, sort_keys=True, allow_unicode=True)}---"
+
+
+def _forbids_derivatives(license_name: str) -> bool:
+    return "nd" in license_name.lower().replace("_", "-").split("-")
+
+
+def _forbids_commerce(license_name: str) -> bool:
+    return "nc" in license_name.lower().replace("_", "-").split("-")
+
+
+def _parent_row(parent: Parent) -> tuple[str, ...]:
+    model = f"[{parent.hub_id}](https://huggingface.co/{parent.hub_id})" if parent.hub_id else "local"
+    return (parent.name, model, parent.license or "unknown", (parent.fingerprint or "")[:12])
+
+
+def _rule_rows(recipe: Recipe) -> list[tuple[str, ...]]:
+    return [
+        (
+            rule.method,
+            str(len(rule.tensors)),
+            ", ".join(rule.sources),
+            "; ".join(f"{name} {_number(value)}" for name, value in rule.parameters.items()),
+            "; ".join(f"{name} {value}" for name, value in rule.options.items()),
+        )
+        for rule in recipe.rules
+    ]
+
+
+def _number(value: float | tuple[float, ...]) -> str:
+    return " / ".join(f"{number:.4g}" for number in value) if isinstance(value, tuple) else f"{value:.4g}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

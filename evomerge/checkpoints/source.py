@@ -1,0 +1,226 @@
+"""A source: a model that goes into a merge, opened for reading."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evomerge.catalogue import TensorCatalogue, build_catalogue
+from evomerge.checkpoints.architecture import Architecture, describe
+from evomerge.checkpoints.fingerprint import fingerprint
+from evomerge.checkpoints.json_files import read_object, read_object_if_there
+from evomerge.checkpoints.location import find_directory, is_hub_id
+from evomerge.checkpoints.readme_front_matter import read_license
+from evomerge.checkpoints.tokenizer_files import tokenizer_files
+from evomerge.checkpoints.weights import Weights, open_weights
+from evomerge.errors import InvalidInput
+from evomerge.recipe import ModelRef
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened model. Nothing of its weights is in memory until a tensor is asked for.
+
+    A tensor is named as the base's checkpoint names it. A tied tensor stands once, and tensors that the model class
+    does not load (old buffers) do not stand at all.
+
+    Attributes:
+        ref: what the user gave, with the fingerprint filled in.
+        directory: where the files lie.
+        hub_id: the hub id that it was downloaded from, None for a local directory.
+        config: config.json as it stands.
+        generation_config: generation_config.json as it stands, None where there is none.
+        tokenizer_files: names of the tokenizer's files in the directory.
+        license: what the README declares, None where it declares nothing.
+        catalogue: the tensors, with layer and part.
+        header: name -> (shape, dtype name).
+        tensors: the tensors, read lazily; they may share memory with the mapped files: nobody writes to them.
+        tied: further name -> name, for tied tensors.
+        unused: stored tensors that the model class does not load.
+        stored_names: name -> name in the files.
+        live_names: name -> name in the live model, where the live model keeps the tensor as it is stored.
+        architecture: what transformers makes of the checkpoint, None where it has no causal language model for it.
+        remote_code: whether the model's own code may run.
+        pickled: whether the weights are pickles.
+    """
+
+    ref: ModelRef
+    directory: Path
+    hub_id: str | None
+    config: Mapping[str, Any]
+    generation_config: Mapping[str, Any] | None
+    tokenizer_files: tuple[str, ...]
+    license: str | None
+    catalogue: TensorCatalogue
+    header: Mapping[str, tuple[tuple[int, ...], str]]
+    tensors: Mapping[str, torch.Tensor]
+    tied: Mapping[str, str]
+    unused: tuple[str, ...]
+    stored_names: Mapping[str, str]
+    live_names: Mapping[str, str]
+    architecture: Architecture | None
+    remote_code: bool
+    pickled: bool
+
+    @property
+    def name(self) -> str:
+        return self.ref.name
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether one tensor of the model has several names, as with shared input and output embeddings."""
+        return bool(self.tied)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The config with its defaults written out, where transformers knows the model."""
+        return self.architecture.settings if self.architecture else self.config
+
+
+def open_source(
+    ref: ModelRef,
+    *,
+    allow: Collection[str] = (),
+    like: Source | None = None,
+    trust_fingerprint: bool = False,
+) -> Source:
+    """Opens a model directory, or downloads it from the hub and opens it.
+
+    Args:
+        ref: the model. Where it has a fingerprint already, the files must still have it.
+        allow: what the user allowed beyond reading tensors: "pickle_weights", "remote_code".
+        like: the base. Tensors that are the same tensor of the live model are then named as the base names them, though
+            the files name them otherwise (with or without the prefix of the base model, either name of a tied tensor).
+        trust_fingerprint: take the fingerprint of `ref` as it is instead of reading all weights. For workers, on files
+            that the controller has just read.
+
+    Raises InvalidInput where the model is missing, damaged, or of a kind that is not allowed.
+    """
+    directory = find_directory(ref, allow=allow)
+    config = _read_config(ref, directory, allow)
+    weights = open_weights(directory, allow=allow)
+    remote_code = "remote_code" in allow and "auto_map" in config
+    architecture = describe(directory, config, weights.header, remote_code=remote_code)
+    stored_names, tied, live_names = _name_tensors(ref, weights, architecture, like)
+    header = {name: weights.header[stored] for name, stored in stored_names.items()}
+    return Source(
+        ref=replace(ref, fingerprint=_fingerprint(ref, config, weights, trust_fingerprint)),
+        directory=directory,
+        hub_id=ref.location if is_hub_id(ref.location) else None,
+        config=config,
+        generation_config=read_object_if_there(directory / "generation_config.json"),
+        tokenizer_files=tokenizer_files(directory),
+        license=read_license(directory),
+        catalogue=build_catalogue(header, tied),
+        header=header,
+        tensors=RenamedTensors(weights.tensors, stored_names),
+        tied=tied,
+        unused=architecture.unused if architecture else (),
+        stored_names=stored_names,
+        live_names=live_names,
+        architecture=architecture,
+        remote_code=remote_code,
+        pickled=weights.pickled,
+    )
+
+
+class RenamedTensors(Mapping[str, torch.Tensor]):
+    """Tensors under other names than they are stored under."""
+
+    def __init__(self, stored: Mapping[str, torch.Tensor], stored_names: Mapping[str, str]) -> None:
+        self._stored = stored
+        self._stored_names = stored_names
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._stored[self._stored_names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored_names)
+
+    def __len__(self) -> int:
+        return len(self._stored_names)
+
+
+def _read_config(ref: ModelRef, directory: Path, allow: Collection[str]) -> dict[str, Any]:
+    if (directory / "adapter_config.json").exists():
+        raise InvalidInput(f"source {ref.name!r}: {directory} is an adapter; merge it into its base model first")
+    config = read_object(directory / "config.json")
+    if "quantization_config" in config:
+        raise InvalidInput(f"source {ref.name!r}: {directory} is quantised; give the model as it was before quantising")
+    if "auto_map" in config and "remote_code" not in allow:
+        raise InvalidInput(
+            f"source {ref.name!r}: config.json in {directory} names code of its own (auto_map), which would run here; "
+            "remove auto_map if transformers knows the model, or add remote_code to `allow` if you trust its author"
+        )
+    return config
+
+
+def _fingerprint(ref: ModelRef, config: Mapping[str, Any], weights: Weights, trusted: bool) -> str:
+    if trusted and ref.fingerprint:
+        return ref.fingerprint
+    found = fingerprint(config, weights.digests())
+    if ref.fingerprint not in (None, found):
+        raise InvalidInput(
+            f"source {ref.name!r}: {ref.location} has changed: its fingerprint is {found}, expected {ref.fingerprint}"
+        )
+    return found
+
+
+def _name_tensors(
+    ref: ModelRef, weights: Weights, architecture: Architecture | None, like: Source | None
+) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """Name -> stored name, further name of a tied tensor -> name, and name -> live name."""
+    if architecture is None:
+        return {name: name for name in sorted(weights.header)}, {}, {}
+    names_of_like = {live: name for name, live in like.live_names.items()} if like else {}
+    ties, places = _ties(weights, architecture, like)
+    further_names = _grouped(ties)
+    stored_names = {name: name for name in architecture.converted}
+    tied: dict[str, str] = {}
+    live_names: dict[str, str] = {}
+    for live, stored in _grouped(places).items():
+        _check_equal(ref, weights.digest, stored)
+        # Of several stored names the one that the live model has first: `embed_tokens` rather than `lm_head`.
+        name = names_of_like.get(live, live if live in stored else stored[0])
+        stored_names[name] = name if name in stored else stored[0]
+        live_names[name] = live
+        if live in further_names:
+            tied |= dict.fromkeys({*stored, live, *further_names[live]} - {name}, name)
+    return dict(sorted(stored_names.items())), tied, live_names
+
+
+def _ties(weights: Weights, architecture: Architecture, like: Source | None) -> tuple[dict[str, str], dict[str, str]]:
+    """Further live name -> live name, and stored name -> live name.
+
+    Where the base ties tensors that this model keeps apart, but with equal values, they are tied here as well: trainers
+    that save both names of a tied tensor are many.
+    """
+    ties, places = dict(architecture.ties), dict(architecture.live_names)
+    stored_names = {live: name for name, live in places.items()}
+    for further, first in (like.architecture.ties if like and like.architecture else {}).items():
+        pair = [stored_names.get(name) for name in (further, first)]
+        if further not in ties and None not in pair and len({weights.digest(str(name)) for name in pair}) == 1:
+            ties[further] = first
+            places[str(pair[0])] = first
+    return ties, places
+
+
+def _grouped(leaders: Mapping[str, str]) -> dict[str, list[str]]:
+    """Leader -> its names, sorted."""
+    groups = defaultdict(list)
+    for name, leader in sorted(leaders.items()):
+        groups[leader].append(name)
+    return groups
+
+
+def _check_equal(ref: ModelRef, digest: Callable[[str], str], stored: list[str]) -> None:
+    if len(stored) > 1 and len({digest(name) for name in stored}) > 1:
+        raise InvalidInput(
+            f"source {ref.name!r}: {' and '.join(stored)} are one tied tensor by config.json, but the files hold "
+            "different values for them; set tie_word_embeddings to false if they are two tensors, or store one of them"
+        )

@@ -1,0 +1,68 @@
+"""The weights of a model directory, whatever kind of file they lie in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from evomerge.checkpoints import pickle_files, safetensors_files
+from evomerge.checkpoints.digests import dtype_name, tensor_digest
+from evomerge.checkpoints.safetensors_files import SafetensorsTensors, read_headers, stored_digest
+from evomerge.errors import InvalidInput
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors as they are stored, under the names of the file.
+
+    Attributes:
+        header: name -> (shape, dtype name), known without reading any tensor.
+        tensors: the tensors, read lazily; read-only by contract.
+        digest: the digest of one stored tensor.
+        pickled: whether they come from pickles.
+    """
+
+    header: Mapping[str, tuple[tuple[int, ...], str]]
+    tensors: Mapping[str, torch.Tensor]
+    digest: Callable[[str], str]
+    pickled: bool
+
+    def digests(self) -> dict[str, str]:
+        """All digests. Hashing releases the interpreter lock, so a few threads read as fast as the disk gives."""
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            return dict(zip(self.header, pool.map(self.digest, self.header), strict=True))
+
+
+def open_weights(directory: Path, *, allow: Collection[str] = ()) -> Weights:
+    """The weights of a directory: safetensors, or pickles where `allow` holds "pickle_weights".
+
+    Raises InvalidInput where there are none, they are damaged, or only pickles are there and they are not allowed.
+    """
+    names = (safetensors_files.ONE_FILE, safetensors_files.INDEX)
+    if any((directory / name).exists() for name in names):
+        return _safetensors(directory)
+    if not pickle_files.has_pickles(directory):
+        raise InvalidInput(f"{directory} has no weights: looked for {' and '.join(names)}")
+    if "pickle_weights" not in allow:
+        raise InvalidInput(
+            f"{directory} has only pickled weights, and reading a pickle can run code; convert them to safetensors, or "
+            "add pickle_weights to `allow` if you trust their author"
+        )
+    return _pickles(directory)
+
+
+def _safetensors(directory: Path) -> Weights:
+    stored = read_headers(directory)
+    header = {name: (tensor.shape, tensor.dtype) for name, tensor in stored.items()}
+    return Weights(header, SafetensorsTensors(stored), lambda name: stored_digest(stored[name]), pickled=False)
+
+
+def _pickles(directory: Path) -> Weights:
+    tensors = pickle_files.read_pickles(directory)
+    header = {name: (tuple(tensor.shape), dtype_name(tensor.dtype)) for name, tensor in tensors.items()}
+    return Weights(header, tensors, lambda name: tensor_digest(tensors[name]), pickled=True)

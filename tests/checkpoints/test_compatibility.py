@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from evomerge.checkpoints import Source, check_compatible, open_source
+from evomerge.errors import InvalidInput
+from evomerge.recipe import ModelRef
+
+
+def _lines(base: Source, *experts: Source) -> list[str]:
+    with pytest.raises(InvalidInput) as raised:
+        check_compatible(base, experts)
+    return str(raised.value).splitlines()[1:]
+
+
+def _tokenizer(directory: Path, tokens: dict[str, int] | list[list[Any]], special: tuple[str, ...] = ()) -> None:
+    added = [{"id": tokens[token], "content": token, "special": True} for token in special]  # type: ignore[call-overload]
+    content = {"added_tokens": added, "model": {"vocab": tokens}}
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama_tied", "gpt2", "qwen2", "neox", "opt", "mixtral"])
+def test_fine_tunes_of_one_base_are_compatible_without_warnings(kind: str, open_model: Callable[..., Source]) -> None:
+    base = open_model(kind, "base")
+    experts = [open_model(kind, f"expert{seed}", seed=seed, like=base) for seed in (1, 2)]
+    assert check_compatible(base, experts) == []
+
+
+def test_each_mismatch_is_a_line_that_names_both_models(open_model: Callable[..., Source]) -> None:
+    base = open_model("llama", "base")
+    narrow = open_model("llama", "narrow", intermediate_size=40)
+    deep = open_model("llama", "deep", num_hidden_layers=3)
+    lines = _lines(base, narrow, deep)
+    assert all(line.startswith("- 'base' and ") for line in lines)
+    assert "- 'base' and 'narrow': config intermediate_size is 48 and 40" in lines
+    assert any(
+        "'narrow': 6 tensors have other shapes: model.layers.0.mlp.down_proj.weight [32, 48] and [32, 40]" in line
+        for line in lines
+    )
+    assert any(
+        "'deep' has 9 tensors that 'base' lacks: model.layers.2.input_layernorm.weight" in line for line in lines
+    )
+
+
+def test_n23_unequal_vocabularies_are_refused(open_model: Callable[..., Source]) -> None:
+    lines = _lines(open_model("llama", "base"), open_model("llama", "expert", vocab_size=66))
+    assert "- 'base' and 'expert': config vocab_size is 64 and 66" in lines
+    assert any("lm_head.weight [64, 32] and [66, 32]" in line for line in lines)
+
+
+def test_n23_a_tied_and_an_untied_model_are_refused(open_model: Callable[..., Source]) -> None:
+    base = open_model("llama_tied", "base")
+    lines = _lines(base, open_model("llama", "expert", like=base))
+    assert lines == [
+        "- 'base' and 'expert': model.embed_tokens.weight and lm_head.weight are one tied tensor in 'base' and "
+        "separate in 'expert'"
+    ]
+
+
+def test_other_architectures_are_refused(open_model: Callable[..., Source]) -> None:
+    lines = _lines(open_model("llama", "base"), open_model("gpt2", "expert"))
+    assert "- 'base' and 'expert': config model_type is 'llama' and 'gpt2'" in lines
+
+
+@pytest.mark.parametrize(
+    "change", [{"hidden_act": "gelu"}, {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}]
+)
+def test_other_arithmetic_with_equal_shapes_is_refused(
+    change: dict[str, Any], open_model: Callable[..., Source]
+) -> None:
+    base = open_model("llama", "base")
+    expert = open_model("llama", "expert", **change)
+    assert expert.header == base.header
+    assert {f"- 'base' and 'expert': config {key}" for key in change} == {
+        line.split(" is ")[0] for line in _lines(base, expert)
+    }
+
+
+def test_other_rotary_settings_and_norms_are_a_warning(open_model: Callable[..., Source]) -> None:
+    rope = {"rope_theta": 500000.0, "rope_type": "default"}
+    expert = open_model("llama", "expert", rms_norm_eps=1e-5, rope_parameters=rope)
+    assert check_compatible(open_model("llama", "base"), [expert]) == [
+        "'base' and 'expert': config rms_norm_eps is 1e-06 and 1e-05; merges run with 1e-06",
+        "'base' and 'expert': config rope_parameters.rope_theta is 10000.0 and 500000.0; merges run with 10000.0",
+    ]
+
+
+def test_an_old_config_that_leaves_out_defaults_is_not_a_difference(
+    open_model: Callable[..., Source], make_model: Callable[..., Path]
+) -> None:
+    directory = make_model("llama", "expert")
+    config = json.loads((directory / "config.json").read_text())
+    del config["rope_parameters"], config["hidden_act"]
+    (directory / "config.json").write_text(json.dumps(config | {"rope_theta": 10000.0, "use_cache": False}))
+    assert check_compatible(open_model("llama", "base"), [open_source(ModelRef("expert", str(directory)))]) == []
+
+
+def test_other_dtypes_are_a_warning(open_model: Callable[..., Source]) -> None:
+    expert = open_model("llama", "expert", dtype=torch.bfloat16)
+    (warning,) = check_compatible(open_model("llama", "base"), [expert])
+    assert "21 tensors have other dtypes: lm_head.weight float32 and bfloat16" in warning
+
+
+def test_n23_one_id_for_two_tokens_is_refused(open_model: Callable[..., Source]) -> None:
+    base, expert = open_model("llama", "base"), open_model("llama", "expert")
+    _tokenizer(base.directory, {"a": 0, "b": 1, "c": 2})
+    _tokenizer(expert.directory, {"a": 0, "c": 1, "z": 2})
+    assert _lines(base, expert) == [
+        "- 'base' and 'expert': the vocabularies give 1 ids to other tokens: 'c' is 2 and 1"
+    ]
+    _tokenizer(expert.directory, {"a": 0, "b": 1, "z": 2})
+    assert _lines(base, expert) == [
+        "- 'base' and 'expert': the vocabularies give 1 ids to other tokens: 2 is 'c' and 'z'"
+    ]
+
+
+def test_further_and_special_tokens_are_a_warning(open_model: Callable[..., Source]) -> None:
+    base, expert = open_model("llama", "base"), open_model("llama", "expert")
+    _tokenizer(base.directory, {"a": 0, "b": 1})
+    _tokenizer(expert.directory, {"a": 0, "b": 1, "<pad>": 2}, special=("<pad>",))
+    assert check_compatible(base, [expert]) == [
+        "'base' and 'expert': 1 tokens stand in one vocabulary only: '<pad>'; merges use the base's",
+        "'base' and 'expert': 1 tokens are special in one tokenizer only: <pad>",
+    ]
+
+
+def test_a_unigram_vocabulary_is_read_by_position(open_model: Callable[..., Source]) -> None:
+    base, expert = open_model("llama", "base"), open_model("llama", "expert")
+    _tokenizer(base.directory, [["a", 0.0], ["b", -1.0]])
+    _tokenizer(expert.directory, [["b", 0.0], ["a", -1.0]])
+    assert "2 ids" in _lines(base, expert)[0]
+
+
+def test_an_expert_without_a_tokenizer_is_compatible(open_model: Callable[..., Source]) -> None:
+    base, expert = open_model("llama", "base"), open_model("llama", "expert")
+    _tokenizer(base.directory, {"a": 0})
+    assert check_compatible(base, [expert]) == []
+
+
+def test_tensors_that_are_not_loaded_are_a_warning(
+    make_model: Callable[..., Path], open_model: Callable[..., Source]
+) -> None:
+    file = make_model("llama", "expert") / "model.safetensors"
+    save_file(load_file(file) | {"old.buffer": torch.ones(1)}, file)
+    expert = open_source(ModelRef("expert", str(file.parent)))
+    (warning,) = check_compatible(open_model("llama", "base"), [expert])
+    assert warning == "'expert': LlamaForCausalLM does not load 1 tensors: old.buffer"

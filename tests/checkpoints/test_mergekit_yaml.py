@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from evomerge.catalogue import TensorCatalogue, build_catalogue
+from evomerge.checkpoints import to_mergekit
+from evomerge.checkpoints.mergekit_yaml import _evaluate, _position
+from evomerge.methods import MERGEKIT_SEMANTICS, METHODS, resolve_options
+from evomerge.recipe import ModelRef, Recipe, Rule
+
+SUFFIXES = ("input_layernorm", "mlp.down_proj", "mlp.up_proj", "self_attn.o_proj", "self_attn.q_proj")
+CATALOGUE = build_catalogue(
+    {f"model.layers.{layer}.{suffix}.weight": ((4, 4), "float32") for layer in range(4) for suffix in SUFFIXES}
+    | dict.fromkeys(("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"), ((4, 4), "float32"))
+)
+BASE = ModelRef("base", "org/base")
+EXPERTS = (ModelRef("math", "org/math", "v2"), ModelRef("code", "/models/code"))
+ALL = CATALOGUE.names
+
+
+def _recipe(*rules: Rule) -> Recipe:
+    return Recipe(BASE, EXPERTS, rules, "bfloat16", seed=7)
+
+
+def _rule(
+    method: str, tensors: tuple[str, ...] = ALL, options: dict[str, Any] | None = None, **parameters: Any
+) -> Rule:
+    if "lambda_" in parameters:
+        parameters["lambda"] = parameters.pop("lambda_")
+    chosen = resolve_options(method, options or {}) if method in METHODS else {}
+    return Rule(tensors, method, ("math", "code"), parameters, chosen)
+
+
+def _content(recipe: Recipe, catalogue: TensorCatalogue = CATALOGUE) -> dict[str, Any]:
+    text, reason = to_mergekit(recipe, catalogue)
+    assert text is not None, reason
+    assert reason == ""
+    content: dict[str, Any] = yaml.safe_load(text)
+    return content
+
+
+def _reason(recipe: Recipe) -> str:
+    text, reason = to_mergekit(recipe, CATALOGUE)
+    assert text is None
+    return reason
+
+
+def test_a_linear_merge() -> None:
+    assert _content(_recipe(_rule("linear", weight=(0.3, 0.7)))) == {
+        "merge_method": "linear",
+        "models": [
+            {"model": "org/math@v2", "parameters": {"weight": 0.3}},
+            {"model": "/models/code", "parameters": {"weight": 0.7}},
+        ],
+        "parameters": {"normalize": True},
+        "dtype": "bfloat16",
+        "tokenizer_source": "org/base",
+    }
+
+
+def test_slerp_starts_at_its_first_source() -> None:
+    content = _content(_recipe(_rule("slerp", t=0.25)))
+    assert content["base_model"] == "org/math@v2"
+    assert content["parameters"] == {"t": 0.25}
+    assert content["models"] == [{"model": "org/math@v2"}, {"model": "/models/code"}]
+
+
+def test_task_arithmetic_is_not_normalised() -> None:
+    content = _content(_recipe(_rule("task_arithmetic", weight=(0.5, -0.1))))
+    assert content["base_model"] == "org/base"
+    assert content["parameters"] == {"normalize": False}
+
+
+def test_ties_with_mergekits_semantics_needs_no_caveat() -> None:
+    rule = _rule("ties", options=dict(MERGEKIT_SEMANTICS["ties"]), density=(0.2, 0.4), weight=(1.0, 0.5), lambda_=0.9)
+    text, _ = to_mergekit(_recipe(rule), CATALOGUE)
+    assert text is not None
+    assert "WILL differ" not in text
+    content = yaml.safe_load(text)
+    assert content["parameters"] == {"lambda": 0.9, "normalize": True}
+    assert content["models"][0]["parameters"] == {"density": 0.2, "weight": 1.0}
+
+
+def test_ties_with_other_semantics_says_which() -> None:
+    rule = _rule("ties", options={"trim_scope": "layer_group"}, density=(0.2, 0.4), weight=(1.0, 1.0), lambda_=1.0)
+    text, _ = to_mergekit(_recipe(rule), CATALOGUE)
+    assert text is not None
+    assert "WILL differ" in text
+    assert "#   trim_scope: layer_group here, tensor in mergekit" in text
+    assert "#   weighting: count here, norm in mergekit" in text
+
+
+def test_the_density_of_dare_is_what_is_not_dropped() -> None:
+    text, _ = to_mergekit(_recipe(_rule("dare_linear", drop_rate=(0.75, 0.5), weight=(1.0, 1.0))), CATALOGUE)
+    assert text is not None
+    assert [model["parameters"]["density"] for model in yaml.safe_load(text)["models"]] == [0.25, 0.5]
+    assert "random masks of its own" in text
+
+
+def test_dare_ties_is_expressible_where_nothing_is_trimmed_again() -> None:
+    values: dict[str, Any] = {"drop_rate": (0.5, 0.5), "weight": (1.0, 1.0), "lambda_": 1.0}
+    assert "does not trim" in _reason(_recipe(_rule("dare_ties", density=(0.5, 1.0), **values)))
+    assert _content(_recipe(_rule("dare_ties", density=(1.0, 1.0), **values)))["merge_method"] == "dare_ties"
+    free = _rule("dare_ties", options={"dare_ties": "no_trim", "rescale": "none"}, density=(0.5, 0.5), **values)
+    assert _content(_recipe(free))["parameters"]["rescale"] is False
+
+
+def _value(name: str) -> float:
+    """A number of its own for each layer and part."""
+    entry = CATALOGUE[name]
+    return 0.01 * (ord(entry.part[0]) - 90) + (0 if entry.layer is None else 0.1 * (entry.layer + 1))
+
+
+def test_rules_by_layer_and_part_become_gradients_and_filters() -> None:
+    rules = [
+        _rule("linear", tuple(n for n in ALL if _value(n) == value), weight=(value, 1 - value))
+        for value in sorted({_value(name) for name in ALL})
+    ]
+    setting = _content(_recipe(*rules))["models"][0]["parameters"]["weight"]
+    for name in ALL:
+        assert _evaluate(setting, name, _position(CATALOGUE, name)) == pytest.approx(_value(name))
+    assert {condition.get("filter") for condition in setting} >= {"model.norm.weight", "lm_head.weight", None}
+
+
+def test_rules_that_split_a_module_are_told_by_the_whole_name() -> None:
+    split = tuple(name for name in ALL if "q_proj" in name)
+    rest = tuple(name for name in ALL if "q_proj" not in name)
+    setting = _content(_recipe(_rule("slerp", split, t=0.9), _rule("slerp", rest, t=0.1)))["parameters"]["t"]
+    assert all(_evaluate(setting, name, 0.0) == (0.9 if name in split else 0.1) for name in ALL)
+
+
+def test_filters_that_would_also_fit_other_tensors_are_noticed() -> None:
+    catalogue = build_catalogue(dict.fromkeys(("norm.weight", "prenorm.weight"), ((1,), "float32")))
+    rules = [_rule("slerp", (name,), t=t) for name, t in (("norm.weight", 0.1), ("prenorm.weight", 0.2))]
+    text, reason = to_mergekit(_recipe(*rules), catalogue)
+    assert text is None
+    assert "cannot tell prenorm.weight from other tensors" in reason
+
+
+def test_integer_buffers_need_no_rule() -> None:
+    catalogue = build_catalogue({"a.weight": ((1,), "float32"), "steps": ((1,), "int64")})
+    assert _content(_recipe(_rule("slerp", ("a.weight",), t=0.5)), catalogue)["merge_method"] == "slerp"
+
+
+@pytest.mark.parametrize(
+    ("rules", "reason"),
+    [
+        ([], "this recipe has 0"),
+        ([_rule("linear", ALL[:3], weight=(1.0, 1.0)), _rule("slerp", ALL[3:], t=0.5)], "this recipe has 2"),
+        ([_rule("column_linear")], "no counterpart of the method column_linear"),
+        ([_rule("slerp", ALL[:3], t=0.5)], "20 tensors are copied from the base"),
+        (
+            [
+                _rule("slerp", ALL[:3], t=0.5),
+                Rule(ALL[3:], "slerp", ("code", "math"), {"t": 0.5}, {"multi_model": "reject"}),
+            ],
+            "different sources",
+        ),
+        (
+            [
+                _rule("linear", ALL[:3], weight=(1.0, 1.0)),
+                _rule("linear", ALL[3:], {"normalize": False}, weight=(1.0, 1.0)),
+            ],
+            "different options",
+        ),
+    ],
+)
+def test_what_mergekit_cannot_say_comes_with_a_reason(rules: list[Rule], reason: str) -> None:
+    assert reason in _reason(_recipe(*rules))

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from evomerge.checkpoints import Parent, license_warnings, model_card
+from evomerge.recipe import ModelRef, Recipe, Rule
+
+RECIPE = Recipe(
+    ModelRef("base", "org/base"),
+    (ModelRef("math", "/home/me/math"),),
+    (Rule(("a", "b"), "ties", ("math",), {"density": (0.2,), "lambda": 1.0}, {"trim_scope": "tensor"}),),
+    "bfloat16",
+    seed=3,
+)
+BASE = Parent("base", "org/base", "apache-2.0", "f" * 64)
+
+
+def _card(*parents: Parent, rows: tuple[tuple[str, ...], ...] = (("merge", "0.71"),)) -> str:
+    return model_card(RECIPE, parents, ("model", "arith | acc"), rows, title="toy", reproduce="evomerge run toy.yaml")
+
+
+def _front_matter(card: str) -> dict[str, object]:
+    content: dict[str, object] = yaml.safe_load(card.split("---\n")[1])
+    return content
+
+
+def test_equal_licences_are_the_licence_of_the_merge() -> None:
+    card = _card(BASE, Parent("math", "org/math", "apache-2.0", None))
+    assert _front_matter(card) == {
+        "base_model": ["org/base", "org/math"],
+        "base_model_relation": "merge",
+        "library_name": "transformers",
+        "license": "apache-2.0",
+        "tags": ["merge", "evomerge"],
+    }
+    assert "Warning" not in card
+
+
+def test_different_licences_are_listed() -> None:
+    content = _front_matter(_card(BASE, Parent("math", None, "mit", None)))
+    assert content["license"] == "other"
+    assert content["licenses_of_the_sources"] == ["apache-2.0", "mit"]
+    assert content["base_model"] == ["org/base"]
+
+
+@pytest.mark.parametrize(
+    ("license_name", "words"),
+    [(None, "is unknown"), ("cc-by-nc-nd-4.0", "forbids derivatives"), ("cc-by-nc-4.0", "forbids commercial use")],
+)
+def test_a_licence_that_a_merge_may_not_respect_is_a_warning(license_name: str | None, words: str) -> None:
+    (warning,) = license_warnings([BASE, Parent("math", None, license_name, None)])
+    assert words in warning
+    assert "`math`" in warning
+    assert warning in _card(BASE, Parent("math", None, license_name, None))
+
+
+def test_a_card_tells_what_was_merged_the_scores_and_how_to_reproduce_it() -> None:
+    card = _card(BASE, Parent("math", None, "mit", "a" * 64))
+    assert "| ties | 2 | math | density 0.2; lambda 1 | trim_scope tensor |" in card
+    assert "| model | arith \\| acc |" in card
+    assert "| merge | 0.71 |" in card
+    assert "evomerge run toy.yaml" in card
+    assert RECIPE.digest in card
+
+
+def test_a_card_tells_no_local_path() -> None:
+    assert "/home/me" not in _card(BASE, Parent("math", None, "mit", None))
+
+
+def test_a_card_without_scores_has_no_table_of_scores() -> None:
+    assert "## Scores" not in _card(BASE, rows=())

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from evomerge.recipe import ModelRef, Recipe, Rule, single_source
+
+BASE = ModelRef("base", "/models/base", None, "b" * 64)
+MATH = ModelRef("math", "org/math", "main", "c" * 64)
+CODE = ModelRef("code", "org/code", "main", "d" * 64)
+TIES = Rule(("x", "y"), "ties", ("math", "code"), {"density": (0.2, 0.5), "lambda": 1.0}, {"trim_scope": "tensor"})
+COPY = Rule(("z",), "linear", ("math",), {"weight": (1.0,)}, {"normalize": False})
+RECIPE = Recipe(BASE, (MATH, CODE), (TIES, COPY), "bfloat16", seed=7)
+
+
+def test_where_the_sources_lie_does_not_change_the_digest() -> None:
+    moved = replace(RECIPE, base=replace(BASE, location="/elsewhere", revision="x"))
+    assert moved.digest == RECIPE.digest
+    moved = replace(RECIPE, sources=(replace(MATH, location="/copy", revision=None), CODE))
+    assert moved.digest == RECIPE.digest
+
+
+def test_without_a_fingerprint_the_location_is_all_there_is() -> None:
+    first = replace(RECIPE, base=replace(BASE, fingerprint=None))
+    assert replace(first, base=replace(first.base, location="/elsewhere")).digest != first.digest
+    assert replace(first, base=replace(first.base, revision="v2")).digest != first.digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"base": replace(BASE, fingerprint="e" * 64)},
+        {"base": replace(BASE, name="other")},
+        {"sources": (CODE, MATH)},
+        {"sources": (MATH, replace(CODE, fingerprint="e" * 64))},
+        {"sources": (MATH,)},
+        {"dtype": "float32"},
+        {"seed": 8},
+        {"semantics": 2},
+        {"rules": (TIES,)},
+        {"rules": (replace(TIES, tensors=("x",)), COPY)},
+        {"rules": (replace(TIES, method="dare_ties"), COPY)},
+        {"rules": (replace(TIES, sources=("code", "math")), COPY)},
+        {"rules": (replace(TIES, parameters={"density": (0.2, 0.5), "lambda": 1.0000001}), COPY)},
+        {"rules": (replace(TIES, parameters={"density": (0.5, 0.2), "lambda": 1.0}), COPY)},
+        {"rules": (replace(TIES, options={"trim_scope": "global"}), COPY)},
+        {"rules": (replace(TIES, options={}), COPY)},
+    ],
+)
+def test_n22_everything_else_changes_the_digest(change: dict[str, Any]) -> None:
+    assert replace(RECIPE, **change).digest != RECIPE.digest
+
+
+def test_the_order_of_parameters_and_options_does_not_change_the_digest() -> None:
+    turned = replace(TIES, parameters=dict(reversed(list(TIES.parameters.items()))))
+    assert replace(RECIPE, rules=(turned, COPY)).digest == RECIPE.digest
+
+
+def test_the_digest_is_the_same_in_every_release() -> None:
+    assert RECIPE.digest == "f7829ee5f863fab10715495617f678f9a6c6a2872513bdb356af120eea756cf7"
+
+
+def test_a_recipe_comes_back_from_json_as_it_was() -> None:
+    again = Recipe.from_json(RECIPE.to_json())
+    assert again == RECIPE
+    assert again.digest == RECIPE.digest
+    assert json.loads(RECIPE.to_json())["digest"] == RECIPE.digest
+
+
+def test_numbers_keep_all_their_digits_in_json() -> None:
+    rule = replace(COPY, parameters={"weight": (0.1 + 0.2,), "t": 1e-17})
+    assert Recipe.from_json(replace(RECIPE, rules=(rule,)).to_json()).rules == (rule,)
+
+
+def test_numbers_that_are_not_finite_have_no_digest() -> None:
+    rule = replace(COPY, parameters={"weight": (float("nan"),)})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        _ = replace(RECIPE, rules=(rule,)).digest
+
+
+def test_a_single_source_is_a_recipe_too() -> None:
+    recipe = single_source(BASE, MATH, ("x", "y"), "float32")
+    assert recipe.sources == (MATH,)
+    assert recipe.rules[0].parameters == {"weight": (1.0,)}
+    assert Recipe.from_json(recipe.to_json()) == recipe
