@@ -1,0 +1,153 @@
+"""What a method function is given: the tensors of one rule, with resolved parameters and options.
+
+Every method goes through the tensors in pieces of bounded size, so that its temporaries stay small (on a CPU: in cache)
+whatever the size of the tensor. The arithmetic on a piece is element-wise and uses no fused multiply-add, which the
+vectorised loops and their remainders would not use alike: any division into pieces and any number of threads gives the
+same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evomerge.errors import InvalidInput, MergeError
+from evomerge.merging.thresholds import Thresholds
+from evomerge.methods import OptionValue
+
+Tensors = Mapping[str, Tensor]
+
+# Elements per piece. CPU: a few fp32 temporaries fit the second-level cache. Elsewhere: enough to hide kernel launches.
+CPU_PIECE = 1 << 17
+DEVICE_PIECE = 1 << 24
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A slice `[start, stop)` of one flattened tensor, in the dtype of the arithmetic.
+
+    The tensors may share memory with the sources: never write into them.
+    """
+
+    start: int
+    base: Tensor | None
+    sources: list[Tensor]
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.sources[0].numel()
+
+    def task_vectors(self) -> list[Tensor]:
+        """tau_i = theta_i - theta_0, in memory of their own."""
+        return [source - self.the_base for source in self.sources]
+
+    @property
+    def the_base(self) -> Tensor:
+        if self.base is None:
+            raise InvalidInput("this method works on task vectors (source minus base); give the base model")
+        return self.base
+
+
+@dataclass(frozen=True)
+class Group:
+    """The tensors of one recipe rule.
+
+    Attributes:
+        names: the floating-point tensors to merge.
+        base, sources: name -> tensor of any float dtype, for all of `names` and `scope_names`; never written into.
+        parameters, options: as resolved by `evomerge.methods`.
+        seed: key of the random masks.
+        thresholds: where order statistics are looked up, or None to count them.
+        scope_names: all tensors that a global statistic extends over.
+    """
+
+    names: tuple[str, ...]
+    base: Tensors | None
+    sources: Sequence[Tensors]
+    parameters: Mapping[str, float | Sequence[float]]
+    options: Mapping[str, OptionValue]
+    seed: int
+    thresholds: Thresholds | None
+    scope_names: tuple[str, ...]
+
+    def shared(self, name: str) -> float:
+        value = self.parameters[name]
+        if isinstance(value, Sequence):
+            raise InvalidInput(f"parameter {name!r} is one number, not one per source, but got {value!r}")
+        return float(value)
+
+    def per_source(self, name: str) -> tuple[float, ...]:
+        value = self.parameters[name]
+        if not isinstance(value, Sequence) or len(value) != len(self.sources):
+            raise InvalidInput(
+                f"parameter {name!r} has one number for each of {len(self.sources)} sources, but got {value!r}"
+            )
+        return tuple(float(item) for item in value)
+
+    def normalisable(self, weights: Sequence[float]) -> float:
+        """The sum of the weights, which a normalised method divides by.
+
+        Raises:
+            MergeError: the sum is zero, or so small that dividing by it would turn rounding errors into weights.
+        """
+        total = sum(weights)
+        if abs(total) < 1e-8:
+            raise MergeError(f"the weights {list(weights)} sum to {total}: they cannot be divided by their sum")
+        return total
+
+    def scope_of(self, name: str) -> tuple[str, ...]:
+        """The tensors over which statistics of this tensor are taken, in alphabetical order (option `trim_scope`)."""
+        match self.options["trim_scope"]:
+            case "tensor":
+                return (name,)
+            case "layer_group":
+                return tuple(sorted(self.names))
+            case _:
+                return tuple(sorted(self.scope_names))
+
+    def elements(self, scope: Sequence[str]) -> int:
+        return sum(self.like(name).numel() for name in scope)
+
+    def like(self, name: str) -> Tensor:
+        """The tensor whose shape and device the result has."""
+        return self.sources[0][name] if self.base is None else self.base[name]
+
+    def dtype(self, names: Sequence[str]) -> torch.dtype:
+        """float32, or float64 where one of the tensors is; float64 would otherwise lose what its owner cared about."""
+        models = self.sources if self.base is None else (self.base, *self.sources)
+        wide = any(model[name].dtype == torch.float64 for model in models for name in names)
+        return torch.float64 if wide else torch.float32
+
+    def pieces(self, name: str, sources: Sequence[int] | None = None) -> Iterator[Piece]:
+        """The pieces of one tensor in element order, with the base and all or only the given sources."""
+        like, dtype = self.like(name), self.dtype([name])
+        chosen = self.sources if sources is None else [self.sources[index] for index in sources]
+        flat_base = None if self.base is None else _flat(self.base, name)
+        flat_sources = [_flat(source, name) for source in chosen]
+        size = CPU_PIECE if like.device.type == "cpu" else DEVICE_PIECE
+
+        def widened(flat: Tensor, start: int) -> Tensor:
+            return flat[start : start + size].to(like.device, dtype)
+
+        for start in range(0, like.numel(), size):
+            base = None if flat_base is None else widened(flat_base, start)
+            yield Piece(start, base, [widened(flat, start) for flat in flat_sources])
+
+    def merge(self, name: str, kernel: Callable[[Piece], Tensor]) -> Tensor:
+        """The merged tensor, in the dtype of the arithmetic and in memory of its own."""
+        like = self.like(name)
+        merged = torch.empty(like.shape, dtype=self.dtype([name]), device=like.device)
+        flat = merged.view(-1)
+        for piece in self.pieces(name):
+            flat[piece.start : piece.stop] = kernel(piece)
+        return merged
+
+
+def _flat(model: Tensors, name: str) -> Tensor:
+    tensor = model[name]
+    if not tensor.is_floating_point():
+        raise InvalidInput(f"tensor {name!r} is {tensor.dtype}: only floating-point tensors can be merged; copy it")
+    return tensor.detach().reshape(-1)

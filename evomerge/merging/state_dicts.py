@@ -1,0 +1,134 @@
+"""Merging of whole state dicts: the reference path of every weight-space method."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evomerge.catalogue import layer_of
+from evomerge.errors import InvalidInput, MergeError
+from evomerge.merging.merge import merge_group
+from evomerge.methods import OptionValue, method_info, validate
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+def merge_state_dicts(
+    method: str,
+    sources: Sequence[Mapping[str, Tensor]],
+    base: Mapping[str, Tensor] | None = None,
+    parameters: Mapping[str, float | Sequence[float]] = _NOTHING,
+    options: Mapping[str, OptionValue] = _NOTHING,
+    statistics: Sequence[Mapping[str, Tensor]] | None = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Merge models given as `{tensor name: tensor}`.
+
+    Floating-point tensors are merged in float32 (float64 where one of them is) and rounded once, to the dtype of the
+    base or, without a base, of the first source; all other tensors are copied from there. Names that share one tensor
+    in every model (tied weights) count once, under the alphabetically first name. `trim_scope: layer_group` takes
+    statistics over the tensors of one layer, and over all tensors outside the layers together.
+
+    Args:
+        method: a name from `evomerge.methods.METHODS`.
+        sources: the models to merge, with the same tensor names and shapes.
+        base: the model that task vectors are taken from, for methods that need one.
+        parameters: per-source values are lists in source order, and a number stands for all sources.
+        options: semantics options, or `{"semantics": "mergekit"}` for mergekit's choices.
+        statistics: one `{name: tensor}` per source, for methods that need them.
+        seed: key of the random masks.
+
+    Returns:
+        New tensors by name, in the order of the base or of the first source. No memory is shared with the inputs.
+
+    Raises:
+        InvalidInput: unknown method, parameter, option or value, or models that do not fit together.
+        MergeError: weights that sum to zero are to be normalised, or a merged tensor is not finite.
+    """
+    if isinstance(sources, Mapping):
+        raise InvalidInput("sources is a list of state dicts, but got one state dict")
+    resolved, chosen = validate(method, parameters, options, len(sources), has_base=base is not None)
+    if "statistics" not in method_info(method).needs and statistics is not None:
+        raise InvalidInput(f"{method} uses no statistics; leave them out")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise InvalidInput(f"seed must be an integer, but got {seed!r}")
+    template = sources[0] if base is None else base
+    _refuse_misfits(template, {**({"base": base} if base is not None else {}), **_numbered(sources)})
+
+    canonical = _canonical_names(template, [template, *sources])
+    names = sorted({canonical[name] for name in template if template[name].is_floating_point()})
+    merged: dict[str, Tensor] = {}
+    for group in _groups(names, chosen):
+        tensors = merge_group(method, group, base, sources, resolved, chosen, seed=seed, scope_names=names)
+        for name, tensor in tensors:
+            merged[name] = tensor.to(template[name].dtype)
+    for name, tensor in merged.items():
+        # Not every 8-bit float type knows isfinite.
+        if not bool(torch.isfinite(tensor if tensor.itemsize > 1 else tensor.float()).all()):
+            raise MergeError(f"{method} gives values that are not finite in tensor {name!r} ({tensor.dtype})")
+    result = {}
+    for name, tensor in template.items():
+        found = merged.get(canonical[name])
+        result[name] = tensor.detach().clone() if found is None else found if name in merged else found.clone()
+    return result
+
+
+def _groups(names: list[str], options: Mapping[str, OptionValue]) -> list[list[str]]:
+    if options.get("trim_scope") != "layer_group":
+        return [names]
+    layers = layer_of(names)
+    by_layer: dict[int | None, list[str]] = defaultdict(list)
+    for name in names:
+        by_layer[layers[name]].append(name)
+    return list(by_layer.values())
+
+
+def _canonical_names(template: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor]]) -> dict[str, str]:
+    """name -> the alphabetically first name of the same tensor in every model."""
+    first: dict[tuple[Any, ...], str] = {}
+    canonical = {}
+    for name in sorted(template):
+        identity = tuple(_identity(model[name]) for model in models)
+        # Tensors without elements all have the null address.
+        canonical[name] = first.setdefault(identity, name) if template[name].numel() else name
+    return canonical
+
+
+def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.device, tensor.dtype, tuple(tensor.shape), tensor.stride()
+
+
+def _numbered(sources: Sequence[Mapping[str, Tensor]]) -> dict[str, Mapping[str, Tensor]]:
+    return {f"source {index}": source for index, source in enumerate(sources)}
+
+
+def _refuse_misfits(template: Mapping[str, Tensor], models: Mapping[str, Mapping[str, Tensor]]) -> None:
+    whose = next(iter(models))
+    for owner, model in models.items():
+        if missing := sorted(template.keys() - model.keys()):
+            raise InvalidInput(f"{owner} lacks tensors that {whose} has: {_some(missing)}")
+        if extra := sorted(model.keys() - template.keys()):
+            raise InvalidInput(f"{owner} has tensors that {whose} lacks: {_some(extra)}")
+        misfits = [
+            f"{name} ({_kind(model[name])}, {whose} {_kind(tensor)})"
+            for name, tensor in sorted(template.items())
+            if model[name].shape != tensor.shape or model[name].is_floating_point() != tensor.is_floating_point()
+        ]
+        if misfits:
+            raise InvalidInput(f"{owner} does not fit {whose}: {_some(misfits)}")
+    if complex_names := sorted(name for name, tensor in template.items() if tensor.is_complex()):
+        raise InvalidInput(f"complex tensors cannot be merged: {_some(complex_names)}")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+
+
+def _some(items: Iterable[str]) -> str:
+    listed = list(items)
+    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

@@ -1,0 +1,28 @@
+"""Sums that do not depend on the number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def ordered_sum(pieces: Iterable[Tensor]) -> float:
+    """The sum of all elements in float64, in an order that is fixed by the pieces alone.
+
+    `torch.sum` splits a long vector over its threads, so that its last bits depend on their number, and a candidate
+    scored with one thread would differ from the same candidate exported with eight. Halving the vector again and again
+    needs nothing but element-wise additions.
+    """
+    return sum((_halved(piece.reshape(-1).to(torch.float64)) for piece in pieces), 0.0)
+
+
+def _halved(values: Tensor) -> float:
+    while values.numel() > 1:
+        half = values.numel() // 2
+        rest = values[2 * half :]
+        values = values[:half] + values[half : 2 * half]
+        if rest.numel():
+            values = torch.cat([values, rest])
+    return float(values) if values.numel() else 0.0

@@ -1,0 +1,33 @@
+"""Task vectors of a group in pieces, as they stand or changed element by element."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+from evomerge.merging.group import Group, Piece
+
+Change = Callable[[int, Tensor], Tensor]
+"""(index of the first element, piece of a flattened task vector) -> the changed piece; may write into its argument."""
+
+
+class TaskVectors:
+    """tau_i = theta_i - theta_0 of each source, or what `change(source, tensor name)` makes of it (None: nothing)."""
+
+    def __init__(self, group: Group, change: Callable[[int, str], Change | None] = lambda source, name: None) -> None:
+        self._group = group
+        self._change = change
+
+    def of(self, name: str, piece: Piece) -> list[Tensor]:
+        """The vectors of all sources in a piece that holds all of them, in new memory."""
+        return [self._changed(source, name, piece.start, tau) for source, tau in enumerate(piece.task_vectors())]
+
+    def pieces(self, source: int, name: str) -> Iterator[Tensor]:
+        """The vector of one source in element order."""
+        for piece in self._group.pieces(name, [source]):
+            yield self._changed(source, name, piece.start, piece.task_vectors()[0])
+
+    def _changed(self, source: int, name: str, start: int, task_vector: Tensor) -> Tensor:
+        change = self._change(source, name)
+        return task_vector if change is None else change(start, task_vector)

@@ -1,0 +1,203 @@
+"""TIES: trim each task vector, elect a sign per element, merge what agrees with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from evomerge.merging.group import Group, Piece
+from evomerge.merging.task_vectors import TaskVectors
+from evomerge.merging.thresholds import KEEP_ALL, CountedThresholds, Cut, trim
+
+Lookup = Callable[[int, tuple[str, ...], int], float | None]
+"""(source, scope, k) -> the k-th smallest magnitude of the vectors to be trimmed, or None where it must be counted."""
+
+
+def merge_ties(group: Group) -> Iterator[tuple[str, Tensor]]:
+    """theta = theta_0 + lambda * merged(trimmed tau_i), TIES-Merging, arXiv 2306.01708.
+
+    trim    t_i = tau_i where |tau_i| is at least its k-th smallest in scope, else 0; k by `kept_rule`, see `kept_rank`
+    elect   g = sign(sum_i w_i t_i), or of the sum of signs; g = 0 takes the majority sign of g over the scope, or +1
+    merge   of the w_i t_i with sign g (negative where g is still 0): mean, sum or largest, see `merge_agreeing`
+
+    With a provider of thresholds, elements tied at the threshold are all kept, also under `kept_rule: topk`.
+
+    Yields:
+        (name, merged tensor), each once, in the order of the group's names.
+
+    Raises:
+        MergeError: all weights are zero and `weighting: norm` divides by them.
+    """
+    vectors = TaskVectors(group)
+    trimming = Trimming(group, vectors, None if group.thresholds is None else group.thresholds.kth_magnitude)
+    return Election(group, vectors, trimming).merge()
+
+
+def kept_rank(kept_rule: str, density: float, elements: int) -> int:
+    """k such that an element is kept where its magnitude is at least the k-th smallest; 0: everything is kept.
+
+    `ge_kth` keeps int(dK) + 1 of d elements, `topk` int(dK), `mask_rate` d - int(d(1-K)) + 1; each keeps at least the
+    largest, and everything at K = 1.
+    """
+    if density == 1:
+        return 0
+    match kept_rule:
+        case "topk":
+            kept = max(1, int(elements * density))
+            return elements - kept + 1 if kept < elements else 0
+        case "mask_rate":
+            return int(elements * (1 - density))
+        case _:
+            return elements - int(elements * density)
+
+
+def elected_sum(vectors: Sequence[Tensor], elect: str) -> Tensor:
+    """The tensor whose sign is elected: sum_i x_i (`mass`) or sum_i sign(x_i) (`count`)."""
+    votes = [vector.sign() for vector in vectors] if elect == "count" else vectors
+    total = votes[0].clone()
+    for vote in votes[1:]:
+        total += vote
+    return total
+
+
+def merge_agreeing(
+    vectors: Sequence[Tensor], sign: Tensor, weights: Sequence[float], agg: str, weighting: str
+) -> Tensor:
+    """Merge, element by element, those vectors that have the elected sign.
+
+    Args:
+        vectors: x_i = w_i t_i of each source, of one shape.
+        sign: the elected sign g, +1 or -1.
+        weights: w_i.
+        agg: `dis-mean`, `dis-sum` (the sum) or `dis-max` (the x_i of largest magnitude).
+        weighting: what dis-mean divides the sum by: the number of kept x_i (`count`), the sum of their weights (`norm`)
+            or nothing (`sum`).
+    """
+    merged = torch.zeros_like(sign)
+    divisor = torch.zeros_like(sign)
+    for vector, weight in zip(vectors, weights, strict=True):
+        kept = (vector * sign).clamp_(min=0)  # magnitude of what agrees, 0 elsewhere: much faster than selecting
+        if agg == "dis-max":
+            torch.maximum(merged, kept, out=merged)
+        else:
+            merged += kept
+        if agg == "dis-mean" and weighting != "sum":
+            divisor += kept.sign_() * weight if weighting == "norm" else kept.sign_()
+    if agg == "dis-mean" and weighting == "count":
+        merged /= divisor.clamp_(min=1)
+    elif agg == "dis-mean" and weighting == "norm":
+        # Where nothing is kept: 0 / 1. Weights of both signs that cancel are left undivided rather than blown up.
+        merged /= torch.where(divisor.abs() < 1e-8, 1.0, divisor)
+    return merged.mul_(sign)
+
+
+class Trimming:
+    """The cut of each tensor of each source. What concerns a whole scope is determined once, at first use."""
+
+    def __init__(self, group: Group, vectors: TaskVectors, lookup: Lookup | None) -> None:
+        self._group = group
+        self._lookup = lookup
+        self._counted = CountedThresholds(vectors.pieces, group.dtype)
+        self._densities = group.per_source("density")
+        self._cuts: dict[tuple[int, tuple[str, ...]], dict[str, Cut]] = {}
+
+    def cuts(self, name: str) -> list[Cut]:
+        """One cut per source."""
+        scope = self._group.scope_of(name)
+        sources = range(len(self._densities))
+        for source in sources:
+            if (source, scope) not in self._cuts:
+                self._cuts[source, scope] = self._cut(source, scope)
+        return [self._cuts[source, scope][name] for source in sources]
+
+    def _cut(self, source: int, scope: tuple[str, ...]) -> dict[str, Cut]:
+        rule, elements = str(self._group.options["kept_rule"]), self._group.elements(scope)
+        k = kept_rank(rule, self._densities[source], elements)
+        if k == 0:
+            return dict.fromkeys(scope, KEEP_ALL)
+        threshold = None if self._lookup is None else self._lookup(source, scope, k)
+        if threshold is not None:
+            return dict.fromkeys(scope, Cut(threshold))
+        threshold = self._counted.kth_magnitude(source, scope, k)
+        if rule != "topk":
+            return dict.fromkeys(scope, Cut(threshold))
+        ties = self._counted.ties_to_keep(source, scope, threshold, kept=elements - k + 1)
+        return {name: Cut(threshold, count) for name, count in ties.items()}
+
+
+class Election:
+    """Elects signs and merges what agrees: the second half of TIES, on vectors that are trimmed or (None) are not."""
+
+    def __init__(self, group: Group, vectors: TaskVectors, trimming: Trimming | None) -> None:
+        self._group = group
+        self._vectors = vectors
+        self._trimming = trimming
+        self._weights = group.per_source("weight")
+        self._factor = group.shared("lambda")
+        self._elect, self._agg, self._weighting = (str(group.options[key]) for key in ("elect", "agg", "weighting"))
+        self._by_majority = group.options["zero_sign"] == "global majority"
+        self._majorities: dict[tuple[str, ...], bool] = {}
+
+    def merge(self) -> Iterator[tuple[str, Tensor]]:
+        """See `merge_ties`."""
+        if self._agg == "dis-mean" and self._weighting == "norm":
+            self._group.normalisable([abs(weight) for weight in self._weights])
+        for name in self._group.names:
+            yield name, self._merge_tensor(name)
+
+    def _merge_tensor(self, name: str) -> Tensor:
+        # The sign of a zero sum matters only where values cancel exactly, and finding the majority takes a pass over
+        # the scope. So until it is known a zero counts as positive, and the majority is asked for when it matters.
+        scope = self._group.scope_of(name) if self._by_majority else ()
+        assumed = self._majorities.get(scope, True)
+        theta, cancelled = self._merge_with(name, zero_is_positive=assumed)
+        if self._by_majority and cancelled and self._majority_is_positive(scope) != assumed:
+            theta, _ = self._merge_with(name, zero_is_positive=not assumed)
+        return theta
+
+    def _majority_is_positive(self, scope: tuple[str, ...]) -> bool:
+        """Whether more elements of the scope have a positive than a negative elected sum; a balance is negative."""
+        if scope not in self._majorities:
+            balance = 0
+            for name in scope:
+                vote = self._vote(name)
+                for piece in self._group.pieces(name):
+                    balance += int(vote(piece)[0].sign().sum())  # exact: a piece has at most 2**24 elements
+            self._majorities[scope] = balance > 0
+        return self._majorities[scope]
+
+    def _merge_with(self, name: str, *, zero_is_positive: bool) -> tuple[Tensor, bool]:
+        """The merged tensor, and whether somewhere kept values sum to exactly zero."""
+        cancelled = torch.zeros((), dtype=torch.bool, device=self._group.like(name).device)
+        vote = self._vote(name)
+
+        def kernel(piece: Piece) -> Tensor:
+            nonlocal cancelled
+            total, vectors = vote(piece)
+            sign = (total >= 0 if zero_is_positive else total > 0).to(total.dtype).mul_(2).sub_(1)
+            merged = merge_agreeing(vectors, sign, self._weights, self._agg, self._weighting)
+            if self._by_majority:
+                # Kept values under a zero sum: there are some of this sign, and with them some of the other.
+                cancelled |= ((total == 0) & (merged != 0)).any()
+            return merged.mul_(self._factor).add_(piece.the_base)
+
+        return self._group.merge(name, kernel), bool(cancelled)
+
+    def _vote(self, name: str) -> Callable[[Piece], tuple[Tensor, list[Tensor]]]:
+        """For the pieces of a tensor, in order: the tensor whose sign is elected, and the vectors w_i t_i."""
+        cuts = None if self._trimming is None else self._trimming.cuts(name)
+
+        def vote(piece: Piece) -> tuple[Tensor, list[Tensor]]:
+            nonlocal cuts
+            vectors = self._vectors.of(name, piece)
+            if cuts is not None:
+                trimmed = [trim(vector, cut) for vector, cut in zip(vectors, cuts, strict=True)]
+                vectors, cuts = [vector for vector, _ in trimmed], [cut for _, cut in trimmed]
+            for vector, weight in zip(vectors, self._weights, strict=True):
+                if weight != 1:
+                    vector *= weight
+            return elected_sum(vectors, self._elect), vectors
+
+        return vote

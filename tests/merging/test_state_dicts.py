@@ -1,0 +1,383 @@
+"""What holds for every method: the contract of `merge_state_dicts` and `merge_group`."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import evomerge
+from evomerge.errors import InvalidInput, MergeError
+from evomerge.merging import METHOD_FUNCTIONS, group, merge_group, merge_state_dicts
+from evomerge.merging.sums import ordered_sum
+from evomerge.methods import METHODS, validate
+
+ALL = sorted(METHODS)
+SHAPES = {
+    "model.embed.weight": (30, 8),
+    "model.layers.0.attn.weight": (8, 8),
+    "model.layers.0.norm.bias": (8,),
+    "model.layers.1.attn.weight": (8, 8),
+    "scalar": (),
+    "empty": (0, 4),
+}
+
+
+def models(n: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[dict[str, torch.Tensor]]:
+    """A base and n sources near it."""
+    generator = torch.Generator().manual_seed(seed)
+    base = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    made = [base] + [
+        {name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator) for name, tensor in base.items()}
+        for _ in range(n)
+    ]
+    made = [{name: tensor.to(dtype) for name, tensor in model.items()} for model in made]
+    for index, model in enumerate(made):
+        model["position_ids"] = torch.arange(4) + index
+        model["flag"] = torch.tensor(index == 0)
+    return made
+
+
+def n_sources(method: str) -> int:
+    return METHODS[method].sources or 3
+
+
+def merge(method: str, dtype: torch.dtype = torch.float32, **arguments):
+    base, *sources = models(n_sources(method), dtype)
+    return merge_state_dicts(method, sources, base, **arguments)
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return list(one) == list(two) and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_every_method_has_exactly_one_function():
+    assert METHOD_FUNCTIONS.keys() == METHODS.keys()
+
+
+@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_results_have_names_shapes_and_dtype_of_the_base_and_its_integer_tensors(method, dtype):
+    base, *sources = models(n_sources(method), dtype)
+    result = merge_state_dicts(method, [{**source} for source in sources], base)
+    assert list(result) == list(base)
+    for name, tensor in result.items():
+        assert tensor.dtype == base[name].dtype
+        assert tensor.shape == base[name].shape
+        assert not tensor.requires_grad
+    assert torch.equal(result["position_ids"], base["position_ids"])
+    assert torch.equal(result["flag"], base["flag"])
+
+
+def test_without_a_base_the_first_source_is_the_template():
+    _, one, two = models(2)
+    result = merge_state_dicts("linear", [{k: v.half() if v.is_floating_point() else v for k, v in one.items()}, two])
+    assert result["scalar"].dtype == torch.float16
+    assert torch.equal(result["position_ids"], one["position_ids"])
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_n24_inputs_are_neither_changed_nor_shared(method):
+    base, *sources = models(n_sources(method))
+    before = [{name: tensor.clone() for name, tensor in model.items()} for model in (base, *sources)]
+    parameters, options = {parameter.name: parameter.default for parameter in METHODS[method].parameters}, {}
+    result = merge_state_dicts(method, sources, base, parameters, options)
+    assert all(same(model, copy) for model, copy in zip((base, *sources), before, strict=True))
+    assert parameters == {parameter.name: parameter.default for parameter in METHODS[method].parameters}
+    addresses = {tensor.data_ptr() for model in (base, *sources) for tensor in model.values() if tensor.numel()}
+    assert not addresses & {tensor.data_ptr() for tensor in result.values() if tensor.numel()}
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_n24_one_source_alone_is_not_aliased(method):
+    if METHODS[method].sources not in (None, 1):
+        return
+    base, source = models(1)
+    result = merge_state_dicts(method, [source], base)
+    result["model.embed.weight"].zero_()
+    assert bool(source["model.embed.weight"].any())
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_n13_global_generators_are_untouched_and_do_not_matter(method):
+    torch.manual_seed(1)
+    first = merge(method)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    torch.manual_seed(2)
+    second = merge(method)
+    torch.manual_seed(1)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[:2]
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert same(first, second)
+
+
+@pytest.mark.parametrize("method", [name for name in ALL if name.startswith("dare")])
+def test_the_seed_decides_the_masks(method):
+    assert same(merge(method, seed=1), merge(method, seed=1))
+    assert not same(merge(method, seed=1), merge(method, seed=2))
+
+
+def options_of(method: str):
+    """The defaults, mergekit's choices, and every other choice of each option alone."""
+    yield {}
+    yield {"semantics": "mergekit"}
+    for option in METHODS[method].options:
+        for choice in option.choices[1:]:
+            yield {option.name: choice}
+
+
+def ends_of(method: str, widest: bool):
+    """All combinations of the lowest and highest values of the parameters, to search or (`widest`) valid at all."""
+    ends = [
+        (
+            p.minimum if widest and math.isfinite(p.minimum) else p.low,
+            p.maximum if widest and math.isfinite(p.maximum) else p.high,
+        )
+        for p in METHODS[method].parameters
+    ]
+    for values in itertools.product(*ends):
+        yield {p.name: value for p, value in zip(METHODS[method].parameters, values, strict=True)}
+
+
+@pytest.mark.parametrize("size", [1, 64, 128])
+@pytest.mark.parametrize("method", ALL)
+def test_n6_every_method_is_finite_at_the_ends_of_every_range_on_small_tensors(method, size):
+    generator = torch.Generator().manual_seed(0)
+    base = {"a": torch.randn(size, generator=generator), "b": torch.randn(1, size, generator=generator)}
+    sources = [
+        {name: tensor + 0.01 * torch.randn(tensor.shape, generator=generator) for name, tensor in base.items()}
+        for _ in range(n_sources(method) - 1)
+    ]
+    sources.append(base)  # and one source that has not moved at all
+    for options in options_of(method):
+        search_ends = ends_of(method, widest=False) if not options else ()
+        for parameters in itertools.chain(search_ends, ends_of(method, widest=True)):
+            try:
+                result = merge_state_dicts(method, sources, base, parameters, options)
+            except MergeError:
+                assert parameters["weight"] == 0.0  # weights that are all zero cannot be normalised
+                continue
+            assert all(bool(tensor.isfinite().all()) for tensor in result.values())
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_n5_a_nan_in_a_source_is_an_error_and_never_hidden(method):
+    base, *sources = models(n_sources(method))
+    sources[0]["model.layers.0.norm.bias"][3] = math.nan
+    parameters = {"weight": 1.0} if any(p.name == "weight" for p in METHODS[method].parameters) else {}
+    parameters |= {"drop_rate": 0.0} if method.startswith("dare") else {}
+    with pytest.raises(MergeError, match=r"not finite in tensor 'model.layers.0.norm.bias'"):
+        merge_state_dicts(method, sources, base, parameters)
+
+
+def test_an_overflow_of_the_final_cast_is_an_error():
+    base, source = {"w": torch.zeros(2).half()}, {"w": torch.full((2,), 60000.0).half()}
+    with pytest.raises(MergeError, match="not finite"):
+        merge_state_dicts("task_arithmetic", [source, source], base, {"weight": 1.0})
+
+
+# --- the same numbers by every path ---
+
+
+def grouped(method, base, sources, options, names, **arguments):
+    resolved, chosen = validate(method, {}, options, len(sources))
+    yielded = list(merge_group(method, names, base, sources, resolved, chosen, seed=0, **arguments))
+    assert [name for name, _ in yielded] == list(names)
+    return dict(yielded)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_merging_group_by_group_gives_the_reference(method):
+    base, *sources = models(n_sources(method))
+    layers = [
+        ["model.layers.0.norm.bias", "model.layers.0.attn.weight"],
+        ["model.layers.1.attn.weight"],
+        ["scalar", "model.embed.weight", "empty"],
+    ]
+    everything = sorted(itertools.chain(*layers))
+    for scope in ("layer_group", "global", "tensor"):
+        options = {"trim_scope": scope} if "ties" in method else {}
+        reference = merge_state_dicts(method, sources, base, {}, options)
+        for names in layers:
+            for name, tensor in grouped(method, base, sources, options, names, scope_names=everything).items():
+                assert tensor.dtype == torch.float32
+                assert torch.equal(tensor, reference[name])
+
+
+class SortedTable:
+    def __init__(self, sources, base):
+        self._sources, self._base = sources, base
+
+    def kth_magnitude(self, source, scope, k):
+        assert list(scope) == sorted(scope)
+        flat = torch.cat([(self._sources[source][name] - self._base[name]).reshape(-1) for name in scope])
+        assert 1 <= k <= len(flat)
+        return float(flat.abs().sort().values[k - 1])
+
+
+@pytest.mark.parametrize("kept_rule", ["ge_kth", "mask_rate", "topk"])
+def test_looked_up_thresholds_give_the_reference(kept_rule):
+    base, *sources = models(3)
+    names = sorted(SHAPES)
+    for scope in ("global", "tensor", "layer_group"):
+        options = {"trim_scope": scope, "kept_rule": kept_rule}
+        counted = grouped("ties", base, sources, options, names)
+        looked_up = grouped("ties", base, sources, options, names, thresholds=SortedTable(sources, base))
+        assert same(counted, looked_up)
+
+
+@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("semantics", ["evomerge", "mergekit"])
+def test_any_division_into_pieces_gives_the_same_bits(method, semantics, monkeypatch):
+    options = {"semantics": semantics}
+    whole = merge(method, options=options)
+    monkeypatch.setattr(group, "CPU_PIECE", 7)
+    pieced = merge(method, options=options)
+    if method == "slerp" or (method.startswith("dare") and semantics == "mergekit"):
+        # Norms are sums over the pieces: fixed by the size of a piece, which is a constant.
+        assert all(torch.allclose(whole[name], pieced[name]) for name in whole)
+    else:
+        assert same(whole, pieced)
+
+
+@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("semantics", ["evomerge", "mergekit"])
+def test_the_number_of_threads_changes_no_bit(method, semantics):
+    generator = torch.Generator().manual_seed(0)
+    base = {"w": torch.randn(200, 501, generator=generator)}
+    sources = [{"w": base["w"] + 0.01 * torch.randn(200, 501, generator=generator)} for _ in range(n_sources(method))]
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(merge_state_dicts(method, sources, base, {}, {"semantics": semantics}))
+    finally:
+        torch.set_num_threads(threads)
+    assert same(results[0], results[1])
+    assert same(results[0], results[2])
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_the_order_of_tensors_and_their_strides_change_no_bit(method):
+    base, *sources = models(n_sources(method))
+    plain = merge_state_dicts(method, sources, base)
+
+    def shuffled(model):
+        return {
+            name: model[name].t().contiguous().t() if model[name].dim() == 2 else model[name]
+            for name in reversed(model)
+        }
+
+    result = merge_state_dicts(method, [shuffled(source) for source in sources], shuffled(base))
+    assert list(result) == list(reversed(base))
+    assert same({name: result[name] for name in base}, plain)
+
+
+def test_ordered_sums_are_exact_enough_and_of_any_length():
+    for n in (0, 1, 2, 3, 1000, 1023):
+        values = torch.randn(n, generator=torch.Generator().manual_seed(n))
+        assert ordered_sum(values.split(100)) == pytest.approx(math.fsum(values.tolist()), abs=1e-12)
+
+
+def test_tied_tensors_count_once_and_stay_equal():
+    generator = torch.Generator().manual_seed(0)
+
+    def tied():
+        shared = torch.randn(100, generator=generator)
+        return {"lm_head.weight": shared, "other": torch.randn(50, generator=generator), "embed.weight": shared}
+
+    base, *sources = (tied() for _ in range(3))
+    for method in ("ties", "dare_ties", "dare_linear"):
+        result = merge_state_dicts(method, sources, base, seed=5)
+        once = [{name: model[name] for name in ("embed.weight", "other")} for model in (base, *sources)]
+        expected = merge_state_dicts(method, once[1:], once[0], seed=5)
+        assert torch.equal(result["embed.weight"], expected["embed.weight"])
+        assert torch.equal(result["lm_head.weight"], expected["embed.weight"])
+        assert torch.equal(result["other"], expected["other"])
+        assert result["lm_head.weight"].data_ptr() != result["embed.weight"].data_ptr()
+
+
+def test_parameters_that_require_gradients_are_merged_without_them():
+    base, *sources = (torch.nn.Linear(4, 4).state_dict(keep_vars=True) for _ in range(3))
+    assert not merge_state_dicts("ties", sources, base)["weight"].requires_grad
+
+
+# --- what is refused ---
+
+
+def test_misfits_are_named():
+    base, one, two = models(2)
+    with pytest.raises(InvalidInput, match="source 1 lacks tensors that base has: scalar"):
+        merge_state_dicts("linear", [one, {k: v for k, v in two.items() if k != "scalar"}], base)
+    with pytest.raises(InvalidInput, match="source 0 has tensors that base lacks: extra"):
+        merge_state_dicts("linear", [{**one, "extra": torch.zeros(1)}, two], base)
+    with pytest.raises(InvalidInput, match=r"source 1 does not fit source 0: scalar .*shape \(2,\).*shape \(\)"):
+        merge_state_dicts("linear", [one, {**two, "scalar": torch.zeros(2)}])
+    with pytest.raises(InvalidInput, match=r"does not fit base: scalar \(torch.int64"):
+        merge_state_dicts("linear", [{**one, "scalar": torch.tensor(1)}, two], base)
+    with pytest.raises(InvalidInput, match="and 95 more"):
+        merge_state_dicts("linear", [one, {**two, **{f"extra{i:03}": torch.zeros(1) for i in range(100)}}])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sources": {"w": torch.ones(1)}}, "list of state dicts"),
+        ({"sources": []}, "at least one source"),
+        ({"base": None}, "give the base"),
+        ({"statistics": [{}, {}]}, "uses no statistics"),
+        ({"seed": 1.5}, "seed must be an integer"),
+        ({"method": "tiess"}, "did you mean 'ties'"),
+        ({"parameters": {"density": 2}}, "outside"),
+        ({"options": {"agg": "mean"}}, "dis-mean"),
+    ],
+)
+def test_invalid_arguments_are_refused(arguments, message):
+    model = {"w": torch.ones(1)}
+    with pytest.raises(InvalidInput, match=message):
+        merge_state_dicts(**{"method": "ties", "sources": [model, model], "base": model, **arguments})
+
+
+def test_complex_tensors_are_refused():
+    with pytest.raises(InvalidInput, match="complex"):
+        merge_state_dicts("linear", [{"w": torch.ones(1, dtype=torch.complex64)}])
+
+
+def test_groups_refuse_integer_tensors_and_unknown_methods():
+    model = {"w": torch.tensor([1, 2])}
+    with pytest.raises(InvalidInput, match="only floating-point"):
+        grouped("linear", None, [model], {}, ["w"])
+    with pytest.raises(InvalidInput, match="did you mean"):
+        merge_group("liner", ["w"], None, [model], {}, {}, seed=0)
+
+
+def test_n24_refusals_survive_optimised_python():
+    code = """
+import torch
+from evomerge.errors import InvalidInput, MergeError
+from evomerge.merging import merge_state_dicts
+one, two = {"w": torch.ones(2)}, {"w": torch.ones(3)}
+cases = [
+    ("linear", [one, two], None, {}), ("ties", [one], None, {}), ("linear", [one], None, {"weight": -1}),
+    ("linear", [one], None, {"weight": 0}), ("slerp", [one], None, {}), ("ties", [one], one, {"density": 2}),
+]
+for method, sources, base, parameters in cases:
+    try:
+        merge_state_dicts(method, sources, base, parameters)
+    except (InvalidInput, MergeError):
+        continue
+    raise SystemExit(f"accepted: {method} {parameters}")
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(evomerge.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(
+        [sys.executable, "-O", "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr

@@ -1,0 +1,81 @@
+"""Exact order statistics without sorting."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evomerge.merging.thresholds import CountedThresholds, Cut, kth_smallest_magnitude, trim
+
+floats32 = st.floats(width=32, allow_nan=False)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(floats32, min_size=1, max_size=60), st.data())
+def test_the_kth_magnitude_is_that_of_the_sorted_vector(values, data):
+    k = data.draw(st.integers(1, len(values)))
+    tensor = torch.tensor(values, dtype=torch.float32)
+    split = data.draw(st.integers(0, len(values)))
+    pieces = [tensor[:split], tensor[split:]]
+    assert kth_smallest_magnitude(lambda: pieces, k, torch.float32) == sorted(abs(v) for v in values)[k - 1]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.floats(allow_nan=False), min_size=1, max_size=40), st.data())
+def test_the_kth_magnitude_of_double_precision_is_exact_too(values, data):
+    k = data.draw(st.integers(1, len(values)))
+    pieces = [torch.tensor(values, dtype=torch.float64)]
+    assert kth_smallest_magnitude(lambda: pieces, k, torch.float64) == sorted(abs(v) for v in values)[k - 1]
+
+
+def test_single_and_double_precision_in_one_scope_are_ranked_together():
+    pieces = [torch.tensor([1.0, 3.0]), torch.tensor([2.0, 1e-300], dtype=torch.float64)]
+    assert [kth_smallest_magnitude(lambda: pieces, k, torch.float64) for k in (1, 2, 3, 4)] == [1e-300, 1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("k", [0, -1, 4])
+def test_a_rank_beyond_the_number_of_elements_is_an_error(k):
+    with pytest.raises(ValueError, match=f"no {k}-th smallest of 3 elements"):
+        kth_smallest_magnitude(lambda: [torch.ones(3)], k, torch.float32)
+
+
+def test_a_large_random_vector_agrees_with_sorting():
+    generator = torch.Generator().manual_seed(0)
+    tensor = torch.randn(100_001, generator=generator)
+    ordered = tensor.abs().sort().values
+    for k in (1, 2, 50_000, 99_999, 100_001):
+        assert kth_smallest_magnitude(lambda: tensor.split(30_000), k, torch.float32) == float(ordered[k - 1])
+
+
+def test_ties_are_kept_lowest_index_first_in_the_order_of_the_scope():
+    vectors = {"a": torch.tensor([1.0, -2.0, 1.0]), "b": torch.tensor([1.0, 3.0])}
+    counted = CountedThresholds(lambda source, name: iter(vectors[name].split(2)), lambda names: torch.float32)
+    assert counted.ties_to_keep(0, ("a", "b"), threshold=1.0, kept=4) == {"a": 2, "b": 0}
+    assert counted.ties_to_keep(0, ("a", "b"), threshold=1.0, kept=5) == {"a": 2, "b": 1}
+
+
+def test_trimming_in_pieces_uses_up_the_ties():
+    vector = torch.tensor([1.0, -1.0, 2.0, 1.0])
+    whole, _ = trim(vector, Cut(1.0, ties=1))
+    assert whole.tolist() == [1.0, 0.0, 2.0, 0.0]
+    first, cut = trim(vector[:1], Cut(1.0, ties=1))
+    second, _ = trim(vector[1:], cut)
+    assert torch.equal(torch.cat([first, second]), whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@settings(deadline=None, max_examples=50)
+@given(values=st.lists(floats32, min_size=1, max_size=40))
+def test_elements_at_the_threshold_survive(dtype, values):
+    vector = torch.tensor(values, dtype=dtype)
+    threshold = sorted(abs(v) for v in values)[len(values) // 2]
+    expected = [value if abs(value) >= threshold else 0.0 for value in values]
+    assert trim(vector, Cut(threshold))[0].tolist() == expected
+
+
+def test_n5_a_nan_survives_trimming():
+    vector = torch.tensor([float("nan"), 1.0, 2.0] * 20)
+    for cut in (Cut(0.0), Cut(1.5), Cut(1.5, ties=0)):
+        assert bool(trim(vector, cut)[0][0].isnan())
