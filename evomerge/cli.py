@@ -58,7 +58,7 @@ def run(
     json_: Json = False,
 ) -> None:
     """Create the study or go on with it until its budget is spent; then compare the winner on held-out items."""
-    from evomerge.report.leaderboard import leaderboard, leaderboard_document, leaderboard_table
+    from evomerge.report.leaderboard import leaderboard, leaderboard_document, leaderboard_tables
     from evomerge.report.progress import listening
     from evomerge.search import run_search
     from evomerge.spec import override
@@ -69,7 +69,7 @@ def run(
         run_search(chosen, ray=ray, listener=listener)
     stored = read_search(chosen)
     lines = leaderboard(stored)
-    _print(leaderboard_document(stored, lines), json_, lambda _: leaderboard_table(stored, lines))
+    _print(leaderboard_document(stored, lines), json_, lambda _: leaderboard_tables(stored, lines))
 
 
 @app.command()
@@ -91,13 +91,17 @@ def leaderboard(
 ) -> None:
     """Sources, baselines and the best trials, on search and on held-out items."""
     from evomerge.report.leaderboard import leaderboard as lines_of
-    from evomerge.report.leaderboard import leaderboard_document, leaderboard_table
+    from evomerge.report.leaderboard import leaderboard_document, leaderboard_tables
     from evomerge.report.places import places
     from evomerge.study.opening import read_search
 
     stored = read_search(_spec(spec, storage, study))
     lines = lines_of(stored, top)
-    _print(leaderboard_document(stored, lines), json_, lambda _: leaderboard_table(stored, lines))
+    if json_:
+        from evomerge.report.reproduction import with_commands
+
+        lines = with_commands(stored, lines, _words(spec, storage, study))
+    _print(leaderboard_document(stored, lines), json_, lambda _: leaderboard_tables(stored, lines))
     if not json_:
         typer.echo(places(stored))
 

@@ -58,7 +58,9 @@ class Objective:
         if self.aggregate == "weighted_mean":
             return {task: self.weights[task] / total for task in points}
         value = self.value(scores)
-        return {task: value * self.weights[task] / total / point if point > 0 else 0.0 for task, point in points.items()}
+        return {
+            task: value * self.weights[task] / total / point if point > 0 else 0.0 for task, point in points.items()
+        }
 
     def _point(self, task: str, score: TaskScores) -> float:
         if self.scales is None:

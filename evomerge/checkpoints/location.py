@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from evomerge.checkpoints.wording import one_line
 from evomerge.errors import InvalidInput
 from evomerge.recipe import ModelRef
 
@@ -62,5 +63,5 @@ def _download(ref: ModelRef, allow: Collection[str]) -> Path:
         raise InvalidInput(
             f"source {ref.name!r}: there is no directory {Path(ref.location).absolute()}, and {ref.location!r}, which "
             f"looks like a hub id, could not be had from the hub or its cache at revision {ref.revision or 'main'!r}: "
-            f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+            f"{one_line(error)}"
         ) from error

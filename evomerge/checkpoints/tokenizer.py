@@ -8,6 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from evomerge.checkpoints.location import find_directory
+from evomerge.checkpoints.wording import one_line
 from evomerge.errors import InvalidInput
 from evomerge.recipe import ModelRef
 
@@ -23,5 +24,5 @@ def load_tokenizer(ref: ModelRef, *, allow: Collection[str] = ()) -> Any:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code="remote_code" in allow)
     except (OSError, ValueError) as error:
         raise InvalidInput(
-            f"source {ref.name!r}: no tokenizer can be loaded from {directory}: {str(error).splitlines()[0]}"
+            f"source {ref.name!r}: no tokenizer can be loaded from {directory}: {one_line(error)}"
         ) from None

@@ -8,6 +8,8 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -88,29 +90,52 @@ def leaderboard_document(stored: StoredSearch, lines: Sequence[Line]) -> dict[st
     }
 
 
-def leaderboard_table(stored: StoredSearch, lines: Sequence[Line]) -> Table:
-    """The leaderboard for a terminal: the objective on both parts, then every task on the held-out items."""
-    table = Table(title=f"{stored.study.study_name}: leaderboard", title_justify="left", header_style="bold")
-    tasks = list(next((part.tasks for line in lines for part in (line.held_out, line.search) if part), {}))
+def leaderboard_tables(stored: StoredSearch, lines: Sequence[Line]) -> Group:
+    """The leaderboard for a terminal: the objective on both parts of the items, then every task."""
     held_out = any(line.held_out for line in lines)
-    table.add_column("model")
-    table.add_column("search", justify="right")
-    table.add_column("held-out", justify="right")
-    for task in tasks:
-        table.add_column(task, justify="right")
+    summary = _table(f"{stored.study.study_name}: objective", ("search", "±", "held-out", "±", "s / candidate"))
     for line in lines:
-        shown = line.held_out if held_out else line.search
-        name = f"best found (trial {line.trial})" if line.kind == "best" else line.label
-        style = "bold green" if line.kind == "best" else "dim" if line.kind == "trial" else ""
-        cells = [_number(line.search), _number(line.held_out), *(_task(shown, task) for task in tasks)]
-        table.add_row(Text(name), *cells, style=style)
-    metrics = {
-        str(content["metric"]) for line in lines for part in (line.search,) if part for content in part.tasks.values()
-    }
-    part = "held-out" if held_out else "search"
-    table.caption = f"objective ± standard error; tasks ({', '.join(sorted(metrics))}) on the {part} items"
-    table.caption_justify = "left"
+        seconds = f"{line.seconds:.1f}" if line.seconds is not None else "–"
+        summary.add_row(_name(line), *_cells(line.search), *_cells(line.held_out), seconds, style=_STYLES[line.kind])
+    tasks = list(next((part.tasks for line in lines for part in (line.held_out, line.search) if part), {}))
+    detail = _table(f"every task, on the {'held-out' if held_out else 'search'} items", _short(tasks))
+    for line in lines:
+        part = line.held_out if held_out else line.search
+        if part is not None:
+            detail.add_row(
+                _name(line), *(_number(part.tasks[task]["value"]) for task in tasks), style=_STYLES[line.kind]
+            )
+    return Group(summary, detail)
+
+
+_STYLES = {"best": "bold green", "trial": "dim", "source": "", "baseline": ""}
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
     return table
+
+
+def _short(tasks: Sequence[str]) -> list[str]:
+    """Task names without a first word that they all share."""
+    first = {task.partition("_")[0] for task in tasks}
+    shared = len(tasks) > 1 and len(first) == 1 and all("_" in task for task in tasks)
+    return [task.partition("_")[2] if shared else task for task in tasks]
+
+
+def _name(line: Line) -> Text:
+    return Text(f"best found ({line.label})" if line.kind == "best" else line.label)
+
+
+def _cells(part: Part | None) -> tuple[str, str]:
+    return ("–", "") if part is None else (_number(part.value), _number(part.stderr))
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def _rows(study: optuna.Study | None) -> list[Record]:
@@ -130,13 +155,3 @@ def _rank(line: Line) -> tuple[float, float]:
         -(line.held_out.value if line.held_out else float("-inf")),
         -(line.search.value if line.search else float("-inf")),
     )
-
-
-def _number(part: Part | None) -> str:
-    if part is None:
-        return "–"
-    return f"{part.value:.3f}" + (f" ± {part.stderr:.3f}" if part.stderr is not None else "")
-
-
-def _task(part: Part | None, task: str) -> str:
-    return f"{part.tasks[task]['value']:.3f}" if part is not None and task in part.tasks else "–"

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+import optuna
 from optuna.trial import TrialState
 from rich.console import Console
 from rich.live import Live
@@ -27,6 +28,7 @@ LOG_SECONDS = 10.0  # how often a log that is not a terminal gets a line at most
 @contextmanager
 def listening() -> Iterator[Listener]:
     """A listener for standard error: one live line on a terminal, JSON lines otherwise."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     console = Console(stderr=True)
     if not console.is_terminal:
         yield Listener(_log_phase, _Log().status)

@@ -96,9 +96,9 @@ def test_log_ratios_mean_the_weight_relative_to_the_first_source():
 
 
 def test_a_range_divided_by_sources_scales_with_their_number():
-    assert bound("task-arithmetic-per-block").distributions["layers0-1.red.weight"].high == 0.75
+    assert bound("task-arithmetic-per-block").distributions["layers0-1.red.weight"].high == 1.0
     two = bound("task-arithmetic-per-block", EXPERTS[:2])
-    assert two.distributions["layers0-1.red.weight"].high == 1.5
+    assert two.distributions["layers0-1.red.weight"].high == 2.0
 
 
 def test_smooth_depth_interpolates_between_control_points():

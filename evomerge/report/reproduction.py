@@ -1,0 +1,89 @@
+"""How somebody else gets the numbers of the leaderboard: the exact `lm_eval` command of each row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evomerge.bank.weight_bank import default_device
+from evomerge.evaluation import known_evaluators, split_from_json
+from evomerge.evaluation.evaluator import ItemBlock
+from evomerge.report.leaderboard import Line
+from evomerge.report.merge_export import export_command
+from evomerge.report.places import exported_digest, exports, models_folder, run_folder
+from evomerge.study.opening import StoredSearch
+from evomerge.study.search_study import read_foundation
+from evomerge.worker import WorkerSetup, build_evaluator
+
+if TYPE_CHECKING:
+    from evomerge.evaluation.harness import HarnessEvaluator
+
+
+def with_commands(stored: StoredSearch, lines: Sequence[Line], search: Sequence[str]) -> list[Line]:
+    """The lines with the command that repeats their held-out scores (search scores where nothing was held out yet).
+
+    A merge has to be exported before lm-eval can read it; `prepare` is the command that does it, None where an export
+    of that very recipe lies in the run's folder. Evaluators other than packs have no such command.
+
+    Args:
+        search: the words of the command line that name the search.
+    """
+    if stored.spec.evaluator.name in known_evaluators():
+        return list(lines)
+    evaluator = _evaluator(stored)
+    samples: dict[str, Path] = {}
+    for part in ("search", "held_out"):
+        samples[part] = run_folder(stored) / f"samples-{part}.json"
+        evaluator.write_samples(samples[part], ItemBlock(part))
+    exported = {exported_digest(directory): directory for directory in exports(stored)}
+    return [_with_command(stored, evaluator, line, samples, exported, search) for line in lines]
+
+
+def _with_command(
+    stored: StoredSearch,
+    evaluator: HarnessEvaluator,
+    line: Line,
+    samples: dict[str, Path],
+    exported: dict[str | None, Path],
+    search: Sequence[str],
+) -> Line:
+    model, prepare = _model(stored, line, exported, search)
+    part = ItemBlock("held_out") if line.held_out else ItemBlock("search")
+    command = evaluator.command_line(model, samples[part.part], part, dtype=stored.spec.dtype)
+    return replace(line, command=command, prepare=prepare)
+
+
+def _model(
+    stored: StoredSearch, line: Line, exported: dict[str | None, Path], search: Sequence[str]
+) -> tuple[str, str | None]:
+    """Where the row's model lies, and the command that puts it there if it is not there yet."""
+    if line.kind == "source":
+        return next(source.location for source in stored.spec.sources if source.name == line.label), None
+    if line.recipe in exported:
+        return str(exported[line.recipe]), None
+    which = line.label if line.trial is None else str(line.trial)
+    out = models_folder(stored) / line.label.replace(" ", "-")
+    return str(out), export_command(search, which, out)
+
+
+def _evaluator(stored: StoredSearch) -> HarnessEvaluator:
+    from evomerge.evaluation.harness import HarnessEvaluator
+
+    spec, foundation = stored.spec, read_foundation(stored.study)
+    setup = WorkerSetup(
+        base=spec.base.ref,
+        experts=(),
+        dtype=spec.dtype,
+        seed=spec.seed,
+        evaluator=spec.evaluator.name,
+        split=split_from_json(foundation.split),
+        batch_size=foundation.batch_size,
+        allow=spec.allow,
+        device=default_device(),
+    )
+    evaluator = build_evaluator(setup)
+    if not isinstance(evaluator, HarnessEvaluator):
+        raise TypeError(f"the pack {spec.evaluator.name!r} was built as {type(evaluator).__name__}")
+    return evaluator
