@@ -176,14 +176,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run_command(arguments: list[str] | None = None) -> int:
     """Run a command; its exit code: 0 done, 1 our bug, 2 invalid input, and the others of `evomerge.errors`."""
-    import click
-
     try:
         code = app(args=arguments, standalone_mode=False)
-    except click.ClickException as error:
-        typer.echo(f"error: {error.format_message()}", err=True)
+    except typer.TyperException as error:
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        if message:  # empty where the help was shown instead
+            typer.echo(f"error: {message}", err=True)
         return 2
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         typer.echo("interrupted; run the same command again to go on", err=True)
         return 3
     except EvomergeError as error:

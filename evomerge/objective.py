@@ -88,15 +88,24 @@ def build_objective(
         InvalidInput: a weight for a task that the evaluator does not have, or a task on which all sources score the
             same, so that there is no scale to normalise to.
     """
-    for task in spec.weights:
-        if task not in pack_weights:
-            raise unknown_name("task in objective.weights", task, pack_weights)
-    weights = {**pack_weights, **spec.weights}
+    weights = task_weights(spec, pack_weights)
     if spec.normalise == "none":
         return Objective(spec.aggregate, weights)
     if sources is None:
         raise InvalidInput("objective.normalise: sources needs the scores of the sources")
     return Objective(spec.aggregate, weights, _scales(list(sources)))
+
+
+def task_weights(spec: ObjectiveSpec, pack_weights: Mapping[str, float]) -> dict[str, float]:
+    """Task -> weight; the spec's where it gives one, else the pack's.
+
+    Raises:
+        InvalidInput: a weight for a task that the evaluator does not have.
+    """
+    for task in spec.weights:
+        if task not in pack_weights:
+            raise unknown_name("task in objective.weights", task, pack_weights)
+    return {**pack_weights, **spec.weights}
 
 
 def _scales(sources: list[Scores]) -> dict[str, tuple[float, float]]:

@@ -12,7 +12,7 @@ from evomerge.baselines import Row, baseline_rows, record_rows, score_rows, sour
 from evomerge.cluster import Executor, open_executor, worker_count
 from evomerge.controller import Controller, Status, Stop, find_batch_size, stopping_on_signals
 from evomerge.evaluation.evaluator import ItemBlock
-from evomerge.objective import build_objective
+from evomerge.objective import build_objective, task_weights
 from evomerge.spec import SearchSpec
 from evomerge.study import attributes
 from evomerge.study.opening import Inputs, OpenSearch, open_inputs, open_search
@@ -45,6 +45,7 @@ def run_search(
     """
     listener = listener or Listener()
     inputs = inputs or open_inputs(spec)
+    task_weights(spec.objective, inputs.evaluator.weights)  # refused before anything is created
     with open_search(inputs, workers=worker_count(spec.workers, ray)) as opened:
         setup = inputs.setup(opened.foundation)
         listener.on_phase("starting workers")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from evomerge.recipe import Recipe
 
@@ -98,6 +98,20 @@ class Evaluator(Protocol):
         """Digest of everything that determines a score besides the weights: tasks, prompts, data, settings."""
 
     @property
-    def split(self) -> Split: ...
+    def split(self) -> Split:
+        """Which items are searched on and which are held out."""
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Task -> its weight in the objective, for every task."""
 
     def score(self, candidate: Candidate, items: ItemBlock) -> Scores: ...
+
+
+@runtime_checkable
+class BatchedEvaluator(Protocol):
+    """An evaluator that runs the model in batches. The size is found once per study and then the same everywhere."""
+
+    batch_size: int | None
+
+    def find_batch_size(self, model: Any) -> int: ...

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from evomerge.cluster import worker_count
 from evomerge.evaluation import code_files, known_evaluators, load_pack
-from evomerge.objective import build_objective
+from evomerge.objective import task_weights
 from evomerge.recipe import Recipe
 from evomerge.study.opening import Inputs, sampler_of
 
@@ -29,8 +29,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
     """
     spec, space = inputs.spec, inputs.space
     sampler_of(inputs)
-    weights = inputs.evaluator.weights
-    build_objective(spec.objective.model_copy(update={"normalise": "none"}), weights)
+    task_weights(spec.objective, inputs.evaluator.weights)
     return {
         "schema": SCHEMA,
         "name": spec.name,

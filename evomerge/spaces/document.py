@@ -24,7 +24,7 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader that also reads YAML 1.2 floats such as 1e-3, and refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = {key for key in keys if keys.count(key) > 1} if len(set(map(str, keys))) < len(keys) else set()
         if twice:
             raise yaml.constructor.ConstructorError(None, None, f"key {min(map(str, twice))!r} twice", node.start_mark)

@@ -1,0 +1,61 @@
+"""How a merge is scored: evaluator packs, the item split, the lm-eval adapter and an analytic stand-in.
+
+`evomerge.evaluation.harness` is the one module that loads torch and lm-eval; nothing here imports it.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Any
+
+from evomerge.errors import InvalidInput, unknown_name
+from evomerge.evaluation.evaluator import Candidate, Evaluator, ItemBlock, Part, Scores, Split, TaskScores
+from evomerge.evaluation.pack import Pack, code_files, known_packs, load_pack
+from evomerge.evaluation.split import check_split, make_split, split_from_json, split_to_json
+
+ENTRY_POINTS = "evomerge.evaluators"
+
+__all__ = [
+    "Candidate",
+    "Evaluator",
+    "ItemBlock",
+    "Pack",
+    "Part",
+    "Scores",
+    "Split",
+    "TaskScores",
+    "check_split",
+    "code_files",
+    "find_evaluator",
+    "known_evaluators",
+    "known_packs",
+    "load_pack",
+    "make_split",
+    "split_from_json",
+    "split_to_json",
+]
+
+
+def known_evaluators() -> list[str]:
+    """The names of the evaluator classes that installed packages offer."""
+    return sorted(entry_points(group=ENTRY_POINTS).names)
+
+
+def find_evaluator(name: str) -> Any:
+    """The evaluator class that an installed package offers under this name.
+
+    It is called as `cls(settings, bounds=..., seed=..., split=...)`: the keys that stand beside the name in the spec,
+    the bounds of the search's parameters, the study's seed, and its split (None at creation).
+
+    Raises:
+        InvalidInput: no package offers it, or it cannot be imported.
+    """
+    offered = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+    if name not in offered:
+        raise unknown_name("evaluator", name, offered)
+    try:
+        return offered[name].load()
+    except (ImportError, AttributeError) as error:
+        raise InvalidInput(
+            f"evaluator {name!r} cannot be imported from {offered[name].value!r}: {error}; install the package again"
+        ) from error

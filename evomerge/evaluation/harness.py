@@ -1,0 +1,666 @@
+"""The lm-eval adapter: the one file that knows lm-eval, and the private handles of it that we need.
+
+Once per worker tasks are loaded, prompts built with frozen few-shot examples, and texts tokenised. Per candidate there
+are only forward passes, filters, `process_results` and aggregation.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import shlex
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2.exceptions import TemplateError
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import AGGREGATION_REGISTRY
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from evomerge.errors import InvalidInput, MergeError, unknown_name
+from evomerge.evaluation.engine import Loglikelihoods, Pair, forward, not_a_number
+from evomerge.evaluation.evaluator import Candidate, ItemBlock, Part, Scores, Split, TaskScores
+from evomerge.evaluation.pack import FieldSplit, Pack, PackTask, check_allowed, refuse_test_split
+from evomerge.evaluation.split import check_split, content_hash, make_split
+from evomerge.seeding import derive
+
+CPU_BATCH = 64
+CPU_LOGITS = 2**28  # logits of one batch on a CPU: 1 GiB in fp32
+GPU_BATCH = 1024
+
+# Metrics of a whole corpus, or of pairs of a gold label and a prediction: no number belongs to one item.
+_CORPUS_AGGREGATES = frozenset({"f1", "matthews_corrcoef", "bleu", "chrf", "chrf++", "ter", "bypass", "nanmean"})
+_WEIGHTED_AGGREGATES = frozenset({"weighted_perplexity", "bits_per_byte"})
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """How the responses to a task's requests become numbers.
+
+    Attributes:
+        name: the metric, as lm-eval prints it.
+        filter: lm-eval's filter ensemble that the responses go through first.
+        aggregate: the task's own aggregation.
+        kind: lm-eval's name of the aggregation, "custom" where it has none.
+        higher_is_better: direction, as the task declares it.
+    """
+
+    name: str
+    filter: Any
+    aggregate: Callable[[Sequence[Any]], float]
+    kind: str
+    higher_is_better: bool
+
+
+@dataclass
+class _Block:
+    """A block of items, ready to be run on one live model."""
+
+    items: dict[str, dict[int, list[Instance]]]
+    scored: Loglikelihoods
+    slots: list[tuple[Instance, slice]]
+    generated: list[Instance] = field(default_factory=list)
+
+
+class CachedTokenizer:
+    """A tokenizer that encodes a text once. Everything else is the wrapped tokenizer's."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.plain = copy.deepcopy(tokenizer)  # lm-eval sets the pad token and the padding side of what it is given
+        self.padding_side: str = self.plain.padding_side
+        self._encoded: dict[tuple[Any, ...], list[int]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.plain, name)
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        key = (text, *sorted(options.items()))
+        if key not in self._encoded:
+            self._encoded[key] = self.plain.encode(text, **options)
+        return self._encoded[key]
+
+    def __call__(self, texts: list[str], *, truncation: bool, padding: str, return_tensors: str, **options: Any) -> Any:
+        if truncation or padding != "longest" or return_tensors != "pt":
+            raise NotImplementedError(f"{truncation=}, {padding=}, {return_tensors=}")
+        rows = [self.encode(text, **options) for text in texts]
+        width = max(map(len, rows))
+        ids = [self._pad(row, [self.plain.pad_token_id] * (width - len(row))) for row in rows]
+        mask = [self._pad([1] * len(row), [0] * (width - len(row))) for row in rows]
+        return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+    def _pad(self, row: list[int], padding: list[int]) -> list[int]:
+        return padding + row if self.padding_side == "left" else row + padding
+
+
+class PreparedLM(HFLM):  # type: ignore[misc]
+    """lm-eval's view of the live model: tokenisation and generation as lm-eval does them, each text encoded once."""
+
+    def __init__(self, model: Any, tokenizer: CachedTokenizer, max_length: int | None, batch_size: int) -> None:
+        super().__init__(pretrained=model, tokenizer=tokenizer.plain, max_length=max_length, batch_size=batch_size)
+        if self.backend != "causal":
+            raise InvalidInput(f"{type(model).__name__} is no decoder-only language model; only those can be scored")
+        self.tokenizer = tokenizer
+        self._max_length = self.max_length
+        self.processed = 0  # tokens read and written by generation
+
+    def pairs(self, instance: Instance) -> list[Pair]:
+        """The token sequences that a request for a log-likelihood is made of: lm-eval's encoding of it."""
+        if instance.request_type == "loglikelihood_rolling":
+            windows = get_rolling_token_windows(
+                self.tok_encode(instance.args[0]), self.prefix_token_id, self.max_length, context_len=1
+            )
+            return [make_disjoint_window(window) for window in windows]
+        context, continuation = instance.args
+        if context:
+            return [self._encode_pair(context, continuation)]
+        tokens = self.tok_encode(continuation, add_special_tokens=False)
+        if tokens and tokens[0] == self.prefix_token_id:
+            return [(tokens[:1], tokens[1:])]
+        return [([self.prefix_token_id], tokens)]
+
+    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
+        watch = _NanWatch()
+        options["logits_processor"] = LogitsProcessorList([watch])
+        tokens: torch.Tensor = super()._model_generate(context, max_length, stop, **options)
+        if watch.seen is not None and bool(watch.seen):
+            raise not_a_number()
+        self.processed += tokens.numel()
+        return tokens
+
+
+class _NanWatch(LogitsProcessor):  # type: ignore[misc]
+    """Notices logits that are not numbers, of which greedy decoding would silently take the first token."""
+
+    def __init__(self) -> None:
+        self.seen: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        broken = scores.isnan().any()
+        self.seen = broken if self.seen is None else self.seen | broken
+        return scores
+
+
+class PreparedTask(ConfigurableTask):  # type: ignore[misc]
+    """A task that renders the templates of a frozen item once; lm-eval compiles and renders them for every result."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._rendered: dict[tuple[str, int], Any] = {}
+        self._documents: list[Any] = []  # keeps them alive, and with that their ids taken
+        super().__init__(config={key: value for key, value in config.items() if key != "class"})
+
+    @property
+    def task_name(self) -> str:
+        """The task's name; lm-eval's property draws a spare name from the global generator at each call."""
+        return str(self.config.task)
+
+    def remember(self, document: Any) -> None:
+        self._documents.append(document)
+        rendered = {"text": self.doc_to_text(document), "target": self.doc_to_target(document)}
+        if self.config.doc_to_choice is not None:
+            rendered["choice"] = self.doc_to_choice(document)
+        self._rendered.update({(what, id(document)): value for what, value in rendered.items()})
+
+    def doc_to_text(self, doc: Any, doc_to_text: Any = None) -> Any:
+        key = ("text", id(doc))
+        known = doc_to_text is None and key in self._rendered
+        return self._rendered[key] if known else super().doc_to_text(doc, doc_to_text)
+
+    def doc_to_target(self, doc: Any, doc_to_target: Any = None) -> Any:
+        key = ("target", id(doc))
+        known = doc_to_target is None and key in self._rendered
+        return self._rendered[key] if known else super().doc_to_target(doc, doc_to_target)
+
+    def doc_to_choice(self, doc: Any, doc_to_choice: Any = None) -> Any:
+        key = ("choice", id(doc))
+        known = doc_to_choice is None and key in self._rendered
+        return self._rendered[key] if known else super().doc_to_choice(doc, doc_to_choice)
+
+
+class HarnessEvaluator:
+    """Scores merges on the tasks of a pack with lm-eval. See `Evaluator` for what that promises.
+
+    Args:
+        pack: the evaluator pack.
+        tokenizer: the tokenizer of the base model; it is copied.
+        split: the study's item split; computed from the documents without it.
+        seed: key of the item order and of the few-shot examples.
+        batch_size: sequences in a forward pass; found for the first model without it.
+        device: what `lm_eval` is told to use in `commands`; scoring happens where the live model is.
+        allow: what the user has allowed, see `check_allowed`.
+
+    Raises:
+        InvalidInput: unknown task, metric or filter, code or a benchmark's test set that is not allowed, a metric
+            without a number per item, or held-out items among the few-shot examples.
+        OtherSpec: the documents are not those of the given split.
+    """
+
+    def __init__(
+        self,
+        pack: Pack,
+        tokenizer: Any,
+        *,
+        split: Split | None = None,
+        seed: int,
+        batch_size: int | None = None,
+        device: str | None = None,
+        allow: Collection[str] = (),
+    ) -> None:
+        self.pack = pack
+        self._seed = seed
+        self._batch_size = batch_size
+        self._device = device
+        self._tokenizer = CachedTokenizer(tokenizer)
+        self._tasks = load_tasks(pack, allow)
+        self._metrics = {entry.task: _metric(self._tasks[entry.task], entry) for entry in pack.tasks}
+        self._split = _split(pack, self._tasks, split, seed)
+        _refuse_leaking_examples(pack, self._tasks, self._split)
+        self._parts: dict[Part, dict[str, dict[int, list[Instance]]]] = {}
+        self._lm: PreparedLM | None = None
+        self._blocks: dict[ItemBlock, _Block] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        content = [self.pack.fingerprint, self._seed, self._split.digests, _builtin_configs(self.pack, self._tasks)]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def split(self) -> Split:
+        return self._split
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {entry.task: entry.weight for entry in self.pack.tasks}
+
+    @property
+    def batch_size(self) -> int | None:
+        """Sequences in a forward pass; None until it has been set or found."""
+        return self._batch_size
+
+    @batch_size.setter
+    def batch_size(self, size: int | None) -> None:
+        if size != self._batch_size:
+            self._batch_size, self._lm = size, None
+
+    @property
+    def fewshot_seed(self) -> int:
+        """What lm-eval's few-shot sampler of every task starts from, for every part."""
+        return derive(self._seed, "few-shot examples") % 2**31
+
+    def score(self, candidate: Candidate, items: ItemBlock) -> Scores:
+        """Score a candidate on a block of items. Tasks that have no items there are left out.
+
+        Raises:
+            MergeError: the candidate computes NaN, or a metric of it is not a number.
+        """
+        model = candidate.model()
+        lm = self._live(model)
+        started = time.perf_counter()
+        block = self._block(lm, items)
+        prepared = time.perf_counter()
+        lm.processed = 0
+        _respond(block, lm, model)
+        ran = time.perf_counter()
+        ids = self._split.items(items)
+        tasks = {name: self._task_scores(name, ids[name], block.items[name]) for name in self._tasks if ids[name]}
+        seconds = {"prepare": prepared - started, "forward": ran - prepared, "metrics": time.perf_counter() - ran}
+        return Scores(tasks, seconds, block.scored.tokens + lm.processed)
+
+    def find_batch_size(self, model: Any) -> int:
+        """The batch size for this kind of model and device: a power of two, the same at every call.
+
+        On a GPU it is doubled until the longest request of the search no longer fits, and then one step smaller than
+        the last that did; elsewhere a fixed number, smaller where the logits of a batch would be large.
+        """
+        lm = PreparedLM(model, self._tokenizer, self.pack.max_length, batch_size=1)
+        length = max(self._lengths(lm), default=1)
+        if model.device.type == "cuda":
+            return _largest_on_gpu(model, length)
+        vocabulary: int = model.get_output_embeddings().weight.shape[0]
+        fitting = max(1, CPU_LOGITS // (length * vocabulary))
+        return min(CPU_BATCH, 1 << (fitting.bit_length() - 1))
+
+    def write_samples(self, samples_file: Path, items: ItemBlock) -> None:
+        """Write the file for lm-eval's --samples: task -> sorted item ids (unsorted ones it labels wrongly)."""
+        samples = {task: sorted(ids) for task, ids in self._split.items(items).items()}
+        samples_file.write_text(json.dumps(samples), encoding="utf-8")
+
+    def commands(
+        self, model_path: str | Path, samples_file: Path, items: ItemBlock, *, dtype: str = "auto"
+    ) -> list[list[str]]:
+        """The `lm_eval` command lines, to be run in the pack's folder, that repeat what `score` does on a whole part.
+
+        One command, or several where tasks differ in their number of few-shot examples.
+
+        Raises:
+            InvalidInput: a part of a part, on which lm-eval would draw other few-shot examples.
+        """
+        if (items.start, items.stop) != (0, None) and any(map(_draws_examples, self._tasks.values())):
+            raise InvalidInput(
+                f"items {items.start} to {items.stop} of {items.part}: lm-eval draws other few-shot examples when "
+                f"it is given some of the items; ask for the whole part"
+            )
+        numbers = dict.fromkeys(entry.num_fewshot for entry in self.pack.tasks)
+        return [self._command(str(model_path), samples_file, dtype, number) for number in numbers]
+
+    def command_line(self, model_path: str | Path, samples_file: Path, items: ItemBlock, *, dtype: str = "auto") -> str:
+        """`commands` as one line for a shell, with the change into the pack's folder."""
+        lines = [shlex.join(command) for command in self.commands(model_path, samples_file, items, dtype=dtype)]
+        return " && ".join([shlex.join(["cd", str(self.pack.folder)]), *lines])
+
+    def _command(self, model_path: str, samples_file: Path, dtype: str, num_fewshot: int | None) -> list[str]:
+        if set(",= ") & set(model_path):
+            raise InvalidInput(
+                f"lm-eval cannot read the model path {model_path!r}; use one without commas, = and blanks"
+            )
+        pack = self.pack
+        model = f"pretrained={model_path},dtype={dtype},softmax_dtype=float32"
+        if pack.max_length:
+            model += f",max_length={pack.max_length}"
+        tasks = [entry.task for entry in pack.tasks if entry.num_fewshot == num_fewshot]
+        command = ["lm_eval", "run", "--model", "hf", "--model_args", model, "--tasks", ",".join(tasks)]
+        command += ["--include_path", pack.tasks_folder] if pack.tasks_folder else []
+        command += ["--samples", str(samples_file.resolve()), "--batch_size", str(self._batch_size or CPU_BATCH)]
+        command += ["--num_fewshot", str(num_fewshot)] if num_fewshot is not None else []
+        command += ["--apply_chat_template"] if pack.chat_template else []
+        command += ["--system_instruction", pack.system_instruction] if pack.system_instruction else []
+        command += ["--confirm_run_unsafe_code"] if any(map(_is_unsafe, self._tasks.values())) else []
+        command += ["--device", self._device] if self._device else []
+        return [*command, "--seed", f"0,1234,1234,{self.fewshot_seed}"]
+
+    def _live(self, model: Any) -> PreparedLM:
+        """lm-eval's view of the model. Weights change in place; only another model object needs another view."""
+        if self._lm is None or self._lm.model is not model:
+            self._blocks.clear()
+            self._batch_size = self._batch_size or self.find_batch_size(model)
+            self._lm = PreparedLM(model, self._tokenizer, self.pack.max_length, self._batch_size)
+        return self._lm
+
+    def _part(self, part: Part) -> dict[str, dict[int, list[Instance]]]:
+        """Task -> item -> its requests. Built for a whole part, as few-shot examples depend on what is drawn before."""
+        if part not in self._parts:
+            ids = self._split.parts[part]
+            self._parts[part] = {name: self._requests(task, sorted(ids[name])) for name, task in self._tasks.items()}
+        return self._parts[part]
+
+    def _requests(self, task: Any, ids: list[int]) -> dict[int, list[Instance]]:
+        if not ids:
+            return {}  # lm-eval would take all documents
+        pack = self.pack
+        task.set_fewshot_seed(self.fewshot_seed)
+        task.build_all_requests(
+            samples=ids,
+            system_instruction=pack.system_instruction,
+            apply_chat_template=pack.chat_template,
+            fewshot_as_multiturn=pack.chat_template,
+            chat_template=self._render_chat if pack.chat_template else None,
+        )
+        requests: dict[int, list[Instance]] = {item: [] for item in ids}
+        for instance in task.instances:
+            requests[ids[instance.doc_id]].append(instance)
+        for instances in requests.values():
+            instances.sort(key=lambda instance: instance.idx)
+            if isinstance(task, PreparedTask):
+                task.remember(instances[0].doc)
+        return requests
+
+    def _render_chat(self, history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """What `HFLM.apply_chat_template` does; that method needs a model."""
+        options = {
+            "tokenize": False,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": not add_generation_prompt,
+        }
+        try:
+            return str(self._tokenizer.plain.apply_chat_template(history, **options))
+        except TemplateError:
+            without_system = [message for message in history if message["role"] != "system"]
+            return str(self._tokenizer.plain.apply_chat_template(without_system, **options))
+
+    def _block(self, lm: PreparedLM, items: ItemBlock) -> _Block:
+        if items not in self._blocks:
+            part = self._part(items.part)
+            ids = self._split.items(items)
+            # Sorted, as lm-eval would aggregate them: sums of floats depend on their order.
+            wanted = {name: {item: part[name][item] for item in sorted(ids[name])} for name in part}
+            self._blocks[items] = _prepare_block(lm, wanted)
+        return self._blocks[items]
+
+    def _lengths(self, lm: PreparedLM) -> Iterator[int]:
+        """How many tokens each request of the search makes the model hold."""
+        for instance in _instances(self._part("search")):
+            if instance.request_type == "generate_until":
+                context, options = instance.args
+                wanted = len(lm.tok_encode(context)) + options.get("max_gen_toks", lm.max_gen_toks)
+                yield min(wanted, lm.max_length)
+            else:
+                yield from (min(len(context) + len(rest), lm.max_length) for context, rest in lm.pairs(instance))
+
+    def _task_scores(self, name: str, ids: tuple[int, ...], requests: dict[int, list[Instance]]) -> TaskScores:
+        task, metric = self._tasks[name], self._metrics[name]
+        metric.filter.apply([instance for instances in requests.values() for instance in instances])
+        raw = {item: _raw(task, metric, instances) for item, instances in requests.items()}
+        numbers = {item: _number(name, metric, value) for item, value in raw.items()}
+        values = list(raw.values())
+        try:
+            value = float(metric.aggregate(values))
+        except OverflowError:
+            raise MergeError(f"task {name!r}: {metric.name} of the candidate is too large for a number") from None
+        return TaskScores(
+            metric=metric.name,
+            higher_is_better=metric.higher_is_better,
+            items=ids,
+            outcomes=tuple(numbers[item] for item in ids),
+            value=value,
+            stderr=_stderr(metric.kind, values, list(numbers.values()), value),
+        )
+
+
+def load_tasks(pack: Pack, allow: Collection[str]) -> dict[str, Any]:
+    """The pack's lm-eval tasks with their documents, by name.
+
+    Raises:
+        InvalidInput: see `HarnessEvaluator`.
+    """
+    check_allowed(pack, allow)
+    if pack.tasks_path is None:
+        manager = TaskManager()
+    else:
+        manager = TaskManager(include_path=str(pack.tasks_path), include_defaults=False)
+    members = [_member(pack, entry, manager.task_index) for entry in pack.tasks]
+    try:
+        # Only members of a group are built from their YAML and our overrides; a bare mapping replaces the YAML.
+        tasks: dict[str, Any] = manager.load({"group": pack.name, "task": members})["tasks"]
+    except Exception as error:  # anything: templates, data and code of the pack are run here for the first time
+        cause = error.__cause__ or error
+        reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:400]
+        raise InvalidInput(f"lm-eval cannot load the tasks of evaluator {pack.name!r}: {reason}") from error
+    for entry in pack.tasks:
+        _check_task(tasks[entry.task], entry, allow, builtin=pack.tasks_path is None)
+    return {entry.task: tasks[entry.task] for entry in pack.tasks}
+
+
+def split_pack(pack: Pack, *, seed: int, allow: Collection[str] = ()) -> Split:
+    """The item split of a pack, where no evaluator is needed."""
+    return _split(pack, load_tasks(pack, allow), None, seed)
+
+
+def _member(pack: Pack, entry: PackTask, index: Mapping[str, Any]) -> dict[str, Any]:
+    if entry.task not in index:
+        raise unknown_name("task", entry.task, index)
+    known = index[entry.task]
+    if known.kind.name not in ("TASK", "PY_TASK"):
+        raise InvalidInput(
+            f"{entry.task!r} is a {known.kind.name.lower()} of tasks; list those of its tasks that shall count, each "
+            f"with its metric"
+        )
+    own = {} if known.kind.name == "PY_TASK" else {"class": PreparedTask}
+    file = pack.task_files.get(entry.task)
+    return {"task": entry.task, **own, **(file.dataset(pack.folder) if file else {})}
+
+
+def _check_task(task: Any, entry: PackTask, allow: Collection[str], *, builtin: bool) -> None:
+    if builtin and "benchmark_test_sets" not in allow and task.has_test_docs():
+        raise refuse_test_split(entry.task)
+    if _is_unsafe(task) and "task_code" not in allow:
+        raise InvalidInput(
+            f"task {entry.task!r} runs code that the model writes; write 'task_code' into allow for that"
+        )
+    if getattr(task, "MULTIMODAL", False):
+        raise InvalidInput(f"task {entry.task!r} needs images or sound; only text is scored")
+    options = task.config.generation_kwargs or {}
+    if options.get("do_sample", options.get("temperature", 0.0) != 0.0):
+        raise InvalidInput(
+            f"task {entry.task!r} draws what the model writes at random, so that a candidate would not score the same "
+            f"twice; set do_sample: false in its generation_kwargs"
+        )
+    own = task.config.num_fewshot
+    if own == 0 and entry.num_fewshot:
+        raise InvalidInput(
+            f"task {entry.task!r} fixes num_fewshot at 0, which lm-eval never overrides; remove it from the task, or "
+            f"num_fewshot: {entry.num_fewshot} from the evaluator"
+        )
+    task.set_config("num_fewshot", own or 0 if entry.num_fewshot is None else entry.num_fewshot)
+
+
+def _metric(task: Any, entry: PackTask) -> _Metric:
+    filters = {each.name: each for each in task._filters}
+    if entry.filter is not None and entry.filter not in filters:
+        raise unknown_name(f"filter of task {entry.task!r}", entry.filter, filters)
+    aggregations = task.aggregation()
+    if entry.metric not in aggregations:
+        raise unknown_name(f"metric of task {entry.task!r}", entry.metric, aggregations)
+    aggregate = aggregations[entry.metric]
+    kind = next((name for name, known in AGGREGATION_REGISTRY.items() if known is aggregate), "custom")
+    if kind in _CORPUS_AGGREGATES or entry.metric == "likelihood":
+        others = ", ".join(sorted(set(aggregations) - {entry.metric})) or "none; add one to its metric_list"
+        raise InvalidInput(
+            f"metric {entry.metric!r} of task {entry.task!r} gives no number for every single item, which races and "
+            f"paired comparisons need; its other metrics: {others}"
+        )
+    direction = task.higher_is_better().get(entry.metric)
+    if not isinstance(direction, bool):
+        raise InvalidInput(
+            f"task {entry.task!r} does not say higher_is_better for {entry.metric!r}; add it to the task"
+        )
+    chosen = filters[entry.filter] if entry.filter else next(iter(filters.values()))
+    return _Metric(entry.metric, chosen, aggregate, kind, direction)
+
+
+def _split(pack: Pack, tasks: Mapping[str, Any], stored: Split | None, seed: int) -> Split:
+    documents = {name: list(task.eval_docs) for name, task in tasks.items()}
+    if stored is None:
+        return make_split(documents, pack.split, seed, {entry.task: entry.limit for entry in pack.tasks})
+    check_split(stored, documents, pack.split)
+    return stored
+
+
+def _refuse_leaking_examples(pack: Pack, tasks: Mapping[str, Any], split: Split) -> None:
+    """Refuse few-shot examples that are held-out items: the prompts of the search would show them."""
+    without = pack.split.field if isinstance(pack.split, FieldSplit) else None
+    for name, task in tasks.items():
+        if task.config.num_fewshot:
+            documents = task.eval_docs
+            held_out = {content_hash(documents[item], without) for item in split.parts["held_out"][name]}
+            if any(content_hash(example, without) in held_out for example in task.sampler.fewshot_docs()):
+                raise InvalidInput(
+                    f"task {name!r} would draw held-out items as few-shot examples; give the task a fewshot_split with "
+                    f"documents of its own, or set num_fewshot: 0"
+                )
+
+
+def _draws_examples(task: Any) -> bool:
+    return bool(task.config.num_fewshot) and task.config.fewshot_config.sampler != "first_n"
+
+
+def _is_unsafe(task: Any) -> bool:
+    return bool(getattr(task, "UNSAFE_CODE", False))
+
+
+def _builtin_configs(pack: Pack, tasks: Mapping[str, Any]) -> dict[str, str]:
+    """The configurations of lm-eval's own tasks, which no file of the pack holds, as JSON."""
+    if pack.tasks_path is not None:
+        return {}
+    elsewhere = ("metadata", "dataset_kwargs", "class")
+    configs = {name: task.dump_config() for name, task in tasks.items()}
+    return {
+        name: json.dumps(
+            {key: value for key, value in config.items() if key not in elsewhere}, sort_keys=True, default=_name_of
+        )
+        for name, config in configs.items()
+    }
+
+
+def _name_of(value: Any) -> str:
+    """A function or class by its name; what `str` says of it holds an address."""
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
+def _instances(requests: Mapping[str, Mapping[int, list[Instance]]]) -> Iterator[Instance]:
+    for by_item in requests.values():
+        for instances in by_item.values():
+            yield from instances
+
+
+def _prepare_block(lm: PreparedLM, wanted: dict[str, dict[int, list[Instance]]]) -> _Block:
+    pairs: list[Pair] = []
+    slots: list[tuple[Instance, slice]] = []
+    generated: list[Instance] = []
+    for instance in _instances(wanted):
+        if instance.request_type == "generate_until":
+            generated.append(instance)
+        else:
+            start = len(pairs)
+            pairs += lm.pairs(instance)
+            slots.append((instance, slice(start, len(pairs))))
+    return _Block(wanted, Loglikelihoods(pairs, lm.max_length, lm.batch_size, lm.device), slots, generated)
+
+
+def _respond(block: _Block, lm: PreparedLM, model: Any) -> None:
+    """Run all requests of a block and leave the responses where lm-eval's filters look for them."""
+    results = block.scored.run(model)
+    for instance, where in block.slots:
+        found = results[where]
+        rolling = instance.request_type == "loglikelihood_rolling"
+        instance.resps = [sum(value for value, _ in found) if rolling else found[0]] * instance.repeats
+    texts = lm.generate_until(block.generated, disable_tqdm=True) if block.generated else []
+    for instance, text in zip(block.generated, texts, strict=True):
+        instance.resps = [text] * instance.repeats
+
+
+def _raw(task: Any, metric: _Metric, instances: list[Instance]) -> Any:
+    responses = [instance.filtered_resps[metric.filter.name] for instance in instances]
+    results = task.process_results(instances[0].doc, responses)
+    if metric.name not in results:
+        raise unknown_name("metric among the results:", metric.name, results)
+    return results[metric.name]
+
+
+def _number(task: str, metric: _Metric, raw: Any) -> float:
+    """The outcome of one item. Weighted perplexities keep the log-likelihood."""
+    if metric.kind in _WEIGHTED_AGGREGATES:
+        raw = raw[0]
+    elif metric.kind == "brier_score":
+        raw = metric.aggregate([raw])
+    if not isinstance(raw, Real):
+        raise InvalidInput(
+            f"metric {metric.name!r} of task {task!r} gives {type(raw).__name__} for an item, not a number; choose a "
+            f"metric with a number for every item"
+        )
+    number = float(raw)
+    if math.isnan(number):
+        raise MergeError(f"task {task!r}: {metric.name} of an item is not a number (NaN)")
+    return number
+
+
+def _stderr(kind: str, raw: Sequence[Any], numbers: Sequence[float], value: float) -> float | None:
+    """Standard error of the aggregate: closed form for means, delta method for perplexities, otherwise None."""
+    if len(numbers) < 2:
+        return None
+    if kind in ("mean", "brier_score"):
+        return _mean_stderr(numbers)
+    if kind == "perplexity":
+        return value * _mean_stderr(numbers)
+    if kind in _WEIGHTED_AGGREGATES:
+        of_ratio = _ratio_stderr(numbers, [float(weight) for _, weight in raw])
+        return of_ratio / math.log(2) if kind == "bits_per_byte" else value * of_ratio
+    return None
+
+
+def _mean_stderr(numbers: Sequence[float]) -> float:
+    count = len(numbers)
+    mean = math.fsum(numbers) / count
+    return math.sqrt(math.fsum((number - mean) ** 2 for number in numbers) / (count - 1) / count)
+
+
+def _ratio_stderr(numbers: Sequence[float], weights: Sequence[float]) -> float:
+    """Of sum(numbers) / sum(weights), linearised around it (Cochran, Sampling Techniques, 1977, eq. 6.13)."""
+    count, total = len(numbers), math.fsum(weights)
+    ratio = math.fsum(numbers) / total
+    residuals = math.fsum((number - ratio * weight) ** 2 for number, weight in zip(numbers, weights, strict=True))
+    return math.sqrt(residuals * count / (count - 1)) / total
+
+
+def _largest_on_gpu(model: Any, length: int) -> int:
+    fits = 0
+    try:
+        for exponent in range(GPU_BATCH.bit_length()):
+            tokens = torch.zeros((2**exponent, length), dtype=torch.long, device=model.device)
+            forward(model, tokens, torch.arange(length, device=model.device)).float().logsumexp(-1)
+            fits = 2**exponent
+    except torch.cuda.OutOfMemoryError:
+        pass
+    torch.cuda.empty_cache()
+    if not fits:
+        raise InvalidInput(f"a single request of {length} tokens does not fit on {model.device}; set max_length lower")
+    return max(1, fits // 2)

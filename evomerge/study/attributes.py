@@ -1,0 +1,100 @@
+"""What evomerge writes into an Optuna study: the documented attribute keys, and texts of any length as attributes.
+
+Every key starts with `evomerge:`. Small values (numbers, short strings, short dictionaries) are ordinary user
+attributes. Longer texts are cut into chunks by `write_text`, because MySQL's `Text` column holds
+64 KiB; `read_text` joins them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Final, Protocol
+
+from evomerge.errors import InvalidInput
+
+__all__ = ["Attributed", "Readable", "read_text", "write_text"]
+
+PREFIX: Final = "evomerge:"
+
+# of the study
+SCHEMA: Final = "evomerge:schema"  # number of this layout; raised when an older program could misread a study
+SPEC: Final = "evomerge:spec"  # text: the spec in JSON, without the storage URL
+IDENTITY: Final = "evomerge:identity"  # text: the part of the spec that may not change, in JSON
+SPLIT: Final = "evomerge:split"  # text: which items belong to search and held-out, in JSON
+VERSIONS: Final = "evomerge:versions"  # package versions at creation
+POPSIZE: Final = "evomerge:popsize"  # fixed at creation, because its default depends on the number of workers
+BATCH_SIZE: Final = "evomerge:batch_size"  # fixed at creation, because padding may change the last bits of a score
+STATUS: Final = "evomerge:status"  # small summary that `evomerge status` prints
+WRITER: Final = "evomerge:writer"  # who writes, on storages without a file to lock
+WINNER: Final = "evomerge:winner"  # trial, digest and value of the trial that the search items name
+LOOKS: Final = (
+    "evomerge:held_out_looks"  # the trials that were named winner, in order: how often held-out was looked at
+)
+DIGESTS: Final = "evomerge:digests"  # text: the winner's trial and the digest of each of its tensors as scored
+
+# of a trial
+TELL: Final = "evomerge:tell"  # position in the order in which results were told; counts only on finished trials
+RECIPE: Final = "evomerge:recipe"  # digest of the recipe
+ATTEMPT: Final = "evomerge:attempt"  # how often the trial has been submitted
+FAILURE: Final = "evomerge:failure"  # why it failed
+SCORES: Final = "evomerge:scores"  # task -> score
+SECONDS: Final = "evomerge:seconds"  # phase -> seconds
+INTERRUPTED: Final = "evomerge:interrupted"  # failed because its ask was cut short; does not count towards the budget
+LABEL: Final = "evomerge:label"  # of a row in a sibling study: a source, a baseline, or "trial 17"
+WORKER: Final = "evomerge:worker"  # who scored it
+
+_CHUNK = 1500  # characters; JSON escapes each of them to at most 1 byte, so that an attribute stays below 2 kB
+
+
+class Readable(Protocol):
+    """What has user attributes: a study, a trial, a frozen trial."""
+
+    @property
+    def user_attrs(self) -> dict[str, Any]: ...
+
+
+class Attributed(Readable, Protocol):
+    """What can be given user attributes: a study, or a trial that is not finished."""
+
+    def set_user_attr(self, key: str, value: Any) -> None: ...
+
+
+def write_text(target: Attributed, key: str, text: str) -> None:
+    """Store a text of any length under `key`, in chunks below 2 kB.
+
+    The chunks stand under `key:1`, `key:2`, … and `key` itself, written last, holds their number and a digest: a write
+    that was cut short, or that overwrote only part of an older text, is noticed by `read_text`. On a study, a shorter
+    text leaves chunks of a longer one behind, which nobody reads.
+    """
+    # ASCII JSON: what any database and collation gives back unchanged, lone surrogates and NULs included.
+    encoded = json.dumps(text, ensure_ascii=True)
+    chunks = [encoded[start : start + _CHUNK] for start in range(0, len(encoded), _CHUNK)]
+    for number, chunk in enumerate(chunks, start=1):
+        target.set_user_attr(f"{key}:{number}", chunk)
+    target.set_user_attr(key, {"chunks": len(chunks), "digest": _digest(encoded)})
+
+
+def read_text(target: Readable, key: str) -> str | None:
+    """The text stored under `key`, or None where none was ever completely written.
+
+    Raises:
+        InvalidInput: the chunks are not those that the digest was taken of (a write was torn, or somebody edited them).
+    """
+    attrs = target.user_attrs
+    header = attrs.get(key)
+    if header is None:
+        return None
+    if not isinstance(header, dict) or not isinstance(header.get("chunks"), int):
+        raise InvalidInput(f"attribute {key!r} holds {header!r}, which evomerge did not write there")
+    encoded = "".join(str(attrs.get(f"{key}:{number}", "")) for number in range(1, header["chunks"] + 1))
+    if _digest(encoded) != header.get("digest"):
+        raise InvalidInput(f"attribute {key!r} is torn: its chunks do not match their digest; write it again")
+    text = json.loads(encoded)
+    if not isinstance(text, str):
+        raise InvalidInput(f"attribute {key!r} holds {type(text).__name__}, not a text")
+    return text
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

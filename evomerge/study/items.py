@@ -1,0 +1,62 @@
+"""Per-item outcomes as Parquet: one row per task and item, kept as an artifact of the trial."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from evomerge.evaluation.evaluator import Scores, TaskScores
+
+SCHEMA_VERSION = b"1"
+
+_FIELDS = pa.schema(
+    [
+        pa.field("task", pa.dictionary(pa.int32(), pa.string())),
+        pa.field("metric", pa.dictionary(pa.int32(), pa.string())),
+        pa.field("higher_is_better", pa.bool_()),
+        pa.field("item", pa.int64()),
+        pa.field("outcome", pa.float64()),
+    ],
+    metadata={b"evomerge:schema": SCHEMA_VERSION},
+)
+
+
+def write_items(path: Path, scores: Scores) -> None:
+    """Write the outcomes of every item."""
+    rows = [
+        {
+            "task": task,
+            "metric": score.metric,
+            "higher_is_better": score.higher_is_better,
+            "item": item,
+            "outcome": outcome,
+        }
+        for task, score in scores.tasks.items()
+        for item, outcome in zip(score.items, score.outcomes, strict=True)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=_FIELDS), path, compression="zstd")
+
+
+def read_items(path: Path) -> dict[str, dict[int, float]]:
+    """Task -> item -> outcome."""
+    outcomes: dict[str, dict[int, float]] = {}
+    for row in pq.read_table(path).to_pylist():
+        outcomes.setdefault(row["task"], {})[row["item"]] = row["outcome"]
+    return outcomes
+
+
+def summary(scores: Scores) -> dict[str, dict[str, float | str | bool | int | None]]:
+    """What the study itself keeps of the scores: per task the aggregate, its standard error and what it is of."""
+    return {task: _summary(score) for task, score in scores.tasks.items()}
+
+
+def _summary(score: TaskScores) -> dict[str, float | str | bool | int | None]:
+    return {
+        "value": score.value,
+        "stderr": score.stderr,
+        "metric": score.metric,
+        "higher_is_better": score.higher_is_better,
+        "items": len(score.items),
+    }

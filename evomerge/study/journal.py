@@ -1,0 +1,98 @@
+"""Repair of an Optuna journal file whose writer was killed in the middle of a line.
+
+Optuna reads over a torn last line, but appends the next entry to it, and from then on nobody can open the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from optuna.storages.journal import JournalFileSymlinkLock
+
+from evomerge.errors import InvalidInput
+
+__all__ = ["repair_tail"]
+
+_BLOCK = 1 << 16
+
+
+def repair_tail(path: Path) -> Path | None:
+    """Cut a torn last line off a journal file, after copying the file; returns the copy, None where nothing was torn.
+
+    Safe beside a running writer: it happens under the lock that Optuna's journal backend takes for each append.
+
+    Raises:
+        InvalidInput: a complete line is not JSON. That is damage of another kind, and what follows the line may depend
+            on it: nothing is changed.
+    """
+    path = path.absolute()  # Optuna's lock is a symbolic link to this path, which would dangle if it were relative
+    if not path.exists():
+        return None
+    backup = None
+    if not _ends_in_newline(path):
+        lock = JournalFileSymlinkLock(str(path))
+        lock.acquire()
+        try:
+            backup = _cut(path)
+        finally:
+            lock.release()
+    _refuse_broken_lines(path)
+    return backup
+
+
+def _ends_in_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size == 0:
+            return True
+        file.seek(size - 1)
+        return file.read(1) == b"\n"
+
+
+def _cut(path: Path) -> Path | None:
+    if _ends_in_newline(path):  # the line was being written, and is complete now that we have the lock
+        return None
+    backup = _unused(path)
+    shutil.copy2(path, backup)
+    with path.open("rb+") as file:
+        file.truncate(_after_last_newline(path))
+        file.flush()
+        os.fsync(file.fileno())
+    return backup
+
+
+def _after_last_newline(path: Path) -> int:
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - _BLOCK)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                return start + found + 1
+            end = start
+    return 0
+
+
+def _unused(path: Path) -> Path:
+    number = 1
+    while (backup := path.with_name(f"{path.name}.torn{number}")).exists():
+        number += 1
+    return backup
+
+
+def _refuse_broken_lines(path: Path) -> None:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return  # an append that has begun since
+            try:
+                json.loads(line)
+            except ValueError as error:
+                raise InvalidInput(
+                    f"line {number} of the journal {path} is damaged ({error}); nothing was changed: "
+                    f"restore the file from a backup, or remove the line if you know that it does not matter"
+                ) from error

@@ -1,0 +1,226 @@
+"""Opening a search: what its spec names is opened and checked, and its study is created or gone on with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import optuna
+from optuna.distributions import FloatDistribution
+from optuna.storages import BaseStorage
+
+from evomerge.catalogue import TensorCatalogue, build_catalogue
+from evomerge.checkpoints import Source, check_compatible, open_source
+from evomerge.errors import InvalidInput
+from evomerge.evaluation.evaluator import Evaluator
+from evomerge.evaluation.split import split_from_json, split_to_json
+from evomerge.recipe import ModelRef
+from evomerge.spaces.bound import BoundSpace, bind
+from evomerge.spec import SearchSpec, spec_from_json
+from evomerge.study.lock import hold
+from evomerge.study.records import Records
+from evomerge.study.samplers import CmaSampler, build_sampler
+from evomerge.study.search_study import Foundation, SearchStudy, lay_foundation, read_foundation
+from evomerge.study.storage import local_file, open_storage, redact, resolve_url, run_directory, with_retries
+from evomerge.worker import WorkerSetup, build_evaluator
+
+BASELINES = "baselines"
+HELD_OUT = "held-out"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a spec names, opened and found to fit together. Nothing has been run or written."""
+
+    spec: SearchSpec
+    base: Source
+    experts: tuple[Source, ...]
+    warnings: tuple[str, ...]
+
+    @cached_property
+    def catalogue(self) -> TensorCatalogue:
+        """The base's tensors, divided into parts by the patterns of the space."""
+        return build_catalogue(self.base.header, self.base.tied, self.spec.search_space.patterns)
+
+    @cached_property
+    def space(self) -> BoundSpace:
+        """The search space over these tensors and sources."""
+        experts = [source.ref for source in self.experts]
+        return bind(
+            self.spec.search_space, self.catalogue, self.base.ref, experts, dtype=self.spec.dtype, seed=self.spec.seed
+        )
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """The evaluator without a model: it knows the tasks and the items. Workers build their own."""
+        return build_evaluator(self.setup())
+
+    @property
+    def refs(self) -> tuple[ModelRef, ...]:
+        """Base and experts, in that order."""
+        return (self.base.ref, *(source.ref for source in self.experts))
+
+    def setup(self, foundation: Foundation | None = None) -> WorkerSetup:
+        """What workers are built from; with the foundation of the study once there is one."""
+        spec = self.spec
+        ranges = {
+            name: (distribution.low, distribution.high)
+            for name, distribution in self.space.distributions.items()
+            if isinstance(distribution, FloatDistribution)
+        }
+        return WorkerSetup(
+            base=self.base.ref,
+            experts=tuple(source.ref for source in self.experts),
+            dtype=spec.dtype,
+            seed=spec.seed,
+            evaluator=spec.evaluator.name,
+            settings=spec.evaluator.settings,
+            split=split_from_json(foundation.split) if foundation else None,
+            batch_size=foundation.batch_size if foundation else None,
+            bounds=ranges,
+            allow=spec.allow,
+        )
+
+
+@dataclass(frozen=True)
+class OpenSearch:
+    """A study that this process may write to, with its siblings."""
+
+    inputs: Inputs
+    search: SearchStudy
+    foundation: Foundation
+    baselines: Records
+    held_out: Records
+    artifacts: Path
+
+
+def open_inputs(spec: SearchSpec) -> Inputs:
+    """Open and check what a spec names.
+
+    Raises:
+        InvalidInput: whatever is missing or does not fit, naming the sources and tensors.
+    """
+    base = open_source(spec.base.ref, allow=spec.allow)
+    experts = tuple(open_source(expert.ref, allow=spec.allow, like=base) for expert in spec.experts)
+    warnings = check_compatible(base, experts)
+    return Inputs(spec, base, experts, tuple(warnings))
+
+
+@contextmanager
+def open_search(inputs: Inputs, *, workers: int) -> Iterator[OpenSearch]:
+    """Create the spec's study or go on with it, as its only writer.
+
+    Raises:
+        StudyHeld: another controller writes to it.
+        OtherSpec: it was made with another identity.
+        InvalidInput: the storage cannot be opened, or the sampler cannot search the space.
+    """
+    spec = inputs.spec
+    url = resolve_url(spec.storage_url)
+    wanted = _foundation(inputs, workers)
+    with hold(url, spec.name) as held:
+        storage = open_storage(url)
+        folder = artifacts_folder(spec)
+        study = with_retries(
+            lambda: optuna.create_study(
+                storage=storage, study_name=spec.name, direction="maximize", load_if_exists=True
+            )
+        )
+        foundation = lay_foundation(study, wanted)
+        study.sampler = sampler_of(inputs, foundation.popsize, workers)
+        yield OpenSearch(
+            inputs,
+            SearchStudy(study, storage, inputs.space, folder, held.check),
+            foundation,
+            Records(storage, f"{spec.name}/{BASELINES}", folder),
+            Records(storage, f"{spec.name}/{HELD_OUT}", folder),
+            folder,
+        )
+
+
+@dataclass(frozen=True)
+class StoredSearch:
+    """A study that this process only reads."""
+
+    spec: SearchSpec
+    storage: BaseStorage
+    study: optuna.Study
+    baselines: optuna.Study | None
+    held_out: optuna.Study | None
+    artifacts: Path
+
+
+def read_search(spec: SearchSpec) -> StoredSearch:
+    """The study of a spec, for reading.
+
+    Raises:
+        InvalidInput: there is no such study; `evomerge run` makes it.
+    """
+    return _read(spec.storage_url, spec.name, spec)
+
+
+def read_stored_spec(url: str, name: str) -> SearchSpec:
+    """The spec that a study was made with, for commands that are given a storage and a study instead of a file."""
+    file = local_file(url)
+    study = _load(open_storage(url), name) if file is None or file.exists() else None
+    if study is None:
+        raise InvalidInput(f"there is no study {name!r} in the storage {redact(resolve_url(url))}")
+    return spec_from_json(read_foundation(study).spec).model_copy(update={"storage": url})
+
+
+def artifacts_folder(spec: SearchSpec) -> Path:
+    """Where per-item outcomes are kept: the spec's `artifacts`, else beside the study."""
+    if spec.artifacts is None:
+        return run_directory(resolve_url(spec.storage_url), spec.name) / "artifacts"
+    parts = urlsplit(spec.artifacts)
+    if parts.scheme not in ("", "file"):
+        raise InvalidInput(f"artifacts {spec.artifacts!r}: only a folder or a file:// URL can be used")
+    return Path(unquote(parts.path))
+
+
+def _read(url: str, name: str, spec: SearchSpec) -> StoredSearch:
+    resolved = resolve_url(url)
+    file = local_file(resolved)
+    if file is not None and not file.exists():
+        raise InvalidInput(f"there is no study {name!r} yet: {file} does not exist; `evomerge run` makes it")
+    storage = open_storage(resolved)
+    study = _load(storage, name)
+    if study is None:
+        raise InvalidInput(f"there is no study {name!r} in this storage yet; `evomerge run` makes it")
+    baselines, held_out = (_load(storage, f"{name}/{sibling}") for sibling in (BASELINES, HELD_OUT))
+    return StoredSearch(spec, storage, study, baselines, held_out, artifacts_folder(spec))
+
+
+def _load(storage: BaseStorage, name: str) -> optuna.Study | None:
+    try:
+        return optuna.load_study(storage=storage, study_name=name)
+    except KeyError:
+        return None
+
+
+def _foundation(inputs: Inputs, workers: int) -> Foundation:
+    spec = inputs.spec
+    sampler = sampler_of(inputs, workers=workers)
+    fingerprints = {source.ref.name: str(source.ref.fingerprint) for source in (inputs.base, *inputs.experts)}
+    return Foundation(
+        spec=spec.to_json(),
+        identity=spec.identity(fingerprints, inputs.evaluator.fingerprint),
+        split=split_to_json(inputs.evaluator.split),
+        batch_size=None,
+        popsize=sampler.popsize if isinstance(sampler, CmaSampler) else None,
+    )
+
+
+def sampler_of(inputs: Inputs, popsize: int | None = None, workers: int = 1) -> optuna.samplers.BaseSampler:
+    """The spec's sampler; with the population size of the study once there is one.
+
+    Raises:
+        InvalidInput: unknown sampler or setting, or one that cannot search the space.
+    """
+    spec = inputs.spec
+    settings = dict(spec.sampler.settings) | ({} if popsize is None else {"popsize": popsize})
+    return build_sampler(spec.sampler.name, settings, seed=spec.seed, space=inputs.space, workers=workers)

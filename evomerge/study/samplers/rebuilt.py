@@ -1,0 +1,147 @@
+"""Optuna's own samplers, built anew for every proposal so that nothing lives in the process.
+
+A sampler of Optuna's keeps its random state in memory, and a resumed study would continue with other draws. Built anew
+with a seed that is derived from the study's seed and the ordinal of the proposal, it depends on the study alone. What
+that gives, with one worker:
+
+* `random`, `tpe`, `nsgaii`: a resumed study proposes exactly what the uninterrupted one would have proposed.
+* `gp`: the same, on the same machine and with the same number of threads: fitting the kernel ends in an iterative
+  optimiser, whose last bits follow the linear algebra. The fit starts from the same point each time and not from the
+  previous one, which the process would have to remember.
+
+With several workers the proposals depend on the order in which results arrive, as with every sampler.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from evomerge.seeding import derive
+from evomerge.study.samplers import settings
+from evomerge.study.samplers.keyed import SEEDS, KeyedSampler
+from evomerge.study.samplers.space import SamplerSpace
+
+__all__ = ["RebuiltSampler", "build_gp", "build_nsgaii", "build_random", "build_tpe"]
+
+
+def build_random(given: Mapping[str, Any], *, seed: int, space: SamplerSpace, workers: int) -> BaseSampler:
+    """Uniform draws; no settings."""
+    settings.only("random", given, ())
+    return RebuiltSampler(RandomSampler, name="random", seed=seed, space=space)
+
+
+def build_tpe(given: Mapping[str, Any], *, seed: int, space: SamplerSpace, workers: int) -> BaseSampler:
+    """Tree-structured Parzen estimator, multivariate, with the running trials counted as bad ones (constant liar)."""
+    settings.only("tpe", given, ("n_startup_trials", "n_ei_candidates"))
+    startup = settings.integer(given, "n_startup_trials", 10, low=0)
+    candidates = settings.integer(given, "n_ei_candidates", 24, low=1)
+    make = partial(_tpe, startup=startup, candidates=candidates, conditional=space.conditional)
+    return RebuiltSampler(make, name="tpe", seed=seed, space=space)
+
+
+def build_gp(given: Mapping[str, Any], *, seed: int, space: SamplerSpace, workers: int) -> BaseSampler:
+    """Gaussian process with expected improvement: for a few hundred trials in up to about 20 dimensions."""
+    settings.only("gp", given, ("n_startup_trials",))
+    startup = settings.integer(given, "n_startup_trials", 10, low=1)
+    return RebuiltSampler(partial(_gp, startup=startup), name="gp", seed=seed, space=space, infer=True)
+
+
+def build_nsgaii(given: Mapping[str, Any], *, seed: int, space: SamplerSpace, workers: int) -> BaseSampler:
+    """NSGA-II: an evolutionary algorithm for several objectives and big budgets."""
+    probabilities = ("mutation_prob", "crossover_prob", "swapping_prob")
+    settings.only("nsgaii", given, ("population_size", *probabilities))
+    chosen = [name for name in probabilities if given.get(name) is not None]
+    options: dict[str, Any] = {name: settings.number(given, name, 1.0, low=0.0, high=1.0) for name in chosen}
+    options["population_size"] = settings.integer(given, "population_size", max(50, workers), low=2)
+    make = partial(_nsgaii, **options)
+    return RebuiltSampler(make, name="nsgaii", seed=seed, space=space)
+
+
+class RebuiltSampler(KeyedSampler):
+    """Another sampler, made anew by `make(seed)` whenever it is needed.
+
+    In a space without conditions the relative search space is the space itself, and not what Optuna would infer from
+    the trials: a completed trial without params does not switch the sampler off.
+
+    Args:
+        make: builds the sampler from a 32-bit seed.
+        name: keeps the seeds of different samplers apart.
+        infer: let the sampler find its search space in the trials after all. For `gp`, which cannot use trials that
+            lack a parameter; for conditional spaces in any case.
+    """
+
+    def __init__(
+        self, make: Callable[[int], BaseSampler], *, name: str, seed: int, space: SamplerSpace, infer: bool = False
+    ) -> None:
+        super().__init__(space, seed=seed)
+        self._make = make
+        self._name = name
+        self._infer = infer or space.conditional
+        self._free = {name: d for name, d in space.distributions.items() if not d.single()}
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        if self._infer:
+            return self._make(0).infer_relative_search_space(study, trial)
+        return dict(self._free)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        sampler = self._keyed(study, trial, "relative")
+        if self._space.conditional:
+            sampler.infer_relative_search_space(study, trial)  # where TPE finds the groups that it samples by
+        return sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        sampler = self._keyed(study, trial, "independent", param_name)
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        self._make(0).after_trial(study, trial, state, values)
+
+    def _keyed(self, study: Study, trial: FrozenTrial, *purpose: str) -> BaseSampler:
+        return self._make(derive(self._seed, self._name, self.ordinal(study, trial), *purpose) % SEEDS)
+
+
+def _tpe(seed: int, *, startup: int, candidates: int, conditional: bool) -> TPESampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)  # `group` has been experimental since Optuna 2.8
+        return TPESampler(
+            seed=seed,
+            n_startup_trials=startup,
+            n_ei_candidates=candidates,
+            multivariate=True,
+            group=conditional,
+            constant_liar=True,
+        )
+
+
+def _gp(seed: int, *, startup: int) -> GPSampler:
+    # A trial that lacks a parameter is no reason for a warning at every ask.
+    return GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
+
+
+def _nsgaii(seed: int, **options: Any) -> NSGAIISampler:
+    return OrderedNSGAIISampler(seed=seed, **options)
+
+
+class OrderedNSGAIISampler(NSGAIISampler):
+    """NSGA-II whose parents always come in the order of their trials.
+
+    Optuna gives them to the first proposal of a generation by rank, and to the others by trial: a proposal that is made
+    again after a crash would be another one. The name of this class is part of the attribute keys that Optuna stores.
+    """
+
+    def get_parent_population(self, study: Study, generation: int) -> list[FrozenTrial]:
+        return sorted(super().get_parent_population(study, generation), key=lambda trial: trial.number)

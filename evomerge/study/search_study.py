@@ -1,0 +1,321 @@
+"""The search's study: its one writer. Everything that is needed to go on after a crash is in it, and nothing else is.
+
+Each trial lives through ask (params), `begin` (attempt), artifact, attributes, tell order, tell. Killed anywhere
+between, it is RUNNING when the study is opened again: with all params it is scored again under its own number, without them it
+is failed as interrupted and proposed anew.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from evomerge.errors import InvalidInput, OtherSpec
+from evomerge.evaluation.evaluator import Scores
+from evomerge.recipe import Recipe
+from evomerge.spaces.bound import BoundSpace
+from evomerge.study import attributes
+from evomerge.study.attributes import read_text, write_text
+from evomerge.study.items import summary, write_items
+from evomerge.study.storage import with_retries
+from evomerge.worker import Outcome, Scored
+
+SCHEMA = 1
+MAX_ATTEMPTS = 3
+PACKAGES = ("evomerge", "torch", "transformers", "lm_eval", "optuna", "cma", "numpy", "ray")
+
+_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A trial that is to be scored."""
+
+    number: int
+    params: Mapping[str, Any]
+    recipe: Recipe
+    attempt: int
+
+
+class SearchStudy:
+    """Asks, begins, tells and fails trials of one Optuna study. Only its owner, the controller, writes to the study.
+
+    Args:
+        check_hold: raises when another controller has taken the study over.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        storage: BaseStorage,
+        space: BoundSpace,
+        artifacts: Path,
+        check_hold: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._check_hold = check_hold
+        self.study = study
+        self._storage = storage
+        self._space = space
+        self._artifacts = artifacts
+        self._told = sum(attributes.TELL in trial.user_attrs for trial in self.trials(*_FINISHED))
+
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """The trials in these states, all without any. They are the storage's own: never change them."""
+        return self.study.get_trials(deepcopy=False, states=states or None)
+
+    @property
+    def finished(self) -> int:
+        """Trials that count towards the budget: complete, pruned, or failed by their own fault."""
+        return sum(not trial.user_attrs.get(attributes.INTERRUPTED) for trial in self.trials(*_FINISHED))
+
+    @property
+    def failed(self) -> int:
+        """Trials that count towards the budget and have no score."""
+        failures = self.trials(TrialState.FAIL)
+        return sum(not trial.user_attrs.get(attributes.INTERRUPTED) for trial in failures)
+
+    @property
+    def best(self) -> FrozenTrial | None:
+        """The trial with the highest value; of equal ones the earliest. None before the first."""
+        complete = self.trials(TrialState.COMPLETE)
+        return max(complete, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
+
+    def recipe_of(self, trial: FrozenTrial) -> Recipe:
+        """The recipe of a trial, rebuilt from its params.
+
+        Raises:
+            InvalidInput: it is not the recipe that was scored: a newer evomerge decodes the params differently.
+        """
+        recipe = self._space.decode(trial.params)
+        scored = trial.user_attrs.get(attributes.RECIPE)
+        if scored is not None and scored != recipe.digest:
+            raise InvalidInput(
+                f"trial {trial.number} was scored with recipe {scored[:12]}, its params now give {recipe.digest[:12]}; "
+                "rebuild it with the release of evomerge that made the study"
+            )
+        return recipe
+
+    def recover(self) -> list[Proposal]:
+        """What a killed controller left RUNNING: proposals to score again, half-asked trials failed and proposed anew.
+
+        A trial that was begun `MAX_ATTEMPTS` times and never finished is failed: it may be what kills us.
+        """
+        proposals = []
+        for trial in self.trials(TrialState.RUNNING):
+            attempt = int(trial.user_attrs.get(attributes.ATTEMPT, 0))
+            if not self._space.is_complete(trial.params):
+                self._set(trial.number, attributes.INTERRUPTED, True)
+                self.fail(trial.number, "interrupted in ask")
+            elif attempt >= MAX_ATTEMPTS:
+                self.fail(trial.number, f"not finished in {attempt} attempts: the controller died each time")
+            else:
+                recipe = self._space.decode(trial.params)
+                proposals.append(Proposal(trial.number, dict(trial.params), recipe, attempt + 1))
+        self._enqueue_centre()
+        return proposals
+
+    def ask(self) -> Proposal:
+        """A new trial with all its params, children of a choice after their parent."""
+        self._check_hold()
+        trial = with_retries(self.study.ask)
+        params: dict[str, Any] = {}
+        for name, distribution in self._space.distributions.items():
+            if name not in self._space.active(params):
+                continue
+            if isinstance(distribution, CategoricalDistribution):
+                params[name] = trial.suggest_categorical(name, distribution.choices)
+            elif isinstance(distribution, FloatDistribution):
+                params[name] = trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
+            else:
+                raise TypeError(f"param {name!r} has a {type(distribution).__name__}, which no space makes")
+        return Proposal(trial.number, params, self._space.decode(params), attempt=1)
+
+    def begin(self, proposal: Proposal) -> None:
+        """Note that a proposal is being submitted, so that one that kills us is not tried for ever."""
+        self._set(proposal.number, attributes.ATTEMPT, proposal.attempt)
+
+    def give_back(self, proposal: Proposal) -> None:
+        """Take the note back: a clean stop is no attempt."""
+        self._set(proposal.number, attributes.ATTEMPT, proposal.attempt - 1)
+
+    def tell(self, proposal: Proposal, outcome: Outcome, value: float, stderr: float | None) -> None:
+        """Store a scored trial. Its artifact and attributes are there before it is finished, never after."""
+        assert isinstance(outcome.result, Scored)  # the controller sends failures to `fail`
+        self._check_hold()
+        scores = outcome.result.scores
+        self._upload(proposal.number, scores)
+        self._set(proposal.number, attributes.RECIPE, proposal.recipe.digest)
+        self._set(proposal.number, attributes.SCORES, {"objective_stderr": stderr, "tasks": summary(scores)})
+        self._note(proposal.number, outcome, scores.tokens)
+        self._set(proposal.number, attributes.TELL, self._told)
+        with_retries(lambda: self.study.tell(proposal.number, value, skip_if_finished=True))
+        self._told += 1
+
+    def fail(self, number: int, reason: str, outcome: Outcome | None = None) -> None:
+        """Store a trial that has no score, with the reason."""
+        self._set(number, attributes.FAILURE, reason[:1000])
+        if outcome is not None:
+            self._note(number, outcome, 0)
+        with_retries(lambda: self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True))
+
+    def set(self, key: str, value: Any) -> None:
+        """A small attribute of the study."""
+        with_retries(lambda: self.study.set_user_attr(key, value))
+
+    def _enqueue_centre(self) -> None:
+        """Trial 0 is the centre of the box. It is enqueued again where its first proposal was interrupted."""
+        centre = self._space.centre
+        for trial in self.trials():
+            fixed = trial.system_attrs.get("fixed_params") if trial.state is TrialState.WAITING else trial.params
+            if fixed == centre:
+                return
+        with_retries(lambda: self.study.enqueue_trial(centre))
+
+    def _note(self, number: int, outcome: Outcome, tokens: int) -> None:
+        seconds = {phase: round(value, 4) for phase, value in outcome.seconds.items()}
+        self._set(number, attributes.WORKER, {"name": outcome.worker, "attempt": outcome.attempt, "tokens": tokens})
+        self._set(number, attributes.SECONDS, seconds)
+
+    def _upload(self, number: int, scores: Scores) -> None:
+        frozen = self.study.get_trials(deepcopy=False)[number]
+        upload_items(self._artifacts, self._storage, frozen, scores)
+
+    def _set(self, number: int, key: str, value: Any) -> None:
+        trial_id = self.study.get_trials(deepcopy=False)[number]._trial_id
+        with_retries(lambda: self._storage.set_trial_user_attr(trial_id, key, value))
+
+
+def upload_items(folder: Path, storage: BaseStorage, trial: FrozenTrial, scores: Scores) -> None:
+    """Keep the per-item outcomes of a trial that is not finished yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "items.parquet"
+        write_items(path, scores)
+        upload_artifact(
+            artifact_store=FileSystemArtifactStore(folder),
+            file_path=str(path),
+            study_or_trial=trial,
+            storage=storage,
+            mimetype="application/vnd.apache.parquet",
+        )
+
+
+@dataclass(frozen=True)
+class Foundation:
+    """What is settled when a study is created, and read from it ever after.
+
+    Attributes:
+        spec: the spec in JSON, without the storage URL.
+        identity: what may not change, see `SearchSpec.identity`.
+        split: the item split in JSON.
+        batch_size: the evaluator's batch size.
+        popsize: the sampler's population size, None for samplers without one.
+    """
+
+    spec: str
+    identity: Mapping[str, Any]
+    split: str
+    batch_size: int | None
+    popsize: int | None
+
+
+def lay_foundation(study: optuna.Study, foundation: Foundation) -> Foundation:
+    """Store the foundation in a new study, or compare it with the one that is there and return that.
+
+    The schema number is written last: a study without it was interrupted while it was made, and is made again.
+
+    Raises:
+        OtherSpec: the study was made with another identity; the message shows what differs.
+        InvalidInput: the study is not ours, or was made by a newer evomerge.
+    """
+    schema = study.user_attrs.get(attributes.SCHEMA)
+    if schema is None:
+        if study.get_trials(deepcopy=False):
+            raise InvalidInput(f"study {study.study_name!r} has trials that evomerge did not make; choose another name")
+        _write(study, foundation)
+        return foundation
+    if schema > SCHEMA:
+        raise InvalidInput(
+            f"study {study.study_name!r} has schema {schema}, this evomerge reads up to {SCHEMA}; update it"
+        )
+    stored = read_foundation(study)
+    difference = _difference(stored.identity, json.loads(json.dumps(foundation.identity)))
+    if difference:
+        raise OtherSpec(
+            f"study {study.study_name!r} was made with another spec: {'; '.join(difference[:5])}. "
+            "Give the search a new name, or take the change back"
+        )
+    with_retries(lambda: write_text(study, attributes.SPEC, foundation.spec))
+    return stored
+
+
+def read_foundation(study: optuna.Study) -> Foundation:
+    """The foundation of a study that evomerge made."""
+    texts = {key: read_text(study, key) for key in (attributes.SPEC, attributes.IDENTITY, attributes.SPLIT)}
+    missing = [key for key, text in texts.items() if text is None]
+    if missing:
+        raise InvalidInput(f"study {study.study_name!r} was not made by evomerge: attribute {missing[0]!r} is missing")
+    return Foundation(
+        spec=str(texts[attributes.SPEC]),
+        identity=json.loads(str(texts[attributes.IDENTITY])),
+        split=str(texts[attributes.SPLIT]),
+        batch_size=study.user_attrs.get(attributes.BATCH_SIZE),
+        popsize=study.user_attrs.get(attributes.POPSIZE),
+    )
+
+
+def changed_versions(study: optuna.Study) -> dict[str, tuple[str, str]]:
+    """Package -> (version that made the study, version now), where they differ."""
+    made = study.user_attrs.get(attributes.VERSIONS, {})
+    now = versions()
+    return {name: (old, now.get(name, "none")) for name, old in made.items() if now.get(name, "none") != old}
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of the packages that a score may depend on."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "none"
+    return found
+
+
+def _write(study: optuna.Study, foundation: Foundation) -> None:
+    with_retries(lambda: write_text(study, attributes.SPEC, foundation.spec))
+    with_retries(lambda: write_text(study, attributes.IDENTITY, json.dumps(foundation.identity)))
+    with_retries(lambda: write_text(study, attributes.SPLIT, foundation.split))
+    for key, value in (
+        (attributes.VERSIONS, versions()),
+        (attributes.BATCH_SIZE, foundation.batch_size),
+        (attributes.POPSIZE, foundation.popsize),
+        (attributes.SCHEMA, SCHEMA),
+    ):
+        with_retries(lambda key=key, value=value: study.set_user_attr(key, value))  # type: ignore[misc]
+
+
+def _difference(stored: Any, given: Any, path: str = "") -> list[str]:
+    """One line per leaf that differs."""
+    if isinstance(stored, Mapping) and isinstance(given, Mapping):
+        lines = []
+        for key in sorted({*stored, *given}):
+            lines += _difference(stored.get(key), given.get(key), f"{path}.{key}" if path else str(key))
+        return lines
+    return [] if stored == given else [f"{path} was {_short(stored)}, now {_short(given)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

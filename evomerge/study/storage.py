@@ -1,0 +1,265 @@
+"""Where a study is kept: one table from storage URLs to Optuna storages."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import unquote
+
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, _CachedStorage
+from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from evomerge.errors import InvalidInput, nearest
+from evomerge.study.journal import repair_tail
+
+__all__ = ["local_file", "open_storage", "redact", "resolve_url", "run_directory", "with_retries"]
+
+_Result = TypeVar("_Result")
+
+ALLOWED: Final = (
+    "sqlite:///FILE",
+    "journal:///FILE",
+    "FILE.log or FILE.journal (a journal)",
+    "postgresql+psycopg://USER:PASSWORD@HOST/DATABASE",
+    "mysql+pymysql://USER:PASSWORD@HOST/DATABASE",
+    "redis://:PASSWORD@HOST:PORT/NUMBER",
+    "env:NAME (the URL is in that environment variable)",
+)
+
+# scheme -> what SQLAlchemy shall use, and the extra that installs its driver. A bare postgresql:// means psycopg 3 only
+# from SQLAlchemy 2.1 on.
+_SERVERS: Final = {
+    "postgresql": ("postgresql+psycopg", "postgres"),
+    "postgresql+psycopg": ("postgresql+psycopg", "postgres"),
+    "mysql+pymysql": ("mysql+pymysql", "mysql"),
+}
+_SQLITE: Final = ("sqlite", "sqlite+pysqlite")
+_REDIS: Final = ("redis", "rediss")
+
+# As /proc/mounts names them. On these, SQLite's locks are unreliable: it says "database is locked" or loses data.
+_NETWORK_FILESYSTEMS: Final = frozenset({
+    "nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "glusterfs", "ceph", "afs",
+    "ncpfs", "pvfs2", "orangefs", "panfs", "wekafs", "fuse.beegfs", "fuse.glusterfs", "fuse.ceph", "fuse.ceph-fuse",
+    "fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.juicefs",
+})  # fmt: skip
+
+_SQLITE_TIMEOUT = 60  # seconds that a write waits for a reader's lock; the default of 5 kills studies
+_SECRET_OPTION: Final = re.compile(r"([?&][^=&]*(?:pass|pwd|secret|token)[^=&]*=)[^&]*", re.IGNORECASE)
+
+
+def open_storage(url: str) -> BaseStorage:
+    """Open a storage, and create its file or tables if there are none.
+
+    The folder of a file is created; a journal file whose last line was torn by a crash is repaired first. Relational
+    storages come with Optuna's cache around them, so that everybody who is given the storage shares one cache:
+    `create_study` would otherwise put another one around it at each call.
+
+    Raises:
+        InvalidInput: unknown scheme, missing driver, unreachable server, SQLite on a network file system, or a damaged
+            journal. No message shows a password.
+    """
+    url = resolve_url(url)
+    scheme = _scheme(url)
+    if scheme in _SQLITE:
+        return _open_sqlite(url)
+    if scheme == "journal":
+        return _open_journal(_file(url))
+    if scheme in _SERVERS:
+        return _open_server(url, *_SERVERS[scheme])
+    if scheme in _REDIS:
+        return _open_redis(url)
+    close = nearest(scheme, [*_SQLITE, *_SERVERS, *_REDIS, "journal"])
+    hint = f"did you mean {close[0]}://? " if close and scheme else ""
+    raise InvalidInput(f"unknown storage {redact(url)!r}; {hint}allowed: {'; '.join(ALLOWED)}")
+
+
+def resolve_url(url: str) -> str:
+    """The URL itself; of `env:NAME`, the content of that environment variable.
+
+    Raises:
+        InvalidInput: the variable is not set.
+    """
+    if not url.startswith("env:"):
+        return url
+    name = url.removeprefix("env:")
+    value = os.environ.get(name)
+    if not value:
+        raise InvalidInput(
+            f"the storage is {url!r}, but the environment variable {name!r} is not set; export the URL in it"
+        )
+    return value
+
+
+def redact(url: str) -> str:
+    """The URL as it may be shown: passwords, also those in its query, are ***.
+
+    It may be malformed: whatever could belong to a password, such as a part after an @ that should have been encoded,
+    is hidden too.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator or _scheme(url) in (*_SQLITE, "journal"):
+        return url
+    credentials, at, place = rest.rpartition("@")
+    user, colon, _ = credentials.partition(":")
+    shown = f"{user}:***@{place}" if colon else f"{credentials}{at}{place}"
+    return f"{scheme}://" + _SECRET_OPTION.sub(r"\1***", shown)
+
+
+def local_file(url: str) -> Path | None:
+    """The SQLite or journal file behind a URL, None for servers."""
+    url = resolve_url(url)
+    return _file(url) if _scheme(url) in (*_SQLITE, "journal") else None
+
+
+def run_directory(url: str, name: str) -> Path:
+    """Where a search keeps what is not in its study: the folder of the file, or `runs/<name>` for servers."""
+    file = local_file(url)
+    return Path("runs") / name if file is None else file.parent
+
+
+def with_retries(write: Callable[[], _Result], *, attempts: int = 6, first_wait: float = 0.5) -> _Result:
+    """Call `write` again while the storage reports an internal error, with waits that double: 15 s in all by default.
+
+    For writes that may be repeated: setting attributes and parameters, opening a study. A write that was stored
+    although it reported an error is done twice; after a repeated `tell`, look at the trial's state.
+    """
+    for attempt in range(attempts - 1):
+        try:
+            return write()
+        except StorageInternalError:
+            time.sleep(first_wait * 2**attempt)
+    return write()
+
+
+def _scheme(url: str) -> str:
+    """The scheme in small letters; a path without one is a journal if its name says so, else ""."""
+    scheme, separator, _ = url.partition("://")
+    if separator:
+        return scheme.lower()
+    return "journal" if url.endswith((".log", ".journal")) else ""
+
+
+def _file(url: str) -> Path:
+    """`sqlite:///FILE`, `journal:///FILE` or a path. As in SQLAlchemy, an absolute FILE makes it four slashes."""
+    _, separator, rest = url.partition("://")
+    path = (rest[1:] if rest.startswith("/") else "") if separator else url
+    path = path.partition("?")[0] if _scheme(url) in _SQLITE else path
+    if not path or path == ":memory:" or path.startswith("file:"):
+        raise InvalidInput(
+            f"storage {url!r} names no file: write {_scheme(url)}:///FILE, with four slashes if FILE is absolute "
+            f"(a study in memory could not be resumed)"
+        )
+    return Path(path)
+
+
+def _open_sqlite(url: str) -> BaseStorage:
+    file = _file(url)
+    kind = _filesystem(file)
+    if kind in _NETWORK_FILESYSTEMS:
+        raise InvalidInput(
+            f"{file} is on a network file system ({kind}), where SQLite's locks do not work; "
+            f"use a local disk, a journal (journal:///{file.with_suffix('.journal')}) or a database server"
+        )
+    _make_folder(file)
+    return _relational(url, url, {"connect_args": {"timeout": _SQLITE_TIMEOUT}})
+
+
+def _open_server(url: str, driver: str, extra: str) -> BaseStorage:
+    rest = url.partition("://")[2]
+    try:
+        # A connection that the server has closed meanwhile is replaced instead of failing the next write.
+        return _relational(url, f"{driver}://{rest}", {"pool_pre_ping": True})
+    except ImportError as error:
+        raise _missing_driver(url, extra) from error
+
+
+def _open_journal(file: Path) -> BaseStorage:
+    _make_folder(file)
+    repair_tail(file)
+    # Absolute, because Optuna's lock is a symbolic link with this path as its target: one that dangles is never
+    # recognised as stale, and a crash while it is held would block the journal for ever.
+    return JournalStorage(JournalFileBackend(str(file.absolute())))
+
+
+def _open_redis(url: str) -> BaseStorage:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            backend = _RedisBackend(url)
+    except ImportError as error:
+        raise _missing_driver(url, "redis") from error
+    except ValueError as error:  # redis-py, about the URL
+        raise InvalidInput(f"cannot open {redact(url)}: not a redis URL") from error
+    try:
+        return JournalStorage(backend)
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "redis":  # its errors have no base class outside the package
+            raise
+        raise InvalidInput(f"cannot open {redact(url)}: {type(error).__name__}; is the server running?") from error
+
+
+class _RedisBackend(JournalRedisBackend):
+    """Without the snapshots, which are pickles: loading one would run the code of whoever can write to the server."""
+
+    def load_snapshot(self) -> bytes | None:
+        return None
+
+    def save_snapshot(self, snapshot: bytes) -> None:
+        return None
+
+
+def _relational(given: str, url: str, engine_options: dict[str, Any]) -> BaseStorage:
+    # RDBStorage formats the URL as a template of its own; doubled braces come out as they were.
+    template = url.replace("{", "{{").replace("}", "}}")
+    try:
+        return _CachedStorage(RDBStorage(template, engine_kwargs=engine_options))
+    except ArgumentError as error:
+        raise InvalidInput(
+            f"cannot read the storage URL {redact(given)!r}; special characters in a password must be percent-encoded"
+        ) from error
+    except (SQLAlchemyError, StorageInternalError) as error:
+        reason = _without_secrets(str(error).splitlines()[0], given)
+        raise InvalidInput(f"cannot open {redact(given)}: {reason}") from error
+
+
+def _without_secrets(text: str, url: str) -> str:
+    password = url.partition("://")[2].rpartition("@")[0].partition(":")[2]
+    for secret in {password, unquote(password)} - {""}:
+        text = text.replace(secret, "***")
+    return text
+
+
+def _missing_driver(url: str, extra: str) -> InvalidInput:
+    return InvalidInput(f"{redact(url)} needs a driver that is not installed: pip install 'evomerge[{extra}]'")
+
+
+def _make_folder(file: Path) -> None:
+    try:
+        file.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"cannot create the folder of {file}: {error.strerror}") from error
+
+
+def _filesystem(file: Path, mounts: str | None = None) -> str:
+    """The type of the file system that a file is or would be on, "" where the system does not tell."""
+    if mounts is None:
+        try:
+            mounts = Path("/proc/mounts").read_text()
+        except OSError:  # not Linux
+            return ""
+    path = file.resolve()
+    found = (Path("/"), "")
+    for line in mounts.splitlines():
+        _, point, kind, *_ = line.split(" ")
+        folder = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), point))
+        # Of two mounts on the same folder the later one is seen.
+        if path.is_relative_to(folder) and len(folder.parts) >= len(found[0].parts):
+            found = (folder, kind)
+    return found[1]

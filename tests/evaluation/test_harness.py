@@ -1,0 +1,554 @@
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from evaluator_contract import EvaluatorContract, candidate
+from tiny_pack import PACK, TASKS, documents, make_model, make_tokenizer, write_lines, write_pack
+
+from evomerge.errors import InvalidInput, MergeError, OtherSpec
+from evomerge.evaluation import Candidate, Evaluator, ItemBlock, Pack, Split, harness, load_pack
+from evomerge.evaluation.evaluator import BatchedEvaluator
+from evomerge.evaluation.harness import HarnessEvaluator, PreparedTask, load_tasks, split_pack
+
+SEARCH = ItemBlock("search")
+Build = Callable[..., HarnessEvaluator]
+
+
+@pytest.fixture(scope="session")
+def shared_pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    return load_pack(write_pack(tmp_path_factory.mktemp("shared") / "tiny"))
+
+
+@pytest.fixture
+def build(shared_pack: Pack, tmp_path: Path) -> Build:
+    """Builds an evaluator with other `settings` in evaluator.yaml, or other `tasks`, or other `options`."""
+
+    def build(
+        settings: dict[str, Any] | None = None, tasks: dict[str, dict[str, Any]] | None = None, **options: Any
+    ) -> HarnessEvaluator:
+        if tasks is None:
+            pack = shared_pack.model_validate({**PACK, **(settings or {})})
+            pack._folder = shared_pack.folder
+        else:
+            pack = load_pack(write_pack(tmp_path / f"pack-{len(list(tmp_path.iterdir()))}", settings, tasks))
+        return HarnessEvaluator(pack, make_tokenizer(), **{"seed": 3, "batch_size": 8, **options})
+
+    return build
+
+
+def only(name: str, metric: str, **options: Any) -> dict[str, Any]:
+    return {"tasks": [{"task": name, "metric": metric, **options}]}
+
+
+class TestHarnessContract(EvaluatorContract):
+    @pytest.fixture(autouse=True)
+    def _live_model(self, pack_folder: Path) -> None:
+        self._pack = load_pack(pack_folder)
+        self._model = make_model(0)
+        self._weights = [
+            {name: tensor.clone() for name, tensor in make_model(seed).state_dict().items()} for seed in (0, 1)
+        ]
+
+    def build(self, seed: int = 3, split: Split | None = None) -> Evaluator:
+        return HarnessEvaluator(self._pack, make_tokenizer(), seed=seed, split=split, batch_size=8)
+
+    def candidates(self) -> tuple[Candidate, Candidate]:
+        return candidate(load=lambda: self._merge(0)), candidate(load=lambda: self._merge(1))
+
+    def _merge(self, which: int) -> Any:
+        """Changes the weights of the one live model in place, as a worker does."""
+        with torch.no_grad():
+            for name, tensor in self._model.state_dict().items():
+                tensor.copy_(self._weights[which][name])
+        return self._model
+
+
+CASES = [
+    ("toy_pick", "acc", "none"),
+    ("toy_pick", "acc_norm", "none"),
+    ("toy_pick", "brier_score", "none"),
+    ("toy_letter", "acc", "none"),
+    ("toy_write", "exact_match", "plain"),
+    ("toy_write", "exact_match", "letters"),
+    ("toy_last", "perplexity", "none"),
+    ("toy_last", "acc", "none"),
+    ("toy_read", "word_perplexity", "none"),
+    ("toy_read", "bits_per_byte", "none"),
+]
+
+
+@pytest.fixture(scope="session")
+def references(shared_pack: Pack) -> dict[int, dict[str, Any]]:
+    """Few-shot examples -> what lm-eval itself gives for all tasks."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        evaluator = HarnessEvaluator(shared_pack, make_tokenizer(), seed=3, batch_size=8)
+        return {shots: simple_evaluate(evaluator, make_model(0), monkeypatch, num_fewshot=shots) for shots in (0, 3)}
+
+
+@pytest.mark.parametrize("shots", [0, 3])
+@pytest.mark.parametrize(("task", "metric", "filter_name"), CASES)
+def test_every_item_scores_what_lm_eval_gives(
+    build: Build, references: dict[int, Any], model: Any, task: str, metric: str, filter_name: str, shots: int
+) -> None:
+    evaluator = build(only(task, metric, filter=filter_name, num_fewshot=shots))
+    ours = evaluator.score(candidate(model), SEARCH).tasks[task]
+    theirs = references[shots]
+    assert theirs["results"][task][f"{metric},{filter_name}"] == pytest.approx(ours.value, rel=1e-4)
+    samples = {each["doc_id"]: each for each in theirs["samples"][task] if each["filter"] == filter_name}
+    assert set(samples) == set(ours.items)
+    for item, outcome in zip(ours.items, ours.outcomes, strict=True):
+        assert outcome == pytest.approx(per_item(metric, samples[item]), abs=1e-4)
+    requests = evaluator._blocks[SEARCH].items[task]
+    for item, sample in samples.items():
+        for request, arguments, (response,) in zip(requests[item], sample["arguments"], sample["resps"], strict=True):
+            assert request.args == tuple(arguments)
+            assert_same_response(request.resps[0], response)
+
+
+def test_the_comparison_with_lm_eval_is_not_empty(references: dict[int, Any]) -> None:
+    """Right and wrong answers both occur, and few-shot examples change the prompts."""
+    for task, metric in (("toy_pick", "acc"), ("toy_write", "exact_match")):
+        outcomes = {sample[metric] for sample in references[0]["samples"][task]}
+        assert outcomes == {0.0, 1.0}
+    assert references[0]["samples"]["toy_pick"][0]["arguments"] != references[3]["samples"]["toy_pick"][0]["arguments"]
+
+
+def simple_evaluate(
+    evaluator: HarnessEvaluator, model: Any, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> dict[str, Any]:
+    """lm-eval's own evaluation of the search part, with its own loading, prompts and tokens."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    pack = evaluator.pack
+    monkeypatch.chdir(pack.folder)
+    results: dict[str, Any] = lm_eval.simple_evaluate(
+        model=HFLM(pretrained=model, tokenizer=make_tokenizer(), batch_size=8, softmax_dtype="float32"),
+        tasks=[entry.task for entry in pack.tasks],
+        task_manager=TaskManager(include_path=str(pack.tasks_path), include_defaults=False),
+        samples={name: sorted(ids) for name, ids in evaluator.split.items(SEARCH).items()},
+        bootstrap_iters=0,
+        fewshot_random_seed=evaluator.fewshot_seed,
+        **options,
+    )
+    return results
+
+
+def per_item(metric: str, sample: dict[str, Any]) -> float:
+    if metric in ("word_perplexity", "bits_per_byte"):
+        return float(sample[metric][0])
+    if metric == "brier_score":
+        gold, probabilities = sample[metric]
+        return float(sum((p - (choice == gold)) ** 2 for choice, p in enumerate(probabilities)))
+    return float(sample[metric])
+
+
+def assert_same_response(ours: Any, theirs: Any) -> None:
+    if isinstance(theirs, tuple):
+        assert ours[0] == pytest.approx(theirs[0], abs=1e-4)
+        assert ours[1] == theirs[1]
+    elif isinstance(theirs, float):
+        assert ours == pytest.approx(theirs, abs=1e-3, rel=1e-5)
+    else:
+        assert ours == theirs
+
+
+def test_all_tasks_together_score_what_each_scores_alone(build: Build, model: Any) -> None:
+    together = build().score(candidate(model), SEARCH)
+    for name, metric, filter_name in [("toy_pick", "acc", "none"), ("toy_write", "exact_match", "letters")]:
+        alone = build(only(name, metric, filter=filter_name)).score(candidate(model), SEARCH)
+        assert alone.tasks[name].outcomes == together.tasks[name].outcomes
+
+
+def test_the_printed_command_reproduces_the_scores(build: Build, model: Any, tmp_path: Path) -> None:
+    settings = {
+        "tasks": [
+            {"task": "toy_letter", "metric": "acc", "num_fewshot": 2},
+            {"task": "toy_write", "metric": "exact_match", "filter": "letters", "num_fewshot": 2},
+        ]
+    }
+    evaluator = build(settings, device="cpu")
+    ours = evaluator.score(candidate(model), ItemBlock("held_out"))
+    model.save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    evaluator.write_samples(tmp_path / "samples.json", ItemBlock("held_out"))
+    line = evaluator.command_line(tmp_path / "model", tmp_path / "samples.json", ItemBlock("held_out"))
+    line = line.replace("lm_eval run", f"{sys.executable} -m lm_eval run --output_path {tmp_path / 'out'}")
+    done = subprocess.run(line, shell=True, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (results,) = (tmp_path / "out").rglob("results*.json")
+    values = json.loads(results.read_text())["results"]
+    assert values["toy_letter"]["acc,none"] == ours.tasks["toy_letter"].value
+    assert values["toy_write"]["exact_match,letters"] == ours.tasks["toy_write"].value
+
+
+def test_tasks_with_other_numbers_of_few_shot_examples_need_commands_of_their_own(build: Build) -> None:
+    settings = {
+        "tasks": [
+            {"task": "toy_letter", "metric": "acc", "num_fewshot": 2},
+            {"task": "toy_write", "metric": "exact_match"},
+            {"task": "toy_last", "metric": "acc", "num_fewshot": 2},
+        ]
+    }
+    first, second = build(settings).commands("/model", Path("samples.json"), SEARCH)
+    assert "toy_letter,toy_last" in first
+    assert first[first.index("--num_fewshot") + 1] == "2"
+    assert "toy_write" in second
+    assert "--num_fewshot" not in second
+
+
+def test_no_command_is_printed_for_some_items_of_a_few_shot_task(build: Build) -> None:
+    evaluator = build(only("toy_pick", "acc", num_fewshot=2))
+    with pytest.raises(InvalidInput, match="ask for the whole part"):
+        evaluator.commands("/model", Path("samples.json"), ItemBlock("search", 0, 5))
+
+
+def test_n13_building_an_evaluator_leaves_generators_and_environment_alone(build: Build) -> None:
+    import random
+
+    import numpy
+
+    before = (random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist(), dict(os.environ))
+    build(only("toy_pick", "acc", num_fewshot=2))
+    assert before == (
+        random.getstate(),
+        str(numpy.random.get_state()),
+        torch.get_rng_state().tolist(),
+        dict(os.environ),
+    )
+
+
+def test_n10_few_shot_examples_are_frozen_for_all_candidates_and_workers(build: Build, model: Any) -> None:
+    settings = only("toy_pick", "acc", num_fewshot=3)
+    first, second = build(settings), build(settings)
+    first.score(candidate(model), ItemBlock("held_out"))
+    prompts = [prompts_of(first, model), prompts_of(first, make_model(1)), prompts_of(second, model)]
+    assert prompts[0] == prompts[1] == prompts[2]
+    assert prompts_of(build(settings, seed=4), model) != prompts[0]
+
+
+def prompts_of(evaluator: HarnessEvaluator, model: Any) -> dict[int, list[Any]]:
+    evaluator.score(candidate(model), SEARCH)
+    items = evaluator._blocks[SEARCH].items["toy_pick"]
+    return {item: [instance.args for instance in instances] for item, instances in items.items()}
+
+
+def test_n16_the_direction_of_a_metric_is_the_tasks_own(build: Build, model: Any) -> None:
+    scores = build().score(candidate(model), SEARCH)
+    assert {name: task.higher_is_better for name, task in scores.tasks.items()} == {
+        "toy_pick": True,
+        "toy_letter": True,
+        "toy_write": True,
+        "toy_last": False,
+        "toy_read": False,
+    }
+
+
+def test_n18_log_probabilities_after_a_swap_of_weights_equal_a_reference_forward(build: Build, model: Any) -> None:
+    evaluator = build(only("toy_last", "perplexity"))
+    evaluator.score(candidate(model), SEARCH)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(make_model(5).state_dict()[name])
+    task = evaluator.score(candidate(model), SEARCH).tasks["toy_last"]
+    tokenizer = make_tokenizer()
+    for item, outcome in zip(task.items, task.outcomes, strict=True):
+        context, target = evaluator._blocks[SEARCH].items["toy_last"][item][0].args
+        tokens = torch.tensor([tokenizer.encode(context + target)])
+        with torch.no_grad():
+            table = make_model(5)(tokens).logits[0].log_softmax(-1)
+        start = len(tokenizer.encode(context))
+        reference = sum(table[at - 1, tokens[0, at]].item() for at in range(start, tokens.shape[1]))
+        assert outcome == pytest.approx(reference, abs=1e-4)
+
+
+def test_n30_a_candidate_builds_no_task_opens_no_file_and_tokenises_nothing(
+    build: Build, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import jinja2
+    import transformers
+    from lm_eval.tasks import TaskManager
+
+    evaluator = build()
+    first = evaluator.score(candidate(model), SEARCH)
+    calls: list[str] = []
+
+    def forbid(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            calls.append(f"{owner.__name__}.{name}")
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    forbid(PreparedTask, "__init__")
+    forbid(PreparedTask, "build_all_requests")
+    forbid(TaskManager, "__init__")
+    forbid(transformers.AutoTokenizer, "from_pretrained")
+    forbid(transformers.PreTrainedTokenizerFast, "_encode_plus")
+    forbid(jinja2.Environment, "from_string")
+    forbid(Path, "open")
+    forbid(builtins, "open")
+    again = evaluator.score(candidate(model), SEARCH)
+    assert calls == []
+    assert again.tasks == first.tasks
+    evaluator._tokenizer.plain.encode("a")
+    assert len(calls) == 1, "the counter must see what it is there to see"
+
+
+def test_the_batch_size_does_not_change_the_outcomes(build: Build, model: Any) -> None:
+    small, large = (build(batch_size=size).score(candidate(model), SEARCH) for size in (3, 64))
+    for name, task in small.tasks.items():
+        assert task.outcomes == pytest.approx(large.tasks[name].outcomes, abs=1e-3)
+
+
+def test_the_batch_size_found_on_a_cpu_is_fixed_and_smaller_for_large_vocabularies(build: Build, model: Any) -> None:
+    evaluator = build(batch_size=None)
+    assert evaluator.find_batch_size(model) == evaluator.find_batch_size(model) == 64
+    evaluator.score(candidate(model), SEARCH)
+    assert evaluator.batch_size == 64
+    wide = make_model(0)
+    wide.set_output_embeddings(torch.nn.Linear(32, 100_000, bias=False))
+    assert evaluator.find_batch_size(wide) == 32
+
+
+def test_the_batch_size_of_the_study_can_be_set_later(build: Build, model: Any) -> None:
+    evaluator = build(batch_size=None)
+    assert isinstance(evaluator, BatchedEvaluator)
+    before = evaluator.score(candidate(model), SEARCH)
+    evaluator.batch_size = 4
+    after = evaluator.score(candidate(model), SEARCH)
+    assert evaluator.batch_size == 4
+    assert after.tasks["toy_read"].outcomes == pytest.approx(before.tasks["toy_read"].outcomes, abs=1e-3)
+
+
+@pytest.mark.parametrize(("fitting", "found"), [(1, 1), (2, 1), (11, 4), (10_000, 512)])
+def test_on_a_gpu_the_batch_size_is_one_step_below_the_last_that_fits(
+    model: Any, monkeypatch: pytest.MonkeyPatch, fitting: int, found: int
+) -> None:
+    def forward(model: Any, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        if tokens.shape[0] > fitting:
+            raise torch.cuda.OutOfMemoryError
+        return torch.zeros(1)
+
+    monkeypatch.setattr(harness, "forward", forward)
+    assert harness._largest_on_gpu(model, length=5) == found
+
+
+@pytest.mark.parametrize("task", ["toy_pick", "toy_write", "toy_read"])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_candidate_without_numbers_is_an_error_and_never_a_score(
+    build: Build, model: Any, task: str, poison: float
+) -> None:
+    metrics = {"toy_pick": "acc", "toy_write": "exact_match", "toy_read": "bits_per_byte"}
+    evaluator = build(only(task, metrics[task]))
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.fill_(poison)
+    with pytest.raises(MergeError, match="not numbers"):
+        evaluator.score(candidate(model), SEARCH)
+
+
+def test_a_failed_candidate_leaves_nothing_behind(build: Build, model: Any) -> None:
+    evaluator = build()
+    before = evaluator.score(candidate(model), SEARCH)
+    broken = make_model(0)
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(MergeError):
+        evaluator.score(candidate(broken), SEARCH)
+    assert evaluator.score(candidate(model), SEARCH).tasks == before.tasks
+
+
+def test_only_the_items_of_the_part_are_forwarded(build: Build, model: Any) -> None:
+    evaluator = build(only("toy_read", "bits_per_byte"))
+    lines = (evaluator.pack.folder / "items" / "all.jsonl").read_text().splitlines()
+    held_out = {document["text"] for document in map(json.loads, lines) if document["part"] == "held_out"}
+    evaluator.score(candidate(model), SEARCH)
+    assert not held_out & {text for text, *_ in evaluator._tokenizer._encoded}
+
+
+def test_held_out_items_are_refused_as_few_shot_examples(build: Build) -> None:
+    leaking = {"toy_pick": {**TASKS["toy_pick"], "fewshot_split": "test"}}
+    with pytest.raises(InvalidInput, match="would draw held-out items as few-shot examples"):
+        build(only("toy_pick", "acc", num_fewshot=2), leaking)
+    build(only("toy_pick", "acc", num_fewshot=0), leaking)
+
+
+def test_a_limit_takes_a_seeded_sample_of_the_search_part_only(build: Build) -> None:
+    evaluator = build(only("toy_pick", "acc", limit=5))
+    everything = build(only("toy_pick", "acc"))
+    assert evaluator.split.parts["search"]["toy_pick"] == everything.split.parts["search"]["toy_pick"][:5]
+    assert evaluator.split.parts["held_out"] == everything.split.parts["held_out"]
+
+
+def test_changed_documents_are_refused_when_the_study_goes_on(build: Build, tmp_path: Path) -> None:
+    evaluator = build(only("toy_pick", "acc"), {"toy_pick": TASKS["toy_pick"]})
+    items = evaluator.pack.folder / "items" / "all.jsonl"
+    lines = [json.loads(line) for line in items.read_text().splitlines()]
+    lines[-1]["word"] = lines[-1]["options"][0] = "ginkgo"
+    write_lines(items, lines)
+    with pytest.raises(OtherSpec, match=r"toy_pick \(held_out\)"):
+        HarnessEvaluator(load_pack(evaluator.pack.folder), make_tokenizer(), seed=3, split=evaluator.split)
+
+
+def test_the_working_directory_does_not_matter_and_the_pack_is_not_written_to(
+    build: Build, model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    evaluator = build()
+    before = sorted(evaluator.pack.folder.rglob("*"))
+    evaluator.score(candidate(model), SEARCH)
+    assert sorted(evaluator.pack.folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"task": "toy_pick", "metric": "accc"}, "unknown metric of task 'toy_pick' 'accc'; did you mean 'acc'"),
+        ({"task": "toy_pick", "metric": "acc", "filter": "nono"}, "unknown filter of task 'toy_pick' 'nono'"),
+        ({"task": "toy_pick", "metric": "mcc"}, "gives no number for every single item"),
+    ],
+)
+def test_a_metric_that_cannot_be_used_is_named_before_the_first_trial(
+    build: Build, entry: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        build({"tasks": [entry]})
+
+
+def test_a_task_that_draws_its_answers_at_random_is_refused(build: Build) -> None:
+    drawing = {**TASKS["toy_write"], "generation_kwargs": {"until": ["e"], "do_sample": True, "temperature": 0.7}}
+    with pytest.raises(InvalidInput, match="at random"):
+        build(only("toy_write", "exact_match"), {"toy_write": drawing})
+
+
+def test_a_task_that_fixes_its_few_shot_examples_at_none_is_not_silently_overruled(build: Build) -> None:
+    fixed = {"toy_pick": {**TASKS["toy_pick"], "num_fewshot": 0}}
+    with pytest.raises(InvalidInput, match="which lm-eval never overrides"):
+        build(only("toy_pick", "acc", num_fewshot=2), fixed)
+
+
+def test_data_that_cannot_be_read_is_an_error_of_one_line(build: Build, tmp_path: Path) -> None:
+    folder = write_pack(tmp_path / "broken")
+    (folder / "items" / "all.jsonl").write_text("{not json\n")
+    with pytest.raises(InvalidInput, match="lm-eval cannot load the tasks of evaluator 'tiny'") as caught:
+        load_tasks(load_pack(folder), ())
+    assert "\n" not in str(caught.value)
+
+
+def test_standard_errors_are_closed_form(build: Build, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator = build({"tasks": [*only("toy_pick", "acc")["tasks"], *only("toy_last", "perplexity")["tasks"]]})
+    ours = evaluator.score(candidate(model), SEARCH).tasks
+    from lm_eval.api.metrics import mean_stderr
+
+    assert ours["toy_pick"].stderr == pytest.approx(mean_stderr(ours["toy_pick"].outcomes))
+    relative = mean_stderr(ours["toy_last"].outcomes)
+    assert ours["toy_last"].stderr == pytest.approx(ours["toy_last"].value * relative)
+
+
+def test_the_standard_error_of_a_weighted_perplexity_is_that_of_a_ratio(build: Build, model: Any) -> None:
+    """Against the jackknife, which needs no formula."""
+    import math
+
+    evaluator = build(only("toy_read", "bits_per_byte"))
+    ours = evaluator.score(candidate(model), SEARCH).tasks["toy_read"]
+    texts = [evaluator._blocks[SEARCH].items["toy_read"][item][0].args[0] for item in ours.items]
+    pairs = list(zip(ours.outcomes, [len(text.encode()) for text in texts], strict=True))
+    without = [
+        -sum(value for value, _ in kept) / sum(weight for _, weight in kept) / math.log(2)
+        for kept in (pairs[:left_out] + pairs[left_out + 1 :] for left_out in range(len(pairs)))
+    ]
+    mean = sum(without) / len(without)
+    jackknife = math.sqrt((len(without) - 1) / len(without) * sum((each - mean) ** 2 for each in without))
+    assert ours.stderr == pytest.approx(jackknife, rel=0.1)
+
+
+def test_chat_templates_and_system_instructions_are_those_of_lm_eval(
+    build: Build, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
+    settings = {"chat_template": True, "system_instruction": "be brief."}
+    pack = build({**only("toy_pick", "acc", num_fewshot=2), **settings}).pack
+    evaluator = HarnessEvaluator(pack, tokenizer, seed=3, batch_size=8)
+    ours = evaluator.score(candidate(model), SEARCH).tasks["toy_pick"]
+
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.chdir(pack.folder)
+    theirs: Any = lm_eval.simple_evaluate(
+        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8),
+        tasks=["toy_pick"],
+        task_manager=TaskManager(include_path="tasks", include_defaults=False),
+        samples={"toy_pick": sorted(ours.items)},
+        bootstrap_iters=0,
+        num_fewshot=2,
+        apply_chat_template=True,
+        system_instruction="be brief.",
+        fewshot_random_seed=evaluator.fewshot_seed,
+    )
+    for sample in theirs["samples"]["toy_pick"]:
+        instances = evaluator._blocks[SEARCH].items["toy_pick"][sample["doc_id"]]
+        assert [instance.args for instance in instances] == [tuple(arguments) for arguments in sample["arguments"]]
+        assert sample["acc"] == ours.outcomes[ours.items.index(sample["doc_id"])]
+    assert "be brief." in instances[0].args[0]
+
+
+def test_long_texts_are_cut_as_lm_eval_cuts_them(build: Build, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator = build({**only("toy_read", "bits_per_byte"), "max_length": 16})
+    ours = evaluator.score(candidate(model), SEARCH).tasks["toy_read"]
+    model.config.max_position_embeddings = 16
+    theirs = simple_evaluate(evaluator, model, monkeypatch)
+    assert theirs["results"]["toy_read"]["bits_per_byte,none"] == pytest.approx(ours.value, rel=1e-5)
+
+
+def test_the_split_is_found_without_a_tokenizer(build: Build) -> None:
+    evaluator = build()
+    assert split_pack(evaluator.pack, seed=3) == evaluator.split
+
+
+def test_the_fingerprint_depends_on_prompts_and_documents(build: Build) -> None:
+    changed = {**TASKS["toy_pick"], "doc_to_text": "what tree: {{word}}?"}
+    fingerprints = {
+        build(only("toy_pick", "acc")).fingerprint,
+        build(only("toy_pick", "acc_norm")).fingerprint,
+        build(only("toy_pick", "acc", num_fewshot=1)).fingerprint,
+        build(only("toy_pick", "acc"), {"toy_pick": changed}).fingerprint,
+    }
+    assert len(fingerprints) == 4
+    assert build(only("toy_pick", "acc")).fingerprint in fingerprints
+
+
+def test_tasks_of_lm_eval_are_fingerprinted_by_their_configuration(build: Build) -> None:
+    evaluator = build()
+    own = evaluator.pack.model_copy(update={"tasks_folder": None})
+    configs = harness._builtin_configs(own, evaluator._tasks)
+    assert set(configs) == set(TASKS)
+    assert "which tree" in configs["toy_pick"]
+    assert not any(" at 0x" in config or str(evaluator.pack.folder) in config for config in configs.values())
+
+
+def test_a_split_by_content_keeps_items_where_they_are_when_documents_are_added(tmp_path: Path) -> None:
+    shares = {"by": "hash", "shares": {"calibration": 0.1, "search": 0.4, "held_out": 0.5}}
+    folder = write_pack(tmp_path / "hashed", {**only("toy_pick", "acc"), "split": shares}, count=40)
+    before = split_pack(load_pack(folder), seed=3)
+    items = folder / "items" / "all.jsonl"
+    old = [json.loads(line) for line in items.read_text().splitlines()]
+    write_lines(items, [{**document, "part": "search"} for document in documents(7, 9)] + old)
+    after = split_pack(load_pack(folder), seed=3)
+    for part in ("search", "held_out"):
+        moved = [item + 7 for item in before.parts[part]["toy_pick"]]
+        assert [item for item in after.parts[part]["toy_pick"] if item >= 7] == moved

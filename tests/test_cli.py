@@ -1,0 +1,199 @@
+"""The command line: one clear line and exit code 2 for bad input, one JSON document with --json."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from evomerge.cli import run_command
+
+TOY = Path(__file__).parent.parent / "examples" / "toy" / "models"
+
+
+def fails(capsys, *arguments):
+    """The one line that a command prints when it refuses its input."""
+    assert run_command([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, captured.err
+    assert captured.out == ""
+    return lines[0]
+
+
+def prints(capsys, *arguments):
+    """The one JSON document that a command prints."""
+    assert run_command([str(argument) for argument in arguments]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema"] == 1
+    return document
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"space": "ties-per-blok"}, "did you mean 'ties-per-block'"),
+        ({"evaluator": "toy-skils"}, "did you mean 'toy-skills'"),
+        ({"evaluator": {"name": "synthetic", "itmes": 40}}, "did you mean 'items'"),
+        ({"sampler": "cmaes"}, "did you mean 'cma'"),
+        ({"sampler": {"name": "cma", "sigma": 0.2}}, "did you mean 'sigma0'"),
+        ({"sampler": {"name": "cma", "sigma0": -1}}, "sigma0"),
+        ({"space": "mixed-methods"}, "tpe"),
+        ({"budget": {"trials": -5}}, "budget.trials: Input should be greater than 0 (given: -5)"),
+        ({"budget": {"hours": 0}}, "budget.hours"),
+        ({"buget": {"trials": 5}}, "key 'buget' does not exist; did you mean 'budget'"),
+        ({"workers": {"cuont": 2}}, "did you mean 'count'"),
+        ({"baselines": ["uniform-soop"]}, "did you mean 'uniform-soup'"),
+        ({"objective": {"weights": {"task_7": 1.0}}}, "did you mean 'task_1' or 'task_0'"),
+        ({"objective": {"aggregate": "mean"}}, "objective.aggregate"),
+        ({"dtype": "float64"}, "dtype"),
+        ({"seed": -1}, "seed"),
+        ({"allow": ["pickles"]}, "allow.0"),
+        ({"sources": [{"name": "base", "location": str(TOY / "base")}]}, "sources"),
+        ({"storage": "sqlit:///x.db"}, "sqlite"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(capsys, write_spec, changes, says):
+    assert says in fails(capsys, "run", write_spec(**changes), "--ray", "none")
+
+
+def sources(tmp_path, change):
+    """The toy base and two experts, the second of which is a copy that `change` was applied to."""
+    odd = tmp_path / "odd"
+    shutil.copytree(TOY / "sort", odd)
+    change(odd)
+    return [
+        {"name": "base", "location": str(TOY / "base")},
+        {"name": "shift", "location": str(TOY / "shift")},
+        {"name": "odd", "location": str(odd)},
+    ]
+
+
+def resize_a_tensor(folder):
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name] = tensors[name][:, :-1].contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def only_pickles(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (shutil.rmtree, "odd"),
+        (resize_a_tensor, "model.layers.0.mlp.up_proj.weight"),
+        (only_pickles, "pickle_weights"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
+    ],
+)
+def test_n23_a_source_that_does_not_fit_is_named(capsys, write_spec, tmp_path, change, says):
+    line = fails(capsys, "check", write_spec(sources=sources(tmp_path, change)))
+    assert "odd" in line
+    assert says in line
+
+
+def test_malformed_yaml_names_the_line(capsys, tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("name: toy\nsources: [unclosed\n", encoding="utf-8")
+    assert "line" in fails(capsys, "run", path)
+
+
+def test_a_missing_spec_and_an_unknown_command_are_said(capsys, tmp_path):
+    assert "does not exist" in fails(capsys, "run", tmp_path / "nothing.yaml")
+    assert "No such command" in fails(capsys, "runn")
+    assert "SPEC" in fails(capsys, "status")
+
+
+def pack(tmp_path, change):
+    """A copy of the toy pack, changed."""
+    folder = tmp_path / "pack"
+    shutil.copytree(TOY.parents[2] / "evaluators" / "toy-skills", folder)
+    content = yaml.safe_load((folder / "evaluator.yaml").read_text())
+    change(content)
+    (folder / "evaluator.yaml").write_text(yaml.safe_dump(content))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda content: content["tasks"][0].update(task="toy_shft"), "did you mean 'toy_shift'"),
+        (lambda content: content["tasks"][0].update(metric="exact_mach"), "did you mean 'exact_match'"),
+        (lambda content: content.update(split={"by": "field", "field": "prt"}), "prt"),
+    ],
+)
+def test_a_pack_that_names_what_does_not_exist_is_refused(capsys, write_spec, tmp_path, change, says):
+    assert says in fails(capsys, "check", write_spec(evaluator=pack(tmp_path, change)))
+
+
+def test_a_directory_that_is_not_ours_is_not_overwritten(capsys, write_spec, tmp_path):
+    spec = write_spec()
+    assert run_command(["run", str(spec), "--ray", "none", "--trials", "2"]) == 0
+    capsys.readouterr()
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("words")
+    assert "precious" in fails(capsys, "export", spec, "--out", tmp_path / "precious")
+    assert (tmp_path / "precious" / "thesis.txt").read_text() == "words"
+
+
+def test_n7_before_the_first_result_nothing_is_best(capsys, write_spec, tmp_path):
+    spec = write_spec()
+    assert "evomerge run" in fails(capsys, "leaderboard", spec)
+    assert "evomerge run" in fails(capsys, "export", spec, "--out", tmp_path / "out")
+    assert "evomerge run" in fails(capsys, "status", spec)
+
+
+def test_every_command_prints_one_json_document(capsys, write_spec, tmp_path):
+    spec = write_spec()
+    checked = prints(capsys, "check", spec, "--json")
+    assert checked["space"]["dimensions"] == 18
+    assert any("trials are few" in warning for warning in checked["warnings"])
+    ran = prints(capsys, "run", spec, "--ray", "none", "--trials", "3", "--json")
+    assert {row["kind"] for row in ran["rows"]} == {"source", "baseline", "best", "trial"}
+    status = prints(capsys, "status", spec, "--json")
+    assert status["trials"]["complete"] == 3
+    assert status["status"]["state"] == "finished"
+    board = prints(capsys, "leaderboard", spec, "--json")
+    assert board["winner"]["trial"] == next(row["trial"] for row in board["rows"] if row["kind"] == "best")
+    exported = prints(capsys, "export", spec, "--out", tmp_path / "out", "--json")
+    assert exported["verified"]
+    assert len(prints(capsys, "spaces", "--json")["spaces"]) == 7
+    assert prints(capsys, "spaces", "ties-smooth", "--json")["spaces"][0]["groups"]["depth"]["smooth"] == 3
+    assert [each["name"] for each in prints(capsys, "evaluators", "--json")["evaluators"]] == [
+        "toy-skills",
+        "synthetic",
+    ]
+    assert prints(capsys, "methods", "ties", "--json")["methods"][0]["paper"].endswith("2306.01708")
+
+
+def test_a_study_is_found_by_storage_and_name_alone(capsys, write_spec, tmp_path):
+    url = f"sqlite:///{tmp_path}/elsewhere/study.db"
+    assert run_command(["run", str(write_spec()), "--ray", "none", "--trials", "2", "--storage", url]) == 0
+    capsys.readouterr()
+    assert prints(capsys, "status", "--storage", url, "--study", "sim", "--json")["trials"]["complete"] == 2
+    assert prints(capsys, "run", "--storage", url, "--study", "sim", "--ray", "none", "--trials", "3", "--json")["rows"]
+    assert "no study" in fails(capsys, "status", "--storage", url, "--study", "other")
+
+
+@pytest.mark.parametrize("command", ["spaces", "evaluators", "methods"])
+def test_the_inventory_is_readable_without_json(capsys, command):
+    assert run_command([command]) == 0
+    assert "description" in capsys.readouterr().out
+
+
+def test_an_unknown_method_is_answered_with_the_nearest(capsys):
+    assert "did you mean 'slerp'" in fails(capsys, "methods", "slurp")
+
+
+def test_a_bug_of_ours_is_exit_code_one_with_a_log_file(capsys, write_spec, tmp_path, monkeypatch):
+    monkeypatch.setattr("evomerge.study.opening.open_source", lambda *args, **kwargs: 1 / 0)
+    assert run_command(["check", str(write_spec())]) == 1
+    assert "bug in evomerge: ZeroDivisionError" in capsys.readouterr().err
+    assert "Traceback" in (tmp_path / "evomerge-error.log").read_text()
