@@ -1,0 +1,254 @@
+"""Storage URLs, their passwords, and what is refused."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from sqlalchemy.engine import make_url
+
+from evomerge.errors import InvalidInput
+from evomerge.study import storage
+from evomerge.study.storage import local_file, open_storage, redact, resolve_url, run_directory, with_retries
+
+
+def use(url: str) -> int:
+    study = optuna.create_study(storage=open_storage(url), study_name="s", load_if_exists=True)
+    study.tell(study.ask(), 1.0)
+    return len(optuna.load_study(storage=open_storage(url), study_name="s").trials)
+
+
+@pytest.mark.parametrize("url", ["sqlite:///{}/new/folder/study.db", "journal:///{}/new/study", "{}/new/study.log"])
+def test_files_are_created_with_their_folder_and_opened_again(url: str, tmp_path: Path) -> None:
+    url = url.format(tmp_path)
+    assert use(url) == 1
+    assert use(url) == 2
+    assert local_file(url) == next(path for path in tmp_path.rglob("study*") if path.is_file())
+
+
+def test_relative_files_are_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for url in ("sqlite:///runs/a/study.db", "journal:///runs/a/study.journal", "runs/a/other.journal"):
+        assert use(url) == 1
+    assert sorted(path.name for path in Path("runs/a").iterdir()) == ["other.journal", "study.db", "study.journal"]
+
+
+@pytest.mark.parametrize("name", ["with space.db", "100%.db", "{braces}.db", "{SCHEMA_VERSION}.db", "ünï.db"])
+def test_odd_file_names_are_taken_literally(name: str, tmp_path: Path) -> None:
+    assert use(f"sqlite:///{tmp_path}/{name}") == 1
+    assert (tmp_path / name).exists()
+
+
+def test_everybody_shares_one_cache(tmp_path: Path) -> None:
+    opened = open_storage(f"sqlite:///{tmp_path}/study.db")
+    first = optuna.create_study(storage=opened, study_name="first")
+    second = optuna.create_study(storage=opened, study_name="second")
+    assert first._storage is second._storage is opened
+
+
+def test_an_unknown_scheme_is_answered_with_what_is_allowed() -> None:
+    with pytest.raises(InvalidInput, match=r"did you mean postgresql://\?.*sqlite:///FILE.*redis://"):
+        open_storage("postgres://user:pw@host/db")
+    with pytest.raises(InvalidInput, match=r"unknown storage 'study\.txt'"):
+        open_storage("study.txt")
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite://study.db", "sqlite:///:memory:", "sqlite:///", "journal:///"])
+def test_a_study_in_memory_is_refused(url: str) -> None:
+    with pytest.raises(InvalidInput, match="names no file"):
+        open_storage(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "module", "extra"),
+    [
+        ("postgresql://u:secret@h/d", "psycopg", "postgres"),
+        ("postgresql+psycopg://u:secret@h/d", "psycopg", "postgres"),
+        ("mysql+pymysql://u:secret@h/d", "pymysql", "mysql"),
+    ],
+)
+def test_a_missing_driver_is_named_with_its_extra(
+    url: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # importing it raises ImportError
+    with pytest.raises(InvalidInput, match=rf"evomerge\[{extra}\]") as error:
+        open_storage(url)
+    assert "secret" not in str(error.value)
+
+
+def test_a_missing_redis_client_is_named_with_its_extra() -> None:
+    script = """
+import sys
+sys.modules["redis"] = None
+from evomerge.errors import InvalidInput
+from evomerge.study.storage import open_storage
+try:
+    open_storage("redis://:secret@localhost:1/0")
+except InvalidInput as error:
+    print(error)
+"""
+    said = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], check=True, capture_output=True, text=True
+    ).stdout
+    assert "evomerge[redis]" in said
+    assert "secret" not in said
+
+
+def test_the_redis_journal_neither_reads_nor_writes_pickles() -> None:
+    backend = storage._RedisBackend.__new__(storage._RedisBackend)  # without a client and a server
+    backend.save_snapshot(b"anything")
+    assert backend.load_snapshot() is None
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:pw@h:5/d", "postgresql://u:***@h:5/d"),
+        ("mysql+pymysql://u:p%40w@h/d?charset=utf8", "mysql+pymysql://u:***@h/d?charset=utf8"),
+        ("redis://:pw@h:6379/0", "redis://:***@h:6379/0"),
+        ("postgresql://u@h/d?password=pw&sslmode=require", "postgresql://u@h/d?password=***&sslmode=require"),
+        ("postgresql://u:p@w@h/d", "postgresql://u:***@h/d"),
+        ("postgresql://u:p/w?x@h/d", "postgresql://u:***@h/d"),
+        ("postgresql://h/d", "postgresql://h/d"),
+        ("sqlite:///runs/a/study.db", "sqlite:///runs/a/study.db"),
+        ("env:STUDY_URL", "env:STUDY_URL"),
+        ("runs/study.log", "runs/study.log"),
+    ],
+)
+def test_a_shown_url_has_no_password(url: str, shown: str) -> None:
+    assert redact(url) == shown
+
+
+@given(password=st.text(st.characters(codec="utf-8", exclude_categories=("Cc",)), min_size=1, max_size=20))
+def test_any_password_arrives_when_it_is_percent_encoded(password: str) -> None:
+    seen = _given_to_optuna(f"postgresql://user:{quote(password, safe='')}@host/name")
+    assert make_url(seen).password == password
+
+
+@given(
+    password=st.text("{}%ab!$", min_size=1, max_size=12).filter(lambda text: "%ab" not in text and "%ba" not in text)
+)
+def test_braces_and_percent_signs_may_stand_in_a_password_as_they_are(password: str) -> None:
+    if "%aa" in password or "%bb" in password:
+        return  # an escape, by the rules of URLs
+    seen = _given_to_optuna(f"postgresql://user:{password}@host/name")
+    assert make_url(seen).password == password
+    assert f":{password}@" not in redact(f"postgresql://user:{password}@host/name")
+
+
+def _given_to_optuna(url: str) -> str:
+    """The URL that Optuna makes of what we give to it, without connecting."""
+    made: list[str] = []
+
+    class Recorder(RDBStorage):
+        def __init__(self, url: str, engine_kwargs: object = None) -> None:
+            made.append(self._fill_storage_url_template(url))
+            raise ImportError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "RDBStorage", Recorder)
+        with pytest.raises(InvalidInput):
+            open_storage(url)
+    return made[0]
+
+
+def test_an_unreachable_server_is_reported_without_the_password() -> None:
+    class Failing(RDBStorage):
+        def __init__(self, url: str, engine_kwargs: object = None) -> None:
+            raise StorageInternalError(f"no route to {url}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "RDBStorage", Failing)
+        with pytest.raises(InvalidInput, match="no route") as error:
+            open_storage("postgresql://user:geheim@host/name")
+    assert "geheim" not in str(error.value)
+
+
+def test_the_environment_can_hold_the_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("STUDY_URL", f"sqlite:///{tmp_path}/study.db")
+    assert use("env:STUDY_URL") == 1
+    assert resolve_url("env:STUDY_URL") == f"sqlite:///{tmp_path}/study.db"
+    monkeypatch.delenv("STUDY_URL")
+    with pytest.raises(InvalidInput, match="'STUDY_URL' is not set"):
+        open_storage("env:STUDY_URL")
+
+
+def test_the_run_directory_is_beside_the_file() -> None:
+    assert run_directory("sqlite:///runs/a/study.db", "a") == Path("runs/a")
+    assert run_directory("sqlite:////data/study.db", "a") == Path("/data")
+    assert run_directory("journal:////data/study.journal", "a") == Path("/data")
+    assert run_directory("postgresql://h/d", "a") == Path("runs/a")
+
+
+MOUNTS = """\
+/dev/vda / ext4 rw 0 0
+server:/home /home nfs4 rw 0 0
+/dev/vdb /home/local\\040disk xfs rw 0 0
+//win/share /mnt/share cifs rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        ("/data/study.db", "ext4"),
+        ("/home/me/study.db", "nfs4"),
+        ("/homely/study.db", "ext4"),
+        ("/home/local disk/study.db", "xfs"),
+        ("/mnt/share/study.db", "cifs"),
+    ],
+)
+def test_the_file_system_is_that_of_the_innermost_mount(file: str, kind: str) -> None:
+    assert storage._filesystem(Path(file), MOUNTS) == kind
+
+
+def test_sqlite_on_a_network_file_system_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(storage, "_filesystem", lambda file: "nfs4")
+    with pytest.raises(InvalidInput, match=r"network file system \(nfs4\).*journal:///"):
+        open_storage(f"sqlite:///{tmp_path}/study.db")
+    assert use(f"journal:///{tmp_path}/study.journal") == 1
+
+
+def test_a_write_waits_for_a_foreign_lock_that_lasts_longer_than_sqlites_own_patience(tmp_path: Path) -> None:
+    study = optuna.create_study(storage=open_storage(f"sqlite:///{tmp_path}/study.db"))
+    trial = study.ask()
+    foreign = sqlite3.connect(tmp_path / "study.db", check_same_thread=False, isolation_level=None)
+    foreign.execute("BEGIN EXCLUSIVE")
+    release = threading.Timer(6.0, foreign.rollback)
+    release.start()
+    start = time.monotonic()
+    study.tell(trial, 1.0)
+    release.join()
+    foreign.close()
+    assert time.monotonic() - start > 5.0
+    assert study.best_value == 1.0
+
+
+def test_writes_are_retried_while_the_storage_reports_an_internal_error() -> None:
+    outcomes = [StorageInternalError("locked"), StorageInternalError("locked"), 7]
+
+    def write() -> int:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return int(outcome)
+
+    assert with_retries(write, first_wait=0.001) == 7
+    outcomes[:] = [StorageInternalError("locked")] * 3
+    with pytest.raises(StorageInternalError):
+        with_retries(write, attempts=3, first_wait=0.001)
+    assert outcomes == []
+    outcomes[:] = [ValueError("ours"), 7]
+    with pytest.raises(ValueError, match="ours"):
+        with_retries(write, first_wait=0.001)
