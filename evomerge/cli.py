@@ -64,6 +64,10 @@ def run(
     from evomerge.spec import override
     from evomerge.study.opening import read_search
 
+    if ray == "none" and workers not in (None, 1):
+        raise InvalidInput(
+            f"--ray none has one worker, this process, but --workers is {workers}; leave one of them out"
+        )
     chosen = override(_spec(spec, storage, study), trials=trials, hours=hours, workers=workers, seed=seed)
     with listening() as listener:
         run_search(chosen, ray=ray, listener=listener)

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import optuna
 
 from evomerge.baselines import Row, baseline_rows, record_rows, score_rows, source_rows
-from evomerge.cluster import Executor, open_executor, worker_count
+from evomerge.cluster import Executor, is_local, open_executor, worker_count
 from evomerge.controller import Controller, Status, Stop, find_batch_size, stopping_on_signals
 from evomerge.evaluation.evaluator import ItemBlock
 from evomerge.objective import build_objective, task_weights
 from evomerge.spec import SearchSpec
 from evomerge.study import attributes
-from evomerge.study.opening import Inputs, OpenSearch, open_inputs, open_search
+from evomerge.study.opening import Inputs, OpenSearch, check_memory, open_inputs, open_search
+from evomerge.study.search_study import changed_versions
 from evomerge.verdict import name_winner, store_digests, winning_recipe
 
 
@@ -45,8 +46,14 @@ def run_search(
     """
     listener = listener or Listener()
     inputs = inputs or open_inputs(spec)
+    for warning in inputs.warnings:
+        listener.on_phase(f"warning: {warning}")
     task_weights(spec.objective, inputs.evaluator.weights)  # refused before anything is created
-    with open_search(inputs, workers=worker_count(spec.workers, ray)) as opened:
+    workers = worker_count(spec.workers, ray)
+    check_memory(inputs, workers if is_local(ray) else 1)
+    with open_search(inputs, workers=workers) as opened:
+        for name, (then, now) in changed_versions(opened.search.study).items():
+            listener.on_phase(f"warning: {name} was {then} when the study was made, now it is {now}")
         setup = inputs.setup(opened.foundation)
         listener.on_phase("starting workers")
         with closing(open_executor(setup, spec.workers, ray)) as executor, stopping_on_signals() as stop:

@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 
 import optuna
-from optuna.trial import FrozenTrial
 
 from evomerge.errors import StoppedByFailures
 from evomerge.recipe import Recipe
@@ -38,7 +37,8 @@ def name_winner(search: SearchStudy) -> Winner:
     best = search.best
     if best is None:
         raise StoppedByFailures("no trial has a score; there is no best merge to name")
-    winner = Winner(best.number, best.user_attrs[attributes.RECIPE], _value(best))
+    value, number = best
+    winner = Winner(number, search.trials()[number].user_attrs[attributes.RECIPE], value)
     if read_winner(search.study.user_attrs) != winner:
         looks = list(search.study.user_attrs.get(attributes.LOOKS, []))
         search.set(attributes.WINNER, {"trial": winner.trial, "digest": winner.digest, "value": winner.value})
@@ -70,11 +70,4 @@ def read_digests(study: optuna.Study, trial: int) -> dict[str, str] | None:
 
 def winning_recipe(search: SearchStudy, winner: Winner) -> Recipe:
     """The winner's recipe, rebuilt from its params and checked against the digest that was scored."""
-    trial = next(trial for trial in search.trials() if trial.number == winner.trial)
-    return search.recipe_of(trial)
-
-
-def _value(trial: FrozenTrial) -> float:
-    if trial.value is None:
-        raise StoppedByFailures(f"trial {trial.number} is complete and has no value; the study was edited by hand")
-    return trial.value
+    return search.recipe_of(search.trials()[winner.trial])

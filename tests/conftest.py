@@ -42,15 +42,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         report.longrepr = f"{item.nodeid} was skipped, and EVOMERGE_NO_SKIP is set: {report.longrepr}"
 
 
-def toy_sources() -> list[dict[str, str]]:
-    """Base first, then the experts, as the toy search names them."""
-    names = sorted(path.name for path in (TOY / "models").iterdir() if path.is_dir())
-    return [{"name": name, "location": str(TOY / "models" / name)} for name in ["base", *(set(names) - {"base"})]]
+SOURCES = [{"name": name, "location": str(TOY / "models" / name)} for name in ("base", "reverse", "sort")]
 
 
 @pytest.fixture
 def write_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """write_spec(**changes) -> a search.yaml over the toy models with the synthetic evaluator, in a folder of its own.
+    """write_spec(**changes) -> a search.yaml over three toy models and the synthetic evaluator, in a folder of its own.
 
     The working directory is that folder, so that a search leaves nothing elsewhere.
     """
@@ -59,7 +56,7 @@ def write_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     def write(file: str = "search.yaml", **changes: Any) -> Path:
         content: dict[str, Any] = {
             "name": "sim",
-            "sources": sorted(toy_sources(), key=lambda source: (source["name"] != "base", source["name"])),
+            "sources": SOURCES,
             "space": "task-arithmetic-per-block",
             "evaluator": {"name": "synthetic", "items": 40},
             "budget": {"trials": 6},

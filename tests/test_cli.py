@@ -153,7 +153,7 @@ def test_n7_before_the_first_result_nothing_is_best(capsys, write_spec, tmp_path
 def test_every_command_prints_one_json_document(capsys, write_spec, tmp_path):
     spec = write_spec()
     checked = prints(capsys, "check", spec, "--json")
-    assert checked["space"]["dimensions"] == 18
+    assert checked["space"]["dimensions"] == 6
     assert any("trials are few" in warning for warning in checked["warnings"])
     ran = prints(capsys, "run", spec, "--ray", "none", "--trials", "3", "--json")
     assert {row["kind"] for row in ran["rows"]} == {"source", "baseline", "best", "trial"}

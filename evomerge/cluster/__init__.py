@@ -11,7 +11,7 @@ from evomerge.errors import InvalidInput
 from evomerge.spec import WorkersSpec
 from evomerge.worker import Worker, WorkerSetup
 
-__all__ = ["Executor", "InlineExecutor", "WorkerState", "open_executor", "worker_count"]
+__all__ = ["Executor", "InlineExecutor", "WorkerState", "is_local", "open_executor", "worker_count"]
 
 LOCAL = "local"
 NONE = "none"
@@ -61,6 +61,11 @@ def chosen_ray(ray: str | None) -> str:
     if ray != NONE and not installed:
         raise InvalidInput("Ray is not installed; run with --ray none, or pip install 'ray[default]'")
     return ray
+
+
+def is_local(ray: str | None) -> bool:
+    """Whether the workers run on this machine."""
+    return chosen_ray(ray) in (LOCAL, NONE)
 
 
 def _gpus() -> int:

@@ -7,16 +7,16 @@ from typing import Any
 
 from rich.text import Text
 
+from evomerge.bank.memory import memory_need
 from evomerge.cluster import worker_count
 from evomerge.evaluation import code_files, known_evaluators, load_pack
 from evomerge.objective import task_weights
 from evomerge.recipe import Recipe
-from evomerge.study.opening import Inputs, sampler_of
+from evomerge.study.opening import Inputs, check_memory, sampler_of
 
 SCHEMA = 1
 MANY_DIMENSIONS = 30
 TRIALS_PER_DIMENSION = 10
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 STUDY_BYTES_PER_TRIAL = 12_000  # of SQLite at 30 params, attributes included
 BYTES_PER_ITEM = 8  # of a compressed Parquet file of outcomes
 
@@ -29,6 +29,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
     """
     spec, space = inputs.spec, inputs.space
     sampler_of(inputs)
+    check_memory(inputs, worker_count(spec.workers, None))
     task_weights(spec.objective, inputs.evaluator.weights)
     return {
         "schema": SCHEMA,
@@ -128,16 +129,14 @@ def _cost(inputs: Inputs) -> dict[str, int]:
     spec, items = inputs.spec, _items(inputs)
     search, held_out = sum(items["search"].values()), sum(items["held_out"].values())
     rows = len(inputs.refs) + len(spec.baselines)
-    parameters = inputs.catalogue.parameters
-    largest = max(entry.numel for entry in inputs.catalogue.entries)
-    stored = sum(entry.numel * DTYPE_BYTES.get(entry.dtype, 8) for entry in inputs.catalogue.entries)
+    need = memory_need(inputs.catalogue, len(inputs.refs), spec.dtype)
     return {
         "workers": worker_count(spec.workers, None),
         "search_items": spec.budget.trials * search,
         "baseline_items": rows * search,
         "held_out_items": (rows + 1) * held_out,
-        "worker_bytes": parameters * DTYPE_BYTES[spec.dtype] + 4 * largest * (len(inputs.refs) + 1),
-        "shared_bytes": stored * len(inputs.refs),
+        "worker_bytes": need.worker,
+        "shared_bytes": need.sources,
         "disk_bytes": spec.budget.trials * (STUDY_BYTES_PER_TRIAL + BYTES_PER_ITEM * search),
     }
 

@@ -13,6 +13,8 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.storages import BaseStorage
 
+from evomerge.bank.memory import memory_need, refuse_impossible
+from evomerge.bank.weight_bank import default_device
 from evomerge.catalogue import TensorCatalogue, build_catalogue
 from evomerge.checkpoints import Source, check_compatible, open_source
 from evomerge.errors import InvalidInput
@@ -108,6 +110,16 @@ def open_inputs(spec: SearchSpec) -> Inputs:
     experts = tuple(open_source(expert.ref, allow=spec.allow, like=base) for expert in spec.experts)
     warnings = check_compatible(base, experts)
     return Inputs(spec, base, experts, tuple(warnings))
+
+
+def check_memory(inputs: Inputs, workers: int) -> None:
+    """Refuse a search that cannot fit on this machine.
+
+    Raises:
+        InvalidInput: says what is needed and what there is.
+    """
+    need = memory_need(inputs.catalogue, len(inputs.refs), inputs.spec.dtype)
+    refuse_impossible(need, workers, default_device())
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The search's study: its one writer. Everything that is needed to go on after a crash is in it, and nothing else is.
 
 Each trial lives through ask (params), `begin` (attempt), artifact, attributes, tell order, tell. Killed anywhere
-between, it is RUNNING when the study is opened again: with all params it is scored again under its own number, without them it
-is failed as interrupted and proposed anew.
+between, it is RUNNING when the study is opened again: with all params it is scored again under its own number, without
+them it is failed as interrupted and proposed anew.
 """
 
 from __future__ import annotations
@@ -68,7 +68,18 @@ class SearchStudy:
         self._storage = storage
         self._space = space
         self._artifacts = artifacts
-        self._told = sum(attributes.TELL in trial.user_attrs for trial in self.trials(*_FINISHED))
+        # What follows from the trials is counted once here and kept up to date by the only writer, this object:
+        # reading all trials for every question would cost more than the answer, from a few hundred trials on.
+        finished = self.trials(*_FINISHED)
+        counted = [trial for trial in finished if not trial.user_attrs.get(attributes.INTERRUPTED)]
+        self._ids = {trial.number: trial._trial_id for trial in self.trials()}
+        self._told = sum(attributes.TELL in trial.user_attrs for trial in finished)
+        self._finished = len(counted)
+        self._failed = sum(trial.state is TrialState.FAIL for trial in counted)
+        self._best: tuple[float, int] | None = None
+        for trial in finished:
+            if trial.state is TrialState.COMPLETE and trial.value is not None:
+                self._consider(trial.value, trial.number)
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         """The trials in these states, all without any. They are the storage's own: never change them."""
@@ -77,19 +88,21 @@ class SearchStudy:
     @property
     def finished(self) -> int:
         """Trials that count towards the budget: complete, pruned, or failed by their own fault."""
-        return sum(not trial.user_attrs.get(attributes.INTERRUPTED) for trial in self.trials(*_FINISHED))
+        return self._finished
 
     @property
     def failed(self) -> int:
         """Trials that count towards the budget and have no score."""
-        failures = self.trials(TrialState.FAIL)
-        return sum(not trial.user_attrs.get(attributes.INTERRUPTED) for trial in failures)
+        return self._failed
 
     @property
-    def best(self) -> FrozenTrial | None:
-        """The trial with the highest value; of equal ones the earliest. None before the first."""
-        complete = self.trials(TrialState.COMPLETE)
-        return max(complete, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
+    def best(self) -> tuple[float, int] | None:
+        """Value and number of the trial with the highest value; of equal ones the earliest. None before the first."""
+        return self._best
+
+    def _consider(self, value: float, number: int) -> None:
+        if self._best is None or (value, -number) > (self._best[0], -self._best[1]):
+            self._best = (value, number)
 
     def recipe_of(self, trial: FrozenTrial) -> Recipe:
         """The recipe of a trial, rebuilt from its params.
@@ -116,7 +129,8 @@ class SearchStudy:
             attempt = int(trial.user_attrs.get(attributes.ATTEMPT, 0))
             if not self._space.is_complete(trial.params):
                 self._set(trial.number, attributes.INTERRUPTED, True)
-                self.fail(trial.number, "interrupted in ask")
+                self._set(trial.number, attributes.FAILURE, "interrupted in ask")
+                self.study.tell(trial.number, state=TrialState.FAIL)
             elif attempt >= MAX_ATTEMPTS:
                 self.fail(trial.number, f"not finished in {attempt} attempts: the controller died each time")
             else:
@@ -129,6 +143,7 @@ class SearchStudy:
         """A new trial with all its params, children of a choice after their parent."""
         self._check_hold()
         trial = with_retries(self.study.ask)
+        self._ids[trial.number] = trial._trial_id
         params: dict[str, Any] = {}
         for name, distribution in self._space.distributions.items():
             if name not in self._space.active(params):
@@ -161,6 +176,8 @@ class SearchStudy:
         self._set(proposal.number, attributes.TELL, self._told)
         with_retries(lambda: self.study.tell(proposal.number, value, skip_if_finished=True))
         self._told += 1
+        self._finished += 1
+        self._consider(value, proposal.number)
 
     def fail(self, number: int, reason: str, outcome: Outcome | None = None) -> None:
         """Store a trial that has no score, with the reason."""
@@ -168,6 +185,8 @@ class SearchStudy:
         if outcome is not None:
             self._note(number, outcome, 0)
         with_retries(lambda: self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True))
+        self._finished += 1
+        self._failed += 1
 
     def set(self, key: str, value: Any) -> None:
         """A small attribute of the study."""
@@ -188,12 +207,10 @@ class SearchStudy:
         self._set(number, attributes.SECONDS, seconds)
 
     def _upload(self, number: int, scores: Scores) -> None:
-        frozen = self.study.get_trials(deepcopy=False)[number]
-        upload_items(self._artifacts, self._storage, frozen, scores)
+        upload_items(self._artifacts, self._storage, self._storage.get_trial(self._ids[number]), scores)
 
     def _set(self, number: int, key: str, value: Any) -> None:
-        trial_id = self.study.get_trials(deepcopy=False)[number]._trial_id
-        with_retries(lambda: self._storage.set_trial_user_attr(trial_id, key, value))
+        with_retries(lambda: self._storage.set_trial_user_attr(self._ids[number], key, value))
 
 
 def upload_items(folder: Path, storage: BaseStorage, trial: FrozenTrial, scores: Scores) -> None:

@@ -21,7 +21,9 @@ TRIALS = 14
 def processes():
     """Processes that start with everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["killer", "evomerge.search", "evomerge.checkpoints", "evomerge.bank"])
+    modules = ["killer", "evomerge.search", "evomerge.report.leaderboard", "evomerge.report.progress"]
+    modules += ["alembic.command", "sqlalchemy.dialects.sqlite", "transformers.models.llama.modeling_llama"]
+    context.set_forkserver_preload(modules)
     return context
 
 

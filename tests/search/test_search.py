@@ -1,0 +1,260 @@
+"""A whole search in one process: failures, budgets, identity, the order of search and held-out items."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from evomerge import load_spec, run_search
+from evomerge.cli import run_command
+from evomerge.errors import InvalidInput, OtherSpec, StoppedByFailures, StudyHeld
+from evomerge.evaluation.synthetic import SyntheticEvaluator
+from evomerge.search import Listener
+from evomerge.spec import override
+from evomerge.study import attributes
+from evomerge.study.lock import hold
+from evomerge.study.search_study import lay_foundation, read_foundation
+
+
+def study_of(folder, name="sim"):
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/runs/sim/study.db")
+
+
+def search(path, **changes):
+    return run_search(override(load_spec(path), **changes), ray="none")
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """The (job, part) of every call of the evaluator, in order."""
+    calls = []
+    score = SyntheticEvaluator.score
+
+    def noted(self, candidate, items):
+        calls.append((candidate.key, items.part))
+        return score(self, candidate, items)
+
+    monkeypatch.setattr(SyntheticEvaluator, "score", noted)
+    return calls
+
+
+def test_trial_zero_is_the_centre_of_the_box(write_spec):
+    first = search(write_spec(), trials=1).trials[0]
+    assert set(first.params.values()) == {1.0}
+
+
+def test_no_held_out_item_is_scored_before_the_winner_is_named(write_spec, scored, tmp_path):
+    spec = write_spec()
+    search(spec, trials=4)
+    parts = [part for _, part in scored]
+    assert parts == sorted(parts, key=["search", "held_out"].index)
+    winner = study_of(tmp_path).user_attrs[attributes.WINNER]["trial"]
+    held_out = {key.removeprefix("sim/held-out/") for key, part in scored if part == "held_out"}
+    assert held_out == {f"trial {winner}", "base", "reverse", "sort", "uniform-soup"}
+
+
+def test_every_look_at_the_held_out_items_is_recorded(write_spec, scored, tmp_path):
+    spec = write_spec(sampler="random")
+    search(spec, trials=2)
+    first = study_of(tmp_path).user_attrs[attributes.WINNER]["trial"]
+    trials = 4
+    while study_of(tmp_path).user_attrs[attributes.WINNER]["trial"] == first and trials < 40:
+        search(spec, trials=trials)
+        trials += 4
+    last = study_of(tmp_path).user_attrs[attributes.WINNER]["trial"]
+    looks = study_of(tmp_path).user_attrs[attributes.LOOKS]
+    assert looks[0] == first != last == looks[-1]
+    assert [part for _, part in scored].count("held_out") == 5 + len(looks) - 1  # references are not scored again
+
+
+def test_n1_a_candidate_that_raises_or_computes_nan_is_a_failed_trial_with_its_reason(write_spec, tmp_path):
+    spec = write_spec(
+        evaluator={"name": "synthetic", "items": 40, "raising": 0.15, "not_a_number": 0.15}, sampler="random"
+    )
+    search(spec, trials=20)
+    failed = [trial for trial in study_of(tmp_path).trials if trial.state is TrialState.FAIL]
+    reasons = {trial.user_attrs[attributes.FAILURE] for trial in failed}
+    assert len(study_of(tmp_path).trials) == 20
+    assert reasons == {"MergeError: planted failure: this candidate raises", "the objective is nan"}
+
+
+def test_n4_what_breaks_after_a_score_cannot_change_it(write_spec, tmp_path):
+    good = search(write_spec(), trials=3).trials
+    spec = override(load_spec(write_spec(name="other")), trials=3)
+    with pytest.raises(ZeroDivisionError):
+        run_search(spec, ray="none", listener=Listener(on_status=lambda status: 1 / 0))
+    told = optuna.load_study(study_name="other", storage=f"sqlite:///{tmp_path}/runs/other/study.db").trials[0]
+    assert told.state is TrialState.COMPLETE
+    assert told.value == good[0].value
+
+
+def test_a_search_in_which_most_candidates_fail_stops_with_exit_code_five(write_spec, capsys, tmp_path):
+    spec = write_spec(evaluator={"name": "synthetic", "items": 40, "raising": 0.9}, sampler="random")
+    assert run_command(["run", str(spec), "--ray", "none", "--trials", "60"]) == 5
+    assert "candidates failed, the last one: MergeError: planted failure" in capsys.readouterr().err
+    assert len(study_of(tmp_path).trials) < 20
+
+
+def test_a_source_that_cannot_be_scored_stops_the_search(write_spec, monkeypatch):
+    def broken(self, candidate, items):
+        raise ValueError("no such task")
+
+    monkeypatch.setattr(SyntheticEvaluator, "score", broken)
+    with pytest.raises(StoppedByFailures, match="'base' cannot be scored: ValueError: no such task"):
+        search(write_spec())
+
+
+def test_n8_a_budget_of_trials_is_met_exactly_and_can_be_raised(write_spec, tmp_path):
+    spec = write_spec()
+    search(spec, trials=3)
+    assert len(study_of(tmp_path).trials) == 3
+    search(spec, trials=3)
+    assert len(study_of(tmp_path).trials) == 3
+    search(spec, trials=5)
+    assert [trial.state for trial in study_of(tmp_path).trials] == [TrialState.COMPLETE] * 5
+
+
+def test_n8_a_budget_of_time_ends_within_one_candidate_and_is_summed_over_runs(write_spec, tmp_path):
+    spec = write_spec(evaluator={"name": "synthetic", "items": 40, "delay_seconds": 0.3})
+    search(spec, trials=500, hours=1.5 / 3600)
+    first = len(study_of(tmp_path).trials)
+    assert 1 <= first <= 6
+    search(spec, trials=500, hours=1.5 / 3600)
+    assert len(study_of(tmp_path).trials) == first
+
+
+@pytest.mark.parametrize("sampler", ["cma", "tpe", "random", "qmc", "gp", "nsgaii"])
+def test_n12_the_same_seed_gives_the_same_search(write_spec, tmp_path, sampler):
+    params = []
+    for name, seed in (("one", 1), ("two", 1), ("three", 2)):
+        study = search(write_spec(name=name, sampler=sampler, space="linear-global"), trials=4, seed=seed)
+        params.append([trial.params for trial in study.trials])
+    assert params[0] == params[1] != params[2]
+
+
+def test_n13_a_search_leaves_the_global_generators_alone(write_spec):
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    search(write_spec(), trials=3)
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == states
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"seed": 2}, "seed was 1, now 2"),
+        ({"space": "ties-per-block"}, "space.methods"),
+        ({"sampler": "tpe"}, 'sampler.name was "cma", now "tpe"'),
+        ({"evaluator": {"name": "synthetic", "items": 60}}, "evaluator was"),
+        ({"objective": {"aggregate": "min"}}, 'objective.aggregate was "weighted_mean", now "min"'),
+        ({"dtype": "float32"}, 'dtype was "bfloat16", now "float32"'),
+    ],
+)
+def test_n29_another_spec_is_refused_with_the_difference(write_spec, changes, field):
+    search(write_spec(), trials=2)
+    with pytest.raises(OtherSpec) as caught:
+        search(write_spec(**changes), trials=4)
+    assert field in str(caught.value)
+
+
+def test_budget_workers_and_baselines_may_change(write_spec, tmp_path):
+    search(write_spec(), trials=2)
+    search(write_spec(workers={"count": 3, "cpus": 2}, baselines=[], budget={"trials": 3}))
+    assert len(study_of(tmp_path).trials) == 3
+
+
+def test_other_package_versions_are_a_warning_and_go_on(write_spec, tmp_path):
+    spec = write_spec()
+    search(spec, trials=2)
+    versions = study_of(tmp_path).user_attrs[attributes.VERSIONS]
+    study_of(tmp_path).set_user_attr(attributes.VERSIONS, {**versions, "cma": "4.0.0"})
+    phases = []
+    run_search(override(load_spec(spec), trials=3), ray="none", listener=Listener(on_phase=phases.append))
+    assert any("cma was 4.0.0" in phase for phase in phases)
+    assert len(study_of(tmp_path).trials) == 3
+
+
+def test_a_study_that_evomerge_did_not_make_is_left_alone(write_spec, tmp_path):
+    path = tmp_path / "runs" / "sim" / "study.db"
+    path.parent.mkdir(parents=True)
+    optuna.create_study(study_name="sim", storage=f"sqlite:///{path}").add_trial(optuna.create_trial(value=1.0))
+    with pytest.raises(InvalidInput, match="evomerge did not make"):
+        search(write_spec())
+
+
+def test_a_second_controller_is_refused_with_exit_code_six(write_spec, capsys, tmp_path):
+    spec = write_spec()
+    with hold(f"sqlite:///{tmp_path}/runs/sim/study.db", "sim"):
+        with pytest.raises(StudyHeld, match=str(os.getpid())):
+            search(spec)
+        assert run_command(["run", str(spec), "--ray", "none"]) == 6
+
+
+def test_a_foundation_that_was_cut_short_is_laid_again(write_spec, tmp_path):
+    spec = write_spec()
+    whole = search(spec, trials=2)
+    foundation = read_foundation(whole)
+    torn = optuna.create_study(study_name="torn")
+    torn.set_user_attr(f"{attributes.SPEC}:1", "half")
+    assert lay_foundation(torn, foundation) == foundation
+    assert read_foundation(torn).identity == foundation.identity
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_cleanly_with_exit_code_three_and_the_same_command_goes_on(write_spec, tmp_path, number):
+    spec = write_spec(evaluator={"name": "synthetic", "items": 40, "delay_seconds": 0.4})
+    command = [sys.executable, "-m", "evomerge.cli", "run", str(spec), "--ray", "none", "--trials", "200"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    events = []
+    for line in process.stderr:
+        events.append(line)
+        if '"finished": 1' in line or ('"event": "status"' in line and json.loads(line)["finished"] >= 1):
+            process.send_signal(number)
+            break
+    rest = process.stderr.read()
+    assert process.wait(timeout=60) == 3, "".join(events) + rest
+    assert f"stopped by {number.name}; run the same command again to go on" in rest
+    before = study_of(tmp_path).trials
+    assert study_of(tmp_path).user_attrs[attributes.STATUS]["state"] == "interrupted"
+    waiting = [trial for trial in before if trial.state is TrialState.RUNNING]
+    assert all(trial.user_attrs[attributes.ATTEMPT] == 0 for trial in waiting)
+    search(spec, trials=len(before) + 1)
+    assert [trial.state for trial in study_of(tmp_path).trials] == [TrialState.COMPLETE] * (len(before) + 1)
+
+
+def test_the_objective_of_a_trial_is_in_the_study_with_scores_of_every_task(write_spec, tmp_path):
+    search(write_spec(objective={"aggregate": "min"}), trials=2)
+    trial = study_of(tmp_path).trials[0]
+    tasks = trial.user_attrs[attributes.SCORES]["tasks"]
+    assert trial.value == min(task["value"] for task in tasks.values())
+    assert set(tasks) == {"task_0", "task_1"}
+    assert {"merge", "total", "forward"} <= set(trial.user_attrs[attributes.SECONDS])
+    assert all(len(json.dumps(value)) < 2048 for value in trial.user_attrs.values())
+
+
+def test_the_status_attribute_is_small_and_says_where_the_search_stands(write_spec, tmp_path):
+    search(write_spec(), trials=3)
+    status = study_of(tmp_path).user_attrs[attributes.STATUS]
+    assert len(json.dumps(status)) < 2048
+    assert (status["state"], status["finished"], status["budget"]) == ("finished", 3, 3)
+    assert status["updated"] <= time.time()
+
+
+def test_n33_workers_without_ray_are_refused_not_ignored(write_spec, capsys):
+    assert run_command(["run", str(write_spec()), "--ray", "none", "--workers", "2"]) == 2
+    assert "--ray none has one worker" in capsys.readouterr().err
+
+
+def test_n32_a_search_that_cannot_fit_is_refused_before_it_starts(write_spec, monkeypatch):
+    monkeypatch.setattr("evomerge.bank.memory.total_memory", lambda: 1_000_000)
+    with pytest.raises(InvalidInput, match=r"needs 0\.0 GB and this machine has 0\.0 GB"):
+        search(write_spec())

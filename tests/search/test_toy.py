@@ -1,0 +1,87 @@
+"""The real thing: the toy models, lm-eval, Ray and SQLite, with a kill -9 in the middle."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from evomerge.study import attributes
+
+ROOT = Path(__file__).parent.parent.parent
+SPEC = ROOT / "examples" / "toy" / "search.yaml"
+BIN = Path(sys.executable).parent
+TRIALS = 5
+
+
+def environment():
+    return {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "TORCHDYNAMO_DISABLE": "1"}
+
+
+def evomerge(*arguments, folder):
+    command = [str(BIN / "evomerge"), *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=True)
+
+
+def trials(folder):
+    url = f"sqlite:///{folder}/runs/toy/study.db"
+    try:
+        return optuna.load_study(study_name="toy", storage=url).get_trials(deepcopy=False)
+    except (KeyError, optuna.exceptions.StorageInternalError):
+        return []
+
+
+def kill_after(folder, finished):
+    """Start the search, end it with SIGKILL once this many trials are finished and another one runs."""
+    folder.joinpath("runs", "toy").mkdir(parents=True)
+    command = [str(BIN / "evomerge"), "run", str(SPEC), "--trials", str(TRIALS)]
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment(), stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    end = time.monotonic() + 300
+    while time.monotonic() < end:
+        states = [trial.state for trial in trials(folder)]
+        if states.count(TrialState.COMPLETE) >= finished and TrialState.RUNNING in states:
+            break
+        assert process.poll() is None, "the search ended before it could be killed"
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=30)
+
+
+@pytest.mark.timeout(900)
+def test_the_toy_search_survives_kill_9_and_lm_eval_agrees_with_its_leaderboard(tmp_path):
+    kill_after(tmp_path, finished=2)
+    killed = {trial.number: trial for trial in trials(tmp_path) if trial.state is TrialState.COMPLETE}
+
+    evomerge("run", SPEC, "--trials", TRIALS, folder=tmp_path)
+    done = trials(tmp_path)
+    assert [trial.state for trial in done] == [TrialState.COMPLETE] * TRIALS
+    for number, trial in killed.items():
+        assert done[number].datetime_complete == trial.datetime_complete
+    assert sorted(trial.user_attrs[attributes.TELL] for trial in done) == list(range(TRIALS))
+
+    exported = json.loads(evomerge("export", SPEC, "--out", "runs/toy/best", "--json", folder=tmp_path).stdout)
+    assert exported["verified"]
+
+    board = json.loads(evomerge("leaderboard", SPEC, "--json", folder=tmp_path).stdout)
+    best = next(row for row in board["rows"] if row["kind"] == "best")
+    assert best["prepare"] is None
+    assert str(tmp_path / "runs" / "toy" / "best") in best["command"]
+    subprocess.run(
+        f"{best['command']} --output_path {tmp_path}/lm_eval",
+        shell=True,
+        check=True,
+        env=environment(),
+        capture_output=True,
+        cwd=tmp_path,
+    )
+    result = json.loads(next((tmp_path / "lm_eval").rglob("results_*.json")).read_text())["results"]
+    for task, score in best["held_out"]["tasks"].items():
+        assert result[task][f"{score['metric']},none"] == score["value"], task

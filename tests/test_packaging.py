@@ -1,0 +1,95 @@
+"""What is shipped: the wheel with its spaces and evaluators, the container files, the README."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from evomerge.spaces.document import validate
+from evomerge.spaces.space import SearchSpace
+from evomerge.spec import SearchSpec
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The wheel, built and installed into a folder far from the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    wheel = next(folder.glob("*.whl"))
+    target = folder / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
+    subprocess.run([*install, str(wheel)], check=True, capture_output=True)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("spaces", {path.stem for path in (ROOT / "search_spaces").glob("*.yaml")}),
+        ("evaluators", {path.parent.name for path in (ROOT / "evaluators").glob("*/evaluator.yaml")} | {"synthetic"}),
+    ],
+)
+def test_the_wheel_installed_elsewhere_lists_spaces_and_evaluators(installed, tmp_path, command, expected):
+    code = (
+        "import sys, evomerge, evomerge.cli; "
+        f"assert evomerge.__file__.startswith({str(installed)!r}), evomerge.__file__; "
+        f"sys.exit(evomerge.cli.run_command([{command!r}, '--json']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert {entry["name"] for entry in json.loads(done.stdout)[command]} == expected
+
+
+def test_the_pack_in_the_wheel_has_its_tasks_and_items(installed):
+    shipped = installed / "evomerge" / "evaluators" / "toy-skills"
+    original = ROOT / "evaluators" / "toy-skills"
+    files = {path.relative_to(original) for path in original.rglob("*") if path.is_file()}
+    assert {path.relative_to(shipped) for path in shipped.rglob("*") if path.is_file()} == files
+
+
+def test_the_dockerfile_has_no_lint_and_installs_as_the_makefile_does():
+    subprocess.run([str(BIN / "hadolint"), str(ROOT / "docker" / "Dockerfile")], check=True, capture_output=True)
+    assert "RUN make install" in (ROOT / "docker" / "Dockerfile").read_text()
+
+
+def test_the_compose_file_follows_the_compose_schema():
+    command = [str(BIN / "check-jsonschema"), "--builtin-schema", "vendor.compose-spec"]
+    subprocess.run([*command, str(ROOT / "docker" / "compose.yaml")], check=True, capture_output=True)
+
+
+def yaml_blocks(text):
+    return [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)]
+
+
+def test_the_search_and_the_space_in_the_readme_are_valid():
+    search, space = yaml_blocks((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert validate(SearchSpec, search, "README").name == "toy"
+    assert validate(SearchSpace, space, "README").name == "ties-per-block"
+
+
+@pytest.mark.parametrize("page", ["README.md", "examples/toy/README.md"])
+def test_the_links_of_a_page_lead_somewhere(page):
+    path = ROOT / page
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text(encoding="utf-8"))
+    assert all((path.parent / link).exists() for link in links)
+
+
+def test_every_file_of_the_package_is_named_in_the_readme():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    units = {path.name + ("/" if path.is_dir() else "") for path in (ROOT / "evomerge").iterdir()}
+    assert all(unit in text for unit in units - {"__init__.py", "__pycache__/", "py.typed"})
