@@ -27,7 +27,7 @@ from optuna.study import StudyDirection
 
 from evomerge.errors import InvalidInput, StudyHeld
 from evomerge.study.attributes import WRITER
-from evomerge.study.storage import local_file, open_storage, resolve_url, with_retries
+from evomerge.study.storage import local_file, open_storage, release, resolve_url, with_retries
 
 __all__ = ["Hold", "Patience", "hold"]
 
@@ -89,8 +89,12 @@ def hold(
         with _hold_file(file.absolute(), name) as held:
             yield held
     else:
-        with _hold_study(open_storage(url), name, directions, patience or Patience()) as held:
-            yield held
+        storage = open_storage(url)
+        try:
+            with _hold_study(storage, name, directions, patience or Patience()) as held:
+                yield held
+        finally:
+            release(storage)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +27,7 @@ from evomerge.study.lock import hold
 from evomerge.study.records import Records
 from evomerge.study.samplers import CmaSampler, build_sampler
 from evomerge.study.search_study import Foundation, SearchStudy, lay_foundation, read_foundation
-from evomerge.study.storage import local_file, open_storage, redact, resolve_url, run_directory, with_retries
+from evomerge.study.storage import local_file, open_storage, redact, release, resolve_url, run_directory, with_retries
 from evomerge.worker import WorkerSetup, build_evaluator
 
 BASELINES = "baselines"
@@ -136,22 +136,29 @@ def open_search(inputs: Inputs, *, workers: int) -> Iterator[OpenSearch]:
     wanted = _foundation(inputs, workers)
     with hold(url, spec.name) as held:
         storage = open_storage(url)
-        folder = artifacts_folder(spec)
-        study = with_retries(
-            lambda: optuna.create_study(
-                storage=storage, study_name=spec.name, direction="maximize", load_if_exists=True
-            )
-        )
-        foundation = lay_foundation(study, wanted)
-        study.sampler = sampler_of(inputs, foundation.popsize, workers)
-        yield OpenSearch(
-            inputs,
-            SearchStudy(study, storage, inputs.space, folder, held.check),
-            foundation,
-            Records(storage, f"{spec.name}/{BASELINES}", folder),
-            Records(storage, f"{spec.name}/{HELD_OUT}", folder),
-            folder,
-        )
+        try:
+            yield _open(inputs, storage, wanted, workers, held.check)
+        finally:
+            release(storage)
+
+
+def _open(
+    inputs: Inputs, storage: BaseStorage, wanted: Foundation, workers: int, check_hold: Callable[[], None]
+) -> OpenSearch:
+    spec, folder = inputs.spec, artifacts_folder(inputs.spec)
+    study = with_retries(
+        lambda: optuna.create_study(storage=storage, study_name=spec.name, direction="maximize", load_if_exists=True)
+    )
+    foundation = lay_foundation(study, wanted)
+    study.sampler = sampler_of(inputs, foundation.popsize, workers)
+    return OpenSearch(
+        inputs,
+        SearchStudy(study, storage, inputs.space, folder, check_hold),
+        foundation,
+        Records(storage, f"{spec.name}/{BASELINES}", folder),
+        Records(storage, f"{spec.name}/{HELD_OUT}", folder),
+        folder,
+    )
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,14 @@ def with_retries(write: Callable[[], _Result], *, attempts: int = 6, first_wait:
     return write()
 
 
+def release(storage: BaseStorage) -> None:
+    """Close the connections that a storage keeps open. It can still be used, and then opens new ones."""
+    storage.remove_session()
+    relational = storage._backend if isinstance(storage, _CachedStorage) else storage
+    if isinstance(relational, RDBStorage):
+        relational.engine.dispose()
+
+
 def _scheme(url: str) -> str:
     """The scheme in small letters; a path without one is a journal if its name says so, else ""."""
     scheme, separator, _ = url.partition("://")

@@ -63,8 +63,8 @@ def test_no_held_out_item_is_scored_before_the_winner_is_named(write_spec, score
 
 
 def test_every_look_at_the_held_out_items_is_recorded(write_spec, scored, tmp_path):
-    spec = write_spec(sampler="random")
-    search(spec, trials=2)
+    spec = write_spec(sampler="random", evaluator={"name": "synthetic", "items": 40, "noise": 0.5, "steepness": 2.0})
+    search(spec, trials=1)
     first = study_of(tmp_path).user_attrs[attributes.WINNER]["trial"]
     trials = 4
     while study_of(tmp_path).user_attrs[attributes.WINNER]["trial"] == first and trials < 40:
@@ -213,15 +213,15 @@ def test_a_foundation_that_was_cut_short_is_laid_again(write_spec, tmp_path):
 def test_a_signal_stops_cleanly_with_exit_code_three_and_the_same_command_goes_on(write_spec, tmp_path, number):
     spec = write_spec(evaluator={"name": "synthetic", "items": 40, "delay_seconds": 0.4})
     command = [sys.executable, "-m", "evomerge.cli", "run", str(spec), "--ray", "none", "--trials", "200"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     events = []
-    for line in process.stderr:
-        events.append(line)
-        if '"finished": 1' in line or ('"event": "status"' in line and json.loads(line)["finished"] >= 1):
-            process.send_signal(number)
-            break
-    rest = process.stderr.read()
-    assert process.wait(timeout=60) == 3, "".join(events) + rest
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            events.append(line)
+            if '"event": "status"' in line and json.loads(line)["finished"] >= 1:
+                process.send_signal(number)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 3, "".join(events) + rest
     assert f"stopped by {number.name}; run the same command again to go on" in rest
     before = study_of(tmp_path).trials
     assert study_of(tmp_path).user_attrs[attributes.STATUS]["state"] == "interrupted"

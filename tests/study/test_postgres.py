@@ -6,14 +6,15 @@ import pwd
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import optuna
 import pytest
 
 from evomerge import load_spec, run_search
-from evomerge.cli import run_command
 from evomerge.spec import override
+from evomerge.study.storage import release
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +50,15 @@ def server(tmp_path_factory):
         shutil.rmtree(folder)
 
 
-def test_a_search_lives_in_postgresql_and_goes_on_there(server, write_spec, tmp_path, monkeypatch, capsys):
+def test_a_search_lives_in_postgresql_and_goes_on_there(server, write_spec, tmp_path, monkeypatch):
     monkeypatch.setenv("EVOMERGE_TEST_STORAGE", server)
-    spec = load_spec(write_spec(storage="env:EVOMERGE_TEST_STORAGE"))
-    run_search(override(spec, trials=2), ray="none")
-    study = run_search(override(spec, trials=4), ray="none")
+    path = write_spec(storage="env:EVOMERGE_TEST_STORAGE")
+    run_search(override(load_spec(path), trials=2), ray="none")
+    study = run_search(override(load_spec(path), trials=4), ray="none")
     assert [trial.state for trial in study.trials] == [optuna.trial.TrialState.COMPLETE] * 4
+    release(study._storage)
     assert (tmp_path / "runs" / "sim" / "artifacts").is_dir()
-    assert run_command(["leaderboard", str(tmp_path / "search.yaml")]) == 0
-    printed = capsys.readouterr().out
+    command = [sys.executable, "-m", "evomerge.cli", "leaderboard", str(path)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "postgresql+psycopg://evo:***@" in printed
     assert "%7Ba" not in printed
