@@ -24,12 +24,15 @@ demo: install
 dashboard: install
 	$(BIN)/evomerge dashboard $(TOY)
 
+# Two processes of one thread each: two threads each would slow each other down tenfold on two cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev,postgres]'
-	EVOMERGE_NO_SKIP=1 $(BIN)/python -m pytest
+	EVOMERGE_NO_SKIP=1 $(PYTEST)
 
 check: install
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from evomerge.objective import Objective
 from evomerge.recipe import ModelRef, Recipe, Rule, single_source
 from evomerge.study.records import Record, Records
 from evomerge.worker import Failed, Outcome, Score, Scored
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ def score_rows(
         elif row.required:
             reason = outcome.result.reason if isinstance(outcome.result, Failed) else "it gave no score"
             raise StoppedByFailures(f"{row.label!r} cannot be scored: {reason}")
+        else:
+            _log.warning("%s cannot be scored and is left out: %s", row.label, outcome.result)
     return {row.label: results[row.label] for row in rows if row.label in results}
 
 

@@ -89,7 +89,6 @@ class Dispatcher:
         """
         self._stop.check()
         outcome = self._executor.next_event(timeout)
-        self._stop.check()
         if outcome is None:
             return None
         job = self.jobs.pop(outcome.key)

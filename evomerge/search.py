@@ -28,15 +28,12 @@ class Listener:
     on_status: Callable[[Status], None] = lambda status: None
 
 
-def run_search(
-    spec: SearchSpec, *, ray: str | None = None, listener: Listener | None = None, inputs: Inputs | None = None
-) -> optuna.Study:
+def run_search(spec: SearchSpec, *, ray: str | None = None, listener: Listener | None = None) -> optuna.Study:
     """Create the spec's study or go on with it until its budget is spent; then compare the winner on held-out items.
 
     Args:
         ray: where workers run, see `evomerge.cluster.open_executor`.
         listener: is told about phases and progress.
-        inputs: the spec's inputs, where they have been opened already.
 
     Returns:
         The study: trials in it, sources and baselines in `NAME/baselines`, the comparison in `NAME/held-out`.
@@ -45,7 +42,7 @@ def run_search(
         EvomergeError: see `evomerge.errors`; everything that finished is stored, and the same call goes on.
     """
     listener = listener or Listener()
-    inputs = inputs or open_inputs(spec)
+    inputs = open_inputs(spec)
     for warning in inputs.warnings:
         listener.on_phase(f"warning: {warning}")
     task_weights(spec.objective, inputs.evaluator.weights)  # refused before anything is created

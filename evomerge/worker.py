@@ -137,8 +137,8 @@ class Worker:
         self._merge_seconds = 0.0
         try:
             result: Scored | Found | Failed = self._score(job) if isinstance(job, Score) else self._find(job)
-        except (Exception, MemoryError) as error:
-            result = Failed(_reason(error))
+        except Exception as error:
+            result = Failed(_reason(error), infrastructural=_is_broken_device(error))
         total = time.perf_counter() - started
         seconds = {"merge": self._merge_seconds, "total": total}
         if isinstance(result, Scored):
@@ -163,6 +163,16 @@ class Worker:
             return self.bank.materialize(recipe)
         finally:
             self._merge_seconds += time.perf_counter() - started
+
+
+def _is_broken_device(error: Exception) -> bool:
+    """Whether an accelerator has failed, rather than the candidate: every later call in this process would fail too.
+
+    Running out of its memory is the candidate's own failure and breaks nothing.
+    """
+    import torch
+
+    return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
 
 
 def build_evaluator(setup: WorkerSetup) -> Evaluator:

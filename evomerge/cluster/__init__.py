@@ -23,6 +23,10 @@ def worker_count(workers: WorkersSpec, ray: str | None) -> int:
         return 1
     if workers.count is not None:
         return workers.count
+    if not is_local(ray):
+        raise InvalidInput(
+            "say how many workers the Ray cluster shall run: workers: {count: N} in the spec, or --workers N"
+        )
     gpus = _gpus()
     return gpus if gpus else max(1, (os.cpu_count() or 1) // workers.cpus)
 

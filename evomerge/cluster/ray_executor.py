@@ -151,6 +151,8 @@ class RayExecutor:
         slot.deadline = float("inf")
         slot.deaths = 0
         assert isinstance(result, Outcome)
+        if isinstance(result.result, Failed) and result.result.infrastructural:
+            self._replace(slot)  # its device has failed, and would fail the next job too
         return result
 
     def _bury(self, slot: _Slot, error: Exception) -> Outcome | None:

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 from evomerge.errors import InvalidInput
 
-__all__ = ["Attributed", "Readable", "read_text", "write_text"]
+__all__ = ["Attributed", "Readable", "read_document", "read_text", "write_document", "write_text"]
 
 PREFIX: Final = "evomerge:"
 
@@ -94,6 +94,31 @@ def read_text(target: Readable, key: str) -> str | None:
     if not isinstance(text, str):
         raise InvalidInput(f"attribute {key!r} holds {type(text).__name__}, not a text")
     return text
+
+
+def write_document(target: Attributed, key: str, content: dict[str, Any]) -> None:
+    """Store a dictionary: as it is where it is small, so that people can read it in a dashboard, else as a text."""
+    text = json.dumps(content)
+    if len(text) <= _CHUNK:
+        target.set_user_attr(key, content)
+    else:
+        write_text(target, key, text)
+
+
+def read_document(target: Readable, key: str) -> dict[str, Any]:
+    """The dictionary that `write_document` stored under `key`.
+
+    Raises:
+        InvalidInput: there is none, or it was torn.
+    """
+    content = target.user_attrs.get(key)
+    if isinstance(content, dict) and set(content) != {"chunks", "digest"}:
+        return content
+    text = read_text(target, key)
+    if text is None:
+        raise InvalidInput(f"attribute {key!r} is missing; evomerge did not finish this trial")
+    document: dict[str, Any] = json.loads(text)
+    return document
 
 
 def _digest(text: str) -> str:

@@ -6,7 +6,7 @@ its space from the trials.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from evomerge.evaluation.evaluator import Scores, TaskScores
 from evomerge.recipe import Recipe
 from evomerge.study import attributes
+from evomerge.study.attributes import read_document, write_document
 from evomerge.study.items import read_items, summary
 from evomerge.study.search_study import upload_items
 from evomerge.study.storage import with_retries
@@ -55,7 +56,7 @@ class Records:
         self._storage = storage
         self._artifacts = artifacts
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Record]:
         return iter(read_records(self.study))
 
     def find(self, label: str, recipe: Recipe) -> Record | None:
@@ -73,10 +74,11 @@ class Records:
         for key, content in (
             (attributes.LABEL, label),
             (attributes.RECIPE, recipe.digest),
-            (attributes.SCORES, {"objective_stderr": stderr, "tasks": summary(scores)}),
             (attributes.SECONDS, {phase: round(seconds, 4) for phase, seconds in outcome.seconds.items()}),
         ):
             with_retries(lambda key=key, content=content: trial.set_user_attr(key, content))  # type: ignore[misc]
+        document = {"objective_stderr": stderr, "tasks": summary(scores)}
+        with_retries(lambda: write_document(trial, attributes.SCORES, document))
         with_retries(lambda: self.study.tell(trial, value))
         return read_record(self.study.get_trials(deepcopy=False)[trial.number])
 
@@ -96,7 +98,7 @@ def read_records(study: optuna.Study) -> list[Record]:
 
 def read_record(trial: FrozenTrial) -> Record:
     attrs = trial.user_attrs
-    scores = attrs[attributes.SCORES]
+    scores = read_document(trial, attributes.SCORES)
     return Record(
         label=attrs.get(attributes.LABEL, f"trial {trial.number}"),
         digest=attrs[attributes.RECIPE],
@@ -114,7 +116,7 @@ def read_scores(artifacts: Path, storage: BaseStorage, trial: FrozenTrial) -> Sc
     if path is None:
         return None
     outcomes = read_items(path)
-    tasks = trial.user_attrs[attributes.SCORES]["tasks"]
+    tasks = read_document(trial, attributes.SCORES)["tasks"]
     return Scores(
         tasks={
             task: TaskScores(

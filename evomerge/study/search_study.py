@@ -26,7 +26,7 @@ from evomerge.evaluation.evaluator import Scores
 from evomerge.recipe import Recipe
 from evomerge.spaces.bound import BoundSpace
 from evomerge.study import attributes
-from evomerge.study.attributes import read_text, write_text
+from evomerge.study.attributes import read_text, write_document, write_text
 from evomerge.study.items import summary, write_items
 from evomerge.study.storage import with_retries
 from evomerge.worker import Outcome, Scored
@@ -171,7 +171,8 @@ class SearchStudy:
         scores = outcome.result.scores
         self._upload(proposal.number, scores)
         self._set(proposal.number, attributes.RECIPE, proposal.recipe.digest)
-        self._set(proposal.number, attributes.SCORES, {"objective_stderr": stderr, "tasks": summary(scores)})
+        document = {"objective_stderr": stderr, "tasks": summary(scores)}
+        write_document(_TrialAttributes(self, proposal.number), attributes.SCORES, document)
         self._note(proposal.number, outcome, scores.tokens)
         self._set(proposal.number, attributes.TELL, self._told)
         with_retries(lambda: self.study.tell(proposal.number, value, skip_if_finished=True))
@@ -211,6 +212,21 @@ class SearchStudy:
 
     def _set(self, number: int, key: str, value: Any) -> None:
         with_retries(lambda: self._storage.set_trial_user_attr(self._ids[number], key, value))
+
+
+@dataclass(frozen=True)
+class _TrialAttributes:
+    """A trial of the search as something that attributes can be written to."""
+
+    search: SearchStudy
+    number: int
+
+    @property
+    def user_attrs(self) -> dict[str, Any]:
+        return self.search.trials()[self.number].user_attrs
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        self.search._set(self.number, key, value)
 
 
 def upload_items(folder: Path, storage: BaseStorage, trial: FrozenTrial, scores: Scores) -> None:

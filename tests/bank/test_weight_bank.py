@@ -1,0 +1,206 @@
+"""The weight bank: one path for what is scored, exported and verified; nothing per candidate that can be done once."""
+
+import builtins
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from evomerge.bank import WeightBank
+from evomerge.bank.memory import memory_need
+from evomerge.bank.thresholds import MAX_KNOTS, ThresholdTables
+from evomerge.checkpoints import open_source, tensor_digest
+from evomerge.errors import InvalidInput, MergeError
+from evomerge.merging import merge_state_dicts
+from evomerge.methods import resolve_options, resolve_parameters
+from evomerge.recipe import ModelRef, Recipe, Rule
+from evomerge.spaces import load_space
+from evomerge.spaces.bound import bind
+
+TOY = Path(__file__).parent.parent.parent / "examples" / "toy" / "models"
+EXPERTS = ("reverse", "sort", "swap")
+
+
+@pytest.fixture(scope="module")
+def sources():
+    base = open_source(ModelRef("base", str(TOY / "base")))
+    return base, [open_source(ModelRef(name, str(TOY / name)), like=base) for name in EXPERTS]
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture
+def bank(sources, dtype):
+    torch.set_num_threads(1)
+    return WeightBank(*sources, dtype=getattr(torch, dtype), device=torch.device("cpu"))
+
+
+def recipe_of(sources, method, dtype, parameters=None, options=None, experts=EXPERTS, tensors=None):
+    base, opened = sources
+    refs = tuple(source.ref for source in opened if source.ref.name in experts)
+    rule = Rule(
+        tensors or tuple(entry.name for entry in base.catalogue.mergeable),
+        method,
+        experts,
+        resolve_parameters(method, parameters or {}, len(experts)),
+        resolve_options(method, options or {}),
+    )
+    return Recipe(base.ref, refs, (rule,), dtype, seed=7)
+
+
+def live_bits(model):
+    return {name: tensor_digest(tensor) for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "options"),
+    [
+        ("linear", {"weight": [1.0, 2.0, 0.5]}, {}),
+        ("task_arithmetic", {"weight": 0.4}, {}),
+        ("ties", {"density": 0.3, "weight": [1.0, 0.5, 2.0]}, {"trim_scope": "tensor"}),
+        ("ties", {"density": 0.3}, {"semantics": "mergekit"}),
+        ("dare_linear", {"drop_rate": 0.5, "weight": 0.4}, {}),
+    ],
+)
+def test_what_is_materialised_is_what_merge_state_dicts_defines(sources, bank, dtype, method, parameters, options):
+    base, experts = sources
+    recipe = recipe_of(sources, method, dtype, parameters, options)
+    model = bank.materialize(recipe)
+    names = base.catalogue.names
+    reference = merge_state_dicts(
+        method,
+        [{name: source.tensors[name].float() for name in names} for source in experts],
+        base={name: base.tensors[name].float() for name in names},
+        parameters=parameters,
+        options=options,
+        seed=7,
+    )
+    live = model.state_dict()
+    for name in names:
+        torch.testing.assert_close(live[name], reference[name].to(live[name].dtype), rtol=1e-5, atol=1e-6)
+
+
+def test_slerp_of_two_sources_is_what_merge_state_dicts_defines(sources, bank, dtype):
+    _, experts = sources
+    recipe = recipe_of(sources, "slerp", dtype, {"t": 0.3}, experts=EXPERTS[:2])
+    live = bank.materialize(recipe).state_dict()
+    reference = merge_state_dicts(
+        "slerp", [{n: source.tensors[n].float() for n in live if n in source.tensors} for source in experts[:2]],
+        parameters={"t": 0.3},
+    )  # fmt: skip
+    for name, tensor in reference.items():
+        torch.testing.assert_close(live[name], tensor.to(live[name].dtype), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("space", ["dare-ties-per-block", "ties-smooth", "linear-global"])
+def test_n9_scored_exported_and_verified_weights_have_the_same_bits(sources, bank, dtype, space):
+    base, experts = sources
+    bound = bind(load_space(space), base.catalogue, base.ref, [each.ref for each in experts], dtype=dtype, seed=3)
+    recipe = bound.decode(bound.centre)
+    scored = live_bits(bank.materialize(recipe))
+    exported = {name: tensor_digest(tensor) for name, tensor in bank.merged(recipe)}
+    another = WeightBank(*sources, dtype=getattr(torch, dtype), device=torch.device("cpu"))
+    assert scored == exported == bank.digests(recipe) == another.digests(recipe)
+
+
+def test_n17_a_b_a_gives_the_weights_of_a_twice(sources, bank, dtype):
+    a = recipe_of(sources, "ties", dtype, {"density": 0.4})
+    b = recipe_of(sources, "dare_ties", dtype, {"drop_rate": 0.5})
+    first = live_bits(bank.materialize(a))
+    assert live_bits(bank.materialize(b)) != first
+    assert live_bits(bank.materialize(a)) == first
+
+
+def test_tensors_that_no_rule_names_are_the_bases_again(sources, bank, dtype):
+    base, _ = sources
+    bank.materialize(recipe_of(sources, "task_arithmetic", dtype, {"weight": 1.0}))
+    some = recipe_of(sources, "task_arithmetic", dtype, {"weight": 0.5}, tensors=("model.norm.weight",))
+    live = bank.materialize(some).state_dict()
+    name = "model.layers.3.mlp.up_proj.weight"
+    assert torch.equal(live[name], base.tensors[name].to(live[name].dtype))
+    assert not torch.equal(
+        live["model.norm.weight"], base.tensors["model.norm.weight"].to(live["model.norm.weight"].dtype)
+    )
+
+
+def test_n30_nothing_is_opened_sorted_or_written_again_without_need(sources, bank, dtype, monkeypatch):
+    base, experts = sources
+    bound = bind(
+        load_space("ties-per-block"), base.catalogue, base.ref, [each.ref for each in experts], dtype=dtype, seed=3
+    )
+    centre = bound.centre
+    bank.materialize(bound.decode(centre))
+    calls = []
+    sort = torch.Tensor.sort
+    monkeypatch.setattr(builtins, "open", lambda *args, **kwargs: calls.append("open"))
+    monkeypatch.setattr(torch.Tensor, "sort", lambda *args, **kwargs: calls.append("sort") or sort(*args, **kwargs))
+    merged = []
+    merge = bank._merge
+    monkeypatch.setattr(bank, "_merge", lambda rule, recipe: merged.append(rule.tensors) or merge(rule, recipe))
+    changed = {**centre, "layers2-3.density": 0.5}
+    bank.materialize(bound.decode(changed))
+    assert calls == []
+    assert merged == [next(group.tensors for group in bound.groups if group.label == "layers2-3")]
+
+
+def test_a_merge_that_is_not_finite_is_refused_and_leaves_no_trace(sources, bank, dtype):
+    good = recipe_of(sources, "task_arithmetic", dtype, {"weight": 0.3})
+    before = live_bits(bank.materialize(good))
+    huge = recipe_of(sources, "task_arithmetic", dtype, {"weight": 3e38})
+    with pytest.raises(MergeError, match="not finite"):
+        bank.materialize(replace(huge, rules=(replace(huge.rules[0], parameters={"weight": (3e38, 3e38, 3e38)}),)))
+    assert live_bits(bank.materialize(good)) == before
+
+
+def test_the_shared_sources_are_never_written_to(sources, bank, dtype):
+    base, experts = sources
+
+    def checksum():
+        bits = (
+            source.tensors[name].view(torch.uint8).numpy().tobytes()
+            for source in (base, *experts)
+            for name in base.catalogue.names
+        )
+        return hashlib.sha256(b"".join(bits)).hexdigest()
+
+    before = checksum()
+    for method in ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"):
+        bank.materialize(recipe_of(sources, method, dtype))
+    assert checksum() == before
+
+
+def test_a_recipe_for_other_sources_or_another_dtype_is_refused(sources, bank, dtype):
+    recipe = recipe_of(sources, "linear", dtype)
+    with pytest.raises(InvalidInput, match="not in this bank"):
+        bank.materialize(replace(recipe, base=replace(recipe.base, fingerprint="other")))
+    with pytest.raises(InvalidInput, match="the recipe is in float16"):
+        bank.materialize(replace(recipe, dtype="float16"))
+    with pytest.raises(InvalidInput, match="semantics version 99"):
+        bank.materialize(replace(recipe, semantics=99))
+
+
+def test_a_threshold_is_exact_in_small_scopes_and_within_one_in_a_hundred_thousand_in_large_ones():
+    generator = torch.Generator().manual_seed(0)
+    for count in (1, 2, 1000, MAX_KNOTS, 700_001):
+        values = {"w": torch.randn(count, generator=generator)}
+        tables = ThresholdTables({"w": torch.zeros(count)}, [values])
+        ordered = values["w"].abs().sort().values
+        for k in {1, count, max(1, count // 3), max(1, count // 2)}:
+            threshold = tables.kth_magnitude(0, ("w",), k)
+            if count <= MAX_KNOTS:
+                assert threshold == float(ordered[k - 1])
+            else:
+                rank = int((ordered < threshold).sum())
+                assert abs(rank - (k - 1)) <= count / 100_000
+
+
+def test_memory_is_known_from_the_catalogue_alone(sources):
+    base, _ = sources
+    need = memory_need(base.catalogue, models=4, dtype="float32")
+    assert need.sources == 4 * 2 * base.catalogue.parameters
+    assert need.worker > 4 * base.catalogue.parameters

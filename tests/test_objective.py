@@ -1,0 +1,78 @@
+"""The objective: every task counts, more is better, and the scale is the sources' own where it is asked for."""
+
+import pytest
+
+from evomerge.errors import InvalidInput
+from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.objective import build_objective
+from evomerge.spec import ObjectiveSpec
+
+
+def scores(higher_is_better=None, stderr=0.03, **values):
+    directions = higher_is_better or {}
+    return Scores(
+        {
+            task: TaskScores("metric", directions.get(task, True), (0, 1), (0.0, 1.0), value, stderr)
+            for task, value in values.items()
+        },
+        {},
+    )
+
+
+WEIGHTS = {"easy": 1.0, "hard": 3.0}
+
+
+def objective(sources=None, **spec):
+    return build_objective(ObjectiveSpec(**spec), WEIGHTS, sources)
+
+
+def test_the_weighted_mean_uses_the_weights_of_the_pack_unless_the_spec_says_otherwise():
+    assert objective().value(scores(easy=0.8, hard=0.4)) == pytest.approx(0.5)
+    assert objective(weights={"hard": 1.0}).value(scores(easy=0.8, hard=0.4)) == pytest.approx(0.6)
+
+
+def test_min_is_the_worst_task_and_the_geometric_mean_punishes_imbalance():
+    assert objective(aggregate="min").value(scores(easy=0.8, hard=0.4)) == 0.4
+    value = objective(aggregate="geometric_mean", weights={"hard": 1.0}).value(scores(easy=0.8, hard=0.2))
+    assert value == pytest.approx(0.4)
+    assert objective(aggregate="geometric_mean").value(scores(easy=0.0, hard=1.0)) == 0.0
+
+
+def test_n16_a_metric_that_shall_be_low_is_minimised_without_a_negative_weight():
+    low = {"hard": False}
+    better, worse = scores(low, easy=0.5, hard=3.0), scores(low, easy=0.5, hard=9.0)
+    assert objective().value(better) > objective().value(worse)
+    normalised = objective([scores(low, easy=0.4, hard=10.0), scores(low, easy=0.6, hard=2.0)], normalise="sources")
+    assert normalised.value(scores(low, easy=0.6, hard=2.0)) == pytest.approx(1.0)
+    assert normalised.value(scores(low, easy=0.4, hard=10.0)) == pytest.approx(0.0)
+    assert normalised.value(better) > normalised.value(worse)
+
+
+def test_n16_every_task_of_the_objective_counts():
+    for aggregate in ("weighted_mean", "geometric_mean"):
+        lower = objective(aggregate=aggregate).value(scores(easy=0.5, hard=0.5))
+        assert objective(aggregate=aggregate).value(scores(easy=0.6, hard=0.5)) > lower
+        assert objective(aggregate=aggregate).value(scores(easy=0.5, hard=0.6)) > lower
+
+
+def test_normalised_scores_run_from_the_sources_worst_to_their_best():
+    sources = [scores(easy=0.2, hard=0.9), scores(easy=0.6, hard=0.1)]
+    value = objective(sources, normalise="sources", weights={"hard": 1.0}).value(scores(easy=0.4, hard=0.9))
+    assert value == pytest.approx((0.5 + 1.0) / 2)
+
+
+def test_a_task_on_which_all_sources_are_equal_has_no_scale():
+    with pytest.raises(InvalidInput, match=r"all sources score 0\.5 on task 'easy'"):
+        objective([scores(easy=0.5, hard=0.1), scores(easy=0.5, hard=0.2)], normalise="sources")
+
+
+def test_the_standard_error_follows_from_those_of_the_tasks():
+    both = scores(easy=0.8, hard=0.4)
+    assert objective().stderr(both) == pytest.approx(0.03 * (0.25**2 + 0.75**2) ** 0.5)
+    assert objective(aggregate="min").stderr(both) == pytest.approx(0.03)
+    geometric = objective(aggregate="geometric_mean", weights={"hard": 1.0})
+    value = geometric.value(both)
+    assert geometric.stderr(both) == pytest.approx(0.03 * value / 2 * (1 / 0.8**2 + 1 / 0.4**2) ** 0.5)
+    scaled = objective([scores(easy=0.0, hard=0.0), scores(easy=0.5, hard=0.5)], normalise="sources")
+    assert scaled.stderr(both) == pytest.approx(2 * 0.03 * (0.25**2 + 0.75**2) ** 0.5)
+    assert objective().stderr(scores(stderr=None, easy=0.8, hard=0.4)) is None
