@@ -164,28 +164,28 @@ def global_generators() -> tuple[Any, ...]:
 
 
 class SamplerContract:
-    """Subclasses set `name`, and whatever else differs."""
+    """Subclasses set `name`, and whatever else differs; `spaces` are those that the sampler can search.
+
+    Tests that take `space` run once for each of them (see conftest.py); those that take `new_study` too run in memory,
+    and for the first space also on a disk.
+    """
 
     name: str
     settings: Mapping[str, Any] = {}
     spaces: Mapping[str, Space] = {"numbers": NUMBERS, "categories": CATEGORIES, "conditional": CONDITIONAL}
     trials = 30
 
-    @pytest.fixture(params=["numbers", "categories", "conditional"])
-    def space(self, request: pytest.FixtureRequest) -> Space:
-        if request.param not in self.spaces:
-            pytest.skip(f"{self.name} does not search such a space")
-        return self.spaces[request.param]
+    @pytest.fixture
+    def space(self, space_name: str) -> Space:
+        return self.spaces[space_name]
 
-    @pytest.fixture(params=["memory", "sqlite"])
-    def new_study(self, space: Space, request: pytest.FixtureRequest, tmp_path: Path) -> NewStudy:
+    @pytest.fixture
+    def new_study(self, storage_kind: str, tmp_path: Path) -> NewStudy:
         """Opens the study of a name: a new object at each call, on the same storage where the name is the same."""
-        if request.param == "sqlite" and request.node.callspec.params["space"] != "numbers":
-            pytest.skip("one space is enough on a disk")
         memory: dict[str, optuna.storages.InMemoryStorage] = {}
 
         def open_study(sampler: BaseSampler, name: str = "search") -> optuna.Study:
-            if request.param == "memory":
+            if storage_kind == "memory":
                 storage: Any = memory.setdefault(name, optuna.storages.InMemoryStorage())
             else:
                 storage = f"sqlite:///{tmp_path / name}.db"
@@ -194,9 +194,9 @@ class SamplerContract:
         return open_study
 
     @pytest.fixture
-    def n(self, new_study: NewStudy, request: pytest.FixtureRequest) -> int:
+    def n(self, storage_kind: str) -> int:
         """How many trials: fewer where each one is written to a disk."""
-        return self.trials if "memory" in request.node.callspec.id else min(self.trials, 8)
+        return self.trials if storage_kind == "memory" else min(self.trials, 8)
 
     def sampler(self, space: Space, seed: int = 7, workers: int = 1) -> BaseSampler:
         return build_sampler(self.name, self.settings, seed=seed, space=space, workers=workers)

@@ -242,7 +242,6 @@ def test_the_mean_before_the_first_population_is_the_centre() -> None:
 
 
 def test_beats_optunas_sampler_when_eight_workers_do_not_wait_for_each_other() -> None:
-    pytest.importorskip("cmaes")
     space = box(12)
 
     def best(sampler: optuna.samplers.BaseSampler, seed: int) -> float:
@@ -257,7 +256,7 @@ def test_beats_optunas_sampler_when_eight_workers_do_not_wait_for_each_other() -
     assert np.median(ours) < np.median(theirs)
 
 
-def test_neither_pickles_nor_unpickles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_n28_neither_pickles_nor_unpickles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     study = optuna.create_study(storage=f"sqlite:///{tmp_path}/study.db", sampler=CmaSampler(box(2), seed=1, popsize=4))
 
     def refuse(*_: Any, **__: Any) -> None:

@@ -51,7 +51,7 @@ def test_optuna_alone_loses_the_study(tmp_path: Path) -> None:
         optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
 
 
-def test_opening_repairs(tmp_path: Path) -> None:
+def test_n27_opening_repairs(tmp_path: Path) -> None:
     path = tmp_path / "study.log"
     new_study(path)
     with path.open("ab") as file:
