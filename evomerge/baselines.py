@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from evomerge.catalogue import TensorCatalogue
@@ -13,8 +13,8 @@ from evomerge.errors import StoppedByFailures
 from evomerge.evaluation.evaluator import ItemBlock, Scores
 from evomerge.objective import Objective
 from evomerge.recipe import ModelRef, Recipe, Rule, single_source
-from evomerge.study.records import Record, Records
-from evomerge.worker import Failed, Outcome, Score, Scored
+from evomerge.study.records import Records
+from evomerge.worker import Failed, Outcome, Score, Scored, TensorDigests
 
 _log = logging.getLogger(__name__)
 
@@ -54,18 +54,32 @@ def uniform_soup(base: ModelRef, experts: Sequence[ModelRef], catalogue: TensorC
 
 @dataclass(frozen=True)
 class RowResult:
-    """The scores of a row; with the outcome where they are new, with the record where they were in the study."""
+    """The scores of a row; with the outcome where they are new."""
 
     row: Row
     scores: Scores
-    outcome: Outcome | None
-    record: Record | None
+    outcome: Outcome | None = None
+
+    @property
+    def digests(self) -> TensorDigests | None:
+        """Of the weights that were scored just now, if the row asked for them."""
+        result = self.outcome.result if self.outcome is not None else None
+        return result.digests if isinstance(result, Scored) else None
 
 
 def score_rows(
-    rows: Sequence[Row], block: ItemBlock, records: Records, executor: Executor, stop: Stop, batch_size: int | None
+    rows: Sequence[Row],
+    block: ItemBlock,
+    records: Records,
+    executor: Executor,
+    stop: Stop,
+    batch_size: int | None,
+    on_scored: Callable[[RowResult], None] = lambda result: None,
 ) -> dict[str, RowResult]:
     """The scores of all rows by label. Only what is not in the sibling study, or has lost its items, is scored.
+
+    Args:
+        on_scored: is given each new result as it comes, to store it before the next one.
 
     Raises:
         StoppedByFailures: a required row, such as a source, cannot be scored.
@@ -77,7 +91,8 @@ def score_rows(
     for job, outcome in run_all(executor, stop, scores):
         row = jobs[job.key]
         if isinstance(outcome.result, Scored):
-            results[row.label] = RowResult(row, outcome.result.scores, outcome, None)
+            results[row.label] = RowResult(row, outcome.result.scores, outcome)
+            on_scored(results[row.label])
         elif row.required:
             reason = outcome.result.reason if isinstance(outcome.result, Failed) else "it gave no score"
             raise StoppedByFailures(f"{row.label!r} cannot be scored: {reason}")
@@ -86,18 +101,14 @@ def score_rows(
     return {row.label: results[row.label] for row in rows if row.label in results}
 
 
-def record_rows(results: Iterable[RowResult], records: Records, objective: Objective) -> list[Record]:
-    """Store the rows that are new, and return the records of all."""
-    return [result.record or _add(result, records, objective) for result in results]
+def record_row(result: RowResult, records: Records, objective: Objective) -> None:
+    """Store a row, unless it is there already."""
+    if result.outcome is not None and records.find(result.row.label, result.row.recipe) is None:
+        value, stderr = objective.value(result.scores), objective.stderr(result.scores)
+        records.add(result.row.label, result.row.recipe, result.outcome, value, stderr)
 
 
 def _stored(row: Row, records: Records) -> RowResult | None:
     record = records.find(row.label, row.recipe)
     scores = records.scores(record) if record is not None else None
-    return RowResult(row, scores, None, record) if scores is not None else None
-
-
-def _add(result: RowResult, records: Records, objective: Objective) -> Record:
-    assert result.outcome is not None  # a row without a record was scored just now
-    value, stderr = objective.value(result.scores), objective.stderr(result.scores)
-    return records.add(result.row.label, result.row.recipe, result.outcome, value, stderr)
+    return RowResult(row, scores) if scores is not None else None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -203,6 +206,8 @@ def run_command(arguments: list[str] | None = None) -> int:
 
 def _spec(path: Path | None, storage: str | None, study: str | None) -> SearchSpec:
     """The spec that a command works on: a file, or what a study stores."""
+    if path is not None and study is not None:
+        raise InvalidInput("give either a SPEC, whose name is the study's, or --storage and --study; not both")
     if path is not None:
         from evomerge.spec import load_spec
 
@@ -216,8 +221,10 @@ def _spec(path: Path | None, storage: str | None, study: str | None) -> SearchSp
 
 
 def _words(path: Path | None, storage: str | None, study: str | None) -> list[str]:
-    """The words of the command line that name the search."""
-    options = {"--storage": storage, "--study": study}
+    """The words of the command line that name the search. They are printed and published: no password is in them."""
+    from evomerge.study.storage import redact
+
+    options = {"--storage": storage and redact(storage), "--study": study}
     return [*([str(path)] if path else []), *(word for pair in options.items() if pair[1] for word in pair if word)]
 
 
@@ -231,9 +238,14 @@ def _print(document: dict[str, Any], as_json: bool, renderable: Any) -> None:
 
 
 def _write_traceback() -> Path:
-    path = Path("evomerge-error.log").resolve()
-    path.write_text(traceback.format_exc(), encoding="utf-8")
-    return path
+    """In the working directory, or in a temporary one where that cannot be written to."""
+    text = traceback.format_exc()
+    for folder in (Path.cwd(), Path(tempfile.mkdtemp(prefix="evomerge-"))):
+        path = folder / "evomerge-error.log"
+        with contextlib.suppress(OSError):
+            path.write_text(text, encoding="utf-8")
+            return path
+    return Path(os.devnull)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from types import FrameType
 from typing import Any
 
 from evomerge.cluster import Executor
-from evomerge.errors import Interrupted, StoppedByFailures
+from evomerge.errors import Interrupted, StoppedByFailures, StudyHeld
 from evomerge.evaluation.evaluator import ItemBlock
 from evomerge.objective import Objective
 from evomerge.recipe import Recipe
@@ -26,6 +26,7 @@ from evomerge.worker import Failed, FindBatchSize, Found, Job, Outcome, Score, S
 
 WINDOW = 20  # the latest trials among which more than half failing stops the search
 STATUS_SECONDS = 2.0  # how often the status attribute is written at most
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLL_SECONDS = 0.5  # how long a signal may wait to be noticed
 
 
@@ -38,6 +39,17 @@ class Stop:
     def request(self, reason: str) -> None:
         self.reason = reason
 
+    def listen(self) -> None:
+        """Let SIGINT and SIGTERM request a stop. To be called again after ray.init, which installs its own handlers."""
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.reason is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C means now
+        self.request(signal.Signals(number).name)
+
     def check(self) -> None:
         if self.reason is not None:
             raise Interrupted(f"stopped by {self.reason}; run the same command again to go on")
@@ -45,23 +57,16 @@ class Stop:
 
 @contextmanager
 def stopping_on_signals() -> Iterator[Stop]:
-    """A Stop that SIGINT and SIGTERM set. Enter it after the executor is there: ray.init installs its own handlers."""
+    """A Stop that listens to signals, until the end of the block."""
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        if stop.reason is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # a second Ctrl-C means now
-        stop.request(signal.Signals(number).name)
-
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    stop.listen()
     try:
         yield stop
     finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 class Dispatcher:
@@ -198,31 +203,36 @@ class Controller:
         state = "failed"
         try:
             for proposal in self._search.recover():
-                self._submit(proposal)
+                if not self._is_spent():  # what the budget has no room for stays as it is, for a larger one
+                    self._submit(proposal)
             while self._propose() or self._dispatcher.jobs:
                 done = self._dispatcher.wait()
                 if done is not None:
                     self._finish(*done)
                 self._report("running")
             state = "finished"
-        except Interrupted:
+        except (Interrupted, KeyboardInterrupt):
             state = "interrupted"
-            for proposal in self._proposals.values():
-                self._search.give_back(proposal)
             raise
         finally:
-            self._report(state, force=True)
+            # Neither a storage that is away nor a study that another controller has taken over may hide why we stop.
+            with suppress(Interrupted, StudyHeld):
+                for proposal in self._proposals.values():
+                    self._search.give_back(proposal)
+                self._report(state, force=True)
 
     def _propose(self) -> bool:
         """Fill the free workers. False where the budget allows no further proposal."""
         while self._dispatcher.free > 0:
-            if self._search.finished + len(self._proposals) >= self._trials or self._time_is_up():
+            if self._is_spent():
                 return False
             self._submit(self._search.ask())
         return True
 
-    def _time_is_up(self) -> bool:
-        return self._hours is not None and self._run_seconds() >= self._hours * 3600
+    def _is_spent(self) -> bool:
+        """Whether the trials that are finished and in flight, or the hours, fill the budget."""
+        time_is_up = self._hours is not None and self._run_seconds() >= self._hours * 3600
+        return time_is_up or self._search.finished + len(self._proposals) >= self._trials
 
     def _run_seconds(self) -> float:
         return self._before + time.monotonic() - self._started
@@ -263,12 +273,15 @@ class Controller:
         if not isinstance(result, Scored):
             self._search.fail(proposal.number, _reason(outcome), outcome)
             return _reason(outcome)
-        value = self._objective.value(result.scores)
-        if not math.isfinite(value):
-            reason = f"the objective is {value}"
+        try:
+            value, stderr = self._objective.value(result.scores), self._objective.stderr(result.scores)
+            reason = None if math.isfinite(value) else f"the objective is {value}"
+        except (ArithmeticError, ValueError) as error:  # scores of a collapsed merge overflow, or are infinite
+            reason = f"the objective cannot be computed: {error}"
+        if reason is not None:
             self._search.fail(proposal.number, reason, outcome)
             return reason
-        self._search.tell(proposal, outcome, value, self._objective.stderr(result.scores))
+        self._search.tell(proposal, outcome, value, stderr)
         return None
 
     def _report(self, state: str, force: bool = False) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evomerge.errors import InvalidInput, unknown_name
@@ -46,7 +46,7 @@ class Objective:
         if any(error is None for error in errors.values()):
             return None
         slopes = self._slopes(scores)
-        return math.sqrt(math.fsum((slopes[task] * (error or 0.0)) ** 2 for task, error in errors.items()))
+        return math.hypot(*(slopes[task] * (error or 0.0) for task, error in errors.items()))
 
     def _slopes(self, scores: Scores) -> dict[str, float]:
         """Derivative of the objective by each task's point."""
@@ -75,25 +75,27 @@ class Objective:
         return score.stderr / abs(best - worst)
 
 
-def build_objective(
-    spec: ObjectiveSpec, pack_weights: Mapping[str, float], sources: Iterable[Scores] | None = None
-) -> Objective:
+def build_objective(spec: ObjectiveSpec, pack_weights: Mapping[str, float], sources: Sequence[Scores]) -> Objective:
     """The objective of a spec.
 
     Args:
         pack_weights: task -> weight of the evaluator's pack; `spec.weights` overrides them.
-        sources: scores of base and experts on the search items; needed where the spec normalises to them.
+        sources: scores of base and experts on the search items.
 
     Raises:
-        InvalidInput: a weight for a task that the evaluator does not have, or a task on which all sources score the
-            same, so that there is no scale to normalise to.
+        InvalidInput: a weight for a task that the evaluator does not have, a geometric mean over a metric that shall be
+            low, or a task on which all sources score the same, so that there is no scale to normalise to.
     """
     weights = task_weights(spec, pack_weights)
-    if spec.normalise == "none":
-        return Objective(spec.aggregate, weights)
-    if sources is None:
-        raise InvalidInput("objective.normalise: sources needs the scores of the sources")
-    return Objective(spec.aggregate, weights, _scales(list(sources)))
+    if spec.normalise == "sources":
+        return Objective(spec.aggregate, weights, _scales(sources))
+    low = [task for task, score in sources[0].tasks.items() if not score.higher_is_better]
+    if spec.aggregate == "geometric_mean" and low:
+        raise InvalidInput(
+            f"a geometric mean needs scores of which more is better, but that of task {low[0]!r} shall be low; "
+            "write objective: {normalise: sources}, or use weighted_mean"
+        )
+    return Objective(spec.aggregate, weights)
 
 
 def task_weights(spec: ObjectiveSpec, pack_weights: Mapping[str, float]) -> dict[str, float]:
@@ -108,7 +110,7 @@ def task_weights(spec: ObjectiveSpec, pack_weights: Mapping[str, float]) -> dict
     return {**pack_weights, **spec.weights}
 
 
-def _scales(sources: list[Scores]) -> dict[str, tuple[float, float]]:
+def _scales(sources: Sequence[Scores]) -> dict[str, tuple[float, float]]:
     scales = {}
     for task, score in sources[0].tasks.items():
         values = [source.tasks[task].value for source in sources]

@@ -67,6 +67,12 @@ class ObjectiveSpec(_Frozen):
     normalise: Literal["none", "sources"] = "none"
     weights: Mapping[str, Annotated[float, Field(gt=0)]] = {}
 
+    @model_validator(mode="after")
+    def _weights_matter(self) -> ObjectiveSpec:
+        if self.aggregate == "min" and self.weights:
+            raise ValueError("aggregate min is the worst task, whatever the weights; leave weights out")
+        return self
+
 
 class SamplerSpec(BaseModel):
     """A sampler by name; every other key is a setting of that sampler."""
@@ -172,9 +178,10 @@ class SearchSpec(_Frozen):
 
     def to_json(self) -> str:
         """What the study stores: the whole spec without the storage URL, which may hold a password."""
-        return json.dumps(self.model_dump(mode="json", by_alias=True, exclude={"storage"}), sort_keys=True)
+        # The order of keys carries meaning: methods and parameters of the space are searched in it.
+        return json.dumps(self.model_dump(mode="json", by_alias=True, exclude={"storage"}))
 
-    def identity(self, fingerprints: Mapping[str, str], evaluator: str) -> dict[str, Any]:
+    def identity(self, fingerprints: Mapping[str, str], evaluator: str, params: Mapping[str, str]) -> dict[str, Any]:
         """What makes two runs the same study: all that the value of a trial, or the next proposal, depends on.
 
         Budget, workers, storage, artifacts and baselines may change while a study goes on.
@@ -182,10 +189,14 @@ class SearchSpec(_Frozen):
         Args:
             fingerprints: source name -> content hash of its files.
             evaluator: fingerprint of the evaluator, data included.
+            params: param -> its distribution, in the order in which samplers see them.
         """
         return {
+            "base": self.base.name,
             "sources": {source.name: fingerprints[source.name] for source in self.sources},
+            "order of sources": [source.name for source in self.sources],
             "space": self.search_space.model_dump(mode="json", by_alias=True, exclude={"description"}),
+            "params and their order": digest(list(params.items())),
             "evaluator": evaluator,
             "objective": self.objective.model_dump(mode="json"),
             "sampler": {"name": self.sampler.name, **self.sampler.settings},

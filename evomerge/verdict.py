@@ -12,7 +12,7 @@ from evomerge.recipe import Recipe
 from evomerge.study import attributes
 from evomerge.study.attributes import read_text, write_text
 from evomerge.study.search_study import SearchStudy
-from evomerge.worker import Outcome, Scored
+from evomerge.worker import TensorDigests
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,11 @@ def name_winner(search: SearchStudy) -> Winner:
         raise StoppedByFailures("no trial has a score; there is no best merge to name")
     value, number = best
     winner = Winner(number, search.trials()[number].user_attrs[attributes.RECIPE], value)
-    if read_winner(search.study.user_attrs) != winner:
-        looks = list(search.study.user_attrs.get(attributes.LOOKS, []))
-        search.set(attributes.WINNER, {"trial": winner.trial, "digest": winner.digest, "value": winner.value})
+    looks = list(search.study.user_attrs.get(attributes.LOOKS, []))
+    if looks[-1:] != [winner.trial]:
         search.set(attributes.LOOKS, [*looks, winner.trial])
+    if read_winner(search.study.user_attrs) != winner:
+        search.set(attributes.WINNER, {"trial": winner.trial, "digest": winner.digest, "value": winner.value})
     return winner
 
 
@@ -52,20 +53,18 @@ def read_winner(attrs: dict[str, object]) -> Winner | None:
     return Winner(**content) if isinstance(content, dict) else None
 
 
-def store_digests(search: SearchStudy, winner: Winner, outcome: Outcome | None) -> None:
-    """Keep the digest of every tensor of the winner as it was scored, for exports to be verified against.
-
-    Without an outcome the winner was scored by an earlier run, which stored them.
-    """
-    if outcome is not None and isinstance(outcome.result, Scored) and outcome.result.tensor_digests is not None:
-        content = {"trial": winner.trial, "tensors": dict(outcome.result.tensor_digests)}
-        write_text(search.study, attributes.DIGESTS, json.dumps(content))
+def store_digests(search: SearchStudy, winner: Winner, digests: TensorDigests) -> None:
+    """Keep the digest of every tensor of the winner as it was scored, for exports to be verified against."""
+    content = {"trial": winner.trial, "device": digests.device, "tensors": dict(digests.tensors)}
+    write_text(search.study, attributes.DIGESTS, json.dumps(content))
 
 
-def read_digests(study: optuna.Study, trial: int) -> dict[str, str] | None:
-    """The digests of a trial's tensors as they were scored; None where it never was the winner."""
+def read_digests(study: optuna.Study, trial: int) -> TensorDigests | None:
+    """The digests of a trial's tensors as they were scored; None for all but the latest winner."""
     content = json.loads(read_text(study, attributes.DIGESTS) or "{}")
-    return content.get("tensors") if content.get("trial") == trial else None
+    if content.get("trial") != trial:
+        return None
+    return TensorDigests(content["device"], content["tensors"])
 
 
 def winning_recipe(search: SearchStudy, winner: Winner) -> Recipe:

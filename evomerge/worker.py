@@ -53,11 +53,22 @@ Job = Score | FindBatchSize
 
 
 @dataclass(frozen=True)
+class TensorDigests:
+    """The weights that were scored: a digest per tensor, and the kind of device that merged them.
+
+    Another kind of device may round the last bit of a sum differently.
+    """
+
+    device: str
+    tensors: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Scored:
     """A recipe was scored."""
 
     scores: Scores
-    tensor_digests: Mapping[str, str] | None = None
+    digests: TensorDigests | None = None
 
 
 @dataclass(frozen=True)
@@ -155,7 +166,10 @@ class Worker:
             self.evaluator.batch_size = job.batch_size
         candidate = Candidate(job.key, job.params, job.recipe, lambda: self._materialize(job.recipe))
         scores = self.evaluator.score(candidate, job.items)
-        return Scored(scores, self.bank.digests(job.recipe) if job.digests else None)
+        return Scored(scores, self._digests(job.recipe) if job.digests else None)
+
+    def _digests(self, recipe: Recipe) -> TensorDigests:
+        return TensorDigests(self.bank.device.type, self.bank.live_digests(recipe))
 
     def _materialize(self, recipe: Recipe) -> Any:
         started = time.perf_counter()

@@ -32,6 +32,11 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     return home
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first: with two processes it would otherwise be what everybody waits for at the end."""
+    items.sort(key=lambda item: item.path.name != "test_toy.py")
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     """With EVOMERGE_NO_SKIP a skipped test is a failed one: that is what `make test-all` promises."""

@@ -23,7 +23,7 @@ WEIGHTS = {"easy": 1.0, "hard": 3.0}
 
 
 def objective(sources=None, **spec):
-    return build_objective(ObjectiveSpec(**spec), WEIGHTS, sources)
+    return build_objective(ObjectiveSpec(**spec), WEIGHTS, sources or [scores(easy=0.5, hard=0.5)])
 
 
 def test_the_weighted_mean_uses_the_weights_of_the_pack_unless_the_spec_says_otherwise():
@@ -64,6 +64,15 @@ def test_normalised_scores_run_from_the_sources_worst_to_their_best():
 def test_a_task_on_which_all_sources_are_equal_has_no_scale():
     with pytest.raises(InvalidInput, match=r"all sources score 0\.5 on task 'easy'"):
         objective([scores(easy=0.5, hard=0.1), scores(easy=0.5, hard=0.2)], normalise="sources")
+
+
+def test_a_geometric_mean_of_what_shall_be_low_is_refused():
+    with pytest.raises(InvalidInput, match="task 'hard' shall be low"):
+        objective([scores({"hard": False}, easy=0.5, hard=3.0)], aggregate="geometric_mean")
+
+
+def test_a_candidate_that_collapsed_has_a_finite_standard_error():
+    assert objective().stderr(scores(stderr=1e200, easy=0.5, hard=1e200)) > 1e199
 
 
 def test_the_standard_error_follows_from_those_of_the_tasks():

@@ -10,6 +10,7 @@ import torch
 from evomerge.catalogue import TensorCatalogue
 from evomerge.errors import InvalidInput
 
+BYTES_PER_SORTED = 20  # the fp32 magnitudes, their differences, the sorted copy, and 64-bit indices
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -27,12 +28,17 @@ class MemoryNeed:
     sources: int
 
 
-def memory_need(catalogue: TensorCatalogue, models: int, dtype: str) -> MemoryNeed:
-    """What a search over this many models (base included) holds. Activations come on top: they depend on the items."""
+def memory_need(catalogue: TensorCatalogue, models: int, dtype: str, *, sorted_at_once: int = 0) -> MemoryNeed:
+    """What a search over this many models (base included) holds. Activations come on top: they depend on the items.
+
+    Args:
+        sorted_at_once: elements whose magnitudes are sorted together, once per worker, for threshold tables.
+    """
     stored = sum(entry.numel * BYTES.get(entry.dtype, 8) for entry in catalogue.entries)
     live = sum(entry.numel * BYTES[dtype] for entry in catalogue.entries)
     largest = max((entry.numel for entry in catalogue.entries), default=0)
-    return MemoryNeed(worker=live + largest * 4 * (models + 1), sources=stored * models)
+    merging = max(largest * 4 * (models + 1), sorted_at_once * BYTES_PER_SORTED)
+    return MemoryNeed(worker=live + merging, sources=stored * models)
 
 
 def refuse_impossible(need: MemoryNeed, workers: int, device: str) -> None:

@@ -37,8 +37,8 @@ def default_device() -> str:
 class WeightBank:
     """Base and experts, resident, and the live model that candidates are written into.
 
-    One path makes all merged weights: what is scored (`materialize`), what is exported (`merged`) and what is verified
-    (`digests`) come from the same function, in the same order of operations.
+    One path makes all merged weights: what is scored (`materialize`) and what is exported (`merged`) come from the same
+    function, in the same order of operations.
     """
 
     def __init__(self, base: Source, experts: Sequence[Source], *, dtype: torch.dtype, device: torch.device) -> None:
@@ -86,9 +86,10 @@ class WeightBank:
             if name not in named:
                 yield name, self._base_tensor(name)
 
-    def digests(self, recipe: Recipe) -> dict[str, str]:
-        """A digest per tensor of the recipe's model, over its bytes in the scoring dtype."""
-        return {name: tensor_digest(tensor) for name, tensor in self.merged(recipe)}
+    def live_digests(self, recipe: Recipe) -> dict[str, str]:
+        """A digest per tensor of the live model that the recipe was, or is now, materialised in."""
+        self.materialize(recipe)
+        return {name: tensor_digest(tensor) for name, tensor in self._live.items()}
 
     def _write(self, rule: Rule, recipe: Recipe, mark: str) -> None:
         for name in rule.tensors:

@@ -1,7 +1,7 @@
 """Model directories: opening sources, checking that they can be merged, a live model to merge into, exports."""
 
 from evomerge.checkpoints.compatibility import check_compatible
-from evomerge.checkpoints.digests import WeightsDiffer, tensor_digest, tensor_digests, verify_digests
+from evomerge.checkpoints.digests import WeightsDiffer, differing, tensor_digest, tensor_digests, verify_digests
 from evomerge.checkpoints.export import write_model
 from evomerge.checkpoints.live import load_skeleton
 from evomerge.checkpoints.mergekit_yaml import to_mergekit
@@ -13,6 +13,7 @@ __all__ = [
     "Source",
     "WeightsDiffer",
     "check_compatible",
+    "differing",
     "license_warnings",
     "load_skeleton",
     "model_card",

@@ -42,10 +42,14 @@ def bytes_digest(dtype: str, shape: tuple[int, ...], content: memoryview) -> str
 
 def verify_digests(expected: Mapping[str, str], actual: Mapping[str, str]) -> None:
     """Raises WeightsDiffer naming every tensor whose digest differs or that stands on one side only."""
-    names = expected.keys() | actual.keys()
-    different = sorted(name for name in names if expected.get(name) != actual.get(name))
+    different = differing(expected, actual)
     if different:
-        raise WeightsDiffer(different, len(names))
+        raise WeightsDiffer(different, len(expected.keys() | actual.keys()))
+
+
+def differing(expected: Mapping[str, str], actual: Mapping[str, str]) -> list[str]:
+    """The tensors whose digest differs or that stand on one side only."""
+    return sorted(name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name))
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -11,7 +11,15 @@ from evomerge.errors import InvalidInput
 from evomerge.spec import WorkersSpec
 from evomerge.worker import Worker, WorkerSetup
 
-__all__ = ["Executor", "InlineExecutor", "WorkerState", "is_local", "open_executor", "worker_count"]
+__all__ = [
+    "Executor",
+    "InlineExecutor",
+    "WorkerState",
+    "ignored_without_ray",
+    "is_local",
+    "open_executor",
+    "worker_count",
+]
 
 LOCAL = "local"
 NONE = "none"
@@ -50,11 +58,27 @@ def open_executor(setup: WorkerSetup, workers: WorkersSpec, ray: str | None = No
         setup,
         count=worker_count(workers, ray),
         cpus=workers.cpus,
-        gpus=workers.gpus if workers.gpus is not None else float(_gpus() > 0),
+        gpus=_gpus_of_a_worker(workers, worker_count(workers, ray)) if address == LOCAL else workers.gpus,
         resources=workers.resources,
         timeout=workers.timeout,
         address=address,
     )
+
+
+def _gpus_of_a_worker(workers: WorkersSpec, count: int) -> float:
+    """GPUs, or the share of one, that each worker gets on this machine.
+
+    Raises:
+        InvalidInput: the workers want more GPUs than there are. Some would silently score on a CPU.
+    """
+    there = _gpus()
+    wanted = workers.gpus if workers.gpus is not None else min(1.0, there / count)
+    if wanted * count > there:
+        raise InvalidInput(
+            f"{count} workers with {wanted:g} GPUs each want more than the {there} of this machine; "
+            "set workers.count or workers.gpus"
+        )
+    return wanted
 
 
 def chosen_ray(ray: str | None) -> str:
@@ -65,6 +89,15 @@ def chosen_ray(ray: str | None) -> str:
     if ray != NONE and not installed:
         raise InvalidInput("Ray is not installed; run with --ray none, or pip install 'ray[default]'")
     return ray
+
+
+def ignored_without_ray(workers: WorkersSpec, ray: str | None) -> list[str]:
+    """What the spec says about workers and a run in this process cannot follow."""
+    if chosen_ray(ray) != NONE:
+        return []
+    default = WorkersSpec()
+    changed = [name for name in WorkersSpec.model_fields if getattr(workers, name) != getattr(default, name)]
+    return [f"workers.{name}" for name in changed if (name, workers.count) != ("count", 1)]
 
 
 def is_local(ray: str | None) -> bool:

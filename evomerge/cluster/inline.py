@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 
 from evomerge.cluster.executor import Executor, WorkerState
-from evomerge.worker import Job, Outcome, Worker
+from evomerge.errors import StoppedByFailures
+from evomerge.worker import Failed, Job, Outcome, Worker
 
 
 class InlineExecutor:
@@ -21,7 +22,13 @@ class InlineExecutor:
         self._queue.append(job)
 
     def next_event(self, timeout: float) -> Outcome | None:
-        return self._worker.run(self._queue.popleft()) if self._queue else None
+        if not self._queue:
+            return None
+        outcome = self._worker.run(self._queue.popleft())
+        if isinstance(outcome.result, Failed) and outcome.result.infrastructural:
+            # This process is the worker: it cannot be replaced, and would fail whatever comes next.
+            raise StoppedByFailures(f"{outcome.result.reason}; run the same command again to go on in a new process")
+        return outcome
 
     def cancel(self, key: str) -> None:
         self._queue = deque(job for job in self._queue if job.key != key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -15,6 +15,7 @@ from evomerge.cluster.executor import Executor, WorkerState
 from evomerge.errors import InvalidInput, StoppedByFailures
 from evomerge.worker import Failed, Job, Outcome, Worker, WorkerSetup
 
+START_SECONDS = 600.0  # how long no worker at all may be placed and built before the search gives up
 MAX_DEATHS = 3  # deaths of one pool slot in a row, without an outcome between them, before the search gives up
 
 
@@ -51,6 +52,8 @@ class _Slot:
 class RayExecutor:
     """Workers on a Ray cluster: one that is started for this run, or the one at `address`.
 
+    With `gpus` None each worker gets a GPU where the cluster has any.
+
     A worker that dies is replaced by a new actor, and its job comes back as an infrastructural failure: retrying is the
     controller's decision. Actors never restart by themselves, and Ray never retries a method, since it would run a job
     twice that nobody asked for twice.
@@ -62,16 +65,19 @@ class RayExecutor:
         *,
         count: int,
         cpus: int,
-        gpus: float,
+        gpus: float | None,
         resources: Mapping[str, float],
         timeout: float,
         address: str = "local",
     ) -> None:
-        self._setup = setup
+        self._started_ray = _connect(address, count, cpus, gpus or 0.0, resources)
+        if gpus is None:
+            gpus = float(ray.cluster_resources().get("GPU", 0) > 0)
+        self._setup = replace(setup, device="cuda" if gpus else "cpu")
         self._options = {"num_cpus": cpus, "num_gpus": gpus, "resources": dict(resources), "max_restarts": 0}
         self._timeout = timeout
         self._threads = cpus
-        self._started_ray = _connect(address, count, cpus, gpus, resources)
+        self._give_up_starting = time.monotonic() + START_SECONDS
         self._queue: deque[Job] = deque()
         self._slots = [_Slot(f"worker-{index}", None) for index in range(count)]
         for slot in self._slots:
@@ -99,8 +105,20 @@ class RayExecutor:
             overdue = next((slot for slot in self._slots if slot.deadline <= time.monotonic()), None)
             if overdue is not None:
                 return self._give_up(overdue)
+            self._check_started()
             if time.monotonic() >= end:
                 return None
+
+    def _check_started(self) -> None:
+        """Give up where not one worker could be placed: a cluster without the resources would wait for ever."""
+        if any(slot.starting is None for slot in self._slots):
+            self._give_up_starting = float("inf")
+        elif time.monotonic() > self._give_up_starting:
+            wanted = {name: amount for name, amount in self._options.items() if name != "max_restarts"}
+            raise StoppedByFailures(
+                f"no worker could be started in {START_SECONDS:g} s; each wants {wanted}, "
+                f"the cluster has {ray.cluster_resources()}"
+            )
 
     def cancel(self, key: str) -> None:
         self._queue = deque(job for job in self._queue if job.key != key)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 from rich.text import Text
 
 from evomerge.bank import WeightBank
 from evomerge.bank.weight_bank import DTYPES, default_device
-from evomerge.checkpoints import Parent, model_card, tensor_digest, to_mergekit, verify_digests, write_model
+from evomerge.checkpoints import Parent, differing, model_card, tensor_digest, to_mergekit, verify_digests, write_model
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.recipe import Recipe
 from evomerge.report.leaderboard import Line, leaderboard
@@ -44,7 +45,8 @@ def export_merge(spec: SearchSpec, which: str, out: Path, reproduce: str) -> dic
 
     Raises:
         InvalidInput: no such trial or baseline, no winner yet, or `out` holds something that is not ours.
-        WeightsDiffer: the weights are not those that were scored; names the tensors.
+        WeightsDiffer: the weights are not those that were scored on this kind of device; names the tensors. On another
+            kind of device they may differ in the last bit; then the result names them.
     """
     stored = read_search(spec)
     inputs = open_inputs(spec)
@@ -53,12 +55,12 @@ def export_merge(spec: SearchSpec, which: str, out: Path, reproduce: str) -> dic
     expected = read_digests(stored.study, chosen.trial) if chosen.trial is not None else None
     actual: dict[str, str] = {}
 
-    def verified() -> Any:
+    def verified() -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in bank.merged(chosen.recipe):
             actual[name] = tensor_digest(tensor)
             yield name, tensor
-        if expected is not None:
-            verify_digests(expected, actual)
+        if expected is not None and expected.device == bank.device.type:
+            verify_digests(expected.tensors, actual)
 
     yaml, reason = to_mergekit(chosen.recipe, inputs.catalogue)
     files = {"README.md": _card(stored, inputs, chosen, reproduce)}
@@ -71,18 +73,21 @@ def export_merge(spec: SearchSpec, which: str, out: Path, reproduce: str) -> dic
         "out": str(out.resolve()),
         "recipe": chosen.recipe.digest,
         "tensors": len(actual),
-        "verified": expected is not None,
+        "verified": expected is not None and dict(expected.tensors) == actual,
+        "differs": [] if expected is None else differing(expected.tensors, actual),
         "mergekit": None if yaml is not None else reason,
     }
 
 
 def export_text(document: dict[str, Any]) -> Text:
     """One line per fact."""
-    checked = (
-        "bit-identical to those that were scored"
-        if document["verified"]
-        else "not the winner: nothing to verify against"
-    )
+    if document["verified"]:
+        checked = "bit-identical to those that were scored"
+    elif document["differs"]:
+        names = ", ".join(document["differs"][:3])
+        checked = f"{len(document['differs'])} of them rounded differently on this kind of device, such as {names}"
+    else:
+        checked = "not the latest winner, so there is nothing to verify them against"
     lines = [
         f"exported {document['model']} to {document['out']}",
         f"recipe {document['recipe'][:12]}, {document['tensors']} tensors, {checked}",
@@ -122,8 +127,6 @@ def _trial(study: optuna.Study, which: str) -> optuna.trial.FrozenTrial:
 
 
 def _bank(inputs: Inputs) -> WeightBank:
-    import torch
-
     return WeightBank(
         inputs.base, inputs.experts, dtype=DTYPES[inputs.spec.dtype], device=torch.device(default_device())
     )

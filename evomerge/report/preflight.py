@@ -7,12 +7,14 @@ from typing import Any
 
 from rich.text import Text
 
-from evomerge.bank.memory import memory_need
 from evomerge.cluster import worker_count
+from evomerge.errors import InvalidInput
 from evomerge.evaluation import code_files, known_evaluators, load_pack
 from evomerge.objective import task_weights
 from evomerge.recipe import Recipe
-from evomerge.study.opening import Inputs, check_memory, sampler_of
+from evomerge.report.progress import duration
+from evomerge.study import attributes
+from evomerge.study.opening import Inputs, check_memory, memory_of, read_search, sampler_of
 
 SCHEMA = 1
 MANY_DIMENSIONS = 30
@@ -44,7 +46,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
         },
         "evaluator": {"name": spec.evaluator.name, "items": _items(inputs), "code": _code(inputs)},
         "budget": {"trials": spec.budget.trials, "hours": spec.budget.hours},
-        "cost": _cost(inputs),
+        "cost": {**_cost(inputs), "seconds_left": _seconds_left(inputs)},
         "warnings": [*inputs.warnings, *_budget_warnings(inputs), *_rest_warnings(inputs)],
     }
 
@@ -73,6 +75,8 @@ def preflight_text(document: dict[str, Any]) -> Text:
         f"  memory per worker {_bytes(cost['worker_bytes'])}, mapped sources {_bytes(cost['shared_bytes'])} "
         f"(shared by the workers of a machine), disk {_bytes(cost['disk_bytes'])}\n"
     )
+    left = cost["seconds_left"]
+    text.append(f"  time left: {'known after the first trials' if left is None else duration(left)}\n")
     for warning in document["warnings"]:
         text.append(f"warning: {warning}\n", style="yellow")
     return text
@@ -129,7 +133,7 @@ def _cost(inputs: Inputs) -> dict[str, int]:
     spec, items = inputs.spec, _items(inputs)
     search, held_out = sum(items["search"].values()), sum(items["held_out"].values())
     rows = len(inputs.refs) + len(spec.baselines)
-    need = memory_need(inputs.catalogue, len(inputs.refs), spec.dtype)
+    need = memory_of(inputs)
     return {
         "workers": worker_count(spec.workers, None),
         "search_items": spec.budget.trials * search,
@@ -139,6 +143,15 @@ def _cost(inputs: Inputs) -> dict[str, int]:
         "shared_bytes": need.sources,
         "disk_bytes": spec.budget.trials * (STUDY_BYTES_PER_TRIAL + BYTES_PER_ITEM * search),
     }
+
+
+def _seconds_left(inputs: Inputs) -> float | None:
+    """From the rate that the study has measured, None before there is one."""
+    try:
+        status = read_search(inputs.spec).study.user_attrs.get(attributes.STATUS)
+    except InvalidInput:
+        return None
+    return status["seconds_left"] if status else None
 
 
 def _budget_warnings(inputs: Inputs) -> list[str]:

@@ -11,7 +11,6 @@ from dataclasses import asdict
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -68,12 +67,14 @@ def duration(seconds: float) -> str:
 
 
 def status_document(stored: StoredSearch) -> dict[str, Any]:
-    """What `evomerge status --json` prints: the small attribute that the controller keeps, and counts by state."""
-    study = stored.study
-    content = study.user_attrs.get(attributes.STATUS)
-    trials = study.get_trials(deepcopy=False)
-    counts = {state.name.lower(): sum(trial.state is state for trial in trials) for state in TrialState}
-    return {"schema": SCHEMA, "study": study.study_name, "trials": counts, "status": content}
+    """What `evomerge status --json` prints, from the small attribute that the controller keeps: no trial is read."""
+    content = stored.study.user_attrs.get(attributes.STATUS)
+    counts = {"complete": 0, "failed": 0, "running": 0}
+    if content is not None:
+        status = status_of(content)
+        complete = status.finished - status.failed
+        counts = {"complete": complete, "failed": status.failed, "running": status.running}
+    return {"schema": SCHEMA, "study": stored.study.study_name, "trials": counts, "status": content}
 
 
 def status_text(document: dict[str, Any]) -> Text:

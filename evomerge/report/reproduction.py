@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.bank.weight_bank import default_device
+from evomerge.checkpoints.location import find_directory
 from evomerge.evaluation import known_evaluators, split_from_json
 from evomerge.evaluation.evaluator import ItemBlock
 from evomerge.report.leaderboard import Line
@@ -35,7 +36,7 @@ def with_commands(stored: StoredSearch, lines: Sequence[Line], search: Sequence[
     evaluator = _evaluator(stored)
     samples: dict[str, Path] = {}
     for part in ("search", "held_out"):
-        samples[part] = run_folder(stored) / f"samples-{part}.json"
+        samples[part] = run_folder(stored) / f"{stored.spec.name}-{part}-items.json"
         evaluator.write_samples(samples[part], ItemBlock(part))
     exported = {exported_digest(directory): directory for directory in exports(stored)}
     return [_with_command(stored, evaluator, line, samples, exported, search) for line in lines]
@@ -60,11 +61,12 @@ def _model(
 ) -> tuple[str, str | None]:
     """Where the row's model lies, and the command that puts it there if it is not there yet."""
     if line.kind == "source":
-        return next(source.location for source in stored.spec.sources if source.name == line.label), None
+        source = next(source for source in stored.spec.sources if source.name == line.label)
+        return str(find_directory(source.ref, allow=stored.spec.allow)), None
     if line.recipe in exported:
         return str(exported[line.recipe]), None
     which = line.label if line.trial is None else str(line.trial)
-    out = models_folder(stored) / line.label.replace(" ", "-")
+    out = models_folder(stored) / f"{stored.spec.name}-{line.label.replace(' ', '-')}"
     return str(out), export_command(search, which, out)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 from evomerge.errors import InvalidInput
 
-__all__ = ["Attributed", "Readable", "read_document", "read_text", "write_document", "write_text"]
+__all__ = ["Readable", "Writable", "read_document", "read_text", "write_document", "write_text"]
 
 PREFIX: Final = "evomerge:"
 
@@ -54,13 +54,13 @@ class Readable(Protocol):
     def user_attrs(self) -> dict[str, Any]: ...
 
 
-class Attributed(Readable, Protocol):
+class Writable(Protocol):
     """What can be given user attributes: a study, or a trial that is not finished."""
 
     def set_user_attr(self, key: str, value: Any) -> None: ...
 
 
-def write_text(target: Attributed, key: str, text: str) -> None:
+def write_text(target: Writable, key: str, text: str) -> None:
     """Store a text of any length under `key`, in chunks below 2 kB.
 
     The chunks stand under `key:1`, `key:2`, … and `key` itself, written last, holds their number and a digest: a write
@@ -96,7 +96,7 @@ def read_text(target: Readable, key: str) -> str | None:
     return text
 
 
-def write_document(target: Attributed, key: str, content: dict[str, Any]) -> None:
+def write_document(target: Writable, key: str, content: dict[str, Any]) -> None:
     """Store a dictionary: as it is where it is small, so that people can read it in a dashboard, else as a text."""
     text = json.dumps(content)
     if len(text) <= _CHUNK:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -13,7 +13,7 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.storages import BaseStorage
 
-from evomerge.bank.memory import memory_need, refuse_impossible
+from evomerge.bank.memory import MemoryNeed, memory_need, refuse_impossible
 from evomerge.bank.weight_bank import default_device
 from evomerge.catalogue import TensorCatalogue, build_catalogue
 from evomerge.checkpoints import Source, check_compatible, open_source
@@ -75,8 +75,8 @@ class Inputs:
             if isinstance(distribution, FloatDistribution)
         }
         return WorkerSetup(
-            base=self.base.ref,
-            experts=tuple(source.ref for source in self.experts),
+            base=_pinned(self.base),
+            experts=tuple(_pinned(source) for source in self.experts),
             dtype=spec.dtype,
             seed=spec.seed,
             evaluator=spec.evaluator.name,
@@ -86,6 +86,11 @@ class Inputs:
             bounds=ranges,
             allow=spec.allow,
         )
+
+
+def _pinned(source: Source) -> ModelRef:
+    """The source for workers elsewhere: a hub model at the commit that was opened here, whatever is pushed since."""
+    return source.ref if source.hub_id is None else replace(source.ref, revision=source.directory.name)
 
 
 @dataclass(frozen=True)
@@ -112,13 +117,21 @@ def open_inputs(spec: SearchSpec) -> Inputs:
     return Inputs(spec, base, experts, tuple(warnings))
 
 
+def memory_of(inputs: Inputs) -> MemoryNeed:
+    """What the search holds; a method with densities sorts the magnitudes of one group after the other, once."""
+    spec = inputs.spec
+    sorts = any("density" in method.parameters for method in spec.search_space.methods.values())
+    groups = [sum(inputs.catalogue[name].numel for name in group.tensors) for group in inputs.space.groups]
+    return memory_need(inputs.catalogue, len(inputs.refs), spec.dtype, sorted_at_once=max(groups) if sorts else 0)
+
+
 def check_memory(inputs: Inputs, workers: int) -> None:
     """Refuse a search that cannot fit on this machine.
 
     Raises:
         InvalidInput: says what is needed and what there is.
     """
-    need = memory_need(inputs.catalogue, len(inputs.refs), inputs.spec.dtype)
+    need = memory_of(inputs)
     refuse_impossible(need, workers, default_device())
 
 
@@ -227,7 +240,11 @@ def _foundation(inputs: Inputs, workers: int) -> Foundation:
     fingerprints = {source.ref.name: str(source.ref.fingerprint) for source in (inputs.base, *inputs.experts)}
     return Foundation(
         spec=spec.to_json(),
-        identity=spec.identity(fingerprints, inputs.evaluator.fingerprint),
+        identity=spec.identity(
+            fingerprints,
+            inputs.evaluator.fingerprint,
+            {name: repr(distribution) for name, distribution in inputs.space.distributions.items()},
+        ),
         split=split_to_json(inputs.evaluator.split),
         batch_size=None,
         popsize=sampler.popsize if isinstance(sampler, CmaSampler) else None,

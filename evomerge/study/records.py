@@ -79,7 +79,7 @@ class Records:
             with_retries(lambda key=key, content=content: trial.set_user_attr(key, content))  # type: ignore[misc]
         document = {"objective_stderr": stderr, "tasks": summary(scores)}
         with_retries(lambda: write_document(trial, attributes.SCORES, document))
-        with_retries(lambda: self.study.tell(trial, value))
+        with_retries(lambda: self.study.tell(trial, value, skip_if_finished=True))
         return read_record(self.study.get_trials(deepcopy=False)[trial.number])
 
     def scores(self, row: Record) -> Scores | None:
@@ -115,7 +115,10 @@ def read_scores(artifacts: Path, storage: BaseStorage, trial: FrozenTrial) -> Sc
     path = items_path(artifacts, storage, trial)
     if path is None:
         return None
-    outcomes = read_items(path)
+    try:
+        outcomes = read_items(path)
+    except ValueError:  # a file that a power failure cut short; pyarrow's errors are ValueErrors
+        return None
     tasks = read_document(trial, attributes.SCORES)["tasks"]
     return Scores(
         tasks={

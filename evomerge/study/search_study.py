@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -108,14 +109,14 @@ class SearchStudy:
         """The recipe of a trial, rebuilt from its params.
 
         Raises:
-            InvalidInput: it is not the recipe that was scored: a newer evomerge decodes the params differently.
+            InvalidInput: it is not the recipe that was scored.
         """
         recipe = self._space.decode(trial.params)
         scored = trial.user_attrs.get(attributes.RECIPE)
         if scored is not None and scored != recipe.digest:
             raise InvalidInput(
-                f"trial {trial.number} was scored with recipe {scored[:12]}, its params now give {recipe.digest[:12]}; "
-                "rebuild it with the release of evomerge that made the study"
+                f"trial {trial.number} was scored with recipe {scored[:12]}, its params now give {recipe.digest[:12]}: "
+                "the sources, the space or the release of evomerge are not those of the study"
             )
         return recipe
 
@@ -130,7 +131,7 @@ class SearchStudy:
             if not self._space.is_complete(trial.params):
                 self._set(trial.number, attributes.INTERRUPTED, True)
                 self._set(trial.number, attributes.FAILURE, "interrupted in ask")
-                self.study.tell(trial.number, state=TrialState.FAIL)
+                self._finish(trial.number, TrialState.FAIL)
             elif attempt >= MAX_ATTEMPTS:
                 self.fail(trial.number, f"not finished in {attempt} attempts: the controller died each time")
             else:
@@ -149,9 +150,10 @@ class SearchStudy:
             if name not in self._space.active(params):
                 continue
             if isinstance(distribution, CategoricalDistribution):
-                params[name] = trial.suggest_categorical(name, distribution.choices)
+                params[name] = with_retries(partial(trial.suggest_categorical, name, distribution.choices))
             elif isinstance(distribution, FloatDistribution):
-                params[name] = trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
+                suggest = partial(trial.suggest_float, name, distribution.low, distribution.high, log=distribution.log)
+                params[name] = with_retries(suggest)
             else:
                 raise TypeError(f"param {name!r} has a {type(distribution).__name__}, which no space makes")
         return Proposal(trial.number, params, self._space.decode(params), attempt=1)
@@ -167,7 +169,6 @@ class SearchStudy:
     def tell(self, proposal: Proposal, outcome: Outcome, value: float, stderr: float | None) -> None:
         """Store a scored trial. Its artifact and attributes are there before it is finished, never after."""
         assert isinstance(outcome.result, Scored)  # the controller sends failures to `fail`
-        self._check_hold()
         scores = outcome.result.scores
         self._upload(proposal.number, scores)
         self._set(proposal.number, attributes.RECIPE, proposal.recipe.digest)
@@ -175,7 +176,7 @@ class SearchStudy:
         write_document(_TrialAttributes(self, proposal.number), attributes.SCORES, document)
         self._note(proposal.number, outcome, scores.tokens)
         self._set(proposal.number, attributes.TELL, self._told)
-        with_retries(lambda: self.study.tell(proposal.number, value, skip_if_finished=True))
+        self._finish(proposal.number, TrialState.COMPLETE, value)
         self._told += 1
         self._finished += 1
         self._consider(value, proposal.number)
@@ -185,12 +186,13 @@ class SearchStudy:
         self._set(number, attributes.FAILURE, reason[:1000])
         if outcome is not None:
             self._note(number, outcome, 0)
-        with_retries(lambda: self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True))
+        self._finish(number, TrialState.FAIL)
         self._finished += 1
         self._failed += 1
 
     def set(self, key: str, value: Any) -> None:
         """A small attribute of the study."""
+        self._check_hold()
         with_retries(lambda: self.study.set_user_attr(key, value))
 
     def _enqueue_centre(self) -> None:
@@ -210,7 +212,12 @@ class SearchStudy:
     def _upload(self, number: int, scores: Scores) -> None:
         upload_items(self._artifacts, self._storage, self._storage.get_trial(self._ids[number]), scores)
 
+    def _finish(self, number: int, state: TrialState, value: float | None = None) -> None:
+        # A tell that reported an error may have been stored all the same; its repetition then changes nothing.
+        with_retries(lambda: self.study.tell(number, value, state=state, skip_if_finished=True))
+
     def _set(self, number: int, key: str, value: Any) -> None:
+        self._check_hold()
         with_retries(lambda: self._storage.set_trial_user_attr(self._ids[number], key, value))
 
 
@@ -220,10 +227,6 @@ class _TrialAttributes:
 
     search: SearchStudy
     number: int
-
-    @property
-    def user_attrs(self) -> dict[str, Any]:
-        return self.search.trials()[self.number].user_attrs
 
     def set_user_attr(self, key: str, value: Any) -> None:
         self.search._set(self.number, key, value)
@@ -282,7 +285,8 @@ def lay_foundation(study: optuna.Study, foundation: Foundation) -> Foundation:
         raise InvalidInput(
             f"study {study.study_name!r} has schema {schema}, this evomerge reads up to {SCHEMA}; update it"
         )
-    stored = read_foundation(study)
+    # The spec is not read: it may have been torn by a crash, and is written again below.
+    stored = replace(_settled(study), spec=foundation.spec)
     difference = _difference(stored.identity, json.loads(json.dumps(foundation.identity)))
     if difference:
         raise OtherSpec(
@@ -295,17 +299,25 @@ def lay_foundation(study: optuna.Study, foundation: Foundation) -> Foundation:
 
 def read_foundation(study: optuna.Study) -> Foundation:
     """The foundation of a study that evomerge made."""
-    texts = {key: read_text(study, key) for key in (attributes.SPEC, attributes.IDENTITY, attributes.SPLIT)}
-    missing = [key for key, text in texts.items() if text is None]
-    if missing:
-        raise InvalidInput(f"study {study.study_name!r} was not made by evomerge: attribute {missing[0]!r} is missing")
+    return replace(_settled(study), spec=_text(study, attributes.SPEC))
+
+
+def _settled(study: optuna.Study) -> Foundation:
+    """The foundation without the spec, the only part that is ever written again."""
     return Foundation(
-        spec=str(texts[attributes.SPEC]),
-        identity=json.loads(str(texts[attributes.IDENTITY])),
-        split=str(texts[attributes.SPLIT]),
+        spec="",
+        identity=json.loads(_text(study, attributes.IDENTITY)),
+        split=_text(study, attributes.SPLIT),
         batch_size=study.user_attrs.get(attributes.BATCH_SIZE),
         popsize=study.user_attrs.get(attributes.POPSIZE),
     )
+
+
+def _text(study: optuna.Study, key: str) -> str:
+    text = read_text(study, key)
+    if text is None:
+        raise InvalidInput(f"study {study.study_name!r} was not made by evomerge: attribute {key!r} is missing")
+    return text
 
 
 def changed_versions(study: optuna.Study) -> dict[str, tuple[str, str]]:

@@ -16,7 +16,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, _CachedStor
 from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from evomerge.errors import InvalidInput, nearest
+from evomerge.errors import Interrupted, InvalidInput, nearest
 from evomerge.study.journal import repair_tail
 
 __all__ = ["local_file", "open_storage", "redact", "resolve_url", "run_directory", "with_retries"]
@@ -129,13 +129,19 @@ def with_retries(write: Callable[[], _Result], *, attempts: int = 6, first_wait:
 
     For writes that may be repeated: setting attributes and parameters, opening a study. A write that was stored
     although it reported an error is done twice; after a repeated `tell`, look at the trial's state.
+
+    Raises:
+        Interrupted: the storage still does not answer. What was finished before is stored.
     """
     for attempt in range(attempts - 1):
         try:
             return write()
         except StorageInternalError:
             time.sleep(first_wait * 2**attempt)
-    return write()
+    try:
+        return write()
+    except StorageInternalError as error:
+        raise Interrupted("the storage does not answer; run the same command again to go on") from error
 
 
 def release(storage: BaseStorage) -> None:

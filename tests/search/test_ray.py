@@ -81,16 +81,16 @@ def test_n3_a_worker_killed_in_the_middle_of_a_trial_loses_nothing(cluster, writ
 def test_n2_candidates_that_kill_their_worker_fail_and_the_others_finish(cluster, write_spec, tmp_path):
     spec = load_spec(
         write_spec(
-            evaluator={"name": "synthetic", "items": 40, "exiting": 0.2},
+            evaluator={"name": "synthetic", "items": 40, "exiting": 0.3},
             workers={"count": 2},
-            budget={"trials": 10},
+            budget={"trials": 6},
             sampler="random",
         )
     )
     run_search(spec, ray="local")
     trials = trials_of(tmp_path)
     failed = [trial for trial in trials if trial.state is TrialState.FAIL]
-    assert len(trials) == 10
+    assert len(trials) == 6
     assert 1 <= len(failed) <= 5
     assert all("died" in trial.user_attrs[attributes.FAILURE] for trial in failed)
     assert all(trial.user_attrs[attributes.ATTEMPT] == 3 for trial in failed)

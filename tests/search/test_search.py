@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import optuna
@@ -19,10 +20,14 @@ from evomerge.cli import run_command
 from evomerge.errors import InvalidInput, OtherSpec, StoppedByFailures, StudyHeld
 from evomerge.evaluation.synthetic import SyntheticEvaluator
 from evomerge.search import Listener
-from evomerge.spec import override
+from evomerge.spec import override, spec_from_json
 from evomerge.study import attributes
 from evomerge.study.lock import hold
-from evomerge.study.search_study import lay_foundation, read_foundation
+from evomerge.study.opening import open_inputs
+from evomerge.study.search_study import SearchStudy, lay_foundation, read_foundation
+
+TOY = Path(__file__).parent.parent.parent / "examples" / "toy" / "models"
+SOURCES = [{"name": name, "location": str(TOY / name)} for name in ("base", "reverse", "sort")]
 
 
 def study_of(folder, name="sim"):
@@ -157,6 +162,7 @@ def test_n13_a_search_leaves_the_global_generators_alone(write_spec):
         ({"evaluator": {"name": "synthetic", "items": 60}}, "evaluator was"),
         ({"objective": {"aggregate": "min"}}, 'objective.aggregate was "weighted_mean", now "min"'),
         ({"dtype": "float32"}, 'dtype was "bfloat16", now "float32"'),
+        ({"sources": [SOURCES[0], SOURCES[2], SOURCES[1]]}, "order of sources was"),
     ],
 )
 def test_n29_another_spec_is_refused_with_the_difference(write_spec, changes, field):
@@ -164,6 +170,59 @@ def test_n29_another_spec_is_refused_with_the_difference(write_spec, changes, fi
     with pytest.raises(OtherSpec) as caught:
         search(write_spec(**changes), trials=4)
     assert field in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["mixed-methods", "dare-ties-per-block", "ties-smooth"])
+def test_the_stored_spec_searches_the_same_space_in_the_same_order(write_spec, name):
+    spec = load_spec(write_spec(space=name))
+    stored = spec_from_json(spec.to_json())
+    assert list(open_inputs(stored).space.distributions.items()) == list(open_inputs(spec).space.distributions.items())
+
+
+def test_a_spec_that_was_torn_while_it_was_written_again_is_written_once_more(write_spec, tmp_path):
+    search(write_spec(), trials=2)
+    study = study_of(tmp_path)
+    foundation = read_foundation(study)
+    study.set_user_attr(f"{attributes.SPEC}:1", "half of another spec")
+    with pytest.raises(InvalidInput, match="torn"):
+        read_foundation(study)
+    search(write_spec(), trials=3)
+    assert read_foundation(study_of(tmp_path)).identity == foundation.identity
+
+
+def test_every_row_that_was_scored_is_kept_when_the_run_dies_between_rows(write_spec, monkeypatch):
+    spec, calls = write_spec(), []
+    score = SyntheticEvaluator.score
+
+    def dies_at_the_fourth_held_out_row(self, candidate, items):
+        calls.append(items.part)
+        if calls.count("held_out") == 4:
+            raise KeyboardInterrupt
+        return score(self, candidate, items)
+
+    monkeypatch.setattr(SyntheticEvaluator, "score", dies_at_the_fourth_held_out_row)
+    with pytest.raises(KeyboardInterrupt):
+        search(spec, trials=2)
+    search(spec, trials=2)
+    assert calls.count("search") == 4 + 2  # three sources, the soup, two trials: none of them twice
+    assert calls.count("held_out") == 5 + 1  # the one that died is scored again
+
+
+def test_interrupted_trials_that_a_smaller_budget_has_no_room_for_are_left_alone(write_spec, tmp_path, monkeypatch):
+    spec = write_spec()
+    tell = SearchStudy.tell
+
+    def dies_at_the_third(self, proposal, *rest):
+        if proposal.number == 2:
+            raise KeyboardInterrupt
+        tell(self, proposal, *rest)
+
+    monkeypatch.setattr(SearchStudy, "tell", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        search(spec, trials=4)
+    search(spec, trials=2)
+    states = [trial.state for trial in study_of(tmp_path).trials]
+    assert states == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.RUNNING]
 
 
 def test_budget_workers_and_baselines_may_change(write_spec, tmp_path):

@@ -62,3 +62,8 @@ def test_a_search_lives_in_postgresql_and_goes_on_there(server, write_spec, tmp_
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "postgresql+psycopg://evo:***@" in printed
     assert "%7Ba" not in printed
+    command = [sys.executable, "-m", "evomerge.cli", "export", str(path), "--storage", server, "--out", "merge"]
+    subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    card = (tmp_path / "merge" / "README.md").read_text()
+    assert "--storage" in card
+    assert "%7Ba" not in card

@@ -18,7 +18,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 
-from evomerge.errors import InvalidInput
+from evomerge.errors import Interrupted, InvalidInput
 from evomerge.study import storage
 from evomerge.study.storage import local_file, open_storage, redact, resolve_url, run_directory, with_retries
 
@@ -246,7 +246,7 @@ def test_writes_are_retried_while_the_storage_reports_an_internal_error() -> Non
 
     assert with_retries(write, first_wait=0.001) == 7
     outcomes[:] = [StorageInternalError("locked")] * 3
-    with pytest.raises(StorageInternalError):
+    with pytest.raises(Interrupted):
         with_retries(write, attempts=3, first_wait=0.001)
     assert outcomes == []
     outcomes[:] = [ValueError("ours"), 7]

@@ -61,7 +61,7 @@ def build_nsgaii(given: Mapping[str, Any], *, seed: int, space: SamplerSpace, wo
     settings.only("nsgaii", given, ("population_size", *probabilities))
     chosen = [name for name in probabilities if given.get(name) is not None]
     options: dict[str, Any] = {name: settings.number(given, name, 1.0, low=0.0, high=1.0) for name in chosen}
-    options["population_size"] = settings.integer(given, "population_size", max(50, workers), low=2)
+    options["population_size"] = settings.integer(given, "population_size", 50, low=2)
     make = partial(_nsgaii, **options)
     return RebuiltSampler(make, name="nsgaii", seed=seed, space=space)
 
