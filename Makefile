@@ -17,7 +17,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	$(BIN)/evomerge run $(TOY)
+	$(BIN)/evomerge run $(TOY) > /dev/null  # its leaderboard is printed below, beside where things lie
 	$(BIN)/evomerge export $(TOY) --trial best --out runs/toy/best
 	$(BIN)/evomerge leaderboard $(TOY)
 

@@ -102,8 +102,8 @@ def score_rows(
 
 
 def record_row(result: RowResult, records: Records, objective: Objective) -> None:
-    """Store a row, unless it is there already."""
-    if result.outcome is not None and records.find(result.row.label, result.row.recipe) is None:
+    """Store a row that is new. One whose items were lost was scored again, and takes the place of its former self."""
+    if result.outcome is not None:
         value, stderr = objective.value(result.scores), objective.stderr(result.scores)
         records.add(result.row.label, result.row.recipe, result.outcome, value, stderr)
 

@@ -213,12 +213,13 @@ class Controller:
             state = "finished"
         except (Interrupted, KeyboardInterrupt):
             state = "interrupted"
+            with suppress(Interrupted, StudyHeld):
+                for proposal in self._proposals.values():
+                    self._search.give_back(proposal)
             raise
         finally:
             # Neither a storage that is away nor a study that another controller has taken over may hide why we stop.
             with suppress(Interrupted, StudyHeld):
-                for proposal in self._proposals.values():
-                    self._search.give_back(proposal)
                 self._report(state, force=True)
 
     def _propose(self) -> bool:
