@@ -25,7 +25,7 @@ dashboard: install
 	$(BIN)/evomerge dashboard $(TOY)
 
 # Two processes of one thread each: two threads each would slow each other down tenfold on two cores.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: install
 	$(PYTEST)
