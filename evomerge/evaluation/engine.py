@@ -19,6 +19,7 @@ from evomerge.errors import InvalidInput, MergeError
 
 Pair = tuple[list[int], list[int]]  # token ids of a context and of the continuation that is scored
 
+GPU_BATCH = 1024  # sequences in a batch, at most
 CELL_BUDGET = 2**27  # logits that are normalised at once: 512 MiB in fp32
 
 
@@ -145,3 +146,23 @@ def _rows(pairs: Sequence[Pair], max_length: int) -> dict[tuple[int, ...], list[
         row = tuple([*context, *continuation][-(max_length + 1) :][:-1])
         rows.setdefault(row, []).append((request, continuation))
     return rows
+
+
+def largest_batch(model: Any, length: int) -> int:
+    """On a GPU: one step, of powers of two, below the largest batch of this length that fits into its memory.
+
+    Raises:
+        InvalidInput: not even one sequence fits.
+    """
+    fits = 0
+    try:
+        for exponent in range(GPU_BATCH.bit_length()):
+            tokens = torch.zeros((2**exponent, length), dtype=torch.long, device=model.device)
+            forward(model, tokens, torch.arange(length, device=model.device)).float().logsumexp(-1)
+            fits = 2**exponent
+    except torch.cuda.OutOfMemoryError:
+        pass
+    torch.cuda.empty_cache()
+    if not fits:
+        raise InvalidInput(f"a single request of {length} tokens does not fit on {model.device}; set max_length lower")
+    return max(1, fits // 2)

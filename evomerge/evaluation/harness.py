@@ -6,7 +6,6 @@ are only forward passes, filters, `process_results` and aggregation.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
@@ -29,19 +28,19 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from evomerge.errors import InvalidInput, MergeError, unknown_name
-from evomerge.evaluation.engine import Loglikelihoods, Pair, forward, not_a_number
+from evomerge.evaluation.cached_tokenizer import CachedTokenizer
+from evomerge.evaluation.engine import Loglikelihoods, Pair, largest_batch, not_a_number
 from evomerge.evaluation.evaluator import Candidate, ItemBlock, Part, Scores, Split, TaskScores
 from evomerge.evaluation.pack import FieldSplit, Pack, PackTask, check_allowed, refuse_test_split
 from evomerge.evaluation.split import check_split, content_hash, make_split
+from evomerge.evaluation.standard_errors import WEIGHTED_AGGREGATES, standard_error
 from evomerge.seeding import derive
 
 CPU_BATCH = 64
 CPU_LOGITS = 2**28  # logits of one batch on a CPU: 1 GiB in fp32
-GPU_BATCH = 1024
 
 # Metrics of a whole corpus, or of pairs of a gold label and a prediction: no number belongs to one item.
 _CORPUS_AGGREGATES = frozenset({"f1", "matthews_corrcoef", "bleu", "chrf", "chrf++", "ter", "bypass", "nanmean"})
-_WEIGHTED_AGGREGATES = frozenset({"weighted_perplexity", "bits_per_byte"})
 
 
 @dataclass(frozen=True)
@@ -71,36 +70,6 @@ class _Block:
     scored: Loglikelihoods
     slots: list[tuple[Instance, slice]]
     generated: list[Instance] = field(default_factory=list)
-
-
-class CachedTokenizer:
-    """A tokenizer that encodes a text once. Everything else is the wrapped tokenizer's."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.plain = copy.deepcopy(tokenizer)  # lm-eval sets the pad token and the padding side of what it is given
-        self.padding_side: str = self.plain.padding_side
-        self._encoded: dict[tuple[Any, ...], list[int]] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.plain, name)
-
-    def encode(self, text: str, **options: Any) -> list[int]:
-        key = (text, *sorted(options.items()))
-        if key not in self._encoded:
-            self._encoded[key] = self.plain.encode(text, **options)
-        return self._encoded[key]
-
-    def __call__(self, texts: list[str], *, truncation: bool, padding: str, return_tensors: str, **options: Any) -> Any:
-        if truncation or padding != "longest" or return_tensors != "pt":
-            raise NotImplementedError(f"{truncation=}, {padding=}, {return_tensors=}")
-        rows = [self.encode(text, **options) for text in texts]
-        width = max(map(len, rows))
-        ids = [self._pad(row, [self.plain.pad_token_id] * (width - len(row))) for row in rows]
-        mask = [self._pad([1] * len(row), [0] * (width - len(row))) for row in rows]
-        return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
-
-    def _pad(self, row: list[int], padding: list[int]) -> list[int]:
-        return padding + row if self.padding_side == "left" else row + padding
 
 
 class PreparedLM(HFLM):  # type: ignore[misc]
@@ -285,7 +254,7 @@ class HarnessEvaluator:
         lm = PreparedLM(model, self._tokenizer, self.pack.max_length, batch_size=1)
         length = max(self._lengths(lm), default=1)
         if model.device.type == "cuda":
-            return _largest_on_gpu(model, length)
+            return largest_batch(model, length)
         vocabulary: int = model.get_output_embeddings().weight.shape[0]
         fitting = max(1, CPU_LOGITS // (length * vocabulary))
         return min(CPU_BATCH, 1 << (fitting.bit_length() - 1))
@@ -422,7 +391,7 @@ class HarnessEvaluator:
             items=ids,
             outcomes=tuple(numbers[item] for item in ids),
             value=value,
-            stderr=_stderr(metric.kind, values, list(numbers.values()), value),
+            stderr=standard_error(metric.kind, values, list(numbers.values()), value),
         )
 
 
@@ -448,11 +417,6 @@ def load_tasks(pack: Pack, allow: Collection[str]) -> dict[str, Any]:
     for entry in pack.tasks:
         _check_task(tasks[entry.task], entry, allow, builtin=pack.tasks_path is None)
     return {entry.task: tasks[entry.task] for entry in pack.tasks}
-
-
-def split_pack(pack: Pack, *, seed: int, allow: Collection[str] = ()) -> Split:
-    """The item split of a pack, where no evaluator is needed."""
-    return _split(pack, load_tasks(pack, allow), None, seed)
 
 
 def _member(pack: Pack, entry: PackTask, index: Mapping[str, Any]) -> dict[str, Any]:
@@ -608,7 +572,7 @@ def _raw(task: Any, metric: _Metric, instances: list[Instance]) -> Any:
 
 def _number(task: str, metric: _Metric, raw: Any) -> float:
     """The outcome of one item. Weighted perplexities keep the log-likelihood."""
-    if metric.kind in _WEIGHTED_AGGREGATES:
+    if metric.kind in WEIGHTED_AGGREGATES:
         raw = raw[0]
     elif metric.kind == "brier_score":
         raw = metric.aggregate([raw])
@@ -621,46 +585,3 @@ def _number(task: str, metric: _Metric, raw: Any) -> float:
     if math.isnan(number):
         raise MergeError(f"task {task!r}: {metric.name} of an item is not a number (NaN)")
     return number
-
-
-def _stderr(kind: str, raw: Sequence[Any], numbers: Sequence[float], value: float) -> float | None:
-    """Standard error of the aggregate: closed form for means, delta method for perplexities, otherwise None."""
-    if len(numbers) < 2:
-        return None
-    if kind in ("mean", "brier_score"):
-        return _mean_stderr(numbers)
-    if kind == "perplexity":
-        return value * _mean_stderr(numbers)
-    if kind in _WEIGHTED_AGGREGATES:
-        of_ratio = _ratio_stderr(numbers, [float(weight) for _, weight in raw])
-        return of_ratio / math.log(2) if kind == "bits_per_byte" else value * of_ratio
-    return None
-
-
-def _mean_stderr(numbers: Sequence[float]) -> float:
-    count = len(numbers)
-    mean = math.fsum(numbers) / count
-    return math.sqrt(math.fsum((number - mean) ** 2 for number in numbers) / (count - 1) / count)
-
-
-def _ratio_stderr(numbers: Sequence[float], weights: Sequence[float]) -> float:
-    """Of sum(numbers) / sum(weights), linearised around it (Cochran, Sampling Techniques, 1977, eq. 6.13)."""
-    count, total = len(numbers), math.fsum(weights)
-    ratio = math.fsum(numbers) / total
-    residuals = math.fsum((number - ratio * weight) ** 2 for number, weight in zip(numbers, weights, strict=True))
-    return math.sqrt(residuals * count / (count - 1)) / total
-
-
-def _largest_on_gpu(model: Any, length: int) -> int:
-    fits = 0
-    try:
-        for exponent in range(GPU_BATCH.bit_length()):
-            tokens = torch.zeros((2**exponent, length), dtype=torch.long, device=model.device)
-            forward(model, tokens, torch.arange(length, device=model.device)).float().logsumexp(-1)
-            fits = 2**exponent
-    except torch.cuda.OutOfMemoryError:
-        pass
-    torch.cuda.empty_cache()
-    if not fits:
-        raise InvalidInput(f"a single request of {length} tokens does not fit on {model.device}; set max_length lower")
-    return max(1, fits // 2)

@@ -15,9 +15,9 @@ from evaluator_contract import EvaluatorContract, candidate
 from tiny_pack import PACK, TASKS, documents, make_model, make_tokenizer, write_lines, write_pack
 
 from evomerge.errors import InvalidInput, MergeError, OtherSpec
-from evomerge.evaluation import Candidate, Evaluator, ItemBlock, Pack, Split, harness, load_pack
+from evomerge.evaluation import Candidate, Evaluator, ItemBlock, Pack, Split, engine, harness, load_pack
 from evomerge.evaluation.evaluator import BatchedEvaluator
-from evomerge.evaluation.harness import HarnessEvaluator, PreparedTask, load_tasks, split_pack
+from evomerge.evaluation.harness import HarnessEvaluator, PreparedTask, load_tasks
 
 SEARCH = ItemBlock("search")
 Build = Callable[..., HarnessEvaluator]
@@ -342,8 +342,8 @@ def test_on_a_gpu_the_batch_size_is_one_step_below_the_last_that_fits(
             raise torch.cuda.OutOfMemoryError
         return torch.zeros(1)
 
-    monkeypatch.setattr(harness, "forward", forward)
-    assert harness._largest_on_gpu(model, length=5) == found
+    monkeypatch.setattr(engine, "forward", forward)
+    assert engine.largest_batch(model, length=5) == found
 
 
 @pytest.mark.parametrize("task", ["toy_pick", "toy_write", "toy_read"])
@@ -515,11 +515,6 @@ def test_long_texts_are_cut_as_lm_eval_cuts_them(build: Build, model: Any, monke
     assert theirs["results"]["toy_read"]["bits_per_byte,none"] == pytest.approx(ours.value, rel=1e-5)
 
 
-def test_the_split_is_found_without_a_tokenizer(build: Build) -> None:
-    evaluator = build()
-    assert split_pack(evaluator.pack, seed=3) == evaluator.split
-
-
 def test_the_fingerprint_depends_on_prompts_and_documents(build: Build) -> None:
     changed = {**TASKS["toy_pick"], "doc_to_text": "what tree: {{word}}?"}
     fingerprints = {
@@ -541,14 +536,19 @@ def test_tasks_of_lm_eval_are_fingerprinted_by_their_configuration(build: Build)
     assert not any(" at 0x" in config or str(evaluator.pack.folder) in config for config in configs.values())
 
 
+def split_of(folder: Path) -> Split:
+    pack = load_pack(folder)
+    return harness._split(pack, load_tasks(pack, ()), None, seed=3)
+
+
 def test_a_split_by_content_keeps_items_where_they_are_when_documents_are_added(tmp_path: Path) -> None:
     shares = {"by": "hash", "shares": {"calibration": 0.1, "search": 0.4, "held_out": 0.5}}
     folder = write_pack(tmp_path / "hashed", {**only("toy_pick", "acc"), "split": shares}, count=40)
-    before = split_pack(load_pack(folder), seed=3)
+    before = split_of(folder)
     items = folder / "items" / "all.jsonl"
     old = [json.loads(line) for line in items.read_text().splitlines()]
     write_lines(items, [{**document, "part": "search"} for document in documents(7, 9)] + old)
-    after = split_pack(load_pack(folder), seed=3)
+    after = split_of(folder)
     for part in ("search", "held_out"):
         moved = [item + 7 for item in before.parts[part]["toy_pick"]]
         assert [item for item in after.parts[part]["toy_pick"] if item >= 7] == moved

@@ -291,7 +291,7 @@ class SamplerContract:
     def test_trials_without_params_are_survived(self, space: Space) -> None:
         study = optuna.create_study(sampler=self.sampler(space))
         study.add_trial(optuna.create_trial(value=0.5))
-        run(study, space, self.trials)
+        assert len(run(study, space, self.trials)) == self.trials
 
     def test_an_unknown_setting_is_answered_with_the_known_ones(self) -> None:
         with pytest.raises(InvalidInput, match="unknown setting of sampler"):

@@ -136,3 +136,4 @@ def test_no_sampler_warns(name: str) -> None:
         for number in range(14):
             trial = ask(study, space)
             tell(study, trial, loss(trial.params), number)
+        assert len(study.trials) == 14

@@ -157,8 +157,8 @@ def test_a_process_that_has_the_number_of_a_dead_holder_is_not_taken_for_it(tmp_
     storage, _ = record_of_another_host(
         tmp_path, host=me.host, boot=me.boot, pid=me.pid, start="1", expires=time.time() + 1e6
     )
-    with lock._hold_study(storage, "s", ["maximize"], QUICK):
-        pass
+    with lock._hold_study(storage, "s", ["maximize"], QUICK) as held:
+        assert held.check() is None
 
 
 def test_of_two_that_come_at_once_the_last_to_write_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,38 @@
+"""A tokenizer that encodes every text once: the candidates of a search are all asked the same questions."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+
+class CachedTokenizer:
+    """A tokenizer that encodes a text once. Everything else is the wrapped tokenizer's."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.plain = copy.deepcopy(tokenizer)  # lm-eval sets the pad token and the padding side of what it is given
+        self.padding_side: str = self.plain.padding_side
+        self._encoded: dict[tuple[Any, ...], list[int]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.plain, name)
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        key = (text, *sorted(options.items()))
+        if key not in self._encoded:
+            self._encoded[key] = self.plain.encode(text, **options)
+        return self._encoded[key]
+
+    def __call__(self, texts: list[str], *, truncation: bool, padding: str, return_tensors: str, **options: Any) -> Any:
+        if truncation or padding != "longest" or return_tensors != "pt":
+            raise NotImplementedError(f"{truncation=}, {padding=}, {return_tensors=}")
+        rows = [self.encode(text, **options) for text in texts]
+        width = max(map(len, rows))
+        ids = [self._pad(row, [self.plain.pad_token_id] * (width - len(row))) for row in rows]
+        mask = [self._pad([1] * len(row), [0] * (width - len(row))) for row in rows]
+        return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+    def _pad(self, row: list[int], padding: list[int]) -> list[int]:
+        return padding + row if self.padding_side == "left" else row + padding
