@@ -242,6 +242,16 @@ def test_other_package_versions_are_a_warning_and_go_on(write_spec, tmp_path):
     assert len(study_of(tmp_path).trials) == 3
 
 
+def test_a_choice_of_methods_is_searched_with_tpe_in_a_journal_and_goes_on_there(write_spec, tmp_path):
+    path = write_spec(space="mixed-methods", sampler="tpe", storage=f"journal:///{tmp_path}/runs/mixed.log")
+    whole = search(write_spec("whole.yaml", space="mixed-methods", sampler="tpe", name="whole"), trials=14)
+    search(path, trials=5)
+    pieces = search(path, trials=14)
+    assert [trial.params for trial in pieces.trials] == [trial.params for trial in whole.trials]
+    chosen = {value for trial in whole.trials for name, value in trial.params.items() if name.endswith(".method")}
+    assert chosen == {"task_arithmetic", "linear", "ties"}
+
+
 def test_a_study_that_evomerge_did_not_make_is_left_alone(write_spec, tmp_path):
     path = tmp_path / "runs" / "sim" / "study.db"
     path.parent.mkdir(parents=True)
