@@ -60,9 +60,9 @@ class Records:
         return iter(read_records(self.study))
 
     def find(self, label: str, recipe: Recipe) -> Record | None:
-        """The row of that label, if it was scored with the same recipe."""
+        """The latest row of that label and recipe; where the items of an earlier one were lost, it was scored again."""
         wanted = recipe.digest
-        return next((row for row in self if row.label == label and row.digest == wanted), None)
+        return next((row for row in reversed(list(self)) if row.label == label and row.digest == wanted), None)
 
     def add(self, label: str, recipe: Recipe, outcome: Outcome, value: float, stderr: float | None) -> Record:
         """Store a scored row."""

@@ -208,6 +208,18 @@ def test_every_row_that_was_scored_is_kept_when_the_run_dies_between_rows(write_
     assert calls.count("held_out") == 5 + 1  # the one that died is scored again
 
 
+def test_rows_whose_items_were_lost_are_scored_again_once(write_spec, scored, tmp_path):
+    spec = write_spec()
+    search(spec, trials=2)
+    first = len(scored)
+    for path in (tmp_path / "runs" / "sim" / "artifacts").iterdir():
+        path.unlink()
+    search(spec, trials=2)
+    assert len(scored) == first + 4 + 5  # the references on the search items, they and the winner on the held-out ones
+    search(spec, trials=2)
+    assert len(scored) == first + 4 + 5
+
+
 def test_interrupted_trials_that_a_smaller_budget_has_no_room_for_are_left_alone(write_spec, tmp_path, monkeypatch):
     spec = write_spec()
     tell = SearchStudy.tell
