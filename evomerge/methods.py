@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 from evomerge.errors import InvalidInput, unknown_name
 
@@ -21,6 +22,7 @@ __all__ = [
     "Option",
     "OptionValue",
     "Parameter",
+    "TensorParameter",
     "method_info",
     "resolve_options",
     "resolve_parameters",
@@ -28,7 +30,8 @@ __all__ = [
 ]
 
 OptionValue = str | bool
-ParameterValue = float | Sequence[float]
+ParameterValue = float | Sequence[Any]
+Resolved = float | tuple[Any, ...]  # a number, one per source, or one mapping of tensors per source
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,14 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class TensorParameter:
+    """For each source, in source order, {tensor name: tensor}. It is trained or given, never searched."""
+
+    name: str
+    description: str
+
+
+@dataclass(frozen=True)
 class Option:
     """A choice between definitions. The first of `choices` is the default; an option with one choice is fixed."""
 
@@ -69,10 +80,11 @@ class MethodInfo:
     """What is known about a merge method without merging.
 
     Attributes:
-        per_source, shared: its parameters; `parameters` is both.
+        per_source, shared: its parameters that are numbers; `parameters` is both.
         needs: what it needs beyond the sources' weights, of "base", "statistics" and "gradients".
         elementwise: whatever the options, an element of the result depends on that element of base and sources alone.
         sources: the exact number of sources, or None for any number.
+        tensors: its parameters that are tensors.
     """
 
     name: str
@@ -84,6 +96,7 @@ class MethodInfo:
     elementwise: bool
     sources: int | None
     paper: str
+    tensors: tuple[TensorParameter, ...] = ()
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -153,6 +166,26 @@ _ALL = (
         elementwise=True,
         sources=None,
         paper="Model soups, arXiv 2203.05482",
+    ),
+    MethodInfo(
+        name="column_linear",
+        title="Sum of the sources, each input column with a trained weight of its own (DAM)",
+        per_source=(),
+        shared=(),
+        options=(
+            Option("phi", ("identity", "tanh", "sigmoid", "relu"), "what a coefficient goes through before it weighs"),
+        ),
+        needs=frozenset(),
+        elementwise=True,
+        sources=None,
+        paper="Differentiable adaptive merging (DAM), arXiv 2410.08371",
+        tensors=(
+            TensorParameter(
+                "coefficients",
+                "for each source {tensor name: tensor}, broadcast to the weight: one number per input column, per "
+                "element of a norm, or one in all",
+            ),
+        ),
     ),
     MethodInfo(
         name="slerp",
@@ -231,6 +264,7 @@ _MERGEKIT_TIES: dict[str, OptionValue] = {
 
 MERGEKIT_SEMANTICS: dict[str, dict[str, OptionValue]] = {
     "linear": {"normalize": True},
+    "column_linear": {},
     "slerp": {"multi_model": "reject"},
     "task_arithmetic": {"normalize": False},
     "ties": {**_MERGEKIT_TIES, "weighting": "norm"},
@@ -258,12 +292,11 @@ def method_info(name: str) -> MethodInfo:
     return METHODS[name]
 
 
-def resolve_parameters(
-    method: str, parameters: Mapping[str, ParameterValue], n_sources: int
-) -> dict[str, float | tuple[float, ...]]:
+def resolve_parameters(method: str, parameters: Mapping[str, ParameterValue], n_sources: int) -> dict[str, Resolved]:
     """All parameters of the method: one float for shared ones, a tuple in source order for per-source ones.
 
-    What is not given takes its default; a number given for a per-source parameter stands for all sources.
+    What is not given takes its default; a number given for a per-source parameter stands for all sources. Tensors have
+    no default and are passed on as they are, a tuple of mappings in source order.
 
     Raises:
         InvalidInput: unknown parameter, a list of the wrong length, a value that is no number, not finite, or one for
@@ -274,13 +307,15 @@ def resolve_parameters(
         raise InvalidInput(f"{method} needs at least one source, but got {n_sources}")
     if info.sources is not None and n_sources != info.sources:
         raise InvalidInput(f"{method} merges exactly {info.sources} sources, but got {n_sources}")
-    _refuse_unknown(f"parameter of {method!r}", parameters, [parameter.name for parameter in info.parameters])
-    return {
+    known = [parameter.name for parameter in info.parameters] + [each.name for each in info.tensors]
+    _refuse_unknown(f"parameter of {method!r}", parameters, known)
+    numbers: dict[str, Resolved] = {
         parameter.name: _resolve_parameter(
             method, parameter, parameters.get(parameter.name, parameter.default), n_sources
         )
         for parameter in info.parameters
     }
+    return numbers | {each.name: _resolve_tensors(method, each, parameters, n_sources) for each in info.tensors}
 
 
 def resolve_options(
@@ -317,7 +352,7 @@ def validate(
     n_sources: int,
     *,
     has_base: bool = True,
-) -> tuple[dict[str, float | tuple[float, ...]], dict[str, OptionValue]]:
+) -> tuple[dict[str, Resolved], dict[str, OptionValue]]:
     """`resolve_parameters` and `resolve_options` in one, and a check that a base is there where the method needs one.
 
     Raises:
@@ -349,6 +384,27 @@ def _resolve_parameter(
         return tuple(_number(method, parameter, item) for item in value)
     number = _number(method, parameter, value)
     return (number,) * n_sources if parameter.per_source else number
+
+
+def _resolve_tensors(
+    method: str, parameter: TensorParameter, parameters: Mapping[str, ParameterValue], n_sources: int
+) -> tuple[Mapping[str, Any], ...]:
+    wanted = f"{method}: {parameter.name} is a list of {n_sources} mappings of tensor names to tensors, in source order"
+    if parameter.name not in parameters:
+        raise InvalidInput(f"{wanted}, and has no default; give it")
+    value = parameters[parameter.name]
+    if not isinstance(value, list | tuple) or not all(isinstance(each, Mapping) for each in value):
+        raise InvalidInput(f"{wanted}, but got {_kind(value)}")
+    if len(value) != n_sources:
+        raise InvalidInput(f"{wanted}, but got {len(value)} mappings")
+    return tuple(value)
+
+
+def _kind(value: object) -> str:
+    inside = (
+        f" with {', '.join(sorted({type(each).__name__ for each in value}))}" if isinstance(value, list | tuple) else ""
+    )
+    return f"a {type(value).__name__}{inside}"
 
 
 def _number(method: str, parameter: Parameter, value: object) -> float:

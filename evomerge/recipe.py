@@ -54,6 +54,8 @@ class Recipe:
         dtype: what the merged weights are rounded to, once, after fp32 arithmetic.
         seed: key of all random masks.
         semantics: version of the arithmetic.
+        files: role ("coefficients") -> content digest of a file that a rule needs, which lies with the study's
+            artifacts.
     """
 
     base: ModelRef
@@ -62,18 +64,25 @@ class Recipe:
     dtype: str
     seed: int = 0
     semantics: int = SEMANTICS_VERSION
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
         """SHA-256 over everything that determines the weights. Where the sources lie does not; what they hold does."""
-        content = asdict(self)
+        content = self._content()
         for model in (content["base"], *content["sources"]):
             if model["fingerprint"]:
                 del model["location"], model["revision"]
         return hashlib.sha256(_canonical(content).encode()).hexdigest()
 
     def to_json(self) -> str:
-        return json.dumps({"digest": self.digest, **asdict(self)}, indent=2, ensure_ascii=False)
+        return json.dumps({"digest": self.digest, **self._content()}, indent=2, ensure_ascii=False)
+
+    def _content(self) -> dict[str, Any]:
+        content = asdict(self)
+        if not self.files:  # a recipe without files says nothing of them
+            del content["files"]
+        return content
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
@@ -85,6 +94,7 @@ class Recipe:
             dtype=content["dtype"],
             seed=content["seed"],
             semantics=content["semantics"],
+            files=content.get("files", {}),
         )
 
 

@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from evomerge.bank.thresholds import ThresholdTables
 from evomerge.checkpoints import Source, load_skeleton, open_source, tensor_digest
+from evomerge.checkpoints.recipe_files import load_tensors
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.merging import merge_group
+from evomerge.methods import method_info
 from evomerge.recipe import SEMANTICS_VERSION, ModelRef, Recipe, Rule
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def open_bank(
-    base: ModelRef, experts: Sequence[ModelRef], *, dtype: str, device: str | None = None, allow: Collection[str] = ()
+    base: ModelRef,
+    experts: Sequence[ModelRef],
+    *,
+    dtype: str,
+    device: str | None = None,
+    allow: Collection[str] = (),
+    files: Path | None = None,
 ) -> WeightBank:
     """Open the sources (mmap; nothing is copied on a CPU) and put a bank over them.
 
     The fingerprints are taken as they are: the controller has compared them with the files, once for all workers.
+
+    Args:
+        files: the folder with the files of recipes, such as trained coefficients.
     """
     opened = open_source(base, allow=allow, trust_fingerprint=True)
     others = [open_source(expert, allow=allow, like=opened, trust_fingerprint=True) for expert in experts]
-    return WeightBank(opened, others, dtype=DTYPES[dtype], device=torch.device(device or default_device()))
+    return WeightBank(opened, others, dtype=DTYPES[dtype], device=torch.device(device or default_device()), files=files)
 
 
 def default_device() -> str:
@@ -41,7 +55,15 @@ class WeightBank:
     function, in the same order of operations.
     """
 
-    def __init__(self, base: Source, experts: Sequence[Source], *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        base: Source,
+        experts: Sequence[Source],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        files: Path | None = None,
+    ) -> None:
         self.base = base
         self.dtype = dtype
         self.device = device
@@ -52,6 +74,8 @@ class WeightBank:
         self._model: Any = None
         self._live: dict[str, torch.Tensor] = {}
         self._written: dict[str, str] = {}
+        self._files = files
+        self._loaded: dict[str, tuple[dict[str, torch.Tensor], dict[str, str]]] = {}
 
     def materialize(self, recipe: Recipe) -> Any:
         """The live model with the recipe's weights. It is the same object every time: use it before the next call.
@@ -62,8 +86,7 @@ class WeightBank:
             MergeError: the recipe has no merge, or a merged tensor is not finite.
         """
         self._check(recipe)
-        if self._model is None:
-            self._model, self._live = load_skeleton(self.base, dtype=self.dtype, device=self.device)
+        self._load_model()
         for rule in recipe.rules:
             mark = _mark(rule, recipe)
             stale = [name for name in rule.tensors if self._written.get(name) != mark]
@@ -91,6 +114,30 @@ class WeightBank:
         self.materialize(recipe)
         return {name: tensor_digest(tensor) for name, tensor in self._live.items()}
 
+    @property
+    def weights(self) -> Mapping[str, Mapping[str, torch.Tensor]]:
+        """Source name -> its resident tensors by name, base included. Nobody writes to them."""
+        return self._weights
+
+    @contextmanager
+    def borrow(self) -> Iterator[tuple[Any, Mapping[str, torch.Tensor]]]:
+        """The live model and its tensors by name, to train in: inside, anything may be written to them.
+
+        Afterwards they need no gradients and hold none, and whatever is materialised next is written anew.
+        """
+        self._load_model()
+        try:
+            yield self._model, self._live
+        finally:
+            for tensor in self._live.values():
+                tensor.requires_grad_(False)
+                tensor.grad = None
+            self._written = dict.fromkeys(self._live, "")
+
+    def _load_model(self) -> None:
+        if self._model is None:
+            self._model, self._live = load_skeleton(self.base, dtype=self.dtype, device=self.device)
+
     def _write(self, rule: Rule, recipe: Recipe, mark: str) -> None:
         for name in rule.tensors:
             self._written[name] = ""  # neither the old nor the new rule until the whole group is there
@@ -113,12 +160,34 @@ class WeightBank:
             rule.tensors,
             self._weights[recipe.base.name],
             [self._weights[name] for name in rule.sources],
-            rule.parameters,
+            {**rule.parameters, **self._tensors(rule, recipe)},
             rule.options,
             seed=recipe.seed,
             thresholds=self._thresholds(rule.sources),
             scope_names=self._mergeable,
         )
+
+    def _tensors(self, rule: Rule, recipe: Recipe) -> dict[str, list[dict[str, torch.Tensor]]]:
+        """The parameters of the rule that are tensors: for each source its rows of every tensor in the file."""
+        return {each.name: self._by_source(each.name, rule, recipe) for each in method_info(rule.method).tensors}
+
+    def _by_source(self, role: str, rule: Rule, recipe: Recipe) -> list[dict[str, torch.Tensor]]:
+        digest = recipe.files.get(role)
+        if digest is None or self._files is None:
+            raise InvalidInput(
+                f"a rule with {rule.method} needs a file of {role}, but "
+                + ("the recipe names none" if digest is None else "this bank has no folder of files; give `files`")
+            )
+        if digest not in self._loaded:
+            tensors, metadata = load_tensors(self._files, digest)
+            self._loaded[digest] = {name: each.to(self.device) for name, each in tensors.items()}, metadata
+        tensors, metadata = self._loaded[digest]
+        described = {"phi": rule.options.get("phi"), "sources": json.dumps(list(rule.sources))}
+        if metadata != described or any(len(tensors.get(name, ())) != len(rule.sources) for name in rule.tensors):
+            raise InvalidInput(
+                f"the file of {role} {digest} belongs to another rule: it is for {metadata}, the rule is {described}"
+            )
+        return [{name: tensors[name][index] for name in rule.tensors} for index in range(len(rule.sources))]
 
     def _thresholds(self, sources: tuple[str, ...]) -> ThresholdTables:
         if sources not in self._tables:
@@ -154,5 +223,9 @@ def _finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 def _mark(rule: Rule, recipe: Recipe) -> str:
     """Identifies what a rule writes, given that sources and dtype are the bank's own."""
-    content = (rule.method, rule.sources, sorted(rule.parameters.items()), sorted(rule.options.items()), recipe.seed)
+    content: tuple[object, ...] = (
+        rule.method, rule.sources, sorted(rule.parameters.items()), sorted(rule.options.items()), recipe.seed
+    )  # fmt: skip
+    if method_info(rule.method).tensors:
+        content += (sorted(recipe.files.items()),)
     return hashlib.sha256(repr((content, rule.tensors)).encode()).hexdigest()

@@ -33,6 +33,7 @@ _OWN_PATTERNS = (
     "config.json",
     "generation_config.json",
     "model*.safetensors",
+    "coefficients.safetensors",
     INDEX,
     RECIPE,
     "README.md",
@@ -48,6 +49,7 @@ def write_model(
     dtype: torch.dtype,
     recipe: Recipe,
     files: Mapping[str, str] | None = None,
+    recipe_files: Mapping[str, Path] | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Writes a model directory that `from_pretrained` loads, with the very bits that were given.
@@ -59,6 +61,7 @@ def write_model(
         dtype: what floating-point tensors must already have; nothing is rounded here, only copies from the base are.
         recipe: written as recipe.json.
         files: further text files by name, such as README.md.
+        recipe_files: role -> file that the recipe needs, copied as ROLE.safetensors.
         max_shard_bytes: tensors beyond this go to a further file.
 
     Raises InvalidInput where `out` holds something else than an earlier export, and ValueError where the tensors are
@@ -75,6 +78,8 @@ def write_model(
             shutil.copyfile(base.directory / name, folder / name)  # the content, where a hub snapshot has a link
         for name, text in files.items():
             _write_text(folder / name, text)
+        for role, path in (recipe_files or {}).items():
+            shutil.copyfile(path, folder / f"{role}.safetensors")
 
 
 def exported_config(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:

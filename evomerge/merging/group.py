@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ class Group:
     names: tuple[str, ...]
     base: Tensors | None
     sources: Sequence[Tensors]
-    parameters: Mapping[str, float | Sequence[float]]
+    parameters: Mapping[str, float | Sequence[Any]]
     options: Mapping[str, OptionValue]
     seed: int
     thresholds: Thresholds | None
@@ -86,6 +87,12 @@ class Group:
                 f"parameter {name!r} has one number for each of {len(self.sources)} sources, but got {value!r}"
             )
         return tuple(float(item) for item in value)
+
+    def per_source_tensors(self, name: str) -> Sequence[Tensors]:
+        value = self.parameters.get(name)
+        if not isinstance(value, Sequence) or len(value) != len(self.sources):
+            raise InvalidInput(f"parameter {name!r} has one mapping for each of {len(self.sources)} sources")
+        return value
 
     def normalisable(self, weights: Sequence[float]) -> float:
         """The sum of the weights, which a normalised method divides by.

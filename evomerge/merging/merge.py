@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from evomerge.errors import unknown_name
+from evomerge.merging.column_linear import merge_column_linear
 from evomerge.merging.dare import merge_dare_linear, merge_dare_ties
 from evomerge.merging.group import Group
 from evomerge.merging.linear import merge_linear
@@ -18,6 +20,7 @@ from evomerge.methods import OptionValue
 
 METHOD_FUNCTIONS: dict[str, Callable[[Group], Iterator[tuple[str, Tensor]]]] = {
     "linear": merge_linear,
+    "column_linear": merge_column_linear,
     "slerp": merge_slerp,
     "task_arithmetic": merge_task_arithmetic,
     "ties": merge_ties,
@@ -31,7 +34,7 @@ def merge_group(
     names: Sequence[str],
     base: Mapping[str, Tensor] | None,
     sources: Sequence[Mapping[str, Tensor]],
-    parameters: Mapping[str, float | Sequence[float]],
+    parameters: Mapping[str, float | Sequence[Any]],
     options: Mapping[str, OptionValue],
     *,
     seed: int,

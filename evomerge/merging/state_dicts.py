@@ -22,7 +22,7 @@ def merge_state_dicts(
     method: str,
     sources: Sequence[Mapping[str, Tensor]],
     base: Mapping[str, Tensor] | None = None,
-    parameters: Mapping[str, float | Sequence[float]] = _NOTHING,
+    parameters: Mapping[str, float | Sequence[Any]] = _NOTHING,
     options: Mapping[str, OptionValue] = _NOTHING,
     statistics: Sequence[Mapping[str, Tensor]] | None = None,
     seed: int = 0,
@@ -38,7 +38,8 @@ def merge_state_dicts(
         method: a name from `evomerge.methods.METHODS`.
         sources: the models to merge, with the same tensor names and shapes.
         base: the model that task vectors are taken from, for methods that need one.
-        parameters: per-source values are lists in source order, and a number stands for all sources.
+        parameters: per-source values are lists in source order, and a number stands for all sources. A parameter that
+            is tensors is a list of `{tensor name: tensor}`, likewise; of tied tensors the first name counts.
         options: semantics options, or `{"semantics": "mergekit"}` for mergekit's choices.
         statistics: one `{name: tensor}` per source, for methods that need them.
         seed: key of the random masks.

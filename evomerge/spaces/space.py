@@ -168,6 +168,11 @@ def _find(name: str, directory: Path | None) -> Path:
 def _check_method(space: SearchSpace, method: str, chosen: MethodSpace) -> None:
     info = method_info(method)
     where = f"search space {space.name!r}, method {method!r}"
+    if info.tensors:
+        raise InvalidInput(
+            f"{where}: its {info.tensors[0].name} are tensors, which a search cannot choose; use linear or "
+            "task_arithmetic here, and train the coefficients as the baseline dam"
+        )
     options = resolve_options(method, chosen.options, semantics=space.semantics)
     known = {parameter.name: parameter for parameter in info.parameters}
     for name, value in chosen.parameters.items():

@@ -1,0 +1,129 @@
+"""Calibration texts as batches, in an order that depends on the seed, the epoch and the source alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evomerge.errors import InvalidInput
+from evomerge.evaluation.evaluator import CalibrationText
+from evomerge.seeding import derive
+from evomerge.training.settings import DamSettings
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts, padded on the right to the longest.
+
+    Attributes:
+        tokens: [B, L] token ids.
+        present: [B, L], false where there is padding.
+        counted: [B, L], true where the loss counts.
+    """
+
+    tokens: Tensor
+    present: Tensor
+    counted: Tensor
+
+    @property
+    def size(self) -> int:
+        """The number of tokens without the padding."""
+        return int(self.present.sum())
+
+
+class Calibration:
+    """The texts of the sources that teach, cut to the longest allowed length.
+
+    Attributes:
+        texts: source name -> its texts; sources without any are left out.
+    """
+
+    def __init__(self, texts: Mapping[str, Sequence[CalibrationText]], settings: DamSettings, seed: int) -> None:
+        self.texts = {
+            name: [_cut(text, settings.max_length) for text in given] for name, given in texts.items() if given
+        }
+        self._settings = settings
+        self._seed = seed
+        if not self.texts:
+            raise InvalidInput("no source has calibration texts; name `calibration` for at least one of them")
+        for name, given in self.texts.items():
+            if len(given) < settings.batch_size:
+                raise InvalidInput(
+                    f"source {name!r} has {len(given)} calibration texts, fewer than batch_size {settings.batch_size}"
+                )
+            if not all(_counts(text, settings.token_mask).any() for text in given):
+                raise InvalidInput(
+                    f"source {name!r} has a calibration text in which nothing counts under token_mask "
+                    f"{settings.token_mask}; leave such texts out"
+                )
+
+    @property
+    def steps(self) -> int:
+        """The steps of the whole training."""
+        if self._settings.steps is not None:
+            return self._settings.steps
+        return self._epoch * (self._settings.epochs or 1)
+
+    def step(self, number: int) -> dict[str, list[int]]:
+        """Source name -> which of its texts are used in a step, counted from 0."""
+        epoch, place = divmod(number, self._epoch)
+        size = self._settings.batch_size
+        return {
+            name: self._order(name, epoch)[place * size : (place + 1) * size] for name in self.texts
+        }  # fmt: skip
+
+    def batch(self, texts: Sequence[CalibrationText], device: torch.device) -> Batch:
+        """The texts as tensors."""
+        length = max(len(text.tokens) for text in texts)
+        tokens = torch.zeros(len(texts), length, dtype=torch.long)
+        present = torch.zeros(len(texts), length, dtype=torch.bool)
+        counted = torch.zeros(len(texts), length, dtype=torch.bool)
+        for row, text in enumerate(texts):
+            tokens[row, : len(text.tokens)] = torch.tensor(text.tokens)
+            present[row, : len(text.tokens)] = True
+            counted[row, : len(text.tokens)] = _counts(text, self._settings.token_mask)
+        return Batch(tokens.to(device), present.to(device), counted.to(device))
+
+    def measured(self, source: str, device: torch.device) -> Iterator[Batch]:
+        """The first texts of a source, in batches of at most `max_tokens`."""
+        rest = self.texts[source][: self._settings.measured_items]
+        while rest:
+            count, longest = 0, 0
+            for text in rest:
+                longest = max(longest, len(text.tokens))
+                if count and longest * (count + 1) > self._settings.max_tokens:
+                    break
+                count += 1
+            yield self.batch(rest[:count], device)
+            rest = rest[count:]
+
+    def digest(self) -> str:
+        """Of all texts, in their order."""
+        content = {name: [(text.tokens, text.answer) for text in texts] for name, texts in self.texts.items()}
+        return hashlib.sha256(repr(sorted(content.items())).encode()).hexdigest()
+
+    @property
+    def _epoch(self) -> int:
+        return min(len(texts) for texts in self.texts.values()) // self._settings.batch_size
+
+    def _order(self, source: str, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(derive(self._seed, "calibration", source, epoch))
+        return [int(index) for index in torch.randperm(len(self.texts[source]), generator=generator)]
+
+
+def _cut(text: CalibrationText, length: int) -> CalibrationText:
+    """The end of a text that is too long: the answer stands there."""
+    surplus = len(text.tokens) - length
+    return text if surplus <= 0 else CalibrationText(text.tokens[surplus:], max(0, text.answer - surplus))
+
+
+def _counts(text: CalibrationText, token_mask: str) -> Tensor:
+    """Which positions count. A position predicts the token after it, so that the answer's begin one before it."""
+    positions = torch.arange(len(text.tokens))
+    if token_mask == "all":
+        return torch.ones(len(text.tokens), dtype=torch.bool)
+    return (positions >= text.answer - 1) & (positions < len(text.tokens) - 1)

@@ -1,0 +1,90 @@
+"""The state of a training in one file, from which it goes on to the same bits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from evomerge.checkpoints.recipe_files import from_bytes, to_bytes, write_whole
+from evomerge.errors import InvalidInput
+from evomerge.recipe import Recipe
+from evomerge.training.settings import DamSettings
+
+_FORM = 1  # raised whenever the same training would give other numbers, or the file changes
+
+
+@dataclass(frozen=True)
+class State:
+    """A training after some steps.
+
+    Attributes:
+        coefficients, first, second: the trained coefficients and their moments, by tensor name.
+        history: what every step so far reported: [losses, penalties].
+        before: loss of the uniform average by source.
+        forward_tokens, gradient_tokens: read so far.
+    """
+
+    coefficients: Mapping[str, Tensor]
+    first: Mapping[str, Tensor]
+    second: Mapping[str, Tensor]
+    history: list[tuple[dict[str, float], dict[str, float]]]
+    before: dict[str, float]
+    forward_tokens: int
+    gradient_tokens: int
+
+
+def checkpoint_path(
+    folder: Path, recipe: Recipe, settings: DamSettings, texts: str, seed: int, device: torch.device
+) -> Path:
+    """Where the state of exactly this training lies: another one has another name, and never finds it.
+
+    Args:
+        texts: digest of the calibration texts.
+    """
+    content = settings.model_dump(mode="json", exclude={"checkpoint_every"})
+    key = json.dumps([_FORM, recipe.digest, content, texts, seed, device.type], sort_keys=True)
+    return folder / f"dam-{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+
+
+def save_state(path: Path, state: State) -> None:
+    """Replace the former state in one step: there is always a whole one."""
+    parts = {"coefficients": state.coefficients, "first": state.first, "second": state.second}
+    tensors = {f"{part}/{name}": tensor for part, values in parts.items() for name, tensor in values.items()}
+    metadata = {
+        "history": json.dumps(state.history),
+        "before": json.dumps(state.before),
+        "forward_tokens": str(state.forward_tokens),
+        "gradient_tokens": str(state.gradient_tokens),
+    }
+    write_whole(path, to_bytes(tensors, metadata))
+
+
+def load_state(path: Path, device: torch.device) -> State | None:
+    """The state that was saved last; None where there is none, or none that can be read: it is only a cache."""
+    try:
+        tensors, metadata = from_bytes(path.read_bytes())
+    except (OSError, InvalidInput):
+        return None
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {
+            name.removeprefix(f"{prefix}/"): tensor.to(device)
+            for name, tensor in tensors.items()
+            if name.startswith(f"{prefix}/")
+        }
+
+    return State(
+        part("coefficients"),
+        part("first"),
+        part("second"),
+        [(losses, penalties) for losses, penalties in json.loads(metadata["history"])],
+        json.loads(metadata["before"]),
+        int(metadata["forward_tokens"]),
+        int(metadata["gradient_tokens"]),
+    )

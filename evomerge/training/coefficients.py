@@ -1,0 +1,195 @@
+"""Which coefficient each tensor has, and what it starts from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from evomerge.checkpoints.recipe_files import load_tensors, store_tensors
+from evomerge.errors import InvalidInput
+from evomerge.merging.column_linear import NONLINEARITIES
+from evomerge.recipe import Recipe, Rule
+
+ROLE = "coefficients"
+
+Kind = Literal["linear", "embedding", "norm", "bias", "other"]
+_STRENGTH: tuple[Kind, ...] = ("other", "bias", "norm", "embedding", "linear")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor stands in the model, and the shape of a coefficient of one source for it."""
+
+    kind: Kind
+    shape: tuple[int, ...]
+
+
+def places_of(model: torch.nn.Module, live: Mapping[str, Tensor]) -> dict[str, Place]:
+    """Tensor name -> its place, from the types of the modules that hold it, never from names of architectures.
+
+    A linear layer has a coefficient per input column, an embedding per column, a norm per element; a bias has one
+    number, and so has whatever stands elsewhere (mixture-of-experts weights that are no linear layers, convolutions). A
+    tensor that several modules share is linear where one of them is a linear layer.
+    """
+    names = {id(tensor): name for name, tensor in live.items()}
+    places = {name: Place("other", ()) for name in live}
+    for module in model.modules():
+        for attribute, tensor in module.named_parameters(recurse=False):
+            name = names.get(id(tensor))
+            if name is not None:
+                found = _place(module, attribute, tensor)
+                places[name] = max(places[name], found, key=lambda place: _STRENGTH.index(place.kind))
+    return places
+
+
+def _place(module: torch.nn.Module, attribute: str, tensor: Tensor) -> Place:
+    if attribute == "bias" and tensor.ndim == 1:
+        return Place("bias", ())
+    if attribute != "weight":
+        return Place("other", ())
+    if isinstance(module, Conv1D):
+        return Place("linear", (tensor.shape[0], 1))  # its weight is [in, out]
+    if isinstance(module, torch.nn.Linear):
+        return Place("linear", (tensor.shape[1],))
+    if isinstance(module, torch.nn.Embedding):
+        return Place("embedding", (tensor.shape[1],))
+    return Place("norm", tuple(tensor.shape)) if tensor.ndim == 1 else Place("other", ())
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """The raw coefficients (before phi) of all sources.
+
+    Attributes:
+        sources: names, in the order of the first dimension of the values.
+        values: tensor name -> float32 [n sources, *shape of a coefficient].
+        trainable: the names of those that are trained.
+    """
+
+    sources: tuple[str, ...]
+    phi: str
+    values: dict[str, Tensor]
+    trainable: tuple[str, ...]
+
+    @property
+    def by_source(self) -> list[dict[str, Tensor]]:
+        """As the method `column_linear` takes them."""
+        return [{name: value[index] for name, value in self.values.items()} for index in range(len(self.sources))]
+
+    def recipe(self, initial: Recipe, files: Path) -> Recipe:
+        """The recipe of the merge, whose coefficients are stored in the folder `files`."""
+        digest = store_tensors(files, self.values, {"phi": self.phi, "sources": json.dumps(list(self.sources))})
+        rule = Rule(tuple(sorted(self.values)), "column_linear", self.sources, {}, {"phi": self.phi})
+        return Recipe(
+            initial.base, initial.sources, (rule,), initial.dtype, initial.seed, initial.semantics, {ROLE: digest}
+        )
+
+
+def initial_coefficients(
+    recipe: Recipe,
+    places: Mapping[str, Place],
+    *,
+    include_base: bool,
+    uniform: bool,
+    trainable: Sequence[str],
+    phi: str,
+    files: Path,
+    device: torch.device,
+) -> Coefficients:
+    """Coefficients that give the merge of a recipe, exactly up to rounding.
+
+    The sources stand in the recipe's order, the base last where the recipe needs it and does not name it as a source:
+    for task arithmetic, whose base has the weight 1 − sum of the others, and for tensors that no rule names.
+
+    Args:
+        places: of all floating-point tensors.
+        include_base: the base is a source in any case.
+        uniform: start with 1/n for each source, whatever weights the recipe has.
+        trainable: kinds whose coefficients are trained.
+        files: folder of the recipe's own coefficients.
+
+    Raises:
+        InvalidInput: a rule's merge is no weighted sum of the sources, or phi cannot give one of its weights.
+    """
+    base = recipe.base.name
+    rules = {name: rule for rule in recipe.rules for name in rule.tensors}
+    names = [source.name for source in recipe.sources]
+    if base not in names and (include_base or (not uniform and _needs_base(recipe, places, rules))):
+        names.append(base)
+    stored = _stored(recipe, files, phi) if not uniform else {}
+    values: dict[str, Tensor] = {}
+    for name, place in places.items():
+        shape = place.shape if place.kind in trainable else ()
+        if uniform:
+            weights = {source: 1 / len(names) for source in names}
+        elif name in stored:
+            values[name] = _taken_over(name, stored[name], rules[name].sources, names, shape, phi).to(device)
+            continue
+        else:
+            weights = _weights(rules[name], base) if name in rules else {base: 1.0}
+        raw = torch.tensor([_raw(phi, weights.get(source, 0.0), name, source) for source in names])
+        values[name] = raw.reshape(-1, *(1 for _ in shape)).expand(-1, *shape).contiguous().to(device)
+    chosen = tuple(name for name, place in places.items() if place.kind in trainable)
+    return Coefficients(tuple(names), phi, values, chosen)
+
+
+def _needs_base(recipe: Recipe, places: Mapping[str, Place], rules: Mapping[str, Rule]) -> bool:
+    used = any(rule.method == "task_arithmetic" or recipe.base.name in rule.sources for rule in recipe.rules)
+    return used or not places.keys() <= rules.keys()
+
+
+def _weights(rule: Rule, base: str) -> dict[str, float]:
+    """Source name -> its weight in a rule whose merge is a weighted sum."""
+    if rule.method not in ("linear", "task_arithmetic"):
+        raise InvalidInput(
+            f"DAM cannot start from a merge by {rule.method}: it is no sum of the sources with one weight each; "
+            "start from the uniform average, or from a merge by linear, task_arithmetic or column_linear"
+        )
+    given: Any = rule.parameters["weight"]
+    total = sum(given) if rule.options.get("normalize") else 1.0
+    weights = dict.fromkeys(rule.sources, 0.0)
+    for source, weight in zip(rule.sources, given, strict=True):
+        weights[source] += weight / total
+    if rule.method == "task_arithmetic":
+        # theta_0 + sum_i w_i (theta_i − theta_0)
+        weights[base] = weights.get(base, 0.0) + 1 - sum(weights.values())
+    return weights
+
+
+def _raw(phi: str, weight: float, tensor: str, source: str) -> float:
+    raw = NONLINEARITIES[phi].inverse(weight)
+    if raw is None:
+        raise InvalidInput(
+            f"the initial weight {weight:g} of source {source!r} in {tensor!r} is out of the range of phi {phi!r}; "
+            "use phi: identity, or start: uniform"
+        )
+    return raw
+
+
+def _stored(recipe: Recipe, files: Path, phi: str) -> dict[str, Tensor]:
+    """The coefficients of the recipe's own file, by tensor name; nothing where no rule needs it."""
+    rules = [rule for rule in recipe.rules if rule.method == "column_linear"]
+    if not rules:
+        return {}
+    if ROLE not in recipe.files:
+        raise InvalidInput(f"the initial recipe has a rule with column_linear, but names no file of {ROLE}")
+    if others := {str(rule.options["phi"]) for rule in rules} - {phi}:
+        raise InvalidInput(f"the initial recipe has phi {min(others)!r}, the training {phi!r}; set phi: {min(others)}")
+    tensors, _ = load_tensors(files, recipe.files[ROLE])
+    return {name: tensors[name] for rule in rules for name in rule.tensors}
+
+
+def _taken_over(
+    name: str, given: Tensor, order: Sequence[str], sources: Sequence[str], shape: tuple[int, ...], phi: str
+) -> Tensor:
+    """Stored coefficients in another order of the sources, spread over columns where they were one number."""
+    absent = torch.full_like(given[0], _raw(phi, 0.0, name, "")) if set(sources) - set(order) else given[0]
+    raw = torch.stack([given[order.index(source)] if source in order else absent for source in sources])
+    return raw if raw.ndim > 1 else raw.reshape(-1, *(1 for _ in shape)).expand(-1, *shape).contiguous()

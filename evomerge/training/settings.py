@@ -1,0 +1,106 @@
+"""The settings of a training, with the published values as defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Group = Literal["linear", "bias", "norm", "embedding"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class LossWeights(_Frozen):
+    """What each loss is multiplied by; 0 leaves it out. The losses themselves stand in `evomerge.training.dam`.
+
+    Published values where they are switched on: mse 1 (in place of kl), entropy 0.1, overlap and weighted_overlap
+    1e-5, l1_l2 1e-6.
+    """
+
+    kl: Weight = 1.0
+    mse: Weight = 0.0
+    entropy: Weight = 0.0
+    similarity: Weight = 0.01
+    overlap: Weight = 0.0
+    weighted_overlap: Weight = 0.0
+    l1_l2: Weight = 0.0
+
+
+class DamSettings(_Frozen):
+    """How DAM is trained (arXiv 2410.08371; defaults as in the authors' code).
+
+    Attributes:
+        steps: number of steps; None: as many as `epochs` have.
+        epochs: passes over the shortest calibration set; None: 1 without `steps`.
+        batch_size: texts of each source in a step.
+        learning_rate: constant over all steps.
+        optimizer: "mofo" (Adam that moves only the entries with the largest momentum) or "adamw".
+        alpha: share of the entries that MoFO moves, per source and tensor.
+        weight_decay: decoupled; None: 0.01 for mofo, 0 for adamw.
+        clip: largest global norm of the gradient.
+        temperature: of teacher and student in the KL divergence and the entropy.
+        losses: weights of the losses.
+        trainable: what has a coefficient per column or element (linear, embedding, norm) or per source (bias) that is
+            trained; the rest keeps its initial weight. An embedding that is also the head is linear.
+        phi: what a coefficient goes through before it weighs.
+        kl_norm: divide the KL divergence by the tokens of the batch and by its size, or by the tokens alone.
+        token_mask: the positions that count: all that are no padding, or those that predict a token of the answer.
+        teacher: run each source on its texts at every step ("live"), or keep the `top_k` largest probabilities of each
+            position and the sum of the others ("cached").
+        max_length: longer texts lose their beginning.
+        include_base: the base is one more source, the last.
+        start: "recipe" begins with the weights of the initial recipe; "uniform" with 1/n for each source, the base
+            among them under `include_base`.
+        checkpoint_every: steps between checkpoints.
+        measured_items: texts of each source on which the loss before and after is measured.
+        max_tokens: padded tokens of one forward pass; sources are run apart where they are more together.
+    """
+
+    steps: Positive | None = None
+    epochs: Positive | None = None
+    batch_size: Positive = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    optimizer: Literal["mofo", "adamw"] = "mofo"
+    alpha: Annotated[float, Field(gt=0, le=1)] = 0.3
+    weight_decay: Weight | None = None
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    losses: LossWeights = LossWeights()
+    trainable: tuple[Group, ...] = ("linear", "bias")
+    phi: Literal["identity", "tanh", "sigmoid", "relu"] = "identity"
+    kl_norm: Literal["tokens_and_batch", "tokens"] = "tokens_and_batch"
+    token_mask: Literal["all", "answer"] = "all"
+    teacher: Literal["live", "cached"] = "live"
+    top_k: Positive = 128
+    max_length: Annotated[int, Field(gt=1)] = 2048
+    include_base: bool = False
+    start: Literal["recipe", "uniform"] = "recipe"
+    checkpoint_every: Positive = 50
+    measured_items: Positive = 128
+    max_tokens: Positive = 8192
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DamSettings:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give steps or epochs, not both")
+        if self.losses.kl == self.losses.mse == 0:
+            raise ValueError("a merge learns from its sources by losses.kl or losses.mse; give one of them a weight")
+        if self.losses.mse and self.teacher == "cached":
+            raise ValueError(
+                "losses.mse compares all logits, and a cached teacher has kept the largest; use teacher: live"
+            )
+        if not self.trainable:
+            raise ValueError("trainable names nothing; give at least one of linear, bias, norm, embedding")
+        return self
+
+    @property
+    def decay(self) -> float:
+        """The weight decay, with the default of the optimizer filled in."""
+        if self.weight_decay is not None:
+            return self.weight_decay
+        return 0.01 if self.optimizer == "mofo" else 0.0

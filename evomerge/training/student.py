@@ -1,0 +1,124 @@
+"""The live model of a training: holds the merge while it learns, and each source while it teaches."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from evomerge.merging import merge_group
+from evomerge.methods import OptionValue, resolve_options
+from evomerge.recipe import Recipe
+from evomerge.training.calibration import Batch
+from evomerge.training.coefficients import Coefficients
+
+
+class Student:
+    """Writes merges into the live model, through the same function as scoring and export, and runs it.
+
+    Attributes:
+        names: the floating-point tensors, which a merge consists of.
+        forward_tokens, gradient_tokens: tokens read so far without and with gradients, padding excluded.
+    """
+
+    def __init__(
+        self, model: Any, live: Mapping[str, Tensor], weights: Mapping[str, Mapping[str, Tensor]], recipe: Recipe
+    ) -> None:
+        self.live = live
+        self.names = tuple(sorted(name for name, tensor in live.items() if tensor.is_floating_point()))
+        self.forward_tokens = 0
+        self.gradient_tokens = 0
+        self._model = model
+        self._weights = weights
+        self._recipe = recipe
+        self._merge: tuple[str, Sequence[str], Mapping[str, Any], Mapping[str, OptionValue]] | None = None
+        self._stale: set[str] = set()
+        self._can_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+        keys = {id(tensor): key for key, tensor in model.state_dict(keep_vars=True).items()}
+        self._keys = {name: keys[id(live[name])] for name in self.names}
+
+    @property
+    def device(self) -> torch.device:
+        return self.live[self.names[0]].device
+
+    def become_average(self, sources: Sequence[str]) -> None:
+        """The uniform average of some sources: the next forward pass writes it."""
+        options = resolve_options("linear", {})
+        self._merge = "linear", tuple(sources), {"weight": (1.0,) * len(sources)}, options
+        self._stale = set(self.names)
+
+    def become(self, coefficients: Coefficients, changed: Iterable[str] | None = None) -> None:
+        """The merge of the coefficients: the next forward pass writes all, or what has changed."""
+        parameters = {"coefficients": coefficients.by_source}
+        self._merge = "column_linear", coefficients.sources, parameters, {"phi": coefficients.phi}
+        self._stale |= set(self.names if changed is None else changed)
+
+    def write(self) -> None:
+        """Bring the live tensors up to date with the merge."""
+        if self._merge is None or not self._stale:
+            return
+        method, sources, parameters, options = self._merge
+        merged = merge_group(
+            method,
+            [name for name in self.names if name in self._stale],
+            self._weights[self._recipe.base.name],
+            [self._weights[source] for source in sources],
+            parameters,
+            options,
+            seed=self._recipe.seed,
+        )
+        with torch.no_grad():
+            for name, tensor in merged:
+                self.live[name].copy_(tensor)
+        self._stale.clear()
+
+    def logits(self, batch: Batch, *, gradients: bool = False) -> tuple[Tensor, Tensor]:
+        """The merge on a batch: logits [B, K, V] of the K positions where anything counts, and which count [B, K]."""
+        self.write()
+        self._count(batch, gradients)
+        with torch.set_grad_enabled(gradients):
+            return self._run(batch, None)
+
+    def logits_of_source(self, source: str, batch: Batch) -> Tensor:
+        """The logits [N, V] of a source at the counted positions of a batch.
+
+        A source of the live dtype is run from its resident tensors; one of another dtype is written into the live
+        model, so that no second copy of any weights is needed, and the merge is written anew afterwards.
+        """
+        self._count(batch, gradients=False)
+        tensors = self._weights[source]
+        with torch.no_grad():
+            if self.runs_in_place(source):
+                logits, counted = self._run(batch, {self._keys[name]: tensors[name] for name in self.names})
+            else:
+                for name in self.names:
+                    self.live[name].copy_(tensors[name])
+                self._stale = set(self.names)
+                logits, counted = self._run(batch, None)
+            return logits[counted]
+
+    def runs_in_place(self, source: str) -> bool:
+        """Whether the source can be run without being written into the live model."""
+        return all(self._weights[source][name].dtype == self.live[name].dtype for name in self.names)
+
+    def _run(self, batch: Batch, tensors: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor]:
+        arguments = {"input_ids": batch.tokens, "attention_mask": batch.present.long(), "use_cache": False}
+        kept = batch.counted.any(0)
+        counted = batch.counted
+        if self._can_keep and not bool(kept.all()):
+            arguments["logits_to_keep"] = kept.nonzero().squeeze(1)
+            counted = counted[:, kept]
+        output = (
+            self._model(**arguments) if tensors is None else functional_call(self._model, dict(tensors), (), arguments)
+        )
+        return output.logits, counted
+
+    def _count(self, batch: Batch, gradients: bool) -> None:
+        if gradients:
+            self.gradient_tokens += batch.size
+        else:
+            self.forward_tokens += batch.size

@@ -1,0 +1,133 @@
+"""What the sources say to their own texts: in full at every step, or kept as the largest probabilities and a rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from evomerge.training.calibration import Calibration
+from evomerge.training.dam import kl_by_position, mse_by_position
+from evomerge.training.settings import DamSettings
+from evomerge.training.student import Student
+
+
+class Targets(Protocol):
+    """A teacher at the N counted positions of a batch, in row-major order."""
+
+    def kl(self, student_logits: Tensor, part: slice, temperature: float) -> Tensor:
+        """KL(teacher ‖ student) of the positions of `part`, from their student logits [P, V]: [P]."""
+
+    def mse(self, student_logits: Tensor, part: slice) -> Tensor:
+        """The mean squared difference of the logits of the positions of `part`: [P]."""
+
+
+@dataclass(frozen=True)
+class FullTargets:
+    """The logits [N, V]."""
+
+    logits: Tensor
+
+    def kl(self, student_logits: Tensor, part: slice, temperature: float) -> Tensor:
+        return kl_by_position(student_logits, self.logits[part], temperature)
+
+    def mse(self, student_logits: Tensor, part: slice) -> Tensor:
+        return mse_by_position(student_logits, self.logits[part])
+
+
+@dataclass(frozen=True)
+class TopKTargets:
+    """The k largest probabilities at one temperature, and the sum of all others: together they are 1.
+
+    Attributes:
+        log_probabilities: [N, k], float32.
+        indices: [N, k], int32: which entries of the vocabulary.
+        log_rest: [N], the logarithm of the sum of the others; −inf where k is the whole vocabulary.
+    """
+
+    log_probabilities: Tensor
+    indices: Tensor
+    log_rest: Tensor
+
+    def kl(self, student_logits: Tensor, part: slice, temperature: float) -> Tensor:
+        """KL over k + 1 outcomes, the last of which is "any other": at most the full KL, equal to it where k = V."""
+        indices = self.indices[part].long()
+        student, student_rest = _top(student_logits, indices, temperature)
+        teacher, teacher_rest = self.log_probabilities[part], self.log_rest[part]
+        terms = (teacher.exp() * (teacher - student)).sum(-1)
+        if indices.shape[-1] == student_logits.shape[-1]:
+            return terms
+        rest = teacher_rest.exp() * (teacher_rest - student_rest)
+        return terms + torch.where(teacher_rest.isneginf(), 0.0, rest)
+
+    def mse(self, student_logits: Tensor, part: slice) -> Tensor:
+        raise TypeError("logits are not kept; DamSettings allows no mse with a cached teacher")
+
+
+def top_k_targets(logits: Tensor, k: int, temperature: float) -> TopKTargets:
+    """The k largest probabilities of softmax(logits / T) at each position: from [N, V]; k is at most V."""
+    indices = logits.topk(min(k, logits.shape[-1]), dim=-1).indices
+    kept, rest = _top(logits, indices, temperature)
+    return TopKTargets(kept, indices.int(), rest)
+
+
+def _top(logits: Tensor, indices: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the indexed entries, and of all others together."""
+    scaled = logits.float() / temperature
+    total = scaled.logsumexp(-1, keepdim=True)
+    kept = scaled.gather(-1, indices) - total
+    if indices.shape[-1] == logits.shape[-1]:
+        return kept, torch.full_like(total, -torch.inf).squeeze(-1)
+    # 1 − sum of the kept ones would lose a small rest to rounding.
+    rest = scaled.scatter(-1, indices, -torch.inf).logsumexp(-1)
+    return kept, rest - total.squeeze(-1)
+
+
+class Teachers:
+    """The sources as teachers of the texts of a step."""
+
+    def __init__(self, student: Student, calibration: Calibration, settings: DamSettings) -> None:
+        self._student = student
+        self._calibration = calibration
+        self._settings = settings
+        self._kept: dict[tuple[str, int], TopKTargets] = {}
+        self._ready: dict[str, FullTargets] = {}
+
+    def prepare(self, chosen: Mapping[str, Sequence[int]]) -> None:
+        """Run what cannot be run later: before the student's forward pass of a step, with the texts of all sources.
+
+        Those are the sources that must be written into the live model, and texts whose targets are kept from now on.
+        """
+        for source, texts in chosen.items():
+            if self._settings.teacher == "cached":
+                self._keep(source, texts)
+            elif not self._student.runs_in_place(source):
+                self._ready[source] = self._full(source, texts)
+
+    def targets(self, source: str, texts: Sequence[int]) -> Targets:
+        """The targets of the texts of a source, after `prepare`; they are not held here any longer."""
+        if self._settings.teacher == "cached":
+            return _joined([self._kept[source, text] for text in texts])
+        return self._ready.pop(source) if source in self._ready else self._full(source, texts)
+
+    def _full(self, source: str, texts: Sequence[int]) -> FullTargets:
+        batch = self._calibration.batch([self._calibration.texts[source][text] for text in texts], self._student.device)
+        return FullTargets(self._student.logits_of_source(source, batch))
+
+    def _keep(self, source: str, texts: Sequence[int]) -> None:
+        """Each text by itself, so that what is kept does not depend on which texts came together."""
+        for text in texts:
+            if (source, text) not in self._kept:
+                logits = self._full(source, [text]).logits
+                self._kept[source, text] = top_k_targets(logits, self._settings.top_k, self._settings.temperature)
+
+
+def _joined(targets: Sequence[TopKTargets]) -> TopKTargets:
+    return TopKTargets(
+        torch.cat([each.log_probabilities for each in targets]),
+        torch.cat([each.indices for each in targets]),
+        torch.cat([each.log_rest for each in targets]),
+    )
