@@ -6,7 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from evomerge.errors import InvalidInput, unknown_name
+from evomerge.evaluation.aggregates import FloatArray
 from evomerge.evaluation.evaluator import Scores, TaskScores
 from evomerge.spec import ObjectiveSpec
 
@@ -40,6 +43,37 @@ class Objective:
             return 0.0
         return math.exp(math.fsum(self.weights[task] * math.log(point) for task, point in points.items()) / total)
 
+    def values(self, scores: Scores, values: Mapping[str, FloatArray]) -> FloatArray:
+        """`value` of many samples at once, such as resampled items.
+
+        Args:
+            scores: say which tasks there are, and the direction of their metrics.
+            values: task -> the task's value in each sample, an array [samples].
+        """
+        tasks = list(scores.tasks)
+        points = np.stack([self._points(task, scores.tasks[task].higher_is_better, values[task]) for task in tasks])
+        if self.aggregate == "min":
+            worst: FloatArray = points.min(axis=0)
+            return worst
+        weights = np.array([self.weights[task] for task in tasks])
+        weights /= weights.sum()
+        if self.aggregate == "weighted_mean":
+            mean: FloatArray = weights @ points
+            return mean
+        positive = points.min(axis=0) > 0
+        logarithms = np.log(points, out=np.zeros_like(points), where=positive)
+        return np.where(positive, np.exp(weights @ logarithms), 0.0)
+
+    def gains(self, scores: Scores) -> dict[str, float] | None:
+        """What the objective gains per unit of each task's value, negative for metrics that shall be low.
+
+        None where that is not the same everywhere: the objective is no weighted mean.
+        """
+        if self.aggregate != "weighted_mean":
+            return None
+        total = math.fsum(self.weights[task] for task in scores.tasks)
+        return {task: self.weights[task] / total * self._gain(task, score) for task, score in scores.tasks.items()}
+
     def stderr(self, scores: Scores) -> float | None:
         """Standard error of `value` by the delta method, tasks independent; None where a task has none."""
         errors = {task: self._scaled_error(task, score) for task, score in scores.tasks.items()}
@@ -62,11 +96,23 @@ class Objective:
             task: value * self.weights[task] / total / point if point > 0 else 0.0 for task, point in points.items()
         }
 
+    def _gain(self, task: str, score: TaskScores) -> float:
+        if self.scales is None:
+            return 1.0 if score.higher_is_better else -1.0
+        worst, best = self.scales[task]
+        return 1 / (best - worst)
+
     def _point(self, task: str, score: TaskScores) -> float:
         if self.scales is None:
             return score.value if score.higher_is_better else -score.value
         worst, best = self.scales[task]
         return (score.value - worst) / (best - worst)
+
+    def _points(self, task: str, higher_is_better: bool, values: FloatArray) -> FloatArray:
+        if self.scales is None:
+            return values if higher_is_better else -values
+        worst, best = self.scales[task]
+        return (values - worst) / (best - worst)
 
     def _scaled_error(self, task: str, score: TaskScores) -> float | None:
         if score.stderr is None or self.scales is None:

@@ -1,5 +1,6 @@
 """The objective: every task counts, more is better, and the scale is the sources' own where it is asked for."""
 
+import numpy as np
 import pytest
 
 from evomerge.errors import InvalidInput
@@ -85,3 +86,29 @@ def test_the_standard_error_follows_from_those_of_the_tasks():
     scaled = objective([scores(easy=0.0, hard=0.0), scores(easy=0.5, hard=0.5)], normalise="sources")
     assert scaled.stderr(both) == pytest.approx(2 * 0.03 * (0.25**2 + 0.75**2) ** 0.5)
     assert objective().stderr(scores(stderr=None, easy=0.8, hard=0.4)) is None
+
+
+def test_many_samples_at_once_have_the_values_of_each():
+    low = {"hard": False}
+    sources = [scores(low, easy=0.4, hard=10.0), scores(low, easy=0.6, hard=2.0)]
+    samples = [(0.5, 3.0), (0.7, 9.0), (0.3, 2.0)]
+    for spec in (
+        {},
+        {"aggregate": "min"},
+        {"normalise": "sources"},
+        {"aggregate": "min", "normalise": "sources"},
+        {"aggregate": "geometric_mean", "normalise": "sources"},
+    ):
+        over = objective(sources, **spec)
+        values = over.values(sources[0], dict(zip(WEIGHTS, map(np.array, zip(*samples, strict=True)), strict=True)))
+        assert values == pytest.approx([over.value(scores(low, easy=easy, hard=hard)) for easy, hard in samples])
+
+
+def test_the_gain_per_unit_of_a_task_is_the_same_everywhere_for_a_weighted_mean_only():
+    low = {"hard": False}
+    assert objective().gains(scores(low, easy=0.5, hard=3.0)) == {"easy": 0.25, "hard": -0.75}
+    sources = [scores(low, easy=0.4, hard=10.0), scores(low, easy=0.6, hard=2.0)]
+    scaled = objective(sources, normalise="sources").gains(sources[0])
+    assert scaled == pytest.approx({"easy": 0.25 / 0.2, "hard": -0.75 / 8})
+    assert objective(aggregate="min").gains(scores(easy=0.5, hard=0.5)) is None
+    assert objective(aggregate="geometric_mean").gains(scores(easy=0.5, hard=0.5)) is None

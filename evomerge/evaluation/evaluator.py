@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from evomerge.recipe import Recipe
@@ -49,6 +50,9 @@ class TaskScores:
             perplexity).
         value: the task's own aggregate over the outcomes.
         stderr: standard error of `value`, None where the aggregate has no closed form for it.
+        aggregate: lm-eval's name of how the outcomes become `value`, "custom" where it is not known: what a
+            comparison on resampled items recomputes the value with, see `evomerge.evaluation.aggregates`.
+        weights: of the items (words or bytes), aligned with `items`; None where the aggregate has none.
     """
 
     metric: str
@@ -57,6 +61,8 @@ class TaskScores:
     outcomes: tuple[float, ...]
     value: float
     stderr: float | None
+    aggregate: str = "custom"
+    weights: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,19 @@ class Candidate:
     params: Mapping[str, Any]
     recipe: Recipe
     model: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """One item as text that a source is good at.
+
+    Attributes:
+        tokens: the token ids of prompt and right answer.
+        answer: the position where the answer starts; 0 where all of it counts.
+    """
+
+    tokens: tuple[int, ...]
+    answer: int
 
 
 class Evaluator(Protocol):
@@ -115,3 +134,22 @@ class BatchedEvaluator(Protocol):
     batch_size: int | None
 
     def find_batch_size(self, model: Any) -> int: ...
+
+
+@runtime_checkable
+class CalibratingEvaluator(Protocol):
+    """An evaluator that has text for merges that are trained."""
+
+    def calibration(self, task: str, items: int) -> list[CalibrationText]:
+        """Up to so many items of the task's calibration part, in the study's fixed order, with their right answers.
+
+        Raises:
+            InvalidInput: the task does not exist, or has no calibration items.
+        """
+
+    def read_calibration(self, file: Path, items: int) -> list[CalibrationText]:
+        """Up to so many texts of a file: `.jsonl` with `text`, or `prompt` and `completion`; else one per line.
+
+        Raises:
+            InvalidInput: the file is missing, empty or malformed.
+        """

@@ -7,11 +7,13 @@ are only forward passes, filters, `process_results` and aggregation.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import shlex
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -28,12 +30,13 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from evomerge.errors import InvalidInput, MergeError, unknown_name
+from evomerge.evaluation.aggregates import CUSTOM, WEIGHTED, standard_error
 from evomerge.evaluation.cached_tokenizer import CachedTokenizer
+from evomerge.evaluation.calibration import prompt_and_answer, read_texts, tokenised
 from evomerge.evaluation.engine import Loglikelihoods, Pair, largest_batch, not_a_number
-from evomerge.evaluation.evaluator import Candidate, ItemBlock, Part, Scores, Split, TaskScores
+from evomerge.evaluation.evaluator import CalibrationText, Candidate, ItemBlock, Part, Scores, Split, TaskScores
 from evomerge.evaluation.pack import FieldSplit, Pack, PackTask, check_allowed, refuse_test_split
 from evomerge.evaluation.split import check_split, content_hash, make_split
-from evomerge.evaluation.standard_errors import WEIGHTED_AGGREGATES, standard_error
 from evomerge.seeding import derive
 
 CPU_BATCH = 64
@@ -259,6 +262,24 @@ class HarnessEvaluator:
         fitting = max(1, CPU_LOGITS // (length * vocabulary))
         return min(CPU_BATCH, 1 << (fitting.bit_length() - 1))
 
+    def calibration(self, task: str, items: int) -> list[CalibrationText]:
+        """See `CalibratingEvaluator`."""
+        if task not in self._tasks:
+            raise unknown_name("task for calibration", task, self._tasks)
+        ids = self._split.parts["calibration"][task][:items]
+        if not ids:
+            raise InvalidInput(
+                f"task {task!r} of evaluator {self.pack.name!r} has no calibration items; "
+                "give its split a calibration part, or name a file"
+            )
+        requests = self._part("calibration")[task]
+        texts = [prompt_and_answer(self._tasks[task], requests[item]) for item in ids]
+        return [tokenised(prompt, answer, self._tokenizer.plain.encode) for prompt, answer in texts]
+
+    def read_calibration(self, file: Path, items: int) -> list[CalibrationText]:
+        """See `CalibratingEvaluator`."""
+        return read_texts(file, items, self._tokenizer.plain.encode)
+
     def write_samples(self, samples_file: Path, items: ItemBlock) -> None:
         """Write the file for lm-eval's --samples: task -> sorted item ids (unsorted ones it labels wrongly)."""
         samples = {task: sorted(ids) for task, ids in self._split.items(items).items()}
@@ -327,13 +348,14 @@ class HarnessEvaluator:
             return {}  # lm-eval would take all documents
         pack = self.pack
         task.set_fewshot_seed(self.fewshot_seed)
-        task.build_all_requests(
-            samples=ids,
-            system_instruction=pack.system_instruction,
-            apply_chat_template=pack.chat_template,
-            fewshot_as_multiturn=pack.chat_template,
-            chat_template=self._render_chat if pack.chat_template else None,
-        )
+        with redirect_stderr(io.StringIO()):  # lm-eval shows a progress bar for every task
+            task.build_all_requests(
+                samples=ids,
+                system_instruction=pack.system_instruction,
+                apply_chat_template=pack.chat_template,
+                fewshot_as_multiturn=pack.chat_template,
+                chat_template=self._render_chat if pack.chat_template else None,
+            )
         requests: dict[int, list[Instance]] = {item: [] for item in ids}
         for instance in task.instances:
             requests[ids[instance.doc_id]].append(instance)
@@ -385,13 +407,17 @@ class HarnessEvaluator:
             value = float(metric.aggregate(values))
         except OverflowError:
             raise MergeError(f"task {name!r}: {metric.name} of the candidate is too large for a number") from None
+        outcomes = tuple(numbers[item] for item in ids)
+        weights = tuple(float(raw[item][1]) for item in ids) if metric.kind in WEIGHTED else None
         return TaskScores(
             metric=metric.name,
             higher_is_better=metric.higher_is_better,
             items=ids,
-            outcomes=tuple(numbers[item] for item in ids),
+            outcomes=outcomes,
             value=value,
-            stderr=standard_error(metric.kind, values, list(numbers.values()), value),
+            stderr=standard_error(metric.kind, outcomes, weights, value),
+            aggregate=metric.kind,
+            weights=weights,
         )
 
 
@@ -465,7 +491,7 @@ def _metric(task: Any, entry: PackTask) -> _Metric:
     if entry.metric not in aggregations:
         raise unknown_name(f"metric of task {entry.task!r}", entry.metric, aggregations)
     aggregate = aggregations[entry.metric]
-    kind = next((name for name, known in AGGREGATION_REGISTRY.items() if known is aggregate), "custom")
+    kind = next((name for name, known in AGGREGATION_REGISTRY.items() if known is aggregate), CUSTOM)
     if kind in _CORPUS_AGGREGATES or entry.metric == "likelihood":
         others = ", ".join(sorted(set(aggregations) - {entry.metric})) or "none; add one to its metric_list"
         raise InvalidInput(
@@ -572,7 +598,7 @@ def _raw(task: Any, metric: _Metric, instances: list[Instance]) -> Any:
 
 def _number(task: str, metric: _Metric, raw: Any) -> float:
     """The outcome of one item. Weighted perplexities keep the log-likelihood."""
-    if metric.kind in WEIGHTED_AGGREGATES:
+    if metric.kind in WEIGHTED:
         raw = raw[0]
     elif metric.kind == "brier_score":
         raw = metric.aggregate([raw])

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import NormalDist
 from typing import Annotated, Any, Literal
@@ -35,13 +35,15 @@ class SyntheticSettings(BaseModel):
     """What is simulated.
 
     Attributes:
-        function: shape of the landscape: `sphere`, `valley` (narrow and curved, like Rosenbrock's), or `plateau`
-            (steps without a slope between them).
+        function: shape of the landscape: `sphere`, `valley` (narrow and curved, like Rosenbrock's), `plateau`
+            (steps without a slope between them), or `noise` (none at all: every candidate, baselines included, is as
+            good as any other, and each outcome is a coin of its own, so that whatever leads does so by pure luck).
         tasks: number of tasks; each has its optimum near a common one.
         items: documents of each task, of which 10 % calibrate, 40 % are searched on and 50 % held out.
         conflict: how far the optima of the tasks lie from the common one, as a share of the box.
         steepness: how fast a candidate gets worse with its distance from the optimum.
-        noise: standard deviation of the luck of a candidate, in the probability of a right answer.
+        noise: standard deviation of the luck of a candidate, in the probability of a right answer. It is the same
+            luck on every item, held-out ones included: a difference between candidates that the landscape hides.
         delay_seconds: how long scoring takes; `delay_spread` is the sigma of its log-normal spread.
         raising: share of the candidates whose scoring raises.
         not_a_number: share of the candidates whose outcomes are NaN.
@@ -51,7 +53,7 @@ class SyntheticSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    function: Literal["sphere", "valley", "plateau"] = "sphere"
+    function: Literal["sphere", "valley", "plateau", "noise"] = "sphere"
     tasks: Annotated[int, Field(ge=1)] = 2
     items: Annotated[int, Field(ge=20)] = 200
     conflict: Annotated[float, Field(ge=0, le=0.2)] = 0.1
@@ -126,7 +128,7 @@ class SyntheticEvaluator:
             if not ids:
                 continue
             chance = self.probability(candidate.params, task)
-            outcomes = [float(self._difficulty[task][item] < chance) for item in ids]
+            outcomes = [float(luck < chance) for luck in self._luck(candidate, task, ids)]
             tasks[task] = _task_scores(ids, [math.nan] * len(ids) if failure == "not_a_number" else outcomes)
         return Scores(tasks, {"forward": time.perf_counter() - started})
 
@@ -136,6 +138,13 @@ class SyntheticEvaluator:
         distance = _DISTANCES[self.settings.function]([point[name] - optimum[name] for name in point])
         luck = self.settings.noise * _normal(self._seed, "noise", task, _params_key(params))
         return 0.05 + 0.9 * math.exp(-self.settings.steepness * distance) + luck
+
+    def _luck(self, candidate: Candidate, task: str, ids: Sequence[int]) -> list[float]:
+        """What the chance of a right answer has to exceed, item by item."""
+        if self.settings.function != "noise":
+            return [self._difficulty[task][item] for item in ids]
+        key = _params_key(candidate.params) if candidate.params else candidate.recipe.digest
+        return [_unit(self._seed, "coin", task, item, key) for item in ids]
 
     def optimum(self, task: str) -> dict[str, float]:
         """Where a task is best, in coordinates of the box: 0 is the low bound and 1 the high one."""
@@ -199,14 +208,19 @@ def _plateau(offsets: list[float]) -> float:
     return math.floor(40 * _sphere(offsets)) / 40
 
 
-_DISTANCES = {"sphere": _sphere, "valley": _valley, "plateau": _plateau}
+def _nowhere(offsets: list[float]) -> float:
+    """Everywhere equally far: with the default steepness, half of the answers are right."""
+    return math.log(2) / 8
+
+
+_DISTANCES = {"sphere": _sphere, "valley": _valley, "plateau": _plateau, "noise": _nowhere}
 
 
 def _task_scores(ids: tuple[int, ...], outcomes: list[float]) -> TaskScores:
     count = len(outcomes)
     value = sum(outcomes) / count
     stderr = math.sqrt(sum((each - value) ** 2 for each in outcomes) / (count - 1) / count) if count > 1 else None
-    return TaskScores("acc", True, ids, tuple(outcomes), value, stderr)
+    return TaskScores("acc", True, ids, tuple(outcomes), value, stderr, "mean")
 
 
 def _params_key(params: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ _FIELDS = pa.schema(
         pa.field("higher_is_better", pa.bool_()),
         pa.field("item", pa.int64()),
         pa.field("outcome", pa.float64()),
+        pa.field("weight", pa.float64()),  # null where the task's aggregate weighs no items
     ],
     metadata={b"evomerge:schema": SCHEMA_VERSION},
 )
@@ -32,19 +34,30 @@ def write_items(path: Path, scores: Scores) -> None:
             "higher_is_better": score.higher_is_better,
             "item": item,
             "outcome": outcome,
+            "weight": weight,
         }
         for task, score in scores.tasks.items()
-        for item, outcome in zip(score.items, score.outcomes, strict=True)
+        for item, outcome, weight in zip(
+            score.items, score.outcomes, score.weights or [None] * len(score.items), strict=True
+        )
     ]
     pq.write_table(pa.Table.from_pylist(rows, schema=_FIELDS), path, compression="zstd")
 
 
-def read_items(path: Path) -> dict[str, dict[int, float]]:
-    """Task -> item -> outcome."""
-    outcomes: dict[str, dict[int, float]] = {}
+@dataclass(frozen=True)
+class ItemOutcome:
+    """What is stored of one item; without a weight where the task's aggregate has none."""
+
+    outcome: float
+    weight: float | None
+
+
+def read_items(path: Path) -> dict[str, dict[int, ItemOutcome]]:
+    """Task -> item -> outcome, in the order of writing. A file without the column of weights has none."""
+    items: dict[str, dict[int, ItemOutcome]] = {}
     for row in pq.read_table(path).to_pylist():
-        outcomes.setdefault(row["task"], {})[row["item"]] = row["outcome"]
-    return outcomes
+        items.setdefault(row["task"], {})[row["item"]] = ItemOutcome(row["outcome"], row.get("weight"))
+    return items
 
 
 def summary(scores: Scores) -> dict[str, dict[str, float | str | bool | int | None]]:
@@ -59,4 +72,5 @@ def _summary(score: TaskScores) -> dict[str, float | str | bool | int | None]:
         "metric": score.metric,
         "higher_is_better": score.higher_is_better,
         "items": len(score.items),
+        "aggregate": score.aggregate,
     }

@@ -1,4 +1,4 @@
-"""The verdict: the winner is named from the search items, and only then is anything scored on the held-out items."""
+"""The winner: named from the search items, before anything is scored on the held-out items."""
 
 from __future__ import annotations
 

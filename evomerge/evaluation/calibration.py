@@ -1,0 +1,99 @@
+"""Calibration texts: what a source is good at, as token ids, for merges that are trained rather than searched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from evomerge.errors import InvalidInput
+from evomerge.evaluation.evaluator import CalibrationText
+
+Encode = Callable[[str], list[int]]
+
+
+def tokenised(prompt: str, answer: str, encode: Encode) -> CalibrationText:
+    """Prompt and answer as one text; the answer starts where the tokens of the whole leave those of the prompt."""
+    whole = encode(prompt + answer)
+    alone = encode(prompt) if prompt else []
+    shared = next(
+        (at for at, (a, b) in enumerate(zip(whole, alone, strict=False)) if a != b), min(map(len, (whole, alone)))
+    )
+    return CalibrationText(tuple(whole), shared)
+
+
+def prompt_and_answer(task: Any, requests: Sequence[Any]) -> tuple[str, str]:
+    """The text of an item of an lm-eval task, few-shot examples included, and its right answer.
+
+    Args:
+        task: an lm-eval task.
+        requests: the item's requests, in the task's order.
+
+    Raises:
+        InvalidInput: the task does not say which answer is right.
+    """
+    first = requests[0]
+    if first.request_type == "loglikelihood_rolling":
+        return "", str(first.args[0])
+    if first.request_type == "generate_until":
+        target = task.doc_to_target(first.doc)
+        right = target[0] if isinstance(target, list) else target
+        return str(first.args[0]), f"{task.config.target_delimiter}{right}"
+    if len(requests) == 1:
+        return str(first.args[0]), str(first.args[1])
+    prompt, answer = requests[_right_choice(task, first.doc, len(requests))].args
+    return str(prompt), str(answer)
+
+
+def read_texts(path: Path, items: int, encode: Encode) -> list[CalibrationText]:
+    """Up to so many texts of a file: `.jsonl` with `text`, or `prompt` and `completion`; else one per line.
+
+    Raises:
+        InvalidInput: the file is missing, empty or malformed.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"calibration file {str(path)!r} cannot be read: {error}") from error
+    pairs = list(_pairs(path, [line for line in lines if line.strip()][:items]))
+    if not pairs:
+        raise InvalidInput(f"calibration file {str(path)!r} is empty; give one text per line")
+    return [tokenised(prompt, answer, encode) for prompt, answer in pairs]
+
+
+def _right_choice(task: Any, document: Any, choices: int) -> int:
+    gold = task.doc_to_text(document) if getattr(task, "multiple_input", False) else task.doc_to_target(document)
+    gold = gold[0] if isinstance(gold, list) and gold else gold
+    if isinstance(gold, str) and not gold.isdigit():
+        names = list(task.doc_to_choice(document))
+        gold = names.index(gold) if gold in names else None
+    if gold is None or not 0 <= int(gold) < choices:
+        raise InvalidInput(
+            f"task {task.config.task!r} does not say which of its choices is right, so that it cannot calibrate; "
+            "give a file with texts instead"
+        )
+    return int(gold)
+
+
+def _pairs(path: Path, lines: Sequence[str]) -> Iterator[tuple[str, str]]:
+    if path.suffix != ".jsonl":
+        yield from (("", line) for line in lines)
+        return
+    for number, line in enumerate(lines, start=1):
+        try:
+            content = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InvalidInput(f"calibration file {str(path)!r}, text {number}: {error}") from error
+        keys = set(content) if isinstance(content, dict) else set()
+        if "text" in keys and isinstance(content["text"], str):
+            yield "", content["text"]
+        elif {"prompt", "completion"} <= keys and all(
+            isinstance(content[key], str) for key in ("prompt", "completion")
+        ):
+            yield content["prompt"], content["completion"]
+        else:
+            raise InvalidInput(
+                f"calibration file {str(path)!r}, text {number} has the keys {sorted(keys)}; "
+                "each needs `text`, or `prompt` and `completion`"
+            )

@@ -1,0 +1,137 @@
+"""What the held-out items say of the winner: plain values, stored in the study as one JSON document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, Literal
+
+from evomerge.errors import InvalidInput
+
+SCHEMA: Final = 1
+ALPHA: Final = 0.05
+
+Outcome = Literal["beats", "does not beat", "cannot be told"]
+Unit = Literal["points", "normalised points", "plain"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The winner against one baseline on the same held-out items. Differences are winner − baseline, more is better.
+
+    Attributes:
+        baseline: label of the baseline.
+        difference: of the objective, in its own unit.
+        low, high: 95 % confidence interval of this one difference, not widened for the number of comparisons; None
+            where no test could be made.
+        stderr: standard error of the difference; None where no test could be made.
+        p: two-sided; None where no test could be made.
+        adjusted_p: p after Holm's correction over all comparisons of the verdict.
+        test: what p comes from: "McNemar", "sign flip", "paired bootstrap" or "none".
+        items: how many items were compared.
+        discordant: on how many of them the outcomes differ.
+        items_needed: how many items like these tell a difference of the observed size with 80 % power, tested at the
+            level at which this one was tested; None where the winner is not ahead or nothing could be tested.
+        outcome: what may be said.
+        search_difference: the same difference on the search items, None where it is not known.
+    """
+
+    baseline: str
+    difference: float
+    low: float | None
+    high: float | None
+    stderr: float | None
+    p: float | None
+    adjusted_p: float | None
+    test: str
+    items: int
+    discordant: int
+    items_needed: int | None
+    outcome: Outcome
+    search_difference: float | None = None
+
+    @property
+    def worse(self) -> bool:
+        """Whether the winner does not only not beat the baseline, but is beaten by it."""
+        return self.difference < 0 and self.adjusted_p is not None and self.adjusted_p < ALPHA
+
+
+@dataclass(frozen=True)
+class Lead:
+    """The winner's lead over the baseline that is best on the search items: there, and on the held-out items.
+
+    Baselines that were themselves picked for their value there count only where there is no other.
+
+    Attributes:
+        baseline: that baseline's label.
+        search, held_out: difference of the objective, winner − baseline.
+        luck: whether the lead was luck: the winner was ahead on the search items, does not beat this baseline on the
+            held-out ones, and less than half of the lead is left there.
+        by_chance: how likely the best of as many candidates leads by as much on the search items if all are as good as
+            the baseline; None where it is not known.
+    """
+
+    baseline: str
+    search: float
+    held_out: float
+    luck: bool
+    by_chance: float | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The comparison of the winner with the baselines on items that the search never saw.
+
+    Attributes:
+        winner: its label.
+        trial: its number.
+        search_value, held_out_value: the winner's objective on both parts of the items; the first None where it is not
+            known.
+        gap: search value − held-out value: luck, and how much easier the search items are.
+        reference_gap: mean gap of rows that the search items did not choose (sources and baselines), which have only
+            the second; None where no row has both values.
+        luck: gap − reference gap.
+        lead: over the baseline that is best on the search items; None without baselines scored there.
+        comparisons: one per baseline, in the order given.
+        items: how many held-out items were compared.
+        looks: how often a winner has been compared on these items, this time included.
+        unit: how differences are shown: "points" (hundredths of scores between 0 and 1), "normalised points"
+            (hundredths of the way from the sources' worst to their best) or "plain".
+        sentence: all this in plain words.
+    """
+
+    winner: str
+    trial: int
+    search_value: float | None
+    held_out_value: float
+    gap: float | None
+    reference_gap: float | None
+    luck: float | None
+    lead: Lead | None
+    comparisons: tuple[Comparison, ...]
+    items: int
+    looks: int
+    unit: Unit
+    sentence: str = ""
+
+    def with_sentence(self, text: str) -> Verdict:
+        return replace(self, sentence=text)
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON, with the number of this layout."""
+        return {"schema": SCHEMA, **asdict(self), "comparisons": [asdict(each) for each in self.comparisons]}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Verdict:
+        """The verdict that `to_document` wrote.
+
+        Raises:
+            InvalidInput: it was written in another layout.
+        """
+        content = dict(document)
+        schema = content.pop("schema", None)
+        if schema != SCHEMA:
+            raise InvalidInput(f"the verdict has schema {schema!r}; this version of evomerge reads {SCHEMA}")
+        content["comparisons"] = tuple(Comparison(**each) for each in content["comparisons"])
+        content["lead"] = Lead(**content["lead"]) if content["lead"] is not None else None
+        return cls(**content)

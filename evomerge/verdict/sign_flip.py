@@ -1,0 +1,148 @@
+"""Tests and intervals for right and wrong answers: what counts is who is right where the other one is wrong.
+
+If winner and baseline were equally good, each discordant item would be as likely to favour the one as the other, so
+that the signs of the differences are fair coins. Where all items weigh the same that is McNemar's exact test; where
+they do not (tasks of unequal size or weight), the same coins are thrown with unequal stakes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from scipy.special import bdtr, bdtrc, ndtri
+
+from evomerge.evaluation.aggregates import FloatArray
+from evomerge.seeding import derive
+
+ENUMERATED: Final = 1_000_000  # combinations of coins that are summed over; more of them are sampled
+DRAWS: Final = 99_999
+TESTS: Final = ("McNemar", "sign flip")
+_SAME: Final = 1e-9  # sums of stakes that differ by less, relatively, are ties
+
+
+@dataclass(frozen=True)
+class Discordance:
+    """The outcomes of one task, 0 or 1, of two models on the same items.
+
+    Attributes:
+        stake: what one item is worth in the objective: the task's share of it / its number of items. Positive.
+        items: number of items.
+        wins, losses: items on which only the first model, or only the second, does what the objective wants.
+    """
+
+    stake: float
+    items: int
+    wins: int
+    losses: int
+
+    @property
+    def count(self) -> int:
+        return self.wins + self.losses
+
+
+def difference(tasks: Sequence[Discordance]) -> float:
+    """Of the objective, first model − second."""
+    return math.fsum(task.stake * (task.wins - task.losses) for task in tasks)
+
+
+def mcnemar(wins: int, losses: int) -> float:
+    """Exact two-sided p-value that wins and losses are fair coins (McNemar 1947; exact form: the binomial test)."""
+    return min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5))) if wins + losses else 1.0
+
+
+def sign_flip(tasks: Sequence[Discordance], seed: int) -> tuple[str, float]:
+    """Two-sided p-value that the sign of every discordant item is a fair coin, with the name of the test.
+
+    Summed over all combinations where there are not too many of them; else over random ones, keyed by `seed`, with
+    p = (1 + hits) / (1 + draws) (Phipson & Smyth 2010), which is never 0 and keeps its level.
+    """
+    merged = _by_stake(tasks)
+    if len(merged) == 1:
+        return "McNemar", mcnemar(merged[0].wins, merged[0].losses)
+    observed = abs(difference(merged))
+    scale = math.fsum(task.stake * task.count for task in merged)
+    threshold = observed - _SAME * scale
+    if threshold <= 0:
+        return "sign flip", 1.0
+    *enumerated, largest = sorted(merged, key=lambda task: task.count)
+    if math.prod(task.count + 1 for task in enumerated) <= ENUMERATED:
+        return "sign flip", _summed(enumerated, largest, threshold)
+    return "sign flip", _sampled(merged, threshold, seed)
+
+
+def interval(tasks: Sequence[Discordance], level: float = 0.95) -> tuple[float, float]:
+    """Confidence interval of the difference of the objective: the adjusted Wald interval of Bonett & Price (2012).
+
+    Each task's shares of wins and losses are taken as if one more item of each kind had been seen, for one task in all;
+    for several the two extra items are spread over them, so that many tasks do not pull the interval together.
+    """
+    extra = 1 / len(tasks)
+    centre = variance = 0.0
+    for task in tasks:
+        items = task.items + 2 * extra
+        wins, losses = (task.wins + extra) / items, (task.losses + extra) / items
+        total = task.stake * task.items
+        centre += total * (wins - losses)
+        variance += total**2 * (wins + losses - (wins - losses) ** 2) / items
+    half = float(ndtri((1 + level) / 2)) * math.sqrt(variance)
+    reach = math.fsum(task.stake * task.items for task in tasks)  # every item won
+    return max(-reach, centre - half), min(reach, centre + half)
+
+
+def variances(tasks: Sequence[Discordance]) -> tuple[float, float]:
+    """Of the difference of the objective: if the models were equally good, and as observed (Connor 1987, eq. 4)."""
+    null = math.fsum(task.stake**2 * task.count for task in tasks)
+    drift = math.fsum(task.stake**2 * (task.wins - task.losses) ** 2 / task.items for task in tasks)
+    return null, max(0.0, null - drift)
+
+
+def _by_stake(tasks: Sequence[Discordance]) -> list[Discordance]:
+    """Tasks whose items are worth the same are one."""
+    groups: dict[float, list[Discordance]] = defaultdict(list)
+    for task in tasks:
+        known = next((stake for stake in groups if math.isclose(stake, task.stake, rel_tol=_SAME)), task.stake)
+        groups[known].append(task)
+    return [
+        Discordance(
+            stake,
+            sum(task.items for task in group),
+            sum(task.wins for task in group),
+            sum(task.losses for task in group),
+        )
+        for stake, group in groups.items()
+    ]
+
+
+def _summed(enumerated: Sequence[Discordance], largest: Discordance, threshold: float) -> float:
+    """P(|sum| >= threshold), by every combination of the other tasks' coins and the binomial tail of the largest."""
+    sums, chances = np.zeros(1), np.ones(1)
+    for task in enumerated:
+        heads = np.arange(task.count + 1)
+        sums = np.add.outer(sums, task.stake * (2 * heads - task.count)).ravel()
+        chances = np.multiply.outer(chances, _chances(task.count)).ravel()
+    # heads of the largest task that reach the threshold from above; the other side is the same by symmetry
+    needed = np.ceil((largest.count + (threshold - sums) / largest.stake) / 2)
+    tail = bdtrc(np.arange(-1, largest.count + 1), largest.count, 0.5)  # P(heads >= 0), P(heads >= 1), …
+    tail[0], tail[-1] = 1.0, 0.0
+    reached = tail[np.clip(needed, 0, largest.count + 1).astype(np.int64)]
+    return min(1.0, 2 * float(chances @ reached))
+
+
+def _chances(count: int) -> FloatArray:
+    """P(heads = 0), P(heads = 1), … of `count` fair coins."""
+    below: FloatArray = bdtr(np.arange(count + 1), count, 0.5)
+    half = np.diff(below, prepend=0.0)[: count // 2 + 1]  # the lower half, where the differences lose no digits
+    return np.concatenate([half, half[: (count + 1) // 2][::-1]])
+
+
+def _sampled(tasks: Sequence[Discordance], threshold: float, seed: int) -> float:
+    generator = np.random.Generator(np.random.Philox(derive(seed, "sign flip")))
+    sums = np.zeros(DRAWS)
+    for task in tasks:
+        sums += task.stake * (2 * generator.binomial(task.count, 0.5, DRAWS) - task.count)
+    return (1 + int(np.count_nonzero(np.abs(sums) >= threshold))) / (1 + DRAWS)

@@ -1,0 +1,170 @@
+"""The verdict in words: what beats what, what cannot be told and what would tell it, and how much was luck."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from evomerge.verdict.comparison import ALPHA, Comparison, Lead, Unit, Verdict
+
+_MANY = 4  # baselines that are named one by one, where all fared the same
+_BEYOND = 10_000_000
+
+
+def sentence(verdict: Verdict) -> str:
+    """The verdict in plain words: one sentence on the baselines, then what must be known to believe it."""
+    texts = [_outcomes(verdict), _luck(verdict)]
+    if verdict.looks > 1:
+        texts.append(
+            f"The held-out items have been looked at {verdict.looks} times, which the p-values do not allow for: every "
+            "further look makes a false win likelier."
+        )
+    if verdict.unit == "normalised points" and "points" in texts[1]:
+        texts.append("A point is a hundredth of the way from the sources' worst score to their best.")
+    return " ".join(text for text in texts if text)
+
+
+def markdown(verdict: Verdict) -> str:
+    """The verdict as a note: its sentence, a table of the comparisons, and the gap between search and held-out."""
+    parts = ["## Verdict", verdict.sentence or sentence(verdict)]
+    if verdict.comparisons:
+        head = (
+            "| winner against | difference | 95 % interval | p (Holm) | test | items that differ | items needed "
+            "| outcome | difference on the search items |"
+        )
+        rows = [_row(each, verdict.unit) for each in verdict.comparisons]
+        parts.append("\n".join([head, "|---" * 9 + "|", *rows]))
+    if verdict.gap is not None:
+        text = f"Search − held-out of the winner: {amount(verdict.gap, verdict.unit, signed=True)}"
+        if verdict.reference_gap is not None and verdict.luck is not None:
+            text += (
+                f"; of rows that the search items did not choose: "
+                f"{amount(verdict.reference_gap, verdict.unit, signed=True)}; the rest is luck: "
+                f"{amount(verdict.luck, verdict.unit, signed=True)}"
+            )
+        parts.append(text + ".")
+    parts.append(
+        f"{_count(verdict.items, 'held-out item')}, compared one by one. An interval is of its difference alone; "
+        f"p-values are corrected for {_count(len(verdict.comparisons), 'comparison')}."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def amount(value: float, unit: Unit, *, signed: bool = False) -> str:
+    """A difference of the objective as people read it: in points where scores are shares."""
+    sign = "+" if signed and value else ""
+    if unit == "plain":
+        return f"{value:{sign}.3g}".replace("-", "−")
+    points = 100 * value
+    digits = 1 if abs(points) >= 0.05 or not points else 2
+    return f"{points:{sign}.{digits}f} points".replace("-", "−")
+
+
+def _outcomes(verdict: Verdict) -> str:
+    subject = f"The best merge found ({verdict.winner})"
+    if not verdict.comparisons:
+        return f"{subject} was compared with nothing: no baseline has been scored on the held-out items."
+    same = [each for each in verdict.comparisons if each.discordant == 0]
+    others = [each for each in verdict.comparisons if each.discordant > 0]
+    beaten = [each for each in others if each.outcome == "beats"]
+    open_ones = [each for each in others if each.outcome == "cannot be told" and each.p is not None]
+    untested = [each for each in others if each.outcome == "cannot be told" and each.p is None]
+    behind = [each for each in others if each.outcome == "does not beat" and not each.worse]
+    worse = [each for each in others if each.worse]
+    every = len(verdict.comparisons)
+    clauses = [
+        f"beats {_names(beaten, every)}" if beaten else "",
+        _undecided(open_ones, verdict.items) if open_ones else "",
+        f"is ahead of {_names(untested, every)}, but no paired test can be made there" if untested else "",
+        f"does not beat {_names(behind, every)}" if behind else "",
+        f"is beaten by {_names(worse, every)}" if worse else "",
+        f"has the same outcomes as {_names(same, every)} on every item" if same else "",
+    ]
+    return f"{subject} {'; it '.join(clause for clause in clauses if clause)}."
+
+
+def _undecided(comparisons: Sequence[Comparison], items: int) -> str:
+    with_items = f"with {_count(items, 'item')}"
+    needs = [f" (about {_about(each.items_needed)} would tell)" if each.items_needed else "" for each in comparisons]
+    if len(comparisons) == 1:
+        return f"cannot be told apart from {comparisons[0].baseline} {with_items}{needs[0]}"
+    named = [f"{each.baseline}{need}" for each, need in zip(comparisons, needs, strict=True)]
+    return f"cannot be told apart {with_items} from {_listed(named)}"
+
+
+def _luck(verdict: Verdict) -> str:
+    lead, unit = verdict.lead, verdict.unit
+    if lead is None:
+        return ""
+    if lead.search <= 0:
+        return f"Even on its own items the search found nothing better than {lead.baseline}."
+    over = f"lead of {amount(lead.search, unit)} over {lead.baseline} on the search items"
+    unseen = "on items that the search never saw"
+    if lead.luck:
+        return (
+            f"Its {over} was {'mostly ' if lead.held_out > lead.search / 4 else ''}luck: {_left(lead, unit)} {unseen}."
+        )
+    beaten = any(each.baseline == lead.baseline and each.outcome == "beats" for each in verdict.comparisons)
+    if not beaten and lead.by_chance is not None and lead.by_chance >= ALPHA:
+        return (
+            f"Its {over} may be luck alone, which gives the best of as many equally good candidates such a lead in "
+            f"{_searches(lead.by_chance)}; {_left(lead, unit)} {unseen}."
+        )
+    return f"Its {over} is {amount(lead.held_out, unit)} {unseen}."
+
+
+def _searches(share: float) -> str:
+    return "nearly every search" if share > 0.95 else f"up to {round(100 * share)} of 100 searches"
+
+
+def _left(lead: Lead, unit: Unit) -> str:
+    if lead.held_out <= 0:
+        return "nothing of it was left"
+    text = amount(lead.held_out, unit)
+    return f"{text} {'were' if text.endswith('points') else 'was'} left"
+
+
+def _row(comparison: Comparison, unit: Unit) -> str:
+    nothing = "–"
+    interval = nothing
+    if comparison.low is not None and comparison.high is not None:
+        interval = f"{amount(comparison.low, unit, signed=True)} to {amount(comparison.high, unit, signed=True)}"
+    search = comparison.search_difference
+    cells = [
+        comparison.baseline.replace("|", "\\|"),
+        amount(comparison.difference, unit, signed=True),
+        interval,
+        nothing if comparison.adjusted_p is None else _p(comparison.adjusted_p),
+        comparison.test,
+        f"{comparison.discordant:,} of {comparison.items:,}",
+        nothing if comparison.items_needed is None else _about(comparison.items_needed),
+        "is beaten" if comparison.worse else comparison.outcome,
+        nothing if search is None else amount(search, unit, signed=True),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _p(value: float) -> str:
+    return "< 0.0001" if value < 0.0001 else f"{value:.2g}"
+
+
+def _about(number: int) -> str:
+    """Two figures, because no more of them mean anything."""
+    if number > _BEYOND:
+        return "more than ten million"
+    digits = max(0, int(math.log10(number)) - 1)
+    return f"{round(number, -digits):,}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _names(comparisons: Sequence[Comparison], every: int) -> str:
+    if len(comparisons) == every > _MANY:
+        return f"all {every} baselines"
+    return _listed([each.baseline for each in comparisons])
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

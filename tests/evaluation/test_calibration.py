@@ -1,0 +1,103 @@
+"""Calibration texts: the right prompt, the right answer, the right items."""
+
+import json
+
+import pytest
+from tiny_pack import make_tokenizer, write_pack
+
+from evomerge.errors import InvalidInput
+from evomerge.evaluation import load_pack
+from evomerge.evaluation.calibration import read_texts, tokenised
+from evomerge.evaluation.evaluator import CalibratingEvaluator
+from evomerge.evaluation.harness import HarnessEvaluator
+from evomerge.evaluation.synthetic import SyntheticEvaluator
+
+
+@pytest.fixture(scope="module")
+def evaluator(tmp_path_factory):
+    folder = write_pack(tmp_path_factory.mktemp("pack") / "tiny")
+    return HarnessEvaluator(load_pack(str(folder)), make_tokenizer(), seed=3, batch_size=8)
+
+
+def read(text):
+    decode = make_tokenizer().decode
+    return decode(text.tokens), decode(text.tokens[text.answer :])
+
+
+@pytest.mark.parametrize("task", ["toy_pick", "toy_letter", "toy_write", "toy_last", "toy_read"])
+def test_every_kind_of_task_gives_its_prompt_and_its_right_answer(evaluator, task):
+    texts = evaluator.calibration(task, 10)
+    ids = evaluator.split.parts["calibration"][task]
+    assert len(texts) == len(ids) == 3
+    for item, text in zip(ids, texts, strict=True):
+        document = list(evaluator._tasks[task].eval_docs)[item]
+        expected = {
+            "toy_pick": (f"which tree: {document['word']}?", f" {document['word']}"),
+            "toy_letter": (f"first letter of {document['word']}:", document["word"][0]),
+            "toy_write": (f"write {document['word']} {document['number']}:", f" {'lm'[int(document['number']) % 2]}"),
+            "toy_last": (f"number {document['number']} is the", f" {document['word']}"),
+            "toy_read": ("", document["text"]),
+        }[task]
+        assert read(text) == ("".join(expected), expected[1])
+
+
+def test_no_item_of_another_part_calibrates(evaluator):
+    for parts in (evaluator.split.parts["search"], evaluator.split.parts["held_out"]):
+        assert not set(evaluator.split.parts["calibration"]["toy_pick"]) & set(parts["toy_pick"])
+
+
+def test_fewer_items_are_the_first_of_more(evaluator):
+    assert evaluator.calibration("toy_pick", 2) == evaluator.calibration("toy_pick", 3)[:2]
+
+
+def test_an_unknown_task_is_answered_with_the_nearest(evaluator):
+    with pytest.raises(InvalidInput, match="did you mean 'toy_pick'"):
+        evaluator.calibration("toy_pik", 2)
+
+
+def test_a_task_without_calibration_items_says_what_to_do(tmp_path):
+    pack = load_pack(str(write_pack(tmp_path / "tiny", count=8)))
+    with pytest.raises(InvalidInput, match="has no calibration items; give its split a calibration part"):
+        HarnessEvaluator(pack, make_tokenizer(), seed=3).calibration("toy_pick", 2)
+
+
+def test_an_evaluator_without_texts_is_none_that_calibrates(evaluator):
+    assert isinstance(evaluator, CalibratingEvaluator)
+    assert not isinstance(SyntheticEvaluator(), CalibratingEvaluator)
+
+
+def test_files_hold_a_text_per_line_or_prompts_with_completions(tmp_path):
+    encode = make_tokenizer().encode
+    plain, lines = tmp_path / "a.txt", tmp_path / "b.jsonl"
+    plain.write_text("first\n\nsecond\nthird\n")
+    assert [read(text) for text in read_texts(plain, 2, encode)] == [("first", "first"), ("second", "second")]
+    contents = [{"prompt": "one plus one is ", "completion": "two"}, {"text": "elm"}]
+    lines.write_text("".join(json.dumps(content) + "\n" for content in contents))
+    assert [read(text) for text in read_texts(lines, 9, encode)] == [("one plus one is two", "two"), ("elm", "elm")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.txt", "\n\n", "is empty"),
+        ("a.jsonl", "{", "text 1"),
+        ("a.jsonl", '{"prompt": "x"}', r"has the keys \['prompt'\]; each needs"),
+        ("a.jsonl", '["x"]', "each needs `text`"),
+    ],
+)
+def test_a_malformed_file_is_refused_with_its_line(tmp_path, name, content, reason):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(InvalidInput, match=reason):
+        read_texts(path, 5, make_tokenizer().encode)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        read_texts(tmp_path / "none.txt", 5, make_tokenizer().encode)
+
+
+def test_the_answer_starts_where_the_tokens_leave_those_of_the_prompt():
+    merged = {"ab": [1], "a": [2], "b": [3], "abc": [1, 4]}
+    assert tokenised("a", "b", merged.__getitem__).answer == 0  # one token spans both
+    assert tokenised("ab", "c", merged.__getitem__).answer == 1

@@ -1,0 +1,52 @@
+"""The outcomes of every item, as they are kept and read again."""
+
+import optuna
+import pyarrow.parquet as pq
+
+from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.recipe import ModelRef, Recipe
+from evomerge.study.items import ItemOutcome, read_items, summary, write_items
+from evomerge.study.records import NewRow, Records
+
+RECIPE = Recipe(ModelRef("base", "/nowhere"), (ModelRef("a", "/nowhere"),), (), "float32")
+
+SCORES = Scores(
+    {
+        "right": TaskScores("acc", True, (5, 2, 9), (1.0, 0.0, 1.0), 2 / 3, 0.3, "mean"),
+        "read": TaskScores("bits_per_byte", False, (1, 0), (-3.5, -7.25), 0.7, None, "bits_per_byte", (12.0, 8.0)),
+    },
+    {},
+)
+
+
+def test_outcomes_and_weights_come_back_in_the_order_of_the_block(tmp_path):
+    write_items(tmp_path / "items.parquet", SCORES)
+    items = read_items(tmp_path / "items.parquet")
+    assert items["read"] == {1: ItemOutcome(-3.5, 12.0), 0: ItemOutcome(-7.25, 8.0)}
+    assert list(items["right"].items()) == [
+        (5, ItemOutcome(1.0, None)),
+        (2, ItemOutcome(0.0, None)),
+        (9, ItemOutcome(1.0, None)),
+    ]
+
+
+def test_a_file_without_weights_is_read(tmp_path):
+    write_items(tmp_path / "items.parquet", SCORES)
+    table = pq.read_table(tmp_path / "items.parquet").drop_columns(["weight"])
+    pq.write_table(table, tmp_path / "older.parquet")
+    assert read_items(tmp_path / "older.parquet")["read"][0] == ItemOutcome(-7.25, None)
+
+
+def test_the_study_keeps_how_outcomes_become_the_value():
+    assert summary(SCORES)["read"]["aggregate"] == "bits_per_byte"
+    assert summary(SCORES)["right"]["items"] == 3
+
+
+def test_stored_scores_are_the_scores_that_were_given(tmp_path):
+    """Through a sibling study and its artifacts."""
+    storage = optuna.storages.InMemoryStorage()
+    records = Records(storage, "sim/held-out", tmp_path / "artifacts")
+    record = records.add(NewRow("soup", RECIPE, SCORES, 0.5, 0.1, {"total": 1.0}))
+    stored = records.scores(record)
+    assert stored is not None
+    assert stored.tasks == SCORES.tasks

@@ -1,0 +1,253 @@
+"""The verdict: Holm over the family, what may be said of each baseline, and how much of the lead was luck."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from simulation import OBJECTIVE, answers, as_scores
+
+from evomerge.errors import InvalidInput
+from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.objective import Objective
+from evomerge.verdict import Entrant, Verdict, compare, judge, markdown
+from evomerge.verdict.holm import adjust, ranks
+
+
+def paired(wins, losses, items=1000, right=500):
+    """Scores of two models of which the first is right alone on `wins` items, the second on `losses`."""
+    rest = [True] * right + [False] * (items - right - wins - losses)
+    return tuple(as_scores(np.array([ours] * wins + [not ours] * losses + rest)) for ours in (True, False))
+
+
+def baseline(label, wins, losses, search=None):
+    """A baseline that the winner of `WINNER` beats on `wins` items and loses to on `losses`."""
+    outcomes = np.array(WINNER.tasks["task"].outcomes) == 1
+    right, wrong = np.flatnonzero(outcomes), np.flatnonzero(~outcomes)
+    theirs = outcomes.copy()
+    theirs[right[:wins]] = False
+    theirs[wrong[:losses]] = True
+    return Entrant(label, as_scores(theirs), search)
+
+
+WINNER = as_scores(np.arange(1000) % 2 == 0)
+AHEAD = Entrant("trial 41", WINNER, 0.58)
+
+
+def test_holm_is_the_example_worked_by_hand():
+    assert adjust([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert ranks([0.01, 0.04, 0.03, 0.005]) == [3, 1, 2, 4]
+    assert adjust([0.6, 0.7]) == [1.0, 1.0]
+    assert adjust([]) == []
+
+
+def test_every_p_value_is_corrected_for_all_comparisons():
+    first, second = paired(60, 35)
+    alone = compare(OBJECTIVE, first, {"one": second})
+    many = compare(OBJECTIVE, first, {"one": second, "two": second, "three": second, "same": first})
+    assert alone[0].p == alone[0].adjusted_p == many[0].p
+    assert [each.adjusted_p for each in many] == pytest.approx([4 * alone[0].p] * 3 + [1.0])
+    assert alone[0].outcome == "beats"
+    assert [each.outcome for each in many] == ["beats" if 4 * alone[0].p < 0.05 else "cannot be told"] * 3 + [
+        "does not beat"
+    ]
+
+
+def test_more_items_are_needed_at_the_level_of_more_comparisons():
+    first, second = paired(120, 90)
+    alone, of_two = (
+        compare(OBJECTIVE, first, family)[0].items_needed
+        for family in ({"one": second}, {"one": second, "same": first})
+    )
+    assert 1000 < alone < of_two
+
+
+def test_the_sentence_says_beats_cannot_be_told_and_how_many_items_would_tell():
+    verdict = judge(
+        OBJECTIVE,
+        AHEAD,
+        41,
+        [
+            baseline("uniform-soup", 150, 60, 0.50),
+            baseline("ties", 140, 60, 0.51),
+            baseline("task-arithmetic", 110, 90, 0.55),
+            baseline("dare-ties", 80, 95, 0.54),
+            baseline("dam", 60, 150, 0.53),
+        ],
+    )
+    assert [each.outcome for each in verdict.comparisons] == [
+        "beats",
+        "beats",
+        "cannot be told",
+        "does not beat",
+        "does not beat",
+    ]
+    assert [each.worse for each in verdict.comparisons] == [False] * 4 + [True]
+    assert verdict.sentence == (
+        "The best merge found (trial 41) beats uniform-soup and ties; it cannot be told apart from task-arithmetic "
+        "with 1,000 items (about 4,800 would tell); it does not beat dare-ties; it is beaten by dam. Its lead of 3.0 "
+        "points over task-arithmetic on the search items is 2.0 points on items that the search never saw."
+    )
+
+
+def test_two_that_cannot_be_told_are_one_clause():
+    verdict = judge(OBJECTIVE, AHEAD, 41, [baseline("a", 110, 90), baseline("b", 100, 95)])
+    assert verdict.sentence == (
+        "The best merge found (trial 41) cannot be told apart with 1,000 items from a (about 4,800 would tell) and b "
+        "(about 61,000 would tell)."
+    )
+
+
+def test_many_beaten_baselines_are_counted():
+    verdict = judge(OBJECTIVE, AHEAD, 41, [baseline(f"grid {number}", 150, 50) for number in range(6)])
+    assert verdict.sentence == "The best merge found (trial 41) beats all 6 baselines."
+
+
+def test_a_lead_of_which_nothing_is_left_was_luck():
+    verdict = judge(OBJECTIVE, AHEAD, 41, [baseline("uniform-soup", 102, 99, 0.499), baseline("ties", 100, 60, 0.49)])
+    assert verdict.lead.luck
+    assert verdict.sentence.endswith(
+        "Its lead of 8.1 points over uniform-soup on the search items was luck: 0.3 points were left on items that the "
+        "search never saw."
+    )
+    mostly = judge(OBJECTIVE, AHEAD, 41, [baseline("uniform-soup", 113, 87, 0.499)])
+    assert "was mostly luck: 2.6 points were left" in mostly.sentence
+    nothing = judge(OBJECTIVE, AHEAD, 41, [baseline("uniform-soup", 85, 115, 0.499)])
+    assert "was luck: nothing of it was left" in nothing.sentence
+
+
+def test_a_lead_that_holds_is_not_luck_however_much_it_shrinks():
+    verdict = judge(OBJECTIVE, replace(AHEAD, search=0.7), 41, [baseline("uniform-soup", 140, 60, 0.499)])
+    assert not verdict.lead.luck
+    assert "Its lead of 20.1 points over uniform-soup on the search items is 8.0 points on items" in verdict.sentence
+
+
+def test_a_lead_that_luck_gives_the_best_of_so_many_is_said_to_be_perhaps_nothing_else():
+    soup = baseline("uniform-soup", 110, 90, 0.55)
+    assert "luck" not in judge(OBJECTIVE, AHEAD, 41, [soup]).sentence
+    verdict = judge(OBJECTIVE, AHEAD, 41, [soup], trials=40, search_items=400)
+    assert verdict.lead.by_chance > 0.5
+    assert "may be luck alone" in verdict.sentence
+    large = judge(OBJECTIVE, replace(AHEAD, search=0.75), 41, [baseline("soup", 140, 110, 0.699)], trials=40)
+    assert "may be luck" not in large.sentence
+    certain = judge(OBJECTIVE, AHEAD, 41, [baseline("soup", 27, 5, 0.55)], trials=40, search_items=40_000)
+    assert certain.lead.by_chance < 0.001
+
+
+def test_what_luck_gives_the_best_of_m_is_what_the_simulation_shows():
+    generator = np.random.Generator(np.random.Philox(2))
+    leads = []
+    for _ in range(2000):
+        right = answers(generator, [0.0] * 21, 400, 0.2).mean(axis=1)
+        leads.append(right[1:].max() - right[0])
+    lead = float(np.quantile(leads, 0.9))
+    first, second = paired(101, 99)
+    verdict = judge(
+        OBJECTIVE, Entrant("w", first, 0.5 + lead), 1, [Entrant("b", second, 0.5)], trials=20, search_items=400
+    )
+    assert 0.1 <= verdict.lead.by_chance <= 0.3  # 0.1 is the truth; leads over one baseline are not independent
+
+
+def test_a_search_that_found_nothing_better_says_so():
+    verdict = judge(OBJECTIVE, AHEAD, 41, [baseline("uniform-soup", 100, 105, 0.60), baseline("ties", 150, 60, 0.40)])
+    assert verdict.lead.baseline == "uniform-soup"
+    assert verdict.sentence == (
+        "The best merge found (trial 41) beats ties; it does not beat uniform-soup. Even on its own items the search "
+        "found nothing better than uniform-soup."
+    )
+
+
+def test_luck_is_the_gap_beyond_that_of_rows_that_the_search_did_not_choose():
+    sources = [Entrant("base", as_scores(np.arange(1000) < 300), 0.35), Entrant("unseen", WINNER)]
+    verdict = judge(OBJECTIVE, AHEAD, 41, [baseline("uniform-soup", 100, 70, 0.48)], sources)
+    assert verdict.gap == pytest.approx(0.08)
+    assert verdict.reference_gap == pytest.approx((0.01 + 0.05) / 2)
+    assert verdict.luck == pytest.approx(0.05)
+
+
+def test_a_baseline_that_was_picked_for_its_search_value_is_no_measure_of_luck():
+    grid = replace(baseline("task-arithmetic", 100, 70, 0.57), chosen=True)
+    soup = baseline("uniform-soup", 100, 95, 0.52)
+    verdict = judge(OBJECTIVE, AHEAD, 41, [grid, soup], [soup])
+    assert verdict.lead.baseline == "uniform-soup"
+    assert verdict.reference_gap == pytest.approx(0.52 - 0.495)
+    assert [each.baseline for each in verdict.comparisons] == ["task-arithmetic", "uniform-soup"]
+    alone = judge(OBJECTIVE, AHEAD, 41, [grid])
+    assert alone.lead.baseline == "task-arithmetic"
+    assert (alone.reference_gap, alone.luck) == (None, None)
+
+
+def test_without_baselines_nothing_is_claimed():
+    verdict = judge(OBJECTIVE, Entrant("trial 3", WINNER), 3, [])
+    assert (verdict.comparisons, verdict.lead, verdict.gap, verdict.luck) == ((), None, None, None)
+    assert "was compared with nothing" in verdict.sentence
+    assert "## Verdict" in markdown(verdict)
+
+
+def test_a_baseline_with_the_winners_recipe_has_the_same_outcomes():
+    verdict = judge(OBJECTIVE, AHEAD, 41, [Entrant("uniform-soup", WINNER, 0.58)])
+    assert verdict.comparisons[0].outcome == "does not beat"
+    assert "has the same outcomes as uniform-soup on every item" in verdict.sentence
+
+
+def test_a_comparison_that_no_test_fits_is_said_to_have_none():
+    def own(value, outcomes):
+        return Scores({"task": TaskScores("f1", True, (0, 1), outcomes, value, None)}, {})
+
+    verdict = judge(OBJECTIVE, Entrant("trial 1", own(0.9, (1.0, 0.5))), 1, [Entrant("soup", own(0.5, (0.5, 0.6)))])
+    assert verdict.comparisons[0].outcome == "cannot be told"
+    assert verdict.sentence == (
+        "The best merge found (trial 1) is ahead of soup, but no paired test can be made there."
+    )
+    assert "| – |" in markdown(verdict)
+
+
+def test_repeated_looks_are_said():
+    text = judge(OBJECTIVE, AHEAD, 41, [baseline("soup", 150, 50)], looks=3).sentence
+    assert "The held-out items have been looked at 3 times, which the p-values do not allow for" in text
+    assert "looked at" not in judge(OBJECTIVE, AHEAD, 41, [baseline("soup", 150, 50)]).sentence
+
+
+def test_points_are_hundredths_of_shares_or_of_the_sources_range_and_perplexities_are_plain():
+    perplexities = [
+        Scores(
+            {"task": TaskScores("ppl", False, tuple(range(8)), (-2.0,) * 7 + (last,), value, None, "perplexity")}, {}
+        )
+        for value, last in ((8.0, -2.1), (9.5, -2.9))
+    ]
+    plain = judge(OBJECTIVE, Entrant("trial 1", perplexities[0], -7.0), 1, [Entrant("soup", perplexities[1], -9.25)])
+    assert plain.unit == "plain"
+    assert "lead of 2.25 over soup" in plain.sentence
+    scaled = Objective("weighted_mean", {"task": 1.0}, {"task": (0.25, 0.75)})
+    verdict = judge(scaled, AHEAD, 41, [baseline("soup", 150, 50, 0.3)])
+    assert verdict.unit == "normalised points"
+    assert verdict.comparisons[0].difference == pytest.approx(0.2)
+    assert verdict.sentence.endswith("A point is a hundredth of the way from the sources' worst score to their best.")
+
+
+def test_the_verdict_survives_json():
+    verdict = judge(OBJECTIVE, AHEAD, 41, [baseline("soup", 150, 50, 0.5), baseline("ties", 10, 50)], looks=2)
+    assert Verdict.from_document(json.loads(json.dumps(verdict.to_document(), allow_nan=False))) == verdict
+    bare = judge(OBJECTIVE, Entrant("trial 3", WINNER), 3, [])
+    assert Verdict.from_document(json.loads(json.dumps(bare.to_document(), allow_nan=False))) == bare
+    with pytest.raises(InvalidInput, match="schema 99"):
+        Verdict.from_document({**verdict.to_document(), "schema": 99})
+
+
+def test_the_note_is_a_table_with_one_row_per_baseline():
+    verdict = judge(OBJECTIVE, AHEAD, 41, [baseline("soup", 150, 50, 0.5), baseline("a|b", 10, 50, 0.4)])
+    lines = markdown(verdict).splitlines()
+    assert lines[2] == verdict.sentence
+    rows = [line for line in lines if line.startswith("|")]
+    assert len(rows) == 4
+    assert len({line.replace("\\|", "").count("|") for line in rows}) == 1
+    assert "+10.0 points" in rows[2]
+    assert "is beaten" in rows[3]
+    assert "the rest is luck: +10.0 points" in markdown(verdict)
+
+
+def test_a_baseline_with_other_items_and_two_of_one_name_are_refused():
+    with pytest.raises(InvalidInput, match="needs the same items"):
+        judge(OBJECTIVE, AHEAD, 41, [Entrant("soup", as_scores(np.ones(10, bool)))])
+    with pytest.raises(InvalidInput, match="two baselines are called 'soup'"):
+        judge(OBJECTIVE, AHEAD, 41, [baseline("soup", 1, 2), baseline("soup", 2, 3)])
