@@ -114,6 +114,31 @@ def leaderboard(
 
 
 @app.command()
+def baseline(
+    name: Annotated[list[str], typer.Option(help="uniform-soup, greedy-soup, task-arithmetic, ties, …; repeatable.")],
+    spec: SpecPath = None,
+    workers: Annotated[int | None, typer.Option(help="Number of workers.")] = None,
+    ray: Annotated[str | None, typer.Option(metavar="ADDRESS|local|none", help="Where the workers run.")] = None,
+    storage: Storage = None,
+    study: Study = None,
+    json_: Json = False,
+) -> None:
+    """Make baselines beside the search; where a winner has been named, the verdict takes them in."""
+    from evomerge.report.leaderboard import leaderboard, leaderboard_document, leaderboard_tables
+    from evomerge.report.progress import listening
+    from evomerge.search import run_baselines
+    from evomerge.spec import override
+    from evomerge.study.opening import read_search
+
+    chosen = override(_spec(spec, storage, study), workers=workers)
+    with listening() as listener:
+        run_baselines(chosen, name, ray=ray, listener=listener)
+    stored = read_search(chosen)
+    lines = leaderboard(stored)
+    _print(leaderboard_document(stored, lines), json_, lambda _: leaderboard_tables(stored, lines))
+
+
+@app.command()
 def export(
     out: Annotated[Path, typer.Option(help="Directory that is made; a previous export there is replaced.")],
     spec: SpecPath = None,
@@ -138,10 +163,11 @@ def dashboard(
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8080,
 ) -> None:
     """Optuna Dashboard on the study's storage."""
-    from evomerge.report.dashboard import serve
+    from evomerge.study.dashboard import serve
     from evomerge.study.opening import read_search
 
-    serve(read_search(_spec(spec, storage, study)), host, port)
+    stored = read_search(_spec(spec, storage, study))
+    serve(stored.storage, stored.study.study_name, stored.artifacts, host, port)
 
 
 @app.command()

@@ -22,7 +22,7 @@ from evomerge.objective import Objective
 from evomerge.recipe import Recipe
 from evomerge.study import attributes
 from evomerge.study.search_study import MAX_ATTEMPTS, Proposal, SearchStudy
-from evomerge.worker import Failed, FindBatchSize, Found, Job, Outcome, Score, Scored
+from evomerge.worker import Failed, FindBatchSize, Found, Job, Outcome, Progress, Score, Scored
 
 WINDOW = 20  # the latest trials among which more than half failing stops the search
 STATUS_SECONDS = 2.0  # how often the status attribute is written at most
@@ -72,10 +72,17 @@ def stopping_on_signals() -> Iterator[Stop]:
 class Dispatcher:
     """Jobs in flight. Trouble of the machine is retried here, up to `MAX_ATTEMPTS`; everything else is passed on."""
 
-    def __init__(self, executor: Executor, stop: Stop, on_retry: Callable[[Job], None] = lambda job: None) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        stop: Stop,
+        on_retry: Callable[[Job], None] = lambda job: None,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> None:
         self._executor = executor
         self._stop = stop
         self._on_retry = on_retry
+        self._on_progress = on_progress
         self.jobs: dict[str, Job] = {}
 
     @property
@@ -94,6 +101,9 @@ class Dispatcher:
         """
         self._stop.check()
         outcome = self._executor.next_event(timeout)
+        if isinstance(outcome, Progress):
+            self._on_progress(outcome)
+            return None
         if outcome is None:
             return None
         job = self.jobs.pop(outcome.key)

@@ -1,32 +1,53 @@
-"""One search from spec to verdict, in one page: references, the loop, the winner, the held-out comparison."""
+"""One search from spec to verdict, in one page: references, the loop, the winner, the baselines, the verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass
-from functools import partial
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 
 import optuna
 
-from evomerge.baselines import Row, RowResult, baseline_rows, record_row, score_rows, source_rows
+from evomerge.baselines import (
+    BaselineMaker,
+    Ingredients,
+    Row,
+    RowResult,
+    check_baseline,
+    record_row,
+    score_rows,
+    source_rows,
+)
+from evomerge.baselines.random_search import NAME as RANDOM_SEARCH
+from evomerge.baselines.random_search import random_search
 from evomerge.cluster import Executor, ignored_without_ray, is_local, open_executor, worker_count
 from evomerge.controller import Controller, Status, Stop, find_batch_size, stopping_on_signals
-from evomerge.evaluation.evaluator import ItemBlock
+from evomerge.errors import InvalidInput, unknown_name
+from evomerge.evaluation.evaluator import ItemBlock, Scores
 from evomerge.objective import Objective, build_objective, task_weights
-from evomerge.spec import SearchSpec
+from evomerge.spec import BASELINES, BaselineSpec, SearchSpec
 from evomerge.study import attributes
-from evomerge.study.opening import Inputs, OpenSearch, check_memory, open_inputs, open_search
-from evomerge.study.search_study import changed_versions
-from evomerge.verdict import name_winner, store_digests, winning_recipe
+from evomerge.study.opening import OpenSearch, check_memory, open_inputs, open_search
+from evomerge.study.records import Record
+from evomerge.study.samplers import CmaSampler
+from evomerge.study.search_study import best_trials, changed_versions
+from evomerge.verdict import Entrant, Winner, judge, name_winner, read_winner, store_digests, winning_recipe
+from evomerge.verdict.stored import store_verdict
+from evomerge.worker import Cost, Progress
+
+EARLY = ("uniform-soup",)  # normalisation, constraints and warm starts need these before the first trial
+CHOSEN = ("greedy-soup", "task-arithmetic", "random-search")  # by their own search value, whose luck they share
+MEAN = "mean of cma"
 
 
 @dataclass(frozen=True)
 class Listener:
-    """Who is told how a run goes. Both default to silence."""
+    """Who is told how a run goes. All default to silence."""
 
     on_phase: Callable[[str], None] = lambda text: None
     on_status: Callable[[Status], None] = lambda status: None
+    on_progress: Callable[[Progress], None] = lambda progress: None
 
 
 def run_search(spec: SearchSpec, *, ray: str | None = None, listener: Listener | None = None) -> optuna.Study:
@@ -42,15 +63,61 @@ def run_search(spec: SearchSpec, *, ray: str | None = None, listener: Listener |
     Raises:
         EvomergeError: see `evomerge.errors`; everything that finished is stored, and the same call goes on.
     """
-    with stopping_on_signals() as stop:
-        return _run(spec, ray, listener or Listener(), stop)
+    with stopping_on_signals() as stop, _session(spec, ray, listener or Listener(), stop) as session:
+        chosen = spec.chosen_baselines
+        session.make([baseline for baseline in chosen if baseline.name in EARLY])
+        session.listener.on_phase("searching")
+        session.search()
+        winner = name_winner(session.opened.search)
+        session.listener.on_phase("making the baselines")
+        session.make([baseline for baseline in chosen if baseline.name not in EARLY])
+        session.judge(winner)
+        return session.opened.search.study
 
 
-def _run(spec: SearchSpec, ray: str | None, listener: Listener, stop: Stop) -> optuna.Study:
+def run_baselines(
+    spec: SearchSpec, names: Sequence[str], *, ray: str | None = None, listener: Listener | None = None
+) -> optuna.Study:
+    """Make baselines beside a search. Where a winner has been named, the verdict takes them in.
+
+    Args:
+        names: of baselines; their settings are the spec's.
+
+    Returns:
+        The study of the search.
+
+    Raises:
+        EvomergeError: see `evomerge.errors`.
+    """
+    chosen = {baseline.name: baseline for baseline in spec.chosen_baselines}
+    for name in names:
+        if name not in BASELINES:
+            raise unknown_name("baseline", name, BASELINES)
+    wanted = [chosen.get(name, BaselineSpec(name=name)) for name in dict.fromkeys(names)]
+    for baseline in wanted:
+        check_baseline(baseline, spec)
+    with stopping_on_signals() as stop, _session(spec, ray, listener or Listener(), stop) as session:
+        study = session.opened.search.study
+        if RANDOM_SEARCH in names and not session.opened.search.finished:
+            raise InvalidInput("random-search gets the budget of the search, which has not begun; run the search first")
+        session.listener.on_phase("making the baselines")
+        session.make(wanted)
+        winner = read_winner(study.user_attrs)
+        if winner is not None:
+            session.judge(winner)
+        return study
+
+
+@contextmanager
+def _session(spec: SearchSpec, ray: str | None, listener: Listener, stop: Stop) -> Iterator[_Session]:
+    """A study that is written to, with workers, a batch size, and the sources' scores."""
     inputs = open_inputs(spec)
     for warning in inputs.warnings:
         listener.on_phase(f"warning: {warning}")
-    task_weights(spec.objective, inputs.evaluator.weights)  # refused before anything is created
+    # Refused before anything is created.
+    task_weights(spec.objective, inputs.evaluator.weights)
+    for baseline in spec.chosen_baselines:
+        check_baseline(baseline, spec)
     if not_applicable := ignored_without_ray(spec.workers, ray):
         listener.on_phase(
             f"warning: without Ray there is one worker, this process; ignored: {', '.join(not_applicable)}"
@@ -64,72 +131,152 @@ def _run(spec: SearchSpec, ray: str | None, listener: Listener, stop: Stop) -> o
         listener.on_phase("starting workers")
         with closing(open_executor(setup, spec.workers, ray)) as executor:
             stop.listen()
-            _search(opened, executor, stop, listener)
-        return opened.search.study
+            yield _open_session(opened, executor, stop, listener)
 
 
-def _search(opened: OpenSearch, executor: Executor, stop: Stop, listener: Listener) -> None:
-    spec, search = opened.inputs.spec, opened.search
-    rows = reference_rows(opened.inputs)
+def _open_session(opened: OpenSearch, executor: Executor, stop: Stop, listener: Listener) -> _Session:
+    inputs, search = opened.inputs, opened.search
+    spec = inputs.spec
+    sources = source_rows(inputs.base.ref, [expert.ref for expert in inputs.experts], inputs.catalogue, spec.dtype)
     batch_size = opened.foundation.batch_size
     if batch_size is None:
-        batch_size = find_batch_size(executor, stop, rows[0].recipe)
+        batch_size = find_batch_size(executor, stop, sources[0].recipe)
         search.set(attributes.BATCH_SIZE, batch_size)
-
-    listener.on_phase("scoring sources and baselines on the search items")
-    objective = _score_references(opened, rows, executor, stop, batch_size)
-
-    listener.on_phase("searching")
-    Controller(
-        search,
-        executor,
-        objective,
-        stop,
-        trials=spec.budget.trials,
-        hours=spec.budget.hours,
-        batch_size=batch_size,
-        on_status=listener.on_status,
-    ).run()
-
-    winner = name_winner(search)
-    listener.on_phase("scoring the winner, the sources and the baselines on the held-out items")
-    best = Row(winner.label, winning_recipe(search, winner), required=True, digests=True)
-
-    def keep(result: RowResult) -> None:
-        if result.digests is not None:
-            store_digests(search, winner, result.digests)
-        record_row(result, opened.held_out, objective)
-
-    score_rows([best, *rows], ItemBlock("held_out"), opened.held_out, executor, stop, batch_size, keep)
-
-
-def _score_references(
-    opened: OpenSearch, rows: list[Row], executor: Executor, stop: Stop, batch_size: int | None
-) -> Objective:
-    """Score sources and baselines on the search items, and make the objective, which may be relative to the sources."""
-    spec, weights = opened.inputs.spec, opened.inputs.evaluator.weights
-    first, others = rows[: len(spec.sources)], rows[len(spec.sources) :]
-    score = partial(
-        score_rows,
-        block=ItemBlock("search"),
-        records=opened.baselines,
-        executor=executor,
-        stop=stop,
-        batch_size=batch_size,
-    )
-    sources = score(first)
-    objective = build_objective(spec.objective, weights, [sources[source.name].scores for source in spec.sources])
-    for result in sources.values():
+    listener.on_phase("scoring the sources on the search items")
+    results = score_rows(sources, ItemBlock("search"), opened.baselines, executor, stop, batch_size)
+    scores = [results[source.name].scores for source in spec.sources]
+    objective = build_objective(spec.objective, inputs.evaluator.weights, scores)
+    for result in results.values():
         record_row(result, opened.baselines, objective)
-    score(others, on_scored=partial(record_row, records=opened.baselines, objective=objective))
-    return objective
+    return _Session(opened, executor, stop, listener, batch_size, objective, sources, results)
 
 
-def reference_rows(inputs: Inputs) -> list[Row]:
-    """Sources first, then the baselines that the spec names."""
-    base, experts = inputs.base.ref, [source.ref for source in inputs.experts]
-    dtype = inputs.spec.dtype
-    return [
-        *source_rows(base, experts, inputs.catalogue, dtype),
-        *baseline_rows(inputs.spec.baselines, base, experts, inputs.catalogue, dtype),
-    ]
+@dataclass(frozen=True)
+class _Session:
+    """What a run works with, once the sources have been scored.
+
+    Attributes:
+        sources: base and experts as rows.
+        references: source name -> its result on the search items.
+    """
+
+    opened: OpenSearch
+    executor: Executor
+    stop: Stop
+    listener: Listener
+    batch_size: int | None
+    objective: Objective
+    sources: Sequence[Row]
+    references: dict[str, RowResult] = field(default_factory=dict)
+
+    def make(self, baselines: Sequence[BaselineSpec]) -> None:
+        """Make the baselines that the study does not have yet."""
+        inputs = self.opened.inputs
+        experts = tuple(expert.ref for expert in inputs.experts)
+        ingredients = Ingredients(
+            inputs.spec,
+            inputs.base.ref,
+            experts,
+            inputs.catalogue,
+            self.objective,
+            {name: result.scores for name, result in self.references.items()},
+            sum((self.references[ref.name].cost for ref in experts), Cost()),
+        )
+        maker = BaselineMaker(
+            ingredients, self.opened.baselines, self.executor, self.stop, self.batch_size, self.listener.on_progress
+        )
+        maker.make([baseline for baseline in baselines if baseline.name != RANDOM_SEARCH])
+        shutil.rmtree(self.opened.artifacts / "training", ignore_errors=True)  # checkpoints of what is stored now
+        if any(baseline.name == RANDOM_SEARCH for baseline in baselines):
+            self.listener.on_phase("searching at random")
+            random_search(
+                self.opened, self.executor, self.objective, self.stop, self.batch_size, self.listener.on_status
+            )
+
+    def search(self) -> None:
+        """Spend the budget."""
+        spec = self.opened.inputs.spec
+        Controller(
+            self.opened.search,
+            self.executor,
+            self.objective,
+            self.stop,
+            trials=spec.budget.trials,
+            hours=spec.budget.hours,
+            batch_size=self.batch_size,
+            on_status=self.listener.on_status,
+        ).run()
+
+    def judge(self, winner: Winner) -> None:
+        """Score the winner and all that it is compared with on the held-out items, and store the verdict."""
+        self.listener.on_phase("scoring the winner and what it is compared with on the held-out items")
+        search = self.opened.search
+        params = search.trials()[winner.trial].params
+        best = Row(winner.label, winning_recipe(search, winner), params, required=True, digests=True)
+        baselines = latest_baselines(list(self.opened.baselines))
+        rows = [
+            best,
+            *self._shown(winner),
+            *self.sources,
+            *(Row(record.label, record.recipe) for record in baselines),
+        ]
+
+        def keep(result: RowResult) -> None:
+            if result.digests is not None:
+                store_digests(search, winner, result.digests)
+            record_row(result, self.opened.held_out, self.objective)
+
+        results = score_rows(
+            rows, ItemBlock("held_out"), self.opened.held_out, self.executor, self.stop, self.batch_size, keep
+        )
+        held_out = {label: result.scores for label, result in results.items()}
+        self._store_verdict(winner, baselines, held_out)
+
+    def _shown(self, winner: Winner) -> list[Row]:
+        """The other best trials and the sampler's mean: shown beside the winner, never promoted to it."""
+        opened, search = self.opened, self.opened.search
+        trials = best_trials(search.study, opened.inputs.spec.verdict.best)
+        others = [
+            Row(f"trial {trial.number}", search.recipe_of(trial), trial.params)
+            for trial in trials
+            if trial.number != winner.trial
+        ]
+        sampler = search.study.sampler
+        if not isinstance(sampler, CmaSampler):
+            return others
+        mean = sampler.mean(search.study)
+        return [*others, Row(MEAN, opened.inputs.space.decode(mean), mean)]
+
+    def _store_verdict(self, winner: Winner, baselines: Sequence[Record], held_out: dict[str, Scores]) -> None:
+        study = self.opened.search.study
+        sources = [
+            Entrant(name, held_out[name], self.objective.value(result.scores))
+            for name, result in self.references.items()
+        ]
+        experts = [source for source in sources if source.label != self.opened.inputs.spec.base.name]
+        best_expert = max(experts, key=lambda source: source.search or 0.0)
+        others = [
+            Entrant(each.label, held_out[each.label], each.value, chosen=each.label in CHOSEN)
+            for each in baselines
+            if each.label in held_out
+        ]
+        search_items = self.opened.inputs.evaluator.split.items(ItemBlock("search"))
+        verdict = judge(
+            self.objective,
+            Entrant(winner.label, held_out[winner.label], winner.value),
+            winner.trial,
+            [best_expert, *others],
+            sources,
+            trials=self.opened.search.finished - self.opened.search.failed,
+            search_items=sum(map(len, search_items.values())),
+            looks=len(study.user_attrs[attributes.LOOKS]),
+            seed=self.opened.inputs.spec.seed,
+        )
+        self.opened.check_hold()
+        store_verdict(study, verdict)
+
+
+def latest_baselines(records: Sequence[Record]) -> list[Record]:
+    """The latest row of every baseline, in the order of `BASELINES`; steps on the way to one are left out."""
+    latest = {record.label: record for record in records if record.made is not None}
+    return [latest[name] for name in BASELINES if name in latest]

@@ -19,8 +19,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=6
 Positive = Annotated[int, Field(gt=0)]
 Allowed = Literal["pickle_weights", "remote_code", "task_code", "benchmark_test_sets"]
 
-BASELINES = ("uniform-soup",)
-RESERVED_NAMES = ("best", "uniform-soup")  # rows of the leaderboard that are not sources
+BASELINES = ("uniform-soup", "greedy-soup", "task-arithmetic", "ties", "dare-ties", "dam", "random-search")
+RESERVED_NAMES = ("best", *BASELINES)  # rows of the leaderboard that are not sources
 
 
 class _Frozen(BaseModel):
@@ -96,6 +96,23 @@ class EvaluatorSpec(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
+class BaselineSpec(BaseModel):
+    """A baseline by name; every other key is a setting of that baseline."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class VerdictSpec(_Frozen):
+    """The held-out comparison: how many of the best trials are scored on the held-out items, the winner among them."""
+
+    best: Positive = 5
+
+
 class BudgetSpec(_Frozen):
     """When the search ends: finished trials, or hours of running time summed over all runs of the study."""
 
@@ -115,6 +132,10 @@ class WorkersSpec(_Frozen):
 
 def _named(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
+
+
+def _each_named(value: object) -> object:
+    return [_named(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _sources(value: object) -> object:
@@ -139,7 +160,8 @@ class SearchSpec(_Frozen):
     sampler: Annotated[SamplerSpec, BeforeValidator(_named)] = SamplerSpec()
     budget: BudgetSpec = BudgetSpec()
     workers: WorkersSpec = WorkersSpec()
-    baselines: tuple[str, ...] = BASELINES
+    baselines: Annotated[tuple[BaselineSpec, ...], BeforeValidator(_each_named)] | None = None
+    verdict: VerdictSpec = VerdictSpec()
     storage: str | None = None
     artifacts: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
@@ -167,6 +189,19 @@ class SearchSpec(_Frozen):
         return self.sources[1:]
 
     @property
+    def chosen_baselines(self) -> tuple[BaselineSpec, ...]:
+        """The baselines that the spec names, else all that need no budget of their own: training needs texts."""
+        if self.baselines is not None:
+            return self.baselines
+        without = {"random-search"} if self.has_calibration else {"random-search", "dam"}
+        return tuple(BaselineSpec(name=name) for name in BASELINES if name not in without)
+
+    @property
+    def has_calibration(self) -> bool:
+        """Whether every expert names text that it is good at."""
+        return all(expert.calibration for expert in self.experts)
+
+    @property
     def search_space(self) -> SearchSpace:
         if isinstance(self.space, str):
             raise TypeError("the spec was not made by load_spec or resolve, its space is still a name")
@@ -184,7 +219,7 @@ class SearchSpec(_Frozen):
     def identity(self, fingerprints: Mapping[str, str], evaluator: str, params: Mapping[str, str]) -> dict[str, Any]:
         """What makes two runs the same study: all that the value of a trial, or the next proposal, depends on.
 
-        Budget, workers, storage, artifacts and baselines may change while a study goes on.
+        Budget, workers, storage, artifacts, baselines, calibration and verdict may change while a study goes on.
 
         Args:
             fingerprints: source name -> content hash of its files.
@@ -228,10 +263,13 @@ def spec_from_json(text: str) -> SearchSpec:
 
 def resolve(spec: SearchSpec, directory: Path) -> SearchSpec:
     """The spec with its space loaded and its relative paths made absolute, so that it holds from anywhere."""
-    for baseline in spec.baselines:
-        if baseline not in BASELINES:
-            raise unknown_name("baseline", baseline, BASELINES)
-    sources = tuple(source.model_copy(update={"location": _absolute(source, directory)}) for source in spec.sources)
+    names = [baseline.name for baseline in spec.chosen_baselines]
+    for name in names:
+        if name not in BASELINES:
+            raise unknown_name("baseline", name, BASELINES)
+        if names.count(name) > 1:
+            raise InvalidInput(f"baseline {name!r} is named {names.count(name)} times; once is enough")
+    sources = tuple(_resolved(source, directory) for source in spec.sources)
     space = load_space(spec.space, directory) if isinstance(spec.space, str) else spec.space
     evaluator = spec.evaluator
     if (directory / evaluator.name / "evaluator.yaml").is_file():
@@ -259,6 +297,16 @@ def override(
     if seed is not None:
         content["seed"] = seed
     return validate(SearchSpec, content, "command line")
+
+
+def _resolved(source: SourceSpec, directory: Path) -> SourceSpec:
+    calibration = source.calibration
+    if calibration is not None and calibration.file is not None:
+        path = directory / Path(calibration.file).expanduser()
+        if not path.is_file():
+            raise InvalidInput(f"source {source.name!r}: calibration file {str(path)!r} does not exist")
+        calibration = calibration.model_copy(update={"file": str(path.resolve())})
+    return source.model_copy(update={"location": _absolute(source, directory), "calibration": calibration})
 
 
 def _absolute(source: SourceSpec, directory: Path) -> str:

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
+import sys
 import time
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from evomerge.errors import EvomergeError, InvalidInput, unknown_name
 from evomerge.evaluation import find_evaluator, known_evaluators, known_packs, load_pack
-from evomerge.evaluation.evaluator import BatchedEvaluator, Candidate, Evaluator, ItemBlock, Scores, Split
+from evomerge.evaluation.evaluator import (
+    BatchedEvaluator,
+    CalibratingEvaluator,
+    CalibrationText,
+    Candidate,
+    Evaluator,
+    ItemBlock,
+    Scores,
+    Split,
+)
 from evomerge.recipe import ModelRef, Recipe
+from evomerge.spec import Calibration
 
 if TYPE_CHECKING:
     from evomerge.bank import WeightBank
@@ -49,7 +61,24 @@ class FindBatchSize:
     attempt: int = 1
 
 
-Job = Score | FindBatchSize
+@dataclass(frozen=True)
+class Train:
+    """Train the coefficients of a merge (DAM) on the calibration texts of its sources.
+
+    Attributes:
+        recipe: what the training starts from.
+        settings: of the training, see `evomerge.training.DamSettings`.
+        calibration: source name -> its texts; a source without an entry teaches nothing.
+    """
+
+    key: str
+    recipe: Recipe
+    settings: Mapping[str, Any]
+    calibration: Mapping[str, Calibration]
+    attempt: int = 1
+
+
+Job = Score | FindBatchSize | Train
 
 
 @dataclass(frozen=True)
@@ -79,6 +108,19 @@ class Found:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """A merge was trained.
+
+    Attributes:
+        recipe: the result; its coefficients lie in a file among the study's artifacts.
+        losses: source -> (loss of the uniform average, loss at the end), both on the source's calibration texts.
+    """
+
+    recipe: Recipe
+    losses: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
 class Failed:
     """A job that was not. `infrastructural` failures say nothing of the candidate and are tried again elsewhere."""
 
@@ -86,15 +128,60 @@ class Failed:
     infrastructural: bool = False
 
 
+Result = Scored | Found | Trained | Failed
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What something took.
+
+    Attributes:
+        candidates: merges that were scored to choose it.
+        forward_tokens: tokens that a model read without gradients.
+        gradient_tokens: tokens that a model read forward and backward.
+        seconds: of a worker's time.
+        gpu_seconds: of these, how many a GPU was held.
+        peak_bytes: the largest memory of any worker's process, or of its GPU where it has one.
+    """
+
+    candidates: int = 0
+    forward_tokens: int = 0
+    gradient_tokens: int = 0
+    seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    peak_bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.candidates + other.candidates,
+            self.forward_tokens + other.forward_tokens,
+            self.gradient_tokens + other.gradient_tokens,
+            self.seconds + other.seconds,
+            self.gpu_seconds + other.gpu_seconds,
+            max(self.peak_bytes, other.peak_bytes),
+        )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is that takes long: steps of a training and its losses by name."""
+
+    key: str
+    step: int
+    steps: int
+    losses: Mapping[str, float]
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job: its key and attempt, the result, seconds by phase, and who did it."""
+    """What came of a job: its key and attempt, the result, seconds by phase, who did it, and what it took."""
 
     key: str
     attempt: int
-    result: Scored | Found | Failed
+    result: Result
     seconds: Mapping[str, float]
     worker: str
+    cost: Cost = field(default_factory=Cost)
 
 
 @dataclass(frozen=True)
@@ -107,6 +194,7 @@ class WorkerSetup:
         split: the study's item split; None lets the evaluator compute it (at creation).
         batch_size: the study's batch size; None lets the evaluator find it (at creation).
         bounds: param -> (low, high), for analytic evaluators.
+        artifacts: the study's folder of artifacts, where the files of recipes lie. All workers have to see it.
     """
 
     base: ModelRef
@@ -120,6 +208,7 @@ class WorkerSetup:
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     allow: tuple[str, ...] = ()
     device: str | None = None
+    artifacts: str | None = None
 
 
 class Worker:
@@ -139,22 +228,85 @@ class Worker:
             from evomerge.bank import open_bank
 
             setup = self._setup
-            self._bank = open_bank(setup.base, setup.experts, dtype=setup.dtype, device=setup.device, allow=setup.allow)
+            self._bank = open_bank(
+                setup.base,
+                setup.experts,
+                dtype=setup.dtype,
+                device=setup.device,
+                allow=setup.allow,
+                files=files_folder(setup.artifacts) if setup.artifacts else None,
+            )
         return self._bank
 
     def run(self, job: Job) -> Outcome:
         """Do a job. Failure is a value: whatever merging or scoring raises comes back as `Failed`."""
+        for event in self.events(job):
+            if isinstance(event, Outcome):
+                return event
+        raise RuntimeError(f"job {job.key!r} ended without an outcome")
+
+    def events(self, job: Job) -> Generator[Progress | Outcome, None, None]:
+        """Do a job, telling how far it is: any number of `Progress`, and the outcome as the last event."""
         started = time.perf_counter()
         self._merge_seconds = 0.0
+        cost = Cost()
+        result: Result
         try:
-            result: Scored | Found | Failed = self._score(job) if isinstance(job, Score) else self._find(job)
+            if isinstance(job, Train):
+                result, cost = yield from self._train(job)
+            else:
+                result = self._score(job) if isinstance(job, Score) else self._find(job)
         except Exception as error:
             result = Failed(_reason(error), infrastructural=_is_broken_device(error))
         total = time.perf_counter() - started
         seconds = {"merge": self._merge_seconds, "total": total}
         if isinstance(result, Scored):
             seconds.update(result.scores.seconds)
-        return Outcome(job.key, job.attempt, result, seconds, self.name)
+            cost = Cost(candidates=1, forward_tokens=result.scores.tokens)
+        yield Outcome(job.key, job.attempt, result, seconds, self.name, self._cost(cost, total))
+
+    def _cost(self, tokens: Cost, seconds: float) -> Cost:
+        """The tokens with the time and memory of this process; on a GPU with its memory."""
+        device = self._bank.device if self._bank is not None else None
+        if device is not None and device.type == "cuda":
+            import torch
+
+            return replace(
+                tokens, seconds=seconds, gpu_seconds=seconds, peak_bytes=torch.cuda.max_memory_allocated(device)
+            )
+        return replace(tokens, seconds=seconds, peak_bytes=_peak_memory())
+
+    def _train(self, job: Train) -> Generator[Progress, None, tuple[Result, Cost]]:
+        from evomerge.training import DamSettings, train_dam
+
+        if self._setup.artifacts is None:
+            raise InvalidInput("a training needs the folder of the study's artifacts, to leave its coefficients there")
+        texts = {name: self._texts(calibration) for name, calibration in job.calibration.items()}
+        with self.bank.borrow() as (model, live):
+            training = train_dam(
+                model=model,
+                live=live,
+                weights=self.bank.weights,
+                texts=texts,
+                initial=job.recipe,
+                settings=DamSettings.model_validate(dict(job.settings)),
+                seed=self._setup.seed,
+                files=files_folder(self._setup.artifacts),
+                checkpoints=Path(self._setup.artifacts) / "training",
+            )
+            while True:
+                try:
+                    step = next(training)
+                except StopIteration as end:
+                    trained = end.value
+                    break
+                yield Progress(job.key, step.step, step.steps, {**step.losses, **step.penalties})
+        losses = {name: (trained.before[name], trained.after[name]) for name in trained.after}
+        cost = Cost(forward_tokens=trained.forward_tokens, gradient_tokens=trained.gradient_tokens)
+        return Trained(trained.recipe, losses), cost
+
+    def _texts(self, calibration: Calibration) -> Sequence[CalibrationText]:
+        return calibration_texts(self.evaluator, calibration)
 
     def _find(self, job: FindBatchSize) -> Found:
         if not isinstance(self.evaluator, BatchedEvaluator):
@@ -177,6 +329,30 @@ class Worker:
             return self.bank.materialize(recipe)
         finally:
             self._merge_seconds += time.perf_counter() - started
+
+
+def files_folder(artifacts: str | Path) -> Path:
+    """Where the files of recipes lie in a folder of artifacts."""
+    return Path(artifacts) / "files"
+
+
+def calibration_texts(evaluator: Evaluator, calibration: Calibration) -> list[CalibrationText]:
+    """The texts that a calibration names.
+
+    Raises:
+        InvalidInput: the evaluator has no texts, or not those.
+    """
+    if not isinstance(evaluator, CalibratingEvaluator):
+        raise InvalidInput("this evaluator has no texts to train on; leave the baseline dam out")
+    if calibration.task is not None:
+        return evaluator.calibration(calibration.task, calibration.items)
+    return evaluator.read_calibration(Path(str(calibration.file)), calibration.items)
+
+
+def _peak_memory() -> int:
+    """The largest resident memory of this process so far, in bytes; Linux counts in KiB, macOS in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _is_broken_device(error: Exception) -> bool:

@@ -66,6 +66,7 @@ def write_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
             "evaluator": {"name": "synthetic", "items": 40},
             "budget": {"trials": 6},
             "workers": {"count": 1},
+            "baselines": ["uniform-soup"],
             "seed": 1,
         }
         path = tmp_path / file

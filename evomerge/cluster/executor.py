@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from evomerge.worker import Job, Outcome
+from evomerge.worker import Job, Outcome, Progress
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Executor(Protocol):
 
     Every submitted job gives exactly one outcome, unless it is cancelled: a job whose worker died gives a `Failed` that
     is infrastructural, and the worker has been replaced. Jobs wait in the order of submission where no worker is free.
+    A training also tells its `Progress`, any number of times before its outcome.
     """
 
     @property
@@ -31,8 +32,8 @@ class Executor(Protocol):
 
     def submit(self, job: Job) -> None: ...
 
-    def next_event(self, timeout: float) -> Outcome | None:
-        """The next outcome, or None when none came within `timeout` seconds.
+    def next_event(self, timeout: float) -> Progress | Outcome | None:
+        """The next progress or outcome, or None when none came within `timeout` seconds.
 
         Raises:
             StoppedByFailures: the workers cannot be started or kept alive.

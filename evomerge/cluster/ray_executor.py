@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import ray.exceptions
 
 from evomerge.cluster.executor import Executor, WorkerState
 from evomerge.errors import InvalidInput, StoppedByFailures
-from evomerge.worker import Failed, Job, Outcome, Worker, WorkerSetup
+from evomerge.worker import Failed, Job, Outcome, Progress, Train, Worker, WorkerSetup
 
 START_SECONDS = 600.0  # how long no worker at all may be placed and built before the search gives up
 MAX_DEATHS = 3  # deaths of one pool slot in a row, without an outcome between them, before the search gives up
@@ -31,13 +31,19 @@ class WorkerActor:
     def run(self, job: Job) -> Outcome:
         return self._worker.run(job)
 
+    def events(self, job: Job) -> Iterator[Progress | Outcome]:
+        yield from self._worker.events(job)
+
     def ready(self) -> str:
         return self._worker.name
 
 
 @dataclass
 class _Slot:
-    """One place of the pool: the actor that fills it now, and what it is doing."""
+    """One place of the pool: the actor that fills it now, and what it is doing.
+
+    `running` is the reference of an outcome or, for a training, the generator of the references of its events.
+    """
 
     name: str
     actor: Any
@@ -91,7 +97,7 @@ class RayExecutor:
         self._queue.append(job)
         self._dispatch()
 
-    def next_event(self, timeout: float) -> Outcome | None:
+    def next_event(self, timeout: float) -> Progress | Outcome | None:
         end = time.monotonic() + timeout
         while True:
             self._dispatch()
@@ -99,9 +105,9 @@ class RayExecutor:
             wait = max(0.0, min(end, *(slot.deadline for slot in self._slots)) - time.monotonic())
             done, _ = ray.wait(list(watched), num_returns=1, timeout=wait) if watched else ([], [])
             for ref in done:
-                outcome = self._collect(watched[ref], ref)
-                if outcome is not None:
-                    return outcome
+                event = self._collect(watched[ref], ref)
+                if event is not None:
+                    return event
             overdue = next((slot for slot in self._slots if slot.deadline <= time.monotonic()), None)
             if overdue is not None:
                 return self._give_up(overdue)
@@ -153,18 +159,24 @@ class RayExecutor:
         for slot in self._slots:
             if self._queue and slot.job is None and slot.starting is None:
                 slot.job = self._queue.popleft()
-                slot.running = slot.actor.run.remote(slot.job)
+                if isinstance(slot.job, Train):
+                    slot.running = slot.actor.events.options(num_returns="streaming").remote(slot.job)
+                else:
+                    slot.running = slot.actor.run.remote(slot.job)
                 slot.deadline = time.monotonic() + self._timeout
 
-    def _collect(self, slot: _Slot, ref: Any) -> Outcome | None:
-        """The outcome behind a finished reference; None where a worker has merely started."""
+    def _collect(self, slot: _Slot, ref: Any) -> Progress | Outcome | None:
+        """The event behind a finished reference; None where a worker has merely started."""
         try:
-            result = ray.get(ref)
+            result = ray.get(next(ref) if isinstance(ref, ray.ObjectRefGenerator) else ref)
         except ray.exceptions.RayError as error:
             return self._bury(slot, error)
         if ref is slot.starting:
             slot.starting = None
             return None
+        if isinstance(result, Progress):
+            slot.deadline = time.monotonic() + self._timeout  # it is alive
+            return result
         slot.running = slot.job = None
         slot.deadline = float("inf")
         slot.deaths = 0

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from evomerge.report.wording import duration, in_bytes, in_thousands
+from evomerge.search import MEAN, latest_baselines
 from evomerge.study import attributes
 from evomerge.study.opening import StoredSearch
-from evomerge.study.records import Record, read_record, read_records
-from evomerge.verdict import read_winner
+from evomerge.study.records import Record, read_cost, read_record, read_records
+from evomerge.study.search_study import best_trials
+from evomerge.verdict import Verdict, read_winner
+from evomerge.verdict.stored import read_verdict
+from evomerge.worker import Cost
 
 SCHEMA = 1
 
@@ -35,8 +39,11 @@ class Line:
     """One row of the leaderboard.
 
     Attributes:
-        kind: source, baseline, best (the winner) or trial.
+        kind: source, baseline, best (the winner), trial, or mean (of the sampler's distribution).
         seconds: what scoring it once cost, merge included.
+        cost: what it took to choose it: of a baseline its steps and training, of the winner the whole search. None for
+            rows that nobody chose.
+        losses: of a trained baseline: source -> [loss of the uniform soup, loss at the end].
         command: reproduces the held-out scores (search scores where nothing was held out yet), None where the
             evaluator is not lm-eval.
         prepare: makes the model directory that `command` reads, None where it is there already.
@@ -49,66 +56,117 @@ class Line:
     search: Part | None
     held_out: Part | None
     seconds: float | None
+    cost: Cost | None = None
+    losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     command: str | None = None
     prepare: str | None = None
 
 
 def leaderboard(stored: StoredSearch, top: int = 5) -> list[Line]:
-    """Sources and baselines in the order of scoring, then the best trials; sorted by held-out, then search value."""
-    spec = stored.spec
+    """Sources, baselines, the best trials and the sampler's mean; sorted by held-out, then search value."""
     winner = read_winner(stored.study.user_attrs)
-    search = {row.label: row for row in _rows(stored.baselines)}
     held_out = {(row.label, row.digest): row for row in _rows(stored.held_out)}
-    sources = [source.name for source in spec.sources]
-    lines = []
-    for label, row in search.items():
-        kind = "source" if label in sources else "baseline"
-        lines.append(_line(label, kind, None, row, held_out.get((label, row.digest))))
+    lines = [*_sources(stored, held_out), *_baselines(stored, held_out)]
     for trial in best_trials(stored.study, top):
         row = read_record(trial)
         label = f"trial {trial.number}"
-        kind = "best" if winner is not None and trial.number == winner.trial else "trial"
-        lines.append(_line(label, kind, trial.number, row, held_out.get((label, row.digest))))
+        best = winner is not None and trial.number == winner.trial
+        cost = search_cost(stored.study) if best else None
+        lines.append(_line(label, "best" if best else "trial", trial.number, row, held_out, cost))
+    means = [row for row in held_out.values() if row.label == MEAN]
+    if means:  # the latest one: the mean moves while the search goes on
+        lines.append(Line(MEAN, "mean", None, means[-1].digest, None, _part(means[-1]), None))
     return sorted(lines, key=_rank)
 
 
-def best_trials(study: optuna.Study, count: int) -> list[FrozenTrial]:
-    """The trials with the highest values, earlier ones first among equals."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))[:count]
+def search_cost(study: optuna.Study) -> Cost:
+    """What all trials of a search took together."""
+    return sum(map(read_cost, study.get_trials(deepcopy=False)), Cost())
 
 
 def leaderboard_document(stored: StoredSearch, lines: Sequence[Line]) -> dict[str, Any]:
     """What `evomerge leaderboard --json` prints."""
     winner = read_winner(stored.study.user_attrs)
+    verdict = read_verdict(stored.study)
     return {
         "schema": SCHEMA,
         "study": stored.study.study_name,
         "winner": asdict(winner) if winner else None,
         "held_out_looks": len(stored.study.user_attrs.get(attributes.LOOKS, [])),
         "rows": [asdict(line) for line in lines],
+        "verdict": verdict.to_document() if verdict else None,
     }
 
 
 def leaderboard_tables(stored: StoredSearch, lines: Sequence[Line]) -> Group:
-    """The leaderboard for a terminal: the objective on both parts of the items, then every task."""
-    held_out = any(line.held_out for line in lines)
-    summary = _table(f"{stored.study.study_name}: objective", ("search", "±", "held-out", "±", "s / candidate"))
+    """The leaderboard for a terminal: objective, tasks, cost, and the verdict."""
+    verdict = read_verdict(stored.study)
+    tables = [_summary(stored, lines), _detail(lines), _costs(lines)]
+    if verdict is None:
+        return Group(*tables)
+    return Group(*tables, _comparisons(verdict), Text(verdict.sentence, style="bold"), Text())
+
+
+_STYLES = {"best": "bold green", "trial": "dim", "mean": "dim", "source": "", "baseline": ""}
+
+
+def _summary(stored: StoredSearch, lines: Sequence[Line]) -> Table:
+    table = _table(f"{stored.study.study_name}: objective", ("search", "±", "held-out", "±", "s / candidate"))
     for line in lines:
-        seconds = f"{line.seconds:.1f}" if line.seconds is not None else "–"
-        summary.add_row(_name(line), *_cells(line.search), *_cells(line.held_out), seconds, style=_STYLES[line.kind])
+        seconds = f"{line.seconds:.1f}" if line.seconds else "–"
+        table.add_row(_name(line), *_cells(line.search), *_cells(line.held_out), seconds, style=_STYLES[line.kind])
+    return table
+
+
+def _detail(lines: Sequence[Line]) -> Table:
+    held_out = any(line.held_out for line in lines)
     tasks = list(next((part.tasks for line in lines for part in (line.held_out, line.search) if part), {}))
-    detail = _table(f"every task, on the {'held-out' if held_out else 'search'} items", _short(tasks))
+    table = _table(f"every task, on the {'held-out' if held_out else 'search'} items", _short(tasks))
     for line in lines:
         part = line.held_out if held_out else line.search
         if part is not None:
-            detail.add_row(
-                _name(line), *(_number(part.tasks[task]["value"]) for task in tasks), style=_STYLES[line.kind]
-            )
-    return Group(summary, detail)
+            scores = (_number(part.tasks[task]["value"]) for task in tasks)
+            table.add_row(_name(line), *scores, style=_STYLES[line.kind])
+    return table
 
 
-_STYLES = {"best": "bold green", "trial": "dim", "source": "", "baseline": ""}
+def _costs(lines: Sequence[Line]) -> Table:
+    columns = ("merges", "tokens", "trained", "time", "GPU", "memory")
+    table = _table("what it took to choose it", columns)
+    for line in lines:
+        if line.cost is not None:
+            table.add_row(_name(line), *_cost_cells(line.cost), style=_STYLES[line.kind])
+    return table
+
+
+def _cost_cells(cost: Cost) -> tuple[str, ...]:
+    nothing = cost == Cost()
+    return (
+        f"{cost.candidates:,}",
+        in_thousands(cost.forward_tokens),
+        in_thousands(cost.gradient_tokens),
+        "–" if nothing else duration(cost.seconds),
+        duration(cost.gpu_seconds) if cost.gpu_seconds else "–",
+        in_bytes(cost.peak_bytes) if cost.peak_bytes else "–",
+    )
+
+
+def _comparisons(verdict: Verdict) -> Table:
+    table = _table(
+        f"{verdict.winner} against the others, on {verdict.items:,} held-out items",
+        ("difference", "95 % interval", "p (Holm)", ""),
+    )
+    scale = 1 if verdict.unit == "plain" else 100
+    for each in verdict.comparisons:
+        ends = [f"{end * scale:+.1f}" for end in (each.low, each.high) if end is not None]
+        interval = " … ".join(ends) or "–"
+        said = "is beaten" if each.worse else each.outcome
+        table.add_row(each.baseline, f"{each.difference * scale:+.1f}", interval, _p(each.adjusted_p), said)
+    return table
+
+
+def _p(value: float | None) -> str:
+    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
@@ -142,8 +200,25 @@ def _rows(study: optuna.Study | None) -> list[Record]:
     return read_records(study) if study is not None else []
 
 
-def _line(label: str, kind: str, trial: int | None, search: Record, held_out: Record | None) -> Line:
-    return Line(label, kind, trial, search.digest, _part(search), _part(held_out), search.seconds.get("total"))
+_HeldOut = Mapping[tuple[str, str], Record]
+
+
+def _sources(stored: StoredSearch, held_out: _HeldOut) -> list[Line]:
+    latest = {row.label: row for row in _rows(stored.baselines)}
+    names = [source.name for source in stored.spec.sources if source.name in latest]
+    return [_line(name, "source", None, latest[name], held_out, None) for name in names]
+
+
+def _baselines(stored: StoredSearch, held_out: _HeldOut) -> list[Line]:
+    return [
+        _line(row.label, "baseline", None, row, held_out, row.cost) for row in latest_baselines(_rows(stored.baselines))
+    ]
+
+
+def _line(label: str, kind: str, trial: int | None, search: Record, held_out: _HeldOut, cost: Cost | None) -> Line:
+    seconds = search.seconds.get("total")
+    other = held_out.get((label, search.digest))
+    return Line(label, kind, trial, search.digest, _part(search), _part(other), seconds, cost, search.losses)
 
 
 def _part(row: Record | None) -> Part | None:

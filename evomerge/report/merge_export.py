@@ -14,15 +14,18 @@ from rich.text import Text
 
 from evomerge.bank import WeightBank
 from evomerge.bank.weight_bank import DTYPES, default_device
+from evomerge.baselines import source_rows
 from evomerge.checkpoints import Parent, differing, model_card, tensor_digest, to_mergekit, verify_digests, write_model
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.recipe import Recipe
 from evomerge.report.leaderboard import Line, leaderboard
-from evomerge.search import reference_rows
+from evomerge.search import latest_baselines
 from evomerge.spec import SearchSpec
 from evomerge.study.opening import Inputs, StoredSearch, open_inputs, read_search
+from evomerge.study.records import read_records
 from evomerge.study.search_study import SearchStudy
 from evomerge.verdict import read_digests, read_winner
+from evomerge.worker import files_folder
 
 SCHEMA = 1
 
@@ -51,7 +54,8 @@ def export_merge(spec: SearchSpec, which: str, out: Path, reproduce: str) -> dic
     stored = read_search(spec)
     inputs = open_inputs(spec)
     chosen = _choose(stored, inputs, which)
-    bank = _bank(inputs)
+    files = files_folder(stored.artifacts)
+    bank = _bank(inputs, files)
     expected = read_digests(stored.study, chosen.trial) if chosen.trial is not None else None
     actual: dict[str, str] = {}
 
@@ -63,10 +67,18 @@ def export_merge(spec: SearchSpec, which: str, out: Path, reproduce: str) -> dic
             verify_digests(expected.tensors, actual)
 
     yaml, reason = to_mergekit(chosen.recipe, inputs.catalogue)
-    files = {"README.md": _card(stored, inputs, chosen, reproduce)}
+    texts = {"README.md": _card(stored, inputs, chosen, reproduce)}
     if yaml is not None:
-        files["mergekit.yaml"] = yaml
-    write_model(out, base=inputs.base, tensors=verified(), dtype=DTYPES[spec.dtype], recipe=chosen.recipe, files=files)
+        texts["mergekit.yaml"] = yaml
+    write_model(
+        out,
+        base=inputs.base,
+        tensors=verified(),
+        dtype=DTYPES[spec.dtype],
+        recipe=chosen.recipe,
+        files=texts,
+        recipe_files={role: files / f"{digest}.safetensors" for role, digest in chosen.recipe.files.items()},
+    )
     return {
         "schema": SCHEMA,
         "model": chosen.label,
@@ -102,10 +114,15 @@ def _choose(stored: StoredSearch, inputs: Inputs, which: str) -> _Chosen:
         search = SearchStudy(stored.study, stored.storage, inputs.space, stored.artifacts)
         trial = _trial(stored.study, which)
         return _Chosen(f"trial {trial.number}", search.recipe_of(trial), trial.number)
-    rows = {row.label: row for row in reference_rows(inputs)}
-    if which not in rows:
-        raise unknown_name("trial or baseline", which, ["best", *rows])
-    return _Chosen(which, rows[which].recipe, None)
+    sources = source_rows(
+        inputs.base.ref, [expert.ref for expert in inputs.experts], inputs.catalogue, inputs.spec.dtype
+    )
+    recipes = {row.label: row.recipe for row in sources}
+    if stored.baselines is not None:
+        recipes |= {record.label: record.recipe for record in latest_baselines(read_records(stored.baselines))}
+    if which not in recipes:
+        raise unknown_name("trial or baseline", which, ["best", *recipes])
+    return _Chosen(which, recipes[which], None)
 
 
 def _trial(study: optuna.Study, which: str) -> optuna.trial.FrozenTrial:
@@ -126,10 +143,9 @@ def _trial(study: optuna.Study, which: str) -> optuna.trial.FrozenTrial:
     return trials[number]
 
 
-def _bank(inputs: Inputs) -> WeightBank:
-    return WeightBank(
-        inputs.base, inputs.experts, dtype=DTYPES[inputs.spec.dtype], device=torch.device(default_device())
-    )
+def _bank(inputs: Inputs, files: Path) -> WeightBank:
+    device = torch.device(default_device())
+    return WeightBank(inputs.base, inputs.experts, dtype=DTYPES[inputs.spec.dtype], device=device, files=files)
 
 
 def _card(stored: StoredSearch, inputs: Inputs, chosen: _Chosen, reproduce: str) -> str:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 from rich.text import Text
 
+from evomerge.baselines import candidates, check_baseline, training_settings
 from evomerge.cluster import worker_count
 from evomerge.errors import InvalidInput
 from evomerge.evaluation import code_files, known_evaluators, load_pack
 from evomerge.objective import task_weights
 from evomerge.recipe import Recipe
-from evomerge.report.progress import duration
+from evomerge.report.wording import duration, in_bytes
 from evomerge.study import attributes
 from evomerge.study.opening import Inputs, check_memory, memory_of, read_search, sampler_of
+from evomerge.training import DamSettings, planned_tokens
+from evomerge.worker import calibration_texts
 
 SCHEMA = 1
 MANY_DIMENSIONS = 30
@@ -33,6 +37,8 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
     sampler_of(inputs)
     check_memory(inputs, worker_count(spec.workers, None))
     task_weights(spec.objective, inputs.evaluator.weights)
+    for baseline in spec.chosen_baselines:
+        check_baseline(baseline, spec)
     return {
         "schema": SCHEMA,
         "name": spec.name,
@@ -46,7 +52,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
         },
         "evaluator": {"name": spec.evaluator.name, "items": _items(inputs), "code": _code(inputs)},
         "budget": {"trials": spec.budget.trials, "hours": spec.budget.hours},
-        "cost": {**_cost(inputs), "seconds_left": _seconds_left(inputs)},
+        "cost": {**_cost(inputs), "training": _training(inputs), "seconds_left": _seconds_left(inputs)},
         "warnings": [*inputs.warnings, *_budget_warnings(inputs), *_rest_warnings(inputs)],
     }
 
@@ -72,9 +78,15 @@ def preflight_text(document: dict[str, Any]) -> Text:
     text.append(
         f"  {document['budget']['trials']} trials on {cost['workers']} workers, {cost['search_items']:,} items scored; "
         f"sources and baselines: {cost['baseline_items']:,}; held-out: {cost['held_out_items']:,}\n"
-        f"  memory per worker {_bytes(cost['worker_bytes'])}, mapped sources {_bytes(cost['shared_bytes'])} "
-        f"(shared by the workers of a machine), disk {_bytes(cost['disk_bytes'])}\n"
+        f"  memory per worker {in_bytes(cost['worker_bytes'])}, mapped sources {in_bytes(cost['shared_bytes'])} "
+        f"(shared by the workers of a machine), disk {in_bytes(cost['disk_bytes'])}\n"
     )
+    if cost["training"] is not None:
+        text.append(
+            "  dam: {steps:,} steps, {gradient_tokens:,} tokens with gradients and {forward_tokens:,} without\n".format(
+                **cost["training"]
+            )
+        )
     left = cost["seconds_left"]
     text.append(f"  time left: {'known after the first trials' if left is None else duration(left)}\n")
     for warning in document["warnings"]:
@@ -132,17 +144,32 @@ def _code(inputs: Inputs) -> dict[str, str]:
 def _cost(inputs: Inputs) -> dict[str, int]:
     spec, items = inputs.spec, _items(inputs)
     search, held_out = sum(items["search"].values()), sum(items["held_out"].values())
-    rows = len(inputs.refs) + len(spec.baselines)
+    rows = len(inputs.refs) + sum(candidates(baseline, spec) for baseline in spec.chosen_baselines)
+    shown = len(inputs.refs) + len(spec.chosen_baselines) + spec.verdict.best + 1
     need = memory_of(inputs)
     return {
         "workers": worker_count(spec.workers, None),
         "search_items": spec.budget.trials * search,
         "baseline_items": rows * search,
-        "held_out_items": (rows + 1) * held_out,
+        "held_out_items": shown * held_out,
         "worker_bytes": need.worker,
         "shared_bytes": need.sources,
         "disk_bytes": spec.budget.trials * (STUDY_BYTES_PER_TRIAL + BYTES_PER_ITEM * search),
     }
+
+
+def _training(inputs: Inputs) -> dict[str, int] | None:
+    """What the training of dam will read, None where it is no baseline of the search. Losses at its ends included."""
+    spec = inputs.spec
+    for baseline in spec.chosen_baselines:
+        if baseline.name == "dam":
+            texts = {
+                expert.name: calibration_texts(inputs.evaluator, expert.calibration)
+                for expert in spec.experts
+                if expert.calibration is not None
+            }
+            return asdict(planned_tokens(texts, DamSettings.model_validate(training_settings(baseline)), spec.seed))
+    return None
 
 
 def _seconds_left(inputs: Inputs) -> float | None:
@@ -176,11 +203,3 @@ def _rest_warnings(inputs: Inputs) -> list[str]:
     return [
         f"{len(rest)} tensors belong to no known part: {', '.join(rest[:5])}; the space's part_patterns can name them"
     ]
-
-
-def _bytes(count: int) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count //= 1000
-    return f"{count} TB"

@@ -16,9 +16,11 @@ from rich.live import Live
 from rich.text import Text
 
 from evomerge.controller import Status, status_of
+from evomerge.report.wording import duration
 from evomerge.search import Listener
 from evomerge.study import attributes
 from evomerge.study.opening import StoredSearch
+from evomerge.worker import Progress
 
 SCHEMA = 1
 LOG_SECONDS = 10.0  # how often a log that is not a terminal gets a line at most
@@ -30,12 +32,14 @@ def listening() -> Iterator[Listener]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield Listener(_log_phase, _Log().status)
+        log = _Log()
+        yield Listener(_log_phase, log.status, log.progress)
         return
     with Live(Text(), console=console, refresh_per_second=4, transient=False) as live:
         yield Listener(
             on_phase=lambda text: console.print(Text(text, style="dim")),
             on_status=lambda status: live.update(status_line(status)),
+            on_progress=lambda progress: live.update(progress_line(progress)),
         )
 
 
@@ -56,14 +60,10 @@ def status_line(status: Status) -> Text:
     return Text(" · ".join(parts), style="bold" if status.state == "running" else "")
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 3 min 20 s, 5 h 10 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+def progress_line(progress: Progress) -> Text:
+    """step/total of a training, and its losses by name."""
+    losses = " · ".join(f"{name} {loss:.4f}" for name, loss in progress.losses.items())
+    return Text(f"{progress.key}: step {progress.step}/{progress.steps} · {losses}")
 
 
 def status_document(stored: StoredSearch) -> dict[str, Any]:
@@ -101,6 +101,12 @@ class _Log:
         if status.state != self._state or now - self._last >= LOG_SECONDS:
             self._last, self._state = now, status.state
             _log("status", asdict(status))
+
+    def progress(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.step == progress.steps or now - self._last >= LOG_SECONDS:
+            self._last = now
+            _log("training", asdict(progress))
 
 
 def _log_phase(text: str) -> None:

@@ -32,6 +32,7 @@ LOOKS: Final = (
     "evomerge:held_out_looks"  # the trials that were named winner, in order: how often held-out was looked at
 )
 DIGESTS: Final = "evomerge:digests"  # text: the winner's trial and the digest of each of its tensors as scored
+VERDICT: Final = "evomerge:verdict"  # text: the held-out comparison, in JSON
 
 # of a trial
 TELL: Final = "evomerge:tell"  # position in the order in which results were told; counts only on finished trials
@@ -43,6 +44,11 @@ SECONDS: Final = "evomerge:seconds"  # phase -> seconds
 INTERRUPTED: Final = "evomerge:interrupted"  # failed because its ask was cut short; does not count towards the budget
 LABEL: Final = "evomerge:label"  # of a row in a sibling study: a source, a baseline, or "trial 17"
 WORKER: Final = "evomerge:worker"  # who scored it
+COST: Final = "evomerge:cost"  # what it took: tokens read forward and for gradients, seconds, GPU-seconds, peak memory
+MADE: Final = "evomerge:made"  # of a baseline: digest of its name, settings and data
+MERGE: Final = "evomerge:merge"  # text: the recipe of a baseline in JSON
+BEGUN: Final = "evomerge:begun"  # of a baseline that is being trained: the next run goes on with it
+LOSSES: Final = "evomerge:losses"  # of a trained baseline: source -> [loss of the uniform soup, loss at the end]
 
 _CHUNK = 1500  # characters; JSON escapes each of them to at most 1 byte, so that an attribute stays below 2 kB
 

@@ -85,6 +85,7 @@ class Inputs:
             batch_size=foundation.batch_size if foundation else None,
             bounds=ranges,
             allow=spec.allow,
+            artifacts=str(artifacts_folder(spec).resolve()),
         )
 
 
@@ -103,6 +104,21 @@ class OpenSearch:
     baselines: Records
     held_out: Records
     artifacts: Path
+    storage: BaseStorage
+    check_hold: Callable[[], None]
+
+    def sibling(self, name: str, sampler: optuna.samplers.BaseSampler) -> SearchStudy:
+        """Another search of the same space, in the study `NAME/name` of the same storage."""
+        study = with_retries(
+            lambda: optuna.create_study(
+                storage=self.storage,
+                study_name=f"{self.inputs.spec.name}/{name}",
+                direction="maximize",
+                sampler=sampler,
+                load_if_exists=True,
+            )
+        )
+        return SearchStudy(study, self.storage, self.inputs.space, self.artifacts, self.check_hold)
 
 
 def open_inputs(spec: SearchSpec) -> Inputs:
@@ -171,6 +187,8 @@ def _open(
         Records(storage, f"{spec.name}/{BASELINES}", folder),
         Records(storage, f"{spec.name}/{HELD_OUT}", folder),
         folder,
+        storage,
+        check_hold,
     )
 
 

@@ -7,7 +7,7 @@ its space from the trials.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,16 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from evomerge.errors import InvalidInput
+from evomerge.evaluation.aggregates import CUSTOM
 from evomerge.evaluation.evaluator import Scores, TaskScores
 from evomerge.recipe import Recipe
 from evomerge.study import attributes
-from evomerge.study.attributes import read_document, write_document
-from evomerge.study.items import read_items, summary
-from evomerge.study.search_study import upload_items
+from evomerge.study.attributes import read_document, read_text, write_document, write_text
+from evomerge.study.items import ItemOutcome, read_items, summary
+from evomerge.study.search_study import cost_to_json, upload_items
 from evomerge.study.storage import with_retries
-from evomerge.worker import Outcome, Scored
+from evomerge.worker import Cost
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,11 @@ class Record:
         label: a source's name, a baseline's name, or "trial 17".
         digest: of the recipe that was scored.
         value, stderr: the objective.
-        tasks: task -> {value, stderr, metric, higher_is_better, items}.
-        seconds: by phase.
+        tasks: task -> {value, stderr, metric, higher_is_better, aggregate, items}.
+        seconds: of scoring it, by phase.
+        cost: of a baseline: what it took to choose it; of other rows: what scoring it once took.
+        made: of a baseline: digest of its name, settings and data.
+        losses: of a trained baseline: source -> (loss of the uniform soup, loss at the end).
     """
 
     label: str
@@ -43,7 +48,46 @@ class Record:
     stderr: float | None
     tasks: Mapping[str, Mapping[str, Any]]
     seconds: Mapping[str, float]
+    cost: Cost
     trial: FrozenTrial
+    made: str | None = None
+    losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of a baseline, which no params say.
+
+        Raises:
+            InvalidInput: the row is no baseline.
+        """
+        text = read_text(self.trial, attributes.MERGE)
+        if text is None:
+            raise InvalidInput(f"row {self.label!r} keeps no recipe: it is a source, a step, or a trial of the search")
+        return Recipe.from_json(text)
+
+
+@dataclass(frozen=True)
+class NewRow:
+    """A row that is to be stored. Only baselines have `made`; their recipe is kept with them."""
+
+    label: str
+    recipe: Recipe
+    scores: Scores
+    value: float
+    stderr: float | None
+    seconds: Mapping[str, float]
+    cost: Cost = field(default_factory=Cost)
+    made: str | None = None
+    losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a training gave: a recipe, what it took, and source -> (loss of the uniform soup, loss at the end)."""
+
+    recipe: Recipe
+    cost: Cost
+    losses: Mapping[str, tuple[float, float]]
 
 
 class Records:
@@ -64,31 +108,89 @@ class Records:
         wanted = recipe.digest
         return next((row for row in reversed(list(self)) if row.label == label and row.digest == wanted), None)
 
-    def add(self, label: str, recipe: Recipe, outcome: Outcome, value: float, stderr: float | None) -> Record:
-        """Store a scored row."""
-        assert isinstance(outcome.result, Scored)  # whoever asked for the score has dealt with failures
-        scores = outcome.result.scores
-        self._fail_interrupted()
-        trial = with_retries(self.study.ask)
-        upload_items(self._artifacts, self._storage, self.study.get_trials(deepcopy=False)[trial.number], scores)
-        for key, content in (
-            (attributes.LABEL, label),
-            (attributes.RECIPE, recipe.digest),
-            (attributes.SECONDS, {phase: round(seconds, 4) for phase, seconds in outcome.seconds.items()}),
-        ):
-            with_retries(lambda key=key, content=content: trial.set_user_attr(key, content))  # type: ignore[misc]
-        document = {"objective_stderr": stderr, "tasks": summary(scores)}
-        with_retries(lambda: write_document(trial, attributes.SCORES, document))
-        with_retries(lambda: self.study.tell(trial, value, skip_if_finished=True))
-        return read_record(self.study.get_trials(deepcopy=False)[trial.number])
+    def find_made(self, label: str, made: str) -> Record | None:
+        """The latest row of a baseline that was made in that way."""
+        return next((row for row in reversed(list(self)) if row.label == label and row.made == made), None)
+
+    def begin(self, label: str, made: str) -> int:
+        """The number of the row of a baseline that takes long: the one that a killed run has left, or a new one."""
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if trial.user_attrs.get(attributes.BEGUN) and trial.user_attrs.get(attributes.LABEL) == label:
+                if trial.user_attrs.get(attributes.MADE) == made:
+                    return trial.number
+                self._fail(trial.number)
+        number = with_retries(self.study.ask).number
+        self._set(number, attributes.LABEL, label)
+        self._set(number, attributes.MADE, made)
+        self._set(number, attributes.BEGUN, True)
+        return number
+
+    def keep(self, number: int, trained: Kept) -> None:
+        """Store what a training gave, before it is scored."""
+        self._set(number, attributes.COST, cost_to_json(trained.cost))
+        self._set(number, attributes.LOSSES, {name: list(ends) for name, ends in trained.losses.items()})
+        write_text(_Row(self, number), attributes.MERGE, trained.recipe.to_json())
+
+    def kept(self, number: int) -> Kept | None:
+        """What the training of a row that was begun gave; None while it has not ended."""
+        trial = self.study.get_trials(deepcopy=False)[number]
+        if attributes.MERGE not in trial.user_attrs:
+            return None
+        return Kept(Recipe.from_json(str(read_text(trial, attributes.MERGE))), read_cost(trial), _losses(trial))
+
+    def report(self, number: int, step: int, loss: float) -> None:
+        """An intermediate value of a row: Optuna Dashboard shows them as a curve."""
+        with_retries(lambda: self._storage.set_trial_intermediate_value(self._id(number), step, loss))
+
+    def add(self, row: NewRow, number: int | None = None) -> Record:
+        """Store a scored row, as a trial of its own or in the place of one that was begun."""
+        self._fail_interrupted(but=number)
+        if number is None:
+            number = with_retries(self.study.ask).number
+        upload_items(self._artifacts, self._storage, self.study.get_trials(deepcopy=False)[number], row.scores)
+        target = _Row(self, number)
+        self._set(number, attributes.LABEL, row.label)
+        self._set(number, attributes.RECIPE, row.recipe.digest)
+        self._set(number, attributes.SECONDS, {phase: round(seconds, 4) for phase, seconds in row.seconds.items()})
+        self._set(number, attributes.COST, cost_to_json(row.cost))
+        if row.made is not None:
+            self._set(number, attributes.MADE, row.made)
+            write_text(target, attributes.MERGE, row.recipe.to_json())
+        if row.losses:
+            self._set(number, attributes.LOSSES, {name: list(ends) for name, ends in row.losses.items()})
+        write_document(target, attributes.SCORES, {"objective_stderr": row.stderr, "tasks": summary(row.scores)})
+        with_retries(lambda: self.study.tell(number, row.value, skip_if_finished=True))
+        return read_record(self.study.get_trials(deepcopy=False)[number])
 
     def scores(self, row: Record) -> Scores | None:
         """The outcomes of a row by item; None where the artifact is gone: it is scored again then, never guessed."""
         return read_scores(self._artifacts, self._storage, row.trial)
 
-    def _fail_interrupted(self) -> None:
+    def _fail_interrupted(self, but: int | None) -> None:
+        """Fail what a killed run was storing. Rows that were begun, and can be gone on with, stay."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            with_retries(lambda number=trial.number: self.study.tell(number, state=TrialState.FAIL))  # type: ignore[misc]
+            if trial.number != but and not trial.user_attrs.get(attributes.BEGUN):
+                self._fail(trial.number)
+
+    def _fail(self, number: int) -> None:
+        with_retries(lambda: self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True))
+
+    def _id(self, number: int) -> int:
+        return self.study.get_trials(deepcopy=False)[number]._trial_id
+
+    def _set(self, number: int, key: str, value: Any) -> None:
+        with_retries(lambda: self._storage.set_trial_user_attr(self._id(number), key, value))
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row as something that attributes can be written to."""
+
+    records: Records
+    number: int
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        self.records._set(self.number, key, value)
 
 
 def read_records(study: optuna.Study) -> list[Record]:
@@ -106,8 +208,20 @@ def read_record(trial: FrozenTrial) -> Record:
         stderr=scores["objective_stderr"],
         tasks=scores["tasks"],
         seconds=attrs.get(attributes.SECONDS, {}),
+        cost=read_cost(trial),
         trial=trial,
+        made=attrs.get(attributes.MADE),
+        losses=_losses(trial),
     )
+
+
+def _losses(trial: FrozenTrial) -> dict[str, tuple[float, float]]:
+    return {name: (first, last) for name, (first, last) in trial.user_attrs.get(attributes.LOSSES, {}).items()}
+
+
+def read_cost(trial: FrozenTrial) -> Cost:
+    """What a trial or row took."""
+    return Cost(**trial.user_attrs.get(attributes.COST, {}))
 
 
 def read_scores(artifacts: Path, storage: BaseStorage, trial: FrozenTrial) -> Scores | None:
@@ -116,23 +230,27 @@ def read_scores(artifacts: Path, storage: BaseStorage, trial: FrozenTrial) -> Sc
     if path is None:
         return None
     try:
-        outcomes = read_items(path)
+        items = read_items(path)
     except ValueError:  # a file that a power failure cut short; pyarrow's errors are ValueErrors
         return None
     tasks = read_document(trial, attributes.SCORES)["tasks"]
     return Scores(
-        tasks={
-            task: TaskScores(
-                metric=content["metric"],
-                higher_is_better=content["higher_is_better"],
-                items=tuple(outcomes[task]),
-                outcomes=tuple(outcomes[task].values()),
-                value=content["value"],
-                stderr=content["stderr"],
-            )
-            for task, content in tasks.items()
-        },
+        tasks={task: _task_scores(content, items[task]) for task, content in tasks.items()},
         seconds=trial.user_attrs.get(attributes.SECONDS, {}),
+    )
+
+
+def _task_scores(content: Mapping[str, Any], items: Mapping[int, ItemOutcome]) -> TaskScores:
+    weights = tuple(item.weight for item in items.values() if item.weight is not None)
+    return TaskScores(
+        metric=content["metric"],
+        higher_is_better=content["higher_is_better"],
+        items=tuple(items),
+        outcomes=tuple(item.outcome for item in items.values()),
+        value=content["value"],
+        stderr=content["stderr"],
+        aggregate=content.get("aggregate", CUSTOM),
+        weights=weights or None,
     )
 
 

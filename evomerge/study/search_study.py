@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,7 +30,7 @@ from evomerge.study import attributes
 from evomerge.study.attributes import read_text, write_document, write_text
 from evomerge.study.items import summary, write_items
 from evomerge.study.storage import with_retries
-from evomerge.worker import Outcome, Scored
+from evomerge.worker import Cost, Outcome, Scored
 
 SCHEMA = 1
 MAX_ATTEMPTS = 3
@@ -174,7 +174,7 @@ class SearchStudy:
         self._set(proposal.number, attributes.RECIPE, proposal.recipe.digest)
         document = {"objective_stderr": stderr, "tasks": summary(scores)}
         write_document(_TrialAttributes(self, proposal.number), attributes.SCORES, document)
-        self._note(proposal.number, outcome, scores.tokens)
+        self._note(proposal.number, outcome)
         self._set(proposal.number, attributes.TELL, self._told)
         self._finish(proposal.number, TrialState.COMPLETE, value)
         self._told += 1
@@ -185,7 +185,7 @@ class SearchStudy:
         """Store a trial that has no score, with the reason."""
         self._set(number, attributes.FAILURE, reason[:1000])
         if outcome is not None:
-            self._note(number, outcome, 0)
+            self._note(number, outcome)
         self._finish(number, TrialState.FAIL)
         self._finished += 1
         self._failed += 1
@@ -204,10 +204,11 @@ class SearchStudy:
                 return
         with_retries(lambda: self.study.enqueue_trial(centre))
 
-    def _note(self, number: int, outcome: Outcome, tokens: int) -> None:
+    def _note(self, number: int, outcome: Outcome) -> None:
         seconds = {phase: round(value, 4) for phase, value in outcome.seconds.items()}
-        self._set(number, attributes.WORKER, {"name": outcome.worker, "attempt": outcome.attempt, "tokens": tokens})
+        self._set(number, attributes.WORKER, {"name": outcome.worker, "attempt": outcome.attempt})
         self._set(number, attributes.SECONDS, seconds)
+        self._set(number, attributes.COST, cost_to_json(outcome.cost))
 
     def _upload(self, number: int, scores: Scores) -> None:
         upload_items(self._artifacts, self._storage, self._storage.get_trial(self._ids[number]), scores)
@@ -230,6 +231,17 @@ class _TrialAttributes:
 
     def set_user_attr(self, key: str, value: Any) -> None:
         self.search._set(self.number, key, value)
+
+
+def best_trials(study: optuna.Study, count: int) -> list[FrozenTrial]:
+    """The trials with the highest values, earlier ones first among equals."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))[:count]
+
+
+def cost_to_json(cost: Cost) -> dict[str, float]:
+    """What something took, as a small attribute."""
+    return {name: round(value, 4) for name, value in asdict(cost).items()}
 
 
 def upload_items(folder: Path, storage: BaseStorage, trial: FrozenTrial, scores: Scores) -> None:

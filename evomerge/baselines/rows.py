@@ -1,10 +1,11 @@
-"""What the search is compared with: recipes that cost no search, scored through the same loop on the same items."""
+"""Rows of the leaderboard: a label and a recipe, scored on a part of the items and kept in a sibling study."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from evomerge.catalogue import TensorCatalogue
 from evomerge.cluster import Executor
@@ -12,19 +13,23 @@ from evomerge.controller import Stop, run_all
 from evomerge.errors import StoppedByFailures
 from evomerge.evaluation.evaluator import ItemBlock, Scores
 from evomerge.objective import Objective
-from evomerge.recipe import ModelRef, Recipe, Rule, single_source
-from evomerge.study.records import Records
-from evomerge.worker import Failed, Outcome, Score, Scored, TensorDigests
+from evomerge.recipe import ModelRef, Recipe, single_source
+from evomerge.study.records import NewRow, Records
+from evomerge.worker import Cost, Failed, Outcome, Score, Scored, TensorDigests
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the leaderboard that is to be scored. Without `required` ones there is no search to compare."""
+    """A line of the leaderboard that is to be scored. Without `required` ones there is no search to compare.
+
+    `params` are those of a trial of the search, for evaluators that need no model.
+    """
 
     label: str
     recipe: Recipe
+    params: Mapping[str, Any] = field(default_factory=dict)
     required: bool = False
     digests: bool = False
 
@@ -35,30 +40,14 @@ def source_rows(base: ModelRef, experts: Sequence[ModelRef], catalogue: TensorCa
     return [Row(ref.name, single_source(base, ref, names, dtype), required=True) for ref in (base, *experts)]
 
 
-def baseline_rows(
-    names: Sequence[str], base: ModelRef, experts: Sequence[ModelRef], catalogue: TensorCatalogue, dtype: str
-) -> list[Row]:
-    """The merges that need no search, by name."""
-    makers: dict[str, Callable[[], Recipe]] = {"uniform-soup": lambda: uniform_soup(base, experts, catalogue, dtype)}
-    return [Row(name, makers[name]()) for name in names]
-
-
-def uniform_soup(base: ModelRef, experts: Sequence[ModelRef], catalogue: TensorCatalogue, dtype: str) -> Recipe:
-    """The plain average of the experts (Wortsman et al. 2022, arXiv 2203.05482)."""
-    tensors = tuple(entry.name for entry in catalogue.mergeable)
-    rule = Rule(
-        tensors, "linear", tuple(ref.name for ref in experts), {"weight": (1.0,) * len(experts)}, {"normalize": True}
-    )
-    return Recipe(base=base, sources=tuple(experts), rules=(rule,), dtype=dtype)
-
-
 @dataclass(frozen=True)
 class RowResult:
-    """The scores of a row; with the outcome where they are new."""
+    """The scores of a row; with the outcome where they are new. `cost` is that of scoring it once."""
 
     row: Row
     scores: Scores
     outcome: Outcome | None = None
+    cost: Cost = field(default_factory=Cost)
 
     @property
     def digests(self) -> TensorDigests | None:
@@ -85,13 +74,16 @@ def score_rows(
         StoppedByFailures: a required row, such as a source, cannot be scored.
         Interrupted: a signal asked for a stop.
     """
-    results = {row.label: result for row in rows if (result := _stored(row, records)) is not None}
-    jobs = {f"{records.study.study_name}/{row.label}": row for row in rows if row.label not in results}
-    scores = [Score(key, row.recipe, block, digests=row.digests, batch_size=batch_size) for key, row in jobs.items()]
+    results = {row.label: result for row in rows if (result := stored_row(row, records)) is not None}
+    jobs = {job_key(row, records): row for row in rows if row.label not in results}
+    scores = [
+        Score(key, row.recipe, block, row.params, digests=row.digests, batch_size=batch_size)
+        for key, row in jobs.items()
+    ]
     for job, outcome in run_all(executor, stop, scores):
         row = jobs[job.key]
         if isinstance(outcome.result, Scored):
-            results[row.label] = RowResult(row, outcome.result.scores, outcome)
+            results[row.label] = RowResult(row, outcome.result.scores, outcome, outcome.cost)
             on_scored(results[row.label])
         elif row.required:
             reason = outcome.result.reason if isinstance(outcome.result, Failed) else "it gave no score"
@@ -104,11 +96,29 @@ def score_rows(
 def record_row(result: RowResult, records: Records, objective: Objective) -> None:
     """Store a row that is new. One whose items were lost was scored again, and takes the place of its former self."""
     if result.outcome is not None:
-        value, stderr = objective.value(result.scores), objective.stderr(result.scores)
-        records.add(result.row.label, result.row.recipe, result.outcome, value, stderr)
+        records.add(new_row(result, objective))
 
 
-def _stored(row: Row, records: Records) -> RowResult | None:
+def new_row(result: RowResult, objective: Objective) -> NewRow:
+    """A row as the sibling studies keep it."""
+    return NewRow(
+        result.row.label,
+        result.row.recipe,
+        result.scores,
+        objective.value(result.scores),
+        objective.stderr(result.scores),
+        result.outcome.seconds if result.outcome is not None else {},
+        result.cost,
+    )
+
+
+def stored_row(row: Row, records: Records) -> RowResult | None:
+    """The result of a row that has been scored before; None where it has not, or the outcomes of its items are lost."""
     record = records.find(row.label, row.recipe)
     scores = records.scores(record) if record is not None else None
-    return RowResult(row, scores) if scores is not None else None
+    return RowResult(row, scores, cost=record.cost) if record is not None and scores is not None else None
+
+
+def job_key(row: Row, records: Records) -> str:
+    """The key of the job that scores a row, e.g. "toy/held-out/ties"."""
+    return f"{records.study.study_name}/{row.label}"

@@ -1,0 +1,233 @@
+"""The baselines that are merged: each one is a plan, which asks for scores and trainings and ends in a recipe.
+
+A plan is a generator. It yields a list of steps that may be done at the same time, is given a result for each of them
+(None for one that failed), and returns the recipe that it has chosen. It never waits, so that the plans of several
+baselines share the workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from evomerge.baselines.rows import Row, RowResult
+from evomerge.catalogue import TensorCatalogue
+from evomerge.errors import InvalidInput, unknown_name
+from evomerge.evaluation.evaluator import Scores
+from evomerge.methods import METHODS, resolve_options, resolve_parameters
+from evomerge.objective import Objective
+from evomerge.recipe import ModelRef, Recipe, Rule
+from evomerge.spaces.document import validate
+from evomerge.spec import BaselineSpec, Calibration, SearchSpec
+from evomerge.study.records import Kept
+from evomerge.worker import Cost
+
+# Of a single weight for all experts: 1.0 adds the task vectors up, which collapses with many of them.
+WEIGHTS = tuple(number / 10 for number in range(1, 11))
+
+
+@dataclass(frozen=True)
+class Training:
+    """A step of a plan: train a merge, starting from this recipe."""
+
+    recipe: Recipe
+    settings: Mapping[str, Any]
+    calibration: Mapping[str, Calibration]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a plan has chosen.
+
+    Attributes:
+        cost: of choosing it that is not the cost of the plan's own steps.
+        losses: of a training, see `evomerge.worker.Trained`.
+    """
+
+    recipe: Recipe
+    cost: Cost = field(default_factory=Cost)
+    losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+Plan = Generator[Sequence[Row | Training], Sequence[RowResult | Kept | None], Choice]
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What baselines are made of.
+
+    Attributes:
+        references: source name -> its scores on the search items.
+        reference_cost: of scoring the experts there.
+    """
+
+    spec: SearchSpec
+    base: ModelRef
+    experts: tuple[ModelRef, ...]
+    catalogue: TensorCatalogue
+    objective: Objective
+    references: Mapping[str, Scores]
+    reference_cost: Cost = field(default_factory=Cost)
+
+    def recipe(self, method: str, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> Recipe:
+        """All mergeable tensors of all experts, merged in one way."""
+        return self.part(self.experts, method, parameters, options)
+
+    def part(
+        self, experts: Sequence[ModelRef], method: str, parameters: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Recipe:
+        """The same of some of the experts."""
+        rule = Rule(
+            tuple(entry.name for entry in self.catalogue.mergeable),
+            method,
+            tuple(ref.name for ref in experts),
+            resolve_parameters(method, parameters, len(experts)),
+            resolve_options(method, options),
+        )
+        return Recipe(self.base, tuple(experts), (rule,), self.spec.dtype, self.spec.seed)
+
+    def soup(self, experts: Sequence[ModelRef]) -> Recipe:
+        """The plain average of some experts (Wortsman et al. 2022, arXiv 2203.05482)."""
+        return self.part(experts, "linear", {"weight": 1.0}, {})
+
+
+def plan_of(baseline: BaselineSpec, ingredients: Ingredients) -> Plan:
+    """The plan of a baseline.
+
+    Raises:
+        InvalidInput: a setting that the baseline does not have, or that is out of its range.
+    """
+    return _PLANS[baseline.name](ingredients, baseline)
+
+
+def check_baseline(baseline: BaselineSpec, spec: SearchSpec) -> None:
+    """Refuse settings that a baseline does not have, before anything is run.
+
+    Raises:
+        InvalidInput: see `plan_of`; or dam without calibration texts.
+    """
+    if baseline.name in ("ties", "dare-ties"):
+        _merge_settings(baseline, len(spec.experts))
+    elif baseline.name == "dam":
+        training_settings(baseline)
+        if not spec.has_calibration:
+            without = [expert.name for expert in spec.experts if expert.calibration is None]
+            raise InvalidInput(
+                f"baseline 'dam' trains on text of every expert, but {', '.join(without)} name no calibration; "
+                "write calibration: {task: NAME, items: N} beside them, or leave dam out"
+            )
+    elif baseline.name == "task-arithmetic":
+        _grid(baseline)
+    else:
+        validate(_Nothing, baseline.settings, f"baseline {baseline.name!r}")
+
+
+def candidates(baseline: BaselineSpec, spec: SearchSpec) -> int:
+    """How many merges are scored on the search items to make a baseline, at most."""
+    if baseline.name == "greedy-soup":
+        return len(spec.experts)
+    if baseline.name == "task-arithmetic":
+        return len(_grid(baseline))
+    return spec.budget.trials if baseline.name == "random-search" else 1
+
+
+class _Nothing(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Grid(BaseModel):
+    """The weights that are tried, the same for all experts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    weights: Annotated[tuple[float, ...], Field(min_length=1)] = WEIGHTS
+
+
+def _grid(baseline: BaselineSpec) -> tuple[float, ...]:
+    return validate(_Grid, baseline.settings, f"baseline {baseline.name!r}").weights
+
+
+def _uniform_soup(given: Ingredients, baseline: BaselineSpec) -> Plan:
+    """The plain average of all experts."""
+    yield []
+    return Choice(given.soup(given.experts))
+
+
+def _greedy_soup(given: Ingredients, baseline: BaselineSpec) -> Plan:
+    """Experts from the best to the worst; each joins the average if that scores higher with it (arXiv 2203.05482)."""
+    value = {ref.name: given.objective.value(given.references[ref.name]) for ref in given.experts}
+    # Ascending and reversed, as the authors do it: of equal experts the last comes first.
+    best_first = sorted(given.experts, key=lambda ref: value[ref.name])[::-1]
+    chosen, best = [best_first[0]], value[best_first[0].name]
+    for expert in best_first[1:]:
+        tried = [*chosen, expert]
+        (result,) = yield [Row(f"{baseline.name}/{'+'.join(ref.name for ref in tried)}", given.soup(tried))]
+        if isinstance(result, RowResult) and given.objective.value(result.scores) > best:
+            chosen, best = tried, given.objective.value(result.scores)
+    return Choice(given.soup(chosen), given.reference_cost)
+
+
+def _task_arithmetic(given: Ingredients, baseline: BaselineSpec) -> Plan:
+    """One weight for all task vectors, the best of a grid on the search items (arXiv 2212.04089)."""
+    weights = _grid(baseline)
+    recipes = {weight: given.recipe("task_arithmetic", {"weight": weight}, {}) for weight in weights}
+    results = yield [Row(f"{baseline.name}/{weight:g}", recipe) for weight, recipe in recipes.items()]
+    values = [given.objective.value(result.scores) if isinstance(result, RowResult) else None for result in results]
+    scored = [(value, -place) for place, value in enumerate(values) if value is not None]
+    if not scored:
+        raise InvalidInput(f"none of the weights {list(weights)} gives a merge that can be scored")
+    return Choice(recipes[weights[-max(scored)[1]]])
+
+
+def _by_method(method: str) -> Callable[[Ingredients, BaselineSpec], Plan]:
+    def plan(given: Ingredients, baseline: BaselineSpec) -> Plan:
+        yield []
+        parameters, options = _merge_settings(baseline, len(given.experts))
+        return Choice(given.recipe(method, parameters, options))
+
+    return plan
+
+
+def _merge_settings(baseline: BaselineSpec, experts: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters and options of a merge method among a baseline's settings; what is not given is as published."""
+    method = baseline.name.replace("-", "_")
+    known = {parameter.name for parameter in METHODS[method].parameters}
+    allowed = known | {option.name for option in METHODS[method].options} | {"semantics"}
+    for name in baseline.settings:
+        if name not in allowed:
+            raise unknown_name(f"setting of baseline {baseline.name!r}", name, allowed)
+    parameters = {name: value for name, value in baseline.settings.items() if name in known}
+    options = {name: value for name, value in baseline.settings.items() if name not in known}
+    return dict(resolve_parameters(method, parameters, experts)), dict(resolve_options(method, options))
+
+
+def _dam(given: Ingredients, baseline: BaselineSpec) -> Plan:
+    """Differentiable adaptive merging from the uniform average (arXiv 2410.08371)."""
+    calibration = {expert.name: expert.calibration for expert in given.spec.experts if expert.calibration is not None}
+    (kept,) = yield [Training(given.soup(given.experts), training_settings(baseline), calibration)]
+    if not isinstance(kept, Kept):
+        raise InvalidInput("the training failed")
+    return Choice(kept.recipe, losses=kept.losses)
+
+
+def training_settings(baseline: BaselineSpec) -> dict[str, Any]:
+    """The settings of a training, all of them, as plain data.
+
+    Raises:
+        InvalidInput: a setting that does not exist, or is out of its range.
+    """
+    from evomerge.training import DamSettings
+
+    return validate(DamSettings, baseline.settings, f"baseline {baseline.name!r}").model_dump(mode="json")
+
+
+_PLANS: dict[str, Callable[[Ingredients, BaselineSpec], Plan]] = {
+    "uniform-soup": _uniform_soup,
+    "greedy-soup": _greedy_soup,
+    "task-arithmetic": _task_arithmetic,
+    "ties": _by_method("ties"),
+    "dare-ties": _by_method("dare_ties"),
+    "dam": _dam,
+}

@@ -1,0 +1,216 @@
+"""DAM as a job: on the toy models, in this process and on Ray, killed half-way, exported, with its curve."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import optuna
+import pytest
+import ray
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from evomerge import load_spec, run_search
+from evomerge.cli import run_command
+from evomerge.cluster import InlineExecutor
+from evomerge.cluster.ray_executor import RayExecutor
+from evomerge.errors import Interrupted
+from evomerge.search import Listener, run_baselines
+from evomerge.study.opening import open_inputs
+from evomerge.study.records import read_records
+from evomerge.training import DamSettings
+from evomerge.worker import Outcome, Progress, Scored, Train, Trained, Worker
+
+ROOT = Path(__file__).parent.parent.parent
+EXPERTS = ("reverse", "sort")
+STEPS = 12
+DAM = {"name": "dam", "steps": STEPS, "batch_size": 2, "learning_rate": 0.01, "checkpoint_every": 2}
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory):
+    """The toy skills with two tasks and few items."""
+    folder = tmp_path_factory.mktemp("packs") / "two-skills"
+    shutil.copytree(ROOT / "evaluators" / "toy-skills", folder)
+    content = yaml.safe_load((folder / "evaluator.yaml").read_text())
+    content["tasks"] = [task for task in content["tasks"] if task["task"].removeprefix("toy_") in EXPERTS]
+    (folder / "evaluator.yaml").write_text(yaml.safe_dump({**content, "name": "two-skills"}))
+    for items in (folder / "items").iterdir():
+        lines, left = [], {"calibration": 16, "search": 20, "held_out": 20}
+        for line in items.read_text().splitlines(keepends=True):
+            part = json.loads(line)["part"]
+            left[part] -= 1
+            lines += [line] * (left[part] >= 0)
+        items.write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture
+def spec(write_spec, pack):
+    """Two experts of the toy models, lm-eval, a few steps of DAM."""
+
+    def write(name="sim", **changes):
+        path = write_spec(evaluator=str(pack), dtype="float32", name=name, baselines=[DAM], **changes)
+        content = yaml.safe_load(path.read_text())
+        for source in content["sources"][1:]:
+            source["calibration"] = {"task": f"toy_{source['name']}", "items": 16}
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def dam_row(folder, name="sim"):
+    storage = f"sqlite:///{folder}/runs/{name}/study.db"
+    rows = read_records(optuna.load_study(study_name=f"{name}/baselines", storage=storage))
+    return next(row for row in rows if row.label == "dam")
+
+
+def coefficients(folder, row, name="sim"):
+    return load_file(folder / "runs" / name / "artifacts" / "files" / f"{row.recipe.files['coefficients']}.safetensors")
+
+
+def test_killed_half_way_it_goes_on_to_the_same_coefficients_and_the_same_curve(spec, tmp_path, one_thread):
+    whole, halved = load_spec(spec("whole")), load_spec(spec("halved"))
+    run_baselines(whole, ["dam"], ray="none")
+
+    seen = []
+
+    def kill(progress):
+        seen.append(progress.step)
+        if progress.step == STEPS // 2 + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        run_baselines(halved, ["dam"], ray="none", listener=Listener(on_progress=kill))
+    checkpoints = list((tmp_path / "runs" / "halved" / "artifacts" / "training").iterdir())
+    assert len(checkpoints) == 1
+    run_baselines(halved, ["dam"], ray="none")
+
+    first, second = dam_row(tmp_path, "whole"), dam_row(tmp_path, "halved")
+    a, b = coefficients(tmp_path, first, "whole"), coefficients(tmp_path, second, "halved")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert first.trial.intermediate_values == second.trial.intermediate_values
+    assert list(first.trial.intermediate_values) == list(range(1, STEPS + 1))
+    assert first.losses == second.losses
+    assert first.cost.gradient_tokens == second.cost.gradient_tokens > 0
+    assert not (tmp_path / "runs" / "halved" / "artifacts" / "training").exists()
+
+
+def test_the_loss_on_every_source_ends_below_that_of_the_uniform_soup(spec, tmp_path):
+    run_baselines(load_spec(spec()), ["dam"], ray="none")
+    losses = dam_row(tmp_path).losses
+    assert set(losses) == set(EXPERTS)
+    assert all(after < before for before, after in losses.values())
+
+
+def test_it_is_exported_like_any_other_merge(spec, tmp_path, capsys):
+    path = spec()
+    run_search(load_spec(path), ray="none")
+    assert run_command(["export", str(path), "--trial", "dam", "--out", "out", "--json"]) == 0
+    exported = json.loads(capsys.readouterr().out)
+    row = dam_row(tmp_path)
+    assert exported["recipe"] == row.digest
+    assert (tmp_path / "out" / "coefficients.safetensors").is_file()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    weights = coefficients(tmp_path, row)["model.layers.0.mlp.up_proj.weight"]
+    toy = path.parent
+    sources = yaml.safe_load(path.read_text())["sources"][1:]
+    merged = sum(
+        load_file(f"{toy / source['location']}/model.safetensors")["model.layers.0.mlp.up_proj.weight"] * column
+        for source, column in zip(sources, weights, strict=True)
+    )
+    assert torch.allclose(model.model.layers[0].mlp.up_proj.weight, merged, atol=1e-6)
+
+
+def test_the_leaderboard_shows_both_budgets(spec, capsys):
+    path = spec()
+    run_search(load_spec(path), ray="none")
+    assert run_command(["leaderboard", str(path), "--json"]) == 0
+    rows = {row["label"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    dam, best = rows["dam"], next(row for row in rows.values() if row["kind"] == "best")
+    assert dam["cost"]["gradient_tokens"] > 0 == best["cost"]["gradient_tokens"]
+    assert best["cost"]["candidates"] == 6
+    assert best["cost"]["forward_tokens"] > 0
+    assert set(dam["losses"]) == set(EXPERTS)
+    assert {"dam"} <= set(rows)
+
+
+def test_what_it_will_read_is_known_beforehand(spec, tmp_path, capsys):
+    path = spec()
+    assert run_command(["check", str(path), "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)["cost"]["training"]
+    run_baselines(load_spec(path), ["dam"], ray="none")
+    cost = dam_row(tmp_path).cost
+    assert planned == {
+        "steps": STEPS,
+        "gradient_tokens": cost.gradient_tokens,
+        "forward_tokens": cost.forward_tokens,
+    }
+
+
+def train_job(inputs):
+    from evomerge.baselines import Ingredients
+
+    experts = tuple(source.ref for source in inputs.experts)
+    given = Ingredients(inputs.spec, inputs.base.ref, experts, inputs.catalogue, None, {})
+    calibration = {expert.name: expert.calibration for expert in inputs.spec.experts}
+    settings = DamSettings(steps=3, learning_rate=0.01).model_dump(mode="json")
+    return Train("sim/baselines/dam/training", given.soup(experts), settings, calibration)
+
+
+def events_of(executor, job):
+    executor.submit(job)
+    events = []
+    while not (events and isinstance(events[-1], Outcome)):
+        event = executor.next_event(60.0)
+        assert event is not None
+        events.append(event)
+    return events
+
+
+def test_every_executor_tells_the_progress_of_a_training_and_then_its_outcome(spec, tmp_path, one_thread):
+    inputs = open_inputs(load_spec(spec()))
+    job, setup = train_job(inputs), inputs.setup()
+    inline = events_of(InlineExecutor(Worker(setup, "inline")), job)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    pool = RayExecutor(setup, count=1, cpus=1, gpus=0, resources={}, timeout=600.0)
+    try:
+        remote = events_of(pool, job)
+        assert [worker.state for worker in pool.workers()] == ["idle"]
+    finally:
+        pool.close()
+        ray.shutdown()
+    for events in (inline, remote):
+        assert [event.step for event in events[:-1] if isinstance(event, Progress)] == [1, 2, 3]
+        assert isinstance(events[-1].result, Trained)
+    assert inline[-1].result == remote[-1].result
+    assert [event.losses for event in inline[:-1]] == [event.losses for event in remote[:-1]]
+
+
+def test_a_worker_scores_after_a_training_what_it_scored_before(spec):
+    from evomerge.evaluation.evaluator import ItemBlock
+    from evomerge.worker import Score
+
+    inputs = open_inputs(load_spec(spec()))
+    worker, job = Worker(inputs.setup(), "inline"), train_job(inputs)
+    score = Score("soup", job.recipe, ItemBlock("search", 0, 20))
+    before = worker.run(score).result
+    assert isinstance(worker.run(job).result, Trained)
+    after = worker.run(score).result
+    assert isinstance(before, Scored)
+    assert isinstance(after, Scored)
+    assert before.scores.tasks == after.scores.tasks
