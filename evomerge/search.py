@@ -26,7 +26,7 @@ from evomerge.controller import Controller, Status, Stop, find_batch_size, stopp
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.evaluation.evaluator import ItemBlock, Scores
 from evomerge.objective import Objective, build_objective, task_weights
-from evomerge.spec import BASELINES, BaselineSpec, SearchSpec
+from evomerge.spec import BASELINES, ON_REQUEST, BaselineSpec, SearchSpec
 from evomerge.study import attributes
 from evomerge.study.opening import OpenSearch, check_memory, open_inputs, open_search
 from evomerge.study.records import Record
@@ -37,7 +37,12 @@ from evomerge.verdict.stored import store_verdict
 from evomerge.worker import Cost, Progress
 
 EARLY = ("uniform-soup",)  # normalisation, constraints and warm starts need these before the first trial
-CHOSEN = ("greedy-soup", "task-arithmetic", "random-search")  # by their own search value, whose luck they share
+CHOSEN = (
+    "greedy-soup",
+    "task-arithmetic",
+    "dam-from-best",
+    "random-search",
+)  # by their own search value, whose luck they share
 MEAN = "mean of cma"
 
 
@@ -98,11 +103,11 @@ def run_baselines(
         check_baseline(baseline, spec)
     with stopping_on_signals() as stop, _session(spec, ray, listener or Listener(), stop) as session:
         study = session.opened.search.study
-        if RANDOM_SEARCH in names and not session.opened.search.finished:
-            raise InvalidInput("random-search gets the budget of the search, which has not begun; run the search first")
+        winner = read_winner(study.user_attrs)
+        if winner is None and (early := [name for name in names if name in ON_REQUEST]):
+            raise InvalidInput(f"baseline {early[0]!r} follows from a search that has ended; run the search first")
         session.listener.on_phase("making the baselines")
         session.make(wanted)
-        winner = read_winner(study.user_attrs)
         if winner is not None:
             session.judge(winner)
         return study
@@ -171,8 +176,9 @@ class _Session:
 
     def make(self, baselines: Sequence[BaselineSpec]) -> None:
         """Make the baselines that the study does not have yet."""
-        inputs = self.opened.inputs
+        inputs, search = self.opened.inputs, self.opened.search
         experts = tuple(expert.ref for expert in inputs.experts)
+        winner = read_winner(search.study.user_attrs)
         ingredients = Ingredients(
             inputs.spec,
             inputs.base.ref,
@@ -181,6 +187,7 @@ class _Session:
             self.objective,
             {name: result.scores for name, result in self.references.items()},
             sum((self.references[ref.name].cost for ref in experts), Cost()),
+            winning_recipe(search, winner) if winner is not None else None,
         )
         maker = BaselineMaker(
             ingredients, self.opened.baselines, self.executor, self.stop, self.batch_size, self.listener.on_progress

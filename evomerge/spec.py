@@ -19,7 +19,18 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=6
 Positive = Annotated[int, Field(gt=0)]
 Allowed = Literal["pickle_weights", "remote_code", "task_code", "benchmark_test_sets"]
 
-BASELINES = ("uniform-soup", "greedy-soup", "task-arithmetic", "ties", "dare-ties", "dam", "random-search")
+BASELINES = (
+    "uniform-soup",
+    "greedy-soup",
+    "task-arithmetic",
+    "ties",
+    "dare-ties",
+    "dam",
+    "dam-from-best",
+    "random-search",
+)
+ON_REQUEST = ("dam-from-best", "random-search")  # they need the search, or its budget once more
+TRAINED = ("dam", "dam-from-best")
 RESERVED_NAMES = ("best", *BASELINES)  # rows of the leaderboard that are not sources
 
 
@@ -190,10 +201,10 @@ class SearchSpec(_Frozen):
 
     @property
     def chosen_baselines(self) -> tuple[BaselineSpec, ...]:
-        """The baselines that the spec names, else all that need no budget of their own: training needs texts."""
+        """The baselines that the spec names, else all that are not made on request only: training needs texts."""
         if self.baselines is not None:
             return self.baselines
-        without = {"random-search"} if self.has_calibration else {"random-search", "dam"}
+        without = ON_REQUEST if self.has_calibration else (*ON_REQUEST, *TRAINED)
         return tuple(BaselineSpec(name=name) for name in BASELINES if name not in without)
 
     @property

@@ -156,7 +156,7 @@ def test_every_command_prints_one_json_document(capsys, write_spec, tmp_path):
     assert checked["space"]["dimensions"] == 6
     assert any("trials are few" in warning for warning in checked["warnings"])
     ran = prints(capsys, "run", spec, "--ray", "none", "--trials", "3", "--json")
-    assert {row["kind"] for row in ran["rows"]} == {"source", "baseline", "best", "trial"}
+    assert {row["kind"] for row in ran["rows"]} == {"source", "baseline", "best", "trial", "mean"}
     status = prints(capsys, "status", spec, "--json")
     assert status["trials"]["complete"] == 3
     assert status["status"]["state"] == "finished"

@@ -15,7 +15,7 @@ from evomerge.cluster import Executor
 from evomerge.controller import Dispatcher, Stop
 from evomerge.errors import EvomergeError
 from evomerge.evaluation.evaluator import ItemBlock
-from evomerge.spec import BaselineSpec
+from evomerge.spec import TRAINED, BaselineSpec
 from evomerge.study.records import Kept, Records
 from evomerge.worker import Cost, Failed, Job, Outcome, Progress, Score, Scored, Train, Trained
 
@@ -188,7 +188,9 @@ class BaselineMaker:
 def made_key(baseline: BaselineSpec, ingredients: Ingredients) -> str:
     """Identifies how a baseline is made: its name, its settings and, for one that is trained, its texts."""
     content: dict[str, object] = {"name": baseline.name, "settings": baseline.settings}
-    if baseline.name == "dam":
+    if baseline.name == "dam-from-best" and ingredients.best is not None:
+        content["best"] = ingredients.best.digest
+    if baseline.name in TRAINED:
         calibrations = {expert.name: expert.calibration for expert in ingredients.spec.experts}
         content["calibration"] = {
             name: each and (each.task or _digest_of(Path(str(each.file))), each.items)

@@ -21,7 +21,7 @@ from evomerge.methods import METHODS, resolve_options, resolve_parameters
 from evomerge.objective import Objective
 from evomerge.recipe import ModelRef, Recipe, Rule
 from evomerge.spaces.document import validate
-from evomerge.spec import BaselineSpec, Calibration, SearchSpec
+from evomerge.spec import TRAINED, BaselineSpec, Calibration, SearchSpec
 from evomerge.study.records import Kept
 from evomerge.worker import Cost
 
@@ -62,6 +62,7 @@ class Ingredients:
     Attributes:
         references: source name -> its scores on the search items.
         reference_cost: of scoring the experts there.
+        best: recipe of the winner, once it has been named.
     """
 
     spec: SearchSpec
@@ -71,6 +72,7 @@ class Ingredients:
     objective: Objective
     references: Mapping[str, Scores]
     reference_cost: Cost = field(default_factory=Cost)
+    best: Recipe | None = None
 
     def recipe(self, method: str, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> Recipe:
         """All mergeable tensors of all experts, merged in one way."""
@@ -111,13 +113,13 @@ def check_baseline(baseline: BaselineSpec, spec: SearchSpec) -> None:
     """
     if baseline.name in ("ties", "dare-ties"):
         _merge_settings(baseline, len(spec.experts))
-    elif baseline.name == "dam":
+    elif baseline.name in TRAINED:
         training_settings(baseline)
         if not spec.has_calibration:
             without = [expert.name for expert in spec.experts if expert.calibration is None]
             raise InvalidInput(
-                f"baseline 'dam' trains on text of every expert, but {', '.join(without)} name no calibration; "
-                "write calibration: {task: NAME, items: N} beside them, or leave dam out"
+                f"baseline {baseline.name!r} trains on text of every expert, but {', '.join(without)} name no "
+                "calibration; write calibration: {task: NAME, items: N} beside them, or leave it out"
             )
     elif baseline.name == "task-arithmetic":
         _grid(baseline)
@@ -205,8 +207,19 @@ def _merge_settings(baseline: BaselineSpec, experts: int) -> tuple[dict[str, Any
 
 def _dam(given: Ingredients, baseline: BaselineSpec) -> Plan:
     """Differentiable adaptive merging from the uniform average (arXiv 2410.08371)."""
+    return (yield from _trained(given, baseline, given.soup(given.experts)))
+
+
+def _dam_from_best(given: Ingredients, baseline: BaselineSpec) -> Plan:
+    """The same from the winner of the search, whose merge has to be a weighted sum of the sources."""
+    if given.best is None:
+        raise InvalidInput("the search has not named its best merge yet; run the search first")
+    return (yield from _trained(given, baseline, given.best))
+
+
+def _trained(given: Ingredients, baseline: BaselineSpec, initial: Recipe) -> Plan:
     calibration = {expert.name: expert.calibration for expert in given.spec.experts if expert.calibration is not None}
-    (kept,) = yield [Training(given.soup(given.experts), training_settings(baseline), calibration)]
+    (kept,) = yield [Training(initial, training_settings(baseline), calibration)]
     if not isinstance(kept, Kept):
         raise InvalidInput("the training failed")
     return Choice(kept.recipe, losses=kept.losses)
@@ -230,4 +243,5 @@ _PLANS: dict[str, Callable[[Ingredients, BaselineSpec], Plan]] = {
     "ties": _by_method("ties"),
     "dare-ties": _by_method("dare_ties"),
     "dam": _dam,
+    "dam-from-best": _dam_from_best,
 }

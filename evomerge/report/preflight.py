@@ -15,6 +15,7 @@ from evomerge.evaluation import code_files, known_evaluators, load_pack
 from evomerge.objective import task_weights
 from evomerge.recipe import Recipe
 from evomerge.report.wording import duration, in_bytes
+from evomerge.spec import TRAINED
 from evomerge.study import attributes
 from evomerge.study.opening import Inputs, check_memory, memory_of, read_search, sampler_of
 from evomerge.training import DamSettings, planned_tokens
@@ -81,11 +82,10 @@ def preflight_text(document: dict[str, Any]) -> Text:
         f"  memory per worker {in_bytes(cost['worker_bytes'])}, mapped sources {in_bytes(cost['shared_bytes'])} "
         f"(shared by the workers of a machine), disk {in_bytes(cost['disk_bytes'])}\n"
     )
-    if cost["training"] is not None:
+    for name, planned in cost["training"].items():
         text.append(
-            "  dam: {steps:,} steps, {gradient_tokens:,} tokens with gradients and {forward_tokens:,} without\n".format(
-                **cost["training"]
-            )
+            f"  {name}: {planned['steps']:,} steps, {planned['gradient_tokens']:,} tokens with gradients and "
+            f"{planned['forward_tokens']:,} without\n"
         )
     left = cost["seconds_left"]
     text.append(f"  time left: {'known after the first trials' if left is None else duration(left)}\n")
@@ -158,18 +158,15 @@ def _cost(inputs: Inputs) -> dict[str, int]:
     }
 
 
-def _training(inputs: Inputs) -> dict[str, int] | None:
-    """What the training of dam will read, None where it is no baseline of the search. Losses at its ends included."""
-    spec = inputs.spec
-    for baseline in spec.chosen_baselines:
-        if baseline.name == "dam":
-            texts = {
-                expert.name: calibration_texts(inputs.evaluator, expert.calibration)
-                for expert in spec.experts
-                if expert.calibration is not None
-            }
-            return asdict(planned_tokens(texts, DamSettings.model_validate(training_settings(baseline)), spec.seed))
-    return None
+def _training(inputs: Inputs) -> dict[str, dict[str, int]]:
+    """Baseline -> what its training will read, losses at its ends included."""
+    spec, trained = inputs.spec, [each for each in inputs.spec.chosen_baselines if each.name in TRAINED]
+    if not trained:
+        return {}
+    calibrations = {expert.name: expert.calibration for expert in spec.experts if expert.calibration is not None}
+    texts = {name: calibration_texts(inputs.evaluator, each) for name, each in calibrations.items()}
+    settings = {each.name: DamSettings.model_validate(training_settings(each)) for each in trained}
+    return {name: asdict(planned_tokens(texts, each, spec.seed)) for name, each in settings.items()}
 
 
 def _seconds_left(inputs: Inputs) -> float | None:

@@ -7,9 +7,10 @@ nothing is shifted: the logits of a position are compared with the logits of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ def similarity(coefficients: Tensor | Iterable[Tensor], weight: float = 0.01) ->
     Returns:
         A scalar.
     """
-    return weight * _total(_cosines(module).mean() for module in _modules(coefficients) if len(module) > 1)
+    return weight * _total(torch.cosine_similarity(*_pairs(stack), dim=-1).mean(-1) for stack in _stacks(coefficients))
 
 
 def overlap(coefficients: Tensor | Iterable[Tensor], weight: float = 1e-5) -> Tensor:
@@ -100,7 +101,7 @@ def overlap(coefficients: Tensor | Iterable[Tensor], weight: float = 1e-5) -> Te
     Returns:
         A scalar.
     """
-    return weight * _total(_smaller(module).sum(-1).mean() for module in _modules(coefficients) if len(module) > 1)
+    return weight * _total(_smaller(stack).sum(-1).mean(-1) for stack in _stacks(coefficients))
 
 
 def weighted_overlap(
@@ -120,10 +121,10 @@ def weighted_overlap(
     Returns:
         A scalar.
     """
-    modules = _modules(coefficients)
-    taus = list(task_vectors)
-    by_module = [taus] if isinstance(coefficients, Tensor) and taus and isinstance(taus[0], Tensor) else taus
-    return overlap_at_angles(modules, [between_columns(each) for each in by_module], weight)  # type: ignore[arg-type]
+    alone = isinstance(coefficients, Tensor)
+    modules = [coefficients] if isinstance(coefficients, Tensor) else list(coefficients)
+    taus: list[Any] = [task_vectors] if alone else list(task_vectors)
+    return overlap_at_angles(modules, [between_columns(each) for each in taus], weight)
 
 
 def l1_l2(coefficients: Tensor | Iterable[Tensor], l1: float = 1e-6, l2: float = 1e-6) -> Tensor:
@@ -137,8 +138,9 @@ def l1_l2(coefficients: Tensor | Iterable[Tensor], l1: float = 1e-6, l2: float =
         A scalar.
     """
     norm = torch.linalg.vector_norm
-    return _total(
-        l1 * module.abs().sum() + l2 * norm(module.flatten(1), dim=1).sum() for module in _modules(coefficients)
+    stacks = list(_stacks(coefficients, at_least=1))
+    return l1 * _total(stack.abs().sum((1, 2)) for stack in stacks) + l2 * _total(
+        norm(stack, dim=2).sum(1) for stack in stacks
     )
 
 
@@ -192,34 +194,37 @@ def between_columns(task_vectors: Sequence[Tensor]) -> Tensor:
 def overlap_at_angles(coefficients: Sequence[Tensor], factors: Sequence[Tensor], weight: float = 1e-5) -> Tensor:
     """`weighted_overlap` with the factors of its columns known: one tensor [pairs, d] for each module."""
     return weight * _total(
-        (_smaller(module) * factor).sum(-1).mean()
+        (_smaller(module[None]) * factor).sum(-1).mean(-1)
         for module, factor in zip(coefficients, factors, strict=True)
         if len(module) > 1
     )
 
 
-def _modules(coefficients: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    return [coefficients] if isinstance(coefficients, Tensor) else list(coefficients)
+def _stacks(coefficients: Tensor | Iterable[Tensor], at_least: int = 2) -> Iterator[Tensor]:
+    """Modules of one shape together, [modules, n, d]: a model has many modules and few widths.
+
+    Modules with fewer than `at_least` sources are left out.
+    """
+    by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+    for module in [coefficients] if isinstance(coefficients, Tensor) else coefficients:
+        by_shape[module.shape].append(module)
+    yield from (torch.stack(modules) for shape, modules in by_shape.items() if shape[0] >= at_least)
 
 
-def _pairs(module: Tensor) -> tuple[Tensor, Tensor]:
-    """The coefficients of the first and of the second source of each pair: [pairs, d] both."""
-    first, second = zip(*combinations(range(len(module)), 2), strict=True)
-    return module[list(first)], module[list(second)]
+def _pairs(stack: Tensor) -> tuple[Tensor, Tensor]:
+    """The coefficients of the first and of the second source of each pair: [modules, pairs, d] both."""
+    first, second = zip(*combinations(range(stack.shape[1]), 2), strict=True)
+    return stack[:, list(first)], stack[:, list(second)]
 
 
-def _cosines(module: Tensor) -> Tensor:
-    return torch.cosine_similarity(*_pairs(module), dim=-1)
-
-
-def _smaller(module: Tensor) -> Tensor:
-    first, second = _pairs(module)
+def _smaller(stack: Tensor) -> Tensor:
+    first, second = _pairs(stack)
     return torch.minimum(first.abs(), second.abs())
 
 
 def _total(terms: Iterable[Tensor]) -> Tensor:
     found = list(terms)
-    return torch.stack(found).sum() if found else torch.zeros(())
+    return torch.cat(found).sum() if found else torch.zeros(())
 
 
 def _wide(tensor: Tensor) -> Tensor:

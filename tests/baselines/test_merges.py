@@ -148,6 +148,7 @@ def test_the_number_of_merges_that_a_baseline_scores_is_known_beforehand():
         "ties": 1,
         "dare-ties": 1,
         "dam": 1,
+        "dam-from-best": 1,
         "random-search": spec.budget.trials,
     }
 

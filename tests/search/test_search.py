@@ -58,17 +58,20 @@ def test_trial_zero_is_the_centre_of_the_box(write_spec):
 
 
 def test_no_held_out_item_is_scored_before_the_winner_is_named(write_spec, scored, tmp_path):
-    spec = write_spec()
+    spec = write_spec(verdict={"best": 2})
     search(spec, trials=4)
     parts = [part for _, part in scored]
     assert parts == sorted(parts, key=["search", "held_out"].index)
     winner = study_of(tmp_path).user_attrs[attributes.WINNER]["trial"]
     held_out = {key.removeprefix("sim/held-out/") for key, part in scored if part == "held_out"}
-    assert held_out == {f"trial {winner}", "base", "reverse", "sort", "uniform-soup"}
+    others = {label for label in held_out if label.startswith("trial ")} - {f"trial {winner}"}
+    assert len(others) == 1
+    assert held_out - others == {f"trial {winner}", "mean of cma", "base", "reverse", "sort", "uniform-soup"}
 
 
 def test_every_look_at_the_held_out_items_is_recorded(write_spec, scored, tmp_path):
-    spec = write_spec(sampler="random", evaluator={"name": "synthetic", "items": 40, "noise": 0.5, "steepness": 2.0})
+    evaluator = {"name": "synthetic", "items": 40, "noise": 0.5, "steepness": 2.0}
+    spec = write_spec(sampler="random", evaluator=evaluator, verdict={"best": 1})
     search(spec, trials=1)
     first = study_of(tmp_path).user_attrs[attributes.WINNER]["trial"]
     trials = 4
@@ -191,7 +194,7 @@ def test_a_spec_that_was_torn_while_it_was_written_again_is_written_once_more(wr
 
 
 def test_every_row_that_was_scored_is_kept_when_the_run_dies_between_rows(write_spec, monkeypatch):
-    spec, calls = write_spec(), []
+    spec, calls = write_spec(verdict={"best": 1}), []
     score = SyntheticEvaluator.score
 
     def dies_at_the_fourth_held_out_row(self, candidate, items):
@@ -205,19 +208,20 @@ def test_every_row_that_was_scored_is_kept_when_the_run_dies_between_rows(write_
         search(spec, trials=2)
     search(spec, trials=2)
     assert calls.count("search") == 4 + 2  # three sources, the soup, two trials: none of them twice
-    assert calls.count("held_out") == 5 + 1  # the one that died is scored again
+    assert calls.count("held_out") == 6 + 1  # winner, mean, references; the one that died is scored again
 
 
 def test_rows_whose_items_were_lost_are_scored_again_once(write_spec, scored, tmp_path):
-    spec = write_spec()
+    spec = write_spec(verdict={"best": 1})
     search(spec, trials=2)
     first = len(scored)
     for path in (tmp_path / "runs" / "sim" / "artifacts").iterdir():
         path.unlink()
     search(spec, trials=2)
-    assert len(scored) == first + 4 + 5  # the references on the search items, they and the winner on the held-out ones
+    again = 4 + 6  # the references on the search items; they, the winner and the mean on the held-out ones
+    assert len(scored) == first + again
     search(spec, trials=2)
-    assert len(scored) == first + 4 + 5
+    assert len(scored) == first + again
 
 
 def test_interrupted_trials_that_a_smaller_budget_has_no_room_for_are_left_alone(write_spec, tmp_path, monkeypatch):

@@ -18,8 +18,9 @@ from evomerge import load_spec, run_search
 from evomerge.cli import run_command
 from evomerge.cluster import InlineExecutor
 from evomerge.cluster.ray_executor import RayExecutor
-from evomerge.errors import Interrupted
+from evomerge.errors import Interrupted, InvalidInput
 from evomerge.search import Listener, run_baselines
+from evomerge.spec import override
 from evomerge.study.opening import open_inputs
 from evomerge.study.records import read_records
 from evomerge.training import DamSettings
@@ -72,10 +73,10 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def dam_row(folder, name="sim"):
+def dam_row(folder, name="sim", label="dam"):
     storage = f"sqlite:///{folder}/runs/{name}/study.db"
     rows = read_records(optuna.load_study(study_name=f"{name}/baselines", storage=storage))
-    return next(row for row in rows if row.label == "dam")
+    return next(row for row in rows if row.label == label)
 
 
 def coefficients(folder, row, name="sim"):
@@ -152,7 +153,7 @@ def test_the_leaderboard_shows_both_budgets(spec, capsys):
 def test_what_it_will_read_is_known_beforehand(spec, tmp_path, capsys):
     path = spec()
     assert run_command(["check", str(path), "--json"]) == 0
-    planned = json.loads(capsys.readouterr().out)["cost"]["training"]
+    planned = json.loads(capsys.readouterr().out)["cost"]["training"]["dam"]
     run_baselines(load_spec(path), ["dam"], ray="none")
     cost = dam_row(tmp_path).cost
     assert planned == {
@@ -160,6 +161,16 @@ def test_what_it_will_read_is_known_beforehand(spec, tmp_path, capsys):
         "gradient_tokens": cost.gradient_tokens,
         "forward_tokens": cost.forward_tokens,
     }
+
+
+def test_it_can_start_from_the_winner_of_the_search(spec, tmp_path):
+    path = spec()
+    with pytest.raises(InvalidInput, match="run the search first"):
+        run_baselines(load_spec(path), ["dam-from-best"], ray="none")
+    run_search(override(load_spec(path), trials=2), ray="none")
+    run_baselines(load_spec(path), ["dam-from-best"], ray="none")
+    row = dam_row(tmp_path, label="dam-from-best")
+    assert row.recipe.rules[0].sources == (*EXPERTS, "base")  # task arithmetic is a sum with the base as one more
 
 
 def train_job(inputs):

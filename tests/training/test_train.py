@@ -34,7 +34,7 @@ def merged_by_definition(family, recipe):
     coefficients = [{name: value[index] for name, value in values.items()} for index in range(len(rule.sources))]
     merged = merge_state_dicts(
         rule.method,
-        [family.weights[name] for name in rule.sources],
+        [{key: each.float() for key, each in family.weights[name].items()} for name in rule.sources],
         parameters={"coefficients": coefficients},
         options=rule.options,
     )
@@ -355,7 +355,7 @@ def test_the_sources_are_never_written_to(family):
 
 def test_a_loss_that_is_not_finite_says_the_step_and_what_to_change(family):
     built = family()
-    with pytest.raises(MergeError, match="step 2 of the training is not finite.*smaller learning_rate than 1e\\+38"):
+    with pytest.raises(MergeError, match=r"step 2 of the training is not finite.*smaller learning_rate than 1e\+38"):
         built.train(steps=3, learning_rate=1e38)
     assert all(not tensor.requires_grad and tensor.grad is None for tensor in built.model.parameters())
 
