@@ -39,6 +39,10 @@ def prints(capsys, *arguments):
         ({"evaluator": "toy-skils"}, "did you mean 'toy-skills'"),
         ({"evaluator": {"name": "synthetic", "itmes": 40}}, "did you mean 'items'"),
         ({"sampler": "cmaes"}, "did you mean 'cma'"),
+        ({"baselines": ["uniform-sup"]}, "did you mean 'uniform-soup'"),
+        ({"baselines": [{"name": "ties", "densty": 0.1}]}, "did you mean 'density'"),
+        ({"baselines": ["dam"]}, "name no calibration"),
+        ({"verdict": {"bests": 3}}, "did you mean 'best'"),
         ({"sampler": {"name": "cma", "sigma": 0.2}}, "did you mean 'sigma0'"),
         ({"sampler": {"name": "cma", "sigma0": -1}}, "sigma0"),
         ({"space": "mixed-methods"}, "tpe"),
@@ -186,6 +190,10 @@ def test_a_study_is_found_by_storage_and_name_alone(capsys, write_spec, tmp_path
 def test_the_inventory_is_readable_without_json(capsys, command):
     assert run_command([command]) == 0
     assert "description" in capsys.readouterr().out
+
+
+def test_an_unknown_baseline_is_answered_with_the_nearest(capsys, write_spec):
+    assert "did you mean 'ties'" in fails(capsys, "baseline", write_spec(), "--name", "tis", "--ray", "none")
 
 
 def test_an_unknown_method_is_answered_with_the_nearest(capsys):

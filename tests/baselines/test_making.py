@@ -172,12 +172,19 @@ def test_the_cost_of_a_baseline_is_that_of_its_steps(write_spec, tmp_path):
     assert cost["task-arithmetic"].peak_bytes > 10**7
 
 
-def test_the_verdict_is_stored_and_shown_as_a_note_by_optuna_dashboard(write_spec):
-    spec = load_spec(write_spec(baselines=MERGED))
+def test_the_verdict_is_stored_printed_and_shown_as_a_note_by_optuna_dashboard(write_spec, capsys, monkeypatch):
+    path = write_spec(baselines=MERGED)
+    spec = load_spec(path)
     study = run_search(spec, ray="none")
     verdict = read_verdict(read_search(spec).study)
     assert verdict is not None
     assert verdict.sentence
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run_command(["leaderboard", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert verdict.sentence in " ".join(printed.split())
+    assert "…  " not in printed  # no column is cut
+    assert "what it took to choose it" in printed
     code = (
         "import sys, optuna, optuna_dashboard; "
         "print(optuna_dashboard.get_note(optuna.load_study(study_name='sim', storage=sys.argv[1])))"
