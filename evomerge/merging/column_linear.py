@@ -60,12 +60,20 @@ def merge_column_linear(group: Group) -> Iterator[tuple[str, Tensor]]:
     Raises:
         InvalidInput: a tensor has no coefficient, or one that does not broadcast or is not finite.
     """
-    coefficients = group.per_source_tensors("coefficients")
-    phi = str(group.options["phi"])
     for name in group.names:
-        shape = group.like(name).shape
-        factors = [_factor(each, index, name, shape, phi) for index, each in enumerate(coefficients)]
-        yield name, _weighted_rows(group, name, factors)
+        like = group.like(name)
+        merged = torch.empty(like.shape, dtype=group.dtype([name]), device=like.device)
+        _write(group, name, merged)
+        yield name, merged
+
+
+def write_column_linear(group: Group, targets: Mapping[str, Tensor]) -> None:
+    """The same into tensors of any float dtype that are there already: the very bits that a cast of the merge gives.
+
+    Nothing of the size of a tensor is made on the way, which counts where a merge is written at every step.
+    """
+    for name in group.names:
+        _write(group, name, targets[name])
 
 
 def apply(phi: str, coefficients: Tensor) -> Tensor:
@@ -85,21 +93,23 @@ def row_blocks(shape: tuple[int, ...], device: torch.device) -> Iterator[slice]:
         yield slice(start, min(start + rows, shape[0]))
 
 
-def _weighted_rows(group: Group, name: str, factors: list[Tensor]) -> Tensor:
-    like, dtype = group.like(name), group.dtype([name])
-    shape = tuple(like.shape) or (1,)
+def _write(group: Group, name: str, target: Tensor) -> None:
+    device, dtype = target.device, group.dtype([name])
+    given, phi = group.per_source_tensors("coefficients"), str(group.options["phi"])
+    factors = [_factor(each, index, name, target.shape, phi) for index, each in enumerate(given)]
+    shape = tuple(target.shape) or (1,)
     weights = [source[name].detach().reshape(shape) for source in group.sources]
     # Views with stride 0: no coefficient is ever written out to the size of its weight.
-    spread = [factor.to(like.device, dtype).expand(shape) for factor in factors]
-    merged = torch.empty(shape, dtype=dtype, device=like.device)
-    for block in row_blocks(shape, like.device):
-        total = merged[block]
-        scratch = torch.empty_like(total)
-        for index, (weight, factor) in enumerate(zip(weights, spread, strict=True)):
-            torch.mul(weight[block].to(like.device, dtype), factor[block], out=scratch if index else total)
-            if index:
-                total += scratch
-    return merged.reshape(like.shape)
+    spread = [factor.to(device, dtype).expand(shape) for factor in factors]
+    rows = target.detach().view(shape)
+    for block in row_blocks(shape, device):
+        place = rows[block]
+        total = place if place.dtype == dtype else torch.empty(place.shape, dtype=dtype, device=device)
+        torch.mul(weights[0][block].to(device, dtype), spread[0][block], out=total)
+        for weight, factor in zip(weights[1:], spread[1:], strict=True):
+            total += weight[block].to(device, dtype) * factor[block]
+        if total is not place:
+            place.copy_(total)
 
 
 def _factor(coefficients: Mapping[str, Tensor], source: int, name: str, shape: torch.Size, phi: str) -> Tensor:

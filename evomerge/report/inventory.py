@@ -80,6 +80,7 @@ def _method(info: MethodInfo) -> dict[str, Any]:
             }
             for parameter in info.parameters
         ],
+        "tensors": [{"name": each.name, "description": each.description} for each in info.tensors],
         "options": [
             {
                 "name": option.name,

@@ -25,22 +25,45 @@ def factor_gradients(weight_gradient: Tensor, weights: Sequence[Tensor], shape: 
     """
     full = tuple(weight_gradient.shape) or (1,)
     spread = (1,) * (len(full) - len(shape)) + tuple(shape)
-    dtype = torch.float64 if weight_gradient.dtype == torch.float64 else torch.float32
-    device = weight_gradient.device
-    sums = torch.zeros(len(weights), *spread, dtype=dtype, device=device)
-    flat_gradient = weight_gradient.reshape(full)
+    gradient = weight_gradient.reshape(full)
     flat_weights = [weight.detach().reshape(full) for weight in weights]
-    by_row = spread[0] != 1
-    summed = [dimension for dimension in range(len(full)) if spread[dimension] == 1 and full[dimension] != 1]
-    for block in row_blocks(full, device):
-        gradient = flat_gradient[block].to(dtype)
-        product = torch.empty_like(gradient)
-        for index, weight in enumerate(flat_weights):
-            torch.mul(gradient, weight[block].to(device, dtype), out=product)
-            part = product.sum(summed, keepdim=True) if summed else product
-            target = sums[index, block] if by_row else sums[index]
-            target += part
-    return sums.reshape(len(weights), *shape)
+    sums = _sums_by_row if spread[0] != 1 else _sums_over_rows
+    return sums(gradient, flat_weights, spread).reshape(len(weights), *shape)
+
+
+def _sums_over_rows(gradient: Tensor, weights: Sequence[Tensor], spread: tuple[int, ...]) -> Tensor:
+    """Where all rows share a factor: blocks of products are added up element by element, and then their rows."""
+    dtype, device = _dtype(gradient), gradient.device
+    totals: list[Tensor] = []
+    for block in row_blocks(tuple(gradient.shape), device):
+        part = gradient[block].to(dtype)
+        parts = [weight[block].to(device, dtype) for weight in weights]
+        if totals:
+            for total, each in zip(totals, parts, strict=True):
+                total[: len(part)].addcmul_(part, each)
+        else:
+            totals = [part * each for each in parts]
+    summed = [dimension for dimension, size in enumerate(spread) if size == 1]
+    if not totals:
+        return torch.zeros(len(weights), *spread, dtype=dtype, device=device)
+    return torch.stack([total.sum(summed, keepdim=True) for total in totals])
+
+
+def _sums_by_row(gradient: Tensor, weights: Sequence[Tensor], spread: tuple[int, ...]) -> Tensor:
+    """Where each row has factors of its own."""
+    dtype, device = _dtype(gradient), gradient.device
+    sums = torch.zeros(len(weights), *spread, dtype=dtype, device=device)
+    summed = [dimension for dimension, size in enumerate(spread) if size == 1 and dimension > 0]
+    for block in row_blocks(tuple(gradient.shape), device):
+        part = gradient[block].to(dtype)
+        for index, weight in enumerate(weights):
+            product = part * weight[block].to(device, dtype)
+            sums[index, block] = product.sum(summed, keepdim=True) if summed else product
+    return sums
+
+
+def _dtype(gradient: Tensor) -> torch.dtype:
+    return torch.float64 if gradient.dtype == torch.float64 else torch.float32
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from evomerge.merging import merge_group
+from evomerge.merging.column_linear import write_column_linear
+from evomerge.merging.group import Group
 from evomerge.methods import OptionValue, resolve_options
 from evomerge.recipe import Recipe
 from evomerge.training.calibration import Batch
@@ -18,7 +20,7 @@ from evomerge.training.coefficients import Coefficients
 
 
 class Student:
-    """Writes merges into the live model, through the same function as scoring and export, and runs it.
+    """Writes merges into the live model, by the same operations as scoring and export, and runs it.
 
     Attributes:
         names: the floating-point tensors, which a merge consists of.
@@ -62,18 +64,16 @@ class Student:
         if self._merge is None or not self._stale:
             return
         method, sources, parameters, options = self._merge
-        merged = merge_group(
-            method,
-            [name for name in self.names if name in self._stale],
-            self._weights[self._recipe.base.name],
-            [self._weights[source] for source in sources],
-            parameters,
-            options,
-            seed=self._recipe.seed,
-        )
+        names = tuple(name for name in self.names if name in self._stale)
+        base, weights = self._weights[self._recipe.base.name], [self._weights[source] for source in sources]
+        seed = self._recipe.seed
         with torch.no_grad():
-            for name, tensor in merged:
-                self.live[name].copy_(tensor)
+            if method == "column_linear":
+                group = Group(names, base, weights, parameters, options, seed, None, names)
+                write_column_linear(group, self.live)
+            else:
+                for name, tensor in merge_group(method, names, base, weights, parameters, options, seed=seed):
+                    self.live[name].copy_(tensor)
         self._stale.clear()
 
     def logits(self, batch: Batch, *, gradients: bool = False) -> tuple[Tensor, Tensor]:
