@@ -76,7 +76,9 @@ class TreeLoglikelihoods:
         targets = _targets(tree, inputs)
         self._count = len(pairs)
         self._order: list[tuple[int, int]] = []  # request and a number of its scored tokens, as the passes score them
-        self._passes = [self._prepare(step, tree, targets, device) for step in schedule(tree, budget, pass_cost=pass_cost)]
+        self._passes = [
+            self._prepare(step, tree, targets, device) for step in schedule(tree, budget, pass_cost=pass_cost)
+        ]
         self._last_use = {each.stem: at for at, each in enumerate(self._passes)}
         self.tokens = sum(each.tokens.numel() for each in self._passes)
         self.distinct = distinct_tokens(tokens for tokens, _ in inputs)
