@@ -12,6 +12,8 @@ from evomerge.evaluation.engine import FlatLoglikelihoods, Loglikelihoods, Pair
 from evomerge.evaluation.generation import GreedyTexts, Prompt, end_tokens
 from evomerge.evaluation.tree_engine import TreeLoglikelihoods
 
+SHORTEST = 128  # tokens that a sequence of a batch may have in any case: shorter ones come in larger batches
+
 Requests = Mapping[str, Mapping[int, list[Any]]]  # task -> item -> lm-eval's instances
 
 
@@ -108,7 +110,7 @@ def prepare_block(encoder: Encoder, wanted: Requests, model: Any, shares: Callab
     if not shares(model, longest):
         scored = FlatLoglikelihoods(pairs, encoder.max_length, encoder.batch_size, encoder.device)
         return Block(wanted, scored, slots, None, [], [instance for instance, _ in generated])
-    budget = encoder.batch_size * longest
+    budget = encoder.batch_size * max(longest, SHORTEST)
     hidden = model.config.get_text_config().hidden_size
     return Block(
         wanted,

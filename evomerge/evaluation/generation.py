@@ -247,7 +247,7 @@ class _Stops:
         return bool(ends) and len(text) >= min(ends) + self._lookahead
 
     def _may_end(self, token: int) -> bool:
-        """Whether a stop string may end in this token. Missing one costs time, not truth: the text is cut in the end."""
+        """Whether a stop string may end in this token. Missing one only costs time: every text is cut in the end."""
         if token not in self._can_end:
             text = self._decode([token])
             self._can_end[token] = not text or "\ufffd" in text or not self._lasts.isdisjoint(text)

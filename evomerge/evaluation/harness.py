@@ -29,7 +29,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from evomerge.errors import InvalidInput, MergeError, unknown_name
-from evomerge.evaluation.block import Block, instances, prepare_block
+from evomerge.evaluation.block import SHORTEST, Block, instances, prepare_block
 from evomerge.evaluation.cached_tokenizer import CachedTokenizer
 from evomerge.evaluation.engine import Pair, largest_batch, not_a_number
 from evomerge.evaluation.evaluator import Candidate, ItemBlock, Part, Scores, Split, TaskScores
@@ -281,7 +281,7 @@ class HarnessEvaluator:
         lm = PreparedLM(model, self._tokenizer, self.pack.max_length, batch_size=1)
         length = max(self._lengths(lm), default=1)
         if model.device.type == "cuda":
-            return largest_batch(model, length)
+            return largest_batch(model, max(length, SHORTEST))
         vocabulary: int = model.get_output_embeddings().weight.shape[0]
         fitting = max(1, CPU_LOGITS // (length * vocabulary))
         return min(CPU_BATCH, 1 << (fitting.bit_length() - 1))
@@ -364,10 +364,10 @@ class HarnessEvaluator:
         requests: dict[int, list[Instance]] = {item: [] for item in ids}
         for instance in task.instances:
             requests[ids[instance.doc_id]].append(instance)
-        for instances in requests.values():
-            instances.sort(key=lambda instance: instance.idx)
+        for of_item in requests.values():
+            of_item.sort(key=lambda instance: instance.idx)
             if isinstance(task, PreparedTask):
-                task.remember(instances[0].doc)
+                task.remember(of_item[0].doc)
         return requests
 
     def _render_chat(self, history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -405,9 +405,9 @@ class HarnessEvaluator:
             else:
                 yield from (min(len(context) + len(rest), lm.max_length) for context, rest in lm.pairs(instance))
 
-    def _task_scores(self, name: str, ids: tuple[int, ...], requests: dict[int, list[Instance]]) -> TaskScores:
+    def _task_scores(self, name: str, ids: tuple[int, ...], requests: Mapping[int, list[Instance]]) -> TaskScores:
         task, metric = self._tasks[name], self._metrics[name]
-        metric.filter.apply([instance for instances in requests.values() for instance in instances])
+        metric.filter.apply([instance for of_item in requests.values() for instance in of_item])
         raw = {item: _raw(task, metric, instances) for item, instances in requests.items()}
         numbers = {item: _number(name, metric, value) for item, value in raw.items()}
         values = list(raw.values())

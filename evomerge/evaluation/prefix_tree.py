@@ -117,12 +117,15 @@ def arrange(sequences: Sequence[Tokens], hidden: int, *, pass_cost: int = PASS_C
     return PrefixTree(rows, stems, last_stems, ways)
 
 
-def schedule(tree: PrefixTree, budget: int, *, growth: int = 0, pass_cost: int = PASS_COST) -> list[Step]:
+def schedule(
+    tree: PrefixTree, budget: int, *, most: int | None = None, growth: int = 0, pass_cost: int = PASS_COST
+) -> list[Step]:
     """The order in which to compute a tree: a stem, its rows in batches, and only then the next stem.
 
     Args:
         tree: what is to be computed.
         budget: tokens in a batch of rows, those of the stem counted for every row.
+        most: tokens in a batch of rows without those of the stem, at most; any number without it.
         growth: tokens that will be added to every row.
         pass_cost: tokens of padding that a further batch has to save at least.
     """
@@ -139,11 +142,13 @@ def schedule(tree: PrefixTree, budget: int, *, growth: int = 0, pass_cost: int =
         pending += [each for each in reversed(children) if each < tree.stems]
         # Widest first, so that memory runs out at once or never.
         rows = sorted((each for each in children if each >= tree.stems), key=lambda each: -len(tree.rows[each].tokens))
-        steps += [Step(stem, None, batch) for batch in _batches(tree, rows, budget, growth, pass_cost)]
+        steps += [Step(stem, None, batch) for batch in _batches(tree, rows, budget, most or budget, growth, pass_cost)]
     return steps
 
 
-def _batches(tree: PrefixTree, rows: Sequence[int], budget: int, growth: int, pass_cost: int) -> Iterator[list[int]]:
+def _batches(
+    tree: PrefixTree, rows: Sequence[int], budget: int, most: int, growth: int, pass_cost: int
+) -> Iterator[list[int]]:
     """Divide the rows of a stem, widest first, where the budget ends or narrower ones would be padded too much."""
     batch: list[int] = []
     room = width = 0
@@ -156,7 +161,7 @@ def _batches(tree: PrefixTree, rows: Sequence[int], budget: int, growth: int, pa
             batch = []
         if not batch:
             width = len(row.tokens)
-            room = max(1, budget // (row.start + width + growth))
+            room = max(1, min(budget // (row.start + width + growth), most // width))
         batch.append(index)
     if batch:
         yield batch

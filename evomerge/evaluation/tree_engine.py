@@ -21,6 +21,7 @@ from evomerge.evaluation.prefix_tree import PASS_COST, PrefixTree, Step, Tokens,
 
 KeysValues = list[tuple[torch.Tensor, torch.Tensor]]  # of every layer, each [rows, heads, length, size]
 Target = tuple[int, list[tuple[int, int]]]  # a request, and the nodes of a row that are scored with their target ids
+CPU_TOKENS = 1024  # in a pass on a CPU: more fall out of its caches
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,8 @@ class TreeLoglikelihoods:
         targets = _targets(tree, inputs)
         self._count = len(pairs)
         self._order: list[tuple[int, int]] = []  # request and a number of its scored tokens, as the passes score them
-        self._passes = [
-            self._prepare(step, tree, targets, device) for step in schedule(tree, budget, pass_cost=pass_cost)
-        ]
+        steps = schedule(tree, budget, most=CPU_TOKENS if device.type == "cpu" else None, pass_cost=pass_cost)
+        self._passes = [self._prepare(step, tree, targets, device) for step in steps]
         self._last_use = {each.stem: at for at, each in enumerate(self._passes)}
         self.tokens = sum(each.tokens.numel() for each in self._passes)
         self.distinct = distinct_tokens(tokens for tokens, _ in inputs)

@@ -85,8 +85,9 @@ def _agrees(model: Any) -> bool:
     expected = _values(FlatLoglikelihoods(pairs, 64, 8, model.device), model)
     rounding = torch.finfo(model.dtype).eps ** 0.5 * (expected - expected.mean()).norm()
     for hidden in _SHAPES:
+        tree = TreeLoglikelihoods(pairs, 64, 64, hidden, model.device, pass_cost=0)
         try:
-            found = _values(TreeLoglikelihoods(pairs, 64, 64, hidden, model.device, pass_cost=0), model)
+            found = _values(tree, model)
         except (MergeError, torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except Exception as error:  # whatever a model's code says to arguments that it was not written for
