@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from evomerge.evaluation.engine import FlatLoglikelihoods, Loglikelihoods, Pair
-from evomerge.evaluation.generation import GreedyTexts, Prompt, end_tokens
+from evomerge.evaluation.generation import GreedyTexts, Prompt, Reader, end_tokens
 from evomerge.evaluation.tree_engine import TreeLoglikelihoods
 
 SHORTEST = 128  # tokens that a sequence of a batch may have in any case: shorter ones come in larger batches
@@ -23,11 +23,10 @@ class Encoder(Protocol):
     max_length: int
     batch_size: int
     device: torch.device
-    lookahead: int
+    reader: Reader
 
     def pairs(self, instance: Any) -> list[Pair]: ...
     def prompt(self, instance: Any) -> Prompt | None: ...
-    def decode(self, tokens: list[int]) -> str: ...
     def generate_until(self, instances: list[Any], disable_tqdm: bool = ...) -> list[str]: ...
 
 
@@ -62,9 +61,11 @@ class Block:
             found = results[where]
             rolling = instance.request_type == "loglikelihood_rolling"
             instance.resps = [sum(value for value, _ in found) if rolling else found[0]] * instance.repeats
-        texts = self.texts.run(model) if self.texts else []
-        texts += encoder.generate_until(self.left, disable_tqdm=True) if self.left else []
-        for instance, text in zip([*self.written, *self.left], texts, strict=True):
+        texts: Sequence[str | None] = self.texts.run(model) if self.texts else []
+        if None in texts:  # texts of lm-eval that depend on their batch take its own batches
+            texts = encoder.generate_until(self.written, disable_tqdm=True)
+        others = encoder.generate_until(self.left, disable_tqdm=True) if self.left else []
+        for instance, text in zip([*self.written, *self.left], [*texts, *others], strict=True):
             instance.resps = [text] * instance.repeats
 
     @property
@@ -125,4 +126,4 @@ def prepare_block(encoder: Encoder, wanted: Requests, model: Any, shares: Callab
 def _texts(encoder: Encoder, prompts: Sequence[Prompt], model: Any, budget: int) -> GreedyTexts | None:
     if not prompts:
         return None
-    return GreedyTexts(prompts, encoder.decode, end_tokens(model), budget, encoder.lookahead, encoder.device)
+    return GreedyTexts(prompts, encoder.reader, end_tokens(model), budget, encoder.device)

@@ -44,6 +44,23 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Reader:
+    """How the evaluation reads what was written.
+
+    Attributes:
+        decode: the text of some tokens.
+        decode_all: the same with the names of special tokens, which lm-eval also looks for stop strings in.
+        special: the special tokens.
+        lookahead: characters after a stop string that may still change the text before it.
+    """
+
+    decode: Callable[[list[int]], str]
+    decode_all: Callable[[list[int]], str]
+    special: frozenset[int]
+    lookahead: int = 0
+
+
+@dataclass(frozen=True)
 class _Batch:
     """Rows that are written together, after one stem; or a stem itself.
 
@@ -68,33 +85,34 @@ class GreedyTexts:
 
     Args:
         prompts: what is to be continued.
-        decode: the text of some tokens, as the evaluation sees it.
+        reader: what their texts are.
         ends: tokens after which nothing more is written.
         budget: tokens in a batch, written ones included.
-        lookahead: characters after a stop string that may still change the text before it.
         device: where the model is.
     """
 
     def __init__(
         self,
         prompts: Sequence[Prompt],
-        decode: Callable[[list[int]], str],
+        reader: Reader,
         ends: Collection[int],
         budget: int,
-        lookahead: int,
         device: torch.device,
     ) -> None:
         self._prompts = prompts
-        self._decode = decode
+        self._reader = reader
         self._ends = frozenset(ends)
         self._device = device
-        self._stops = {prompt.stops: _Stops(prompt.stops, decode, lookahead) for prompt in prompts}
+        self._stops = {prompt.stops: _Stops(prompt.stops, reader) for prompt in prompts}
         self._batches = self._prepare(budget)
         self._last_use = {each.stem: at for at, each in enumerate(self._batches)}
         self.tokens = 0  # tokens that the last run forwarded, padding among them
 
-    def run(self, model: Any) -> list[str]:
+    def run(self, model: Any) -> list[str | None]:
         """The text of every prompt, cut at its stop strings.
+
+        None where a stop string is found in the name of a special token, such as "a" in "<pad>": that ends a text of
+        lm-eval without being cut off, but only when all other texts of its batch have ended likewise.
 
         Raises:
             MergeError: the model's logits are not numbers.
@@ -111,8 +129,15 @@ class GreedyTexts:
                     stems[batch.keeps] = self._read_stem(model, batch, stem)
                 if batch.stem is not None and self._last_use[batch.stem] == at:
                     del stems[batch.stem]
-        texts = map(self._decode, written)
-        return [cut(text, prompt.stops) for text, prompt in zip(texts, self._prompts, strict=True)]
+        return [self._text(tokens, prompt.stops) for tokens, prompt in zip(written, self._prompts, strict=True)]
+
+    def _text(self, written: list[int], stops: Sequence[str]) -> str | None:
+        odd = [at for at, token in enumerate(written) if token in self._reader.special and token not in self._ends]
+        if odd:
+            named = self._reader.decode_all(written[: odd[-1] + 1])
+            if any(stop in named for stop in stops):
+                return None
+        return cut(self._reader.decode(written), stops)
 
     def _prepare(self, budget: int) -> list[_Batch]:
         # A number of its own at the end makes every prompt distinct, and keeps its last token, whose logits are needed,
@@ -226,16 +251,15 @@ class _Stops:
 
     Args:
         stops: none empty.
-        decode: the text of some tokens.
-        lookahead: characters after a stop string that may still change the text before it.
+        reader: what the text is.
     """
 
-    def __init__(self, stops: Sequence[str], decode: Callable[[list[int]], str], lookahead: int) -> None:
+    def __init__(self, stops: Sequence[str], reader: Reader) -> None:
         self._stops = stops
-        self._decode = decode
+        self._decode = reader.decode
         self._lasts = {stop[-1] for stop in stops}
         longest = max(map(len, stops), default=0)
-        self._lookahead = max(lookahead, 2 * longest if _overlap(stops) else 0)
+        self._lookahead = max(reader.lookahead, 2 * longest if _overlap(stops) else 0)
         self._can_end: dict[int, bool] = {}  # token -> whether a stop string may end in it
 
     def reached(self, written: list[int]) -> bool:
@@ -260,7 +284,7 @@ def _overlap(stops: Sequence[str]) -> bool:
     Cutting is done for one stop string after the other: with "b?" before "ab", "cab" keeps "c" but "cab?" keeps "ca".
     """
     for one in stops:
-        for other in stops:
+        for other in set(stops) - {one}:
             for shift in range(1 - len(other), len(one)):
                 start, stop = max(0, shift), min(len(one), shift + len(other))
                 later = shift != 0 and shift + len(other) > len(one)

@@ -13,6 +13,7 @@ import shlex
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from evomerge.evaluation.block import SHORTEST, Block, instances, prepare_block
 from evomerge.evaluation.cached_tokenizer import CachedTokenizer
 from evomerge.evaluation.engine import Pair, largest_batch, not_a_number
 from evomerge.evaluation.evaluator import Candidate, ItemBlock, Part, Scores, Split, TaskScores
-from evomerge.evaluation.generation import Prompt, end_tokens, is_plain_greedy
+from evomerge.evaluation.generation import Prompt, Reader, end_tokens, is_plain_greedy
 from evomerge.evaluation.pack import FieldSplit, Pack, PackTask, check_allowed, refuse_test_split
 from evomerge.evaluation.split import check_split, content_hash, make_split
 from evomerge.evaluation.standard_errors import WEIGHTED_AGGREGATES, standard_error
@@ -76,8 +77,14 @@ class PreparedLM(HFLM):  # type: ignore[misc]
         self.tokenizer = tokenizer
         self._max_length = self.max_length
         self.processed = 0  # tokens read and written by lm-eval's own generation
-        # Where decoding removes the blank before " n't" and the like, a text is only certain that much further on.
-        self.lookahead = len(" n't") if getattr(tokenizer.plain, "clean_up_tokenization_spaces", False) else 0
+        plain = tokenizer.plain
+        self.reader = Reader(
+            self.tok_decode,
+            partial(self.tok_decode, skip_special_tokens=False),
+            frozenset(plain.all_special_ids),
+            # Decoding may remove the blank before " n't" and the like: a text is only certain that much further on.
+            len(" n't") if getattr(plain, "clean_up_tokenization_spaces", False) else 0,
+        )
 
     def pairs(self, instance: Instance) -> list[Pair]:
         """The token sequences that a request for a log-likelihood is made of: lm-eval's encoding of it."""
@@ -114,16 +121,14 @@ class PreparedLM(HFLM):  # type: ignore[misc]
                 f"a task lets the model write {limit} tokens, but it holds {self.max_length} with the prompt; set "
                 f"max_gen_toks lower"
             )
-        if options != {"do_sample": False, "temperature": 0.0} or not all(stops) or self.think_end_token is not None:
+        if {"temperature": 0.0, **options} != {"temperature": 0.0, "do_sample": False}:
+            return None
+        if not all(stops) or self.think_end_token is not None:
             return None
         if not is_plain_greedy(self.model) or self.eot_token_id not in end_tokens(self.model):
             return None
         tokens, _ = self.tok_batch_encode([context], left_truncate_len=self.max_length - limit)
         return Prompt(tuple(tokens[0].tolist()), limit, tuple(stops)) if tokens.numel() else None
-
-    def decode(self, tokens: list[int]) -> str:
-        """The text of tokens that were written."""
-        return str(self.tok_decode(tokens))
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
         watch = _NanWatch()
