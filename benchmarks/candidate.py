@@ -2,9 +2,10 @@
 
 `python benchmarks/candidate.py [--json] [--runs 5] [--sizes toy 100m]`
 
-A worker does jobs as in a search, one after the other, each with params drawn at random (seeded) from the space. Phases:
-`merge`, WeightBank.materialize; `forward`, the calls of the live model; `overhead`, everything else from receiving the job
-to the outcome: stop strings, decoding, filters, metrics, aggregates. The ratio is the median share of overhead.
+A worker does jobs as in a search, one after the other, each with params drawn at random (seeded) from the space.
+Phases: `merge`, WeightBank.materialize; `forward`, the calls of the live model; `overhead`, everything else from
+receiving the job to the outcome: stop strings, decoding, filters, metrics, aggregates. The ratio is the median share of
+overhead.
 
 `toy` is examples/toy as it is: 200 items of every task. `100m` has a randomly initialised base and four experts, the
 space ties-per-block, and the tasks toy_pick (log-likelihoods) and toy_shift (texts) of the same evaluator.

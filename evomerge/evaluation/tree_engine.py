@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
 
 from evomerge.evaluation.engine import Answers, Pair, Scored, distinct_inputs
 from evomerge.evaluation.prefix_tree import PASS_COST, PrefixTree, Step, Tokens, arrange, distinct_tokens, schedule
@@ -140,9 +141,8 @@ def _padded(values: list[int], width: int) -> list[int]:
 
 def _forward(model: Any, batch: _Pass, stem: KeysValues) -> tuple[torch.Tensor, KeysValues]:
     """Logits [places, vocabulary] where they are wanted, and the keys and values if the pass is to keep them."""
-    rows = batch.tokens.shape[0]
-    cached = bool(stem) or batch.keeps is not None
-    cache = DynamicCache([tuple(each.expand(rows, -1, -1, -1) for each in layer) for layer in stem]) if cached else None
+    layers = [_StemLayer(keys, values, batch.tokens.shape[0], batch.keeps is not None) for keys, values in stem]
+    cache = Cache(layers=layers) if stem else DynamicCache() if batch.keeps is not None else None
     behind = stem[0][0].shape[-2] if stem else 0
     with torch.no_grad(), only_at(model, batch.wanted):
         logits = model(
@@ -150,10 +150,27 @@ def _forward(model: Any, batch: _Pass, stem: KeysValues) -> tuple[torch.Tensor, 
             attention_mask=tree_mask(batch.ends, behind, model.dtype),
             position_ids=batch.positions,
             past_key_values=cache,
-            use_cache=cached,
+            use_cache=cache is not None,
         ).logits
     kept = [] if cache is None or batch.keeps is None else [(each.keys, each.values) for each in cache.layers]
     return logits[0], kept
+
+
+class _StemLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of a stem for a number of rows; those of the rows themselves are held only if they are kept."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, rows: int, keeps: bool) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = (each.expand(rows, -1, -1, -1) for each in (keys, values))
+        self._keeps = keeps
+
+    def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        keys = torch.cat([self.keys, key_states], dim=-2)
+        values = torch.cat([self.values, value_states], dim=-2)
+        if self._keeps:
+            self.keys, self.values = keys, values
+        return keys, values
 
 
 def tree_mask(ends: torch.Tensor, behind: int, dtype: torch.dtype) -> torch.Tensor:
