@@ -74,7 +74,7 @@ class Block:
         return self.scored.tokens + (self.texts.tokens if self.texts else 0)
 
 
-def instances(requests: Requests) -> Iterator[Any]:
+def all_instances(requests: Requests) -> Iterator[Any]:
     """All instances, task by task and item by item."""
     for by_item in requests.values():
         for each in by_item.values():
@@ -93,7 +93,7 @@ def prepare_block(encoder: Encoder, wanted: Requests, model: Any, shares: Callab
     pairs: list[Pair] = []
     slots: list[tuple[Any, slice]] = []
     generated: list[tuple[Any, Prompt | None]] = []
-    for instance in instances(wanted):
+    for instance in all_instances(wanted):
         if instance.request_type == "generate_until":
             generated.append((instance, encoder.prompt(instance)))
         else:

@@ -30,8 +30,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from evomerge.errors import InvalidInput, MergeError, unknown_name
-from evomerge.evaluation.block import SHORTEST, Block, instances, prepare_block
+from evomerge.evaluation.block import SHORTEST, Block, all_instances, prepare_block
 from evomerge.evaluation.cached_tokenizer import CachedTokenizer
+from evomerge.evaluation.command import lm_eval_command
 from evomerge.evaluation.engine import Pair, largest_batch, not_a_number
 from evomerge.evaluation.evaluator import Candidate, ItemBlock, Part, Scores, Split, TaskScores
 from evomerge.evaluation.generation import Prompt, Reader, end_tokens, is_plain_greedy
@@ -320,24 +321,19 @@ class HarnessEvaluator:
         return " && ".join([shlex.join(["cd", str(self.pack.folder)]), *lines])
 
     def _command(self, model_path: str, samples_file: Path, dtype: str, num_fewshot: int | None) -> list[str]:
-        if set(",= ") & set(model_path):
-            raise InvalidInput(
-                f"lm-eval cannot read the model path {model_path!r}; use one without commas, = and blanks"
-            )
-        pack = self.pack
-        model = f"pretrained={model_path},dtype={dtype},softmax_dtype=float32"
-        if pack.max_length:
-            model += f",max_length={pack.max_length}"
-        tasks = [entry.task for entry in pack.tasks if entry.num_fewshot == num_fewshot]
-        command = ["lm_eval", "run", "--model", "hf", "--model_args", model, "--tasks", ",".join(tasks)]
-        command += ["--include_path", pack.tasks_folder] if pack.tasks_folder else []
-        command += ["--samples", str(samples_file.resolve()), "--batch_size", str(self._batch_size or CPU_BATCH)]
-        command += ["--num_fewshot", str(num_fewshot)] if num_fewshot is not None else []
-        command += ["--apply_chat_template"] if pack.chat_template else []
-        command += ["--system_instruction", pack.system_instruction] if pack.system_instruction else []
-        command += ["--confirm_run_unsafe_code"] if any(map(_is_unsafe, self._tasks.values())) else []
-        command += ["--device", self._device] if self._device else []
-        return [*command, "--seed", f"0,1234,1234,{self.fewshot_seed}"]
+        tasks = [entry.task for entry in self.pack.tasks if entry.num_fewshot == num_fewshot]
+        return lm_eval_command(
+            self.pack,
+            tasks,
+            model_path,
+            samples_file,
+            dtype=dtype,
+            num_fewshot=num_fewshot,
+            batch_size=self._batch_size or CPU_BATCH,
+            unsafe_code=any(map(_is_unsafe, self._tasks.values())),
+            device=self._device,
+            fewshot_seed=self.fewshot_seed,
+        )
 
     def _live(self, model: Any) -> PreparedLM:
         """lm-eval's view of the model. Weights change in place; only another model object needs another view."""
@@ -369,10 +365,10 @@ class HarnessEvaluator:
         requests: dict[int, list[Instance]] = {item: [] for item in ids}
         for instance in task.instances:
             requests[ids[instance.doc_id]].append(instance)
-        for of_item in requests.values():
-            of_item.sort(key=lambda instance: instance.idx)
+        for instances in requests.values():
+            instances.sort(key=lambda instance: instance.idx)
             if isinstance(task, PreparedTask):
-                task.remember(of_item[0].doc)
+                task.remember(instances[0].doc)
         return requests
 
     def _render_chat(self, history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -402,7 +398,7 @@ class HarnessEvaluator:
 
     def _lengths(self, lm: PreparedLM) -> Iterator[int]:
         """How many tokens each request of the search makes the model hold."""
-        for instance in instances(self._part("search")):
+        for instance in all_instances(self._part("search")):
             if instance.request_type == "generate_until":
                 context, options = instance.args
                 wanted = len(lm.tok_encode(context)) + options.get("max_gen_toks", lm.max_gen_toks)
@@ -412,7 +408,7 @@ class HarnessEvaluator:
 
     def _task_scores(self, name: str, ids: tuple[int, ...], requests: Mapping[int, list[Instance]]) -> TaskScores:
         task, metric = self._tasks[name], self._metrics[name]
-        metric.filter.apply([instance for of_item in requests.values() for instance in of_item])
+        metric.filter.apply([instance for instances in requests.values() for instance in instances])
         raw = {item: _raw(task, metric, instances) for item, instances in requests.items()}
         numbers = {item: _number(name, metric, value) for item, value in raw.items()}
         values = list(raw.values())
