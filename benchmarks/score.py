@@ -57,7 +57,11 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as null, contextlib.redirect_stderr(null):
-        cases = {name: _compare(*_case(name, Path(folder), arguments), arguments.runs) for name in arguments.cases}
+        cases = {
+            name: _compare(*_case(name, Path(folder), arguments), arguments.runs)
+            for name in CASES
+            if name in arguments.cases
+        }
     document = {
         "schema": 1,
         "benchmark": "score",
