@@ -1,7 +1,8 @@
-"""The scoring engine: log-likelihoods of prepared token sequences, one forward pass per batch and nothing else.
+"""Log-likelihoods of prepared token sequences, one forward pass per batch and nothing else.
 
 The numbers are those of lm-eval's `loglikelihood` with `softmax_dtype=float32`; the grouping, sorting, padding and
-indexing that it repeats for every call is done once here, when a block of items is prepared.
+indexing that it repeats for every call is done once here, when a block of items is prepared. This is the plain way,
+which every causal model can go; `tree_engine` is the fast one.
 """
 
 from __future__ import annotations
@@ -11,16 +12,86 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from evomerge.errors import InvalidInput, MergeError
+from evomerge.evaluation.prefix_tree import Tokens, distinct_tokens
 
 Pair = tuple[list[int], list[int]]  # token ids of a context and of the continuation that is scored
+Scored = tuple[int, list[int]]  # a request, and the tokens to be scored at the end of its input
 
 GPU_BATCH = 1024  # sequences in a batch, at most
 CELL_BUDGET = 2**27  # logits that are normalised at once: 512 MiB in fp32
+
+
+class Loglikelihoods(Protocol):
+    """Requests for log-likelihoods, prepared once; `run` scores them with whatever weights the model holds then.
+
+    Attributes:
+        tokens: tokens that `run` forwards, padding among them.
+        distinct: tokens of the prefix tree of all requests: the fewest that any way of computing them can forward.
+    """
+
+    tokens: int
+    distinct: int
+
+    def run(self, model: Any) -> list[tuple[float, bool]]:
+        """For each request the log-likelihood of its continuation, and whether it is what greedy decoding gives.
+
+        Raises:
+            MergeError: the model's logits are not numbers.
+        """
+        ...
+
+
+class Answers:
+    """Gathers the scored tokens of requests, batch by batch, and adds them up.
+
+    Args:
+        requests: how many requests there are.
+        order: request and a number of its scored tokens, in the order in which the batches score them. The tokens of a
+            request may come in several parts.
+    """
+
+    def __init__(self, requests: int, order: Sequence[tuple[int, int]]) -> None:
+        self._requests = requests
+        self._order = order
+        self._values: list[torch.Tensor] = []
+        self._hits: list[torch.Tensor] = []
+
+    def add(self, logits: torch.Tensor, scored: torch.Tensor) -> None:
+        """Take the logits [places, vocabulary] of a batch, and the place and target [2, tokens] of its scored tokens.
+
+        Log-probability of each scored token, and whether it was the likeliest one.
+        """
+        normalisers, likeliest = [], []
+        for table in torch.split(logits, max(1, CELL_BUDGET // logits.shape[-1])):
+            precise = table.float()
+            normalisers.append(precise.logsumexp(-1))
+            likeliest.append(precise.argmax(-1))
+        place, target = scored
+        normaliser = torch.cat(normalisers)[place]
+        values = logits[place, target].float() - normaliser
+        # An infinite logit would turn all others into an ordinary -inf.
+        self._values.append(values.where(normaliser.isfinite(), torch.nan))
+        self._hits.append(torch.cat(likeliest)[place] == target)
+
+    def results(self) -> list[tuple[float, bool]]:
+        """See `Loglikelihoods.run`."""
+        if not self._values:
+            return [(0.0, True)] * self._requests
+        values, hits = torch.cat(self._values).tolist(), torch.cat(self._hits).tolist()
+        if any(map(math.isnan, values)):
+            raise not_a_number()
+        found: list[list[tuple[float, bool]]] = [[] for _ in range(self._requests)]
+        start = 0
+        for request, length in self._order:
+            stop = start + length
+            found[request] += zip(values[start:stop], hits[start:stop], strict=True)
+            start = stop
+        return [(math.fsum(value for value, _ in each), all(hit for _, hit in each)) for each in found]
 
 
 @dataclass(frozen=True)
@@ -40,46 +111,33 @@ class _Batch:
     scored: torch.Tensor
 
 
-class Loglikelihoods:
-    """Requests for log-likelihoods, prepared once; `run` scores them with whatever weights the model holds then."""
+class FlatLoglikelihoods:
+    """Every distinct input is a sequence of its own, in batches of `batch_size`. See `Loglikelihoods`.
+
+    Raises:
+        InvalidInput: see `distinct_inputs`.
+    """
 
     def __init__(self, pairs: Sequence[Pair], max_length: int, batch_size: int, device: torch.device) -> None:
         self._count = len(pairs)
         self._order: list[tuple[int, int]] = []  # request and its number of scored tokens, in the order of the batches
-        rows = _rows(pairs, max_length)
+        inputs = distinct_inputs(pairs, max_length)
         # Longest first, so that memory runs out at once or never, and sequences of like length are padded together.
-        longest_first = iter(sorted(rows.items(), key=lambda row: (-len(row[0]), row[0])))
+        longest_first = iter(sorted(inputs.items(), key=lambda row: (-len(row[0]), row[0])))
         self._batches = [
             self._prepare(batch, device) for batch in iter(lambda: list(islice(longest_first, batch_size)), [])
         ]
-        self.tokens = sum(len(row) for row in rows)
-        self.longest = max((len(row) for row in rows), default=0)
+        self.tokens = sum(batch.tokens.numel() for batch in self._batches)
+        self.distinct = distinct_tokens(inputs)
 
     def run(self, model: Any) -> list[tuple[float, bool]]:
-        """For each request the log-likelihood of its continuation, and whether it is what greedy decoding gives.
-
-        Raises:
-            MergeError: the model's logits are not numbers.
-        """
-        picked, greedy = [], []
+        answers = Answers(self._count, self._order)
         for batch in self._batches:
-            log_probabilities, likeliest = _score_batch(model, batch)
-            picked.append(log_probabilities)
-            greedy.append(likeliest)
-        if not picked:
-            return []
-        values, hits = torch.cat(picked).tolist(), torch.cat(greedy).tolist()
-        if any(map(math.isnan, values)):
-            raise not_a_number()
-        results: list[tuple[float, bool]] = [(0.0, True)] * self._count
-        start = 0
-        for request, length in self._order:
-            stop = start + length
-            results[request] = (math.fsum(values[start:stop]), all(hits[start:stop]))
-            start = stop
-        return results
+            logits = forward(model, batch.tokens, batch.positions)
+            answers.add(logits[batch.cells[0], batch.cells[1]], batch.scored)
+        return answers.results()
 
-    def _prepare(self, rows: Sequence[tuple[tuple[int, ...], list[tuple[int, list[int]]]]], device: Any) -> _Batch:
+    def _prepare(self, rows: Sequence[tuple[Tokens, list[Scored]]], device: Any) -> _Batch:
         width = len(rows[0][0])
         cells: dict[tuple[int, int], int] = {}
         scored: list[tuple[int, int]] = []
@@ -116,27 +174,13 @@ def forward(model: Any, tokens: torch.Tensor, positions: torch.Tensor) -> torch.
         return logits[:, positions]
 
 
-def _score_batch(model: Any, batch: _Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each scored token, and whether it was the likeliest one."""
-    logits = forward(model, batch.tokens, batch.positions)
-    normalisers, likeliest = [], []
-    step = max(1, CELL_BUDGET // logits.shape[-1])
-    for cells in torch.split(batch.cells, step, dim=1):
-        table = logits[cells[0], cells[1]].float()
-        normalisers.append(table.logsumexp(-1))
-        likeliest.append(table.argmax(-1))
-    cell, target = batch.scored
-    normaliser = torch.cat(normalisers)[cell]
-    sequence, position = batch.cells[:, cell]
-    values = logits[sequence, position, target].float() - normaliser
-    # An infinite logit would turn all others into an ordinary -inf.
-    values = values.where(normaliser.isfinite(), torch.nan)
-    return values, torch.cat(likeliest)[cell] == target
+def distinct_inputs(pairs: Sequence[Pair], max_length: int) -> dict[Tokens, list[Scored]]:
+    """Input sequence -> the requests that it answers: continuations that differ in their last token share one.
 
-
-def _rows(pairs: Sequence[Pair], max_length: int) -> dict[tuple[int, ...], list[tuple[int, list[int]]]]:
-    """Input sequence -> the requests that it answers: continuations that differ in their last token share one."""
-    rows: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
+    Raises:
+        InvalidInput: a request has nothing to score or no context, or more to score than `max_length` tokens.
+    """
+    inputs: dict[Tokens, list[Scored]] = {}
     for request, (context, continuation) in enumerate(pairs):
         if not context or not continuation or len(continuation) > max_length:
             raise InvalidInput(
@@ -144,8 +188,8 @@ def _rows(pairs: Sequence[Pair], max_length: int) -> dict[tuple[int, ...], list[
                 f"and at most {max_length} can be scored: shorten the item, or raise max_length of the evaluator"
             )
         row = tuple([*context, *continuation][-(max_length + 1) :][:-1])
-        rows.setdefault(row, []).append((request, continuation))
-    return rows
+        inputs.setdefault(row, []).append((request, continuation))
+    return inputs
 
 
 def largest_batch(model: Any, length: int) -> int:

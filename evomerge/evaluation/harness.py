@@ -14,7 +14,8 @@ import shlex
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,23 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import AGGREGATION_REGISTRY
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.evaluation.aggregates import CUSTOM, WEIGHTED, standard_error
+from evomerge.evaluation.block import SHORTEST, Block, all_instances, prepare_block
 from evomerge.evaluation.cached_tokenizer import CachedTokenizer
 from evomerge.evaluation.calibration import prompt_and_answer, read_texts, tokenised
-from evomerge.evaluation.engine import Loglikelihoods, Pair, largest_batch, not_a_number
+from evomerge.evaluation.command import lm_eval_command
+from evomerge.evaluation.engine import Pair, largest_batch, not_a_number
 from evomerge.evaluation.evaluator import CalibrationText, Candidate, ItemBlock, Part, Scores, Split, TaskScores
+from evomerge.evaluation.generation import Prompt, Reader, end_tokens, is_plain_greedy
 from evomerge.evaluation.pack import FieldSplit, Pack, PackTask, check_allowed, refuse_test_split
 from evomerge.evaluation.split import check_split, content_hash, make_split
+from evomerge.evaluation.tree_support import shares_prefixes
 from evomerge.seeding import derive
 
 CPU_BATCH = 64
@@ -65,16 +71,6 @@ class _Metric:
     higher_is_better: bool
 
 
-@dataclass
-class _Block:
-    """A block of items, ready to be run on one live model."""
-
-    items: dict[str, dict[int, list[Instance]]]
-    scored: Loglikelihoods
-    slots: list[tuple[Instance, slice]]
-    generated: list[Instance] = field(default_factory=list)
-
-
 class PreparedLM(HFLM):  # type: ignore[misc]
     """lm-eval's view of the live model: tokenisation and generation as lm-eval does them, each text encoded once."""
 
@@ -84,7 +80,15 @@ class PreparedLM(HFLM):  # type: ignore[misc]
             raise InvalidInput(f"{type(model).__name__} is no decoder-only language model; only those can be scored")
         self.tokenizer = tokenizer
         self._max_length = self.max_length
-        self.processed = 0  # tokens read and written by generation
+        self.processed = 0  # tokens read and written by lm-eval's own generation
+        plain = tokenizer.plain
+        self.reader = Reader(
+            self.tok_decode,
+            partial(self.tok_decode, skip_special_tokens=False),
+            frozenset(plain.all_special_ids),
+            # Decoding may remove the blank before " n't" and the like: a text is only certain that much further on.
+            len(" n't") if getattr(plain, "clean_up_tokenization_spaces", False) else 0,
+        )
 
     def pairs(self, instance: Instance) -> list[Pair]:
         """The token sequences that a request for a log-likelihood is made of: lm-eval's encoding of it."""
@@ -100,6 +104,35 @@ class PreparedLM(HFLM):  # type: ignore[misc]
         if tokens and tokens[0] == self.prefix_token_id:
             return [(tokens[:1], tokens[1:])]
         return [([self.prefix_token_id], tokens)]
+
+    def prompt(self, instance: Instance) -> Prompt | None:
+        """What a request for a text is made of: lm-eval's encoding of it, and its reading of the settings.
+
+        None if only lm-eval's own way of generating can tell what it gives: with settings that change what greedy
+        decoding writes, with a stop string that stops everything, and where the model's generation does not end at the
+        tokenizer's end token, so that the length of a text depends on the others of its batch.
+
+        Raises:
+            InvalidInput: as many tokens are to be written as the model can hold.
+        """
+        context, settings = instance.args
+        options = normalize_gen_kwargs(settings, self.max_gen_toks)
+        ending = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
+        stops = handle_stop_sequences(options.pop("until", None), eos=ending)
+        limit = options.pop("max_gen_toks")
+        if limit >= self.max_length:
+            raise InvalidInput(
+                f"a task lets the model write {limit} tokens, but it holds {self.max_length} with the prompt; set "
+                f"max_gen_toks lower"
+            )
+        if {"temperature": 0.0, **options} != {"temperature": 0.0, "do_sample": False}:
+            return None
+        if not all(stops) or self.think_end_token is not None:
+            return None
+        if not is_plain_greedy(self.model) or self.eot_token_id not in end_tokens(self.model):
+            return None
+        tokens, _ = self.tok_batch_encode([context], left_truncate_len=self.max_length - limit)
+        return Prompt(tuple(tokens[0].tolist()), limit, tuple(stops)) if tokens.numel() else None
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
         watch = _NanWatch()
@@ -199,7 +232,7 @@ class HarnessEvaluator:
         _refuse_leaking_examples(pack, self._tasks, self._split)
         self._parts: dict[Part, dict[str, dict[int, list[Instance]]]] = {}
         self._lm: PreparedLM | None = None
-        self._blocks: dict[ItemBlock, _Block] = {}
+        self._blocks: dict[ItemBlock, Block] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -241,12 +274,12 @@ class HarnessEvaluator:
         block = self._block(lm, items)
         prepared = time.perf_counter()
         lm.processed = 0
-        _respond(block, lm, model)
+        block.respond(lm, model)
         ran = time.perf_counter()
         ids = self._split.items(items)
         tasks = {name: self._task_scores(name, ids[name], block.items[name]) for name in self._tasks if ids[name]}
         seconds = {"prepare": prepared - started, "forward": ran - prepared, "metrics": time.perf_counter() - ran}
-        return Scores(tasks, seconds, block.scored.tokens + lm.processed)
+        return Scores(tasks, seconds, block.tokens + lm.processed)
 
     def find_batch_size(self, model: Any) -> int:
         """The batch size for this kind of model and device: a power of two, the same at every call.
@@ -257,7 +290,7 @@ class HarnessEvaluator:
         lm = PreparedLM(model, self._tokenizer, self.pack.max_length, batch_size=1)
         length = max(self._lengths(lm), default=1)
         if model.device.type == "cuda":
-            return largest_batch(model, length)
+            return largest_batch(model, max(length, SHORTEST))
         vocabulary: int = model.get_output_embeddings().weight.shape[0]
         fitting = max(1, CPU_LOGITS // (length * vocabulary))
         return min(CPU_BATCH, 1 << (fitting.bit_length() - 1))
@@ -309,24 +342,19 @@ class HarnessEvaluator:
         return " && ".join([shlex.join(["cd", str(self.pack.folder)]), *lines])
 
     def _command(self, model_path: str, samples_file: Path, dtype: str, num_fewshot: int | None) -> list[str]:
-        if set(",= ") & set(model_path):
-            raise InvalidInput(
-                f"lm-eval cannot read the model path {model_path!r}; use one without commas, = and blanks"
-            )
-        pack = self.pack
-        model = f"pretrained={model_path},dtype={dtype},softmax_dtype=float32"
-        if pack.max_length:
-            model += f",max_length={pack.max_length}"
-        tasks = [entry.task for entry in pack.tasks if entry.num_fewshot == num_fewshot]
-        command = ["lm_eval", "run", "--model", "hf", "--model_args", model, "--tasks", ",".join(tasks)]
-        command += ["--include_path", pack.tasks_folder] if pack.tasks_folder else []
-        command += ["--samples", str(samples_file.resolve()), "--batch_size", str(self._batch_size or CPU_BATCH)]
-        command += ["--num_fewshot", str(num_fewshot)] if num_fewshot is not None else []
-        command += ["--apply_chat_template"] if pack.chat_template else []
-        command += ["--system_instruction", pack.system_instruction] if pack.system_instruction else []
-        command += ["--confirm_run_unsafe_code"] if any(map(_is_unsafe, self._tasks.values())) else []
-        command += ["--device", self._device] if self._device else []
-        return [*command, "--seed", f"0,1234,1234,{self.fewshot_seed}"]
+        tasks = [entry.task for entry in self.pack.tasks if entry.num_fewshot == num_fewshot]
+        return lm_eval_command(
+            self.pack,
+            tasks,
+            model_path,
+            samples_file,
+            dtype=dtype,
+            num_fewshot=num_fewshot,
+            batch_size=self._batch_size or CPU_BATCH,
+            unsafe_code=any(map(_is_unsafe, self._tasks.values())),
+            device=self._device,
+            fewshot_seed=self.fewshot_seed,
+        )
 
     def _live(self, model: Any) -> PreparedLM:
         """lm-eval's view of the model. Weights change in place; only another model object needs another view."""
@@ -378,18 +406,21 @@ class HarnessEvaluator:
             without_system = [message for message in history if message["role"] != "system"]
             return str(self._tokenizer.plain.apply_chat_template(without_system, **options))
 
-    def _block(self, lm: PreparedLM, items: ItemBlock) -> _Block:
+    def _block(self, lm: PreparedLM, items: ItemBlock) -> Block:
         if items not in self._blocks:
             part = self._part(items.part)
             ids = self._split.items(items)
             # Sorted, as lm-eval would aggregate them: sums of floats depend on their order.
             wanted = {name: {item: part[name][item] for item in sorted(ids[name])} for name in part}
-            self._blocks[items] = _prepare_block(lm, wanted)
+            try:
+                self._blocks[items] = prepare_block(lm, wanted, lm.model, shares_prefixes)
+            except MergeError:  # this candidate cannot tell what the model is able to; the next one may
+                return prepare_block(lm, wanted, lm.model, lambda *_: False)
         return self._blocks[items]
 
     def _lengths(self, lm: PreparedLM) -> Iterator[int]:
         """How many tokens each request of the search makes the model hold."""
-        for instance in _instances(self._part("search")):
+        for instance in all_instances(self._part("search")):
             if instance.request_type == "generate_until":
                 context, options = instance.args
                 wanted = len(lm.tok_encode(context)) + options.get("max_gen_toks", lm.max_gen_toks)
@@ -397,7 +428,7 @@ class HarnessEvaluator:
             else:
                 yield from (min(len(context) + len(rest), lm.max_length) for context, rest in lm.pairs(instance))
 
-    def _task_scores(self, name: str, ids: tuple[int, ...], requests: dict[int, list[Instance]]) -> TaskScores:
+    def _task_scores(self, name: str, ids: tuple[int, ...], requests: Mapping[int, list[Instance]]) -> TaskScores:
         task, metric = self._tasks[name], self._metrics[name]
         metric.filter.apply([instance for instances in requests.values() for instance in instances])
         raw = {item: _raw(task, metric, instances) for item, instances in requests.items()}
@@ -554,38 +585,6 @@ def _builtin_configs(pack: Pack, tasks: Mapping[str, Any]) -> dict[str, str]:
 def _name_of(value: Any) -> str:
     """A function or class by its name; what `str` says of it holds an address."""
     return str(getattr(value, "__qualname__", type(value).__qualname__))
-
-
-def _instances(requests: Mapping[str, Mapping[int, list[Instance]]]) -> Iterator[Instance]:
-    for by_item in requests.values():
-        for instances in by_item.values():
-            yield from instances
-
-
-def _prepare_block(lm: PreparedLM, wanted: dict[str, dict[int, list[Instance]]]) -> _Block:
-    pairs: list[Pair] = []
-    slots: list[tuple[Instance, slice]] = []
-    generated: list[Instance] = []
-    for instance in _instances(wanted):
-        if instance.request_type == "generate_until":
-            generated.append(instance)
-        else:
-            start = len(pairs)
-            pairs += lm.pairs(instance)
-            slots.append((instance, slice(start, len(pairs))))
-    return _Block(wanted, Loglikelihoods(pairs, lm.max_length, lm.batch_size, lm.device), slots, generated)
-
-
-def _respond(block: _Block, lm: PreparedLM, model: Any) -> None:
-    """Run all requests of a block and leave the responses where lm-eval's filters look for them."""
-    results = block.scored.run(model)
-    for instance, where in block.slots:
-        found = results[where]
-        rolling = instance.request_type == "loglikelihood_rolling"
-        instance.resps = [sum(value for value, _ in found) if rolling else found[0]] * instance.repeats
-    texts = lm.generate_until(block.generated, disable_tqdm=True) if block.generated else []
-    for instance, text in zip(block.generated, texts, strict=True):
-        instance.resps = [text] * instance.repeats
 
 
 def _raw(task: Any, metric: _Metric, instances: list[Instance]) -> Any:

@@ -1,0 +1,336 @@
+"""Greedy decoding of prepared prompts: the texts that lm-eval's `generate_until` gives, without what it repeats.
+
+Prompts are encoded once. A prefix that many of them share is computed once per run, rows of like length go together, a
+finished row leaves its batch, and keys and values are written in place into room that was made for all of them. What
+a stop string cuts off is lm-eval's decision; here it only ends a row early, and never before that cut is certain.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+from evomerge.evaluation.engine import not_a_number
+from evomerge.evaluation.prefix_tree import PASS_COST, PrefixTree, Step, Tokens, arrange, schedule
+from evomerge.evaluation.tree_engine import KeysValues
+
+_RETIRE = 8  # one in this many rows has to be finished before the others are moved together
+
+# Generation settings that greedy decoding does not read, or that are the same for us and for `generate`.
+_HARMLESS = {"bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "temperature", "top_k", "top_p", "min_p"}
+_HARMLESS |= {"use_cache", "max_length", "transformers_version", "_from_model_config"}
+_NEUTRAL = {"repetition_penalty": 1.0, "length_penalty": 1.0, "num_beams": 1}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A request for a text.
+
+    Attributes:
+        tokens: the prompt, at least one token.
+        limit: how many tokens may be written.
+        stops: strings, none empty, of which each ends the text where it first occurs.
+    """
+
+    tokens: Tokens
+    limit: int
+    stops: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How the evaluation reads what was written.
+
+    Attributes:
+        decode: the text of some tokens.
+        decode_all: the same with the names of special tokens, which lm-eval also looks for stop strings in.
+        special: the special tokens.
+        lookahead: characters after a stop string that may still change the text before it.
+    """
+
+    decode: Callable[[list[int]], str]
+    decode_all: Callable[[list[int]], str]
+    special: frozenset[int]
+    lookahead: int = 0
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Rows that are written together, after one stem; or a stem itself.
+
+    Attributes:
+        stem, keeps: see `prefix_tree.Step`.
+        prompts: which prompt each row is; empty for a stem.
+        tokens: [rows, width], left-padded.
+        mask: [rows, stem + width], 1 where there is a token, None where there is no padding.
+        positions: [rows, width], the place of each token in its prompt.
+    """
+
+    stem: int | None
+    keeps: int | None
+    prompts: list[int]
+    tokens: torch.Tensor
+    mask: torch.Tensor | None
+    positions: torch.Tensor
+
+
+class GreedyTexts:
+    """Prompts, prepared once; `run` writes their texts with whatever weights the model holds then.
+
+    Args:
+        prompts: what is to be continued.
+        reader: what their texts are.
+        ends: tokens after which nothing more is written.
+        budget: tokens in a batch, written ones included.
+        device: where the model is.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        reader: Reader,
+        ends: Collection[int],
+        budget: int,
+        device: torch.device,
+    ) -> None:
+        self._prompts = prompts
+        self._reader = reader
+        self._ends = frozenset(ends)
+        self._device = device
+        self._stops = {prompt.stops: _Stops(prompt.stops, reader) for prompt in prompts}
+        self._batches = self._prepare(budget)
+        self._last_use = {each.stem: at for at, each in enumerate(self._batches)}
+        self.tokens = 0  # tokens that the last run forwarded, padding among them
+
+    def run(self, model: Any) -> list[str | None]:
+        """The text of every prompt, cut at its stop strings.
+
+        None where a stop string is found in the name of a special token, such as "a" in "<pad>": that ends a text of
+        lm-eval without being cut off, but only when all other texts of its batch have ended likewise.
+
+        Raises:
+            MergeError: the model's logits are not numbers.
+        """
+        self.tokens = 0
+        written: list[list[int]] = [[] for _ in self._prompts]
+        stems: dict[int, KeysValues] = {}
+        with torch.no_grad():
+            for at, batch in enumerate(self._batches):
+                stem = [] if batch.stem is None else stems[batch.stem]
+                if batch.keeps is None:
+                    self._write(model, batch, stem, written)
+                else:
+                    stems[batch.keeps] = self._read_stem(model, batch, stem)
+                if batch.stem is not None and self._last_use[batch.stem] == at:
+                    del stems[batch.stem]
+        return [self._text(tokens, prompt.stops) for tokens, prompt in zip(written, self._prompts, strict=True)]
+
+    def _text(self, written: list[int], stops: Sequence[str]) -> str | None:
+        odd = [at for at, token in enumerate(written) if token in self._reader.special and token not in self._ends]
+        if odd:
+            named = self._reader.decode_all(written[: odd[-1] + 1])
+            if any(stop in named for stop in stops):
+                return None
+        return cut(self._reader.decode(written), stops)
+
+    def _prepare(self, budget: int) -> list[_Batch]:
+        # A number of its own at the end makes every prompt distinct, and keeps its last token, whose logits are needed,
+        # out of the stems.
+        sequences = sorted((*prompt.tokens[:-1], -1 - index) for index, prompt in enumerate(self._prompts))
+        growth = max((prompt.limit for prompt in self._prompts), default=0)
+        cost = PASS_COST * (1 + growth)  # a batch of its own is a pass of its own for every token that is written
+        tree = arrange(sequences, 0, pass_cost=cost, join=False)
+        return [self._batch(tree, step) for step in schedule(tree, budget, growth=growth, pass_cost=cost)]
+
+    def _batch(self, tree: PrefixTree, step: Step) -> _Batch:
+        rows = [tree.rows[index] for index in step.rows]
+        prompts = [-1 - row.tokens[-1] for row in rows] if step.keeps is None else []
+        tokens = [row.tokens for row in rows]
+        if prompts:
+            tokens = [
+                [*row[:-1], self._prompts[prompt].tokens[-1]] for row, prompt in zip(tokens, prompts, strict=True)
+            ]
+        width = max(map(len, tokens))
+        missing = [width - len(row) for row in tokens]
+        behind = rows[0].start
+        mask = [[1] * behind + [0] * gap + [1] * (width - gap) for gap in missing] if any(missing) else None
+        padded = [[0] * gap + row for gap, row in zip(missing, tokens, strict=True)]
+        positions = [[0] * gap + [*range(behind, behind + width - gap)] for gap in missing]
+        return _Batch(
+            step.stem,
+            step.keeps,
+            prompts,
+            torch.tensor(padded, device=self._device),
+            None if mask is None else torch.tensor(mask, device=self._device),
+            torch.tensor(positions, device=self._device),
+        )
+
+    def _read_stem(self, model: Any, batch: _Batch, stem: KeysValues) -> KeysValues:
+        cache = _cache(stem, 1, batch.tokens.shape[1])
+        self._forward(model, batch.tokens, None, batch.positions, cache)
+        return [(layer.keys, layer.values) for layer in cache.layers]
+
+    def _write(self, model: Any, batch: _Batch, stem: KeysValues, written: list[list[int]]) -> None:
+        """Write the texts of a batch, token by token."""
+        rows = batch.prompts
+        longest = max(self._prompts[prompt].limit for prompt in rows)
+        cache = _cache(stem, len(rows), batch.tokens.shape[1] + longest - 1)
+        tokens, mask, positions = batch.tokens, batch.mask, batch.positions
+        done: set[int] = set()
+        while True:
+            logits = self._forward(model, tokens, mask, positions, cache)
+            likeliest = logits.float().argmax(-1)
+            for prompt, token in zip(rows, likeliest.tolist(), strict=True):
+                if prompt not in done:
+                    written[prompt].append(token)
+                    if self._is_done(prompt, written[prompt]):
+                        done.add(prompt)
+            left = [row for row, prompt in enumerate(rows) if prompt not in done]
+            if not left:
+                return
+            tokens, positions = likeliest[:, None], positions[:, -1:] + 1
+            mask = None if mask is None else torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+            if (len(rows) - len(left)) * _RETIRE >= len(rows):
+                kept = torch.tensor(left, device=self._device)
+                rows = [rows[row] for row in left]
+                tokens, positions = tokens[kept], positions[kept]
+                mask = None if mask is None else mask[kept]
+                for layer in cache.layers:
+                    layer.keep(kept)
+
+    def _is_done(self, prompt: int, written: list[int]) -> bool:
+        settings = self._prompts[prompt]
+        if written[-1] in self._ends or len(written) == settings.limit:
+            return True
+        return self._stops[settings.stops].reached(written)
+
+    def _forward(self, model: Any, tokens: Any, mask: Any, positions: Any, cache: Cache) -> torch.Tensor:
+        """Logits [rows, vocabulary] after the last token of every row."""
+        self.tokens += tokens.numel()
+        only_last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+        logits: torch.Tensor = model(
+            tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **only_last
+        ).logits[:, -1]
+        if bool(logits.isnan().any()):
+            raise not_a_number()
+        return logits
+
+
+def is_plain_greedy(model: Any) -> bool:
+    """Whether nothing in the model's generation settings changes what greedy decoding gives."""
+    if getattr(model, "generation_config", None) is None:
+        return False
+    settings = model.generation_config.to_diff_dict()
+    return not {name for name, value in settings.items() if value and value != _NEUTRAL.get(name)} - _HARMLESS
+
+
+def end_tokens(model: Any) -> frozenset[int]:
+    """The tokens after which the model's own `generate` writes nothing more."""
+    ends = model.generation_config.eos_token_id
+    return frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)
+
+
+def cut(text: str, stops: Sequence[str]) -> str:
+    """What lm-eval keeps of a text: what stands before the first stop string, one after the other.
+
+    The source is `postprocess_generated_text` of lm-eval 0.4.
+    """
+    for stop in stops:
+        text = text.split(stop)[0]
+    return text
+
+
+class _Stops:
+    """Notices when a growing text has reached a stop string for good.
+
+    Args:
+        stops: none empty.
+        reader: what the text is.
+    """
+
+    def __init__(self, stops: Sequence[str], reader: Reader) -> None:
+        self._stops = stops
+        self._decode = reader.decode
+        self._lasts = {stop[-1] for stop in stops}
+        longest = max(map(len, stops), default=0)
+        self._lookahead = max(reader.lookahead, 2 * longest if _overlap(stops) else 0)
+        self._can_end: dict[int, bool] = {}  # token -> whether a stop string may end in it
+
+    def reached(self, written: list[int]) -> bool:
+        """Whether nothing that may follow can change what is kept of the text."""
+        if not self._lookahead and not self._may_end(written[-1]):
+            return False
+        text = self._decode(written)
+        ends = [text.index(stop) + len(stop) for stop in self._stops if stop in text]
+        return bool(ends) and len(text) >= min(ends) + self._lookahead
+
+    def _may_end(self, token: int) -> bool:
+        """Whether a stop string may end in this token. Missing one only costs time: every text is cut in the end."""
+        if token not in self._can_end:
+            text = self._decode([token])
+            self._can_end[token] = not text or "\ufffd" in text or not self._lasts.isdisjoint(text)
+        return self._can_end[token]
+
+
+def _overlap(stops: Sequence[str]) -> bool:
+    """Whether one stop string may begin before another one ends and end after it: then what follows can move the cut.
+
+    Cutting is done for one stop string after the other: with "b?" before "ab", "cab" keeps "c" but "cab?" keeps "ca".
+    """
+    for one in stops:
+        for other in set(stops) - {one}:
+            for shift in range(1 - len(other), len(one)):
+                start, stop = max(0, shift), min(len(one), shift + len(other))
+                later = shift != 0 and shift + len(other) > len(one)
+                if later and one[start:stop] == other[start - shift : stop - shift]:
+                    return True
+    return False
+
+
+def _cache(stem: KeysValues, rows: int, room: int) -> Cache:
+    """An empty cache with room for some tokens, behind a stem that all rows share."""
+    if not stem:
+        return Cache(layer_class_to_replicate=partial(_RoomyLayer, room))
+    layers = [_RoomyLayer(room + keys.shape[-2]) for keys, _ in stem]
+    for layer, (keys, values) in zip(layers, stem, strict=True):
+        layer.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1))
+    return Cache(layers=layers)
+
+
+class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values [rows, heads, tokens, size] that grow in place, where transformers copies them for every token.
+
+    Args:
+        room: how many tokens it can hold.
+    """
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._room = room
+
+    def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        start = self.get_seq_length()
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._held = tuple(
+                new.new_empty(*new.shape[:2], self._room, new.shape[3]) for new in (key_states, value_states)
+            )
+        stop = start + key_states.shape[-2]
+        for held, new in zip(self._held, (key_states, value_states), strict=True):
+            held[:, :, start:stop] = new
+        self._show(stop)
+        return self.keys, self.values
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Drop all rows but these indices."""
+        self._held = tuple(held[rows] for held in self._held)
+        self._show(self.keys.shape[-2])
+
+    def _show(self, length: int) -> None:
+        self.keys, self.values = (held[:, :, :length] for held in self._held)
