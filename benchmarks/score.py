@@ -107,12 +107,14 @@ def _compare(pack: Pack, model: Any, runs: int) -> dict[str, Any]:
         softmax_dtype="float32",
     )
     with contextlib.chdir(pack.folder):
-        tasks = _tasks(pack)
+        manager = TaskManager(include_path=str(pack.tasks_path), include_defaults=False)
+        tasks = _tasks(pack, manager)
         sides: dict[str, Callable[[], Any]] = {
             "engine": lambda: evaluator.score(candidate, SEARCH),
             "simple_evaluate": lambda: lm_eval.simple_evaluate(
                 model=lm,
                 tasks=list(tasks.values()),
+                task_manager=manager,  # without it lm-eval indexes all of its own tasks
                 samples=ids,
                 bootstrap_iters=0,
                 fewshot_random_seed=evaluator.fewshot_seed,
@@ -147,9 +149,8 @@ def _compare(pack: Pack, model: Any, runs: int) -> dict[str, Any]:
     }
 
 
-def _tasks(pack: Pack) -> dict[str, Any]:
+def _tasks(pack: Pack, manager: TaskManager) -> dict[str, Any]:
     """The pack's task objects as lm-eval itself loads them, with the pack's number of examples."""
-    manager = TaskManager(include_path=str(pack.tasks_path), include_defaults=False)
     tasks: dict[str, Any] = manager.load([entry.task for entry in pack.tasks])["tasks"]
     for entry in pack.tasks:
         if entry.num_fewshot is not None:
