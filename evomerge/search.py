@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -15,26 +15,41 @@ from evomerge.baselines import (
     Row,
     RowResult,
     check_baseline,
+    current_baselines,
     record_row,
     score_rows,
+    settings_of,
     source_rows,
+    training_settings,
 )
 from evomerge.baselines.random_search import NAME as RANDOM_SEARCH
 from evomerge.baselines.random_search import random_search
 from evomerge.cluster import Executor, ignored_without_ray, is_local, open_executor, worker_count
 from evomerge.controller import Controller, Status, Stop, find_batch_size, stopping_on_signals
-from evomerge.errors import InvalidInput, unknown_name
+from evomerge.errors import InvalidInput, StoppedByFailures, unknown_name
 from evomerge.evaluation.evaluator import ItemBlock, Scores
 from evomerge.objective import Objective, build_objective, task_weights
-from evomerge.spec import BASELINES, ON_REQUEST, BaselineSpec, SearchSpec
+from evomerge.spec import BASELINES, ON_REQUEST, TRAINED, BaselineSpec, SearchSpec
 from evomerge.study import attributes
-from evomerge.study.opening import OpenSearch, check_memory, open_inputs, open_search
+from evomerge.study.opening import Inputs, OpenSearch, check_memory, open_inputs, open_search
 from evomerge.study.records import Record
 from evomerge.study.samplers import CmaSampler
 from evomerge.study.search_study import best_trials, changed_versions
-from evomerge.verdict import Entrant, Winner, judge, name_winner, read_winner, store_digests, winning_recipe
+from evomerge.study.standing import standing_of
+from evomerge.training import DamSettings, PlannedTokens, planned_tokens
+from evomerge.verdict import (
+    Entrant,
+    Winner,
+    judge,
+    name_winner,
+    note_look,
+    read_digests,
+    read_winner,
+    store_digests,
+    winning_recipe,
+)
 from evomerge.verdict.stored import store_verdict
-from evomerge.worker import Cost, Progress
+from evomerge.worker import Cost, Progress, calibration_texts, files_folder
 
 EARLY = ("uniform-soup",)  # normalisation, constraints and warm starts need these before the first trial
 CHOSEN = (
@@ -71,10 +86,10 @@ def run_search(spec: SearchSpec, *, ray: str | None = None, listener: Listener |
     with stopping_on_signals() as stop, _session(spec, ray, listener or Listener(), stop) as session:
         chosen = spec.chosen_baselines
         session.make([baseline for baseline in chosen if baseline.name in EARLY])
-        session.listener.on_phase("searching")
+        session.say("searching")
         session.search()
         winner = name_winner(session.opened.search)
-        session.listener.on_phase("making the baselines")
+        session.say("making the baselines")
         session.make([baseline for baseline in chosen if baseline.name not in EARLY])
         session.judge(winner)
         return session.opened.search.study
@@ -83,7 +98,7 @@ def run_search(spec: SearchSpec, *, ray: str | None = None, listener: Listener |
 def run_baselines(
     spec: SearchSpec, names: Sequence[str], *, ray: str | None = None, listener: Listener | None = None
 ) -> optuna.Study:
-    """Make baselines beside a search. Where a winner has been named, the verdict takes them in.
+    """Make baselines beside a search. Where the search has ended, the verdict takes them in.
 
     Args:
         names: of baselines; their settings are the spec's.
@@ -92,37 +107,46 @@ def run_baselines(
         The study of the search.
 
     Raises:
-        EvomergeError: see `evomerge.errors`.
+        EvomergeError: see `evomerge.errors`; StoppedByFailures if one of them cannot be made.
     """
-    chosen = {baseline.name: baseline for baseline in spec.chosen_baselines}
     for name in names:
         if name not in BASELINES:
             raise unknown_name("baseline", name, BASELINES)
-    wanted = [chosen.get(name, BaselineSpec(name=name)) for name in dict.fromkeys(names)]
-    for baseline in wanted:
-        check_baseline(baseline, spec)
-    with stopping_on_signals() as stop, _session(spec, ray, listener or Listener(), stop) as session:
+    wanted = [settings_of(name, spec) for name in dict.fromkeys(names)]
+    with stopping_on_signals() as stop, _session(spec, ray, listener or Listener(), stop, wanted) as session:
         study = session.opened.search.study
         winner = read_winner(study.user_attrs)
+        listener = session.listener
         if winner is None and (early := [name for name in names if name in ON_REQUEST]):
             raise InvalidInput(f"baseline {early[0]!r} follows from a search that has ended; run the search first")
-        session.listener.on_phase("making the baselines")
-        session.make(wanted)
-        if winner is not None:
+        session.say("making the baselines")
+        left_out = session.make(wanted, again=True)
+        if winner is not None and winner.finished == session.opened.search.finished:
             session.judge(winner)
+        else:  # held-out items are looked at when the search has ended, and not before
+            listener.on_phase("the verdict will take them in when `evomerge run` has ended the search")
+        for name, reason in left_out.items():
+            raise StoppedByFailures(f"baseline {name!r} cannot be made: {reason}")
         return study
 
 
 @contextmanager
-def _session(spec: SearchSpec, ray: str | None, listener: Listener, stop: Stop) -> Iterator[_Session]:
-    """A study that is written to, with workers, a batch size, and the sources' scores."""
+def _session(
+    spec: SearchSpec, ray: str | None, listener: Listener, stop: Stop, further: Sequence[BaselineSpec] = ()
+) -> Iterator[_Session]:
+    """A study that is written to, with workers, a batch size, and the sources' scores.
+
+    Args:
+        further: baselines that will be made beside those of the spec.
+    """
     inputs = open_inputs(spec)
     for warning in inputs.warnings:
         listener.on_phase(f"warning: {warning}")
     # Refused before anything is created.
     task_weights(spec.objective, inputs.evaluator.weights)
-    for baseline in spec.chosen_baselines:
+    for baseline in (*spec.chosen_baselines, *further):
         check_baseline(baseline, spec)
+        planned_training(baseline, inputs)
     if not_applicable := ignored_without_ray(spec.workers, ray):
         listener.on_phase(
             f"warning: without Ray there is one worker, this process; ignored: {', '.join(not_applicable)}"
@@ -174,8 +198,17 @@ class _Session:
     sources: Sequence[Row]
     references: dict[str, RowResult] = field(default_factory=dict)
 
-    def make(self, baselines: Sequence[BaselineSpec]) -> None:
-        """Make the baselines that the study does not have yet."""
+    def say(self, phase: str) -> None:
+        """Tell what is being done, also to `evomerge status`."""
+        self.listener.on_phase(phase)
+        self.opened.search.set(attributes.PHASE, phase)
+
+    def make(self, baselines: Sequence[BaselineSpec], *, again: bool = False) -> dict[str, str]:
+        """Make the baselines that the study does not have yet.
+
+        Returns:
+            Baseline -> why it cannot be made.
+        """
         inputs, search = self.opened.inputs, self.opened.search
         experts = tuple(expert.ref for expert in inputs.experts)
         winner = read_winner(search.study.user_attrs)
@@ -188,17 +221,29 @@ class _Session:
             {name: result.scores for name, result in self.references.items()},
             sum((self.references[ref.name].cost for ref in experts), Cost()),
             winning_recipe(search, winner) if winner is not None else None,
+            search.finished,
+            longest_text(inputs),
         )
         maker = BaselineMaker(
-            ingredients, self.opened.baselines, self.executor, self.stop, self.batch_size, self.listener.on_progress
+            ingredients,
+            self.opened.baselines,
+            self.executor,
+            self.stop,
+            self.batch_size,
+            files_folder(self.opened.artifacts),
+            self.listener.on_progress,
         )
-        maker.make([baseline for baseline in baselines if baseline.name != RANDOM_SEARCH])
-        shutil.rmtree(self.opened.artifacts / "training", ignore_errors=True)  # checkpoints of what is stored now
+        left_out = maker.make([baseline for baseline in baselines if baseline.name != RANDOM_SEARCH], again=again)
         if any(baseline.name == RANDOM_SEARCH for baseline in baselines):
-            self.listener.on_phase("searching at random")
-            random_search(
-                self.opened, self.executor, self.objective, self.stop, self.batch_size, self.listener.on_status
-            )
+            self.say("searching at random")
+            try:
+                random_search(
+                    self.opened, self.executor, self.objective, self.stop, self.batch_size, self.listener.on_status
+                )
+            except StoppedByFailures as error:  # the search itself has ended well
+                left_out[RANDOM_SEARCH] = str(error)
+                self.listener.on_phase(f"warning: {RANDOM_SEARCH} is left out: {error}")
+        return left_out
 
     def search(self) -> None:
         """Spend the budget."""
@@ -216,28 +261,32 @@ class _Session:
 
     def judge(self, winner: Winner) -> None:
         """Score the winner and all that it is compared with on the held-out items, and store the verdict."""
-        self.listener.on_phase("scoring the winner and what it is compared with on the held-out items")
+        self.say("scoring the winner and what it is compared with on the held-out items")
         search = self.opened.search
         params = search.trials()[winner.trial].params
         best = Row(winner.label, winning_recipe(search, winner), params, required=True, digests=True)
-        baselines = latest_baselines(list(self.opened.baselines))
+        baselines = current_baselines(self.opened.baselines, self.opened.inputs.spec, standing_of(search.study))
         rows = [
             best,
             *self._shown(winner),
             *self.sources,
-            *(Row(record.label, record.recipe) for record in baselines),
+            *(Row(record.label, record.recipe, record.params) for record in baselines),
         ]
+        note_look(search, winner, [row.recipe for row in rows])
 
         def keep(result: RowResult) -> None:
             if result.digests is not None:
                 store_digests(search, winner, result.digests)
             record_row(result, self.opened.held_out, self.objective)
 
+        # A row that was shown before it won has no digests, against which its export is verified.
+        again = [best.label] if read_digests(search.study, winner.trial) is None else []
         results = score_rows(
-            rows, ItemBlock("held_out"), self.opened.held_out, self.executor, self.stop, self.batch_size, keep
+            rows, ItemBlock("held_out"), self.opened.held_out, self.executor, self.stop, self.batch_size, keep, again
         )
         held_out = {label: result.scores for label, result in results.items()}
         self._store_verdict(winner, baselines, held_out)
+        self.say("finished")
 
     def _shown(self, winner: Winner) -> list[Row]:
         """The other best trials and the sampler's mean: shown beside the winner, never promoted to it."""
@@ -260,8 +309,7 @@ class _Session:
             Entrant(name, held_out[name], self.objective.value(result.scores))
             for name, result in self.references.items()
         ]
-        experts = [source for source in sources if source.label != self.opened.inputs.spec.base.name]
-        best_expert = max(experts, key=lambda source: source.search or 0.0)
+        best_source = max(sources, key=lambda source: -math.inf if source.search is None else source.search)
         others = [
             Entrant(each.label, held_out[each.label], each.value, chosen=each.label in CHOSEN)
             for each in baselines
@@ -272,7 +320,7 @@ class _Session:
             self.objective,
             Entrant(winner.label, held_out[winner.label], winner.value),
             winner.trial,
-            [best_expert, *others],
+            [best_source, *others],
             sources,
             trials=self.opened.search.finished - self.opened.search.failed,
             search_items=sum(map(len, search_items.values())),
@@ -283,7 +331,21 @@ class _Session:
         store_verdict(study, verdict)
 
 
-def latest_baselines(records: Sequence[Record]) -> list[Record]:
-    """The latest row of every baseline, in the order of `BASELINES`; steps on the way to one are left out."""
-    latest = {record.label: record for record in records if record.made is not None}
-    return [latest[name] for name in BASELINES if name in latest]
+def planned_training(baseline: BaselineSpec, inputs: Inputs) -> PlannedTokens | None:
+    """What the training of a baseline will read; None for one that is not trained.
+
+    Raises:
+        InvalidInput: its texts are missing, or fewer than a batch needs.
+    """
+    if baseline.name not in TRAINED:
+        return None
+    calibrations = {expert.name: expert.calibration for expert in inputs.spec.experts if expert.calibration is not None}
+    texts = {name: calibration_texts(inputs.evaluator, each) for name, each in calibrations.items()}
+    settings = DamSettings.model_validate(training_settings(baseline, longest_text(inputs)))
+    return planned_tokens(texts, settings, inputs.spec.seed)
+
+
+def longest_text(inputs: Inputs) -> int | None:
+    """Tokens that the model can hold, None where its config does not say."""
+    longest = inputs.base.settings.get("max_position_embeddings")
+    return longest if isinstance(longest, int) else None

@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -30,6 +31,10 @@ from evomerge.spec import Calibration
 
 if TYPE_CHECKING:
     from evomerge.bank import WeightBank
+
+
+_STATUS = Path("/proc/self/status")
+_PEAK_RESET = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -114,10 +119,12 @@ class Trained:
     Attributes:
         recipe: the result; its coefficients lie in a file among the study's artifacts.
         losses: source -> (loss of the uniform average, loss at the end), both on the source's calibration texts.
+        checkpoint: file of its last state, of no use once the result is stored; None where none was kept.
     """
 
     recipe: Recipe
     losses: Mapping[str, tuple[float, float]]
+    checkpoint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,7 @@ class Cost:
         gradient_tokens: tokens that a model read forward and backward.
         seconds: of a worker's time.
         gpu_seconds: of these, how many a GPU was held.
-        peak_bytes: the largest memory of any worker's process, or of its GPU where it has one.
+        peak_bytes: the largest memory of a worker's process, or of its GPU where it has one, meanwhile.
     """
 
     candidates: int = 0
@@ -194,6 +201,7 @@ class WorkerSetup:
         split: the study's item split; None lets the evaluator compute it (at creation).
         batch_size: the study's batch size; None lets the evaluator find it (at creation).
         bounds: param -> (low, high), for analytic evaluators.
+        gpus: how many GPUs, or what share of one, the worker holds.
         artifacts: the study's folder of artifacts, where the files of recipes lie. All workers have to see it.
     """
 
@@ -208,6 +216,7 @@ class WorkerSetup:
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     allow: tuple[str, ...] = ()
     device: str | None = None
+    gpus: float = 1.0
     artifacts: str | None = None
 
 
@@ -249,6 +258,7 @@ class Worker:
         """Do a job, telling how far it is: any number of `Progress`, and the outcome as the last event."""
         started = time.perf_counter()
         self._merge_seconds = 0.0
+        self._forget_peak()
         cost = Cost()
         result: Result
         try:
@@ -265,16 +275,25 @@ class Worker:
             cost = Cost(candidates=1, forward_tokens=result.scores.tokens)
         yield Outcome(job.key, job.attempt, result, seconds, self.name, self._cost(cost, total))
 
-    def _cost(self, tokens: Cost, seconds: float) -> Cost:
-        """The tokens with the time and memory of this process; on a GPU with its memory."""
+    def _cost(self, known: Cost, seconds: float) -> Cost:
+        """What is known with the time and memory of this process; on a GPU with its memory."""
+        seconds = known.seconds or seconds
         device = self._bank.device if self._bank is not None else None
         if device is not None and device.type == "cuda":
             import torch
 
-            return replace(
-                tokens, seconds=seconds, gpu_seconds=seconds, peak_bytes=torch.cuda.max_memory_allocated(device)
-            )
-        return replace(tokens, seconds=seconds, peak_bytes=_peak_memory())
+            peak = torch.cuda.max_memory_allocated(device)
+            return replace(known, seconds=seconds, gpu_seconds=seconds * self._setup.gpus, peak_bytes=peak)
+        return replace(known, seconds=seconds, peak_bytes=_peak_memory())
+
+    def _forget_peak(self) -> None:
+        """Let the peak of memory begin anew, so that a job is not charged for what another one took."""
+        if self._bank is not None and self._bank.device.type == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(self._bank.device)
+        with suppress(OSError):  # not on every system; the peak is then that of the process
+            _PEAK_RESET.write_text("5")
 
     def _train(self, job: Train) -> Generator[Progress, None, tuple[Result, Cost]]:
         from evomerge.training import DamSettings, train_dam
@@ -300,10 +319,11 @@ class Worker:
                 except StopIteration as end:
                     trained = end.value
                     break
-                yield Progress(job.key, step.step, step.steps, {**step.losses, **step.penalties})
+                penalties = {f"{name} penalty": value for name, value in step.penalties.items()}
+                yield Progress(job.key, step.step, step.steps, {**step.losses, **penalties})
         losses = {name: (trained.before[name], trained.after[name]) for name in trained.after}
-        cost = Cost(forward_tokens=trained.forward_tokens, gradient_tokens=trained.gradient_tokens)
-        return Trained(trained.recipe, losses), cost
+        cost = Cost(0, trained.forward_tokens, trained.gradient_tokens, trained.seconds)
+        return Trained(trained.recipe, losses, str(trained.checkpoint) if trained.checkpoint else None), cost
 
     def _texts(self, calibration: Calibration) -> Sequence[CalibrationText]:
         return calibration_texts(self.evaluator, calibration)
@@ -350,7 +370,12 @@ def calibration_texts(evaluator: Evaluator, calibration: Calibration) -> list[Ca
 
 
 def _peak_memory() -> int:
-    """The largest resident memory of this process so far, in bytes; Linux counts in KiB, macOS in bytes."""
+    """The largest resident memory of this process since its peak was forgotten, in bytes."""
+    with suppress(OSError):
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    # Where there is no /proc: since the process began; in KiB, on macOS in bytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

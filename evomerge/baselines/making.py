@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from evomerge.baselines.current import made_key
 from evomerge.baselines.merges import Choice, Ingredients, Plan, Training, plan_of
-from evomerge.baselines.rows import Row, RowResult, job_key, new_row, record_row, stored_row
+from evomerge.baselines.rows import Row, RowResult, has_value, job_key, new_row, record_row, stored_row
 from evomerge.cluster import Executor
 from evomerge.controller import Dispatcher, Stop
 from evomerge.errors import EvomergeError
 from evomerge.evaluation.evaluator import ItemBlock
-from evomerge.spec import TRAINED, BaselineSpec
-from evomerge.study.records import Kept, Records
+from evomerge.recipe import Recipe
+from evomerge.spec import BaselineSpec
+from evomerge.study.records import Kept, Records, read_failures
 from evomerge.worker import Cost, Failed, Job, Outcome, Progress, Score, Scored, Train, Trained
 
 POINTS = 100  # of a loss curve, about: every one is a write to the study
@@ -35,6 +35,8 @@ class _Baseline:
         trial: number of the row that was begun, for one that is trained.
         cost: of its steps so far. Scoring the choice is no part of it: every row costs that.
         choice: what the plan has chosen, once it has.
+        is_scored: whether `results` are those of scoring the choice.
+        reason: why the latest step that failed did.
     """
 
     spec: BaselineSpec
@@ -46,13 +48,31 @@ class _Baseline:
     trial: int | None = None
     cost: Cost = field(default_factory=Cost)
     choice: Choice | None = None
+    is_scored: bool = False
+    reason: str = ""
+
+    def next_steps(self) -> Sequence[Row | Training]:
+        """What the plan wants to know next; once it has chosen, the score of its choice.
+
+        Raises:
+            EvomergeError: the plan has found nothing to choose.
+        """
+        if self.choice is None:
+            try:
+                # A generator is started by sending None; it then takes the results of what it yielded.
+                return self.plan.send(self.results if self.results else None)  # type: ignore[arg-type]
+            except StopIteration as end:
+                self.choice = end.value
+        assert self.choice is not None  # plans return one
+        self.is_scored = True
+        return [Row(self.spec.name, self.choice.recipe)]
 
     def take(self, place: int, result: RowResult | Kept | None) -> None:
         """Note the result of a step."""
         self.results[place] = result
         if isinstance(result, RowResult):
             self.scored.append(result)
-        if result is not None and self.choice is None:
+        if result is not None and not self.is_scored:
             self.cost += result.cost
 
 
@@ -61,6 +81,7 @@ class BaselineMaker:
 
     Args:
         records: the sibling study of the baselines.
+        files: folder of the files of recipes.
         on_progress: is told how far trainings are.
     """
 
@@ -71,6 +92,7 @@ class BaselineMaker:
         executor: Executor,
         stop: Stop,
         batch_size: int | None,
+        files: Path,
         on_progress: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         self._ingredients = ingredients
@@ -78,45 +100,70 @@ class BaselineMaker:
         self._batch_size = batch_size
         self._on_progress = on_progress
         self._dispatcher = Dispatcher(executor, stop, on_progress=self._follow)
+        self._files = files
         self._owners: dict[str, _Baseline] = {}
+        self._left_out: dict[str, str] = {}
 
-    def make(self, baselines: Sequence[BaselineSpec]) -> None:
-        """Make what is not there. A baseline that cannot be made is left out, with a warning.
+    def make(self, baselines: Sequence[BaselineSpec], *, again: bool = False) -> dict[str, str]:
+        """Make what is not there. A baseline that cannot be made is left out, with the reason in its row.
+
+        Args:
+            again: try also those that could not be made before.
+
+        Returns:
+            Baseline -> why it was left out.
 
         Raises:
             InvalidInput: a setting that a baseline does not have.
             Interrupted: a signal asked for a stop.
         """
+        failed = {} if again else read_failures(self._records.study)
         for spec in baselines:
-            made = made_key(spec, self._ingredients)
+            made = made_key(spec, self._ingredients.spec, self._ingredients.standing)
+            if (spec.name, made) in failed:
+                self._left_out[spec.name] = failed[spec.name, made]
+                continue
+            baseline = _Baseline(spec, made, plan_of(spec, self._ingredients))
             record = self._records.find_made(spec.name, made)
-            if record is None or self._records.scores(record) is None:
-                self._go_on(_Baseline(spec, made, plan_of(spec, self._ingredients)))
+            if record is not None and self._has_files(record.recipe):
+                if self._records.scores(record) is not None:
+                    continue
+                # Only the outcomes of its items are lost.
+                baseline.choice = Choice(record.recipe, record.cost, record.losses)
+            self._go_on(baseline)
         while self._dispatcher.jobs:
             done = self._dispatcher.wait()
             if done is not None:
                 self._finish(*done)
+        for name, reason in self._left_out.items():
+            _log.warning("baseline %s is left out: %s", name, reason)
+        return self._left_out
+
+    def _has_files(self, recipe: Recipe) -> bool:
+        return all((self._files / f"{digest}.safetensors").is_file() for digest in recipe.files.values())
 
     def _go_on(self, baseline: _Baseline) -> None:
         """Let the plan go on until it waits for a worker or has chosen, and then let its choice be scored."""
         while not baseline.waiting:
-            if baseline.choice is not None:
+            if baseline.is_scored and baseline.choice is not None:
                 (result,) = baseline.results
                 if isinstance(result, RowResult):
                     self._store(baseline, baseline.choice, result)
+                else:
+                    self._leave_out(baseline, baseline.reason)
                 return
             try:
-                # A generator is started by sending None; it then takes the results of what it yielded.
-                steps = baseline.plan.send(baseline.results if baseline.results else None)  # type: ignore[arg-type]
-            except StopIteration as end:
-                baseline.choice = end.value
-                steps = [Row(baseline.spec.name, end.value.recipe)]
+                steps = baseline.next_steps()
             except EvomergeError as error:
-                _log.warning("baseline %s cannot be made and is left out: %s", baseline.spec.name, error)
+                self._leave_out(baseline, f"{error}{f': {baseline.reason}' if baseline.reason else ''}")
                 return
             baseline.results = [None] * len(steps)
             for place, step in enumerate(steps):
                 baseline.take(place, self._submit(baseline, place, step))
+
+    def _leave_out(self, baseline: _Baseline, reason: str) -> None:
+        self._left_out[baseline.spec.name] = reason
+        self._records.fail(baseline.spec.name, baseline.made, reason, baseline.trial)
 
     def _submit(self, baseline: _Baseline, place: int, step: Row | Training) -> RowResult | Kept | None:
         """What is stored of a step; otherwise None, and a job for it is on its way."""
@@ -149,20 +196,32 @@ class BaselineMaker:
     def _finish(self, job: Job, outcome: Outcome) -> None:
         baseline = self._owners.pop(job.key)
         place = baseline.waiting.pop(job.key)
-        result: RowResult | Kept | None = None
-        if isinstance(outcome.result, Scored) and isinstance(job, Score):
-            row = Row(job.key.removeprefix(f"{self._records.study.study_name}/"), job.recipe)
-            result = RowResult(row, outcome.result.scores, outcome, outcome.cost)
-            if baseline.choice is None:
-                record_row(result, self._records, self._ingredients.objective)
-        elif isinstance(outcome.result, Trained) and baseline.trial is not None:
-            result = Kept(outcome.result.recipe, outcome.cost, outcome.result.losses)
-            self._records.keep(baseline.trial, result)
-        else:
-            reason = outcome.result.reason if isinstance(outcome.result, Failed) else "a job of another kind came back"
-            _log.warning("a step of baseline %s failed: %s", baseline.spec.name, reason)
+        result = self._result(baseline, job, outcome)
+        if result is None:
+            _log.warning("a step of baseline %s failed: %s", baseline.spec.name, baseline.reason)
         baseline.take(place, result)
         self._go_on(baseline)
+
+    def _result(self, baseline: _Baseline, job: Job, outcome: Outcome) -> RowResult | Kept | None:
+        """What came of a step, stored; None where it failed, and the reason is noted."""
+        found, objective = outcome.result, self._ingredients.objective
+        if isinstance(found, Scored) and isinstance(job, Score):
+            if not has_value(objective, found.scores):
+                baseline.reason = "its objective is not a number: the merge has collapsed"
+                return None
+            row = Row(job.key.removeprefix(f"{self._records.study.study_name}/"), job.recipe)
+            result = RowResult(row, found.scores, outcome, outcome.cost, outcome.seconds)
+            if not baseline.is_scored:
+                record_row(result, self._records, objective)
+            return result
+        if isinstance(found, Trained) and baseline.trial is not None:
+            kept = Kept(found.recipe, outcome.cost, found.losses)
+            self._records.keep(baseline.trial, kept)
+            if found.checkpoint is not None:
+                Path(found.checkpoint).unlink(missing_ok=True)
+            return kept
+        baseline.reason = found.reason if isinstance(found, Failed) else "a job of another kind came back"
+        return None
 
     def _store(self, baseline: _Baseline, choice: Choice, result: RowResult) -> None:
         made = replace(
@@ -183,21 +242,3 @@ class BaselineMaker:
             names = [ref.name for ref in self._ingredients.experts if ref.name in progress.losses]
             loss = sum(progress.losses[name] for name in names) / max(1, len(names))
             self._records.report(baseline.trial, progress.step, loss)
-
-
-def made_key(baseline: BaselineSpec, ingredients: Ingredients) -> str:
-    """Identifies how a baseline is made: its name, its settings and, for one that is trained, its texts."""
-    content: dict[str, object] = {"name": baseline.name, "settings": baseline.settings}
-    if baseline.name == "dam-from-best" and ingredients.best is not None:
-        content["best"] = ingredients.best.digest
-    if baseline.name in TRAINED:
-        calibrations = {expert.name: expert.calibration for expert in ingredients.spec.experts}
-        content["calibration"] = {
-            name: each and (each.task or _digest_of(Path(str(each.file))), each.items)
-            for name, each in calibrations.items()
-        }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _digest_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -23,6 +23,7 @@ from evomerge.recipe import ModelRef, Recipe, Rule
 from evomerge.spaces.document import validate
 from evomerge.spec import TRAINED, BaselineSpec, Calibration, SearchSpec
 from evomerge.study.records import Kept
+from evomerge.study.standing import Standing
 from evomerge.worker import Cost
 
 # Of a single weight for all experts: 1.0 adds the task vectors up, which collapses with many of them.
@@ -63,6 +64,8 @@ class Ingredients:
         references: source name -> its scores on the search items.
         reference_cost: of scoring the experts there.
         best: recipe of the winner, once it has been named.
+        trials: finished trials of the search.
+        longest: tokens that the model can hold, None where its config does not say.
     """
 
     spec: SearchSpec
@@ -73,6 +76,12 @@ class Ingredients:
     references: Mapping[str, Scores]
     reference_cost: Cost = field(default_factory=Cost)
     best: Recipe | None = None
+    trials: int = 0
+    longest: int | None = None
+
+    @property
+    def standing(self) -> Standing:
+        return Standing(self.best.digest if self.best is not None else None, self.trials)
 
     def recipe(self, method: str, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> Recipe:
         """All mergeable tensors of all experts, merged in one way."""
@@ -120,6 +129,12 @@ def check_baseline(baseline: BaselineSpec, spec: SearchSpec) -> None:
             raise InvalidInput(
                 f"baseline {baseline.name!r} trains on text of every expert, but {', '.join(without)} name no "
                 "calibration; write calibration: {task: NAME, items: N} beside them, or leave it out"
+            )
+        sums = {"linear", "task_arithmetic"}
+        if baseline.name == "dam-from-best" and not set(spec.search_space.methods) <= sums:
+            raise InvalidInput(
+                f"baseline 'dam-from-best' starts from a weighted sum of the sources, but the space has "
+                f"{', '.join(sorted(set(spec.search_space.methods) - sums))}; use dam, which starts from their average"
             )
     elif baseline.name == "task-arithmetic":
         _grid(baseline)
@@ -219,21 +234,26 @@ def _dam_from_best(given: Ingredients, baseline: BaselineSpec) -> Plan:
 
 def _trained(given: Ingredients, baseline: BaselineSpec, initial: Recipe) -> Plan:
     calibration = {expert.name: expert.calibration for expert in given.spec.experts if expert.calibration is not None}
-    (kept,) = yield [Training(initial, training_settings(baseline), calibration)]
+    (kept,) = yield [Training(initial, training_settings(baseline, given.longest), calibration)]
     if not isinstance(kept, Kept):
         raise InvalidInput("the training failed")
     return Choice(kept.recipe, losses=kept.losses)
 
 
-def training_settings(baseline: BaselineSpec) -> dict[str, Any]:
+def training_settings(baseline: BaselineSpec, longest: int | None = None) -> dict[str, Any]:
     """The settings of a training, all of them, as plain data.
+
+    Args:
+        longest: tokens that the model can hold: longer texts are cut, whatever the settings allow.
 
     Raises:
         InvalidInput: a setting that does not exist, or is out of its range.
     """
     from evomerge.training import DamSettings
 
-    return validate(DamSettings, baseline.settings, f"baseline {baseline.name!r}").model_dump(mode="json")
+    settings = validate(DamSettings, baseline.settings, f"baseline {baseline.name!r}")
+    max_length = min(settings.max_length, longest or settings.max_length)
+    return settings.model_copy(update={"max_length": max_length}).model_dump(mode="json")
 
 
 _PLANS: dict[str, Callable[[Ingredients, BaselineSpec], Plan]] = {

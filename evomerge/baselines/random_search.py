@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 
+from evomerge.baselines.current import made_key, settings_of
 from evomerge.cluster import Executor
 from evomerge.controller import Controller, Status, Stop
+from evomerge.errors import StoppedByFailures
 from evomerge.objective import Objective
 from evomerge.study.opening import OpenSearch
 from evomerge.study.records import NewRow, read_cost, read_record, read_scores
 from evomerge.study.samplers import build_sampler
 from evomerge.study.search_study import best_trials
+from evomerge.study.standing import standing_of
 from evomerge.worker import Cost
 
 NAME = "random-search"
@@ -26,20 +27,36 @@ def random_search(
     batch_size: int | None,
     on_status: Callable[[Status], None] = lambda status: None,
 ) -> None:
-    """Draw as many merges from the search space as the search has finished trials, and keep the best as a baseline."""
-    spec, trials = opened.inputs.spec, opened.search.finished
-    made = hashlib.sha256(json.dumps([NAME, trials]).encode()).hexdigest()
+    """Draw as many merges from the search space as the search has finished trials, and keep the best as a baseline.
+
+    Raises:
+        StoppedByFailures: most merges of the space fail, or what the best one scored is lost.
+    """
+    spec, standing = opened.inputs.spec, standing_of(opened.search.study)
+    made = made_key(settings_of(NAME, spec), spec, standing)
     if opened.baselines.find_made(NAME, made) is not None:
         return
     sampler = build_sampler("random", {}, seed=spec.seed, space=opened.inputs.space, workers=executor.capacity)
     search = opened.sibling(NAME, sampler)
-    Controller(search, executor, objective, stop, trials=trials, batch_size=batch_size, on_status=on_status).run()
+    Controller(
+        search, executor, objective, stop, trials=standing.trials, batch_size=batch_size, on_status=on_status
+    ).run()
     for best in best_trials(search.study, 1):
         scores = read_scores(opened.artifacts, opened.storage, best)
         if scores is None:
-            return  # its items are lost; without them there is nothing to compare
+            raise StoppedByFailures(f"the items of trial {best.number} of {search.study.study_name} are lost")
         record = read_record(best)
         cost = sum(map(read_cost, search.trials()), Cost())
         opened.baselines.add(
-            NewRow(NAME, search.recipe_of(best), scores, record.value, record.stderr, record.seconds, cost, made)
+            NewRow(
+                NAME,
+                search.recipe_of(best),
+                scores,
+                record.value,
+                record.stderr,
+                record.seconds,
+                cost,
+                made,
+                params=best.params,
+            )
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,12 +43,13 @@ def source_rows(base: ModelRef, experts: Sequence[ModelRef], catalogue: TensorCa
 
 @dataclass(frozen=True)
 class RowResult:
-    """The scores of a row; with the outcome where they are new. `cost` is that of scoring it once."""
+    """The scores of a row; with the outcome where they are new. `cost` and `seconds` are those of scoring it once."""
 
     row: Row
     scores: Scores
     outcome: Outcome | None = None
     cost: Cost = field(default_factory=Cost)
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def digests(self) -> TensorDigests | None:
@@ -64,17 +66,20 @@ def score_rows(
     stop: Stop,
     batch_size: int | None,
     on_scored: Callable[[RowResult], None] = lambda result: None,
+    again: Collection[str] = (),
 ) -> dict[str, RowResult]:
     """The scores of all rows by label. Only what is not in the sibling study, or has lost its items, is scored.
 
     Args:
         on_scored: is given each new result as it comes, to store it before the next one.
+        again: labels of rows that are scored although they are stored.
 
     Raises:
         StoppedByFailures: a required row, such as a source, cannot be scored.
         Interrupted: a signal asked for a stop.
     """
-    results = {row.label: result for row in rows if (result := stored_row(row, records)) is not None}
+    stored = {row.label: stored_row(row, records) for row in rows if row.label not in again}
+    results = {label: result for label, result in stored.items() if result is not None}
     jobs = {job_key(row, records): row for row in rows if row.label not in results}
     scores = [
         Score(key, row.recipe, block, row.params, digests=row.digests, batch_size=batch_size)
@@ -83,7 +88,7 @@ def score_rows(
     for job, outcome in run_all(executor, stop, scores):
         row = jobs[job.key]
         if isinstance(outcome.result, Scored):
-            results[row.label] = RowResult(row, outcome.result.scores, outcome, outcome.cost)
+            results[row.label] = RowResult(row, outcome.result.scores, outcome, outcome.cost, outcome.seconds)
             on_scored(results[row.label])
         elif row.required:
             reason = outcome.result.reason if isinstance(outcome.result, Failed) else "it gave no score"
@@ -107,7 +112,7 @@ def new_row(result: RowResult, objective: Objective) -> NewRow:
         result.scores,
         objective.value(result.scores),
         objective.stderr(result.scores),
-        result.outcome.seconds if result.outcome is not None else {},
+        result.seconds,
         result.cost,
     )
 
@@ -116,7 +121,17 @@ def stored_row(row: Row, records: Records) -> RowResult | None:
     """The result of a row that has been scored before; None where it has not, or the outcomes of its items are lost."""
     record = records.find(row.label, row.recipe)
     scores = records.scores(record) if record is not None else None
-    return RowResult(row, scores, cost=record.cost) if record is not None and scores is not None else None
+    if record is None or scores is None:
+        return None
+    return RowResult(row, scores, cost=record.cost, seconds=record.seconds)
+
+
+def has_value(objective: Objective, scores: Scores) -> bool:
+    """Whether the objective is a number: scores of a collapsed merge overflow, or are infinite."""
+    try:
+        return math.isfinite(objective.value(scores))
+    except (ArithmeticError, ValueError):
+        return False
 
 
 def job_key(row: Row, records: Records) -> str:

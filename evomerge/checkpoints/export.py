@@ -24,6 +24,7 @@ from evomerge.errors import InvalidInput
 from evomerge.recipe import Recipe
 
 RECIPE = "recipe.json"
+RECIPE_FILES = "recipe-files"  # a folder: loaders that take every safetensors file beside a config for weights exist
 _LEGAL_PATTERNS = (
     "LICENSE*",
     "NOTICE*",
@@ -33,7 +34,7 @@ _OWN_PATTERNS = (
     "config.json",
     "generation_config.json",
     "model*.safetensors",
-    "coefficients.safetensors",
+    RECIPE_FILES,
     INDEX,
     RECIPE,
     "README.md",
@@ -61,7 +62,7 @@ def write_model(
         dtype: what floating-point tensors must already have; nothing is rounded here, only copies from the base are.
         recipe: written as recipe.json.
         files: further text files by name, such as README.md.
-        recipe_files: role -> file that the recipe needs, copied as ROLE.safetensors.
+        recipe_files: role -> file that the recipe needs, copied as recipe-files/ROLE.safetensors.
         max_shard_bytes: tensors beyond this go to a further file.
 
     Raises InvalidInput where `out` holds something else than an earlier export, and ValueError where the tensors are
@@ -79,7 +80,8 @@ def write_model(
         for name, text in files.items():
             _write_text(folder / name, text)
         for role, path in (recipe_files or {}).items():
-            shutil.copyfile(path, folder / f"{role}.safetensors")
+            (folder / RECIPE_FILES).mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / RECIPE_FILES / f"{role}.safetensors")
 
 
 def exported_config(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
@@ -242,7 +244,7 @@ def _take_place(folder: Path, out: Path, aside: Path) -> None:
 
 def _flush(folder: Path) -> None:
     """Contents reach the disk before the rename does: after a power cut the model is there whole or not at all."""
-    for path in folder.iterdir():
+    for path in folder.rglob("*"):
         _fsync(path)
     with suppress(OSError):  # some network file systems know no fsync of directories
         _fsync(folder)

@@ -79,7 +79,7 @@ class RayExecutor:
         self._started_ray = _connect(address, count, cpus, gpus or 0.0, resources)
         if gpus is None:
             gpus = float(ray.cluster_resources().get("GPU", 0) > 0)
-        self._setup = replace(setup, device="cuda" if gpus else "cpu")
+        self._setup = replace(setup, device="cuda" if gpus else "cpu", gpus=gpus)
         self._options = {"num_cpus": cpus, "num_gpus": gpus, "resources": dict(resources), "max_restarts": 0}
         self._timeout = timeout
         self._threads = cpus

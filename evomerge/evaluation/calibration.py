@@ -53,10 +53,10 @@ def read_texts(path: Path, items: int, encode: Encode) -> list[CalibrationText]:
         InvalidInput: the file is missing, empty or malformed.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would cut at U+2028 inside a string
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"calibration file {str(path)!r} cannot be read: {error}") from error
-    pairs = list(_pairs(path, [line for line in lines if line.strip()][:items]))
+    pairs = list(_pairs(path, [line.rstrip("\r") for line in lines if line.strip()][:items]))
     if not pairs:
         raise InvalidInput(f"calibration file {str(path)!r} is empty; give one text per line")
     return [tokenised(prompt, answer, encode) for prompt, answer in pairs]

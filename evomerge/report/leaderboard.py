@@ -8,16 +8,18 @@ from typing import Any
 
 import optuna
 from rich.box import SIMPLE_HEAD
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from evomerge.baselines import current_baselines, left_out
 from evomerge.report.wording import duration, in_bytes, in_thousands
-from evomerge.search import MEAN, latest_baselines
+from evomerge.search import MEAN
 from evomerge.study import attributes
 from evomerge.study.opening import StoredSearch
-from evomerge.study.records import Record, read_cost, read_record, read_records
+from evomerge.study.records import Record, read_cost, read_failures, read_record, read_records
 from evomerge.study.search_study import best_trials
+from evomerge.study.standing import standing_of
 from evomerge.verdict import Verdict, read_winner
 from evomerge.verdict.stored import read_verdict
 from evomerge.worker import Cost
@@ -95,16 +97,22 @@ def leaderboard_document(stored: StoredSearch, lines: Sequence[Line]) -> dict[st
         "held_out_looks": len(stored.study.user_attrs.get(attributes.LOOKS, [])),
         "rows": [asdict(line) for line in lines],
         "verdict": verdict.to_document() if verdict else None,
+        "left_out": _left_out(stored),
     }
 
 
 def leaderboard_tables(stored: StoredSearch, lines: Sequence[Line]) -> Group:
     """The leaderboard for a terminal: objective, tasks, cost, and the verdict."""
     verdict = read_verdict(stored.study)
-    tables = [_summary(stored, lines), _detail(lines), _costs(lines)]
-    if verdict is None:
-        return Group(*tables)
-    return Group(*tables, _comparisons(verdict), Text(verdict.sentence, style="bold"), Text())
+    tables: list[RenderableType] = [_summary(stored, lines), _detail(lines), _costs(lines)]
+    for name, reason in _left_out(stored).items():
+        tables.append(Text(f"{name} is left out: {reason}\n", style="yellow"))
+    winner = read_winner(stored.study.user_attrs)
+    if verdict is not None:
+        tables += [_comparisons(verdict), Text(verdict.sentence, style="bold"), Text()]
+    if verdict is not None and winner is not None and winner.trial != verdict.trial:
+        tables.append(Text("This verdict is on an earlier winner; `evomerge run` renews it.\n", style="yellow"))
+    return Group(*tables)
 
 
 _STYLES = {"best": "bold green", "trial": "dim", "mean": "dim", "source": "", "baseline": ""}
@@ -210,15 +218,19 @@ def _sources(stored: StoredSearch, held_out: _HeldOut) -> list[Line]:
 
 
 def _baselines(stored: StoredSearch, held_out: _HeldOut) -> list[Line]:
-    return [
-        _line(row.label, "baseline", None, row, held_out, row.cost) for row in latest_baselines(_rows(stored.baselines))
-    ]
+    rows = current_baselines(_rows(stored.baselines), stored.spec, standing_of(stored.study))
+    return [_line(row.label, "baseline", None, row, held_out, row.cost) for row in rows]
 
 
 def _line(label: str, kind: str, trial: int | None, search: Record, held_out: _HeldOut, cost: Cost | None) -> Line:
     seconds = search.seconds.get("total")
     other = held_out.get((label, search.digest))
     return Line(label, kind, trial, search.digest, _part(search), _part(other), seconds, cost, search.losses)
+
+
+def _left_out(stored: StoredSearch) -> dict[str, str]:
+    failures = read_failures(stored.baselines) if stored.baselines is not None else {}
+    return left_out(failures, stored.spec, standing_of(stored.study))
 
 
 def _part(row: Record | None) -> Part | None:

@@ -14,16 +14,16 @@ from rich.text import Text
 
 from evomerge.bank import WeightBank
 from evomerge.bank.weight_bank import DTYPES, default_device
-from evomerge.baselines import source_rows
+from evomerge.baselines import current_baselines, source_rows
 from evomerge.checkpoints import Parent, differing, model_card, tensor_digest, to_mergekit, verify_digests, write_model
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.recipe import Recipe
 from evomerge.report.leaderboard import Line, leaderboard
-from evomerge.search import latest_baselines
 from evomerge.spec import SearchSpec
 from evomerge.study.opening import Inputs, StoredSearch, open_inputs, read_search
 from evomerge.study.records import read_records
 from evomerge.study.search_study import SearchStudy
+from evomerge.study.standing import standing_of
 from evomerge.verdict import read_digests, read_winner
 from evomerge.worker import files_folder
 
@@ -119,7 +119,9 @@ def _choose(stored: StoredSearch, inputs: Inputs, which: str) -> _Chosen:
     )
     recipes = {row.label: row.recipe for row in sources}
     if stored.baselines is not None:
-        recipes |= {record.label: record.recipe for record in latest_baselines(read_records(stored.baselines))}
+        standing = standing_of(stored.study)
+        rows = current_baselines(read_records(stored.baselines), stored.spec, standing)
+        recipes |= {record.label: record.recipe for record in rows}
     if which not in recipes:
         raise unknown_name("trial or baseline", which, ["best", *recipes])
     return _Chosen(which, recipes[which], None)

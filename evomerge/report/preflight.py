@@ -8,18 +8,16 @@ from typing import Any
 
 from rich.text import Text
 
-from evomerge.baselines import candidates, check_baseline, training_settings
+from evomerge.baselines import candidates, check_baseline
 from evomerge.cluster import worker_count
 from evomerge.errors import InvalidInput
 from evomerge.evaluation import code_files, known_evaluators, load_pack
 from evomerge.objective import task_weights
 from evomerge.recipe import Recipe
 from evomerge.report.wording import duration, in_bytes
-from evomerge.spec import TRAINED
+from evomerge.search import planned_training
 from evomerge.study import attributes
 from evomerge.study.opening import Inputs, check_memory, memory_of, read_search, sampler_of
-from evomerge.training import DamSettings, planned_tokens
-from evomerge.worker import calibration_texts
 
 SCHEMA = 1
 MANY_DIMENSIONS = 30
@@ -160,13 +158,8 @@ def _cost(inputs: Inputs) -> dict[str, int]:
 
 def _training(inputs: Inputs) -> dict[str, dict[str, int]]:
     """Baseline -> what its training will read, losses at its ends included."""
-    spec, trained = inputs.spec, [each for each in inputs.spec.chosen_baselines if each.name in TRAINED]
-    if not trained:
-        return {}
-    calibrations = {expert.name: expert.calibration for expert in spec.experts if expert.calibration is not None}
-    texts = {name: calibration_texts(inputs.evaluator, each) for name, each in calibrations.items()}
-    settings = {each.name: DamSettings.model_validate(training_settings(each)) for each in trained}
-    return {name: asdict(planned_tokens(texts, each, spec.seed)) for name, each in settings.items()}
+    planned = {each.name: planned_training(each, inputs) for each in inputs.spec.chosen_baselines}
+    return {name: asdict(each) for name, each in planned.items() if each is not None}
 
 
 def _seconds_left(inputs: Inputs) -> float | None:

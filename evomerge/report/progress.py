@@ -74,7 +74,8 @@ def status_document(stored: StoredSearch) -> dict[str, Any]:
         status = status_of(content)
         complete = status.finished - status.failed
         counts = {"complete": complete, "failed": status.failed, "running": status.running}
-    return {"schema": SCHEMA, "study": stored.study.study_name, "trials": counts, "status": content}
+    phase = stored.study.user_attrs.get(attributes.PHASE)
+    return {"schema": SCHEMA, "study": stored.study.study_name, "trials": counts, "status": content, "phase": phase}
 
 
 def status_text(document: dict[str, Any]) -> Text:
@@ -86,6 +87,8 @@ def status_text(document: dict[str, Any]) -> Text:
     status = status_of(document["status"])
     text.append(status_line(status))
     age = duration(max(0.0, time.time() - status.updated))
+    if document["phase"] not in (None, "searching"):
+        text.append(f"\n{document['phase']}")
     return text.append(f"\n{status.state}, process {status.pid} on {status.host}, last heard of {age} ago")
 
 

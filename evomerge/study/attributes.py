@@ -28,10 +28,9 @@ BATCH_SIZE: Final = "evomerge:batch_size"  # fixed at creation, because padding 
 STATUS: Final = "evomerge:status"  # small summary that `evomerge status` prints
 WRITER: Final = "evomerge:writer"  # who writes, on storages without a file to lock
 WINNER: Final = "evomerge:winner"  # trial, digest and value of the trial that the search items name
-LOOKS: Final = (
-    "evomerge:held_out_looks"  # the trials that were named winner, in order: how often held-out was looked at
-)
+LOOKS: Final = "evomerge:held_out_looks"  # [winner's trial, digest of all that was compared] of each look at held-out
 DIGESTS: Final = "evomerge:digests"  # text: the winner's trial and the digest of each of its tensors as scored
+PHASE: Final = "evomerge:phase"  # what the controller is doing
 VERDICT: Final = "evomerge:verdict"  # text: the held-out comparison, in JSON
 
 # of a trial
@@ -47,6 +46,7 @@ WORKER: Final = "evomerge:worker"  # who scored it
 COST: Final = "evomerge:cost"  # what it took: tokens read forward and for gradients, seconds, GPU-seconds, peak memory
 MADE: Final = "evomerge:made"  # of a baseline: digest of its name, settings and data
 MERGE: Final = "evomerge:merge"  # text: the recipe of a baseline in JSON
+PARAMS: Final = "evomerge:params"  # of a baseline that is a point of the search space
 BEGUN: Final = "evomerge:begun"  # of a baseline that is being trained: the next run goes on with it
 LOSSES: Final = "evomerge:losses"  # of a trained baseline: source -> [loss of the uniform soup, loss at the end]
 

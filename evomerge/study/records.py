@@ -6,7 +6,7 @@ its space from the trials.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class Record:
         cost: of a baseline: what it took to choose it; of other rows: what scoring it once took.
         made: of a baseline: digest of its name, settings and data.
         losses: of a trained baseline: source -> (loss of the uniform soup, loss at the end).
+        params: of a baseline that is a point of the search space.
     """
 
     label: str
@@ -52,6 +53,7 @@ class Record:
     trial: FrozenTrial
     made: str | None = None
     losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def recipe(self) -> Recipe:
@@ -79,6 +81,7 @@ class NewRow:
     cost: Cost = field(default_factory=Cost)
     made: str | None = None
     losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,16 @@ class Kept:
 
 
 class Records:
-    """The rows of one sibling study. A row is scored once per recipe and found again when the search goes on."""
+    """The rows of one sibling study. A row is scored once per recipe and found again when the search goes on.
 
-    def __init__(self, storage: BaseStorage, name: str, artifacts: Path) -> None:
+    Args:
+        check_hold: raises when another controller has taken the study over.
+    """
+
+    def __init__(
+        self, storage: BaseStorage, name: str, artifacts: Path, check_hold: Callable[[], None] = lambda: None
+    ) -> None:
+        self._check_hold = check_hold
         self.study = with_retries(
             lambda: optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
         )
@@ -114,6 +124,7 @@ class Records:
 
     def begin(self, label: str, made: str) -> int:
         """The number of the row of a baseline that takes long: the one that a killed run has left, or a new one."""
+        self._check_hold()
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if trial.user_attrs.get(attributes.BEGUN) and trial.user_attrs.get(attributes.LABEL) == label:
                 if trial.user_attrs.get(attributes.MADE) == made:
@@ -138,12 +149,20 @@ class Records:
             return None
         return Kept(Recipe.from_json(str(read_text(trial, attributes.MERGE))), read_cost(trial), _losses(trial))
 
+    def fail(self, label: str, made: str, reason: str, number: int | None = None) -> None:
+        """Store why a baseline could not be made, in the row that was begun for it or in a new one."""
+        number = self.begin(label, made) if number is None else number
+        self._set(number, attributes.FAILURE, reason[:1000])
+        self._fail(number)
+
     def report(self, number: int, step: int, loss: float) -> None:
         """An intermediate value of a row: Optuna Dashboard shows them as a curve."""
+        self._check_hold()
         with_retries(lambda: self._storage.set_trial_intermediate_value(self._id(number), step, loss))
 
     def add(self, row: NewRow, number: int | None = None) -> Record:
         """Store a scored row, as a trial of its own or in the place of one that was begun."""
+        self._check_hold()
         self._fail_interrupted(but=number)
         if number is None:
             number = with_retries(self.study.ask).number
@@ -156,6 +175,8 @@ class Records:
         if row.made is not None:
             self._set(number, attributes.MADE, row.made)
             write_text(target, attributes.MERGE, row.recipe.to_json())
+        if row.params:
+            write_document(target, attributes.PARAMS, dict(row.params))
         if row.losses:
             self._set(number, attributes.LOSSES, {name: list(ends) for name, ends in row.losses.items()})
         write_document(target, attributes.SCORES, {"objective_stderr": row.stderr, "tasks": summary(row.scores)})
@@ -179,6 +200,7 @@ class Records:
         return self.study.get_trials(deepcopy=False)[number]._trial_id
 
     def _set(self, number: int, key: str, value: Any) -> None:
+        self._check_hold()
         with_retries(lambda: self._storage.set_trial_user_attr(self._id(number), key, value))
 
 
@@ -212,7 +234,21 @@ def read_record(trial: FrozenTrial) -> Record:
         trial=trial,
         made=attrs.get(attributes.MADE),
         losses=_losses(trial),
+        params=read_document(trial, attributes.PARAMS) if attributes.PARAMS in attrs else {},
     )
+
+
+def read_failures(study: optuna.Study) -> dict[tuple[str, str], str]:
+    """(label, how it was to be made) -> why a baseline could not be made, of those that were not made later."""
+    failures: dict[tuple[str, str], str] = {}
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)):
+        attrs = trial.user_attrs
+        key = (attrs.get(attributes.LABEL, ""), attrs.get(attributes.MADE, ""))
+        if trial.state is TrialState.COMPLETE:
+            failures.pop(key, None)
+        elif attributes.FAILURE in attrs and key[1]:
+            failures[key] = attrs[attributes.FAILURE]
+    return failures
 
 
 def _losses(trial: FrozenTrial) -> dict[str, tuple[float, float]]:

@@ -64,7 +64,7 @@ class SearchStudy:
         artifacts: Path,
         check_hold: Callable[[], None] = lambda: None,
     ) -> None:
-        self._check_hold = check_hold
+        self.check_hold = check_hold
         self.study = study
         self._storage = storage
         self._space = space
@@ -142,7 +142,7 @@ class SearchStudy:
 
     def ask(self) -> Proposal:
         """A new trial with all its params, children of a choice after their parent."""
-        self._check_hold()
+        self.check_hold()
         trial = with_retries(self.study.ask)
         self._ids[trial.number] = trial._trial_id
         params: dict[str, Any] = {}
@@ -192,7 +192,7 @@ class SearchStudy:
 
     def set(self, key: str, value: Any) -> None:
         """A small attribute of the study."""
-        self._check_hold()
+        self.check_hold()
         with_retries(lambda: self.study.set_user_attr(key, value))
 
     def _enqueue_centre(self) -> None:
@@ -218,7 +218,7 @@ class SearchStudy:
         with_retries(lambda: self.study.tell(number, value, state=state, skip_if_finished=True))
 
     def _set(self, number: int, key: str, value: Any) -> None:
-        self._check_hold()
+        self.check_hold()
         with_retries(lambda: self._storage.set_trial_user_attr(self._ids[number], key, value))
 
 

@@ -28,6 +28,7 @@ class State:
         history: what every step so far reported: [losses, penalties].
         before: loss of the uniform average by source.
         forward_tokens, gradient_tokens: read so far.
+        seconds: of training so far.
     """
 
     coefficients: Mapping[str, Tensor]
@@ -37,6 +38,7 @@ class State:
     before: dict[str, float]
     forward_tokens: int
     gradient_tokens: int
+    seconds: float
 
 
 def checkpoint_path(
@@ -61,6 +63,7 @@ def save_state(path: Path, state: State) -> None:
         "before": json.dumps(state.before),
         "forward_tokens": str(state.forward_tokens),
         "gradient_tokens": str(state.gradient_tokens),
+        "seconds": str(state.seconds),
     }
     write_whole(path, to_bytes(tensors, metadata))
 
@@ -87,4 +90,5 @@ def load_state(path: Path, device: torch.device) -> State | None:
         json.loads(metadata["before"]),
         int(metadata["forward_tokens"]),
         int(metadata["gradient_tokens"]),
+        float(metadata["seconds"]),
     )

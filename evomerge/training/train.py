@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,7 @@ class Trained:
             sources (base excluded) and of the result.
         forward_tokens, gradient_tokens: tokens read without and with gradients, padding excluded.
         steps: that were made.
+        seconds: that it took, those before an interruption up to the last checkpoint included.
         checkpoint: the file of the last state, which may now be deleted; None where none was kept.
     """
 
@@ -70,6 +72,7 @@ class Trained:
     forward_tokens: int
     gradient_tokens: int
     steps: int
+    seconds: float
     checkpoint: Path | None
 
 
@@ -143,6 +146,7 @@ class _Training:
         files: Path,
         checkpoints: Path | None,
     ) -> None:
+        self._began = time.perf_counter()
         self.calibration = Calibration(texts, settings, seed)
         self.history: list[tuple[dict[str, float], dict[str, float]]] = []
         self._settings = settings
@@ -218,7 +222,9 @@ class _Training:
         if self._path is not None:
             tokens = self._student.forward_tokens, self._student.gradient_tokens
             optimizer = self._optimizer
-            state = State(self._trained, optimizer.first, optimizer.second, self.history, self._before, *tokens)
+            state = State(
+                self._trained, optimizer.first, optimizer.second, self.history, self._before, *tokens, self._seconds
+            )
             save_state(self._path, state)
 
     def finish(self) -> Trained:
@@ -232,10 +238,16 @@ class _Training:
             self._student.forward_tokens,
             self._student.gradient_tokens,
             len(self.history),
+            self._seconds,
             self._path if self._path is not None and self._path.exists() else None,
         )
 
+    @property
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._began
+
     def _restore(self, state: State) -> None:
+        self._began -= state.seconds
         self.history = state.history
         self._before = state.before
         self._student.forward_tokens = state.forward_tokens
@@ -359,7 +371,7 @@ def _penalties(
         found["similarity"] = lambda values: dam.similarity(_rows(values, vectors), weight)
     if overlap := settings.losses.overlap:
         found["overlap"] = lambda values: dam.overlap(_rows(values, vectors), overlap)
-    if weighted := settings.losses.weighted_overlap:
+    if (weighted := settings.losses.weighted_overlap) and len(coefficients.sources) > 1:
         columns = [name for name in vectors if places[name].kind != "norm"]
         factors = [
             dam.between_columns(

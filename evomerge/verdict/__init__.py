@@ -5,6 +5,7 @@ from evomerge.verdict.judgement import Entrant, compare, judge
 from evomerge.verdict.winner import (
     Winner,
     name_winner,
+    note_look,
     read_digests,
     read_winner,
     store_digests,
@@ -22,6 +23,7 @@ __all__ = [
     "judge",
     "markdown",
     "name_winner",
+    "note_look",
     "read_digests",
     "read_winner",
     "sentence",

@@ -6,6 +6,7 @@ import json
 
 import optuna
 
+from evomerge.errors import InvalidInput
 from evomerge.study import attributes
 from evomerge.study.attributes import read_text, write_text
 from evomerge.study.dashboard import write_note
@@ -20,10 +21,9 @@ def store_verdict(study: optuna.Study, verdict: Verdict) -> None:
 
 
 def read_verdict(study: optuna.Study) -> Verdict | None:
-    """The verdict that a study keeps, None before there is one.
-
-    Raises:
-        InvalidInput: the write was torn; `evomerge run` writes it again.
-    """
-    text = read_text(study, attributes.VERDICT)
+    """The verdict that a study keeps; None before there is one, and where a crash tore its writing."""
+    try:
+        text = read_text(study, attributes.VERDICT)
+    except InvalidInput:  # `evomerge run` writes it again
+        return None
     return None if text is None else Verdict.from_document(json.loads(text))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 
 import optuna
 
@@ -17,11 +19,12 @@ from evomerge.worker import TensorDigests
 
 @dataclass(frozen=True)
 class Winner:
-    """The trial that the search items name."""
+    """The trial that the search items name; `finished` trials were there to choose from."""
 
     trial: int
     digest: str
     value: float
+    finished: int
 
     @property
     def label(self) -> str:
@@ -38,12 +41,9 @@ def name_winner(search: SearchStudy) -> Winner:
     if best is None:
         raise StoppedByFailures("no trial has a score; there is no best merge to name")
     value, number = best
-    winner = Winner(number, search.trials()[number].user_attrs[attributes.RECIPE], value)
-    looks = list(search.study.user_attrs.get(attributes.LOOKS, []))
-    if looks[-1:] != [winner.trial]:
-        search.set(attributes.LOOKS, [*looks, winner.trial])
+    winner = Winner(number, search.trials()[number].user_attrs[attributes.RECIPE], value, search.finished)
     if read_winner(search.study.user_attrs) != winner:
-        search.set(attributes.WINNER, {"trial": winner.trial, "digest": winner.digest, "value": winner.value})
+        search.set(attributes.WINNER, asdict(winner))
     return winner
 
 
@@ -53,9 +53,18 @@ def read_winner(attrs: dict[str, object]) -> Winner | None:
     return Winner(**content) if isinstance(content, dict) else None
 
 
+def note_look(search: SearchStudy, winner: Winner, recipes: Iterable[Recipe]) -> None:
+    """Record that the held-out items are looked at: for this winner, beside these merges. The same look counts once."""
+    compared = hashlib.sha256(json.dumps(sorted(recipe.digest for recipe in recipes)).encode()).hexdigest()[:16]
+    looks = list(search.study.user_attrs.get(attributes.LOOKS, []))
+    if looks[-1:] != [[winner.trial, compared]]:
+        search.set(attributes.LOOKS, [*looks, [winner.trial, compared]])
+
+
 def store_digests(search: SearchStudy, winner: Winner, digests: TensorDigests) -> None:
     """Keep the digest of every tensor of the winner as it was scored, for exports to be verified against."""
     content = {"trial": winner.trial, "device": digests.device, "tensors": dict(digests.tensors)}
+    search.check_hold()
     write_text(search.study, attributes.DIGESTS, json.dumps(content))
 
 

@@ -1,6 +1,8 @@
 """Baselines made beside a search: stored step by step, gone on with after a kill, taken into the verdict."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -10,9 +12,11 @@ from optuna.trial import TrialState
 
 from evomerge import load_spec, run_search
 from evomerge.cli import run_command
-from evomerge.errors import Interrupted, InvalidInput
+from evomerge.errors import Interrupted, InvalidInput, StoppedByFailures
 from evomerge.evaluation.synthetic import SyntheticEvaluator
-from evomerge.search import run_baselines
+from evomerge.objective import Objective
+from evomerge.report.leaderboard import leaderboard
+from evomerge.search import Listener, run_baselines
 from evomerge.study import attributes
 from evomerge.study.opening import read_search
 from evomerge.study.records import Records, read_records
@@ -102,6 +106,68 @@ def test_other_settings_make_a_baseline_anew(write_spec, scored, tmp_path):
     assert labels(tmp_path).count("ties") == 2
 
 
+def test_settings_that_come_back_bring_their_baseline_back(write_spec, tmp_path, scored):
+    for density in (0.2, 0.5, 0.2):
+        path = write_spec(baselines=[{"name": "ties", "density": density}])
+        run_search(load_spec(path), ray="none")
+    (line,) = [line for line in leaderboard(read_search(load_spec(path))) if line.label == "ties"]
+    first = next(row for row in read_records(study_of(tmp_path, "sim/baselines")) if row.label == "ties")
+    assert line.recipe == first.digest
+    assert len(study_of(tmp_path, "sim").user_attrs[attributes.LOOKS]) == 3  # each comparison is a look
+
+
+def test_an_unfinished_search_shows_nothing_on_held_out_items(write_spec, scored, tmp_path):
+    run_search(load_spec(write_spec()), ray="none")
+    spec = load_spec(write_spec(budget={"trials": 12}))
+    told = []
+
+    def stop(status):
+        told.append(status.finished)
+        if status.finished == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        run_search(spec, ray="none", listener=Listener(on_status=stop))
+    del scored[:]
+    run_baselines(spec, ["ties"], ray="none")
+    assert "sim/baselines/ties" in scored
+    assert labels_held_out(scored) == []
+    run_search(spec, ray="none")
+    assert "ties" in labels_held_out(scored)
+    winner = study_of(tmp_path, "sim").user_attrs[attributes.WINNER]
+    assert winner["finished"] == 12
+    assert read_verdict(read_search(spec).study).trial == winner["trial"]
+
+
+def test_a_random_search_that_fails_does_not_hide_the_verdict(write_spec, monkeypatch, tmp_path):
+    def fails(*args, **kwargs):
+        raise StoppedByFailures("most candidates failed")
+
+    monkeypatch.setattr("evomerge.search.random_search", fails)
+    study = run_search(load_spec(write_spec(baselines=["random-search"])), ray="none")
+    assert read_verdict(study) is not None
+
+
+def test_a_collapsed_merge_is_a_step_that_failed(write_spec, monkeypatch, tmp_path):
+    value, score, collapsed = Objective.value, SyntheticEvaluator.score, []
+
+    def overflows(self, scores):
+        if any(scores is each for each in collapsed):
+            raise OverflowError
+        return value(self, scores)
+
+    def watched(self, candidate, items):
+        scores = score(self, candidate, items)
+        collapsed.extend([scores] * candidate.key.endswith("task-arithmetic/1"))
+        return scores
+
+    monkeypatch.setattr(Objective, "value", overflows)
+    monkeypatch.setattr(SyntheticEvaluator, "score", watched)
+    run_search(load_spec(write_spec(baselines=["task-arithmetic"])), ray="none")
+    assert "task-arithmetic" in labels(tmp_path)
+    assert "task-arithmetic/1" not in labels(tmp_path)
+
+
 def test_the_baseline_command_makes_one_and_the_verdict_takes_it_in(write_spec, capsys, tmp_path):
     spec = write_spec()
     run_search(load_spec(spec), ray="none")
@@ -144,9 +210,6 @@ def test_a_stop_while_baselines_are_made_is_one_that_goes_on(write_spec, monkeyp
 
     def stopped(self, row, number=None):
         if row.label == "task-arithmetic/0.3":
-            import os
-            import signal
-
             os.kill(os.getpid(), signal.SIGTERM)
         return add(self, row, number)
 
@@ -193,7 +256,7 @@ def test_the_verdict_is_stored_printed_and_shown_as_a_note_by_optuna_dashboard(w
     note = subprocess.run([sys.executable, "-c", code, storage], capture_output=True, text=True, check=True).stdout
     assert verdict.sentence in note
     assert "| uniform-soup |" in note
-    assert study.user_attrs[attributes.LOOKS] == [verdict.trial]
+    assert [trial for trial, _ in study.user_attrs[attributes.LOOKS]] == [verdict.trial]
 
 
 def test_a_search_whose_best_is_pure_luck_is_called_that(write_spec, capsys):

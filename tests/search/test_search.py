@@ -79,7 +79,7 @@ def test_every_look_at_the_held_out_items_is_recorded(write_spec, scored, tmp_pa
         search(spec, trials=trials)
         trials += 4
     last = study_of(tmp_path).user_attrs[attributes.WINNER]["trial"]
-    looks = study_of(tmp_path).user_attrs[attributes.LOOKS]
+    looks = [trial for trial, _ in study_of(tmp_path).user_attrs[attributes.LOOKS]]
     assert looks[0] == first != last == looks[-1]
     assert [part for _, part in scored].count("held_out") == 5 + len(looks) - 1  # references are not scored again
 

@@ -18,12 +18,13 @@ from evomerge import load_spec, run_search
 from evomerge.cli import run_command
 from evomerge.cluster import InlineExecutor
 from evomerge.cluster.ray_executor import RayExecutor
-from evomerge.errors import Interrupted, InvalidInput
+from evomerge.errors import Interrupted, InvalidInput, MergeError
 from evomerge.search import Listener, run_baselines
 from evomerge.spec import override
 from evomerge.study.opening import open_inputs
 from evomerge.study.records import read_records
 from evomerge.training import DamSettings
+from evomerge.training.train import _Training
 from evomerge.worker import Outcome, Progress, Scored, Train, Trained, Worker
 
 ROOT = Path(__file__).parent.parent.parent
@@ -73,10 +74,10 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def dam_row(folder, name="sim", label="dam"):
+def dam_row(folder, name="sim", label="dam", last=False):
     storage = f"sqlite:///{folder}/runs/{name}/study.db"
     rows = read_records(optuna.load_study(study_name=f"{name}/baselines", storage=storage))
-    return next(row for row in rows if row.label == label)
+    return next(row for row in (reversed(rows) if last else rows) if row.label == label)
 
 
 def coefficients(folder, row, name="sim"):
@@ -108,7 +109,61 @@ def test_killed_half_way_it_goes_on_to_the_same_coefficients_and_the_same_curve(
     assert list(first.trial.intermediate_values) == list(range(1, STEPS + 1))
     assert first.losses == second.losses
     assert first.cost.gradient_tokens == second.cost.gradient_tokens > 0
-    assert not (tmp_path / "runs" / "halved" / "artifacts" / "training").exists()
+    assert not list((tmp_path / "runs" / "halved" / "artifacts" / "training").iterdir())
+    assert second.cost.seconds > 0
+
+
+def test_a_search_killed_in_its_training_goes_on_with_the_training(spec, tmp_path):
+    path = load_spec(spec())
+
+    def kill(progress):
+        if progress.step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        run_search(path, ray="none", listener=Listener(on_progress=kill))
+    made = []
+    step = _Training.step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Training, "step", lambda self: made.append(1) or step(self))
+        run_search(path, ray="none")
+    assert len(made) == STEPS - 6  # the last checkpoint was after six
+
+
+def test_coefficients_that_are_lost_are_trained_again_and_lost_items_only_scored_again(spec, tmp_path):
+    path = load_spec(spec())
+    run_baselines(path, ["dam"], ray="none")
+    row, artifacts = dam_row(tmp_path), tmp_path / "runs" / "sim" / "artifacts"
+    for items in artifacts.iterdir():
+        if items.is_file():
+            items.unlink()
+    run_baselines(path, ["dam"], ray="none")
+    again = dam_row(tmp_path, last=True)
+    assert again.trial.number > row.trial.number
+    assert (again.digest, again.cost.gradient_tokens) == (row.digest, row.cost.gradient_tokens)
+    assert not again.trial.intermediate_values  # not trained again
+    (artifacts / "files" / f"{row.recipe.files['coefficients']}.safetensors").unlink()
+    run_baselines(path, ["dam"], ray="none")
+    assert dam_row(tmp_path, last=True).trial.intermediate_values
+    assert (artifacts / "files" / f"{row.recipe.files['coefficients']}.safetensors").is_file()
+
+
+def test_a_training_that_fails_is_left_out_with_its_reason_and_the_verdict_comes(spec, capsys, monkeypatch):
+    path = spec()
+
+    def fails(self):
+        raise MergeError("planted failure")
+
+    monkeypatch.setattr(_Training, "step", fails)
+    assert run_command(["run", str(path), "--ray", "none", "--trials", "2", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["verdict"]["sentence"]
+    assert "planted failure" in document["left_out"]["dam"]
+    monkeypatch.undo()
+    monkeypatch.chdir(path.parent)
+    assert run_command(["baseline", str(path), "--name", "dam", "--ray", "none", "--json"]) == 0  # asked for by name
+    assert json.loads(capsys.readouterr().out)["left_out"] == {}
 
 
 def test_the_loss_on_every_source_ends_below_that_of_the_uniform_soup(spec, tmp_path):
@@ -125,7 +180,7 @@ def test_it_is_exported_like_any_other_merge(spec, tmp_path, capsys):
     exported = json.loads(capsys.readouterr().out)
     row = dam_row(tmp_path)
     assert exported["recipe"] == row.digest
-    assert (tmp_path / "out" / "coefficients.safetensors").is_file()
+    assert (tmp_path / "out" / "recipe-files" / "coefficients.safetensors").is_file()
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     weights = coefficients(tmp_path, row)["model.layers.0.mlp.up_proj.weight"]
     toy = path.parent
