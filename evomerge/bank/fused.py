@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ _OPTIONS = {"cpp.dynamic_threads": True, "cpp.enable_floating_point_contract_fla
 _DEVICE_OPTIONS = {"emulate_precision_casts": True, "eager_numerics.division_rounding": True}
 
 Kernel = Callable[[Sequence[Tensor]], Tensor]
-"""Takes the tensors of `KernelKind.arguments` and writes the merged piece into `out`. Returns what `KernelKind.run` does."""
+"""Takes the tensors of `KernelKind.arguments` and writes the merged piece into `out`; returns what `run` does."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Kernels:
 
     def _compile_here(self, kind: KernelKind) -> Kernel | None:
         known = set(torch._inductor.list_options())
-        options = {name: value for name, value in _DEVICE_OPTIONS.items() if name in known}
+        options: dict[str, Any] = {name: value for name, value in _DEVICE_OPTIONS.items() if name in known}
         try:
             compiled = torch.compile(kind.run, dynamic=True, fullgraph=True, options=options)
             compiled(*(argument.to(self._device) for argument in kind.arguments(EXAMPLE_ELEMENTS)))
@@ -186,7 +186,7 @@ def _load(path: Path) -> Kernel:
     loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
 
     def kernel(arguments: Sequence[Tensor]) -> Tensor:
-        return cast(Tensor, loader.run(list(arguments))[0])
+        return loader.run(list(arguments))[0]
 
     return kernel
 
@@ -214,9 +214,7 @@ def _main(path: Path, kind: KernelKind) -> None:
 
 
 def _kind_from(content: dict[str, Any]) -> KernelKind:
-    return KernelKind(
-        Formula(**content["formula"]), content["base"], tuple(content["sources"]), content["out"]
-    )
+    return KernelKind(Formula(**content["formula"]), content["base"], tuple(content["sources"]), content["out"])
 
 
 @cache

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from evomerge.bank.fused import Kernels
+from evomerge.bank.passes import FusedRule, fused_rule
 from evomerge.bank.thresholds import ThresholdTables
 from evomerge.checkpoints import Source, load_skeleton, open_source, tensor_digest
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.merging import merge_group
+from evomerge.merging.group import Group
 from evomerge.recipe import SEMANTICS_VERSION, ModelRef, Recipe, Rule
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -37,11 +41,19 @@ def default_device() -> str:
 class WeightBank:
     """Base and experts, resident, and the live model that candidates are written into.
 
-    One path makes all merged weights: what is scored (`materialize`) and what is exported (`merged`) come from the same
-    function, in the same order of operations.
+    What is scored (`materialize`) and what is exported (`merged`) have the same bits: a method that has a formula does
+    the same operations compiled and eagerly, so that it does not matter when a kernel becomes available.
     """
 
-    def __init__(self, base: Source, experts: Sequence[Source], *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        base: Source,
+        experts: Sequence[Source],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        kernels: Kernels | None = None,
+    ) -> None:
         self.base = base
         self.dtype = dtype
         self.device = device
@@ -49,6 +61,9 @@ class WeightBank:
         self._fingerprints = {source.ref.name: source.ref.fingerprint for source in (base, *experts)}
         self._mergeable = tuple(entry.name for entry in base.catalogue.mergeable)
         self._tables: dict[tuple[str, ...], ThresholdTables] = {}
+        self._kernels = kernels or Kernels(device)
+        self._cosines: dict[tuple[str, ...], dict[tuple[str, ...], float]] = defaultdict(dict)
+        self._signs: dict[tuple[str, ...], bool] = {}
         self._model: Any = None
         self._live: dict[str, torch.Tensor] = {}
         self._written: dict[str, str] = {}
@@ -80,8 +95,12 @@ class WeightBank:
         self._check(recipe)
         named = {name for rule in recipe.rules for name in rule.tensors}
         for rule in recipe.rules:
-            for name, tensor in self._merge(rule, recipe):
-                yield name, _finite(name, tensor.to(self.dtype))
+            fused = self._fused(rule, recipe)
+            if fused is not None:
+                yield from fused.tensors()
+            else:
+                for name, tensor in self._merge(rule, recipe):
+                    yield name, _finite(name, tensor.to(self.dtype))
         for name in self.base.catalogue.names:
             if name not in named:
                 yield name, self._base_tensor(name)
@@ -94,9 +113,16 @@ class WeightBank:
     def _write(self, rule: Rule, recipe: Recipe, mark: str) -> None:
         for name in rule.tensors:
             self._written[name] = ""  # neither the old nor the new rule until the whole group is there
-        for name, tensor in self._merge(rule, recipe):
-            self._live[name].copy_(_finite(name, tensor.to(self.dtype)))
+        self._merge_into(rule, recipe, self._live)
         self._written.update(dict.fromkeys(rule.tensors, mark))
+
+    def _merge_into(self, rule: Rule, recipe: Recipe, outputs: Mapping[str, torch.Tensor]) -> None:
+        fused = self._fused(rule, recipe)
+        if fused is not None:
+            fused.write(outputs)
+            return
+        for name, tensor in self._merge(rule, recipe):
+            outputs[name].copy_(_finite(name, tensor.to(self.dtype)))
 
     def _restore(self, names: set[str]) -> None:
         for name in names:
@@ -106,6 +132,22 @@ class WeightBank:
     def _base_tensor(self, name: str) -> torch.Tensor:
         tensor = self._weights[self.base.ref.name][name]
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+    def _fused(self, rule: Rule, recipe: Recipe) -> FusedRule | None:
+        """The rule compiled to one pass per tensor, where that can be had now."""
+        group = Group(
+            rule.tensors,
+            self._weights[recipe.base.name],
+            tuple(self._weights[name] for name in rule.sources),
+            rule.parameters,
+            rule.options,
+            recipe.seed,
+            self._thresholds(rule.sources),
+            self._mergeable,
+        )
+        return fused_rule(
+            rule.method, group, self._kernels, self.dtype, cosines=self._cosines[rule.sources], signs=self._signs
+        )
 
     def _merge(self, rule: Rule, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
         return merge_group(

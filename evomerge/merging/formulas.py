@@ -22,7 +22,7 @@ from evomerge.merging.masks import index_words, mixed_index
 
 
 class Numbers(IntEnum):
-    """Rows of the float32 tensor `numbers` of shape (6, sources). What is shared by all sources stands in each column."""
+    """Rows of the float32 tensor `numbers` of shape (6, sources). What all sources share stands in each column."""
 
     WEIGHT = 0
     THRESHOLD = 1  # smaller magnitudes are trimmed
@@ -124,7 +124,7 @@ def evaluate(
     if formula.kind == "sum":
         return _weighted_sum(vectors, numbers) + origin, None
     merged, votes = _elect(formula, vectors, numbers)
-    return merged * numbers[Numbers.LAMBDA, 0] + origin, votes if formula.by_majority else None
+    return merged * numbers[Numbers.LAMBDA, 0] + 0.0 + origin, votes if formula.by_majority else None
 
 
 def _weighted_sum(tensors: Sequence[Tensor], numbers: Tensor) -> Tensor:
