@@ -91,8 +91,8 @@ class Kernels:
         self._device = device
         self._folder = folder or default_folder()
         self._loaded: dict[KernelKind, Kernel] = {}
-        self._compiling: dict[KernelKind, subprocess.Popen[bytes]] = {}
-        self._hopeless: set[KernelKind] = set()
+        self._compiling: tuple[Path, subprocess.Popen[bytes]] | None = None
+        self._can_compile = True
 
     def find(self, kind: KernelKind, *, compile_missing: bool) -> Kernel | None:
         """The compiled kernel, or None as long as there is none: then merge eagerly.
@@ -100,48 +100,62 @@ class Kernels:
         Args:
             compile_missing: have a missing one compiled, on a CPU in the background.
         """
-        if kind in self._loaded or kind in self._hopeless:
-            return self._loaded.get(kind)
-        kernel = self._find_package(kind, compile_missing) if self._device.type == "cpu" else self._compile_here(kind)
-        if kernel is not None:
+        if kind not in self._loaded:
+            find = self._find_package if self._device.type == "cpu" else self._compile_here
+            kernel = find(kind, compile_missing and self._can_compile)
+            if kernel is None:
+                return None
             self._loaded[kind] = kernel
-        return kernel
+        return self._loaded[kind]
 
     def compile(self, kind: KernelKind) -> Kernel | None:
         """The compiled kernel, waiting until it is. None: it cannot be compiled here, which has been said."""
-        while self.find(kind, compile_missing=True) is None and kind not in self._hopeless:
-            next(iter(self._compiling.values())).wait()
-        return self._loaded.get(kind)
+        while (kernel := self.find(kind, compile_missing=True)) is None and self._can_compile:
+            if self._compiling is not None:
+                self._compiling[1].wait()
+        return kernel
 
     def _find_package(self, kind: KernelKind, compile_missing: bool) -> Kernel | None:
         path = package_path(self._folder, kind)
-        process = self._compiling.get(kind)
-        if process is not None and process.poll() is None:
-            return None
-        self._compiling.pop(kind, None)
+        self._look_after_compiler()
         if path.exists():
-            return _load(path)
-        if process is not None:
-            self._give_up(kind, f"see {path.with_suffix('.log')}")
-        elif compile_missing and not self._compiling:  # one at a time: they compete with the search itself
-            self._compiling[kind] = _start_compiling(path, kind)
+            return self._load(path)
+        # One at a time: compiling competes with the search itself.
+        if compile_missing and self._can_compile and self._compiling is None:
+            self._compiling = path, _start_compiling(path, kind)
         return None
 
-    def _compile_here(self, kind: KernelKind) -> Kernel | None:
+    def _look_after_compiler(self) -> None:
+        if self._compiling is None or self._compiling[1].poll() is None:
+            return
+        path, _ = self._compiling
+        self._compiling = None
+        if not path.exists():
+            self._give_up(f"see {path.with_suffix('.log')}")
+
+    def _load(self, path: Path) -> Kernel | None:
+        try:
+            return _load(path)
+        except RuntimeError as error:  # what torch raises for a file that is no package, or not for this machine
+            self._give_up(f"{path}: {error}".partition("\n")[0])
+            return None
+
+    def _compile_here(self, kind: KernelKind, compile_missing: bool) -> Kernel | None:
+        if not self._can_compile:  # on a device also for small rules: there it is one path, whatever the size
+            return None
         known = set(torch._inductor.list_options())
         options: dict[str, Any] = {name: value for name, value in _DEVICE_OPTIONS.items() if name in known}
         try:
             compiled = torch.compile(kind.run, dynamic=True, fullgraph=True, options=options)
             compiled(*(argument.to(self._device) for argument in kind.arguments(EXAMPLE_ELEMENTS)))
         except Exception as error:  # whatever a missing or broken compiler raises: the eager path serves
-            self._give_up(kind, str(error).partition("\n")[0])
+            self._give_up(str(error).partition("\n")[0])
             return None
         return lambda arguments: compiled(*arguments)
 
-    def _give_up(self, kind: KernelKind, reason: str) -> None:
-        if not self._hopeless:
-            logger.warning("merging eagerly, several times slower: formulas cannot be compiled here (%s)", reason)
-        self._hopeless.add(kind)
+    def _give_up(self, reason: str) -> None:
+        logger.warning("merging eagerly, several times slower: formulas cannot be compiled here (%s)", reason)
+        self._can_compile = False
 
 
 def default_folder() -> Path:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
+from evomerge.bank.thresholds import SORTED_AT_ONCE
 from evomerge.catalogue import TensorCatalogue
 from evomerge.errors import InvalidInput
 
-BYTES_PER_SORTED = 20  # the fp32 magnitudes, their differences, the sorted copy, and 64-bit indices
+BYTES_PER_SORTED = 8  # the fp32 magnitudes twice: gathered, and in one piece to be sorted
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -19,9 +20,9 @@ class MemoryNeed:
     """Bytes that a search holds.
 
     Attributes:
-        worker: of each worker alone: the live model in the scoring dtype, and the temporaries of the largest merge.
-        sources: base and experts. On a CPU they are mapped files, which all workers of a machine share and the system
-            may drop; on a GPU they are a copy per worker.
+        worker: of each worker alone: the live model in the scoring dtype, threshold tables, and the temporaries of the
+            largest merge.
+        sources: base and experts; where they live is for `placement` to choose.
     """
 
     worker: int
@@ -37,8 +38,10 @@ def memory_need(catalogue: TensorCatalogue, models: int, dtype: str, *, sorted_a
     stored = sum(entry.numel * BYTES.get(entry.dtype, 8) for entry in catalogue.entries)
     live = sum(entry.numel * BYTES[dtype] for entry in catalogue.entries)
     largest = max((entry.numel for entry in catalogue.entries), default=0)
-    merging = max(largest * 4 * (models + 1), sorted_at_once * BYTES_PER_SORTED)
-    return MemoryNeed(worker=live + merging, sources=stored * models)
+    # Merged eagerly, as long as there is no kernel: one tensor in fp32, and in the output's type.
+    merging = max(largest * (4 + BYTES[dtype]), min(sorted_at_once, SORTED_AT_ONCE) * BYTES_PER_SORTED)
+    tables = stored * models // 100 if sorted_at_once else 0
+    return MemoryNeed(worker=live + merging + tables, sources=stored * models)
 
 
 def refuse_impossible(need: MemoryNeed, workers: int, device: str) -> None:

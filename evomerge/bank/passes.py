@@ -144,18 +144,20 @@ class FusedRule:
         plan: Plan,
         kernels: Mapping[str, tuple[KernelKind, Kernel]],
         dtype: torch.dtype,
+        device: torch.device,
         signs: MutableMapping[tuple[str, ...], bool],
     ) -> None:
         """
         Args:
             kernels: by tensor name, for all names of the group and all scopes that they vote in.
-            dtype: of the outputs.
+            dtype, device: of the outputs. What of the sources lies elsewhere is streamed there.
             signs: scope -> whether its majority was positive. Only a guess; kept up to date.
         """
         self._group = group
         self._plan = plan
         self._kernels = kernels
         self._dtype = dtype
+        self._device = device
         self._signs = signs
 
     def write(self, outputs: Mapping[str, Tensor]) -> None:
@@ -180,7 +182,7 @@ class FusedRule:
         for scope, names in self._scopes().items():
             positive = self._settled(scope, (), 0.0)
             for name in names:
-                merged = torch.empty_like(self._group.like(name), dtype=self._dtype)
+                merged = torch.empty(self._group.like(name).shape, dtype=self._dtype, device=self._device)
                 self._merge(name, merged, positive=positive)
                 yield name, merged
 
@@ -212,7 +214,7 @@ class FusedRule:
 
     def _pass(self, name: str, out: Tensor | None, *, positive: bool) -> float:
         group, (kind, kernel) = self._group, self._kernels[name]
-        device, elements = group.like(name).device, group.like(name).numel()
+        device, elements = self._device, group.like(name).numel()
         size = CPU_CHUNK if device.type == "cpu" else DEVICE_CHUNK
         discarded = torch.empty(min(size, elements) if out is None else 0, dtype=self._dtype, device=device)
         factors = self._plan.factors(name)
@@ -221,7 +223,6 @@ class FusedRule:
         checks = []
         for start in range(0, elements, size):
             stop = min(start + size, elements)
-            # What lies on the device already is taken as it is; what does not is streamed to it.
             pieces = [model[start:stop].to(device, non_blocking=True) for model in models]
             written = discarded[: stop - start] if out is None else out[start:stop]
             arguments = [*pieces, numbers, moved(words, factors, start), written]
@@ -255,6 +256,7 @@ def fused_rule(
     group: Group,
     kernels: Kernels,
     dtype: torch.dtype,
+    device: torch.device,
     *,
     cosines: Cosines,
     signs: MutableMapping[tuple[str, ...], bool],
@@ -272,7 +274,7 @@ def fused_rule(
     worthwhile = group.elements(group.names) >= WORTH_COMPILING
     found = {kind: kernels.find(kind, compile_missing=worthwhile) for kind in set(needed.values())}
     ready = {name: (kind, kernel) for name, kind in needed.items() if (kernel := found[kind]) is not None}
-    return FusedRule(group, made, ready, dtype, signs) if len(ready) == len(needed) else None
+    return FusedRule(group, made, ready, dtype, device, signs) if len(ready) == len(needed) else None
 
 
 def _models(group: Group, kind: KernelKind) -> list[Mapping[str, Tensor]]:

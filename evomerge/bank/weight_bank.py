@@ -10,7 +10,10 @@ from typing import Any
 import torch
 
 from evomerge.bank.fused import Kernels
+from evomerge.bank.memory import memory_need, total_memory
 from evomerge.bank.passes import FusedRule, fused_rule
+from evomerge.bank.placement import Machine, place_sources, placed, this_machine
+from evomerge.bank.source_files import SourceFiles
 from evomerge.bank.thresholds import ThresholdTables
 from evomerge.checkpoints import Source, load_skeleton, open_source, tensor_digest
 from evomerge.errors import InvalidInput, MergeError
@@ -57,7 +60,13 @@ class WeightBank:
         self.base = base
         self.dtype = dtype
         self.device = device
-        self._weights = {source.ref.name: _resident(source, device) for source in (base, *experts)}
+        machine = this_machine() if device.type == "cuda" else Machine(total_memory(), None)
+        need = memory_need(base.catalogue, 1 + len(experts), str(dtype).removeprefix("torch."))
+        self.placement = place_sources(need, machine)
+        self._weights = {
+            source.ref.name: placed(_mapped(source), self.placement.place, device) for source in (base, *experts)
+        }
+        self._files = SourceFiles((base, *experts))
         self._fingerprints = {source.ref.name: source.ref.fingerprint for source in (base, *experts)}
         self._mergeable = tuple(entry.name for entry in base.catalogue.mergeable)
         self._tables: dict[tuple[str, ...], ThresholdTables] = {}
@@ -146,7 +155,13 @@ class WeightBank:
             self._mergeable,
         )
         return fused_rule(
-            rule.method, group, self._kernels, self.dtype, cosines=self._cosines[rule.sources], signs=self._signs
+            rule.method,
+            group,
+            self._kernels,
+            self.dtype,
+            self.device,
+            cosines=self._cosines[rule.sources],
+            signs=self._signs,
         )
 
     def _merge(self, rule: Rule, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
@@ -169,6 +184,7 @@ class WeightBank:
         return self._tables[sources]
 
     def _check(self, recipe: Recipe) -> None:
+        self._files.check()
         if recipe.semantics != SEMANTICS_VERSION:
             raise InvalidInput(
                 f"the recipe was made with semantics version {recipe.semantics}, this is {SEMANTICS_VERSION}; "
@@ -181,11 +197,8 @@ class WeightBank:
             raise InvalidInput(f"the recipe is in {recipe.dtype}, the bank in {self.dtype}")
 
 
-def _resident(source: Source, device: torch.device) -> Mapping[str, torch.Tensor]:
-    """The source's tensors where the merge runs: the mapped file itself on a CPU, a copy on a device."""
-    if device.type == "cpu":
-        return {name: source.tensors[name] for name in source.catalogue.names}
-    return {name: source.tensors[name].to(device) for name in source.catalogue.names}
+def _mapped(source: Source) -> Mapping[str, torch.Tensor]:
+    return {name: source.tensors[name] for name in source.catalogue.names}
 
 
 def _finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
