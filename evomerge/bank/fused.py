@@ -88,7 +88,7 @@ class Kernels:
 
     def __init__(self, device: torch.device, folder: Path | None = None) -> None:
         """`folder` is where packages are kept, by default `default_folder()`; it need not exist."""
-        self._device = device
+        self.device = device
         self._folder = folder or default_folder()
         self._loaded: dict[KernelKind, Kernel] = {}
         self._compiling: tuple[Path, subprocess.Popen[bytes]] | None = None
@@ -101,7 +101,7 @@ class Kernels:
             compile_missing: have a missing one compiled, on a CPU in the background.
         """
         if kind not in self._loaded:
-            find = self._find_package if self._device.type == "cpu" else self._compile_here
+            find = self._find_package if self.device.type == "cpu" else self._compile_here
             kernel = find(kind, compile_missing and self._can_compile)
             if kernel is None:
                 return None
@@ -147,7 +147,7 @@ class Kernels:
         options: dict[str, Any] = {name: value for name, value in _DEVICE_OPTIONS.items() if name in known}
         try:
             compiled = torch.compile(kind.run, dynamic=True, fullgraph=True, options=options)
-            compiled(*(argument.to(self._device) for argument in kind.arguments(EXAMPLE_ELEMENTS)))
+            compiled(*(argument.to(self.device) for argument in kind.arguments(EXAMPLE_ELEMENTS)))
         except Exception as error:  # whatever a missing or broken compiler raises: the eager path serves
             self._give_up(str(error).partition("\n")[0])
             return None

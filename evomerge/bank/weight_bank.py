@@ -119,6 +119,11 @@ class WeightBank:
         self.materialize(recipe)
         return {name: tensor_digest(tensor) for name, tensor in self._live.items()}
 
+    @property
+    def table_bytes(self) -> int:
+        """What the threshold tables made so far hold."""
+        return sum(tables.nbytes for tables in self._tables.values())
+
     def _write(self, rule: Rule, recipe: Recipe, mark: str) -> None:
         for name in rule.tensors:
             self._written[name] = ""  # neither the old nor the new rule until the whole group is there
