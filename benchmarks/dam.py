@@ -29,7 +29,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import statistics
 import tempfile
 import threading
@@ -38,6 +37,8 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from machine import describe
 
 SCHEMA = 1
 SOURCES = ("one", "two", "three")
@@ -86,7 +87,7 @@ def compare(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
         "settings": {
             key: options[key] for key in ("steps", "length", "layers", "width", "vocabulary", "dtype", "stored")
         },
-        "machine": machine(),
+        "machine": describe(),
     }
 
 
@@ -272,24 +273,6 @@ def plain_steps(folder: Path, options: dict[str, Any]) -> Iterator[None]:
         optimizer.step()
         del loss
         yield
-
-
-def machine() -> dict[str, Any]:
-    import torch
-
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
-    return {
-        "processor": model,
-        "cores": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": 1,
-    }
 
 
 def text(result: dict[str, Any]) -> str:

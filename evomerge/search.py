@@ -31,7 +31,7 @@ from evomerge.evaluation.evaluator import ItemBlock, Scores
 from evomerge.objective import Objective, build_objective, task_weights
 from evomerge.spec import BASELINES, ON_REQUEST, TRAINED, BaselineSpec, SearchSpec
 from evomerge.study import attributes
-from evomerge.study.opening import Inputs, OpenSearch, check_memory, open_inputs, open_search
+from evomerge.study.opening import Inputs, OpenSearch, open_inputs, open_search, placement_of
 from evomerge.study.records import Record
 from evomerge.study.samplers import CmaSampler
 from evomerge.study.search_study import best_trials, changed_versions
@@ -152,7 +152,7 @@ def _session(
             f"warning: without Ray there is one worker, this process; ignored: {', '.join(not_applicable)}"
         )
     workers = worker_count(spec.workers, ray)
-    check_memory(inputs, workers if is_local(ray) else 1)
+    placement_of(inputs, workers if is_local(ray) else 1)  # refuses what cannot fit
     with open_search(inputs, workers=workers) as opened:
         for name, (then, now) in changed_versions(opened.search.study).items():
             listener.on_phase(f"warning: {name} was {then} when the study was made, now it is {now}")

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-import torch
-
+from evomerge.bank.thresholds import SORTED_AT_ONCE
 from evomerge.catalogue import TensorCatalogue
-from evomerge.errors import InvalidInput
 
-BYTES_PER_SORTED = 20  # the fp32 magnitudes, their differences, the sorted copy, and 64-bit indices
+BYTES_PER_SORTED = 8  # the fp32 magnitudes twice: gathered, and in one piece to be sorted
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -19,9 +17,9 @@ class MemoryNeed:
     """Bytes that a search holds.
 
     Attributes:
-        worker: of each worker alone: the live model in the scoring dtype, and the temporaries of the largest merge.
-        sources: base and experts. On a CPU they are mapped files, which all workers of a machine share and the system
-            may drop; on a GPU they are a copy per worker.
+        worker: of each worker alone: the live model in the scoring dtype, threshold tables, and the temporaries of the
+            largest merge.
+        sources: base and experts; where they live is for `placement` to choose.
     """
 
     worker: int
@@ -37,25 +35,10 @@ def memory_need(catalogue: TensorCatalogue, models: int, dtype: str, *, sorted_a
     stored = sum(entry.numel * BYTES.get(entry.dtype, 8) for entry in catalogue.entries)
     live = sum(entry.numel * BYTES[dtype] for entry in catalogue.entries)
     largest = max((entry.numel for entry in catalogue.entries), default=0)
-    merging = max(largest * 4 * (models + 1), sorted_at_once * BYTES_PER_SORTED)
-    return MemoryNeed(worker=live + merging, sources=stored * models)
-
-
-def refuse_impossible(need: MemoryNeed, workers: int, device: str) -> None:
-    """Refuse a search that cannot fit on this machine, before anything is loaded.
-
-    Raises:
-        InvalidInput: says what is needed, what there is, and what to change.
-    """
-    if device == "cuda":
-        wanted, there, where = need.worker + need.sources, torch.cuda.get_device_properties(0).total_memory, "the GPU"
-    else:
-        wanted, there, where = need.worker * workers, total_memory(), "this machine"
-    if wanted > there:
-        raise InvalidInput(
-            f"the search needs {wanted / 1e9:.1f} GB and {where} has {there / 1e9:.1f} GB; "
-            "use fewer workers, a smaller dtype, or smaller models"
-        )
+    # Merged eagerly, as long as there is no kernel: one tensor in fp32, and in the output's type.
+    merging = max(largest * (4 + BYTES[dtype]), min(sorted_at_once, SORTED_AT_ONCE) * BYTES_PER_SORTED)
+    tables = stored * models // 100 if sorted_at_once else 0
+    return MemoryNeed(worker=live + merging + tables, sources=stored * models)
 
 
 def total_memory() -> int:

@@ -1,45 +1,191 @@
-"""Magnitude tables: any density becomes a threshold without sorting anything per candidate."""
+"""Magnitude tables: any density becomes a threshold without sorting, or reading a weight, per candidate."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-MAX_KNOTS = 100_001  # neighbouring knots are then less than one element in 10⁵ apart
+TOLERANCE = 1e-5  # of the elements of a scope may be kept or dropped wrongly
+SORTED_AT_ONCE = 1 << 24  # magnitudes, in float32: bounds the memory of making a table, not its result
+PIECE = 1 << 20
+
+Floats = npt.NDArray[np.float32]
+Ranks = npt.NDArray[np.int64]
+Pieces = Callable[[], Iterable[torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Order statistics of one scope of one source: knots with a straight line between each two, or a step.
+
+    Attributes:
+        ranks: counted from 0, increasing; the first is 0 and the last that of the largest element.
+        values: the magnitudes of those ranks, float32. With the sign bit set all ranks up to the next knot have the
+            same magnitude: differences of 16-bit weights are few numbers, each very often.
+    """
+
+    ranks: npt.NDArray[np.int32] | Ranks
+    values: Floats
+
+    @property
+    def nbytes(self) -> int:
+        return self.ranks.nbytes + self.values.nbytes
+
+    def at(self, ranks: Ranks) -> Floats:
+        """Thresholds for these ranks: about as many elements are smaller as are smaller than the one of that rank."""
+        right = np.searchsorted(self.ranks, ranks)
+        left = np.maximum(right - 1, 0)
+        low, high = np.abs(self.values[left]), np.abs(self.values[right])
+        share = (ranks - self.ranks[left]) / np.maximum(self.ranks[right] - self.ranks[left], 1)
+        line = (low.astype(np.float64) + share * (high.astype(np.float64) - low)).astype(np.float32)
+        # Never the lower value itself, which may be that of many elements that are not to be kept.
+        line = np.minimum(np.maximum(line, np.nextafter(low, np.float32(np.inf))), high)
+        between = np.where(np.signbit(self.values[left]), low, line)
+        return np.where(self.ranks[right] == ranks, high, between)
 
 
 class ThresholdTables:
     """Order statistics of |source − base| over any scope of tensors, for one fixed list of sources.
 
-    A table holds up to 10⁵ + 1 order statistics, equally spaced by rank, and is made when its scope is first asked for:
-    once per worker, since the groups of a search do not change. A scope of at most that many elements is exact; in a
-    larger one a threshold is off by less than one element in 10⁵.
+    A table is made when its scope is first asked for: once per worker, since the groups of a search do not change. With
+    a threshold from it at most one element in 10⁵ of the scope is kept or dropped otherwise than with the exact one; in
+    scopes of up to 10⁵ elements none is. The tables hold as many knots as that takes: few for large scopes, whose
+    magnitudes are smooth on the scale of the tolerance, and nearly all magnitudes for scopes below 2·10⁵ elements.
     """
 
     def __init__(self, base: Mapping[str, torch.Tensor], sources: Sequence[Mapping[str, torch.Tensor]]) -> None:
         self._base = base
         self._sources = sources
-        self._tables: dict[tuple[int, tuple[str, ...]], tuple[torch.Tensor, int]] = {}
+        self._tables: dict[tuple[int, tuple[str, ...]], Table] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """What the tables made so far hold."""
+        return sum(table.nbytes for table in self._tables.values())
 
     def kth_magnitude(self, source: int, scope: tuple[str, ...], k: int) -> float:
-        """The k-th smallest (k from 1) of |source − base| over the elements of the scope's tensors."""
+        """A threshold for the k-th smallest (k from 1) of |source − base| over the elements of the scope's tensors.
+
+        Where several elements have that magnitude, all of them are at the threshold.
+        """
         key = (source, scope)
         if key not in self._tables:
-            self._tables[key] = self._build(source, scope)
-        knots, count = self._tables[key]
-        place = (k - 1) * (len(knots) - 1) / max(count - 1, 1)
-        left = min(int(place), len(knots) - 1)
-        right = min(left + 1, len(knots) - 1)
-        low, high = float(knots[left]), float(knots[right])
-        return low if place == left else low + (place - left) * (high - low)
+            self._tables[key] = make_table(lambda: self._magnitudes(source, scope), self._elements(scope))
+        return float(self._tables[key].at(np.array([k - 1]))[0])
 
-    def _build(self, source: int, scope: tuple[str, ...]) -> tuple[torch.Tensor, int]:
-        weights = self._sources[source]
-        magnitudes = torch.cat([(weights[name].float() - self._base[name].float()).abs().flatten() for name in scope])
-        ordered = magnitudes.sort().values
-        count = len(ordered)
-        if count <= MAX_KNOTS:
-            return ordered.cpu(), count
-        ranks = torch.linspace(0, count - 1, MAX_KNOTS, dtype=torch.float64).round().long()
-        return ordered[ranks.to(ordered.device)].cpu(), count
+    def _elements(self, scope: Sequence[str]) -> int:
+        return sum(self._base[name].numel() for name in scope)
+
+    def _magnitudes(self, source: int, scope: Sequence[str]) -> Iterator[torch.Tensor]:
+        for name in scope:
+            base, weights = (model[name].detach().reshape(-1) for model in (self._base, self._sources[source]))
+            for start in range(0, base.numel(), PIECE):
+                piece = slice(start, start + PIECE)
+                yield (weights[piece].to(base.device).float() - base[piece].float()).abs_()
+
+
+def make_table(magnitudes: Pieces, elements: int) -> Table:
+    """The table of a scope.
+
+    Between two fine knots the error is at most that at the knots, plus the elements between them, plus the longest run
+    of equal values that is no step: with the shares below that is TOLERANCE.
+
+    Args:
+        magnitudes: a function that returns the pieces of the scope, float32 and not negative, the same at each call.
+        elements: how many there are in all.
+    """
+    wrong = TOLERANCE * elements
+    ranks, values = _fine_knots(magnitudes, elements, spacing=max(1, int(wrong / 8)))
+    chosen = _thinned(ranks, values, longest_run=max(1.0, wrong * 3 / 8), allowed=wrong / 2)
+    ranks, values = _with_steps(ranks[chosen], values[chosen])
+    return Table(ranks.astype(np.int32) if elements < 1 << 31 else ranks, values)
+
+
+def _fine_knots(magnitudes: Pieces, elements: int, spacing: int) -> tuple[Ranks, Floats]:
+    """(rank, value) of every `spacing`-th element in order of magnitude, and the first and last rank of its value."""
+    ranks: list[Ranks] = []
+    values: list[Floats] = []
+    start = 0
+    for part in _sorted_parts(magnitudes, elements):
+        count = len(part)
+        wanted = np.arange(-(-start // spacing) * spacing, start + count, spacing) - start
+        found = np.unique(part[np.concatenate([[0], wanted, [count - 1]])])
+        # A value never stands in two parts, so that the first and the last of its rank are in this one.
+        ends = np.stack([np.searchsorted(part, found, "left"), np.searchsorted(part, found, "right") - 1], axis=1)
+        twice = np.unique(ends.ravel())
+        ranks.append(twice + start)
+        values.append(part[twice])
+        start += count
+    return np.concatenate(ranks), np.concatenate(values)
+
+
+def _sorted_parts(magnitudes: Pieces, elements: int) -> Iterator[Floats]:
+    """All magnitudes in ascending order, in parts of bounded size that each hold whole runs of equal values."""
+    if elements <= SORTED_AT_ONCE:
+        yield _sorted(list(magnitudes()))
+        return
+    # Non-negative floats have the order of their bits read as integers: parts are ranges of the upper sixteen.
+    counts = torch.zeros(1 << 16, dtype=torch.int64)
+    for piece in magnitudes():
+        counts += torch.bincount(piece.view(torch.int32) >> 16, minlength=1 << 16).cpu()
+    for first, last in _digit_ranges(counts.tolist()):
+        chosen = []
+        for piece in magnitudes():
+            digits = piece.view(torch.int32) >> 16
+            chosen.append(piece[(digits >= first) & (digits <= last)])
+        yield _sorted(chosen)
+
+
+def _digit_ranges(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ranges of digits, first and last, that hold some and at most SORTED_AT_ONCE elements (or one digit alone)."""
+    first, held = 0, 0
+    for digit, count in enumerate(counts):
+        if held and held + count > SORTED_AT_ONCE:
+            yield first, digit - 1
+            held = 0
+        if not held:
+            first = digit
+        held += count
+    if held:
+        yield first, len(counts) - 1
+
+
+def _sorted(pieces: Sequence[torch.Tensor]) -> Floats:
+    whole = torch.cat(list(pieces))
+    if whole.device.type != "cpu":
+        return whole.sort().values.cpu().numpy()
+    array: Floats = whole.numpy()
+    array.sort()  # numpy sorts in place and without indices: a fifth of the memory of torch's
+    return array
+
+
+def _thinned(ranks: Ranks, values: Floats, longest_run: float, allowed: float) -> Ranks:
+    """Positions of the knots that are needed for thresholds with an error of at most `allowed` elements at each knot.
+
+    The error of a threshold is the difference between the number of smaller elements and the number that there should
+    be. Both ends of every run of more than `longest_run` equal values are kept.
+    """
+    first = np.searchsorted(values, values, "left")
+    last = np.searchsorted(values, values, "right") - 1
+    kept = ranks[last] - ranks[first] >= longest_run
+    kept[[0, -1]] = True
+    while True:
+        chosen = np.flatnonzero(kept)
+        thresholds = Table(ranks[chosen], values[chosen]).at(ranks)
+        smaller = np.append(ranks, ranks[-1] + 1)[np.searchsorted(values, thresholds, "left")]
+        wrong = np.flatnonzero((np.abs(smaller - ranks[first]) > allowed) & ~kept)
+        if not len(wrong):
+            return chosen
+        stretch = np.unique(np.searchsorted(chosen, wrong))
+        kept[(chosen[stretch - 1] + chosen[stretch]) // 2] = True
+
+
+def _with_steps(ranks: Ranks, values: Floats) -> tuple[Ranks, Floats]:
+    """The knots with runs of equal values marked as steps, and without the ends of steps that the next knot shows."""
+    level = np.append(values[1:] == values[:-1], False)
+    shown = np.append(np.diff(ranks) == 1, False) & np.append(False, level[:-1]) & ~level
+    return ranks[~shown], np.where(level, -values, values)[~shown]

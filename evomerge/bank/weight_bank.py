@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +12,17 @@ from typing import Any
 
 import torch
 
+from evomerge.bank.fused import Kernels
+from evomerge.bank.memory import memory_need, total_memory
+from evomerge.bank.passes import FusedRule, fused_rule
+from evomerge.bank.placement import Machine, place_sources, placed, this_machine
+from evomerge.bank.source_files import SourceFiles
 from evomerge.bank.thresholds import ThresholdTables
 from evomerge.checkpoints import Source, load_skeleton, open_source, tensor_digest
 from evomerge.checkpoints.recipe_files import load_tensors
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.merging import merge_group
+from evomerge.merging.group import Group
 from evomerge.methods import method_info
 from evomerge.recipe import SEMANTICS_VERSION, ModelRef, Recipe, Rule
 
@@ -51,8 +58,8 @@ def default_device() -> str:
 class WeightBank:
     """Base and experts, resident, and the live model that candidates are written into.
 
-    One path makes all merged weights: what is scored (`materialize`) and what is exported (`merged`) come from the same
-    function, in the same order of operations.
+    What is scored (`materialize`) and what is exported (`merged`) have the same bits: a method that has a formula does
+    the same operations compiled and eagerly, so that it does not matter when a kernel becomes available.
     """
 
     def __init__(
@@ -63,18 +70,28 @@ class WeightBank:
         dtype: torch.dtype,
         device: torch.device,
         files: Path | None = None,
+        kernels: Kernels | None = None,
     ) -> None:
         self.base = base
         self.dtype = dtype
         self.device = device
-        self._weights = {source.ref.name: _resident(source, device) for source in (base, *experts)}
+        machine = this_machine() if device.type == "cuda" else Machine(total_memory(), None)
+        need = memory_need(base.catalogue, 1 + len(experts), str(dtype).removeprefix("torch."))
+        self.placement = place_sources(need, machine)
+        self._weights = {
+            source.ref.name: placed(_mapped(source), self.placement.place, device) for source in (base, *experts)
+        }
+        self._source_files = SourceFiles((base, *experts))
         self._fingerprints = {source.ref.name: source.ref.fingerprint for source in (base, *experts)}
         self._mergeable = tuple(entry.name for entry in base.catalogue.mergeable)
         self._tables: dict[tuple[str, ...], ThresholdTables] = {}
+        self._kernels = kernels or Kernels(device)
+        self._cosines: dict[tuple[str, ...], dict[tuple[str, ...], float]] = defaultdict(dict)
+        self._signs: dict[tuple[str, ...], bool] = {}
         self._model: Any = None
         self._live: dict[str, torch.Tensor] = {}
         self._written: dict[str, str] = {}
-        self._files = files
+        self._recipe_files = files
         self._loaded: dict[str, tuple[dict[str, torch.Tensor], dict[str, str]]] = {}
 
     def materialize(self, recipe: Recipe) -> Any:
@@ -103,8 +120,12 @@ class WeightBank:
         self._check(recipe)
         named = {name for rule in recipe.rules for name in rule.tensors}
         for rule in recipe.rules:
-            for name, tensor in self._merge(rule, recipe):
-                yield name, _finite(name, tensor.to(self.dtype))
+            fused = self._fused(rule, recipe)
+            if fused is not None:
+                yield from fused.tensors()
+            else:
+                for name, tensor in self._merge(rule, recipe):
+                    yield name, _finite(name, tensor.to(self.dtype))
         for name in self.base.catalogue.names:
             if name not in named:
                 yield name, self._base_tensor(name)
@@ -138,12 +159,24 @@ class WeightBank:
         if self._model is None:
             self._model, self._live = load_skeleton(self.base, dtype=self.dtype, device=self.device)
 
+    @property
+    def table_bytes(self) -> int:
+        """What the threshold tables made so far hold."""
+        return sum(tables.nbytes for tables in self._tables.values())
+
     def _write(self, rule: Rule, recipe: Recipe, mark: str) -> None:
         for name in rule.tensors:
             self._written[name] = ""  # neither the old nor the new rule until the whole group is there
-        for name, tensor in self._merge(rule, recipe):
-            self._live[name].copy_(_finite(name, tensor.to(self.dtype)))
+        self._merge_into(rule, recipe, self._live)
         self._written.update(dict.fromkeys(rule.tensors, mark))
+
+    def _merge_into(self, rule: Rule, recipe: Recipe, outputs: Mapping[str, torch.Tensor]) -> None:
+        fused = self._fused(rule, recipe)
+        if fused is not None:
+            fused.write(outputs)
+            return
+        for name, tensor in self._merge(rule, recipe):
+            outputs[name].copy_(_finite(name, tensor.to(self.dtype)))
 
     def _restore(self, names: set[str]) -> None:
         for name in names:
@@ -153,6 +186,28 @@ class WeightBank:
     def _base_tensor(self, name: str) -> torch.Tensor:
         tensor = self._weights[self.base.ref.name][name]
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+    def _fused(self, rule: Rule, recipe: Recipe) -> FusedRule | None:
+        """The rule compiled to one pass per tensor, where that can be had now."""
+        group = Group(
+            rule.tensors,
+            self._weights[recipe.base.name],
+            tuple(self._weights[name] for name in rule.sources),
+            rule.parameters,
+            rule.options,
+            recipe.seed,
+            self._thresholds(rule.sources),
+            self._mergeable,
+        )
+        return fused_rule(
+            rule.method,
+            group,
+            self._kernels,
+            self.dtype,
+            self.device,
+            cosines=self._cosines[rule.sources],
+            signs=self._signs,
+        )
 
     def _merge(self, rule: Rule, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
         return merge_group(
@@ -173,13 +228,13 @@ class WeightBank:
 
     def _by_source(self, role: str, rule: Rule, recipe: Recipe) -> list[dict[str, torch.Tensor]]:
         digest = recipe.files.get(role)
-        if digest is None or self._files is None:
+        if digest is None or self._recipe_files is None:
             raise InvalidInput(
                 f"a rule with {rule.method} needs a file of {role}, but "
                 + ("the recipe names none" if digest is None else "this bank has no folder of files; give `files`")
             )
         if digest not in self._loaded:
-            tensors, metadata = load_tensors(self._files, digest)
+            tensors, metadata = load_tensors(self._recipe_files, digest)
             self._loaded[digest] = {name: each.to(self.device) for name, each in tensors.items()}, metadata
         tensors, metadata = self._loaded[digest]
         described = {"phi": rule.options.get("phi"), "sources": json.dumps(list(rule.sources))}
@@ -196,6 +251,7 @@ class WeightBank:
         return self._tables[sources]
 
     def _check(self, recipe: Recipe) -> None:
+        self._source_files.check()
         if recipe.semantics != SEMANTICS_VERSION:
             raise InvalidInput(
                 f"the recipe was made with semantics version {recipe.semantics}, this is {SEMANTICS_VERSION}; "
@@ -208,11 +264,8 @@ class WeightBank:
             raise InvalidInput(f"the recipe is in {recipe.dtype}, the bank in {self.dtype}")
 
 
-def _resident(source: Source, device: torch.device) -> Mapping[str, torch.Tensor]:
-    """The source's tensors where the merge runs: the mapped file itself on a CPU, a copy on a device."""
-    if device.type == "cpu":
-        return {name: source.tensors[name] for name in source.catalogue.names}
-    return {name: source.tensors[name].to(device) for name in source.catalogue.names}
+def _mapped(source: Source) -> Mapping[str, torch.Tensor]:
+    return {name: source.tensors[name] for name in source.catalogue.names}
 
 
 def _finite(name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -53,30 +53,34 @@ def uniform_bits(key: int, start: int, stop: int, device: torch.device | str = "
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _uniform_bits(key: int, start: int, stop: int, device: torch.device | str) -> Tensor:
+def index_words(key: int, start: int) -> tuple[int, int, int]:
+    """The int32 words that the hash takes for elements from `start` on: key_low, key_high with the index's high word
+    mixed in, and the index's low word. They hold up to the next multiple of 2**31."""
     high, low = divmod(start, _WORD)
     key_high, key_low = divmod(key, _WORD)
-    x = torch.arange(stop - start, dtype=torch.int32, device=device)
-    x += _signed(low)
-    x ^= _signed(key_low)
-    _mix_(x)
-    x ^= _signed(key_high ^ (high * 0x9E3779B9) % _WORD)
-    _mix_(x)
-    return _shifted(x, 8)
+    return _signed(key_low), _signed(key_high ^ (high * 0x9E3779B9) % _WORD), _signed(low)
 
 
-def _mix_(x: Tensor) -> None:
-    """The finaliser, in place. Products wrap modulo 2**32, which is what two's complement int32 does."""
-    x ^= _shifted(x, 16)
-    x *= _signed(0x7FEB352D)
-    x ^= _shifted(x, 15)
-    x *= _signed(0x846CA68B)
-    x ^= _shifted(x, 16)
+def mixed_index(low: Tensor, key_low: Tensor | int, key_high: Tensor | int) -> Tensor:
+    """The hash: 24 random bits of each element from the low word of its index. All int32."""
+    return _shifted(_mixed(_mixed(low ^ key_low) ^ key_high), 8)
+
+
+def _uniform_bits(key: int, start: int, stop: int, device: torch.device | str) -> Tensor:
+    key_low, key_high, low = index_words(key, start)
+    return mixed_index(torch.arange(stop - start, dtype=torch.int32, device=device) + low, key_low, key_high)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """The finaliser. Products wrap modulo 2**32, which is what two's complement int32 does."""
+    x = (x ^ _shifted(x, 16)) * _signed(0x7FEB352D)
+    x = (x ^ _shifted(x, 15)) * _signed(0x846CA68B)
+    return x ^ _shifted(x, 16)
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
     """Logical right shift: torch's `>>` on int32 copies the sign bit in."""
-    return (x >> bits).bitwise_and_((1 << (32 - bits)) - 1)
+    return (x >> bits) & ((1 << (32 - bits)) - 1)
 
 
 def _signed(word: int) -> int:

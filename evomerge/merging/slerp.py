@@ -26,7 +26,7 @@ def merge_slerp(group: Group) -> Iterator[tuple[str, Tensor]]:
     """
     t = group.shared("t")
     for name in group.names:
-        shares = slerp_shares(_cosine(group, name), t)
+        shares = slerp_shares(cosine(group, name), t)
         yield name, group.merge(name, lambda piece, shares=shares: weighted_sum(piece.sources, shares))  # type: ignore[misc]
 
 
@@ -38,7 +38,7 @@ def slerp_shares(cosine: float, t: float) -> tuple[float, float]:
     return math.sin((1 - t) * phi) / math.sin(phi), math.sin(t * phi) / math.sin(phi)
 
 
-def _cosine(group: Group, name: str) -> float:
+def cosine(group: Group, name: str) -> float:
     """<u, v> of the normalised tensors; a tensor whose norm is at most EPS stays as it is."""
 
     def inner(one: int, other: int) -> float:

@@ -181,7 +181,8 @@ class Election:
             if self._by_majority:
                 # Kept values under a zero sum: there are some of this sign, and with them some of the other.
                 cancelled |= ((total == 0) & (merged != 0)).any()
-            return merged.mul_(self._factor).add_(piece.the_base)
+            # A zero of either sign becomes +0, so that the sign of an irrelevant zero sum is seen nowhere.
+            return merged.mul_(self._factor).add_(0.0).add_(piece.the_base)
 
         return self._group.merge(name, kernel), bool(cancelled)
 

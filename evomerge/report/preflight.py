@@ -17,7 +17,7 @@ from evomerge.recipe import Recipe
 from evomerge.report.wording import duration, in_bytes
 from evomerge.search import planned_training
 from evomerge.study import attributes
-from evomerge.study.opening import Inputs, check_memory, memory_of, read_search, sampler_of
+from evomerge.study.opening import Inputs, memory_of, placement_of, read_search, sampler_of
 
 SCHEMA = 1
 MANY_DIMENSIONS = 30
@@ -34,7 +34,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
     """
     spec, space = inputs.spec, inputs.space
     sampler_of(inputs)
-    check_memory(inputs, worker_count(spec.workers, None))
+    placement = placement_of(inputs, worker_count(spec.workers, None))
     task_weights(spec.objective, inputs.evaluator.weights)
     for baseline in spec.chosen_baselines:
         check_baseline(baseline, spec)
@@ -51,6 +51,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
         },
         "evaluator": {"name": spec.evaluator.name, "items": _items(inputs), "code": _code(inputs)},
         "budget": {"trials": spec.budget.trials, "hours": spec.budget.hours},
+        "placement": placement.to_data(),
         "cost": {**_cost(inputs), "training": _training(inputs), "seconds_left": _seconds_left(inputs)},
         "warnings": [*inputs.warnings, *_budget_warnings(inputs), *_rest_warnings(inputs)],
     }
@@ -77,8 +78,7 @@ def preflight_text(document: dict[str, Any]) -> Text:
     text.append(
         f"  {document['budget']['trials']} trials on {cost['workers']} workers, {cost['search_items']:,} items scored; "
         f"sources and baselines: {cost['baseline_items']:,}; held-out: {cost['held_out_items']:,}\n"
-        f"  memory per worker {in_bytes(cost['worker_bytes'])}, mapped sources {in_bytes(cost['shared_bytes'])} "
-        f"(shared by the workers of a machine), disk {in_bytes(cost['disk_bytes'])}\n"
+        f"  {document['placement']['says']}; disk {in_bytes(cost['disk_bytes'])}\n"
     )
     for name, planned in cost["training"].items():
         text.append(

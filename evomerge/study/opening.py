@@ -13,8 +13,8 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.storages import BaseStorage
 
-from evomerge.bank.memory import MemoryNeed, memory_need, refuse_impossible
-from evomerge.bank.weight_bank import default_device
+from evomerge.bank.memory import MemoryNeed, memory_need
+from evomerge.bank.placement import Placement, place_sources, this_machine
 from evomerge.catalogue import TensorCatalogue, build_catalogue
 from evomerge.checkpoints import Source, check_compatible, open_source
 from evomerge.errors import InvalidInput
@@ -134,21 +134,25 @@ def open_inputs(spec: SearchSpec) -> Inputs:
 
 
 def memory_of(inputs: Inputs) -> MemoryNeed:
-    """What the search holds; a method with densities sorts the magnitudes of one group after the other, once."""
+    """What the search holds. A method with densities sorts magnitudes of one group after the other, once; so do the
+    baselines that have them, over the whole model."""
     spec = inputs.spec
-    sorts = any("density" in method.parameters for method in spec.search_space.methods.values())
+    searched = any("density" in method.parameters for method in spec.search_space.methods.values())
     groups = [sum(inputs.catalogue[name].numel for name in group.tensors) for group in inputs.space.groups]
-    return memory_need(inputs.catalogue, len(inputs.refs), spec.dtype, sorted_at_once=max(groups) if sorts else 0)
+    if any(baseline.name in ("ties", "dare-ties") for baseline in spec.chosen_baselines):
+        sorted_at_once = sum(entry.numel for entry in inputs.catalogue.mergeable)
+    else:
+        sorted_at_once = max(groups) if searched else 0
+    return memory_need(inputs.catalogue, len(inputs.refs), spec.dtype, sorted_at_once=sorted_at_once)
 
 
-def check_memory(inputs: Inputs, workers: int) -> None:
-    """Refuse a search that cannot fit on this machine.
+def placement_of(inputs: Inputs, workers: int) -> Placement:
+    """Where the sources will live on this machine.
 
     Raises:
-        InvalidInput: says what is needed and what there is.
+        InvalidInput: the search cannot fit; says what is needed and what there is.
     """
-    need = memory_of(inputs)
-    refuse_impossible(need, workers, default_device())
+    return place_sources(memory_of(inputs), this_machine(), workers=workers)
 
 
 @contextmanager

@@ -1,0 +1,206 @@
+"""How fast a candidate is materialised: compiled, against a plain implementation and against copying memory.
+
+*plain* is eager PyTorch in float32, tensor by tensor, with `torch.sort` for each source and tensor. *bandwidth* is
+bytes read plus bytes written per second; for the copy, which copies the output, likewise. `ratio` is that of TIES,
+plain to fused, on the largest model. Sources are randomly initialised: the speed of a merge does not depend on values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from machine import arguments, interleaved, progress, report
+from torch import Tensor
+
+from evomerge.bank.fused import Kernels
+from evomerge.bank.passes import FusedRule, fused_rule
+from evomerge.bank.thresholds import ThresholdTables
+from evomerge.merging.group import Group
+from evomerge.methods import resolve_options, resolve_parameters
+
+EXPERTS = 4
+DENSITY = 0.2
+
+# Layers, width, width of the mlp, vocabulary.
+SIZES = {"toy": (4, 64, 176, 64), "100M": (12, 768, 2048, 32_000)}
+
+# What is timed: method and options.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "linear": ("linear", {}),
+    "task_arithmetic": ("task_arithmetic", {}),
+    "ties": ("ties", {"trim_scope": "tensor"}),
+    "ties, zero_sign plus": ("ties", {"trim_scope": "tensor", "zero_sign": "plus"}),
+    "dare_linear": ("dare_linear", {}),
+    "dare_ties": ("dare_ties", {"trim_scope": "tensor", "dare_ties": "no_trim"}),
+}
+
+
+def main() -> None:
+    parser = arguments(str(__doc__).partition("\n")[0])
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--no-plain", action="store_true", help="only against the copy: plain takes minutes at 100M")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kernels = Kernels(device)
+    rows = []
+    for size in given.sizes:
+        base, sources = models(size, device)
+        for case in CASES:
+            progress(f"{size}: {case}")
+            timed = partial(interleaved, runs=given.runs, clock=given.clock)
+            rows.append({"model": size, **measure(case, base, sources, kernels, timed, not given.no_plain)})
+    ties = [row for row in rows if row["method"] == "ties"][-1]
+    report({"benchmark": "merge", "clock": given.clock, "ratio": ties["plain / fused"]}, rows, given.json)
+
+
+def measure(
+    case: str,
+    base: dict[str, Tensor],
+    sources: list[dict[str, Tensor]],
+    kernels: Kernels,
+    timed: Callable[[dict[str, Callable[[], object]]], dict[str, float]],
+    with_plain: bool,
+) -> dict[str, Any]:
+    """One row of the table."""
+    method, _ = CASES[case]
+    fused = fused_side(case, base, sources, kernels)
+    live = {name: torch.empty_like(tensor) for name, tensor in base.items()}
+    copied = torch.empty(sum(map(Tensor.numel, base.values())), dtype=torch.bfloat16, device=kernels.device)
+    copy = torch.empty_like(copied)
+    sides: dict[str, Callable[[], object]] = {"copy": lambda: copy.copy_(copied), "fused": lambda: fused.write(live)}
+    plain = {name: torch.empty_like(tensor) for name, tensor in base.items()}
+    if with_plain and case in PLAIN:
+        sides["plain"] = lambda: PLAIN[case](base, sources, plain)
+    for side in ("copy", "fused"):
+        sides[side]()  # pages touched, tables made
+    seconds = timed(sides)
+    if "plain" in sides and case != "ties":  # plain TIES gives a zero sum the sign +1
+        largest = max(float((live[name].float() - plain[name].float()).abs().max()) for name in live)
+        if largest > 0.01:
+            raise SystemExit(f"{case}: fused and plain differ by {largest}")
+    moved = copied.nbytes * (len(sources) + (method != "linear") + 1)
+    bandwidth = {"fused": moved / seconds["fused"] / 1e9, "copy": 2 * copied.nbytes / seconds["copy"] / 1e9}
+    return {
+        "method": case,
+        "fused s": seconds["fused"],
+        "plain s": seconds.get("plain"),
+        "plain / fused": seconds["plain"] / seconds["fused"] if "plain" in seconds else None,
+        "fused GB/s": bandwidth["fused"],
+        "copy GB/s": bandwidth["copy"],
+        "of copy": bandwidth["fused"] / bandwidth["copy"],
+    }
+
+
+def fused_side(case: str, base: dict[str, Tensor], sources: list[dict[str, Tensor]], kernels: Kernels) -> FusedRule:
+    """A candidate of the search, its kernel compiled and waited for."""
+    method, options = CASES[case]
+    given: dict[str, dict[str, Any]] = {"ties": {"density": DENSITY}, "dare_ties": {"drop_rate": 0.5}}
+    group = Group(
+        tuple(base),
+        base,
+        tuple(sources),
+        resolve_parameters(method, given.get(method, {}), len(sources)),
+        resolve_options(method, options),
+        0,
+        ThresholdTables(base, sources),
+        tuple(base),
+    )
+    rule = fused_rule(method, group, _Waiting(kernels), torch.bfloat16, kernels.device, cosines={}, signs={})
+    if rule is None:
+        raise SystemExit(f"{method} cannot be compiled here")
+    return rule
+
+
+class _Waiting(Kernels):
+    """Kernels that are there when they are asked for."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        super().__init__(kernels.device)
+        self._inner = kernels
+
+    def find(self, kind: Any, *, compile_missing: bool) -> Any:
+        return self._inner.compile(kind)
+
+
+def models(size: str, device: torch.device) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    """Base and experts in bfloat16, with the tensors of a Llama of that size."""
+    generator = torch.Generator().manual_seed(0)
+    base = {
+        name: (torch.randn(shape, generator=generator) * 0.02).to(device, torch.bfloat16)
+        for name, shape in shapes(size).items()
+    }
+    sources = [
+        {
+            name: (tensor.float() + (torch.randn(tensor.shape, generator=generator) * 0.002).to(device)).bfloat16()
+            for name, tensor in base.items()
+        }
+        for _ in range(EXPERTS)
+    ]
+    return base, sources
+
+
+def shapes(size: str) -> dict[str, tuple[int, ...]]:
+    layers, width, inner, vocabulary = SIZES[size]
+    found: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocabulary, width),
+        "model.norm.weight": (width,),
+    }
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}."
+        for part in "qkvo":
+            found[f"{prefix}self_attn.{part}_proj.weight"] = (width, width)
+        for part in ("gate", "up"):
+            found[f"{prefix}mlp.{part}_proj.weight"] = (inner, width)
+        found[f"{prefix}mlp.down_proj.weight"] = (width, inner)
+        for part in ("input", "post_attention"):
+            found[f"{prefix}{part}_layernorm.weight"] = (width,)
+    return found
+
+
+def plain_linear(_: Mapping[str, Tensor], sources: Sequence[Mapping[str, Tensor]], out: dict[str, Tensor]) -> None:
+    for name in out:
+        total = torch.zeros_like(out[name], dtype=torch.float32)
+        for source in sources:
+            total += source[name].float() * (1 / len(sources))
+        out[name].copy_(total)
+
+
+def plain_task_arithmetic(
+    base: Mapping[str, Tensor], sources: Sequence[Mapping[str, Tensor]], out: dict[str, Tensor]
+) -> None:
+    for name in out:
+        total = base[name].float()
+        for source in sources:
+            total += 0.3 * (source[name].float() - base[name].float())
+        out[name].copy_(total)
+
+
+def plain_ties(base: Mapping[str, Tensor], sources: Sequence[Mapping[str, Tensor]], out: dict[str, Tensor]) -> None:
+    for name in out:
+        trimmed = []
+        for source in sources:
+            vector = source[name].float() - base[name].float()
+            magnitude = vector.abs()
+            kept = int(DENSITY * vector.numel())
+            threshold = torch.sort(magnitude.flatten()).values[vector.numel() - kept - 1]
+            trimmed.append(torch.where(magnitude >= threshold, vector, 0.0))
+        stacked = torch.stack(trimmed)
+        sign = torch.where(stacked.sum(0) >= 0, 1.0, -1.0)
+        agreeing = torch.where(stacked * sign > 0, stacked, 0.0)
+        mean = agreeing.sum(0) / (agreeing != 0).sum(0).clamp(min=1)
+        out[name].copy_(base[name].float() + mean)
+
+
+PLAIN = {
+    "linear": plain_linear,
+    "task_arithmetic": plain_task_arithmetic,
+    "ties": plain_ties,
+    "ties, zero_sign plus": plain_ties,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""Formulas compiled to one loop over memory: all of the compiler machinery, and nothing else, stands in this file.
+
+On a CPU a formula is compiled ahead of time (torch.export and AOTInductor) into a package on disk, by a process of its
+own in the background; until the package is there the caller merges eagerly, with the same bits. A package is loaded in
+milliseconds without a compiler and without the compiler's Python modules, has no guards, and takes tensors of any
+length: nothing is ever compiled again for another size, another candidate or another worker. Elsewhere torch.compile
+does it in this process before the first use, so that a device has one path from the first candidate on.
+
+Covered: base and sources in float32, bfloat16 or float16 in any mixture, outputs in the same types. Fused
+multiply-adds, which round differently, are switched off on the CPU (they are off by default there; it is said anyway).
+Not covered: float64, and compilers for which inductor has no vectorised code.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evomerge.merging import formulas, masks
+from evomerge.merging.formulas import Formula, Numbers, Words, evaluate
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+EXAMPLE_ELEMENTS = 4096  # of the tensors that a formula is traced with
+SHORTEST = 2  # export takes a length of 1 for a constant
+
+_OPTIONS = {"cpp.dynamic_threads": True, "cpp.enable_floating_point_contract_flag": "off", "compile_threads": 1}
+# On a GPU eager torch divides exactly and keeps denormals; triton does neither unless told. Older torch has no choice.
+_DEVICE_OPTIONS = {"emulate_precision_casts": True, "eager_numerics.division_rounding": True}
+
+Kernel = Callable[[Sequence[Tensor]], Tensor]
+"""Takes the tensors of `KernelKind.arguments` and writes the merged piece into `out`; returns what `run` does."""
+
+
+@dataclass(frozen=True)
+class KernelKind:
+    """What a kernel is compiled for: a formula, and the dtypes of base (None: no base), sources and output by name."""
+
+    formula: Formula
+    base: str | None
+    sources: tuple[str, ...]
+    out: str
+
+    def run(self, *arguments: Tensor) -> Tensor:
+        """The kernel itself, in eager operations. For the arguments see `arguments`.
+
+        Returns:
+            float32 of shape (): of formulas `by_majority` the sum of the votes, exact for pieces of up to 2**24
+            elements; of others the largest magnitude written. NaN or infinite where what is written is not finite.
+        """
+        rest = list(arguments)
+        base = rest.pop(0) if self.base else None
+        sources, (numbers, words, out) = rest[: len(self.sources)], rest[len(self.sources) :]
+        merged, votes = evaluate(self.formula, base, sources, numbers, words)
+        rounded = merged.to(out.dtype)
+        out.copy_(rounded)
+        if votes is None:
+            return rounded.abs().amax().float()
+        # Through the rounded value, and one reduction only: otherwise inductor makes two loops of it.
+        return torch.where(rounded.abs() < math.inf, votes, math.nan).sum(dtype=torch.float32)
+
+    def arguments(self, elements: int) -> list[Tensor]:
+        """Arguments of the right kinds: base, sources, numbers, words, out; those that are pieces of equal length."""
+        models = [torch.zeros(elements, dtype=DTYPES[name]) for name in (self.base, *self.sources) if name]
+        numbers, words = torch.ones(len(Numbers), len(self.sources)), torch.ones(len(Words), len(self.sources))
+        return [*models, numbers, words.int(), torch.zeros(elements, dtype=DTYPES[self.out])]
+
+
+class Kernels:
+    """The kernels of one bank: compiled ones where they are there, and word of those that are not."""
+
+    def __init__(self, device: torch.device, folder: Path | None = None) -> None:
+        """`folder` is where packages are kept, by default `default_folder()`; it need not exist."""
+        self.device = device
+        self._folder = folder or default_folder()
+        self._loaded: dict[KernelKind, Kernel] = {}
+        self._compiling: tuple[Path, subprocess.Popen[bytes]] | None = None
+        self._can_compile = True
+
+    def find(self, kind: KernelKind, *, compile_missing: bool) -> Kernel | None:
+        """The compiled kernel, or None as long as there is none: then merge eagerly.
+
+        Args:
+            compile_missing: have a missing one compiled, on a CPU in the background.
+        """
+        if kind not in self._loaded:
+            find = self._find_package if self.device.type == "cpu" else self._compile_here
+            kernel = find(kind, compile_missing and self._can_compile)
+            if kernel is None:
+                return None
+            self._loaded[kind] = kernel
+        return self._loaded[kind]
+
+    def compile(self, kind: KernelKind) -> Kernel | None:
+        """The compiled kernel, waiting until it is. None: it cannot be compiled here, which has been said."""
+        while (kernel := self.find(kind, compile_missing=True)) is None and self._can_compile:
+            if self._compiling is not None:
+                self._compiling[1].wait()
+        return kernel
+
+    def _find_package(self, kind: KernelKind, compile_missing: bool) -> Kernel | None:
+        path = package_path(self._folder, kind)
+        self._look_after_compiler()
+        if path.exists():
+            return self._load(path)
+        # One at a time: compiling competes with the search itself.
+        if compile_missing and self._can_compile and self._compiling is None:
+            self._compiling = path, _start_compiling(path, kind)
+        return None
+
+    def _look_after_compiler(self) -> None:
+        if self._compiling is None or self._compiling[1].poll() is None:
+            return
+        path, _ = self._compiling
+        self._compiling = None
+        if not path.exists():
+            self._give_up(f"see {path.with_suffix('.log')}")
+
+    def _load(self, path: Path) -> Kernel | None:
+        try:
+            return _load(path)
+        except RuntimeError as error:  # what torch raises for a file that is no package, or not for this machine
+            self._give_up(f"{path}: {error}".partition("\n")[0])
+            return None
+
+    def _compile_here(self, kind: KernelKind, compile_missing: bool) -> Kernel | None:
+        if not self._can_compile:  # on a device also for small rules: there it is one path, whatever the size
+            return None
+        known = set(torch._inductor.list_options())
+        options: dict[str, Any] = {name: value for name, value in _DEVICE_OPTIONS.items() if name in known}
+        try:
+            compiled = torch.compile(kind.run, dynamic=True, fullgraph=True, options=options)
+            compiled(*(argument.to(self.device) for argument in kind.arguments(EXAMPLE_ELEMENTS)))
+        except Exception as error:  # whatever a missing or broken compiler raises: the eager path serves
+            self._give_up(str(error).partition("\n")[0])
+            return None
+        return lambda arguments: compiled(*arguments)
+
+    def _give_up(self, reason: str) -> None:
+        logger.warning("merging eagerly, several times slower: formulas cannot be compiled here (%s)", reason)
+        self._can_compile = False
+
+
+def default_folder() -> Path:
+    """The user's cache folder for kernels, by the XDG rule."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evomerge" / "kernels"
+
+
+def package_path(folder: Path, kind: KernelKind) -> Path:
+    """Where the package of a kernel lies. The name depends on all that goes into its machine code."""
+    content = json.dumps([asdict(kind), _sources_digest(), _machine()], sort_keys=True)
+    return folder / f"{kind.formula.kind}-{hashlib.sha256(content.encode()).hexdigest()[:24]}.pt2"
+
+
+def compile_package(path: Path, kind: KernelKind) -> None:
+    """Compile a kernel into a package, written aside and renamed. Takes some ten seconds.
+
+    Raises:
+        whatever torch raises where there is no C++ compiler.
+    """
+    arguments = kind.arguments(EXAMPLE_ELEMENTS)
+    length = torch.export.Dim("length", min=SHORTEST, max=1 << 40)
+    shapes = tuple({0: length} if argument.dim() == 1 else None for argument in arguments)
+    exported = torch.export.export(_Module(kind), tuple(arguments), dynamic_shapes=(shapes,), strict=False)
+    with tempfile.TemporaryDirectory(dir=path.parent) as aside:
+        written = torch._inductor.aoti_compile_and_package(
+            exported, package_path=str(Path(aside) / path.name), inductor_configs=_OPTIONS
+        )
+        Path(written).replace(path)
+
+
+class _Module(torch.nn.Module):
+    def __init__(self, kind: KernelKind) -> None:
+        super().__init__()
+        self._kind = kind
+
+    def forward(self, *arguments: Tensor) -> tuple[Tensor]:
+        return (self._kind.run(*arguments),)
+
+
+def _load(path: Path) -> Kernel:
+    # The class behind torch._inductor.aoti_load_package, which would import the whole compiler to get at it.
+    loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+
+    def kernel(arguments: Sequence[Tensor]) -> Tensor:
+        return loader.run(list(arguments))[0]
+
+    return kernel
+
+
+def _start_compiling(path: Path, kind: KernelKind) -> subprocess.Popen[bytes]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "evomerge.bank.fused", str(path), json.dumps(asdict(kind))]
+    # In an environment of its own: inductor keeps what it writes beside the packages, and takes no more than one core.
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(path.parent / "inductor"), "OMP_NUM_THREADS": "1"}
+    package = str(Path(__file__).parent.parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    with path.with_suffix(".log").open("wb") as log:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+
+
+def _main(path: Path, kind: KernelKind) -> None:
+    """Compile unless another process does so, then wait for it. The system takes the lock from a process that dies."""
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            os.nice(5)
+            compile_package(path, kind)
+
+
+def _kind_from(content: dict[str, Any]) -> KernelKind:
+    return KernelKind(Formula(**content["formula"]), content["base"], tuple(content["sources"]), content["out"])
+
+
+@cache
+def _sources_digest() -> str:
+    files = (formulas.__file__, masks.__file__, __file__)
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
+
+
+@cache
+def _machine() -> str:
+    """What machine code is made for: inductor compiles for the processor that it runs on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    except OSError:
+        flags = platform.processor()
+    return f"{torch.__version__} {platform.machine()} {torch.backends.cpu.get_cpu_capability()} {flags}"
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]), _kind_from(json.loads(sys.argv[2])))

@@ -1,0 +1,281 @@
+"""The tensors of one rule, merged in one pass over memory each, into outputs that the caller gives.
+
+What a rule's parameters and options mean stays where it is defined, in the functions of the methods: here they become
+the numbers of a formula. The bits are those of the methods' own functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evomerge.bank.fused import DTYPES, SHORTEST, Kernel, KernelKind, Kernels
+from evomerge.errors import MergeError
+from evomerge.merging.dare import Dropping, masked_lookup
+from evomerge.merging.formulas import Factors, Formula, moved, pack
+from evomerge.merging.group import Group
+from evomerge.merging.slerp import cosine, slerp_shares
+from evomerge.merging.task_arithmetic import task_weights
+from evomerge.merging.task_vectors import TaskVectors
+from evomerge.merging.ties import Trimming
+
+# Elements per call of a kernel. Few enough that the sum of the votes is exact in float32, and that the copies of what
+# is streamed to a device stay small; many enough that a call costs nothing.
+CPU_CHUNK = 1 << 22
+DEVICE_CHUNK = 1 << 24
+
+# A rule with fewer elements is merged eagerly in less time than it is worth to compile for.
+WORTH_COMPILING = 1 << 22
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A rule as a formula.
+
+    Attributes:
+        factors: tensor name -> the numbers of each source.
+        scale: lambda.
+        scope_of: tensor name -> the tensors whose votes decide its zero sums.
+    """
+
+    formula: Formula
+    factors: Callable[[str], list[Factors]]
+    scale: float = 1.0
+    scope_of: Callable[[str], tuple[str, ...]] = lambda name: (name,)
+
+
+Cosines = MutableMapping[tuple[str, ...], float]
+"""(tensor name, ...) -> the cosine between two sources, which does not depend on the candidate."""
+
+
+def plan(method: str, group: Group, cosines: Cosines) -> Plan | None:
+    """The rule as a formula, or None where the method has none.
+
+    Raises:
+        MergeError: the parameters give no merge: weights that sum to zero are to be normalised.
+    """
+    match method:
+        case "linear":
+            return Plan(Formula("average"), _same(_linear_weights(group)))
+        case "slerp":
+            return Plan(Formula("average"), lambda name: _slerp_factors(group, name, cosines))
+        case "task_arithmetic":
+            return Plan(Formula("sum"), _same(task_weights(group)))
+        case "dare_linear":
+            dropping, weights = Dropping(group), task_weights(group)
+            return Plan(
+                Formula("sum", drops=True),
+                lambda name: [Factors(weight, drop=dropping(source, name)) for source, weight in enumerate(weights)],
+            )
+        case "ties":
+            lookup = None if group.thresholds is None else group.thresholds.kth_magnitude
+            return _election(group, Trimming(group, TaskVectors(group), lookup), None)
+        case "dare_ties":
+            return _dare_ties(group)
+        case _:
+            return None
+
+
+def _same(weights: Iterable[float]) -> Callable[[str], list[Factors]]:
+    factors = [Factors(weight) for weight in weights]
+    return lambda name: factors
+
+
+def _linear_weights(group: Group) -> list[float]:
+    weights = group.per_source("weight")
+    total = group.normalisable(weights) if group.options["normalize"] else 1.0
+    return [weight / total for weight in weights]
+
+
+def _slerp_factors(group: Group, name: str, cosines: Cosines) -> list[Factors]:
+    if (name,) not in cosines:
+        cosines[name,] = cosine(group, name)
+    return [Factors(share) for share in slerp_shares(cosines[name,], group.shared("t"))]
+
+
+def _dare_ties(group: Group) -> Plan | None:
+    dropping = Dropping(group)
+    if group.options["dare_ties"] == "no_trim":
+        return _election(group, None, dropping)
+    provider = group.thresholds
+    lookup = None if provider is None else (lambda *asked: masked_lookup(provider, group, dropping, *asked))
+    return _election(group, Trimming(group, TaskVectors(group, dropping), lookup), dropping)
+
+
+def _election(group: Group, trimming: Trimming | None, dropping: Dropping | None) -> Plan | None:
+    """TIES. None where thresholds are counted and only some of the elements at a threshold survive (`topk`): which ones
+    is known from the elements before them, not from a formula."""
+    options = group.options
+    counted = group.thresholds is None or dropping is not None
+    if trimming is not None and options["kept_rule"] == "topk" and counted:
+        return None
+    weights = group.per_source("weight")
+    agg, weighting = str(options["agg"]), str(options["weighting"])
+    if agg == "dis-mean" and weighting == "norm":
+        group.normalisable([abs(weight) for weight in weights])
+
+    def factors(name: str) -> list[Factors]:
+        cuts = [0.0] * len(weights) if trimming is None else [cut.threshold for cut in trimming.cuts(name)]
+        drops = [None] * len(weights) if dropping is None else [dropping(i, name) for i in range(len(weights))]
+        return [Factors(*numbers) for numbers in zip(weights, cuts, drops, strict=True)]
+
+    by_majority = options["zero_sign"] == "global majority"
+    formula = Formula("election", dropping is not None, str(options["elect"]), agg, weighting, by_majority)
+    return Plan(formula, factors, group.shared("lambda"), group.scope_of)
+
+
+class FusedRule:
+    """A rule with a kernel for each of its tensors.
+
+    The sign of an exactly zero sum is that of most elements of the tensor's scope, which is known only when all of the
+    scope have been merged. So it is assumed to be what it was last time (`signs`), and where that turns out wrong the
+    scope is merged once more.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        plan: Plan,
+        kernels: Mapping[str, tuple[KernelKind, Kernel]],
+        dtype: torch.dtype,
+        device: torch.device,
+        signs: MutableMapping[tuple[str, ...], bool],
+    ) -> None:
+        """
+        Args:
+            kernels: by tensor name, for all names of the group and all scopes that they vote in.
+            dtype, device: of the outputs. What of the sources lies elsewhere is streamed there.
+            signs: scope -> whether its majority was positive. Only a guess; kept up to date.
+        """
+        self._group = group
+        self._plan = plan
+        self._kernels = kernels
+        self._dtype = dtype
+        self._device = device
+        self._signs = signs
+
+    def write(self, outputs: Mapping[str, Tensor]) -> None:
+        """Merge each tensor of the rule into the output of its name, which has the rule's dtype and device.
+
+        Raises:
+            MergeError: a merged tensor is not finite. Outputs are then partly written.
+        """
+        for scope, names in self._scopes().items():
+            assumed = self._signs.get(scope, True)
+            votes = sum(self._merge(name, outputs[name], positive=assumed) for name in names)
+            if self._settled(scope, names, votes) != assumed:
+                for name in names:
+                    self._merge(name, outputs[name], positive=not assumed)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, merged tensor in memory of its own), one after another, with the same bits as `write`.
+
+        Raises:
+            MergeError: a merged tensor is not finite.
+        """
+        for scope, names in self._scopes().items():
+            positive = self._settled(scope, (), 0.0)
+            for name in names:
+                merged = torch.empty(self._group.like(name).shape, dtype=self._dtype, device=self._device)
+                self._merge(name, merged, positive=positive)
+                yield name, merged
+
+    def _scopes(self) -> dict[tuple[str, ...], list[str]]:
+        """Scope -> the rule's tensors in it, in order. Without a majority every tensor is by itself."""
+        scopes: dict[tuple[str, ...], list[str]] = {}
+        for name in self._group.names:
+            scope = self._plan.scope_of(name) if self._plan.formula.by_majority else (name,)
+            scopes.setdefault(scope, []).append(name)
+        return scopes
+
+    def _settled(self, scope: tuple[str, ...], counted: Iterable[str], votes: float) -> bool:
+        """Whether the majority of the scope is positive, given the votes of some of its tensors. A balance is not."""
+        if not self._plan.formula.by_majority:
+            return True
+        for name in set(scope).difference(counted):
+            votes += self._merge(name, None, positive=True)
+        self._signs[scope] = votes > 0
+        return votes > 0
+
+    def _merge(self, name: str, out: Tensor | None, *, positive: bool) -> float:
+        """One pass over one tensor; without an output it only votes. Returns the votes, 0 without a majority."""
+        if out is None or out.is_contiguous():
+            return self._pass(name, None if out is None else out.detach().view(-1), positive=positive)
+        merged = torch.empty(out.shape, dtype=out.dtype, device=out.device)
+        votes = self._pass(name, merged.view(-1), positive=positive)
+        out.copy_(merged)
+        return votes
+
+    def _pass(self, name: str, out: Tensor | None, *, positive: bool) -> float:
+        group, (kind, kernel) = self._group, self._kernels[name]
+        device, elements = self._device, group.like(name).numel()
+        size = CPU_CHUNK if device.type == "cpu" else DEVICE_CHUNK
+        discarded = torch.empty(min(size, elements) if out is None else 0, dtype=self._dtype, device=device)
+        factors = self._plan.factors(name)
+        numbers, words = (part.to(device) for part in pack(factors, self._plan.scale, 1.0 if positive else -1.0))
+        models = [model[name].detach().reshape(-1) for model in _models(group, kind)]
+        checks = []
+        for start in range(0, elements, size):
+            stop = min(start + size, elements)
+            pieces = [model[start:stop].to(device, non_blocking=True) for model in models]
+            written = discarded[: stop - start] if out is None else out[start:stop]
+            arguments = [*pieces, numbers, moved(words, factors, start), written]
+            checks.append(kernel(arguments) if stop - start >= SHORTEST else kind.run(*arguments))
+        return self._checked(name, checks)
+
+    def _checked(self, name: str, checks: list[Tensor]) -> float:
+        """The sum of what the kernels returned, or a refusal of what is not finite."""
+        total = math.fsum(torch.stack(checks).tolist()) if checks else 0.0
+        if not math.isfinite(total):
+            raise MergeError(f"tensor {name!r} of the merge is not finite in {_NAMES[self._dtype]}")
+        return total if self._plan.formula.by_majority else 0.0
+
+
+def kinds(group: Group, plan: Plan, dtype: torch.dtype) -> dict[str, KernelKind] | None:
+    """The kernels that a rule needs, by tensor name; None where one of its tensors is of a type that has none."""
+    formula, found = plan.formula, {}
+    scopes = {other for name in group.names for other in plan.scope_of(name)} if formula.by_majority else set()
+    for name in sorted(scopes.union(group.names)):
+        base = None if group.base is None or not formula.has_base else _NAMES.get(group.base[name].dtype)
+        sources = [_NAMES.get(source[name].dtype) for source in group.sources]
+        out = _NAMES.get(dtype)
+        if None in (*sources, out) or (base is None and formula.has_base):
+            return None
+        found[name] = KernelKind(formula, base, tuple(map(str, sources)), str(out))
+    return found
+
+
+def fused_rule(
+    method: str,
+    group: Group,
+    kernels: Kernels,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    cosines: Cosines,
+    signs: MutableMapping[tuple[str, ...], bool],
+) -> FusedRule | None:
+    """The rule ready to be merged in one pass, or None where it is to be merged eagerly: the method has no formula, a
+    tensor a type without kernels, or a kernel is not there (yet).
+
+    Raises:
+        MergeError: the parameters give no merge.
+    """
+    made = plan(method, group, cosines)
+    needed = None if made is None else kinds(group, made, dtype)
+    if made is None or needed is None:
+        return None
+    worthwhile = group.elements(group.names) >= WORTH_COMPILING
+    found = {kind: kernels.find(kind, compile_missing=worthwhile) for kind in set(needed.values())}
+    ready = {name: (kind, kernel) for name, kind in needed.items() if (kernel := found[kind]) is not None}
+    return FusedRule(group, made, ready, dtype, device, signs) if len(ready) == len(needed) else None
+
+
+def _models(group: Group, kind: KernelKind) -> list[Mapping[str, Tensor]]:
+    return list(group.sources) if kind.base is None or group.base is None else [group.base, *group.sources]

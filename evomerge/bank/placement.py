@@ -1,0 +1,123 @@
+"""Where the sources live during a search: chosen from sizes before anything is loaded, and said with the bytes.
+
+On a CPU they stay in the mapped files: all workers of a machine read the same pages, and the system may drop them. On a
+device they are copied there where they fit beside the live model; else every worker holds them in pinned host memory,
+or where even that is too much in the mapped files, and streams each tensor through the device while it is merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+
+from evomerge.bank.memory import MemoryNeed, total_memory
+from evomerge.errors import InvalidInput
+
+# The rest of a device is for activations and what its allocator wastes, the rest of a host for everything else on it.
+DEVICE_SHARE = 0.75
+HOST_SHARE = 0.75
+
+
+class Place(StrEnum):
+    MAPPED = "mapped files"
+    DEVICE = "device memory"
+    PINNED = "pinned host memory"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What was chosen, with bytes.
+
+    Attributes:
+        place: where the sources live.
+        device: "cpu" or "cuda".
+        sources: bytes of base and experts: per machine in mapped files, per worker elsewhere.
+        worker: bytes that each worker holds on the device beside the sources: live model, tables, temporaries.
+        pageable: whether the sources are memory that the system may drop and read again.
+    """
+
+    place: Place
+    device: str
+    sources: int
+    worker: int
+    pageable: bool
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data for `evomerge check`."""
+        return {**asdict(self), "place": str(self.place), "says": self.sentence}
+
+    @property
+    def sentence(self) -> str:
+        """One line for a person."""
+        shared = "shared by the workers of a machine" if self.place is Place.MAPPED else "for each worker"
+        streamed = ", streamed to the device tensor by tensor" if self.streams else ""
+        return (
+            f"sources in {self.place} ({_gigabytes(self.sources)}, {shared}){streamed}; "
+            f"each worker holds {_gigabytes(self.worker)} more on the {self.device}"
+        )
+
+    @property
+    def streams(self) -> bool:
+        return self.device != "cpu" and self.place is not Place.DEVICE
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Memory of the machine that workers run on, in bytes; `device` is that of one accelerator, None without one."""
+
+    host: int
+    device: int | None
+
+
+def this_machine() -> Machine:
+    device = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+    return Machine(total_memory(), device)
+
+
+def place_sources(need: MemoryNeed, machine: Machine, *, workers: int = 1) -> Placement:
+    """Choose where the sources live, for workers that each have an accelerator of their own, if there is one.
+
+    Args:
+        need: as `memory_need` says from the catalogue.
+        machine: what the workers of one machine share, and the accelerator of each.
+        workers: on that machine.
+
+    Raises:
+        InvalidInput: the search cannot fit; says what is needed, what there is, and what to change.
+    """
+    if machine.device is None:
+        _refuse_excess(need.worker * workers, machine.host, "this machine")
+        return Placement(Place.MAPPED, "cpu", need.sources, need.worker, pageable=True)
+    _refuse_excess(need.worker, machine.device, "the GPU")
+    if need.worker + need.sources <= DEVICE_SHARE * machine.device:
+        return Placement(Place.DEVICE, "cuda", need.sources, need.worker, pageable=False)
+    if need.sources * workers <= HOST_SHARE * machine.host:
+        return Placement(Place.PINNED, "cuda", need.sources, need.worker, pageable=False)
+    return Placement(Place.MAPPED, "cuda", need.sources, need.worker, pageable=True)
+
+
+def placed(tensors: Mapping[str, torch.Tensor], place: Place, device: torch.device) -> Mapping[str, torch.Tensor]:
+    """The tensors of one source where they are to live: the mapped memory itself, or a copy."""
+    match place:
+        case Place.DEVICE:
+            return {name: tensor.to(device) for name, tensor in tensors.items()}
+        case Place.PINNED:
+            return {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        case _:
+            return dict(tensors)
+
+
+def _refuse_excess(wanted: int, there: int, where: str) -> None:
+    if wanted > there:
+        raise InvalidInput(
+            f"the search needs {_gigabytes(wanted)} and {where} has {_gigabytes(there)}; "
+            "use fewer workers, a smaller dtype, or smaller models"
+        )
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

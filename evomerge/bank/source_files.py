@@ -1,0 +1,49 @@
+"""A guard over the files that sources are mapped from: a file that changes under a search would change its candidates.
+
+What the files held when the search was made is in the fingerprints, which the controller compares before a run. From
+then on it is enough that they stay the same files: one look at each file's status per candidate, no byte of it read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from evomerge.checkpoints import Source
+from evomerge.errors import InvalidInput
+
+_PATTERNS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "config.json")
+
+Status = tuple[int, int, int, int]
+
+
+class SourceFiles:
+    """The weight files of some sources, as they were when this object was made."""
+
+    def __init__(self, sources: Iterable[Source]) -> None:
+        self._seen = {path: _status(path) for source in sources for path in _files(source.directory)}
+
+    def check(self) -> None:
+        """
+        Raises:
+            InvalidInput: a file is gone, was replaced, or was written to.
+        """
+        for path, seen in self._seen.items():
+            if _status(path) != seen:
+                raise InvalidInput(
+                    f"{path} has changed since this worker opened it, so the candidates would no longer be comparable; "
+                    "restore the file and start again, or make a new study for the new weights"
+                )
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted({path for pattern in _PATTERNS for path in directory.glob(pattern)})
+
+
+def _status(path: Path) -> Status | None:
+    """Of the file itself: in a hub snapshot every name is a link."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

@@ -1,0 +1,238 @@
+"""Formulas and kernels: the same bits as the methods' own functions, however they are run."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import subprocess
+import sys
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from evomerge.bank import passes
+from evomerge.bank.fused import KernelKind, Kernels, package_path
+from evomerge.bank.passes import fused_rule, kinds, plan
+from evomerge.bank.thresholds import ThresholdTables
+from evomerge.errors import MergeError
+from evomerge.merging.formulas import Formula
+from evomerge.merging.group import Group
+from evomerge.merging.merge import METHOD_FUNCTIONS
+from evomerge.methods import METHODS, resolve_options, resolve_parameters
+
+CPU = torch.device("cpu")
+
+SIZES = {"a": 1, "b": 2, "c": 17, "d": 20_001}
+
+PARAMETERS = {
+    "linear": {"weight": [1.0, 0.3, 2.0]},
+    "slerp": {"t": 0.3},
+    "task_arithmetic": {"weight": [0.7, -0.4, 1.1]},
+    "ties": {"density": [0.3, 0.5, 1.0], "weight": [1.0, 0.6, -1.3], "lambda": 1.7},
+    "dare_linear": {"drop_rate": [0.5, 0.0, 0.9], "weight": [0.7, -0.4, 1.1]},
+    "dare_ties": {"drop_rate": [0.5, 0.0, 0.9], "density": [0.3, 0.5, 0.1], "weight": [1.0, 0.6, -1.3], "lambda": 0.3},
+}
+
+
+class EagerKernels:
+    """The formulas in eager operations: what a kernel is compiled from."""
+
+    def find(self, kind, *, compile_missing):
+        return lambda arguments: kind.run(*arguments)
+
+
+class CompiledKernels:
+    """Waits for the compiled kernel, which the user's cache keeps between runs of the tests."""
+
+    def __init__(self):
+        self._kernels = Kernels(CPU)
+
+    def find(self, kind, *, compile_missing):
+        return self._kernels.compile(kind)
+
+
+def models_of(count, dtypes, seed=0):
+    """Base and sources on one coarse grid, so that values tie and cancel, with zeros of both signs in the base."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def tensor(size, scale, dtype):
+        return (torch.randint(-40, 41, (size,), generator=generator) * scale).to(dtype)
+
+    base = {name: tensor(size, 2**-7, dtypes[0]) for name, size in SIZES.items()}
+    for each in base.values():
+        each[::5] = -0.0
+        each[1::5] = 0.0
+    sources = [
+        {name: (base[name].float() + tensor(size, 2**-9, torch.float32)).to(dtype) for name, size in SIZES.items()}
+        for dtype in itertools.islice(itertools.cycle(dtypes[1:]), count)
+    ]
+    return base, sources
+
+
+def group_of(method, options, dtypes, names=tuple(SIZES), tables=True, seed=0):
+    count = METHODS[method].sources or 3
+    base, sources = models_of(count, dtypes, seed)
+    parameters = resolve_parameters(method, PARAMETERS[method], count)
+    thresholds = ThresholdTables(base, sources) if tables else None
+    resolved = resolve_options(method, options)
+    return Group(names, base, tuple(sources), parameters, resolved, 11, thresholds, tuple(SIZES))
+
+
+def assert_same_bits(method, group, dtype, kernels):
+    expected = {name: tensor.to(dtype) for name, tensor in METHOD_FUNCTIONS[method](group)}
+    rule = fused_rule(method, group, kernels, dtype, CPU, cosines={}, signs={})
+    written = {name: torch.full((SIZES[name],), 7.0, dtype=dtype) for name in group.names}
+    rule.write(written)
+    for name, tensor in expected.items():
+        assert torch.equal(bits(written[name]), bits(tensor)), name
+    for name, tensor in rule.tensors():
+        assert torch.equal(bits(tensor), bits(expected[name])), name
+
+
+def bits(tensor):
+    return tensor.view(torch.int16 if tensor.itemsize == 2 else torch.int32)
+
+
+def choices(method):
+    """Every combination of the options of TIES; of other methods, which share them, each option by itself."""
+    options = [option for option in METHODS[method].options if len(option.choices) > 1]
+    if method == "ties":
+        for values in itertools.product(*(option.choices for option in options)):
+            yield dict(zip((option.name for option in options), values, strict=True))
+        return
+    yield {"semantics": "mergekit"}
+    for option in options:
+        yield from ({option.name: choice} for choice in option.choices)
+
+
+@pytest.mark.parametrize("method", PARAMETERS)
+def test_the_formula_has_the_bits_of_the_method_for_every_option(method, monkeypatch):
+    monkeypatch.setattr(passes, "CPU_CHUNK", 1 << 13)  # votes and masks go on from piece to piece
+    dtypes = (torch.bfloat16,) * 4
+    tested = 0
+    for options in choices(method):
+        group = group_of(method, options, dtypes)
+        if plan(method, group, {}) is None:
+            assert (method, options) == ("dare_ties", {"kept_rule": "topk"})
+            continue
+        assert_same_bits(method, group, torch.bfloat16, EagerKernels())
+        tested += 1
+    assert tested >= 1
+
+
+@pytest.mark.parametrize("out", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16, torch.float16), (torch.float16, torch.float32)])
+@pytest.mark.parametrize("method", PARAMETERS)
+def test_the_formula_has_the_bits_of_the_method_for_every_mixture_of_types(method, dtypes, out):
+    assert_same_bits(method, group_of(method, {}, dtypes), out, EagerKernels())
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("scope", ["global", "tensor", "layer_group"])
+def test_zero_sums_take_the_sign_of_the_majority_of_all_tensors_in_scope(scope, seed):
+    group = group_of("ties", {"trim_scope": scope}, (torch.bfloat16,) * 4, names=("c", "d"), seed=seed)
+    assert_same_bits("ties", group, torch.bfloat16, EagerKernels())
+
+
+def test_thresholds_can_be_counted_as_well_as_looked_up():
+    for method in ("ties", "dare_ties"):
+        group = group_of(method, {"trim_scope": "tensor"}, (torch.float32,) * 4, tables=False)
+        assert_same_bits(method, group, torch.float32, EagerKernels())
+    assert plan("ties", group_of("ties", {"kept_rule": "topk"}, (torch.float32,) * 4, tables=False), {}) is None
+
+
+def test_an_output_that_is_not_contiguous_is_written_all_the_same():
+    group = group_of("ties", {}, (torch.bfloat16,) * 4, names=("d",))
+    rule = fused_rule("ties", group, EagerKernels(), torch.bfloat16, CPU, cosines={}, signs={})
+    straight, strided = torch.zeros(SIZES["d"]).bfloat16(), torch.zeros(SIZES["d"], 2).bfloat16()[:, 0]
+    rule.write({"d": straight})
+    rule.write({"d": strided})
+    assert torch.equal(straight, strided)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
+@pytest.mark.parametrize("method", PARAMETERS)
+def test_n5_what_is_not_finite_is_refused_by_name(method, bad):
+    group = group_of(method, {}, (torch.float32,) * 4, names=("c",))
+    group.sources[0]["c"][3] = bad
+    group.sources[1]["c"][3] = bad
+    rule = fused_rule(method, group, EagerKernels(), torch.float16, CPU, cosines={}, signs={})
+    with pytest.raises(MergeError, match="'c' of the merge is not finite in float16"):
+        rule.write({"c": torch.zeros(SIZES["c"], dtype=torch.float16)})
+
+
+def test_a_type_without_kernels_is_merged_eagerly():
+    group = group_of("linear", {}, (torch.float64,) * 4)
+    assert kinds(group, plan("linear", group, {}), torch.float32) is None
+    assert fused_rule("linear", group, EagerKernels(), torch.float32, CPU, cosines={}, signs={}) is None
+
+
+BFLOAT16 = ("bfloat16",) * 3
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "dtypes", "out"),
+    [
+        ("linear", {}, (torch.bfloat16,) * 4, torch.bfloat16),
+        ("ties", {}, (torch.bfloat16,) * 4, torch.bfloat16),
+        ("dare_ties", {"weighting": "norm"}, (torch.float32, torch.bfloat16, torch.float16), torch.float32),
+    ],
+)
+def test_compiled_kernels_have_the_bits_of_the_method_with_any_chunks_and_threads(
+    method, options, dtypes, out, monkeypatch
+):
+    kernels = CompiledKernels()
+    for chunk, threads in ((1 << 22, 1), (1 << 13, 1), (1 << 14, 2)):
+        monkeypatch.setattr(passes, "CPU_CHUNK", chunk)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            for scope in ("global", "tensor") if "ties" in method else (None,):
+                chosen = options if scope is None else {**options, "trim_scope": scope}
+                assert_same_bits(method, group_of(method, chosen, dtypes), out, kernels)
+        finally:
+            torch.set_num_threads(before)
+
+
+def test_a_compiled_kernel_is_loaded_without_the_compiler():
+    kind = KernelKind(Formula("average"), None, BFLOAT16, "bfloat16")
+    assert Kernels(CPU).compile(kind) is not None
+    code = (
+        "import json, os, sys, torch; before = dict(os.environ)\n"
+        "from evomerge.bank.fused import Kernels, _kind_from\n"
+        f"kind = _kind_from(json.loads({json.dumps(json.dumps(asdict(kind)))}))\n"
+        "kernel = Kernels(torch.device('cpu')).find(kind, compile_missing=False)\n"
+        "kernel(kind.arguments(100))\n"
+        "assert dict(os.environ) == before\n"
+        "print(sorted({'torch._inductor', 'torch._dynamo'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_small_rules_never_start_a_compiler(tmp_path):
+    group = group_of("task_arithmetic", {}, (torch.bfloat16,) * 4)
+    kernels = Kernels(CPU, tmp_path)
+    assert fused_rule("task_arithmetic", group, kernels, torch.bfloat16, CPU, cosines={}, signs={}) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_compiler_it_is_said_once_and_the_eager_path_serves(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    monkeypatch.setenv("PATH", "/nowhere")
+    kernels = Kernels(CPU, tmp_path)
+    with caplog.at_level(logging.WARNING):
+        for formula in (Formula("average"), Formula("average", weighting="another")):
+            assert kernels.compile(KernelKind(formula, None, BFLOAT16, "bfloat16")) is None
+    assert [record.getMessage()[:15] for record in caplog.records] == ["merging eagerly"]
+
+
+def test_a_package_is_named_after_all_that_its_code_depends_on(tmp_path, monkeypatch):
+    kind = KernelKind(Formula("average"), None, BFLOAT16, "bfloat16")
+    other = KernelKind(Formula("average"), None, BFLOAT16, "float32")
+    assert package_path(tmp_path, kind) != package_path(tmp_path, other)
+    before = package_path(tmp_path, kind)
+    monkeypatch.setattr("evomerge.bank.fused._machine", lambda: "another processor")
+    assert package_path(tmp_path, kind) != before

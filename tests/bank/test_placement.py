@@ -1,0 +1,68 @@
+"""Where sources live: chosen and said before a run, refused where nothing fits."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from evomerge.bank.memory import MemoryNeed
+from evomerge.bank.placement import Machine, Place, place_sources, placed
+from evomerge.bank.source_files import SourceFiles
+from evomerge.checkpoints import open_source
+from evomerge.errors import InvalidInput
+from evomerge.recipe import ModelRef
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("device", "host", "place"),
+    [
+        (None, 16, Place.MAPPED),
+        (80, 128, Place.DEVICE),
+        (24, 128, Place.PINNED),
+        (24, 32, Place.MAPPED),
+    ],
+)
+def test_the_fastest_memory_that_is_large_enough_is_chosen(device, host, place):
+    need = MemoryNeed(worker=15 * GB, sources=40 * GB)
+    chosen = place_sources(need, Machine(host * GB, None if device is None else device * GB))
+    assert chosen.place is place
+    assert chosen.to_data()["sources"] == 40 * GB
+    assert str(place) in chosen.sentence
+    assert chosen.streams == (device is not None and place is not Place.DEVICE)
+
+
+@pytest.mark.parametrize("machine", [Machine(32 * GB, None), Machine(128 * GB, 8 * GB)])
+def test_what_cannot_fit_is_refused_before_anything_is_loaded(machine):
+    with pytest.raises(InvalidInput, match="use fewer workers"):
+        place_sources(MemoryNeed(worker=15 * GB, sources=40 * GB), machine, workers=4)
+
+
+def test_mapped_sources_are_the_mapped_memory_itself():
+    tensors = {"w": torch.ones(3)}
+    assert placed(tensors, Place.MAPPED, torch.device("cpu"))["w"].data_ptr() == tensors["w"].data_ptr()
+
+
+@pytest.mark.parametrize("change", ["touch", "replace", "remove", "grow"])
+def test_a_source_file_that_changes_under_a_search_is_noticed(tmp_path, toy_model, change):
+    directory = tmp_path / "model"
+    shutil.copytree(toy_model, directory)
+    files = SourceFiles([open_source(ModelRef("base", str(directory)))])
+    files.check()
+    weights = directory / "model.safetensors"
+    match change:
+        case "touch":
+            weights.touch()
+        case "replace":
+            shutil.copy2(weights, tmp_path / "other")
+            (tmp_path / "other").replace(weights)
+        case "remove":
+            weights.unlink()
+        case _:
+            with weights.open("ab") as file:
+                file.write(b"x")
+    with pytest.raises(InvalidInput, match="has changed since this worker opened it"):
+        files.check()
