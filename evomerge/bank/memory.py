@@ -11,7 +11,7 @@ from evomerge.bank.thresholds import SORTED_AT_ONCE
 from evomerge.catalogue import TensorCatalogue
 from evomerge.errors import InvalidInput
 
-BYTES_PER_SORTED = 8  # the fp32 magnitudes twice: gathered, and in one piece to be sorted
+BYTES_PER_SORTED = 4  # the fp32 magnitudes, sorted in place
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
