@@ -19,7 +19,13 @@ from typing import Any
 import torch
 from machine import arguments, progress, report
 
+from evomerge.bank import WeightBank, open_bank
+from evomerge.methods import resolve_options, resolve_parameters
+from evomerge.recipe import ModelRef, Recipe, Rule
+
 EXPERTS = ("one", "two", "three", "four")
+LLAMA = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "vocab_size": 32_000}
+TINY = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 1, "vocab_size": 320}
 CANDIDATES = ({"density": 0.2}, {"density": 0.4})
 
 
@@ -34,7 +40,8 @@ def main() -> None:
         return
     folder = given.folder or Path(tempfile.mkdtemp())
     try:
-        make_models(folder)
+        make_models(folder, LLAMA)
+        make_models(folder / "tiny", TINY)
         rows = [row for count in (1, given.workers) for row in measure(folder, count)]
     finally:
         if given.folder is None:
@@ -42,18 +49,11 @@ def main() -> None:
     report({"benchmark": "memory", "ratio": rows[0]["resident / expected"]}, rows, given.json)
 
 
-def make_models(folder: Path) -> None:
-    """Base and experts as Llama checkpoints in bfloat16, 220 MB each."""
+def make_models(folder: Path, sizes: dict[str, int]) -> None:
+    """Base and experts as Llama checkpoints in bfloat16."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        vocab_size=32_000,
-        tie_word_embeddings=True,
-    )
+    config = LlamaConfig(**sizes, num_attention_heads=12, tie_word_embeddings=True)
     for seed, name in enumerate(("base", *EXPERTS)):
         if not (folder / name / "model.safetensors").exists():
             progress(f"making {name}")
@@ -100,20 +100,10 @@ def measure(folder: Path, count: int) -> list[dict[str, Any]]:
 
 def work(folder: Path) -> None:
     """One worker: merges, then measures itself when it is told to, then ends when it is told to."""
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
-    from evomerge.bank import open_bank
-    from evomerge.methods import resolve_options, resolve_parameters
-    from evomerge.recipe import ModelRef, Recipe, Rule
-
     torch.set_num_threads(1)
+    merge_candidates(folder / "tiny")  # loads every library that a worker loads
     before = own_memory()
-    refs = [ModelRef(name, str(folder / name), fingerprint=name) for name in ("base", *EXPERTS)]
-    bank = open_bank(refs[0], refs[1:], dtype="bfloat16", device="cpu")
-    tensors = tuple(entry.name for entry in bank.base.catalogue.mergeable)
-    for parameters in CANDIDATES:
-        rule = Rule(tensors, "ties", EXPERTS, resolve_parameters("ties", parameters, 4), resolve_options("ties", {}))
-        bank.materialize(Recipe(refs[0], tuple(refs[1:]), (rule,), "bfloat16"))
+    bank = merge_candidates(folder)
     print("merged", flush=True)
     input()
     after = own_memory()
@@ -124,6 +114,17 @@ def work(folder: Path) -> None:
         flush=True,
     )
     input()
+
+
+def merge_candidates(folder: Path) -> WeightBank:
+    """A bank over the models of the folder, with two candidates merged one after the other."""
+    refs = [ModelRef(name, str(folder / name), fingerprint=name) for name in ("base", *EXPERTS)]
+    bank = open_bank(refs[0], refs[1:], dtype="bfloat16", device="cpu")
+    tensors = tuple(entry.name for entry in bank.base.catalogue.mergeable)
+    for parameters in CANDIDATES:
+        rule = Rule(tensors, "ties", EXPERTS, resolve_parameters("ties", parameters, 4), resolve_options("ties", {}))
+        bank.materialize(Recipe(refs[0], tuple(refs[1:]), (rule,), "bfloat16"))
+    return bank
 
 
 def own_memory() -> dict[str, int]:

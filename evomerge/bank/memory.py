@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from evomerge.bank.thresholds import SORTED_AT_ONCE
 from evomerge.catalogue import TensorCatalogue
 
-BYTES_PER_SORTED = 8  # the fp32 magnitudes twice: gathered, and in one piece to be sorted
+BYTES_PER_SORTED = 4  # the fp32 magnitudes, sorted in place
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 

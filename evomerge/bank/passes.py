@@ -159,6 +159,7 @@ class FusedRule:
         self._dtype = dtype
         self._device = device
         self._signs = signs
+        self._last: tuple[object, tuple[Tensor, Tensor]] = None, pack([Factors()])
 
     def write(self, outputs: Mapping[str, Tensor]) -> None:
         """Merge each tensor of the rule into the output of its name, which has the rule's dtype and device.
@@ -217,9 +218,9 @@ class FusedRule:
         device, elements = self._device, group.like(name).numel()
         size = CPU_CHUNK if device.type == "cpu" else DEVICE_CHUNK
         discarded = torch.empty(min(size, elements) if out is None else 0, dtype=self._dtype, device=device)
-        factors = self._plan.factors(name)
-        numbers, words = (part.to(device) for part in pack(factors, self._plan.scale, 1.0 if positive else -1.0))
-        models = [model[name].detach().reshape(-1) for model in _models(group, kind)]
+        factors = tuple(self._plan.factors(name))
+        numbers, words = self._packed(factors, positive)
+        models = [model[name].reshape(-1) for model in _models(group, kind)]
         checks = []
         for start in range(0, elements, size):
             stop = min(start + size, elements)
@@ -229,9 +230,16 @@ class FusedRule:
             checks.append(kernel(arguments) if stop - start >= SHORTEST else kind.run(*arguments))
         return self._checked(name, checks)
 
+    def _packed(self, factors: tuple[Factors, ...], positive: bool) -> tuple[Tensor, Tensor]:
+        """The numbers on the device: those of the last tensor, if they are the same."""
+        if (factors, positive) != self._last[0]:
+            tensors = pack(factors, self._plan.scale, 1.0 if positive else -1.0)
+            self._last = (factors, positive), (tensors[0].to(self._device), tensors[1].to(self._device))
+        return self._last[1]
+
     def _checked(self, name: str, checks: list[Tensor]) -> float:
         """The sum of what the kernels returned, or a refusal of what is not finite."""
-        total = math.fsum(torch.stack(checks).tolist()) if checks else 0.0
+        total = checks[0].item() if len(checks) == 1 else math.fsum(torch.stack(checks).tolist()) if checks else 0.0
         if not math.isfinite(total):
             raise MergeError(f"tensor {name!r} of the merge is not finite in {_NAMES[self._dtype]}")
         return total if self._plan.formula.by_majority else 0.0

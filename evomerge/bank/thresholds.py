@@ -126,38 +126,41 @@ def _fine_knots(magnitudes: Pieces, elements: int, spacing: int) -> tuple[Ranks,
 def _sorted_parts(magnitudes: Pieces, elements: int) -> Iterator[Floats]:
     """All magnitudes in ascending order, in parts of bounded size that each hold whole runs of equal values."""
     if elements <= SORTED_AT_ONCE:
-        yield _sorted(list(magnitudes()))
+        yield _sorted(magnitudes(), elements)
         return
     # Non-negative floats have the order of their bits read as integers: parts are ranges of the upper sixteen.
     counts = torch.zeros(1 << 16, dtype=torch.int64)
     for piece in magnitudes():
         counts += torch.bincount(piece.view(torch.int32) >> 16, minlength=1 << 16).cpu()
-    for first, last in _digit_ranges(counts.tolist()):
-        chosen = []
-        for piece in magnitudes():
-            digits = piece.view(torch.int32) >> 16
-            chosen.append(piece[(digits >= first) & (digits <= last)])
-        yield _sorted(chosen)
+    for first, last, held in _digit_ranges(counts.tolist()):
+        yield _sorted((_in_digits(piece, first, last) for piece in magnitudes()), held)
 
 
-def _digit_ranges(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Ranges of digits, first and last, that hold some and at most SORTED_AT_ONCE elements (or one digit alone)."""
+def _in_digits(piece: torch.Tensor, first: int, last: int) -> torch.Tensor:
+    digits = piece.view(torch.int32) >> 16
+    return piece[(digits >= first) & (digits <= last)]
+
+
+def _digit_ranges(counts: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """First digit, last digit and number of elements of ranges that hold some, at most SORTED_AT_ONCE or one digit."""
     first, held = 0, 0
     for digit, count in enumerate(counts):
         if held and held + count > SORTED_AT_ONCE:
-            yield first, digit - 1
+            yield first, digit - 1, held
             held = 0
         if not held:
             first = digit
         held += count
     if held:
-        yield first, len(counts) - 1
+        yield first, len(counts) - 1, held
 
 
-def _sorted(pieces: Sequence[torch.Tensor]) -> Floats:
-    whole = torch.cat(list(pieces))
-    if whole.device.type != "cpu":
-        return whole.sort().values.cpu().numpy()
+def _sorted(pieces: Iterable[torch.Tensor], elements: int) -> Floats:
+    """The elements of all pieces in ascending order, gathered in one buffer that is made for them."""
+    whole, filled = torch.empty(elements), 0
+    for piece in pieces:
+        whole[filled : filled + len(piece)] = piece
+        filled += len(piece)
     array: Floats = whole.numpy()
     array.sort()  # numpy sorts in place and without indices: a fifth of the memory of torch's
     return array

@@ -87,6 +87,8 @@ def pack(factors: Sequence[Factors], scale: float = 1.0, zero_sign: float = 1.0)
         ],
         dtype=torch.float32,
     )
+    if not any(factor.drop for factor in factors):
+        return numbers, torch.zeros((len(Words), len(factors)), dtype=torch.int32)
     limits = [math.ceil(drop.drop_rate * (1 << 24)) for drop in drops]
     keys = [index_words(drop.key, 0) for drop in drops]
     rows = [limits, [low for low, _, _ in keys], [high for _, high, _ in keys], [start for _, _, start in keys]]
