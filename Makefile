@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOY := examples/toy/search.yaml
 
-.PHONY: install demo test test-all check format dashboard clean
+.PHONY: install demo test test-all bench check format dashboard clean
 
 install: $(INSTALLED)
 
@@ -33,6 +33,10 @@ test: install
 test-all: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev,postgres]'
 	EVOMERGE_NO_SKIP=1 $(PYTEST)
+
+bench: install
+	for name in merge score candidate memory dam controller verdict; do \
+		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 check: install
 	$(BIN)/ruff check .
