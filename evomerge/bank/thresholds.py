@@ -43,7 +43,8 @@ class Table:
         share = (ranks - self.ranks[left]) / np.maximum(self.ranks[right] - self.ranks[left], 1)
         line = (low.astype(np.float64) + share * (high.astype(np.float64) - low)).astype(np.float32)
         # Never the lower value itself, which may be that of many elements that are not to be kept.
-        line = np.minimum(np.maximum(line, np.nextafter(low, np.float32(np.inf))), high)
+        with np.errstate(over="ignore"):  # what is above the largest float is infinite, and more than `high`
+            line = np.minimum(np.maximum(line, np.nextafter(low, np.float32(np.inf))), high)
         between = np.where(np.signbit(self.values[left]), low, line)
         return np.where(self.ranks[right] == ranks, high, between)
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from evomerge.bank import WeightBank
+from evomerge.bank.fused import KernelKind, Kernels
 from evomerge.bank.memory import memory_need
 from evomerge.checkpoints import open_source, tensor_digest
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.merging import merge_state_dicts
+from evomerge.merging.formulas import Formula
 from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule
 from evomerge.spaces import load_space
@@ -105,6 +107,32 @@ def test_n9_scored_exported_and_verified_weights_have_the_same_bits(sources, ban
     exported = {name: tensor_digest(tensor) for name, tensor in bank.merged(recipe)}
     another = WeightBank(*sources, dtype=getattr(torch, dtype), device=torch.device("cpu"))
     assert scored == exported == bank.live_digests(recipe) == another.live_digests(recipe)
+
+
+@pytest.mark.parametrize("scope", ["global", "tensor"])
+def test_n9_compiled_and_eager_materialisation_and_export_have_the_same_bits(sources, scope, tmp_path):
+    cpu = torch.device("cpu")
+    recipe = recipe_of(sources, "ties", "bfloat16", {"density": 0.3}, {"trim_scope": scope})
+    eager = WeightBank(*sources, dtype=torch.bfloat16, device=cpu, kernels=Kernels(cpu, tmp_path))
+    kernels = Kernels(cpu)
+    kernels.compile(
+        KernelKind(
+            Formula("election", elect="mass", agg="dis-mean", weighting="count", by_majority=True),
+            "bfloat16",
+            ("bfloat16",) * 3,
+            "bfloat16",
+        )
+    )
+    compiled = WeightBank(*sources, dtype=torch.bfloat16, device=cpu, kernels=kernels)
+    assert eager._fused(recipe.rules[0], recipe) is None
+    assert compiled._fused(recipe.rules[0], recipe) is not None
+    assert compiled.live_digests(recipe) == eager.live_digests(recipe)
+    assert dict(digests(compiled.merged(recipe))) == dict(digests(eager.merged(recipe)))
+    assert live_bits(compiled.materialize(recipe)) == dict(digests(compiled.merged(recipe)))
+
+
+def digests(tensors):
+    return ((name, tensor_digest(tensor)) for name, tensor in tensors)
 
 
 def test_n17_a_b_a_gives_the_weights_of_a_twice(sources, bank, dtype):
