@@ -52,12 +52,8 @@ from evomerge.verdict.stored import store_verdict
 from evomerge.worker import Cost, Progress, calibration_texts, files_folder
 
 EARLY = ("uniform-soup",)  # normalisation, constraints and warm starts need these before the first trial
-CHOSEN = (
-    "greedy-soup",
-    "task-arithmetic",
-    "dam-from-best",
-    "random-search",
-)  # by their own search value, whose luck they share
+# Chosen by their own value on the search items, whose luck they share.
+CHOSEN = ("greedy-soup", "task-arithmetic", "dam-from-best", "random-search")
 MEAN = "mean of cma"
 
 
@@ -116,7 +112,6 @@ def run_baselines(
     with stopping_on_signals() as stop, _session(spec, ray, listener or Listener(), stop, wanted) as session:
         study = session.opened.search.study
         winner = read_winner(study.user_attrs)
-        listener = session.listener
         if winner is None and (early := [name for name in names if name in ON_REQUEST]):
             raise InvalidInput(f"baseline {early[0]!r} follows from a search that has ended; run the search first")
         session.say("making the baselines")
@@ -124,7 +119,7 @@ def run_baselines(
         if winner is not None and winner.finished == session.opened.search.finished:
             session.judge(winner)
         else:  # held-out items are looked at when the search has ended, and not before
-            listener.on_phase("the verdict will take them in when `evomerge run` has ended the search")
+            session.listener.on_phase("the verdict will take them in when `evomerge run` has ended the search")
         for name, reason in left_out.items():
             raise StoppedByFailures(f"baseline {name!r} cannot be made: {reason}")
         return study
