@@ -340,6 +340,6 @@ def test_n33_workers_without_ray_are_refused_not_ignored(write_spec, capsys):
 
 
 def test_n32_a_search_that_cannot_fit_is_refused_before_it_starts(write_spec, monkeypatch):
-    monkeypatch.setattr("evomerge.bank.memory.total_memory", lambda: 1_000_000)
-    with pytest.raises(InvalidInput, match=r"needs 0\.0 GB and this machine has 0\.0 GB"):
+    monkeypatch.setattr("evomerge.bank.placement.total_memory", lambda: 1_000_000)
+    with pytest.raises(InvalidInput, match=r"needs \d\.\d MB and this machine has 1\.0 MB"):
         search(write_spec())
