@@ -33,14 +33,15 @@ from typing import Any
 
 import torch
 import yaml
-from machine import describe
+from machine import describe, in_words
 from made_up_models import save_model
 from optuna.distributions import BaseDistribution, FloatDistribution
 
 from evomerge import load_spec
 from evomerge.evaluation import ItemBlock, load_pack
+from evomerge.jobs import FindBatchSize, Found, Score, Scored
 from evomerge.study.opening import Inputs, open_inputs
-from evomerge.worker import FindBatchSize, Found, Score, Scored, Worker
+from evomerge.worker import Worker
 
 TOY_SEARCH = Path(__file__).parent.parent / "examples" / "toy" / "search.yaml"
 SIZES = ["toy", "100m"]
@@ -158,8 +159,7 @@ def _table(document: Mapping[str, Any]) -> str:
             f"{name:<8}{seconds['total']:>8.2f} s{seconds['merge']:>8.2f} s{seconds['forward']:>8.2f} s"
             f"{seconds['overhead']:>9.3f} s{seconds['metrics']:>8.3f} s{case['ratio']:>17.1%}"
         )
-    machine = ", ".join(f"{name} {value}" for name, value in document["machine"].items())
-    return "\n".join([*lines, machine])
+    return "\n".join([*lines, in_words(document["machine"])])
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from sqlalchemy import event
 
 from evomerge.catalogue import build_catalogue
 from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.jobs import Cost, Outcome, Scored
 from evomerge.recipe import ModelRef
 from evomerge.spaces.bound import BoundSpace, bind
 from evomerge.spaces.space import load_space
@@ -37,7 +38,6 @@ from evomerge.study import attributes
 from evomerge.study.samplers import build_sampler
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.storage import open_storage, release
-from evomerge.worker import Cost, Outcome, Scored
 
 SCHEMA = 1
 TASKS, ITEMS = 6, 200

@@ -32,6 +32,11 @@ def describe() -> dict[str, Any]:
     }
 
 
+def in_words(machine: Mapping[str, Any]) -> str:
+    """The machine in one line."""
+    return ", ".join(f"{name} {value}" for name, value in machine.items() if value is not None)
+
+
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
@@ -70,8 +75,7 @@ def report(document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], as_js
     if as_json:
         print(json.dumps(whole, indent=2))
         return
-    machine = whole["machine"]
-    print(", ".join(f"{name} {value}" for name, value in machine.items() if value is not None))
+    print(in_words(whole["machine"]))
     columns = list(rows[0])
     table = [columns, *([_cell(row[column]) for column in columns] for row in rows)]
     widths = [max(len(line[index]) for line in table) for index in range(len(columns))]

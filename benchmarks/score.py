@@ -39,7 +39,7 @@ import torch
 from few_shot_pack import write_pack
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from machine import describe
+from machine import describe, in_words
 from made_up_models import TOY, make_model, toy_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -178,8 +178,7 @@ def _table(document: Mapping[str, Any]) -> str:
             f"{name:<10}{seconds['engine']:>8.2f} s{seconds['simple_evaluate']:>15.2f} s{seconds['evaluate']:>9.2f} s"
             f"{case['ratio']:>8.1f}{shared:>28}"
         )
-    machine = ", ".join(f"{name} {value}" for name, value in document["machine"].items())
-    return "\n".join([*lines, machine])
+    return "\n".join([*lines, in_words(document["machine"])])
 
 
 if __name__ == "__main__":

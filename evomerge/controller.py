@@ -18,11 +18,11 @@ from typing import Any
 from evomerge.cluster import Executor
 from evomerge.errors import Interrupted, StoppedByFailures, StudyHeld
 from evomerge.evaluation.evaluator import ItemBlock
+from evomerge.jobs import Failed, FindBatchSize, Found, Job, Outcome, Progress, Score, Scored
 from evomerge.objective import Objective
 from evomerge.recipe import Recipe
 from evomerge.study import attributes
 from evomerge.study.search_study import MAX_ATTEMPTS, Proposal, SearchStudy
-from evomerge.worker import Failed, FindBatchSize, Found, Job, Outcome, Progress, Score, Scored
 
 WINDOW = 20  # the latest trials among which more than half failing stops the search
 STATUS_SECONDS = 2.0  # how often the status attribute is written at most

@@ -28,6 +28,7 @@ from evomerge.cluster import Executor, ignored_without_ray, is_local, open_execu
 from evomerge.controller import Controller, Status, Stop, find_batch_size, stopping_on_signals
 from evomerge.errors import InvalidInput, StoppedByFailures, unknown_name
 from evomerge.evaluation.evaluator import ItemBlock, Scores
+from evomerge.jobs import Cost, Progress
 from evomerge.objective import Objective, build_objective, task_weights
 from evomerge.spec import BASELINES, ON_REQUEST, TRAINED, BaselineSpec, SearchSpec
 from evomerge.study import attributes
@@ -49,7 +50,7 @@ from evomerge.verdict import (
     winning_recipe,
 )
 from evomerge.verdict.stored import store_verdict
-from evomerge.worker import Cost, Progress, calibration_texts, files_folder
+from evomerge.worker import calibration_texts, files_folder
 
 EARLY = ("uniform-soup",)  # normalisation, constraints and warm starts need these before the first trial
 # Chosen by their own value on the search items, whose luck they share.

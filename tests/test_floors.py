@@ -18,7 +18,7 @@ FLOORS = (
     ("merging", "checkpoints"),
     ("bank", "evaluation"),
     ("training",),
-    ("worker", "cluster", "study"),
+    ("jobs", "worker", "cluster", "study"),
     ("objective", "controller", "baselines", "verdict", "search"),
     ("report",),
     ("cli",),

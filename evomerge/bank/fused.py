@@ -163,6 +163,7 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evomerge" / "kernels"
 
 
+@cache  # asked for by every rule of every candidate
 def package_path(folder: Path, kind: KernelKind) -> Path:
     """Where the package of a kernel lies. The name depends on all that goes into its machine code."""
     content = json.dumps([asdict(kind), _sources_digest(), _machine()], sort_keys=True)

@@ -14,10 +14,10 @@ from evomerge.cluster import Executor
 from evomerge.controller import Dispatcher, Stop
 from evomerge.errors import EvomergeError
 from evomerge.evaluation.evaluator import ItemBlock
+from evomerge.jobs import Cost, Failed, Job, Outcome, Progress, Score, Scored, Train, Trained
 from evomerge.recipe import Recipe
 from evomerge.spec import BaselineSpec
 from evomerge.study.records import Kept, Records, read_failures
-from evomerge.worker import Cost, Failed, Job, Outcome, Progress, Score, Scored, Train, Trained
 
 POINTS = 100  # of a loss curve, about: every one is a write to the study
 

@@ -17,6 +17,7 @@ from evomerge.baselines.rows import Row, RowResult
 from evomerge.catalogue import TensorCatalogue
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.evaluation.evaluator import Scores
+from evomerge.jobs import Cost
 from evomerge.methods import METHODS, resolve_options, resolve_parameters
 from evomerge.objective import Objective
 from evomerge.recipe import ModelRef, Recipe, Rule
@@ -24,7 +25,6 @@ from evomerge.spaces.document import validate
 from evomerge.spec import TRAINED, BaselineSpec, Calibration, SearchSpec
 from evomerge.study.records import Kept
 from evomerge.study.standing import Standing
-from evomerge.worker import Cost
 
 # Of a single weight for all experts: 1.0 adds the task vectors up, which collapses with many of them.
 WEIGHTS = tuple(number / 10 for number in range(1, 11))
@@ -45,7 +45,7 @@ class Choice:
 
     Attributes:
         cost: of choosing it that is not the cost of the plan's own steps.
-        losses: of a training, see `evomerge.worker.Trained`.
+        losses: of a training, see `evomerge.jobs.Trained`.
     """
 
     recipe: Recipe

@@ -8,13 +8,13 @@ from evomerge.baselines.current import made_key, settings_of
 from evomerge.cluster import Executor
 from evomerge.controller import Controller, Status, Stop
 from evomerge.errors import StoppedByFailures
+from evomerge.jobs import Cost
 from evomerge.objective import Objective
 from evomerge.study.opening import OpenSearch
 from evomerge.study.records import NewRow, read_cost, read_record, read_scores
 from evomerge.study.samplers import build_sampler
 from evomerge.study.search_study import best_trials
 from evomerge.study.standing import standing_of
-from evomerge.worker import Cost
 
 NAME = "random-search"
 

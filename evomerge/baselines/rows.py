@@ -13,10 +13,10 @@ from evomerge.cluster import Executor
 from evomerge.controller import Stop, run_all
 from evomerge.errors import StoppedByFailures
 from evomerge.evaluation.evaluator import ItemBlock, Scores
+from evomerge.jobs import Cost, Failed, Outcome, Score, Scored, TensorDigests
 from evomerge.objective import Objective
 from evomerge.recipe import ModelRef, Recipe, single_source
 from evomerge.study.records import NewRow, Records
-from evomerge.worker import Cost, Failed, Outcome, Score, Scored, TensorDigests
 
 _log = logging.getLogger(__name__)
 

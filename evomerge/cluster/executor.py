@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from evomerge.worker import Job, Outcome, Progress
+from evomerge.jobs import Job, Outcome, Progress
 
 
 @dataclass(frozen=True)

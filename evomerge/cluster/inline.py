@@ -7,7 +7,8 @@ from collections.abc import Generator
 
 from evomerge.cluster.executor import Executor, WorkerState
 from evomerge.errors import StoppedByFailures
-from evomerge.worker import Failed, Job, Outcome, Progress, Worker
+from evomerge.jobs import Failed, Job, Outcome, Progress
+from evomerge.worker import Worker
 
 
 class InlineExecutor:

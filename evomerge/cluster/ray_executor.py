@@ -13,7 +13,8 @@ import ray.exceptions
 
 from evomerge.cluster.executor import Executor, WorkerState
 from evomerge.errors import InvalidInput, StoppedByFailures
-from evomerge.worker import Failed, Job, Outcome, Progress, Train, Worker, WorkerSetup
+from evomerge.jobs import Failed, Job, Outcome, Progress, Train
+from evomerge.worker import Worker, WorkerSetup
 
 START_SECONDS = 600.0  # how long no worker at all may be placed and built before the search gives up
 MAX_DEATHS = 3  # deaths of one pool slot in a row, without an outcome between them, before the search gives up

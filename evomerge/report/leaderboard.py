@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evomerge.baselines import current_baselines, left_out
+from evomerge.jobs import Cost
 from evomerge.report.wording import duration, in_bytes, in_thousands
 from evomerge.search import MEAN
 from evomerge.study import attributes
@@ -22,7 +23,6 @@ from evomerge.study.search_study import best_trials
 from evomerge.study.standing import standing_of
 from evomerge.verdict import Verdict, read_winner
 from evomerge.verdict.stored import read_verdict
-from evomerge.worker import Cost
 
 SCHEMA = 1
 

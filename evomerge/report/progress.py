@@ -16,11 +16,11 @@ from rich.live import Live
 from rich.text import Text
 
 from evomerge.controller import Status, status_of
+from evomerge.jobs import Progress
 from evomerge.report.wording import duration
 from evomerge.search import Listener
 from evomerge.study import attributes
 from evomerge.study.opening import StoredSearch
-from evomerge.worker import Progress
 
 SCHEMA = 1
 LOG_SECONDS = 10.0  # how often a log that is not a terminal gets a line at most

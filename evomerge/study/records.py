@@ -18,13 +18,13 @@ from optuna.trial import FrozenTrial, TrialState
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.aggregates import CUSTOM
 from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.jobs import Cost
 from evomerge.recipe import Recipe
 from evomerge.study import attributes
 from evomerge.study.attributes import read_document, read_text, write_document, write_text
 from evomerge.study.items import ItemOutcome, read_items, summary
 from evomerge.study.search_study import cost_to_json, upload_items
 from evomerge.study.storage import with_retries
-from evomerge.worker import Cost
 
 
 @dataclass(frozen=True)

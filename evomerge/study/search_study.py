@@ -24,13 +24,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.errors import InvalidInput, OtherSpec
 from evomerge.evaluation.evaluator import Scores
+from evomerge.jobs import Cost, Outcome, Scored
 from evomerge.recipe import Recipe
 from evomerge.spaces.bound import BoundSpace
 from evomerge.study import attributes
 from evomerge.study.attributes import read_text, write_document, write_text
 from evomerge.study.items import summary, write_items
 from evomerge.study.storage import with_retries
-from evomerge.worker import Cost, Outcome, Scored
 
 SCHEMA = 1
 MAX_ATTEMPTS = 3

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 import optuna
 
 from evomerge.errors import StoppedByFailures
+from evomerge.jobs import TensorDigests
 from evomerge.recipe import Recipe
 from evomerge.study import attributes
 from evomerge.study.attributes import read_text, write_text
 from evomerge.study.search_study import SearchStudy
-from evomerge.worker import TensorDigests
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from evomerge.baselines.merges import Training, plan_of
 from evomerge.catalogue import build_catalogue
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.jobs import Cost
 from evomerge.objective import Objective
 from evomerge.recipe import ModelRef
 from evomerge.spec import BASELINES, BaselineSpec, SearchSpec, load_spec
 from evomerge.study.records import Kept
-from evomerge.worker import Cost
 
 NAMES = ("base", "a", "b", "c")
 REFS = {name: ModelRef(name, f"models/{name}", fingerprint=name * 8) for name in NAMES}

@@ -14,10 +14,11 @@ from evomerge import load_spec, run_search
 from evomerge.cluster.ray_executor import RayExecutor
 from evomerge.errors import StoppedByFailures
 from evomerge.evaluation.evaluator import ItemBlock
+from evomerge.jobs import Failed, Score, Scored
 from evomerge.recipe import ModelRef, Recipe
 from evomerge.search import Listener
 from evomerge.study import attributes
-from evomerge.worker import Failed, Score, Scored, WorkerSetup
+from evomerge.worker import WorkerSetup
 
 
 @pytest.fixture(scope="module")

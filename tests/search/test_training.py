@@ -19,13 +19,14 @@ from evomerge.cli import run_command
 from evomerge.cluster import InlineExecutor
 from evomerge.cluster.ray_executor import RayExecutor
 from evomerge.errors import Interrupted, InvalidInput, MergeError
+from evomerge.jobs import Outcome, Progress, Scored, Train, Trained
 from evomerge.search import Listener, run_baselines
 from evomerge.spec import override
 from evomerge.study.opening import open_inputs
 from evomerge.study.records import read_records
 from evomerge.training import DamSettings
 from evomerge.training.train import _Training
-from evomerge.worker import Outcome, Progress, Scored, Train, Trained, Worker
+from evomerge.worker import Worker
 
 ROOT = Path(__file__).parent.parent.parent
 EXPERTS = ("reverse", "sort")
@@ -269,7 +270,7 @@ def test_every_executor_tells_the_progress_of_a_training_and_then_its_outcome(sp
 
 def test_a_worker_scores_after_a_training_what_it_scored_before(spec):
     from evomerge.evaluation.evaluator import ItemBlock
-    from evomerge.worker import Score
+    from evomerge.jobs import Score
 
     inputs = open_inputs(load_spec(spec()))
     worker, job = Worker(inputs.setup(), "inline"), train_job(inputs)

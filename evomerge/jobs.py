@@ -1,0 +1,165 @@
+"""Jobs and what comes of them: the plain values that controller and workers send each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from evomerge.evaluation.evaluator import ItemBlock, Scores
+from evomerge.recipe import Recipe
+from evomerge.spec import Calibration
+
+
+@dataclass(frozen=True)
+class Score:
+    """Score one recipe on a block of items.
+
+    Attributes:
+        key: identifies the job among those in flight, e.g. "toy/12".
+        attempt: 1 for the first try.
+        digests: also return a digest per merged tensor, against which an export is verified.
+        batch_size: the study's; None where the evaluator has none.
+    """
+
+    key: str
+    recipe: Recipe
+    items: ItemBlock
+    params: Mapping[str, Any] = field(default_factory=dict)
+    attempt: int = 1
+    digests: bool = False
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True)
+class FindBatchSize:
+    """Find the batch size for this model on this kind of device. Done once per study, before anything is scored."""
+
+    key: str
+    recipe: Recipe
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train the coefficients of a merge (DAM) on the calibration texts of its sources.
+
+    Attributes:
+        recipe: what the training starts from.
+        settings: of the training, see `evomerge.training.DamSettings`.
+        calibration: source name -> its texts; a source without an entry teaches nothing.
+    """
+
+    key: str
+    recipe: Recipe
+    settings: Mapping[str, Any]
+    calibration: Mapping[str, Calibration]
+    attempt: int = 1
+
+
+Job = Score | FindBatchSize | Train
+
+
+@dataclass(frozen=True)
+class TensorDigests:
+    """The weights that were scored: a digest per tensor, and the kind of device that merged them.
+
+    Another kind of device may round the last bit of a sum differently.
+    """
+
+    device: str
+    tensors: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A recipe was scored."""
+
+    scores: Scores
+    digests: TensorDigests | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """The batch size, None for evaluators that do not run a model in batches."""
+
+    batch_size: int | None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A merge was trained.
+
+    Attributes:
+        recipe: the result; its coefficients lie in a file among the study's artifacts.
+        losses: source -> (loss of the uniform average, loss at the end), both on the source's calibration texts.
+        checkpoint: file of its last state, of no use once the result is stored; None where none was kept.
+    """
+
+    recipe: Recipe
+    losses: Mapping[str, tuple[float, float]]
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A job that was not. `infrastructural` failures say nothing of the candidate and are tried again elsewhere."""
+
+    reason: str
+    infrastructural: bool = False
+
+
+Result = Scored | Found | Trained | Failed
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What something took.
+
+    Attributes:
+        candidates: merges that were scored to choose it.
+        forward_tokens: tokens that a model read without gradients.
+        gradient_tokens: tokens that a model read forward and backward.
+        seconds: of a worker's time.
+        gpu_seconds: of these, how many a GPU was held.
+        peak_bytes: the largest memory of a worker's process, or of its GPU where it has one, meanwhile.
+    """
+
+    candidates: int = 0
+    forward_tokens: int = 0
+    gradient_tokens: int = 0
+    seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    peak_bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.candidates + other.candidates,
+            self.forward_tokens + other.forward_tokens,
+            self.gradient_tokens + other.gradient_tokens,
+            self.seconds + other.seconds,
+            self.gpu_seconds + other.gpu_seconds,
+            max(self.peak_bytes, other.peak_bytes),
+        )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is that takes long: steps of a training and its losses by name."""
+
+    key: str
+    step: int
+    steps: int
+    losses: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job: its key and attempt, the result, seconds by phase, who did it, and what it took."""
+
+    key: str
+    attempt: int
+    result: Result
+    seconds: Mapping[str, float]
+    worker: str
+    cost: Cost = field(default_factory=Cost)
