@@ -91,6 +91,7 @@ class Kernels:
         self.device = device
         self._folder = folder or default_folder()
         self._loaded: dict[KernelKind, Kernel] = {}
+        self._paths: dict[KernelKind, Path] = {}
         self._compiling: tuple[Path, subprocess.Popen[bytes]] | None = None
         self._can_compile = True
 
@@ -116,7 +117,9 @@ class Kernels:
         return kernel
 
     def _find_package(self, kind: KernelKind, compile_missing: bool) -> Kernel | None:
-        path = package_path(self._folder, kind)
+        if kind not in self._paths:  # asked for by every rule of every candidate
+            self._paths[kind] = package_path(self._folder, kind)
+        path = self._paths[kind]
         self._look_after_compiler()
         if path.exists():
             return self._load(path)
@@ -163,7 +166,6 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evomerge" / "kernels"
 
 
-@cache  # asked for by every rule of every candidate
 def package_path(folder: Path, kind: KernelKind) -> Path:
     """Where the package of a kernel lies. The name depends on all that goes into its machine code."""
     content = json.dumps([asdict(kind), _sources_digest(), _machine()], sort_keys=True)
