@@ -168,7 +168,7 @@ def open_search(inputs: Inputs, *, workers: int) -> Iterator[OpenSearch]:
     url = resolve_url(spec.storage_url)
     wanted = _foundation(inputs, workers)
     with hold(url, spec.name) as held:
-        storage = open_storage(url)
+        storage = open_storage(url, owned=True)
         try:
             yield _open(inputs, storage, wanted, workers, held.check)
         finally:

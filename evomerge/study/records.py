@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from evomerge.recipe import Recipe
 from evomerge.study import attributes
 from evomerge.study.attributes import read_document, read_text, write_document, write_text
 from evomerge.study.items import ItemOutcome, read_items, summary
-from evomerge.study.search_study import cost_to_json, upload_items
-from evomerge.study.storage import with_retries
+from evomerge.study.search_study import cost_to_json, finish_trial, upload_items
+from evomerge.study.storage import at_once, with_retries
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,10 @@ class Records:
                 if trial.user_attrs.get(attributes.MADE) == made:
                     return trial.number
                 self._fail(trial.number)
-        number = with_retries(self.study.ask).number
+        return at_once(self._storage, partial(self._begin, label, made))
+
+    def _begin(self, label: str, made: str) -> int:
+        number = self.study.ask().number
         self._set(number, attributes.LABEL, label)
         self._set(number, attributes.MADE, made)
         self._set(number, attributes.BEGUN, True)
@@ -138,9 +142,13 @@ class Records:
 
     def keep(self, number: int, trained: Kept) -> None:
         """Store what a training gave, before it is scored."""
-        self._set(number, attributes.COST, cost_to_json(trained.cost))
-        self._set(number, attributes.LOSSES, {name: list(ends) for name, ends in trained.losses.items()})
-        write_text(_Row(self, number), attributes.MERGE, trained.recipe.to_json())
+
+        def store() -> None:
+            self._set(number, attributes.COST, cost_to_json(trained.cost))
+            self._set(number, attributes.LOSSES, {name: list(ends) for name, ends in trained.losses.items()})
+            write_text(_Row(self, number), attributes.MERGE, trained.recipe.to_json())
+
+        at_once(self._storage, store)
 
     def kept(self, number: int) -> Kept | None:
         """What the training of a row that was begun gave; None while it has not ended."""
@@ -152,8 +160,7 @@ class Records:
     def fail(self, label: str, made: str, reason: str, number: int | None = None) -> None:
         """Store why a baseline could not be made, in the row that was begun for it or in a new one."""
         number = self.begin(label, made) if number is None else number
-        self._set(number, attributes.FAILURE, reason[:1000])
-        self._fail(number)
+        self._fail(number, lambda: self._set(number, attributes.FAILURE, reason[:1000]))
 
     def report(self, number: int, step: int, loss: float) -> None:
         """An intermediate value of a row: Optuna Dashboard shows them as a curve."""
@@ -167,6 +174,11 @@ class Records:
         if number is None:
             number = with_retries(self.study.ask).number
         upload_items(self._artifacts, self._storage, self.study.get_trials(deepcopy=False)[number], row.scores)
+        note = partial(self._note, row, number)
+        finish_trial(self.study, self._storage, number, TrialState.COMPLETE, note, row.value)
+        return read_record(self.study.get_trials(deepcopy=False)[number])
+
+    def _note(self, row: NewRow, number: int) -> None:
         target = _Row(self, number)
         self._set(number, attributes.LABEL, row.label)
         self._set(number, attributes.RECIPE, row.recipe.digest)
@@ -180,8 +192,6 @@ class Records:
         if row.losses:
             self._set(number, attributes.LOSSES, {name: list(ends) for name, ends in row.losses.items()})
         write_document(target, attributes.SCORES, {"objective_stderr": row.stderr, "tasks": summary(row.scores)})
-        with_retries(lambda: self.study.tell(number, row.value, skip_if_finished=True))
-        return read_record(self.study.get_trials(deepcopy=False)[number])
 
     def scores(self, row: Record) -> Scores | None:
         """The outcomes of a row by item; None where the artifact is gone: it is scored again then, never guessed."""
@@ -193,15 +203,15 @@ class Records:
             if trial.number != but and not trial.user_attrs.get(attributes.BEGUN):
                 self._fail(trial.number)
 
-    def _fail(self, number: int) -> None:
-        with_retries(lambda: self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True))
+    def _fail(self, number: int, note: Callable[[], None] = lambda: None) -> None:
+        finish_trial(self.study, self._storage, number, TrialState.FAIL, note)
 
     def _id(self, number: int) -> int:
         return self.study.get_trials(deepcopy=False)[number]._trial_id
 
     def _set(self, number: int, key: str, value: Any) -> None:
         self._check_hold()
-        with_retries(lambda: self._storage.set_trial_user_attr(self._id(number), key, value))
+        self._storage.set_trial_user_attr(self._id(number), key, value)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The search's study: its one writer. Everything that is needed to go on after a crash is in it, and nothing else is.
 
-Each trial lives through ask (params), `begin` (attempt), artifact, attributes, tell order, tell. Killed anywhere
-between, it is RUNNING when the study is opened again: with all params it is scored again under its own number, without
-them it is failed as interrupted and proposed anew.
+Each trial lives through ask (params), `begin` (attempt), artifact, and tell (attributes, tell order, state). Killed
+anywhere between, it is RUNNING when the study is opened again, and is scored again under its own number. A database
+stores an ask or a tell at once; a journal may hold a trial without all its params, which is failed as interrupted and
+proposed anew.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +21,7 @@ from typing import Any
 import optuna
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -30,7 +33,7 @@ from evomerge.spaces.bound import BoundSpace
 from evomerge.study import attributes
 from evomerge.study.attributes import read_text, write_document, write_text
 from evomerge.study.items import summary, write_items
-from evomerge.study.storage import with_retries
+from evomerge.study.storage import at_once, with_retries
 
 SCHEMA = 1
 MAX_ATTEMPTS = 3
@@ -129,9 +132,7 @@ class SearchStudy:
         for trial in self.trials(TrialState.RUNNING):
             attempt = int(trial.user_attrs.get(attributes.ATTEMPT, 0))
             if not self._space.is_complete(trial.params):
-                self._set(trial.number, attributes.INTERRUPTED, True)
-                self._set(trial.number, attributes.FAILURE, "interrupted in ask")
-                self._finish(trial.number, TrialState.FAIL)
+                self._finish(trial.number, TrialState.FAIL, partial(self._note_interruption, trial.number))
             elif attempt >= MAX_ATTEMPTS:
                 self.fail(trial.number, f"not finished in {attempt} attempts: the controller died each time")
             else:
@@ -143,50 +144,59 @@ class SearchStudy:
     def ask(self) -> Proposal:
         """A new trial with all its params, children of a choice after their parent."""
         self.check_hold()
-        trial = with_retries(self.study.ask)
+        trial, params = at_once(self._storage, self._ask)
         self._ids[trial.number] = trial._trial_id
+        return Proposal(trial.number, params, self._space.decode(params), attempt=1)
+
+    def _ask(self) -> tuple[optuna.Trial, dict[str, Any]]:
+        trial = self.study.ask()
         params: dict[str, Any] = {}
         for name, distribution in self._space.distributions.items():
             if name not in self._space.active(params):
                 continue
             if isinstance(distribution, CategoricalDistribution):
-                params[name] = with_retries(partial(trial.suggest_categorical, name, distribution.choices))
+                params[name] = trial.suggest_categorical(name, distribution.choices)
             elif isinstance(distribution, FloatDistribution):
-                suggest = partial(trial.suggest_float, name, distribution.low, distribution.high, log=distribution.log)
-                params[name] = with_retries(suggest)
+                params[name] = trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
             else:
                 raise TypeError(f"param {name!r} has a {type(distribution).__name__}, which no space makes")
-        return Proposal(trial.number, params, self._space.decode(params), attempt=1)
+        return trial, params
 
     def begin(self, proposal: Proposal) -> None:
         """Note that a proposal is being submitted, so that one that kills us is not tried for ever."""
-        self._set(proposal.number, attributes.ATTEMPT, proposal.attempt)
+        with_retries(lambda: self._set(proposal.number, attributes.ATTEMPT, proposal.attempt))
 
     def give_back(self, proposal: Proposal) -> None:
         """Take the note back: a clean stop is no attempt."""
-        self._set(proposal.number, attributes.ATTEMPT, proposal.attempt - 1)
+        with_retries(lambda: self._set(proposal.number, attributes.ATTEMPT, proposal.attempt - 1))
 
     def tell(self, proposal: Proposal, outcome: Outcome, value: float, stderr: float | None) -> None:
         """Store a scored trial. Its artifact and attributes are there before it is finished, never after."""
         assert isinstance(outcome.result, Scored)  # the controller sends failures to `fail`
         scores = outcome.result.scores
         self._upload(proposal.number, scores)
-        self._set(proposal.number, attributes.RECIPE, proposal.recipe.digest)
-        document = {"objective_stderr": stderr, "tasks": summary(scores)}
-        write_document(_TrialAttributes(self, proposal.number), attributes.SCORES, document)
-        self._note(proposal.number, outcome)
-        self._set(proposal.number, attributes.TELL, self._told)
-        self._finish(proposal.number, TrialState.COMPLETE, value)
+
+        def note() -> None:
+            self._set(proposal.number, attributes.RECIPE, proposal.recipe.digest)
+            document = {"objective_stderr": stderr, "tasks": summary(scores)}
+            write_document(_TrialAttributes(self, proposal.number), attributes.SCORES, document)
+            self._note(proposal.number, outcome)
+            self._set(proposal.number, attributes.TELL, self._told)
+
+        self._finish(proposal.number, TrialState.COMPLETE, note, value)
         self._told += 1
         self._finished += 1
         self._consider(value, proposal.number)
 
     def fail(self, number: int, reason: str, outcome: Outcome | None = None) -> None:
         """Store a trial that has no score, with the reason."""
-        self._set(number, attributes.FAILURE, reason[:1000])
-        if outcome is not None:
-            self._note(number, outcome)
-        self._finish(number, TrialState.FAIL)
+
+        def note() -> None:
+            self._set(number, attributes.FAILURE, reason[:1000])
+            if outcome is not None:
+                self._note(number, outcome)
+
+        self._finish(number, TrialState.FAIL, note)
         self._finished += 1
         self._failed += 1
 
@@ -194,6 +204,11 @@ class SearchStudy:
         """A small attribute of the study."""
         self.check_hold()
         with_retries(lambda: self.study.set_user_attr(key, value))
+
+    def set_text(self, key: str, text: str) -> None:
+        """A text of any length as an attribute of the study."""
+        self.check_hold()
+        at_once(self._storage, lambda: write_text(self.study, key, text))
 
     def _enqueue_centre(self) -> None:
         """Trial 0 is the centre of the box. It is enqueued again where its first proposal was interrupted."""
@@ -204,6 +219,10 @@ class SearchStudy:
                 return
         with_retries(lambda: self.study.enqueue_trial(centre))
 
+    def _note_interruption(self, number: int) -> None:
+        self._set(number, attributes.INTERRUPTED, True)
+        self._set(number, attributes.FAILURE, "interrupted in ask")
+
     def _note(self, number: int, outcome: Outcome) -> None:
         seconds = {phase: round(value, 4) for phase, value in outcome.seconds.items()}
         self._set(number, attributes.WORKER, {"name": outcome.worker, "attempt": outcome.attempt})
@@ -211,15 +230,14 @@ class SearchStudy:
         self._set(number, attributes.COST, cost_to_json(outcome.cost))
 
     def _upload(self, number: int, scores: Scores) -> None:
-        upload_items(self._artifacts, self._storage, self._storage.get_trial(self._ids[number]), scores)
+        upload_items(self._artifacts, self._storage, _reference(number, self._ids[number]), scores)
 
-    def _finish(self, number: int, state: TrialState, value: float | None = None) -> None:
-        # A tell that reported an error may have been stored all the same; its repetition then changes nothing.
-        with_retries(lambda: self.study.tell(number, value, state=state, skip_if_finished=True))
+    def _finish(self, number: int, state: TrialState, note: Callable[[], None], value: float | None = None) -> None:
+        finish_trial(self.study, self._storage, number, state, note, value)
 
     def _set(self, number: int, key: str, value: Any) -> None:
         self.check_hold()
-        with_retries(lambda: self._storage.set_trial_user_attr(self._ids[number], key, value))
+        self._storage.set_trial_user_attr(self._ids[number], key, value)
 
 
 @dataclass(frozen=True)
@@ -233,6 +251,11 @@ class _TrialAttributes:
         self.search._set(self.number, key, value)
 
 
+def _reference(number: int, trial_id: int) -> FrozenTrial:
+    """A trial to say which one is meant. Reading it would cost a query for each of its parts."""
+    return FrozenTrial(number, TrialState.RUNNING, None, None, None, {}, {}, {}, {}, {}, trial_id)
+
+
 def best_trials(study: optuna.Study, count: int) -> list[FrozenTrial]:
     """The trials with the highest values, earlier ones first among equals."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -242,6 +265,25 @@ def best_trials(study: optuna.Study, count: int) -> list[FrozenTrial]:
 def cost_to_json(cost: Cost) -> dict[str, float]:
     """What something took, as a small attribute."""
     return {name: round(value, 4) for name, value in asdict(cost).items()}
+
+
+def finish_trial(
+    study: optuna.Study,
+    storage: BaseStorage,
+    number: int,
+    state: TrialState,
+    note: Callable[[], None],
+    value: float | None = None,
+) -> None:
+    """Tell a trial, with the attributes that `note` gives it."""
+
+    def store() -> None:
+        # What reported an error may have been stored all the same; its repetition then changes nothing.
+        with suppress(UpdateFinishedTrialError):
+            note()
+            study.tell(number, value, state=state, skip_if_finished=True)
+
+    at_once(storage, store)
 
 
 def upload_items(folder: Path, storage: BaseStorage, trial: FrozenTrial, scores: Scores) -> None:
@@ -291,7 +333,7 @@ def lay_foundation(study: optuna.Study, foundation: Foundation) -> Foundation:
     if schema is None:
         if study.get_trials(deepcopy=False):
             raise InvalidInput(f"study {study.study_name!r} has trials that evomerge did not make; choose another name")
-        _write(study, foundation)
+        at_once(study._storage, lambda: _write(study, foundation))
         return foundation
     if schema > SCHEMA:
         raise InvalidInput(
@@ -305,7 +347,7 @@ def lay_foundation(study: optuna.Study, foundation: Foundation) -> Foundation:
             f"study {study.study_name!r} was made with another spec: {'; '.join(difference[:5])}. "
             "Give the search a new name, or take the change back"
         )
-    with_retries(lambda: write_text(study, attributes.SPEC, foundation.spec))
+    at_once(study._storage, lambda: write_text(study, attributes.SPEC, foundation.spec))
     return stored
 
 
@@ -351,16 +393,13 @@ def versions() -> dict[str, str]:
 
 
 def _write(study: optuna.Study, foundation: Foundation) -> None:
-    with_retries(lambda: write_text(study, attributes.SPEC, foundation.spec))
-    with_retries(lambda: write_text(study, attributes.IDENTITY, json.dumps(foundation.identity)))
-    with_retries(lambda: write_text(study, attributes.SPLIT, foundation.split))
-    for key, value in (
-        (attributes.VERSIONS, versions()),
-        (attributes.BATCH_SIZE, foundation.batch_size),
-        (attributes.POPSIZE, foundation.popsize),
-        (attributes.SCHEMA, SCHEMA),
-    ):
-        with_retries(lambda key=key, value=value: study.set_user_attr(key, value))  # type: ignore[misc]
+    write_text(study, attributes.SPEC, foundation.spec)
+    write_text(study, attributes.IDENTITY, json.dumps(foundation.identity))
+    write_text(study, attributes.SPLIT, foundation.split)
+    study.set_user_attr(attributes.VERSIONS, versions())
+    study.set_user_attr(attributes.BATCH_SIZE, foundation.batch_size)
+    study.set_user_attr(attributes.POPSIZE, foundation.popsize)
+    study.set_user_attr(attributes.SCHEMA, SCHEMA)
 
 
 def _difference(stored: Any, given: Any, path: str = "") -> list[str]:

@@ -13,7 +13,7 @@ from evomerge.errors import StoppedByFailures
 from evomerge.jobs import TensorDigests
 from evomerge.recipe import Recipe
 from evomerge.study import attributes
-from evomerge.study.attributes import read_text, write_text
+from evomerge.study.attributes import read_text
 from evomerge.study.search_study import SearchStudy
 
 
@@ -64,8 +64,7 @@ def note_look(search: SearchStudy, winner: Winner, recipes: Iterable[Recipe]) ->
 def store_digests(search: SearchStudy, winner: Winner, digests: TensorDigests) -> None:
     """Keep the digest of every tensor of the winner as it was scored, for exports to be verified against."""
     content = {"trial": winner.trial, "device": digests.device, "tensors": dict(digests.tensors)}
-    search.check_hold()
-    write_text(search.study, attributes.DIGESTS, json.dumps(content))
+    search.set_text(attributes.DIGESTS, json.dumps(content))
 
 
 def read_digests(study: optuna.Study, trial: int) -> TensorDigests | None:

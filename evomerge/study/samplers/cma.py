@@ -130,7 +130,7 @@ class CmaSampler(KeyedSampler):
         In more than a few dimensions they are usually better than the best trial, and nobody has tried them.
         """
         with self._lock:
-            self._catch_up(study)
+            self._catch_up(study, study.get_trials(deepcopy=False))
             return self._cube.decode(self._strategy.result.xfavorite[: len(self._cube.free)])
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
@@ -147,7 +147,8 @@ class CmaSampler(KeyedSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         with self._lock:
-            self._catch_up(study)
+            # As they were when the proposal was begun: Optuna's own samplers read them once per trial, too.
+            self._catch_up(study, study._get_trials(deepcopy=False, use_cache=True))
             self._normal.key(_PROPOSAL, self.ordinal(study, trial))
             point = self._ask(1)[0]
         params = self._cube.decode(point[: len(self._cube.free)])
@@ -184,9 +185,9 @@ class CmaSampler(KeyedSampler):
             },
         )
 
-    def _catch_up(self, study: Study) -> None:
+    def _catch_up(self, study: Study, known: Sequence[FrozenTrial]) -> None:
         """Learn from the trials that have finished since the last time."""
-        trials = _in_tell_order(study)
+        trials = _in_tell_order(known)
         if [trial.number for trial in trials[: len(self._seen)]] != self._seen:
             self._forget()  # another study, or a trial was inserted before one that we have learned from
         sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
@@ -253,9 +254,9 @@ def _smallest_stds(bins: Sequence[int], popsize: int) -> NDArray[np.float64]:
     return np.array([0.5 / n / distance if n else 0.0 for n in bins])
 
 
-def _in_tell_order(study: Study) -> list[FrozenTrial]:
-    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    return sorted(finished, key=_tell_position)
+def _in_tell_order(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    learned_from = (TrialState.COMPLETE, TrialState.PRUNED)
+    return sorted((trial for trial in trials if trial.state in learned_from), key=_tell_position)
 
 
 def _tell_position(trial: FrozenTrial) -> tuple[int, Any, int]:

@@ -30,7 +30,7 @@ class KeyedSampler(BaseSampler):
         self._latest = (-1, -1)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        # Once per trial and not once per parameter: reading the trials costs a query.
+        # Once per trial and not once per parameter.
         self._latest = (trial.number, _ordinal(study, trial, self._space))
 
     def ordinal(self, study: Study, trial: FrozenTrial) -> int:
@@ -52,6 +52,6 @@ class KeyedSampler(BaseSampler):
 
 
 def _ordinal(study: Study, trial: FrozenTrial, space: SamplerSpace) -> int:
-    failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    failed = study._get_trials(deepcopy=False, states=(TrialState.FAIL,), use_cache=True)
     half_asked = sum(1 for other in failed if other.number < trial.number and not space.is_complete(other.params))
     return trial.number - half_asked
