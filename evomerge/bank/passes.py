@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.bank.fused import DTYPES, SHORTEST, Kernel, KernelKind, Kernels
+from evomerge.bank.fused import DTYPES, LANES, SHORTEST, Kernel, KernelKind, Kernels
 from evomerge.errors import MergeError
 from evomerge.merging.dare import Dropping, masked_lookup
 from evomerge.merging.formulas import Factors, Formula, moved, pack
@@ -222,12 +222,11 @@ class FusedRule:
         numbers, words = self._packed(factors, positive)
         models = [model[name].reshape(-1) for model in _models(group, kind)]
         checks = []
-        for start in range(0, elements, size):
-            stop = min(start + size, elements)
+        for start, stop, compiled in _cut(elements, size, LANES if device.type == "cpu" else 1):
             pieces = [model[start:stop].to(device, non_blocking=True) for model in models]
             written = discarded[: stop - start] if out is None else out[start:stop]
             arguments = [*pieces, numbers, moved(words, factors, start), written]
-            checks.append(kernel(arguments) if stop - start >= SHORTEST else kind.run(*arguments))
+            checks.append(kernel(arguments) if compiled else kind.run(*arguments))
         return self._checked(name, checks)
 
     def _packed(self, factors: tuple[Factors, ...], positive: bool) -> tuple[Tensor, Tensor]:
@@ -283,6 +282,19 @@ def fused_rule(
     found = {kind: kernels.find(kind, compile_missing=worthwhile) for kind in set(needed.values())}
     ready = {name: (kind, kernel) for name, kind in needed.items() if (kernel := found[kind]) is not None}
     return FusedRule(group, made, ready, dtype, device, signs) if len(ready) == len(needed) else None
+
+
+def _cut(elements: int, size: int, lanes: int) -> Iterator[tuple[int, int, bool]]:
+    """(start, stop, whether a kernel takes it): pieces of `size` elements, and what fills no vector of `lanes`."""
+    for start in range(0, elements, size):
+        stop = min(start + size, elements)
+        end = stop - (stop - start) % lanes
+        if end - start < SHORTEST:
+            end = start
+        if start < end:
+            yield start, end, True
+        if end < stop:
+            yield end, stop, False
 
 
 def _models(group: Group, kind: KernelKind) -> list[Mapping[str, Tensor]]:
