@@ -15,13 +15,17 @@ from dataclasses import asdict, dataclass, replace
 from types import FrameType
 from typing import Any
 
+from evomerge.budget import Spent, reached, share, spent_by
 from evomerge.cluster import Executor
 from evomerge.errors import Interrupted, StoppedByFailures, StudyHeld
-from evomerge.evaluation.evaluator import ItemBlock
+from evomerge.evaluation.evaluator import Scores
 from evomerge.jobs import Failed, FindBatchSize, Found, Job, Outcome, Progress, Score, Scored
 from evomerge.objective import Objective
+from evomerge.racing import Finding, Full, Running
 from evomerge.recipe import Recipe
+from evomerge.spec import BudgetSpec
 from evomerge.study import attributes
+from evomerge.study.incumbent import incumbent_text
 from evomerge.study.search_study import MAX_ATTEMPTS, Proposal, SearchStudy
 
 WINDOW = 20  # the latest trials among which more than half failing stops the search
@@ -165,14 +169,17 @@ class Status:
     host: str
     pid: int
     updated: float
+    dropped: int = 0
+    ended: str | None = None
 
 
 class Controller:
     """Spends a study's budget.
 
     Args:
-        trials: finished trials that the study shall hold.
-        hours: hours of running, summed over all runs of the study; None for no bound.
+        budget: what all runs of the study together may use.
+        fidelity: on how many items a candidate is scored; all of them by default.
+        incumbent: item outcomes of the best trial so far, which others race against.
         on_status: called after every event with where the search stands.
     """
 
@@ -183,25 +190,29 @@ class Controller:
         objective: Objective,
         stop: Stop,
         *,
-        trials: int,
-        hours: float | None = None,
+        budget: BudgetSpec,
+        fidelity: Full | None = None,
+        incumbent: Scores | None = None,
         batch_size: int | None = None,
         on_status: Callable[[Status], None] = lambda status: None,
     ) -> None:
         self._search = search
         self._executor = executor
         self._objective = objective
-        self._trials = trials
-        self._hours = hours
+        self._budget = budget
+        self._fidelity = fidelity or Full()
+        self._incumbent = incumbent
         self._batch_size = batch_size
         self._on_status = on_status
         self._dispatcher = Dispatcher(executor, stop, self._note_retry)
-        self._proposals: dict[str, Proposal] = {}
+        self._running: dict[str, Running] = {}
+        self._at_rungs = search.at_rungs()
         self._latest: deque[bool] = deque(maxlen=WINDOW)
         self._started = time.monotonic()
         self._told_here = 0
         self._written = -math.inf
         self._before = float((search.study.user_attrs.get(attributes.STATUS) or {}).get("run_seconds", 0.0))
+        self._share_before = share(budget, self._spent())
 
     def run(self) -> None:
         """Go on until the budget is spent.
@@ -213,7 +224,7 @@ class Controller:
         state = "failed"
         try:
             for proposal in self._search.recover():
-                if not self._is_spent():  # what the budget has no room for stays as it is, for a larger one
+                if self._ended() is None:  # what the budget has no room for stays as it is, for a larger one
                     self._submit(proposal)
             while self._propose() or self._dispatcher.jobs:
                 done = self._dispatcher.wait()
@@ -224,8 +235,8 @@ class Controller:
         except (Interrupted, KeyboardInterrupt):
             state = "interrupted"
             with suppress(Interrupted, StudyHeld):
-                for proposal in self._proposals.values():
-                    self._search.give_back(proposal)
+                for running in self._running.values():
+                    self._search.give_back(running.proposal)
             raise
         finally:
             # Neither a storage that is away nor a study that another controller has taken over may hide why we stop.
@@ -235,15 +246,17 @@ class Controller:
     def _propose(self) -> bool:
         """Fill the free workers. False where the budget allows no further proposal."""
         while self._dispatcher.free > 0:
-            if self._is_spent():
+            if self._ended() is not None:
                 return False
             self._submit(self._search.ask())
         return True
 
-    def _is_spent(self) -> bool:
-        """Whether the trials that are finished and in flight, or the hours, fill the budget."""
-        time_is_up = self._hours is not None and self._run_seconds() >= self._hours * 3600
-        return time_is_up or self._search.finished + len(self._proposals) >= self._trials
+    def _ended(self) -> str | None:
+        """Which part of the budget is filled by the trials that are finished and in flight."""
+        return reached(self._budget, self._spent())
+
+    def _spent(self) -> Spent:
+        return spent_by(self._search, len(self._running), self._run_seconds())
 
     def _run_seconds(self) -> float:
         return self._before + time.monotonic() - self._started
@@ -251,26 +264,42 @@ class Controller:
     def _submit(self, proposal: Proposal) -> None:
         key = f"{self._search.study.study_name}/{proposal.number}"
         self._search.begin(proposal)
-        self._proposals[key] = proposal
+        self._running[key] = Running(proposal, self._fidelity.blocks(proposal.number), self._incumbent)
+        self._submit_block(key)
+
+    def _submit_block(self, key: str, worker: str | None = None) -> None:
+        running = self._running[key]
+        proposal = running.proposal
         self._dispatcher.submit(
             Score(
                 key,
                 proposal.recipe,
-                ItemBlock("search"),
+                running.block,
                 proposal.params,
                 proposal.attempt,
                 batch_size=self._batch_size,
+                worker=worker,
             )
         )
 
     def _note_retry(self, job: Job) -> None:
-        proposal = replace(self._proposals[job.key], attempt=job.attempt)
-        self._proposals[job.key] = proposal
-        self._search.begin(proposal)
+        running = self._running[job.key]
+        running.proposal = replace(running.proposal, attempt=job.attempt)
+        self._search.begin(running.proposal)
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
-        proposal = self._proposals.pop(job.key)
-        reason = self._tell(proposal, outcome)
+        """Take in the outcome of a block: the candidate goes on with its next one, or is over."""
+        running = self._running[job.key]
+        running.add(outcome)
+        estimate: float | None = None
+        if isinstance(outcome.result, Scored) and not running.is_complete:
+            finding = self._look(running)
+            if finding is not None and not finding.drop:
+                self._submit_block(job.key, outcome.worker)
+                return
+            estimate = math.nan if finding is None else finding.estimate
+        del self._running[job.key]
+        reason = self._tell(running, estimate)
         self._told_here += 1
         self._latest.append(reason is not None)
         if reason is not None and sum(self._latest) > WINDOW // 2:
@@ -278,22 +307,54 @@ class Controller:
                 f"{sum(self._latest)} of the latest {len(self._latest)} candidates failed, the last one: {reason}"
             )
 
-    def _tell(self, proposal: Proposal, outcome: Outcome) -> str | None:
-        """Store what came of a proposal; the reason where it failed."""
+    def _look(self, running: Running) -> Finding | None:
+        """Compare a candidate with others; None where its scores cannot be."""
+        look = running.look(self._at_rungs)
+        try:
+            finding = self._fidelity.look(look)
+        except (ArithmeticError, ValueError):  # scores of a collapsed merge overflow, or are infinite
+            return None
+        if not math.isfinite(finding.estimate):
+            return None
+        running.note(finding)
+        if finding.rung is not None and finding.value is not None:
+            self._at_rungs.setdefault(finding.rung, {})[look.trial] = finding.value
+        self._search.report(look.trial, look.items, finding.estimate, running.rungs)
+        return finding
+
+    def _tell(self, running: Running, estimate: float | None) -> str | None:
+        """Store what came of a proposal; the reason where it failed.
+
+        Args:
+            estimate: of a candidate that was dropped, what the sampler shall learn.
+        """
+        proposal, outcome = running.proposal, running.outcome()
         result = outcome.result
         if not isinstance(result, Scored):
             self._search.fail(proposal.number, _reason(outcome), outcome)
             return _reason(outcome)
         try:
-            value, stderr = self._objective.value(result.scores), self._objective.stderr(result.scores)
+            value = self._objective.value(result.scores) if estimate is None else estimate
+            stderr = self._objective.stderr(result.scores)
             reason = None if math.isfinite(value) else f"the objective is {value}"
         except (ArithmeticError, ValueError) as error:  # scores of a collapsed merge overflow, or are infinite
             reason = f"the objective cannot be computed: {error}"
         if reason is not None:
             self._search.fail(proposal.number, reason, outcome)
             return reason
-        self._search.tell(proposal, outcome, value, stderr)
+        if estimate is not None:
+            self._search.tell(proposal, outcome, value, stderr, dropped=True)
+            return None
+        self._search.tell(proposal, outcome, value, stderr, incumbent=self._succession(proposal, result.scores, value))
         return None
+
+    def _succession(self, proposal: Proposal, scores: Scores, value: float) -> str | None:
+        """What the study keeps of a complete candidate that is the best so far, where others race against it."""
+        best = self._search.best
+        if type(self._fidelity) is Full or (best is not None and value <= best[0]):
+            return None
+        self._incumbent = scores
+        return incumbent_text(proposal.number, scores)
 
     def _report(self, state: str, force: bool = False) -> None:
         status = self._status(state)
@@ -307,25 +368,28 @@ class Controller:
         finished = search.finished
         elapsed = time.monotonic() - self._started
         rate = self._told_here / elapsed if self._told_here else None
-        left = max(self._trials - finished, 0)
+        used = share(self._budget, spent_by(search, 0, self._run_seconds()))
+        gained = used - self._share_before
         workers = self._executor.workers()
         states = [worker.state for worker in workers]
         return Status(
             state=state,
             finished=finished,
-            budget=self._trials,
+            budget=self._budget.trials,
             failed=search.failed,
-            running=len(self._proposals),
+            dropped=search.dropped,
+            running=len(self._running),
             best=best[0] if best else None,
             best_trial=best[1] if best else None,
             trials_per_hour=rate * 3600 if rate else None,
-            seconds_left=left / rate if rate else None,
+            seconds_left=(1 - used) / gained * elapsed if gained > 0 else None,
             run_seconds=self._run_seconds(),
             workers={name: states.count(name) for name in sorted(set(states))},
             restarts=sum(worker.restarts for worker in workers),
             host=socket.gethostname(),
             pid=os.getpid(),
             updated=time.time(),
+            ended=self._ended() if state == "finished" else None,
         )
 
 

@@ -20,6 +20,7 @@ class Score:
         attempt: 1 for the first try.
         digests: also return a digest per merged tensor, against which an export is verified.
         batch_size: the study's; None where the evaluator has none.
+        worker: the one that is preferred, because it has these weights in memory.
     """
 
     key: str
@@ -29,6 +30,7 @@ class Score:
     attempt: int = 1
     digests: bool = False
     batch_size: int | None = None
+    worker: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ class Cost:
 
     Attributes:
         candidates: merges that were scored to choose it.
+        items: items that were scored, each time that one was.
         forward_tokens: tokens that a model read without gradients.
         gradient_tokens: tokens that a model read forward and backward.
         seconds: of a worker's time.
@@ -126,6 +129,7 @@ class Cost:
     """
 
     candidates: int = 0
+    items: int = 0
     forward_tokens: int = 0
     gradient_tokens: int = 0
     seconds: float = 0.0
@@ -135,6 +139,7 @@ class Cost:
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             self.candidates + other.candidates,
+            self.items + other.items,
             self.forward_tokens + other.forward_tokens,
             self.gradient_tokens + other.gradient_tokens,
             self.seconds + other.seconds,

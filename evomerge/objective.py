@@ -74,6 +74,14 @@ class Objective:
         total = math.fsum(self.weights[task] for task in scores.tasks)
         return {task: self.weights[task] / total * self._gain(task, score) for task, score in scores.tasks.items()}
 
+    def slopes(self, scores: Scores) -> dict[str, float]:
+        """Derivative of `value` by each task's value at these scores, negative for metrics that shall be low.
+
+        `gains` where the objective is a weighted mean. Of a minimum, only the worst task counts.
+        """
+        by_point = self._slopes(scores)
+        return {task: by_point[task] * self._gain(task, score) for task, score in scores.tasks.items()}
+
     def stderr(self, scores: Scores) -> float | None:
         """Standard error of `value` by the delta method, tasks independent; None where a task has none."""
         errors = {task: self._scaled_error(task, score) for task, score in scores.tasks.items()}

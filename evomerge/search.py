@@ -30,8 +30,10 @@ from evomerge.errors import InvalidInput, StoppedByFailures, unknown_name
 from evomerge.evaluation.evaluator import ItemBlock, Scores
 from evomerge.jobs import Cost, Progress
 from evomerge.objective import Objective, build_objective, task_weights
+from evomerge.racing import build_fidelity
 from evomerge.spec import BASELINES, ON_REQUEST, TRAINED, BaselineSpec, SearchSpec
 from evomerge.study import attributes
+from evomerge.study.incumbent import read_incumbent
 from evomerge.study.opening import Inputs, OpenSearch, open_inputs, open_search, placement_of
 from evomerge.study.records import Record
 from evomerge.study.samplers import CmaSampler
@@ -243,14 +245,17 @@ class _Session:
 
     def search(self) -> None:
         """Spend the budget."""
-        spec = self.opened.inputs.spec
+        opened = self.opened
+        spec, study = opened.inputs.spec, opened.search.study
+        base = self.references[opened.inputs.base.ref.name].scores
         Controller(
-            self.opened.search,
+            opened.search,
             self.executor,
             self.objective,
             self.stop,
-            trials=spec.budget.trials,
-            hours=spec.budget.hours,
+            budget=spec.budget,
+            fidelity=build_fidelity(spec.fidelity, self.objective, base),
+            incumbent=read_incumbent(study, opened.storage, opened.artifacts) if spec.fidelity.name != "full" else None,
             batch_size=self.batch_size,
             on_status=self.listener.on_status,
         ).run()

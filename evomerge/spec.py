@@ -125,10 +125,50 @@ class VerdictSpec(_Frozen):
 
 
 class BudgetSpec(_Frozen):
-    """When the search ends: finished trials, or hours of running time summed over all runs of the study."""
+    """When the search ends: as soon as one of these is reached. All are counted over all runs of the study.
+
+    Attributes:
+        trials: finished trials.
+        hours: of running time.
+        items: items scored by trials; a candidate that is dropped early costs few of them.
+        tokens: that models read for trials.
+        patience: finished trials since the best value was found.
+        target: a value of the objective that is good enough.
+    """
 
     trials: Positive = 100
     hours: Annotated[float, Field(gt=0)] | None = None
+    items: Positive | None = None
+    tokens: Positive | None = None
+    patience: Positive | None = None
+    target: float | None = None
+
+
+class FidelitySpec(_Frozen):
+    """On how many items a candidate is scored.
+
+    Attributes:
+        name: `full`, all of them; `race`, until it is clear that it is worse than the best one; `successive_halving`
+            and `hyperband`, as long as it is among the best at certain numbers of items.
+        block: items that are scored between two looks, over all tasks together.
+        minimum: items before the first look.
+        alpha: of a race, the largest share of equally good candidates that may be dropped.
+        eta: of the brackets, one of so many candidates goes on to so many times as many items.
+    """
+
+    name: Literal["full", "race", "successive_halving", "hyperband"] = "full"
+    block: Positive = 64
+    minimum: Positive = 64
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.02
+    eta: Annotated[int, Field(ge=2)] = 3
+
+    @model_validator(mode="after")
+    def _settings_belong(self) -> FidelitySpec:
+        used = {"full": (), "race": ("block", "minimum", "alpha")}.get(self.name, ("minimum", "eta"))
+        for name in self.model_fields_set - {"name", *used}:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"fidelity {self.name} has no setting {name!r}; it has {', '.join(used) or 'none'}")
+        return self
 
 
 class WorkersSpec(_Frozen):
@@ -169,6 +209,7 @@ class SearchSpec(_Frozen):
     evaluator: Annotated[EvaluatorSpec, BeforeValidator(_named)]
     objective: ObjectiveSpec = ObjectiveSpec()
     sampler: Annotated[SamplerSpec, BeforeValidator(_named)] = SamplerSpec()
+    fidelity: Annotated[FidelitySpec, BeforeValidator(_named)] = FidelitySpec()
     budget: BudgetSpec = BudgetSpec()
     workers: WorkersSpec = WorkersSpec()
     baselines: Annotated[tuple[BaselineSpec, ...], BeforeValidator(_each_named)] | None = None
@@ -246,6 +287,7 @@ class SearchSpec(_Frozen):
             "evaluator": evaluator,
             "objective": self.objective.model_dump(mode="json"),
             "sampler": {"name": self.sampler.name, **self.sampler.settings},
+            "fidelity": self.fidelity.model_dump(mode="json"),
             "dtype": self.dtype,
             "seed": self.seed,
         }

@@ -131,7 +131,8 @@ class Worker:
         seconds = {"merge": self._merge_seconds, "total": total}
         if isinstance(result, Scored):
             seconds.update(result.scores.seconds)
-            cost = Cost(candidates=1, forward_tokens=result.scores.tokens)
+            items = sum(len(task.items) for task in result.scores.tasks.values())
+            cost = Cost(candidates=1, items=items, forward_tokens=result.scores.tokens)
         yield Outcome(job.key, job.attempt, result, seconds, self.name, self._cost(cost, total))
 
     def _cost(self, known: Cost, seconds: float) -> Cost:
@@ -181,7 +182,9 @@ class Worker:
                 penalties = {f"{name} penalty": value for name, value in step.penalties.items()}
                 yield Progress(job.key, step.step, step.steps, {**step.losses, **penalties})
         losses = {name: (trained.before[name], trained.after[name]) for name in trained.after}
-        cost = Cost(0, trained.forward_tokens, trained.gradient_tokens, trained.seconds)
+        cost = Cost(
+            forward_tokens=trained.forward_tokens, gradient_tokens=trained.gradient_tokens, seconds=trained.seconds
+        )
         return Trained(trained.recipe, losses, str(trained.checkpoint) if trained.checkpoint else None), cost
 
     def _texts(self, calibration: Calibration) -> Sequence[CalibrationText]:

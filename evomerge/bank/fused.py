@@ -3,8 +3,9 @@
 On a CPU a formula is compiled ahead of time (torch.export and AOTInductor) into a package on disk, by a process of its
 own in the background; until the package is there the caller merges eagerly, with the same bits. A package is loaded in
 milliseconds without a compiler and without the compiler's Python modules, has no guards, and takes tensors of any
-length that is a multiple of `LANES`; the few elements that are left over are merged eagerly. Nothing is ever compiled again for another size, another candidate or another worker. Elsewhere torch.compile
-does it in this process before the first use, so that a device has one path from the first candidate on.
+length that is a multiple of `LANES`; the few elements that are left over are merged eagerly. Nothing is ever compiled
+again for another size, another candidate or another worker. Elsewhere torch.compile does it in this process before the
+first use, so that a device has one path from the first candidate on.
 
 Covered: base and sources in float32, bfloat16 or float16 in any mixture, outputs in the same types. Fused
 multiply-adds, which round differently, are switched off on the CPU (they are off by default there; it is said anyway).

@@ -10,10 +10,11 @@ from evomerge.controller import Controller, Status, Stop
 from evomerge.errors import StoppedByFailures
 from evomerge.jobs import Cost
 from evomerge.objective import Objective
+from evomerge.spec import BudgetSpec
 from evomerge.study.opening import OpenSearch
-from evomerge.study.records import NewRow, read_cost, read_record, read_scores
+from evomerge.study.records import NewRow, read_record, read_scores
 from evomerge.study.samplers import build_sampler
-from evomerge.study.search_study import best_trials
+from evomerge.study.search_study import best_trials, read_cost
 from evomerge.study.standing import standing_of
 
 NAME = "random-search"
@@ -39,7 +40,13 @@ def random_search(
     sampler = build_sampler("random", {}, seed=spec.seed, space=opened.inputs.space, workers=executor.capacity)
     search = opened.sibling(NAME, sampler)
     Controller(
-        search, executor, objective, stop, trials=standing.trials, batch_size=batch_size, on_status=on_status
+        search,
+        executor,
+        objective,
+        stop,
+        budget=BudgetSpec(trials=standing.trials),
+        batch_size=batch_size,
+        on_status=on_status,
     ).run()
     for best in best_trials(search.study, 1):
         scores = read_scores(opened.artifacts, opened.storage, best)

@@ -13,7 +13,7 @@ import ray.exceptions
 
 from evomerge.cluster.executor import Executor, WorkerState
 from evomerge.errors import InvalidInput, StoppedByFailures
-from evomerge.jobs import Failed, Job, Outcome, Progress, Train
+from evomerge.jobs import Failed, Job, Outcome, Progress, Score, Train
 from evomerge.worker import Worker, WorkerSetup
 
 START_SECONDS = 600.0  # how long no worker at all may be placed and built before the search gives up
@@ -157,14 +157,19 @@ class RayExecutor:
         slot.starting = slot.actor.ready.remote()
 
     def _dispatch(self) -> None:
-        for slot in self._slots:
-            if self._queue and slot.job is None and slot.starting is None:
-                slot.job = self._queue.popleft()
-                if isinstance(slot.job, Train):
-                    slot.running = slot.actor.events.options(num_returns="streaming").remote(slot.job)
-                else:
-                    slot.running = slot.actor.run.remote(slot.job)
-                slot.deadline = time.monotonic() + self._timeout
+        while self._queue:
+            free = [slot for slot in self._slots if slot.job is None and slot.starting is None]
+            if not free:
+                return
+            job = self._queue.popleft()
+            preferred = job.worker if isinstance(job, Score) else None
+            slot = next((slot for slot in free if slot.name == preferred), free[0])
+            slot.job = job
+            if isinstance(job, Train):
+                slot.running = slot.actor.events.options(num_returns="streaming").remote(job)
+            else:
+                slot.running = slot.actor.run.remote(job)
+            slot.deadline = time.monotonic() + self._timeout
 
     def _collect(self, slot: _Slot, ref: Any) -> Progress | Outcome | None:
         """The event behind a finished reference; None where a worker has merely started."""

@@ -26,16 +26,28 @@ class Split:
 
     def items(self, block: ItemBlock) -> dict[str, tuple[int, ...]]:
         """The item ids of a block, by task."""
-        return {task: ids[block.start : block.stop] for task, ids in self.parts[block.part].items()}
+        return {task: ids[slice(*block.positions(len(ids)))] for task, ids in self.parts[block.part].items()}
 
 
 @dataclass(frozen=True)
 class ItemBlock:
-    """A block of the items of a part: positions [start, stop) of every task's fixed order. The default is all of it."""
+    """A block of the items of a part: positions [start, stop) of every task's fixed order. The default is all of it.
+
+    With `of`, start and stop count in shares of each task: `ItemBlock("search", 2, 3, of=10)` is the third tenth of
+    every task, however many items it has.
+    """
 
     part: Part
     start: int = 0
     stop: int | None = None
+    of: int | None = None
+
+    def positions(self, items: int) -> tuple[int, int | None]:
+        """First position, and the one after the last, in a task of so many items."""
+        if self.of is None:
+            return self.start, self.stop
+        stop = self.of if self.stop is None else self.stop
+        return items * self.start // self.of, items * stop // self.of
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from evomerge.report.wording import duration, in_bytes, in_thousands
 from evomerge.search import MEAN
 from evomerge.study import attributes
 from evomerge.study.opening import StoredSearch
-from evomerge.study.records import Record, read_cost, read_failures, read_record, read_records
-from evomerge.study.search_study import best_trials
+from evomerge.study.records import Record, read_failures, read_record, read_records
+from evomerge.study.search_study import best_trials, read_cost
 from evomerge.study.standing import standing_of
 from evomerge.verdict import Verdict, read_winner
 from evomerge.verdict.stored import read_verdict

@@ -48,6 +48,8 @@ def status_line(status: Status) -> Text:
     parts = [f"{status.finished}/{status.budget} trials"]
     if status.best is not None:
         parts.append(f"best {status.best:.4f} (trial {status.best_trial})")
+    if status.dropped:
+        parts.append(f"{status.dropped} dropped early")
     if status.failed:
         parts.append(f"{status.failed} failed")
     if status.trials_per_hour is not None:
@@ -57,6 +59,8 @@ def status_line(status: Status) -> Text:
     workers = ", ".join(f"{count} {state}" for state, count in status.workers.items())
     if workers:
         parts.append(f"workers: {workers}" + (f", {status.restarts} restarted" if status.restarts else ""))
+    if status.ended:
+        parts.append(status.ended)
     return Text(" · ".join(parts), style="bold" if status.state == "running" else "")
 
 
@@ -69,11 +73,16 @@ def progress_line(progress: Progress) -> Text:
 def status_document(stored: StoredSearch) -> dict[str, Any]:
     """What `evomerge status --json` prints, from the small attribute that the controller keeps: no trial is read."""
     content = stored.study.user_attrs.get(attributes.STATUS)
-    counts = {"complete": 0, "failed": 0, "running": 0}
+    counts = {"complete": 0, "dropped": 0, "failed": 0, "running": 0}
     if content is not None:
         status = status_of(content)
-        complete = status.finished - status.failed
-        counts = {"complete": complete, "failed": status.failed, "running": status.running}
+        complete = status.finished - status.failed - status.dropped
+        counts = {
+            "complete": complete,
+            "dropped": status.dropped,
+            "failed": status.failed,
+            "running": status.running,
+        }
     phase = stored.study.user_attrs.get(attributes.PHASE)
     return {"schema": SCHEMA, "study": stored.study.study_name, "trials": counts, "status": content, "phase": phase}
 

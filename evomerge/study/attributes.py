@@ -30,6 +30,9 @@ WRITER: Final = "evomerge:writer"  # who writes, on storages without a file to l
 WINNER: Final = "evomerge:winner"  # trial, digest and value of the trial that the search items name
 LOOKS: Final = "evomerge:held_out_looks"  # [winner's trial, digest of all that was compared] of each look at held-out
 DIGESTS: Final = "evomerge:digests"  # text: the winner's trial and the digest of each of its tensors as scored
+INCUMBENT: Final = (
+    "evomerge:incumbent"  # text: the best trial and its outcome on every item, for others to race against
+)
 PHASE: Final = "evomerge:phase"  # what the controller is doing
 VERDICT: Final = "evomerge:verdict"  # text: the held-out comparison, in JSON
 
@@ -43,6 +46,7 @@ SECONDS: Final = "evomerge:seconds"  # phase -> seconds
 INTERRUPTED: Final = "evomerge:interrupted"  # failed because its ask was cut short; does not count towards the budget
 LABEL: Final = "evomerge:label"  # of a row in a sibling study: a source, a baseline, or "trial 17"
 WORKER: Final = "evomerge:worker"  # who scored it
+RUNGS: Final = "evomerge:rungs"  # items -> value on them, where the trial was compared with others (brackets)
 COST: Final = "evomerge:cost"  # what it took: tokens read forward and for gradients, seconds, GPU-seconds, peak memory
 MADE: Final = "evomerge:made"  # of a baseline: digest of its name, settings and data
 MERGE: Final = "evomerge:merge"  # text: the recipe of a baseline in JSON

@@ -24,7 +24,7 @@ from evomerge.recipe import Recipe
 from evomerge.study import attributes
 from evomerge.study.attributes import read_document, read_text, write_document, write_text
 from evomerge.study.items import ItemOutcome, read_items, summary
-from evomerge.study.search_study import cost_to_json, finish_trial, upload_items
+from evomerge.study.search_study import cost_to_json, finish_trial, read_cost, upload_items
 from evomerge.study.storage import at_once, with_retries
 
 
@@ -263,11 +263,6 @@ def read_failures(study: optuna.Study) -> dict[tuple[str, str], str]:
 
 def _losses(trial: FrozenTrial) -> dict[str, tuple[float, float]]:
     return {name: (first, last) for name, (first, last) in trial.user_attrs.get(attributes.LOSSES, {}).items()}
-
-
-def read_cost(trial: FrozenTrial) -> Cost:
-    """What a trial or row took."""
-    return Cost(**trial.user_attrs.get(attributes.COST, {}))
 
 
 def read_scores(artifacts: Path, storage: BaseStorage, trial: FrozenTrial) -> Scores | None:

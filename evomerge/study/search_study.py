@@ -80,10 +80,13 @@ class SearchStudy:
         self._told = sum(attributes.TELL in trial.user_attrs for trial in finished)
         self._finished = len(counted)
         self._failed = sum(trial.state is TrialState.FAIL for trial in counted)
+        self._dropped = sum(trial.state is TrialState.PRUNED for trial in counted)
+        self._spent = sum((read_cost(trial) for trial in counted), Cost())
         self._best: tuple[float, int] | None = None
-        for trial in finished:
+        self._told_at_best = 0
+        for trial in sorted(finished, key=lambda trial: trial.user_attrs.get(attributes.TELL, -1)):
             if trial.state is TrialState.COMPLETE and trial.value is not None:
-                self._consider(trial.value, trial.number)
+                self._consider(trial.value, trial.number, int(trial.user_attrs.get(attributes.TELL, -1)) + 1)
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         """The trials in these states, all without any. They are the storage's own: never change them."""
@@ -100,11 +103,28 @@ class SearchStudy:
         return self._failed
 
     @property
+    def dropped(self) -> int:
+        """Trials that count towards the budget and were not scored on all items."""
+        return self._dropped
+
+    @property
+    def spent(self) -> Cost:
+        """What the trials that count towards the budget took together."""
+        return self._spent
+
+    @property
+    def since_best(self) -> int:
+        """How many trials were told since the best value was first reached."""
+        return self._told - self._told_at_best
+
+    @property
     def best(self) -> tuple[float, int] | None:
         """Value and number of the trial with the highest value; of equal ones the earliest. None before the first."""
         return self._best
 
-    def _consider(self, value: float, number: int) -> None:
+    def _consider(self, value: float, number: int, told: int) -> None:
+        if self._best is None or value > self._best[0]:
+            self._told_at_best = told
         if self._best is None or (value, -number) > (self._best[0], -self._best[1]):
             self._best = (value, number)
 
@@ -170,8 +190,46 @@ class SearchStudy:
         """Take the note back: a clean stop is no attempt."""
         with_retries(lambda: self._set(proposal.number, attributes.ATTEMPT, proposal.attempt - 1))
 
-    def tell(self, proposal: Proposal, outcome: Outcome, value: float, stderr: float | None) -> None:
-        """Store a scored trial. Its artifact and attributes are there before it is finished, never after."""
+    def report(self, number: int, step: int, value: float, rungs: Mapping[int, float] | None = None) -> None:
+        """An intermediate value of a trial, which Optuna Dashboard shows: the estimate after `step` items.
+
+        Args:
+            rungs: items -> value on them, where the trial has been compared with others so far.
+        """
+
+        def store() -> None:
+            self.check_hold()
+            self._storage.set_trial_intermediate_value(self._ids[number], step, value)
+            if rungs:
+                self._set(number, attributes.RUNGS, {str(items): value for items, value in rungs.items()})
+
+        at_once(self._storage, store)
+
+    def at_rungs(self) -> dict[int, dict[int, float]]:
+        """Items -> trial -> its value on them, of all trials that have been compared with others."""
+        found: dict[int, dict[int, float]] = {}
+        for trial in self.trials():
+            for items, value in trial.user_attrs.get(attributes.RUNGS, {}).items():
+                found.setdefault(int(items), {})[trial.number] = value
+        return found
+
+    def tell(
+        self,
+        proposal: Proposal,
+        outcome: Outcome,
+        value: float,
+        stderr: float | None,
+        *,
+        dropped: bool = False,
+        incumbent: str | None = None,
+    ) -> None:
+        """Store a scored trial. Its artifact and attributes are there before it is finished, never after.
+
+        Args:
+            value: of the objective; of a trial that was dropped, the estimate that the sampler learns from.
+            dropped: it was not scored on all items, and ends as PRUNED.
+            incumbent: what the study shall keep of it for others to race against, see `evomerge.study.incumbent`.
+        """
         assert isinstance(outcome.result, Scored)  # the controller sends failures to `fail`
         scores = outcome.result.scores
         self._upload(proposal.number, scores)
@@ -182,11 +240,21 @@ class SearchStudy:
             write_document(_TrialAttributes(self, proposal.number), attributes.SCORES, document)
             self._note(proposal.number, outcome)
             self._set(proposal.number, attributes.TELL, self._told)
+            if dropped:
+                self._report_last(proposal.number, value)
+            if incumbent is not None:
+                write_text(self.study, attributes.INCUMBENT, incumbent)
 
-        self._finish(proposal.number, TrialState.COMPLETE, note, value)
+        if dropped:
+            self._finish(proposal.number, TrialState.PRUNED, note)
+            self._dropped += 1
+        else:
+            self._finish(proposal.number, TrialState.COMPLETE, note, value)
         self._told += 1
         self._finished += 1
-        self._consider(value, proposal.number)
+        self._spent += outcome.cost
+        if not dropped:
+            self._consider(value, proposal.number, self._told)
 
     def fail(self, number: int, reason: str, outcome: Outcome | None = None) -> None:
         """Store a trial that has no score, with the reason."""
@@ -197,6 +265,8 @@ class SearchStudy:
                 self._note(number, outcome)
 
         self._finish(number, TrialState.FAIL, note)
+        if outcome is not None:
+            self._spent += outcome.cost
         self._finished += 1
         self._failed += 1
 
@@ -235,6 +305,11 @@ class SearchStudy:
     def _finish(self, number: int, state: TrialState, note: Callable[[], None], value: float | None = None) -> None:
         finish_trial(self.study, self._storage, number, state, note, value)
 
+    def _report_last(self, number: int, value: float) -> None:
+        # Optuna takes the last one for the value of a pruned trial. An earlier attempt may have got farther than this.
+        reported = self._storage.get_trial(self._ids[number]).intermediate_values
+        self._storage.set_trial_intermediate_value(self._ids[number], max(reported, default=0), value)
+
     def _set(self, number: int, key: str, value: Any) -> None:
         self.check_hold()
         self._storage.set_trial_user_attr(self._ids[number], key, value)
@@ -260,6 +335,11 @@ def best_trials(study: optuna.Study, count: int) -> list[FrozenTrial]:
     """The trials with the highest values, earlier ones first among equals."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))[:count]
+
+
+def read_cost(trial: FrozenTrial) -> Cost:
+    """What a trial or row took."""
+    return Cost(**trial.user_attrs.get(attributes.COST, {}))
 
 
 def cost_to_json(cost: Cost) -> dict[str, float]:

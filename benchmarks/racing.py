@@ -1,0 +1,135 @@
+"""How often a race drops a candidate that is as good as the best so far, and how soon one that is worse.
+
+    python benchmarks/racing.py [--runs 1000] [--json]
+
+Every race is simulated on outcomes with a fixed seed, and decided by the code that decides real ones: right and wrong
+answers on 4 tasks, blocks of 16 items of each, compared with the incumbent on the same items after every block. Three
+figures per cell:
+
+- *equal*: the candidate is as good as an incumbent that was not chosen. How often it is dropped, which is to be 3 % at
+  most.
+- *chosen*: it is as good, but the incumbent is the luckiest of 20 candidates that are all as good, on these very items.
+  The candidate is then behind in earnest on the items of the search, though not beyond them. What it is dropped for is
+  the incumbent's luck. No error rate is promised here.
+- *worse*: the candidate is 10 points worse. How often it is dropped after 40 % of the items or fewer, and at all.
+
+Items used are the mean share of them that a race took. No model is needed. Its time is not what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "racing"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "verdict"))
+
+from races import OBJECTIVE, TASKS, raced
+from simulation import Answers, answers
+
+from evomerge.racing import RaceSettings
+
+SCHEMA = 1
+WORSE = 0.1
+RIVALS = 20
+SOON = 0.4
+BLOCK = 64
+ITEMS = (512, 1500)
+DISCORDANT = (0.1, 0.2, 0.3, 0.4, 0.5)
+
+Pair = Callable[[np.random.Generator, int, float], Answers]
+
+
+def equal(generator: np.random.Generator, items: int, discordant: float) -> Answers:
+    """Incumbent and candidate, as good as each other."""
+    return answers(generator, [0.0, 0.0], items, discordant)
+
+
+def chosen(generator: np.random.Generator, items: int, discordant: float) -> Answers:
+    """The luckiest of 20, and a candidate as good as all of them."""
+    rows = answers(generator, [0.0] * (RIVALS + 1), items, discordant)
+    return rows[[int(np.argmax(rows[:RIVALS].mean(axis=1))), RIVALS]]
+
+
+def worse(generator: np.random.Generator, items: int, discordant: float) -> Answers:
+    """A candidate 10 points worse than the incumbent."""
+    return answers(generator, [WORSE / 2, -WORSE / 2], items, discordant)
+
+
+def shares(runs: int, pair: Pair, items: int, discordant: float) -> tuple[float, float, float]:
+    """Of races with seeds 0, 1, …: the share dropped, dropped soon, and the mean share of items used."""
+    used = []
+    for seed in range(runs):
+        generator = np.random.Generator(np.random.Philox(seed))
+        decision = raced(RaceSettings(), OBJECTIVE, *pair(generator, items, discordant), block=BLOCK)
+        used.append(decision.items / items if decision.drop else 1.0)
+    found = np.array(used)
+    return float((found < 1).mean()), float((found <= SOON).mean()), float(found.mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="False drops and power of a race.")
+    parser.add_argument("--runs", type=int, default=1000, help="simulated races per figure")
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    options = parser.parse_args()
+    started = time.perf_counter()
+    cells = []
+    for items in ITEMS:
+        for discordant in DISCORDANT:
+            false, _, used = shares(options.runs, equal, items, discordant)
+            lucky, _, used_chosen = shares(options.runs, chosen, items, discordant)
+            dropped, soon, used_worse = shares(options.runs, worse, items, discordant)
+            cells.append(
+                {
+                    "items": items,
+                    "discordant": discordant,
+                    "equal_dropped": round(false, 4),
+                    "equal_used": round(used, 3),
+                    "chosen_dropped": round(lucky, 4),
+                    "chosen_used": round(used_chosen, 3),
+                    "worse_dropped_soon": round(soon, 4),
+                    "worse_dropped": round(dropped, 4),
+                    "worse_used": round(used_worse, 3),
+                }
+            )
+            print(f"{items} items, {discordant:.0%} discordant: done", file=sys.stderr, flush=True)
+    document = {
+        "schema": SCHEMA,
+        "alpha": RaceSettings().alpha,
+        "minimum": RaceSettings().minimum,
+        "block": BLOCK,
+        "tasks": TASKS,
+        "worse_by": WORSE,
+        "rivals": RIVALS,
+        "soon": SOON,
+        "runs": options.runs,
+        "seconds": round(time.perf_counter() - started, 1),
+        "cells": cells,
+    }
+    print(json.dumps(document) if options.json else table(cells))
+
+
+def table(cells: list[dict[str, float]]) -> str:
+    """The cells in Markdown."""
+    lines = [
+        "| items | discordant | equal: dropped | items used | chosen: dropped | items used "
+        "| worse: dropped by 40 % | at all | items used |",
+        "|---" * 9 + "|",
+    ]
+    for cell in cells:
+        lines.append(
+            f"| {cell['items']:,} | {cell['discordant']:.0%} | {cell['equal_dropped']:.1%} | {cell['equal_used']:.0%} "
+            f"| {cell['chosen_dropped']:.1%} | {cell['chosen_used']:.0%} | {cell['worse_dropped_soon']:.1%} "
+            f"| {cell['worse_dropped']:.1%} | {cell['worse_used']:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Scores of several blocks of one candidate, put together."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from evomerge.evaluation.aggregates import RECOMPUTED, aggregate, standard_error
+from evomerge.evaluation.evaluator import Scores, TaskScores
+
+
+def joined(parts: Sequence[Scores]) -> Scores:
+    """The scores of all items of the blocks together, as if they had been scored at once.
+
+    Args:
+        parts: of blocks that share no item; at least one. Values of tasks are recomputed from the outcomes, so that
+            every task's value must be a function of the mean of its items, or an aggregate that can be recomputed.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    tasks: dict[str, list[TaskScores]] = defaultdict(list)
+    seconds: dict[str, float] = defaultdict(float)
+    for part in parts:
+        for task, scores in part.tasks.items():
+            tasks[task].append(scores)
+        for phase, spent in part.seconds.items():
+            seconds[phase] += spent
+    return Scores(
+        {task: _joined_task(pieces) for task, pieces in tasks.items()},
+        dict(seconds),
+        sum(part.tokens for part in parts),
+    )
+
+
+def _joined_task(pieces: Sequence[TaskScores]) -> TaskScores:
+    first = pieces[0]
+    # In the order of the items, as one block has them: sums of floats depend on their order.
+    rows = sorted(
+        (item, outcome, weight)
+        for piece in pieces
+        for item, outcome, weight in zip(
+            piece.items, piece.outcomes, piece.weights or (1.0,) * len(piece.items), strict=True
+        )
+    )
+    items, outcomes, weights = (tuple(column) for column in zip(*rows, strict=True))
+    known = weights if first.weights is not None else None
+    kind = first.aggregate
+    value = aggregate(kind, outcomes, known) if kind in RECOMPUTED else math.fsum(outcomes) / len(outcomes)
+    stderr = standard_error(kind, outcomes, known, value)
+    return replace(first, items=items, outcomes=outcomes, weights=known, value=value, stderr=stderr)

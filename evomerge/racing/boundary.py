@@ -1,0 +1,125 @@
+"""The boundary of a test that is repeated while data come in: how far the statistic must be out at each look.
+
+Alpha spending (Lan & DeMets, 1983): a function says how much of the error rate may be used up by each share of the
+information, so that neither the number nor the times of the looks are fixed beforehand. The boundary that uses up
+exactly that much is found by integrating the density of the statistic from look to look (Armitage, McPherson & Rowe,
+1969), with no Monte Carlo: the same looks give the same boundary.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import ndtr, ndtri
+
+from evomerge.errors import InvalidInput, unknown_name
+from evomerge.evaluation.aggregates import FloatArray
+
+Spending = Literal["pocock", "obrien_fleming"]
+
+_FAR: Final = 9.0  # standard deviations, beyond which there is nothing to integrate
+_NEAREST: Final = 0.004  # increase of the information, as a share of it, below which a look is not counted as one
+_NODES: Final = 384  # of the quadrature: one per standard deviation of the shortest step that is counted
+
+
+def pocock(fraction: float, alpha: float) -> float:
+    """alpha · ln(1 + (e − 1) t): Lan & DeMets (1983), α₂*. Much is spent early, so that what is bad goes at once."""
+    return alpha * math.log1p((math.e - 1) * fraction)
+
+
+def obrien_fleming(fraction: float, alpha: float) -> float:
+    """2 − 2 Φ(z_{alpha/2} / √t): Lan & DeMets (1983), α₁*. Nearly all is kept for the end."""
+    return 2 * float(ndtr(ndtri(alpha / 2) / math.sqrt(fraction)))
+
+
+SPENDING: Final[dict[str, Callable[[float, float], float]]] = {"pocock": pocock, "obrien_fleming": obrien_fleming}
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What is known after a look: its boundary, and the races that still go on.
+
+    Attributes:
+        bound: on the scale of a standard normal; infinite where the look is too close to the one before.
+        spent: error rate that is used up.
+        fraction: of the information, at the last look that was counted.
+        nodes, masses: the law of the Brownian motion B(fraction) = statistic · √fraction of the races that go on.
+    """
+
+    bound: float
+    spent: float
+    fraction: float
+    nodes: FloatArray
+    masses: FloatArray
+
+
+_START = _Look(math.inf, 0.0, 0.0, np.zeros(1), np.ones(1))
+
+
+def boundary(fractions: Sequence[float], alpha: float, spending: Spending = "pocock") -> float:
+    """How large a standard normal statistic must be at the last of these looks, in a one-sided test.
+
+    It depends on the looks so far and on nothing that is still to come. If there is no difference, the chance that the
+    statistic reaches the boundary at some look up to a fraction t is `SPENDING[spending](t, alpha)`.
+
+    Args:
+        fractions: share of the information at every look so far, increasing, in (0, 1].
+        alpha: error rate of all looks together.
+
+    Raises:
+        InvalidInput: fractions that do not increase or are not in (0, 1], an error rate that is not in (0, 0.5), or an
+            unknown way to spend it.
+    """
+    if spending not in SPENDING:
+        raise unknown_name("alpha spending", spending, SPENDING)
+    if not 0 < alpha < 0.5:
+        raise InvalidInput(f"alpha must be between 0 and 0.5, but is {alpha:g}")
+    looks = tuple(float(fraction) for fraction in fractions)
+    if not looks or not all(
+        0 <= before <= after <= 1 and after > 0 for before, after in itertools.pairwise((0.0, *looks))
+    ):
+        raise InvalidInput(f"the fractions of the looks must increase within (0, 1], but are {list(looks)}")
+    for count in range(100, len(looks), 100):  # from the first ones, so that the recursion is never deep
+        _look(looks[:count], alpha, spending)
+    return _look(looks, alpha, spending).bound
+
+
+@functools.lru_cache(maxsize=2048)
+def _look(fractions: tuple[float, ...], alpha: float, spending: str) -> _Look:
+    before = _look(fractions[:-1], alpha, spending) if len(fractions) > 1 else _START
+    fraction = fractions[-1]
+    step = math.sqrt(max(0.0, fraction - before.fraction))
+    target = SPENDING[spending](fraction, alpha)
+    if step**2 < _NEAREST * fraction or target - before.spent < 1e-15:
+        # Nothing to spend yet: what this look would have got is left to the next.
+        return _Look(math.inf, before.spent, before.fraction, before.nodes, before.masses)
+    bound = _bound(before, step, math.sqrt(fraction), target - before.spent)
+    low, high = -_FAR * math.sqrt(fraction), bound * math.sqrt(fraction)
+    places, weights = _quadrature()
+    nodes = low + (high - low) * places
+    steps = (nodes[:, None] - before.nodes) / step
+    density = np.exp(-(steps**2) / 2) @ before.masses / (step * math.sqrt(2 * math.pi))
+    return _Look(bound, target, fraction, nodes, (high - low) * weights * density)
+
+
+def _bound(before: _Look, step: float, scale: float, spend: float) -> float:
+    """Where P(no crossing before, statistic above it now) = spend."""
+
+    def excess(bound: float) -> float:
+        return float(before.masses @ ndtr((before.nodes - bound * scale) / step)) - spend
+
+    return float(brentq(excess, -_FAR, _FAR + 1, xtol=1e-12))
+
+
+@functools.lru_cache(maxsize=1)
+def _quadrature() -> tuple[FloatArray, FloatArray]:
+    """Gauss-Legendre on [0, 1]."""
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+    return (nodes + 1) / 2, weights / 2

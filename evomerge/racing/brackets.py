@@ -1,0 +1,92 @@
+"""Brackets: at fixed numbers of items only the best of the candidates that got there go on.
+
+Values at one rung are all of the same items, so that they can be ranked with each other, and never with those at
+another rung. Which bracket a candidate runs in depends on its number alone, so that a search that goes on repeats it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from evomerge.errors import InvalidInput, unknown_name
+
+Rule = Literal["successive_halving", "hyperband"]
+RULES: tuple[Rule, ...] = ("successive_halving", "hyperband")
+
+
+@dataclass(frozen=True)
+class BracketSettings:
+    """Rungs and who climbs them.
+
+    Attributes:
+        total: items of a complete candidate.
+        minimum: items at the first rung.
+        eta: one of so many candidates goes on, to so many times as many items.
+        rule: successive_halving, where all start at the first rung, or hyperband, where some start higher.
+    """
+
+    total: int
+    minimum: int = 64
+    eta: int = 3
+    rule: Rule = "successive_halving"
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise unknown_name("bracket rule", self.rule, RULES)
+        if self.eta < 2:
+            raise InvalidInput(f"eta must be 2 or more, so that fewer candidates go on at each rung, but is {self.eta}")
+        if not 1 <= self.minimum <= self.total:
+            raise InvalidInput(f"the first rung must have 1 to {self.total} items, but has {self.minimum}")
+
+
+def rungs(settings: BracketSettings, trial: int) -> tuple[int, ...]:
+    """At how many items a trial is compared with others; the last is all of them, where it is complete."""
+    return _ladder(settings)[bracket(settings, trial) :]
+
+
+def bracket(settings: BracketSettings, trial: int) -> int:
+    """How many rungs a trial skips at the start.
+
+    Of hyperband, the brackets of Li et al. (2018, algorithm 1) with their numbers of candidates, the most thrifty first
+    and from the first again after the last: ⌈(s_max + 1) / (s + 1) · eta^s⌉ where s rungs are above the first of the
+    bracket.
+    """
+    if settings.rule == "successive_halving":
+        return 0
+    most = len(_ladder(settings)) - 1
+    sizes = [math.ceil((most + 1) * settings.eta**above / (above + 1)) for above in range(most, -1, -1)]
+    place = trial % sum(sizes)
+    for skipped, size in enumerate(sizes):
+        if place < size:
+            return skipped
+        place -= size
+    raise AssertionError("the place lies within the sum of the sizes")
+
+
+def goes_on(value: float, at_rung: Sequence[float], eta: int) -> bool:
+    """Whether a candidate is among the best 1 / eta at a rung: asynchronous successive halving (ASHA, Li et al., 2020).
+
+    Decided at once, from the candidates that got there before: nobody waits, and who is dropped is not called back when
+    later ones are worse. While fewer than eta got there, the best so far goes on. Ties go on.
+
+    Args:
+        value: objective on the items of the rung; one that is not a number does not go on.
+        at_rung: that of the other candidates of the bracket which reached the rung before.
+    """
+    if math.isnan(value):
+        return False
+    ranked = sorted((other for other in [*at_rung, value] if not math.isnan(other)), reverse=True)
+    return value >= ranked[max(1, len(ranked) // eta) - 1]
+
+
+def _ladder(settings: BracketSettings) -> tuple[int, ...]:
+    """minimum · eta^k below the total, and the total."""
+    counts = []
+    items = settings.minimum
+    while items < settings.total:
+        counts.append(items)
+        items *= settings.eta
+    return (*counts, settings.total)

@@ -1,0 +1,75 @@
+"""A candidate between its first block of items and its last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from evomerge.evaluation.evaluator import ItemBlock, Scores
+from evomerge.evaluation.joined import joined
+from evomerge.jobs import Cost, Outcome, Scored
+from evomerge.racing.fidelity import Finding, Look
+from evomerge.study.search_study import Proposal
+
+
+@dataclass
+class Running:
+    """What is known of a candidate while it is scored.
+
+    Attributes:
+        blocks: the items that it is scored on, one block after another.
+        incumbent: whom it races against: the best one when it began, so that the error rate of its race holds.
+    """
+
+    proposal: Proposal
+    blocks: Sequence[ItemBlock]
+    incumbent: Scores | None
+    rungs: dict[int, float] = field(default_factory=dict)
+    _outcomes: list[Outcome] = field(default_factory=list)
+
+    @property
+    def block(self) -> ItemBlock:
+        """The block that comes next."""
+        return self.blocks[len(self._outcomes)]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all items have been scored."""
+        return len(self._outcomes) == len(self.blocks)
+
+    def add(self, outcome: Outcome) -> None:
+        """Take in the outcome of the latest block."""
+        self._outcomes.append(outcome)
+
+    def outcome(self) -> Outcome:
+        """All blocks so far as one outcome; the last one's result where that is no score."""
+        last = self._outcomes[-1]
+        seconds: dict[str, float] = {}
+        for each in self._outcomes:
+            for phase, spent in each.seconds.items():
+                seconds[phase] = seconds.get(phase, 0.0) + spent
+        cost = replace(sum((each.cost for each in self._outcomes), Cost()), candidates=last.cost.candidates)
+        if not isinstance(last.result, Scored):
+            return replace(last, seconds=seconds, cost=cost)
+        scores = joined(self._scores())
+        return replace(last, result=replace(last.result, scores=scores), seconds=seconds, cost=cost)
+
+    def look(self, at_rung: Mapping[int, Mapping[int, float]]) -> Look:
+        """What a decision is made from."""
+        parts = self._scores()
+        earlier = []
+        for count in range(1, len(parts)):
+            counts: dict[str, int] = {}
+            for part in parts[:count]:
+                for task, scores in part.tasks.items():
+                    counts[task] = counts.get(task, 0) + len(scores.items)
+            earlier.append(counts)
+        return Look(self.proposal.number, joined(parts), earlier, self.incumbent, at_rung)
+
+    def note(self, finding: Finding) -> None:
+        """Remember where it was compared with others."""
+        if finding.rung is not None and finding.value is not None:
+            self.rungs[finding.rung] = finding.value
+
+    def _scores(self) -> list[Scores]:
+        return [each.result.scores for each in self._outcomes if isinstance(each.result, Scored)]

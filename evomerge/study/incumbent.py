@@ -1,0 +1,60 @@
+"""The outcomes of the best candidate, item by item: what others race against. Kept in the study itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+
+from evomerge.errors import InvalidInput
+from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.study import attributes
+from evomerge.study.attributes import read_text
+from evomerge.study.records import read_scores
+from evomerge.study.search_study import best_trials
+
+_ASKED = 20  # trials whose artifacts are looked at before racing goes on without an incumbent
+
+
+def incumbent_text(trial: int, scores: Scores) -> str:
+    """What the study keeps of an incumbent."""
+    return json.dumps({"trial": trial, "tasks": {task: asdict(score) for task, score in scores.tasks.items()}})
+
+
+def read_incumbent(study: optuna.Study, storage: BaseStorage, artifacts: Path) -> Scores | None:
+    """The outcomes of the best complete trial: from the study, else from its artifact.
+
+    Where both are lost, those of the next best trial that has them. None where there is none.
+    """
+    kept = _kept(study)
+    for trial in best_trials(study, _ASKED):
+        if kept is not None and kept["trial"] == trial.number:
+            return Scores({task: _task(content) for task, content in kept["tasks"].items()}, {})
+        scores = read_scores(artifacts, storage, trial)
+        if scores is not None:
+            return scores
+    return None
+
+
+def _kept(study: optuna.Study) -> dict[str, Any] | None:
+    try:
+        text = read_text(study, attributes.INCUMBENT)
+    except InvalidInput:  # its writing was cut short
+        return None
+    return None if text is None else dict(json.loads(text))
+
+
+def _task(content: dict[str, Any]) -> TaskScores:
+    weights = content["weights"]
+    return TaskScores(
+        **{
+            **content,
+            "items": tuple(content["items"]),
+            "outcomes": tuple(content["outcomes"]),
+            "weights": None if weights is None else tuple(weights),
+        }
+    )

@@ -1,0 +1,188 @@
+"""Racing and brackets in a whole search: what is dropped, what the study keeps of it, and going on after a kill."""
+
+import math
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from evomerge.errors import InvalidInput, OtherSpec
+from evomerge.evaluation.evaluator import Candidate, ItemBlock
+from evomerge.evaluation.joined import joined
+from evomerge.evaluation.synthetic import SyntheticEvaluator
+from evomerge.search import run_search
+from evomerge.spec import load_spec, override
+from evomerge.study import attributes
+from evomerge.study.incumbent import read_incumbent
+from evomerge.study.opening import artifacts_folder, read_search
+from evomerge.study.search_study import best_trials, read_cost
+
+EVALUATOR = {"name": "synthetic", "items": 1000, "steepness": 20.0}
+
+
+def search(path, **changes):
+    return run_search(override(load_spec(path), **changes), ray="none")
+
+
+@pytest.fixture
+def race(write_spec):
+    return write_spec(evaluator=EVALUATOR, fidelity="race", budget={"trials": 20})
+
+
+def test_a_race_drops_bad_candidates_early_and_never_the_best(race):
+    study = search(race)
+    trials = study.get_trials()
+    dropped = [trial for trial in trials if trial.state is TrialState.PRUNED]
+    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    assert len(trials) == 20
+    assert len(dropped) >= 5
+    assert complete[0].number == 0  # nothing to race against yet
+    everything = read_cost(trials[0]).items
+    assert everything > 700
+    assert max(read_cost(trial).items for trial in dropped) < everything
+    assert min(read_cost(trial).items for trial in dropped) >= 64
+    assert all(read_cost(trial).items == everything for trial in complete)
+    assert sum(read_cost(trial).items for trial in trials) < 0.6 * everything * len(trials)
+
+
+def test_what_a_dropped_trial_tells_is_its_paired_estimate(race):
+    study = search(race)
+    stored = read_search(load_spec(race))
+    blocks = round(read_cost(study.trials[0]).items / 64)
+    for trial in study.get_trials(states=(TrialState.PRUNED,)):
+        earlier = [
+            other
+            for other in study.get_trials(states=(TrialState.COMPLETE,))
+            if other.user_attrs[attributes.TELL] < trial.user_attrs[attributes.TELL]
+        ]
+        incumbent = max(earlier, key=lambda other: (other.value, -other.number))
+        scores = SyntheticEvaluator(
+            {key: value for key, value in EVALUATOR.items() if key != "name"}, bounds=_bounds(stored), seed=1
+        )
+        part = ItemBlock("search", 0, len(trial.intermediate_values), of=blocks)
+        difference = sum(
+            _mean(scores, trial, part, task) - _mean(scores, incumbent, part, task) for task in scores.weights
+        ) / len(scores.weights)
+        assert trial.value == pytest.approx(incumbent.value + difference)
+        assert trial.value < incumbent.value
+
+
+def _bounds(stored):
+    trial = stored.study.trials[0]
+    return {name: (distribution.low, distribution.high) for name, distribution in trial.distributions.items()}
+
+
+def _mean(evaluator, trial, block, task):
+    return evaluator.score(Candidate("x", trial.params, None, lambda: None), block).tasks[task].value
+
+
+def test_blocks_together_are_the_whole_part():
+    evaluator = SyntheticEvaluator({"items": 130, "tasks": 3}, bounds={"x": (0, 1)})
+    whole = ItemBlock("search")
+    for count in (1, 2, 7):
+        blocks = [ItemBlock("search", number, number + 1, of=count) for number in range(count)]
+        for task, items in evaluator.split.items(whole).items():
+            assert sum((evaluator.split.items(block)[task] for block in blocks), ()) == items
+    candidate = Candidate("x", {"x": 0.3}, None, lambda: None)
+    parts = joined([evaluator.score(candidate, block) for block in blocks])
+    together = evaluator.score(candidate, whole)
+    assert {task: score.value for task, score in parts.tasks.items()} == {
+        task: pytest.approx(score.value) for task, score in together.tasks.items()
+    }
+    assert all(parts.tasks[task].stderr == pytest.approx(score.stderr) for task, score in together.tasks.items())
+
+
+def test_the_incumbent_is_kept_in_the_study_and_found_again(race):
+    study = search(race)
+    spec = load_spec(race)
+    stored = read_search(spec)
+    best = best_trials(study, 1)[0]
+    kept = read_incumbent(stored.study, stored.storage, artifacts_folder(spec))
+    for file in artifacts_folder(spec).iterdir():
+        if file.is_file():
+            file.unlink()
+    again = read_incumbent(stored.study, stored.storage, artifacts_folder(spec))
+    assert kept == again
+    assert sum(len(task.items) for task in again.tasks.values()) == read_cost(best).items
+    mean = sum(task.value for task in again.tasks.values()) / len(again.tasks)
+    assert mean == pytest.approx(best.value)
+
+
+def test_a_race_goes_on_as_if_it_had_not_been_stopped(write_spec):
+    changes = {"evaluator": EVALUATOR, "fidelity": "race"}
+    whole = search(write_spec("whole.yaml", name="whole", **changes), trials=20)
+    path = write_spec("pieces.yaml", name="pieces", **changes)
+    for trials in (3, 9, 20):
+        pieces = search(path, trials=trials)
+    assert [trial.params for trial in pieces.trials] == [trial.params for trial in whole.trials]
+    assert [trial.value for trial in pieces.trials] == [trial.value for trial in whole.trials]
+    assert [trial.state for trial in pieces.trials] == [trial.state for trial in whole.trials]
+
+
+@pytest.mark.parametrize("rule", ["successive_halving", "hyperband"])
+def test_brackets_spend_less_and_keep_the_good_ones(write_spec, rule):
+    study = search(write_spec(evaluator=EVALUATOR, fidelity=rule, sampler="random"), trials=27)
+    trials = study.get_trials()
+    dropped = [trial for trial in trials if trial.state is TrialState.PRUNED]
+    assert len(dropped) >= 9
+    steps = {step for trial in dropped for step in trial.intermediate_values}
+    assert all(any(math.isclose(step, items, abs_tol=2) for items in (64, 192, 576)) for step in steps)
+    best = max(trial.value for trial in trials if trial.state is TrialState.COMPLETE)
+    assert all(trial.value <= best for trial in dropped)
+    assert sum(read_cost(trial).items for trial in trials) < 0.8 * max(
+        read_cost(trial).items for trial in trials
+    ) * len(trials)
+
+
+def test_the_fidelity_is_part_of_the_study(write_spec):
+    search(write_spec(evaluator=EVALUATOR, fidelity="race"), trials=1)
+    with pytest.raises(OtherSpec, match=r"fidelity\.alpha"):
+        search(write_spec(evaluator=EVALUATOR, fidelity={"name": "race", "alpha": 0.1}), trials=1)
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "message"),
+    [
+        ({"name": "race", "eta": 4}, "fidelity race has no setting 'eta'"),
+        ({"name": "hyperband", "alpha": 0.1}, "fidelity hyperband has no setting 'alpha'"),
+        ({"name": "full", "block": 10}, "fidelity full has no setting 'block'"),
+        ("fast", "full"),
+    ],
+)
+def test_bad_fidelities_are_refused(write_spec, fidelity, message):
+    with pytest.raises(InvalidInput, match=message):
+        load_spec(write_spec(fidelity=fidelity))
+
+
+@pytest.mark.parametrize(
+    ("budget", "trials"),
+    [({"items": 1200}, 4), ({"patience": 4}, None), ({"target": 0.01}, 1)],
+)
+def test_every_part_of_the_budget_ends_the_search(write_spec, budget, trials):
+    evaluator = {"name": "synthetic", "items": 400}  # two tasks, of which two fifths are searched on
+    study = search(write_spec(evaluator=evaluator, budget={"trials": 60, **budget}))
+    finished = study.get_trials(states=(TrialState.COMPLETE,))
+    if trials is not None:
+        assert len(finished) == trials
+    else:
+        values = [trial.value for trial in finished]
+        assert len(values) < 60
+        assert values.index(max(values)) == len(values) - 1 - 4
+    status = study.user_attrs[attributes.STATUS]
+    assert status["state"] == "finished"
+    assert any(word in status["ended"] for word in ("items", "no better", "target"))
+
+
+def test_a_larger_budget_goes_on(write_spec):
+    evaluator = {"name": "synthetic", "items": 400}
+    search(write_spec(evaluator=evaluator, budget={"trials": 60, "items": 600}))
+    study = search(write_spec(evaluator=evaluator, budget={"trials": 60, "items": 1200}))
+    assert len(study.get_trials(states=(TrialState.COMPLETE,))) == 4
+
+
+def test_optuna_shows_the_blocks_as_intermediate_values(race):
+    study = search(race, trials=8)
+    for trial in optuna.load_study(study_name="sim", storage=study._storage).trials:
+        if trial.state is TrialState.PRUNED:
+            assert list(trial.intermediate_values) == sorted(trial.intermediate_values)
+            assert trial.value == trial.intermediate_values[trial.last_step]
