@@ -335,8 +335,11 @@ class Controller:
             return _reason(outcome)
         try:
             value = self._objective.value(result.scores) if estimate is None else estimate
+            violations = self._objective.violations(result.scores) if estimate is None else []
+            objectives = self._objective.points(result.scores) if self._objective.several else None
             stderr = self._objective.stderr(result.scores)
-            reason = None if math.isfinite(value) else f"the objective is {value}"
+            finite = all(map(math.isfinite, [value, *violations, *(objectives or [])]))
+            reason = None if finite else f"the objective is {value}"
         except (ArithmeticError, ValueError) as error:  # scores of a collapsed merge overflow, or are infinite
             reason = f"the objective cannot be computed: {error}"
         if reason is not None:
@@ -345,7 +348,15 @@ class Controller:
         if estimate is not None:
             self._search.tell(proposal, outcome, value, stderr, dropped=True)
             return None
-        self._search.tell(proposal, outcome, value, stderr, incumbent=self._succession(proposal, result.scores, value))
+        self._search.tell(
+            proposal,
+            outcome,
+            value,
+            stderr,
+            objectives=objectives,
+            violations=violations,
+            incumbent=self._succession(proposal, result.scores, value),
+        )
         return None
 
     def _succession(self, proposal: Proposal, scores: Scores, value: float) -> str | None:

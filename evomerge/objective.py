@@ -22,11 +22,15 @@ class Objective:
         aggregate: weighted_mean, min or geometric_mean.
         weights: task -> weight, for every task of the evaluator.
         scales: task -> (the sources' worst, their best score), where scores are normalised; else None.
+        several: each task is an objective of its own (pareto); `value` is then the one that candidates are ranked by.
+        floors: (task, the worst allowed score) of each constraint.
     """
 
     aggregate: str
     weights: Mapping[str, float]
     scales: Mapping[str, tuple[float, float]] | None = None
+    several: bool = False
+    floors: tuple[tuple[str, float], ...] = ()
 
     def value(self, scores: Scores) -> float:
         """The objective of one candidate. With normalisation 0 is the sources' worst on every task and 1 their best.
@@ -42,6 +46,15 @@ class Objective:
         if min(points.values()) <= 0:
             return 0.0
         return math.exp(math.fsum(self.weights[task] * math.log(point) for task, point in points.items()) / total)
+
+    def points(self, scores: Scores) -> list[float]:
+        """One number per task, in the tasks' order: what several objectives maximise."""
+        return [self._point(task, score) for task, score in scores.tasks.items()]
+
+    def violations(self, scores: Scores) -> list[float]:
+        """By how much each constraint is missed, in the units of the score; 0 or less where it is met."""
+        signs = {task: 1.0 if score.higher_is_better else -1.0 for task, score in scores.tasks.items()}
+        return [signs[task] * (floor - scores.tasks[task].value) for task, floor in self.floors]
 
     def values(self, scores: Scores, values: Mapping[str, FloatArray]) -> FloatArray:
         """`value` of many samples at once, such as resampled items.
@@ -134,22 +147,23 @@ def build_objective(spec: ObjectiveSpec, pack_weights: Mapping[str, float], sour
 
     Args:
         pack_weights: task -> weight of the evaluator's pack; `spec.weights` overrides them.
-        sources: scores of base and experts on the search items.
+        sources: scores of base and experts on the search items, in that order.
 
     Raises:
         InvalidInput: a weight for a task that the evaluator does not have, a geometric mean over a metric that shall be
             low, or a task on which all sources score the same, so that there is no scale to normalise to.
     """
     weights = task_weights(spec, pack_weights)
+    several, floors = spec.aggregate == "pareto", _floors(spec, sources)
     if spec.normalise == "sources":
-        return Objective(spec.aggregate, weights, _scales(sources))
+        return Objective(spec.ranking, weights, _scales(sources), several, floors)
     low = [task for task, score in sources[0].tasks.items() if not score.higher_is_better]
-    if spec.aggregate == "geometric_mean" and low:
+    if spec.ranking == "geometric_mean" and low:
         raise InvalidInput(
             f"a geometric mean needs scores of which more is better, but that of task {low[0]!r} shall be low; "
             "write objective: {normalise: sources}, or use weighted_mean"
         )
-    return Objective(spec.aggregate, weights)
+    return Objective(spec.ranking, weights, None, several, floors)
 
 
 def task_weights(spec: ObjectiveSpec, pack_weights: Mapping[str, float]) -> dict[str, float]:
@@ -161,7 +175,27 @@ def task_weights(spec: ObjectiveSpec, pack_weights: Mapping[str, float]) -> dict
     for task in spec.weights:
         if task not in pack_weights:
             raise unknown_name("task in objective.weights", task, pack_weights)
+    for constraint in spec.constraints:
+        if constraint.task != "all" and constraint.task not in pack_weights:
+            raise unknown_name("task in objective.constraints", constraint.task, ["all", *pack_weights])
     return {**pack_weights, **spec.weights}
+
+
+def _floors(spec: ObjectiveSpec, sources: Sequence[Scores]) -> tuple[tuple[str, float], ...]:
+    """(task, the worst allowed score) of each constraint; base first among the sources."""
+    floors = []
+    for constraint in spec.constraints:
+        for task in sources[0].tasks if constraint.task == "all" else (constraint.task,):
+            higher = sources[0].tasks[task].higher_is_better
+            values = [source.tasks[task].value for source in sources]
+            if constraint.at_least == "base":
+                limit = values[0]
+            elif constraint.at_least == "best-source":
+                limit = max(values) if higher else min(values)
+            else:
+                limit = constraint.at_least
+            floors.append((task, limit - constraint.tolerance if higher else limit + constraint.tolerance))
+    return tuple(floors)
 
 
 def _scales(sources: Sequence[Scores]) -> dict[str, tuple[float, float]]:

@@ -65,23 +65,49 @@ class SourceSpec(_Frozen):
         return ModelRef(self.name, self.location, self.revision)
 
 
+class ConstraintSpec(_Frozen):
+    """A condition that the best candidate has to meet: a task's score is not worse than something.
+
+    Attributes:
+        task: its name, or `all`, which means every task by itself.
+        at_least: a score; `best-source`, the best score of base and experts on that task; or `base`, that of the base.
+            Of metrics that shall be low it is the most that is allowed.
+        tolerance: how much worse than that is still allowed, in the units of the score: 0.02 are two points.
+    """
+
+    task: str = "all"
+    at_least: float | Literal["best-source", "base"]
+    tolerance: Annotated[float, Field(ge=0)] = 0.0
+
+
 class ObjectiveSpec(_Frozen):
     """How the scores of the tasks become the one number that is maximised.
 
     Attributes:
-        aggregate: weighted_mean, min (the worst task counts) or geometric_mean.
+        aggregate: weighted_mean, min (the worst task counts), geometric_mean, or pareto: each task is an objective.
+        reference: with pareto, the aggregate that says which candidate is called the best.
         normalise: `sources` maps each task to 0 at the sources' worst score and 1 at their best.
         weights: task -> weight; tasks that are not named keep the weight of the evaluator's pack.
+        constraints: conditions; a candidate that misses one is the best only where all miss some.
     """
 
-    aggregate: Literal["weighted_mean", "min", "geometric_mean"] = "weighted_mean"
+    aggregate: Literal["weighted_mean", "min", "geometric_mean", "pareto"] = "weighted_mean"
+    reference: Literal["weighted_mean", "min", "geometric_mean"] = "weighted_mean"
     normalise: Literal["none", "sources"] = "none"
     weights: Mapping[str, Annotated[float, Field(gt=0)]] = {}
+    constraints: tuple[ConstraintSpec, ...] = ()
+
+    @property
+    def ranking(self) -> str:
+        """The aggregate that candidates are ranked by."""
+        return self.reference if self.aggregate == "pareto" else self.aggregate
 
     @model_validator(mode="after")
-    def _weights_matter(self) -> ObjectiveSpec:
-        if self.aggregate == "min" and self.weights:
+    def _settings_matter(self) -> ObjectiveSpec:
+        if self.ranking == "min" and self.weights:
             raise ValueError("aggregate min is the worst task, whatever the weights; leave weights out")
+        if self.aggregate != "pareto" and "reference" in self.model_fields_set and self.reference != "weighted_mean":
+            raise ValueError(f"reference belongs to aggregate pareto; with {self.aggregate} leave it out")
         return self
 
 
@@ -219,6 +245,16 @@ class SearchSpec(_Frozen):
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     allow: tuple[Allowed, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_value_to_race_for(self) -> SearchSpec:
+        if self.objective.aggregate == "pareto" and self.fidelity.name != "full":
+            raise ValueError(f"fidelity {self.fidelity.name} compares one value, but pareto has several; write full")
+        if self.objective.constraints and self.fidelity.name != "full":
+            raise ValueError(
+                f"constraints are known when all items are scored; fidelity must be full, not {self.fidelity.name}"
+            )
+        return self
 
     @field_validator("sources")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from evomerge.baselines.current import made_key, settings_of
 from evomerge.cluster import Executor
@@ -42,7 +43,7 @@ def random_search(
     Controller(
         search,
         executor,
-        objective,
+        replace(objective, several=False, floors=()),
         stop,
         budget=BudgetSpec(trials=standing.trials),
         batch_size=batch_size,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import optuna
+from optuna.trial import FrozenTrial
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -48,6 +49,7 @@ class Line:
         losses: of a trained baseline: source -> [loss of the uniform soup, loss at the end].
         command: reproduces the held-out scores (search scores where nothing was held out yet), None where the
             evaluator is not lm-eval.
+        front: no other trial of a search with several objectives is as good on every task and better on one.
         prepare: makes the model directory that `command` reads, None where it is there already.
     """
 
@@ -62,6 +64,7 @@ class Line:
     losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     command: str | None = None
     prepare: str | None = None
+    front: bool = False
 
 
 def leaderboard(stored: StoredSearch, top: int = 5) -> list[Line]:
@@ -69,16 +72,24 @@ def leaderboard(stored: StoredSearch, top: int = 5) -> list[Line]:
     winner = read_winner(stored.study.user_attrs)
     held_out = {(row.label, row.digest): row for row in _rows(stored.held_out)}
     lines = [*_sources(stored, held_out), *_baselines(stored, held_out)]
-    for trial in best_trials(stored.study, top):
+    front = pareto_front(stored.study)
+    for trial in {trial.number: trial for trial in [*best_trials(stored.study, top), *front]}.values():
         row = read_record(trial)
         label = f"trial {trial.number}"
         best = winner is not None and trial.number == winner.trial
         cost = search_cost(stored.study) if best else None
-        lines.append(_line(label, "best" if best else "trial", trial.number, row, held_out, cost))
+        line = _line(label, "best" if best else "trial", trial.number, row, held_out, cost)
+        lines.append(replace(line, front=trial in front))
     means = [row for row in held_out.values() if row.label == MEAN]
     if means:  # the latest one: the mean moves while the search goes on
         lines.append(Line(MEAN, "mean", None, means[-1].digest, None, _part(means[-1]), None))
     return sorted(lines, key=_rank)
+
+
+def pareto_front(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that no other one dominates, those that meet all constraints where any does; none with one
+    objective."""
+    return study.best_trials if len(study.directions) > 1 else []
 
 
 def search_cost(study: optuna.Study) -> Cost:
@@ -104,7 +115,7 @@ def leaderboard_document(stored: StoredSearch, lines: Sequence[Line]) -> dict[st
 def leaderboard_tables(stored: StoredSearch, lines: Sequence[Line]) -> Group:
     """The leaderboard for a terminal: objective, tasks, cost, and the verdict."""
     verdict = read_verdict(stored.study)
-    tables: list[RenderableType] = [_summary(stored, lines), _detail(lines), _costs(lines)]
+    tables: list[RenderableType] = [_summary(stored, lines), _detail(lines), *_front(lines), _costs(lines)]
     for name, reason in _left_out(stored).items():
         tables.append(Text(f"{name} is left out: {reason}\n", style="yellow"))
     winner = read_winner(stored.study.user_attrs)
@@ -124,6 +135,20 @@ def _summary(stored: StoredSearch, lines: Sequence[Line]) -> Table:
         seconds = f"{line.seconds:.1f}" if line.seconds else "–"
         table.add_row(_name(line), *_cells(line.search), *_cells(line.held_out), seconds, style=_STYLES[line.kind])
     return table
+
+
+def _front(lines: Sequence[Line]) -> list[Table]:
+    """The Pareto front, on the items that it was found on; nothing with one objective."""
+    front = sorted((line for line in lines if line.front and line.search), key=lambda line: line.trial or 0)
+    if not front:
+        return []
+    tasks = list(front[0].search.tasks) if front[0].search else []
+    table = _table("Pareto front, on the search items: none of these is beaten on every task", _short(tasks))
+    for line in front:
+        if line.search:
+            scores = (_number(line.search.tasks[task]["value"]) for task in tasks)
+            table.add_row(line.label, *scores, style=_STYLES[line.kind])
+    return [table]
 
 
 def _detail(lines: Sequence[Line]) -> Table:

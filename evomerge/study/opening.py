@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,7 +12,9 @@ from urllib.parse import unquote, urlsplit
 
 import optuna
 from optuna.distributions import FloatDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
 
 from evomerge.bank.memory import MemoryNeed, memory_need
 from evomerge.bank.placement import Placement, place_sources, this_machine
@@ -23,9 +26,10 @@ from evomerge.evaluation.split import split_from_json, split_to_json
 from evomerge.recipe import ModelRef
 from evomerge.spaces.bound import BoundSpace, bind
 from evomerge.spec import SearchSpec, spec_from_json
+from evomerge.study import attributes
 from evomerge.study.lock import hold
 from evomerge.study.records import Records
-from evomerge.study.samplers import CmaSampler, build_sampler
+from evomerge.study.samplers import CatCmaSampler, CmaSampler, build_sampler
 from evomerge.study.search_study import Foundation, SearchStudy, lay_foundation, read_foundation
 from evomerge.study.storage import local_file, open_storage, redact, release, resolve_url, run_directory, with_retries
 from evomerge.worker import WorkerSetup, build_evaluator
@@ -167,7 +171,7 @@ def open_search(inputs: Inputs, *, workers: int) -> Iterator[OpenSearch]:
     spec = inputs.spec
     url = resolve_url(spec.storage_url)
     wanted = _foundation(inputs, workers)
-    with hold(url, spec.name) as held:
+    with hold(url, spec.name, directions=["maximize"] * directions_of(inputs)) as held:
         storage = open_storage(url, owned=True)
         try:
             yield _open(inputs, storage, wanted, workers, held.check)
@@ -180,9 +184,18 @@ def _open(
 ) -> OpenSearch:
     spec, folder = inputs.spec, artifacts_folder(inputs.spec)
     study = with_retries(
-        lambda: optuna.create_study(storage=storage, study_name=spec.name, direction="maximize", load_if_exists=True)
+        lambda: optuna.create_study(
+            storage=storage,
+            study_name=spec.name,
+            directions=["maximize"] * directions_of(inputs),
+            load_if_exists=True,
+        )
     )
     foundation = lay_foundation(study, wanted)
+    if len(study.directions) > 1:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(list(inputs.evaluator.weights))  # what Optuna Dashboard calls the objectives
     study.sampler = sampler_of(inputs, foundation.popsize, workers)
     return OpenSearch(
         inputs,
@@ -269,7 +282,7 @@ def _foundation(inputs: Inputs, workers: int) -> Foundation:
         ),
         split=split_to_json(inputs.evaluator.split),
         batch_size=None,
-        popsize=sampler.popsize if isinstance(sampler, CmaSampler) else None,
+        popsize=sampler.popsize if isinstance(sampler, CmaSampler | CatCmaSampler) else None,
     )
 
 
@@ -281,4 +294,21 @@ def sampler_of(inputs: Inputs, popsize: int | None = None, workers: int = 1) -> 
     """
     spec = inputs.spec
     settings = dict(spec.sampler.settings) | ({} if popsize is None else {"popsize": popsize})
-    return build_sampler(spec.sampler.name, settings, seed=spec.seed, space=inputs.space, workers=workers)
+    return build_sampler(
+        spec.sampler.name,
+        settings,
+        seed=spec.seed,
+        space=inputs.space,
+        workers=workers,
+        directions=directions_of(inputs),
+        constraints=_violations if spec.objective.constraints else None,
+    )
+
+
+def directions_of(inputs: Inputs) -> int:
+    """How many objectives are maximised."""
+    return len(inputs.evaluator.weights) if inputs.spec.objective.aggregate == "pareto" else 1
+
+
+def _violations(trial: FrozenTrial) -> list[float]:
+    return list(trial.user_attrs.get(attributes.VIOLATIONS, ()))

@@ -6,6 +6,7 @@ its space from the trials.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +25,7 @@ from evomerge.recipe import Recipe
 from evomerge.study import attributes
 from evomerge.study.attributes import read_document, read_text, write_document, write_text
 from evomerge.study.items import ItemOutcome, read_items, summary
-from evomerge.study.search_study import cost_to_json, finish_trial, read_cost, upload_items
+from evomerge.study.search_study import cost_to_json, finish_trial, read_cost, upload_items, value_of
 from evomerge.study.storage import at_once, with_retries
 
 
@@ -236,7 +237,7 @@ def read_record(trial: FrozenTrial) -> Record:
     return Record(
         label=attrs.get(attributes.LABEL, f"trial {trial.number}"),
         digest=attrs[attributes.RECIPE],
-        value=trial.value if trial.value is not None else float("nan"),
+        value=math.nan if (value := value_of(trial)) is None else value,
         stderr=scores["objective_stderr"],
         tasks=scores["tasks"],
         seconds=attrs.get(attributes.SECONDS, {}),

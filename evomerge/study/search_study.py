@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -82,11 +82,13 @@ class SearchStudy:
         self._failed = sum(trial.state is TrialState.FAIL for trial in counted)
         self._dropped = sum(trial.state is TrialState.PRUNED for trial in counted)
         self._spent = sum((read_cost(trial) for trial in counted), Cost())
-        self._best: tuple[float, int] | None = None
+        self._best: tuple[bool, float, int] | None = None  # meets the constraints, value, less the number
         self._told_at_best = 0
         for trial in sorted(finished, key=lambda trial: trial.user_attrs.get(attributes.TELL, -1)):
-            if trial.state is TrialState.COMPLETE and trial.value is not None:
-                self._consider(trial.value, trial.number, int(trial.user_attrs.get(attributes.TELL, -1)) + 1)
+            value = value_of(trial)
+            if trial.state is TrialState.COMPLETE and value is not None:
+                told = int(trial.user_attrs.get(attributes.TELL, -1)) + 1
+                self._consider(value, trial.number, told, is_feasible(trial))
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         """The trials in these states, all without any. They are the storage's own: never change them."""
@@ -119,14 +121,16 @@ class SearchStudy:
 
     @property
     def best(self) -> tuple[float, int] | None:
-        """Value and number of the trial with the highest value; of equal ones the earliest. None before the first."""
-        return self._best
+        """Value and number of the best trial: of those that meet all constraints, else of all, the one with the highest
+        value, of equal ones the earliest. None before the first."""
+        return None if self._best is None else (self._best[1], -self._best[2])
 
-    def _consider(self, value: float, number: int, told: int) -> None:
-        if self._best is None or value > self._best[0]:
+    def _consider(self, value: float, number: int, told: int, feasible: bool) -> None:
+        rank = (feasible, value, -number)
+        if self._best is None or rank[:2] > self._best[:2]:
             self._told_at_best = told
-        if self._best is None or (value, -number) > (self._best[0], -self._best[1]):
-            self._best = (value, number)
+        if self._best is None or rank > self._best:
+            self._best = rank
 
     def recipe_of(self, trial: FrozenTrial) -> Recipe:
         """The recipe of a trial, rebuilt from its params.
@@ -220,6 +224,8 @@ class SearchStudy:
         value: float,
         stderr: float | None,
         *,
+        objectives: Sequence[float] | None = None,
+        violations: Sequence[float] = (),
         dropped: bool = False,
         incumbent: str | None = None,
     ) -> None:
@@ -227,6 +233,8 @@ class SearchStudy:
 
         Args:
             value: of the objective; of a trial that was dropped, the estimate that the sampler learns from.
+            objectives: where there are several, all of them; `value` is then what trials are ranked by.
+            violations: by how much each constraint is missed, 0 or less where it is met.
             dropped: it was not scored on all items, and ends as PRUNED.
             incumbent: what the study shall keep of it for others to race against, see `evomerge.study.incumbent`.
         """
@@ -240,6 +248,10 @@ class SearchStudy:
             write_document(_TrialAttributes(self, proposal.number), attributes.SCORES, document)
             self._note(proposal.number, outcome)
             self._set(proposal.number, attributes.TELL, self._told)
+            if objectives is not None:
+                self._set(proposal.number, attributes.VALUE, value)
+            if violations:
+                self._set(proposal.number, attributes.VIOLATIONS, list(violations))
             if dropped:
                 self._report_last(proposal.number, value)
             if incumbent is not None:
@@ -249,12 +261,13 @@ class SearchStudy:
             self._finish(proposal.number, TrialState.PRUNED, note)
             self._dropped += 1
         else:
-            self._finish(proposal.number, TrialState.COMPLETE, note, value)
+            told = value if objectives is None else list(objectives)
+            self._finish(proposal.number, TrialState.COMPLETE, note, told)
         self._told += 1
         self._finished += 1
         self._spent += outcome.cost
         if not dropped:
-            self._consider(value, proposal.number, self._told)
+            self._consider(value, proposal.number, self._told, max(violations, default=0.0) <= 0)
 
     def fail(self, number: int, reason: str, outcome: Outcome | None = None) -> None:
         """Store a trial that has no score, with the reason."""
@@ -302,7 +315,9 @@ class SearchStudy:
     def _upload(self, number: int, scores: Scores) -> None:
         upload_items(self._artifacts, self._storage, _reference(number, self._ids[number]), scores)
 
-    def _finish(self, number: int, state: TrialState, note: Callable[[], None], value: float | None = None) -> None:
+    def _finish(
+        self, number: int, state: TrialState, note: Callable[[], None], value: float | list[float] | None = None
+    ) -> None:
         finish_trial(self.study, self._storage, number, state, note, value)
 
     def _report_last(self, number: int, value: float) -> None:
@@ -332,9 +347,22 @@ def _reference(number: int, trial_id: int) -> FrozenTrial:
 
 
 def best_trials(study: optuna.Study, count: int) -> list[FrozenTrial]:
-    """The trials with the highest values, earlier ones first among equals."""
+    """The trials with the highest values, earlier ones first among equals; those that miss a constraint come last."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))[:count]
+    return sorted(complete, key=lambda trial: (not is_feasible(trial), -(value_of(trial) or 0.0), trial.number))[:count]
+
+
+def value_of(trial: FrozenTrial) -> float | None:
+    """The number that trials are ranked by: the value, or with several objectives the one that was stored for it."""
+    stored = trial.user_attrs.get(attributes.VALUE)
+    if stored is not None:
+        return float(stored)
+    return trial.values[0] if trial.values else None
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether a finished trial meets all constraints."""
+    return max(trial.user_attrs.get(attributes.VIOLATIONS, ()), default=0.0) <= 0
 
 
 def read_cost(trial: FrozenTrial) -> Cost:
@@ -353,7 +381,7 @@ def finish_trial(
     number: int,
     state: TrialState,
     note: Callable[[], None],
-    value: float | None = None,
+    value: float | Sequence[float] | None = None,
 ) -> None:
     """Tell a trial, with the attributes that `note` gives it."""
 

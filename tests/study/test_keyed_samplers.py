@@ -92,7 +92,7 @@ class TestNsgaii(SamplerContract):
 
 
 def test_the_table_is_complete() -> None:
-    assert set(SAMPLERS) == {"cma", "gp", "nsgaii", "qmc", "random", "tpe"}
+    assert set(SAMPLERS) == {"catcma", "cma", "gp", "nsgaii", "nsgaiii", "qmc", "random", "tpe"}
 
 
 def test_an_unknown_sampler_is_answered_with_the_nearest() -> None:

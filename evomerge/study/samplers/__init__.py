@@ -13,13 +13,25 @@ from typing import Any, Final, Protocol
 from optuna.samplers import BaseSampler
 
 from evomerge.errors import InvalidInput, unknown_name
-from evomerge.study.samplers import cma, qmc, rebuilt
+from evomerge.study.samplers import catcma, cma, qmc, rebuilt
+from evomerge.study.samplers.catcma import CatCmaSampler
 from evomerge.study.samplers.cma import CmaSampler
+from evomerge.study.samplers.constraints import ConstrainedSampler, Constraints
 from evomerge.study.samplers.qmc import SobolSampler
 from evomerge.study.samplers.rebuilt import RebuiltSampler
 from evomerge.study.samplers.space import SamplerSpace
 
-__all__ = ["SAMPLERS", "CmaSampler", "RebuiltSampler", "SamplerSpace", "SobolSampler", "build_sampler"]
+__all__ = [
+    "SAMPLERS",
+    "CatCmaSampler",
+    "CmaSampler",
+    "ConstrainedSampler",
+    "Constraints",
+    "RebuiltSampler",
+    "SamplerSpace",
+    "SobolSampler",
+    "build_sampler",
+]
 
 
 class _Builder(Protocol):
@@ -28,18 +40,30 @@ class _Builder(Protocol):
 
 SAMPLERS: Final[Mapping[str, _Builder]] = MappingProxyType(
     {
+        "catcma": catcma.build,
         "cma": cma.build,
         "gp": rebuilt.build_gp,
         "nsgaii": rebuilt.build_nsgaii,
+        "nsgaiii": rebuilt.build_nsgaiii,
         "qmc": qmc.build,
         "random": rebuilt.build_random,
         "tpe": rebuilt.build_tpe,
     }
 )
 
+# What learns from one number per trial and from nothing else.
+_SINGLE = frozenset({"catcma", "cma"})
+
 
 def build_sampler(
-    name: str, settings: Mapping[str, Any], *, seed: int, space: SamplerSpace, workers: int, directions: int = 1
+    name: str,
+    settings: Mapping[str, Any],
+    *,
+    seed: int,
+    space: SamplerSpace,
+    workers: int,
+    directions: int = 1,
+    constraints: Constraints | None = None,
 ) -> BaseSampler:
     """The sampler of that name.
 
@@ -50,14 +74,21 @@ def build_sampler(
         space: what is searched.
         workers: how many candidates are scored at a time; only defaults depend on it.
         directions: number of objectives.
+        constraints: given a finished trial, one number per condition, none above 0 where the trial is feasible. They
+            are recorded with the trial. `random` and `qmc` learn from nothing; with them, constraints only decide what
+            counts as best.
 
     Raises:
-        InvalidInput: unknown sampler or setting, a value out of its range, or a space that the sampler cannot search.
+        InvalidInput: unknown sampler or setting, a value out of its range, or a space, several objectives or
+            constraints that the sampler cannot serve.
     """
     if name not in SAMPLERS:
         raise unknown_name("sampler", name, SAMPLERS)
-    if name == "cma" and directions > 1:
+    if name in _SINGLE and directions > 1:
         raise InvalidInput(
-            f"the sampler cma optimises one objective, but there are {directions}; use nsgaii, tpe or gp"
+            f"the sampler {name} optimises one objective, but there are {directions}; use nsgaii, nsgaiii, tpe or gp"
         )
-    return SAMPLERS[name](settings, seed=seed, space=space, workers=workers)
+    if name in _SINGLE and constraints is not None:
+        raise InvalidInput(f"the sampler {name} cannot learn from constraints; use nsgaii, nsgaiii, tpe or gp")
+    sampler = SAMPLERS[name](settings, seed=seed, space=space, workers=workers)
+    return sampler if constraints is None else ConstrainedSampler(sampler, constraints)

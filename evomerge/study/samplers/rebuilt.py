@@ -4,12 +4,13 @@ A sampler of Optuna's keeps its random state in memory, and a resumed study woul
 with a seed that is derived from the study's seed and the ordinal of the proposal, it depends on the study alone. What
 that gives, with one worker:
 
-* `random`, `tpe`, `nsgaii`: a resumed study proposes exactly what the uninterrupted one would have proposed.
+* `random`, `tpe`, `nsgaii`, `nsgaiii`: a resumed study proposes exactly what the uninterrupted one would have proposed.
 * `gp`: the same, on the same machine and with the same number of threads: fitting the kernel ends in an iterative
   optimiser, whose last bits follow the linear algebra. The fit starts from the same point each time and not from the
   previous one, which the process would have to remember.
 
-With several workers the proposals depend on the order in which results arrive, as with every sampler.
+All but `random` learn from constraints where the trials have some (see `constraints.py`), and all optimise several
+objectives. With several workers the proposals depend on the order in which results arrive, as with every sampler.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from evomerge.errors import InvalidInput
 from evomerge.seeding import derive
 from evomerge.study.samplers import settings
 from evomerge.study.samplers.keyed import SEEDS, KeyedSampler
 from evomerge.study.samplers.space import SamplerSpace
 
-__all__ = ["RebuiltSampler", "build_gp", "build_nsgaii", "build_random", "build_tpe"]
+__all__ = ["RebuiltSampler", "build_gp", "build_nsgaii", "build_nsgaiii", "build_random", "build_tpe"]
 
 
 def build_random(given: Mapping[str, Any], *, seed: int, space: SamplerSpace, workers: int) -> BaseSampler:
@@ -51,19 +53,51 @@ def build_tpe(given: Mapping[str, Any], *, seed: int, space: SamplerSpace, worke
 def build_gp(given: Mapping[str, Any], *, seed: int, space: SamplerSpace, workers: int) -> BaseSampler:
     """Gaussian process with expected improvement: for a few hundred trials in up to about 20 dimensions."""
     settings.only("gp", given, ("n_startup_trials",))
+    if space.conditional:
+        # It would model the parameters that every trial has, such as the methods, and draw all others at random.
+        raise InvalidInput(
+            "the sampler gp needs a space in which every parameter always exists; use catcma, or tpe, which serves "
+            "several objectives too"
+        )
     startup = settings.integer(given, "n_startup_trials", 10, low=1)
     return RebuiltSampler(partial(_gp, startup=startup), name="gp", seed=seed, space=space, infer=True)
 
 
 def build_nsgaii(given: Mapping[str, Any], *, seed: int, space: SamplerSpace, workers: int) -> BaseSampler:
-    """NSGA-II: an evolutionary algorithm for several objectives and big budgets."""
-    probabilities = ("mutation_prob", "crossover_prob", "swapping_prob")
-    settings.only("nsgaii", given, ("population_size", *probabilities))
-    chosen = [name for name in probabilities if given.get(name) is not None]
+    """NSGA-II: an evolutionary algorithm for two or three objectives and big budgets.
+
+    K. Deb et al., "A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II", doi:10.1109/4235.996017. In a
+    conditional space only the parameters that every trial has are inherited; the others are drawn at random.
+    """
+    settings.only("nsgaii", given, _GENETIC)
+    options = _genetic_options(given)
+    return RebuiltSampler(
+        lambda seed: OrderedNSGAIISampler(seed=seed, **options), name="nsgaii", seed=seed, space=space
+    )
+
+
+def build_nsgaiii(given: Mapping[str, Any], *, seed: int, space: SamplerSpace, workers: int) -> BaseSampler:
+    """NSGA-III: like NSGA-II, but for more objectives, where nearly all results are Pareto-optimal.
+
+    K. Deb, H. Jain, "An Evolutionary Many-Objective Optimization Algorithm Using Reference-Point-Based Nondominated
+    Sorting Approach", doi:10.1109/TEVC.2013.2281535. `dividing_parameter`: divisions of each axis between the reference
+    points, of which there are C(objectives + divisions - 1, divisions).
+    """
+    settings.only("nsgaiii", given, (*_GENETIC, "dividing_parameter"))
+    dividing = settings.integer(given, "dividing_parameter", 3, low=1)
+    make = partial(_nsgaiii, dividing_parameter=dividing, **_genetic_options(given))
+    return RebuiltSampler(make, name="nsgaiii", seed=seed, space=space)
+
+
+_PROBABILITIES = ("mutation_prob", "crossover_prob", "swapping_prob")
+_GENETIC = ("population_size", *_PROBABILITIES)
+
+
+def _genetic_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = [name for name in _PROBABILITIES if given.get(name) is not None]
     options: dict[str, Any] = {name: settings.number(given, name, 1.0, low=0.0, high=1.0) for name in chosen}
     options["population_size"] = settings.integer(given, "population_size", 50, low=2)
-    make = partial(_nsgaii, **options)
-    return RebuiltSampler(make, name="nsgaii", seed=seed, space=space)
+    return options
 
 
 class RebuiltSampler(KeyedSampler):
@@ -132,8 +166,10 @@ def _gp(seed: int, *, startup: int) -> GPSampler:
     return GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
 
 
-def _nsgaii(seed: int, **options: Any) -> NSGAIISampler:
-    return OrderedNSGAIISampler(seed=seed, **options)
+def _nsgaiii(seed: int, **options: Any) -> NSGAIIISampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)  # experimental since Optuna 3.2
+        return OrderedNSGAIIISampler(seed=seed, **options)
 
 
 class OrderedNSGAIISampler(NSGAIISampler):
@@ -145,3 +181,20 @@ class OrderedNSGAIISampler(NSGAIISampler):
 
     def get_parent_population(self, study: Study, generation: int) -> list[FrozenTrial]:
         return sorted(super().get_parent_population(study, generation), key=lambda trial: trial.number)
+
+
+class OrderedNSGAIIISampler(NSGAIIISampler):
+    """NSGA-III whose parents always come in the order of their trials, and whose children do not depend on who chose
+    the parents. The name of this class is part of the attribute keys that Optuna stores."""
+
+    def get_parent_population(self, study: Study, generation: int) -> list[FrozenTrial]:
+        return sorted(super().get_parent_population(study, generation), key=lambda trial: trial.number)
+
+    def select_parent(self, study: Study, generation: int) -> list[FrozenTrial]:
+        # Here draws are taken from the generator of the children, which Optuna does not make public. A proposal that is
+        # made again after a crash finds the parents stored and draws none.
+        generator = self._rng.rng
+        state = generator.get_state()
+        parents = super().select_parent(study, generation)
+        generator.set_state(state)
+        return parents

@@ -1,0 +1,106 @@
+"""Several objectives and constraints in a whole search: the front, what counts as best, and going on."""
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from rich.console import Console
+
+from evomerge.cli import run_command
+from evomerge.errors import InvalidInput
+from evomerge.report.leaderboard import leaderboard, leaderboard_document, leaderboard_tables, pareto_front
+from evomerge.search import run_search
+from evomerge.spec import load_spec, override
+from evomerge.study import attributes
+from evomerge.study.opening import read_search
+from evomerge.study.search_study import best_trials, value_of
+from evomerge.verdict import read_winner
+
+EVALUATOR = {"name": "synthetic", "items": 200, "conflict": 0.2, "tasks": 3}
+PARETO = {"evaluator": EVALUATOR, "objective": {"aggregate": "pareto"}, "sampler": "nsgaii"}
+
+
+def search(path, **changes):
+    return run_search(override(load_spec(path), **changes), ray="none")
+
+
+def dominates(one, other):
+    return all(a >= b for a, b in zip(one, other, strict=True)) and one != other
+
+
+def test_every_task_is_an_objective_and_the_mean_names_the_best(write_spec):
+    path = write_spec(**PARETO)
+    study = search(path, trials=40)
+    trials = study.get_trials()
+    assert len(study.directions) == 3
+    assert study.metric_names == ["task_0", "task_1", "task_2"]
+    for trial in trials:
+        assert value_of(trial) == pytest.approx(sum(trial.values) / 3)
+    front = pareto_front(study)
+    assert {trial.number for trial in front} == {
+        trial.number for trial in trials if not any(dominates(other.values, trial.values) for other in trials)
+    }
+    best = max(trials, key=lambda trial: (value_of(trial), -trial.number))
+    assert best_trials(study, 1) == [best]
+    assert read_winner(study.user_attrs).trial == best.number
+
+    stored = read_search(load_spec(path))
+    lines = leaderboard(stored)
+    assert {line.trial for line in lines if line.front} == {trial.number for trial in front}
+    assert leaderboard_document(stored, lines)["rows"]
+    console = recording_console()
+    console.print(leaderboard_tables(stored, lines))
+    assert "Pareto front" in console.export_text()
+
+
+def recording_console():
+    return Console(record=True, width=140, file=open("/dev/null", "w"))  # noqa: PTH123
+
+
+@pytest.mark.parametrize("sampler", ["nsgaii", "nsgaiii", "tpe"])
+def test_a_search_of_several_objectives_goes_on(write_spec, sampler):
+    changes = {**PARETO, "sampler": sampler}
+    whole = search(write_spec("whole.yaml", name="whole", **changes), trials=14)
+    path = write_spec("pieces.yaml", name="pieces", **changes)
+    for trials in (3, 9, 14):
+        pieces = search(path, trials=trials)
+    assert [trial.params for trial in pieces.trials] == [trial.params for trial in whole.trials]
+
+
+def test_the_best_meets_the_constraints(write_spec):
+    constraints = [{"task": "task_1", "at_least": "best-source", "tolerance": 0.05}, {"task": "all", "at_least": 0.1}]
+    free = search(write_spec("free.yaml", name="free", evaluator=EVALUATOR, sampler="tpe"), trials=25)
+    path = write_spec(evaluator=EVALUATOR, sampler="tpe", objective={"constraints": constraints})
+    study = search(path, trials=25)
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    assert all(len(trial.user_attrs[attributes.VIOLATIONS]) == 4 for trial in complete)
+    feasible = [trial for trial in complete if max(trial.user_attrs[attributes.VIOLATIONS]) <= 0]
+    assert 0 < len(feasible) < len(complete)
+    best = max(feasible, key=lambda trial: (trial.value, -trial.number))
+    assert read_winner(study.user_attrs).trial == best.number == study.best_trial.number
+    assert attributes.VIOLATIONS not in free.best_trial.user_attrs
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": {"aggregate": "pareto"}}, "cma"),
+        ({"objective": {"aggregate": "pareto"}, "sampler": "tpe", "fidelity": "race"}, "pareto has several"),
+        ({"objective": {"constraints": [{"at_least": 0.1}]}}, "cma"),
+        ({"objective": {"constraints": [{"task": "task_9", "at_least": 0.1}]}, "sampler": "tpe"}, "task_9"),
+        ({"objective": {"constraints": [{"at_least": "best"}]}}, "at_least"),
+        ({"objective": {"aggregate": "min", "reference": "min"}}, "reference belongs to aggregate pareto"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_made(write_spec, tmp_path, changes, message):
+    with pytest.raises(InvalidInput, match=message):
+        search(write_spec(**changes))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_export_takes_any_trial_of_the_front(write_spec, tmp_path):
+    path = write_spec(**PARETO)
+    study = search(path, trials=8)
+    trial = pareto_front(study)[-1].number
+    assert run_command(["export", str(path), "--trial", str(trial), "--out", str(tmp_path / "model")]) == 0
+    assert (tmp_path / "model" / "model.safetensors").exists()
+    assert isinstance(study, optuna.Study)
