@@ -52,6 +52,7 @@ from evomerge.verdict import (
     winning_recipe,
 )
 from evomerge.verdict.stored import store_verdict
+from evomerge.warm_start import warm_points
 from evomerge.worker import calibration_texts, files_folder
 
 EARLY = ("uniform-soup",)  # normalisation, constraints and warm starts need these before the first trial
@@ -84,12 +85,14 @@ def run_search(spec: SearchSpec, *, ray: str | None = None, listener: Listener |
     """
     with stopping_on_signals() as stop, _session(spec, ray, listener or Listener(), stop) as session:
         chosen = spec.chosen_baselines
-        session.make([baseline for baseline in chosen if baseline.name in EARLY])
+        early = chosen if spec.warm_start.baselines else [each for each in chosen if each.name in EARLY]
+        session.make([baseline for baseline in early if baseline.name not in ON_REQUEST])
+        session.opened.search.enqueue(lambda: warm_points(session.opened))
         session.say("searching")
         session.search()
         winner = name_winner(session.opened.search)
         session.say("making the baselines")
-        session.make([baseline for baseline in chosen if baseline.name not in EARLY])
+        session.make([baseline for baseline in chosen if baseline not in early or baseline.name in ON_REQUEST])
         session.judge(winner)
         return session.opened.search.study
 

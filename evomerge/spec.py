@@ -197,6 +197,29 @@ class FidelitySpec(_Frozen):
         return self
 
 
+class OtherStudy(_Frozen):
+    """The best trials of another study of the same space."""
+
+    name: str
+    storage: str | None = None
+    trials: Positive = 1
+
+
+class WarmStartSpec(_Frozen):
+    """Merges that are scored right after the centre, and that the sampler learns from: the nearest points of the space.
+
+    Attributes:
+        baselines: so many of the best baselines, which are then made before the search. Of a trained one (`dam`), the
+            mean weight of each source in each group.
+        recipes: files as `evomerge export` writes them (recipe.json), relative to the spec.
+        studies: best trials of other studies; without a storage, of this one's.
+    """
+
+    baselines: Annotated[int, Field(ge=0)] = 0
+    recipes: tuple[str, ...] = ()
+    studies: tuple[OtherStudy, ...] = ()
+
+
 class WorkersSpec(_Frozen):
     """The workers: how many, what each one gets, and after how many seconds a candidate is given up."""
 
@@ -236,6 +259,7 @@ class SearchSpec(_Frozen):
     objective: ObjectiveSpec = ObjectiveSpec()
     sampler: Annotated[SamplerSpec, BeforeValidator(_named)] = SamplerSpec()
     fidelity: Annotated[FidelitySpec, BeforeValidator(_named)] = FidelitySpec()
+    warm_start: WarmStartSpec = WarmStartSpec()
     budget: BudgetSpec = BudgetSpec()
     workers: WorkersSpec = WorkersSpec()
     baselines: Annotated[tuple[BaselineSpec, ...], BeforeValidator(_each_named)] | None = None
@@ -324,6 +348,7 @@ class SearchSpec(_Frozen):
             "objective": self.objective.model_dump(mode="json"),
             "sampler": {"name": self.sampler.name, **self.sampler.settings},
             "fidelity": self.fidelity.model_dump(mode="json"),
+            "warm start": self.warm_start.model_dump(mode="json", exclude={"studies": {"__all__": {"storage"}}}),
             "dtype": self.dtype,
             "seed": self.seed,
         }
@@ -363,7 +388,11 @@ def resolve(spec: SearchSpec, directory: Path) -> SearchSpec:
     evaluator = spec.evaluator
     if (directory / evaluator.name / "evaluator.yaml").is_file():
         evaluator = evaluator.model_copy(update={"name": str((directory / evaluator.name).resolve())})
-    return spec.model_copy(update={"sources": sources, "space": space, "evaluator": evaluator})
+    recipes = tuple(str(_recipe_file(name, directory)) for name in spec.warm_start.recipes)
+    warm_start = spec.warm_start.model_copy(update={"recipes": recipes})
+    return spec.model_copy(
+        update={"sources": sources, "space": space, "evaluator": evaluator, "warm_start": warm_start}
+    )
 
 
 def override(
@@ -396,6 +425,13 @@ def _resolved(source: SourceSpec, directory: Path) -> SourceSpec:
             raise InvalidInput(f"source {source.name!r}: calibration file {str(path)!r} does not exist")
         calibration = calibration.model_copy(update={"file": str(path.resolve())})
     return source.model_copy(update={"location": _absolute(source, directory), "calibration": calibration})
+
+
+def _recipe_file(name: str, directory: Path) -> Path:
+    path = directory / Path(name).expanduser()
+    if not path.is_file():
+        raise InvalidInput(f"warm_start: recipe {str(path)!r} does not exist; `evomerge export` writes a recipe.json")
+    return path.resolve()
 
 
 def _absolute(source: SourceSpec, directory: Path) -> str:

@@ -70,12 +70,17 @@ class BoundSpace:
         rules = tuple(self._rule(group, params) for group in self.groups)
         return Recipe(base=self.base, sources=self.sources, rules=rules, dtype=self.dtype, seed=self.seed)
 
+    def method_of(self, group: Group, params: Mapping[str, Any]) -> str:
+        """The method by which a group is merged."""
+        methods = list(self.space.methods)
+        return methods[0] if len(methods) == 1 else str(params[_join(group.knots[0][0], "method")])
+
     def _is_active(self, name: str, params: Mapping[str, Any]) -> bool:
         parent, values = self.conditions.get(name, (None, ()))
         return parent is None or params.get(parent) in values
 
     def _rule(self, group: Group, params: Mapping[str, Any]) -> Rule:
-        method = _method_of(self.space, group, params)
+        method = self.method_of(group, params)
         chosen = self.space.methods[method]
         names = tuple(source.name for source in self.sources)
         values = {
@@ -131,11 +136,11 @@ def _genes(
 ) -> Iterator[tuple[str, BaseDistribution]]:
     for parameter, value in chosen.parameters.items():
         if isinstance(value, Range):
-            for owner in _owners(method, parameter, value, sources):
-                yield _param(space, method, parameter, value, knot, owner), _distribution(value, len(sources))
+            for owner in owners_of(method, parameter, value, sources):
+                yield param_name(space, method, parameter, value, knot, owner), _distribution(value, len(sources))
 
 
-def _owners(method: str, parameter: str, value: Range, sources: Sequence[str]) -> Sequence[str | None]:
+def owners_of(method: str, parameter: str, value: Range, sources: Sequence[str]) -> Sequence[str | None]:
     """Whose values are searched: each source's, all but the first one's for ratios to it, or the group's own."""
     if not _per_source(method, parameter):
         return (None,)
@@ -146,7 +151,7 @@ def _per_source(method: str, parameter: str) -> bool:
     return any(known.name == parameter for known in method_info(method).per_source)
 
 
-def _param(space: SearchSpace, method: str, parameter: str, value: Range, knot: str, source: str | None) -> str:
+def param_name(space: SearchSpace, method: str, parameter: str, value: Range, knot: str, source: str | None) -> str:
     """The name of a param, such as "layers0-1.attention.reverse.weight"; where methods are chosen, with the method."""
     return _join(
         "" if value.shared in {"groups", "all"} else knot,
@@ -180,8 +185,10 @@ def _value(
     if isinstance(value, float):
         return value
     read = []
-    for owner in _owners(method, parameter, value, sources):
-        values = [(params[_param(space, method, parameter, value, knot, owner)], share) for knot, share in group.knots]
+    for owner in owners_of(method, parameter, value, sources):
+        values = [
+            (params[param_name(space, method, parameter, value, knot, owner)], share) for knot, share in group.knots
+        ]
         read.append(_interpolate(value, values))
     if value.log_ratio:
         return _softmax([0.0, *read])
@@ -199,11 +206,6 @@ def _interpolate(value: Range, shares: list[tuple[Any, float]]) -> Any:
 def _softmax(logs: list[float]) -> list[float]:
     exponentials = [math.exp(x - max(logs)) for x in logs]
     return [x / math.fsum(exponentials) for x in exponentials]
-
-
-def _method_of(space: SearchSpace, group: Group, params: Mapping[str, Any]) -> str:
-    methods = list(space.methods)
-    return methods[0] if len(methods) == 1 else str(params[_join(group.knots[0][0], "method")])
 
 
 def _middle(distribution: BaseDistribution) -> Any:

@@ -157,12 +157,13 @@ class SearchStudy:
             attempt = int(trial.user_attrs.get(attributes.ATTEMPT, 0))
             if not self._space.is_complete(trial.params):
                 self._finish(trial.number, TrialState.FAIL, partial(self._note_interruption, trial.number))
+                self._enqueue_again(trial)
             elif attempt >= MAX_ATTEMPTS:
                 self.fail(trial.number, f"not finished in {attempt} attempts: the controller died each time")
             else:
                 recipe = self._space.decode(trial.params)
                 proposals.append(Proposal(trial.number, dict(trial.params), recipe, attempt + 1))
-        self._enqueue_centre()
+        at_once(self._storage, self._enqueue_centre)
         return proposals
 
     def ask(self) -> Proposal:
@@ -293,6 +294,21 @@ class SearchStudy:
         self.check_hold()
         at_once(self._storage, lambda: write_text(self.study, key, text))
 
+    def enqueue(self, find: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
+        """Have the params that `find` finds proposed next, after the centre. Done, and asked for, once per study."""
+        if self.study.user_attrs.get(attributes.WARM):
+            return
+        points = find()
+
+        def store() -> None:
+            self.check_hold()
+            self._enqueue_centre()
+            for point in points:
+                self.study.enqueue_trial(dict(point))
+            self.study.set_user_attr(attributes.WARM, True)
+
+        at_once(self._storage, store)
+
     def _enqueue_centre(self) -> None:
         """Trial 0 is the centre of the box. It is enqueued again where its first proposal was interrupted."""
         centre = self._space.centre
@@ -300,7 +316,13 @@ class SearchStudy:
             fixed = trial.system_attrs.get("fixed_params") if trial.state is TrialState.WAITING else trial.params
             if fixed == centre:
                 return
-        with_retries(lambda: self.study.enqueue_trial(centre))
+        self.study.enqueue_trial(centre)
+
+    def _enqueue_again(self, trial: FrozenTrial) -> None:
+        """A point that somebody enqueued and whose proposal was interrupted. The centre is looked after anyway."""
+        fixed = trial.system_attrs.get("fixed_params")
+        if fixed is not None and fixed != self._space.centre:
+            with_retries(lambda: self.study.enqueue_trial(fixed))
 
     def _note_interruption(self, number: int) -> None:
         self._set(number, attributes.INTERRUPTED, True)

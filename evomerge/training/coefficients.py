@@ -140,6 +140,20 @@ def initial_coefficients(
     return Coefficients(tuple(names), phi, values, chosen)
 
 
+def mean_weights(recipe: Recipe, files: Path) -> dict[str, dict[str, float]]:
+    """Tensor name -> source name -> the mean weight that its trained coefficients give it; nothing without any."""
+    found = {}
+    for rule in recipe.rules:
+        if rule.method == "column_linear":
+            phi = str(rule.options["phi"])
+            for name, given in _stored(
+                Recipe(recipe.base, recipe.sources, (rule,), recipe.dtype, files=recipe.files), files, phi
+            ).items():
+                means = NONLINEARITIES[phi].value(given.double()).reshape(len(given), -1).mean(dim=1)
+                found[name] = dict(zip(rule.sources, means.tolist(), strict=True))
+    return found
+
+
 def _needs_base(recipe: Recipe, places: Mapping[str, Place], rules: Mapping[str, Rule]) -> bool:
     used = any(rule.method == "task_arithmetic" or recipe.base.name in rule.sources for rule in recipe.rules)
     return used or not places.keys() <= rules.keys()

@@ -1,0 +1,136 @@
+"""A recipe as a point of a search space: the inverse of `BoundSpace.decode`, as far as there is one."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+from evomerge.recipe import Recipe, Rule
+from evomerge.spaces.bound import BoundSpace, owners_of, param_name
+from evomerge.spaces.groups import Group
+from evomerge.spaces.space import Range
+
+_SUMS = ("linear", "task_arithmetic")  # merges that are a sum of the sources with one weight each
+_SMALLEST = 1e-6  # share of a source that has none, where shares are searched as logarithms of ratios
+
+Weights = Mapping[str, Mapping[str, float]]
+"""Tensor name -> source name -> its weight in a merge that is a sum of the sources."""
+
+
+def nearest_params(space: BoundSpace, recipe: Recipe, trained: Weights | None = None) -> dict[str, Any] | None:
+    """The params whose recipe comes closest to this one, or None where the space has nothing like it.
+
+    A recipe of the space itself comes back exactly, up to rounding. Others are averaged over the tensors of each group,
+    and what lies out of a range is moved to its end. Weighted averages, task arithmetic and trained coefficients
+    (their mean in each group) can stand for each other.
+
+    Args:
+        trained: the weights of tensors with trained coefficients.
+    """
+    rules = {tensor: rule for rule in recipe.rules for tensor in rule.tensors}
+    params: dict[str, Any] = dict(_methods(space, rules))
+    sums: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for group in space.groups:
+        for name, share, value in _values(space, group, rules, trained or {}, params):
+            if value is None:
+                return None
+            sums[name].append((value, share))
+    for name in space.active(params):
+        if name in sums:
+            weight = math.fsum(share for _, share in sums[name])
+            mean = math.fsum(value * share for value, share in sums[name]) / weight
+            params[name] = _inside(space.distributions[name], mean)
+    ordered = {name: params[name] for name in space.distributions if name in params}
+    return ordered if space.is_complete(ordered) else None
+
+
+def _methods(space: BoundSpace, rules: Mapping[str, Rule]) -> Iterator[tuple[str, str]]:
+    """Where methods are searched: the recipe's own in each group, if the space has it, else its first."""
+    allowed = list(space.space.methods)
+    if len(allowed) == 1:
+        return
+    for group in space.groups:
+        found = {rules[tensor].method for tensor in group.tensors if tensor in rules}
+        chosen = next((method for method in allowed if method in found), allowed[0])
+        for knot, _ in group.knots:
+            yield ".".join(label for label in (knot, "method") if label), chosen
+
+
+def _values(
+    space: BoundSpace, group: Group, rules: Mapping[str, Rule], trained: Weights, params: Mapping[str, Any]
+) -> Iterator[tuple[str, float, float | None]]:
+    """(param, share, value) of everything that is searched in a group."""
+    method = space.method_of(group, params)
+    names = [source.name for source in space.sources]
+    for parameter, searched in space.space.methods[method].parameters.items():
+        if not isinstance(searched, Range):
+            continue
+        for owner in owners_of(method, parameter, searched, names):
+            read = [
+                _read(method, parameter, searched, owner, names[0], rules.get(tensor), trained.get(tensor))
+                for tensor in group.tensors
+            ]
+            known = [value for value in read if value is not None]
+            value = math.fsum(known) / len(known) if len(known) == len(read) else None
+            for knot, share in group.knots:
+                yield param_name(space.space, method, parameter, searched, knot, owner), share, value
+
+
+def _read(
+    method: str,
+    parameter: str,
+    searched: Range,
+    owner: str | None,
+    first: str,
+    rule: Rule | None,
+    trained: Mapping[str, float] | None,
+) -> float | None:
+    if searched.log_ratio and owner is not None:
+        mine, other = (_one(method, parameter, name, rule, trained) for name in (owner, first))
+        if mine is None or other is None:
+            return None
+        return math.log(max(mine, _SMALLEST) / max(other, _SMALLEST))
+    return _one(method, parameter, owner, rule, trained)
+
+
+def _one(
+    method: str, parameter: str, owner: str | None, rule: Rule | None, trained: Mapping[str, float] | None
+) -> float | None:
+    """The value of a parameter for one tensor and source (None: shared by the sources)."""
+    if rule is not None and rule.method == method and parameter in rule.parameters:
+        value = rule.parameters[parameter]
+        if not isinstance(value, tuple):
+            return value
+        if owner is None:  # the space has one for all
+            return math.fsum(value) / len(value)
+        return value[rule.sources.index(owner)] if owner in rule.sources else 0.0
+    if parameter != "weight" or method not in _SUMS:
+        return None
+    weights = trained if trained is not None else _sum(rule)
+    if weights is None:
+        return None
+    if owner is None:
+        return math.fsum(weights.values()) / len(weights)
+    return weights.get(owner, 0.0)
+
+
+def _sum(rule: Rule | None) -> dict[str, float] | None:
+    """Source -> weight of a rule that is a weighted sum."""
+    if rule is None or rule.method not in _SUMS:
+        return None
+    given = rule.parameters["weight"]
+    assert isinstance(given, tuple)  # weights are per source
+    total = math.fsum(given) if rule.options.get("normalize") else 1.0
+    return {source: weight / total for source, weight in zip(rule.sources, given, strict=True)}
+
+
+def _inside(distribution: BaseDistribution, value: float) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        numbers = [choice for choice in distribution.choices if isinstance(choice, int | float)]
+        return min(numbers, key=lambda choice: abs(choice - value)) if numbers else distribution.choices[0]
+    assert isinstance(distribution, FloatDistribution)  # no space has another kind
+    return min(max(value, distribution.low), distribution.high)

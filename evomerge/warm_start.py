@@ -1,0 +1,91 @@
+"""Where a search starts besides the centre: merges that are known to be good, as points of its space."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from evomerge.baselines import current_baselines
+from evomerge.checkpoints.export import RECIPE_FILES
+from evomerge.errors import InvalidInput
+from evomerge.recipe import Recipe
+from evomerge.spaces.nearest import nearest_params
+from evomerge.spec import OtherStudy, WarmStartSpec
+from evomerge.study.opening import OpenSearch, read_search
+from evomerge.study.search_study import best_trials
+from evomerge.study.standing import standing_of
+from evomerge.training.coefficients import mean_weights
+from evomerge.worker import files_folder
+
+Params = dict[str, object]
+
+
+def warm_points(opened: OpenSearch) -> list[Params]:
+    """The points that the spec's warm start names, in its order, each once.
+
+    Raises:
+        InvalidInput: a recipe or a study that has no place in the search space.
+    """
+    wanted = opened.inputs.spec.warm_start
+    points = [*_of_baselines(opened, wanted.baselines), *_of_recipes(opened, wanted)]
+    for study in wanted.studies:
+        points += _of_study(opened, study)
+    centre = opened.inputs.space.centre
+    return [point for number, point in enumerate(points) if point != centre and point not in points[:number]]
+
+
+def _of_baselines(opened: OpenSearch, count: int) -> list[Params]:
+    """Of the best baselines that have a place in the space. Those that have none are passed over."""
+    if not count:
+        return []
+    rows = current_baselines(opened.baselines, opened.inputs.spec, standing_of(opened.search.study))
+    found = []
+    for row in sorted(rows, key=lambda row: -row.value):
+        params = dict(row.params) or _nearest(opened, row.recipe, files_folder(opened.artifacts))
+        if params:
+            found.append(params)
+    return found[:count]
+
+
+def _of_recipes(opened: OpenSearch, wanted: WarmStartSpec) -> list[Params]:
+    found = []
+    for name in wanted.recipes:
+        path = Path(name)
+        try:
+            recipe = Recipe.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InvalidInput(
+                f"warm_start: {name} is no recipe.json as `evomerge export` writes it: {error}"
+            ) from error
+        with tempfile.TemporaryDirectory() as folder:
+            for role, digest in recipe.files.items():  # an export names them by what they are for
+                shutil.copy(path.parent / RECIPE_FILES / f"{role}.safetensors", Path(folder) / f"{digest}.safetensors")
+            params = _nearest(opened, recipe, Path(folder))
+        if params is None:
+            methods = ", ".join(sorted({rule.method for rule in recipe.rules}))
+            raise InvalidInput(
+                f"warm_start: the recipe {name} ({methods}) has no place in search space "
+                f"{opened.inputs.spec.search_space.name!r}; its methods are "
+                f"{', '.join(opened.inputs.spec.search_space.methods)}"
+            )
+        found.append(params)
+    return found
+
+
+def _nearest(opened: OpenSearch, recipe: Recipe, files: Path) -> Params | None:
+    return nearest_params(opened.inputs.space, recipe, mean_weights(recipe, files))
+
+
+def _of_study(opened: OpenSearch, other: OtherStudy) -> list[Params]:
+    spec, space = opened.inputs.spec, opened.inputs.space
+    stored = read_search(spec.model_copy(update={"name": other.name, "storage": other.storage or spec.storage_url}))
+    trials = best_trials(stored.study, other.trials)
+    for trial in trials:
+        strange = [name for name in trial.params if trial.distributions[name] != space.distributions.get(name)]
+        if strange or not space.is_complete(trial.params):
+            raise InvalidInput(
+                f"warm_start: study {other.name!r} searches another space: "
+                f"{strange[0] if strange else 'some params'} is not the same there; give its exported recipe instead"
+            )
+    return [dict(trial.params) for trial in trials]

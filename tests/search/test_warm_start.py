@@ -1,0 +1,70 @@
+"""Warm starts in a whole search: which points are scored after the centre, and that it happens once."""
+
+import pytest
+
+from evomerge.cli import run_command
+from evomerge.errors import InvalidInput, OtherSpec
+from evomerge.search import run_search
+from evomerge.spec import load_spec, override
+from evomerge.study.samplers import CmaSampler
+from evomerge.study.search_study import best_trials
+
+BASELINES = ["uniform-soup", "task-arithmetic", "ties"]
+
+
+def search(path, **changes):
+    return run_search(override(load_spec(path), **changes), ray="none")
+
+
+def test_the_best_baselines_of_the_space_come_right_after_the_centre(write_spec):
+    path = write_spec(baselines=BASELINES, warm_start={"baselines": 2})
+    study = search(path, trials=6)
+    trials = study.get_trials()
+    assert set(trials[0].params.values()) == {1.0}  # the centre
+    assert set(trials[1].params.values()) == {0.5}  # the soup of two; ties has no place in this space
+    assert len(set(trials[2].params.values())) == 1  # one weight for all
+    assert len({tuple(trial.params.values()) for trial in trials}) == 6
+    assert isinstance(study.sampler, CmaSampler)
+    study.sampler.mean(study)
+    assert set(study.sampler.told) >= {0, 1, 2}
+    again = search(path, trials=8)
+    assert [trial.params for trial in again.get_trials()[:6]] == [trial.params for trial in trials]
+
+
+def test_an_exported_recipe_and_another_study_can_be_started_from(write_spec, tmp_path):
+    first = write_spec("first.yaml", name="first")
+    earlier = search(first, trials=6)
+    assert run_command(["export", str(first), "--trial", "3", "--out", str(tmp_path / "third")]) == 0
+    other = {"name": "first", "storage": "sqlite:///runs/first/study.db", "trials": 2}
+    warm = {"recipes": ["third/recipe.json"], "studies": [other]}
+    trials = search(write_spec("second.yaml", name="second", warm_start=warm), trials=4).get_trials()
+    assert trials[1].params == pytest.approx(earlier.trials[3].params)
+    assert trials[1].value == earlier.trials[3].value
+    best = [trial for trial in best_trials(earlier, 2) if trial.number not in (0, 3)]
+    for trial, another in zip(trials[2:], best, strict=False):
+        assert (trial.params, trial.value) == (another.params, another.value)
+
+
+def test_what_has_no_place_is_refused(write_spec, tmp_path):
+    first = write_spec("first.yaml", name="first", space="ties-per-block")
+    search(first, trials=2)
+    assert run_command(["export", str(first), "--trial", "best", "--out", str(tmp_path / "best")]) == 0
+    with pytest.raises(InvalidInput, match="has no place in search space"):
+        search(write_spec(warm_start={"recipes": ["best/recipe.json"]}))
+    with pytest.raises(InvalidInput, match="searches another space"):
+        search(
+            write_spec(
+                name="other", warm_start={"studies": [{"name": "first", "storage": "sqlite:///runs/first/study.db"}]}
+            )
+        )
+    with pytest.raises(InvalidInput, match="does not exist"):
+        load_spec(write_spec(warm_start={"recipes": ["nothing.json"]}))
+    (tmp_path / "nothing.json").write_text("[]")
+    with pytest.raises(InvalidInput, match=r"no recipe\.json"):
+        search(write_spec(name="third", warm_start={"recipes": ["nothing.json"]}))
+
+
+def test_the_warm_start_is_part_of_the_study(write_spec):
+    search(write_spec(), trials=1)
+    with pytest.raises(OtherSpec, match="warm start"):
+        search(write_spec(warm_start={"baselines": 1}), trials=2)

@@ -1,0 +1,81 @@
+"""Recipes as points of a search space: what was decoded comes back, and what can stand for each other does."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from evomerge.catalogue import build_catalogue
+from evomerge.recipe import ModelRef, Recipe, Rule
+from evomerge.spaces.bound import bind
+from evomerge.spaces.nearest import nearest_params
+from evomerge.spaces.space import known_spaces, load_space
+
+EXPERTS = [ModelRef("first", "none"), ModelRef("second", "none")]
+TENSORS = {
+    **{f"model.layers.{layer}.mlp.up_proj.weight": ((4, 4), "float32") for layer in range(4)},
+    **{f"model.layers.{layer}.self_attn.q_proj.weight": ((4, 4), "float32") for layer in range(4)},
+    "model.embed_tokens.weight": ((8, 4), "float32"),
+}
+
+
+def bound(name):
+    return bind(
+        load_space(name, Path()), build_catalogue(TENSORS), ModelRef("base", "none"), EXPERTS, dtype="float32", seed=1
+    )
+
+
+@pytest.mark.parametrize("name", known_spaces())
+def test_a_recipe_of_the_space_comes_back(name):
+    space, luck = bound(name), random.Random(1)
+    for _ in range(5):
+        params = {}
+        for param, distribution in space.distributions.items():
+            if param in set(space.active(params)):
+                choices = getattr(distribution, "choices", None)
+                params[param] = luck.choice(choices) if choices else luck.uniform(distribution.low, distribution.high)
+        recipe = space.decode(params)
+        again = space.decode(nearest_params(space, recipe))
+        for rule, other in zip(recipe.rules, again.rules, strict=True):
+            assert (rule.method, rule.tensors, rule.options) == (other.method, other.tensors, other.options)
+            for parameter, value in rule.parameters.items():
+                if any(share < 1 for group in space.groups for _, share in group.knots):
+                    continue  # values between knots are averages: the nearest point is another one
+                assert other.parameters[parameter] == pytest.approx(value)
+
+
+def whole(method, weights, options):
+    rule = Rule(tuple(sorted(TENSORS)), method, ("first", "second"), {"weight": weights}, options)
+    return Recipe(ModelRef("base", "none"), tuple(EXPERTS), (rule,), "float32")
+
+
+def test_a_soup_is_task_arithmetic_with_the_same_shares():
+    space = bound("task-arithmetic-per-block")
+    params = nearest_params(space, whole("linear", (1.0, 3.0), {"normalize": True}))
+    assert {value for name, value in params.items() if ".first." in name} == {0.25}
+    assert {value for name, value in params.items() if ".second." in name} == {0.75}
+
+
+def test_an_expert_that_is_left_out_has_no_weight_and_large_weights_end_at_the_range():
+    space = bound("task-arithmetic-per-block")
+    rule = Rule(tuple(sorted(TENSORS)), "task_arithmetic", ("second",), {"weight": (50.0,)}, {})
+    params = nearest_params(space, Recipe(space.base, (EXPERTS[1],), (rule,), "float32"))
+    highest = max(distribution.high for distribution in space.distributions.values())
+    assert {value for name, value in params.items() if ".first." in name} == {0.0}
+    assert {value for name, value in params.items() if ".second." in name} == {highest}
+
+
+def test_trained_coefficients_become_the_means_of_the_groups():
+    space = bound("task-arithmetic-per-block")
+    trained = {name: {"first": 0.2, "second": 0.6} for name in TENSORS}
+    trained["model.layers.0.mlp.up_proj.weight"] = {"first": 0.4, "second": 0.6}
+    rule = Rule(tuple(sorted(TENSORS)), "column_linear", ("first", "second"), {}, {"phi": "identity"})
+    params = nearest_params(space, Recipe(space.base, tuple(EXPERTS), (rule,), "float32"), trained)
+    first = {name: value for name, value in params.items() if ".first." in name}
+    assert first[min(first)] > 0.2
+    assert list(first.values()).count(pytest.approx(0.2)) == len(first) - 1
+
+
+def test_what_the_space_cannot_merge_has_no_place():
+    ties = whole("ties", (1.0, 1.0), {})
+    assert nearest_params(bound("task-arithmetic-per-block"), ties) is None
