@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOY := examples/toy/search.yaml
 
-.PHONY: install demo test test-all bench check format dashboard clean
+.PHONY: install demo test test-all bench bench-search check format dashboard clean
 
 install: $(INSTALLED)
 
@@ -35,8 +35,14 @@ test-all: install
 	EVOMERGE_NO_SKIP=1 $(PYTEST)
 
 bench: install
-	for name in merge score candidate memory dam controller verdict; do \
+	for name in merge score candidate memory scale dam controller verdict; do \
 		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+# What the search itself is worth: samplers on synthetic landscapes, racing, several objectives. About two hours.
+bench-search: install
+	for name in racing fidelity pareto; do \
+		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/search.py --fraction most --processes 2
 
 check: install
 	$(BIN)/ruff check .

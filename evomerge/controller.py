@@ -244,10 +244,12 @@ class Controller:
                 self._report(state, force=True)
 
     def _propose(self) -> bool:
-        """Fill the free workers. False where the budget allows no further proposal."""
+        """Fill the free workers, as far as the sampler goes. False where the budget allows no further proposal."""
         while self._dispatcher.free > 0:
             if self._ended() is not None:
                 return False
+            if not self._search.ready:
+                return True
             self._submit(self._search.ask())
         return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -89,7 +90,9 @@ def run_search(spec: SearchSpec, *, ray: str | None = None, listener: Listener |
         session.make([baseline for baseline in early if baseline.name not in ON_REQUEST])
         session.opened.search.enqueue(lambda: warm_points(session.opened))
         session.say("searching")
+        predicted = session.predict()
         session.search()
+        session.compare_with(predicted)
         winner = name_winner(session.opened.search)
         session.say("making the baselines")
         session.make([baseline for baseline in chosen if baseline not in early or baseline.name in ON_REQUEST])
@@ -245,6 +248,24 @@ class _Session:
                 left_out[RANDOM_SEARCH] = str(error)
                 self.listener.on_phase(f"warning: {RANDOM_SEARCH} is left out: {error}")
         return left_out
+
+    def predict(self) -> float:
+        """Say how long the search will take, from what scoring the experts took. Returns seconds per candidate."""
+        seconds = statistics.fmean(self.references[ref.ref.name].cost.seconds for ref in self.opened.inputs.experts)
+        left = max(0, self.opened.inputs.spec.budget.trials - self.opened.search.finished)
+        workers = self.executor.capacity
+        self.listener.on_phase(
+            f"a candidate takes about {seconds:.2g} s on all items: {left} trials on {workers} "
+            f"{'worker' if workers == 1 else 'workers'} about {left * seconds / workers / 60:.1f} min"
+        )
+        return seconds
+
+    def compare_with(self, predicted: float) -> None:
+        """Say what candidates took, beside what was predicted."""
+        search = self.opened.search
+        if search.finished:
+            measured = search.spent.seconds / search.finished
+            self.listener.on_phase(f"a candidate took {measured:.2g} s (predicted: {predicted:.2g} s)")
 
     def search(self) -> None:
         """Spend the budget."""

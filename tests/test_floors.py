@@ -65,7 +65,7 @@ def test_every_file_has_a_floor():
     [
         ("ray", {"cluster/ray_executor.py"}),
         ("lm_eval", {"evaluation/harness.py"}),
-        ("cma", {"study/samplers/cma.py"}),
+        ("cma", {"study/samplers/cma_strategy.py"}),
         ("optuna_dashboard", {"study/dashboard.py"}),
     ],
 )

@@ -33,6 +33,7 @@ from evomerge.spaces.bound import BoundSpace
 from evomerge.study import attributes
 from evomerge.study.attributes import read_text, write_document, write_text
 from evomerge.study.items import summary, write_items
+from evomerge.study.samplers import CmaSampler
 from evomerge.study.storage import at_once, with_retries
 
 SCHEMA = 1
@@ -165,6 +166,12 @@ class SearchStudy:
                 proposals.append(Proposal(trial.number, dict(trial.params), recipe, attempt + 1))
         at_once(self._storage, self._enqueue_centre)
         return proposals
+
+    @property
+    def ready(self) -> bool:
+        """Whether another trial can be asked for now, or the sampler waits for results of its generation."""
+        sampler = self.study.sampler
+        return not isinstance(sampler, CmaSampler) or sampler.ready(self.study)
 
     def ask(self) -> Proposal:
         """A new trial with all its params, children of a choice after their parent."""

@@ -50,7 +50,7 @@ def _in_ask(trial: int) -> None:
 
 def _on_proposal(method: str, when: str) -> Callable[[int], None]:
     def arm(trial: int) -> None:
-        around(SearchStudy, method, **{when: lambda self, proposal, *rest: proposal.number == trial and die()})
+        around(SearchStudy, method, **{when: lambda self, proposal, *rest, **named: proposal.number == trial and die()})
 
     return arm
 

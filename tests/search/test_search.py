@@ -228,10 +228,10 @@ def test_interrupted_trials_that_a_smaller_budget_has_no_room_for_are_left_alone
     spec = write_spec()
     tell = SearchStudy.tell
 
-    def dies_at_the_third(self, proposal, *rest):
+    def dies_at_the_third(self, proposal, *rest, **named):
         if proposal.number == 2:
             raise KeyboardInterrupt
-        tell(self, proposal, *rest)
+        tell(self, proposal, *rest, **named)
 
     monkeypatch.setattr(SearchStudy, "tell", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):

@@ -24,6 +24,7 @@ from sampler_contract import CATEGORIES, CONDITIONAL, NUMBERS, SamplerContract, 
 from evomerge.errors import InvalidInput
 from evomerge.study.attributes import TELL
 from evomerge.study.samplers import CmaSampler, build_sampler
+from evomerge.study.samplers.cma_evolution import Evolution, EvolutionSettings, Result
 
 
 class TestCma(SamplerContract):
@@ -67,7 +68,7 @@ def asynchronous(
 def state(sampler: CmaSampler, study: optuna.Study, space: Space) -> tuple[Any, ...]:
     """The distribution after an ask, in which pycma decomposes its covariance matrix, and what is asked next."""
     params = ask(study, space).params
-    strategy = sampler._strategy
+    strategy = sampler._evolution.strategy._strategy
     return (strategy.mean.tobytes(), strategy.sigma, strategy.C.tobytes(), strategy.countevals, sampler.told, params)
 
 
@@ -83,7 +84,7 @@ def test_the_rebuilt_state_is_the_live_one_bit_for_bit(workers: int) -> None:
     for _ in range(3):
         assert state(live, study, space) == state(rebuilt, copy, space)
     assert len(live.told) == 75
-    assert live._strategy.countevals == 72  # the open population apart, every evaluation
+    assert live._evolution.strategy._strategy.countevals == 72  # the open population apart, every evaluation
 
 
 def test_the_order_in_which_results_were_told_is_the_one_that_counts() -> None:
@@ -285,13 +286,14 @@ def test_the_default_population_grows_with_the_dimensions_and_the_workers() -> N
         return sampler.popsize
 
     assert popsize({}, 4) == 11
-    assert popsize({}, 32) == 32
+    assert popsize({}, 32) == 16
+    assert popsize({"generation_mode": "sync"}, 32) == 32
     assert popsize({"popsize": 20}, 32) == 20
 
 
 @pytest.mark.parametrize(("space", "reason"), [(CATEGORIES, "'choice' is categorical"), (CONDITIONAL, "categorical")])
 def test_a_space_without_numbers_only_is_refused_with_the_way_out(space: Space, reason: str) -> None:
-    with pytest.raises(InvalidInput, match=f"{reason}.*use the sampler tpe"):
+    with pytest.raises(InvalidInput, match=f"{reason}.*use.*catcma or tpe"):
         build_sampler("cma", {}, seed=1, space=space, workers=1)
 
 
@@ -358,14 +360,13 @@ def test_whatever_is_told_the_next_proposal_is_in_the_box(losses: list[float], d
 @pytest.mark.parametrize("dimensions", [1, 3, 12])
 @pytest.mark.parametrize("where", ["plateau", "corner", "slope"])
 def test_long_degenerate_searches_stay_alive(dimensions: int, where: str) -> None:
-    space = box(dimensions)
-    sampler = CmaSampler(space, seed=1, popsize=4)
+    settings = EvolutionSettings(sigma0=0.2, popsize=4, restarts="none")
+    evolution = Evolution(np.full(dimensions, 0.5), [0] * dimensions, 1, settings)
     point = np.zeros(dimensions)
-    sampler._seen = []
     for number in range(3000):
         if where != "corner":
-            point = sampler._cube.encode(sampler._cube.decode(sampler._ask(1)[0][:dimensions]))
-        sampler._learn(number, point, float(point.sum()) if where == "slope" else 0.0)
-    proposals = np.array([sampler._ask(1)[0] for _ in range(20)])
+            point = np.clip(evolution.propose(number), 0.0, 1.0)
+        evolution.learn(Result(number, point, float(point.sum()) if where == "slope" else 0.0))
+    proposals = np.array([evolution.propose(number) for number in range(20)])
     assert np.isfinite(proposals).all()
-    assert 1e-9 < float(np.max(sampler._strategy.stds)) < 10.0
+    assert 1e-9 < float(np.max(evolution.strategy._strategy.stds)) < 10.0

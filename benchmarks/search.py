@@ -1,0 +1,405 @@
+"""How far samplers come with few evaluations and workers that do not wait for each other, on synthetic landscapes.
+
+    python benchmarks/search.py [--fraction quick|target|small|most|full] [--processes 2] [--json] [--plots FOLDER]
+
+Workers are simulated, and so is time: an evaluation takes a log-normal time (sigma 0.3, median 1) that is drawn by the
+seed and the number of the evaluation, and nobody sleeps. Every sampler meets the same instances and durations, through
+the same interface and with its defaults:
+
+    cma         ours, asynchronous            cma_es    Optuna's CmaEsSampler
+    cma_sync    ours, generation by           tpe       Optuna's TPESampler, up to 200 evaluations and 24 dimensions
+                generation                    random    uniform draws
+    barrier     pycma itself, generation by generation
+
+With two processes on two cores `quick` takes 3 minutes, `target` 15, `small` 20, `most` an hour, `full` about three.
+
+*Regret* is 1 less the true quality of the best trial so far; where scores are noisy, of the trial that scored best.
+*Used* is the share of finished evaluations that the sampler learned from, *utilisation* the share of the workers' time
+in which they were busy, and *kept_busy* the same until the last evaluation begins: the end, where workers run out of
+work, is no matter of the sampler. Medians over the seeds; *ratio* is the median of the paired ratios of regrets to
+those of CmaEsSampler (regrets below 1e-6 count as that). `course` in the JSON is the median regret against simulated
+time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import importlib
+import itertools
+import multiprocessing
+import os
+import statistics
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: the matrices are small
+
+import numpy as np
+import optuna
+from landscapes import LANDSCAPES, Landscape, landscape
+from machine import progress, report
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, FloatDistribution
+
+from evomerge.study.attributes import TELL
+from evomerge.study.samplers import CmaSampler, build_sampler
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)  # that it cannot plot without matplotlib
+    import cma
+
+Point = NDArray[np.float64]
+
+BUDGETS: Final = (200, 400)
+ITEMS: Final = 200  # of a noisy evaluation
+LEAST: Final = 1e-6  # regret
+MOMENTS: Final = 20  # of a course
+REFERENCE: Final = "cma_es"
+
+
+@dataclass(frozen=True)
+class Fraction:
+    """A part of the design: every combination of what is listed."""
+
+    dimensions: tuple[int, ...]
+    workers: tuple[int, ...]
+    seeds: int
+    noisy: tuple[int, ...]  # numbers of workers that are also measured with noise
+
+
+FRACTIONS: Final = {
+    "quick": Fraction((24,), (8,), 2, (8,)),
+    "target": Fraction((24,), (8,), 20, ()),
+    "small": Fraction((8, 24), (1, 8, 32), 5, (8,)),
+    "most": Fraction((8, 24), (1, 8, 32), 20, (8,)),
+    "full": Fraction((8, 24, 72), (1, 8, 32), 20, (8,)),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is run by every seed."""
+
+    landscape: str
+    items: int | None
+    dimensions: int
+    workers: int
+    sampler: str
+
+
+@dataclass(frozen=True)
+class Course:
+    """One run: the regret after each evaluation, and when it was finished."""
+
+    regrets: Sequence[float]
+    times: Sequence[float]
+    used: float | None
+    utilisation: float
+    kept_busy: float
+
+
+class Contestant(Protocol):
+    """A sampler that can be asked and told; the handle names a proposal."""
+
+    def ready(self) -> bool: ...
+    def ask(self) -> tuple[Any, Point]: ...
+    def tell(self, handle: Any, value: float, order: int) -> None: ...
+    def used(self) -> float | None:
+        """The share of the results told that the sampler learned from."""
+        ...
+
+
+class OptunaContestant:
+    """A sampler of Optuna's interface, in a study in memory."""
+
+    def __init__(self, sampler: optuna.samplers.BaseSampler, space: BoxSpace) -> None:
+        self._distributions = dict(space.distributions)
+        self._sampler = sampler
+        self._study = optuna.create_study(direction="maximize", sampler=sampler)
+
+    def ready(self) -> bool:
+        return not isinstance(self._sampler, CmaSampler) or self._sampler.ready(self._study)
+
+    def ask(self) -> tuple[optuna.Trial, Point]:
+        trial = self._study.ask(self._distributions)
+        return trial, np.array([trial.params[name] for name in self._distributions])
+
+    def tell(self, handle: optuna.Trial, value: float, order: int) -> None:
+        handle.set_user_attr(TELL, order)
+        self._study.tell(handle, value)
+
+    def used(self) -> float | None:
+        trials = self._study.get_trials(deepcopy=False)
+        if isinstance(self._sampler, CmaSampler):
+            self._sampler.mean(self._study)  # learns from the last results
+            return len(self._sampler.told) / len(trials)
+        if isinstance(self._sampler, optuna.samplers.CmaEsSampler):
+            return _used_by_cma_es([trial.system_attrs for trial in trials], len(self._distributions))
+        return None if isinstance(self._sampler, optuna.samplers.TPESampler) else 0.0
+
+
+class Barrier:
+    """pycma generation by generation: the next one begins when the last worker is done."""
+
+    def __init__(self, dimensions: int, seed: int) -> None:
+        options: dict[str, Any] = {"bounds": [0, 1], "verbose": -9, "verb_log": 0, "signals_filename": ""}
+        options |= {"seed": np.nan, "randn": _Normal(seed)}
+        self._strategy = cma.CMAEvolutionStrategy([0.5] * dimensions, 0.2, options)
+        self._population: list[Point] = []
+        self._values: dict[int, float] = {}
+        self._asked = 0
+
+    def ready(self) -> bool:
+        return self._asked < len(self._population) or len(self._values) == len(self._population)
+
+    def ask(self) -> tuple[int, Point]:
+        if self._asked == len(self._population):
+            self._next()
+        self._asked += 1
+        return self._asked - 1, np.asarray(self._population[self._asked - 1])
+
+    def tell(self, handle: int, value: float, order: int) -> None:
+        self._values[handle] = value
+
+    def used(self) -> float:
+        return 1.0
+
+    def _next(self) -> None:
+        if self._population:
+            self._strategy.tell(self._population, [-self._values[n] for n in range(len(self._population))])
+        self._population, self._values, self._asked = self._strategy.ask(), {}, 0
+
+
+class _Normal:
+    """pycma's draws, without the global generator."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = np.random.default_rng(seed)
+
+    def __call__(self, *shape: int) -> NDArray[np.float64]:
+        return self._generator.standard_normal(shape)
+
+
+class BoxSpace:
+    """The unit cube as a search space."""
+
+    conditional = False
+
+    def __init__(self, dimensions: int) -> None:
+        names = [f"x{number:02d}" for number in range(dimensions)]
+        self.distributions: Mapping[str, BaseDistribution] = {name: FloatDistribution(0.0, 1.0) for name in names}
+        self.centre: Mapping[str, Any] = dict.fromkeys(names, 0.5)
+
+    def is_complete(self, params: Mapping[str, Any]) -> bool:
+        return len(params) == len(self.distributions)
+
+
+def _ours(settings: Mapping[str, Any]) -> Callable[[int, int, int], Contestant]:
+    def build(dimensions: int, workers: int, seed: int) -> Contestant:
+        space = BoxSpace(dimensions)
+        return OptunaContestant(build_sampler("cma", settings, seed=seed, space=space, workers=workers), space)
+
+    return build
+
+
+def _optunas(make: Callable[[int], optuna.samplers.BaseSampler]) -> Callable[[int, int, int], Contestant]:
+    return lambda dimensions, workers, seed: OptunaContestant(make(seed), BoxSpace(dimensions))
+
+
+SAMPLERS: Final[Mapping[str, Callable[[int, int, int], Contestant]]] = {
+    "cma": _ours({}),
+    "cma_sync": _ours({"generation_mode": "sync"}),
+    "cma_es": _optunas(lambda seed: optuna.samplers.CmaEsSampler(seed=seed)),
+    "tpe": _optunas(lambda seed: optuna.samplers.TPESampler(seed=seed)),
+    "random": _optunas(lambda seed: optuna.samplers.RandomSampler(seed=seed)),
+    "barrier": lambda dimensions, workers, seed: Barrier(dimensions, seed),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fraction", choices=list(FRACTIONS), default="quick", help="of the design (default quick)")
+    parser.add_argument("--samplers", nargs="+", choices=list(SAMPLERS), default=list(SAMPLERS), help="default: all")
+    parser.add_argument("--processes", type=int, default=1, help="runs at a time (default 1)")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="regret against time, as PNG; needs matplotlib")
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output, no table")
+    arguments = parser.parse_args()
+    fraction = FRACTIONS[arguments.fraction]
+    cells = [cell for cell in _cells(fraction) if cell.sampler in arguments.samplers]
+    courses = _run_all(cells, fraction.seeds, arguments.processes)
+    rows = [_row(cell, courses) for cell in cells]
+    if arguments.plots:
+        plot(rows, arguments.plots)
+    document = {
+        "benchmark": "search",
+        "fraction": arguments.fraction,
+        "seeds": fraction.seeds,
+        "ratio": {sampler: _ratios(cells, courses, sampler) for sampler in arguments.samplers},
+    }
+    shown = rows if arguments.json else [{name: row[name] for name in row if name != "course"} for row in rows]
+    report(document, shown, arguments.json)
+    if not arguments.json:
+        print(f"regret / {REFERENCE}'s without noise, median over landscapes and seeds: {document['ratio']}")
+
+
+def simulate(contestant: Contestant, where: Landscape, cell: Cell, seed: int) -> Course:
+    """Let the workers work until the budget is spent."""
+    running: list[tuple[float, int, Any, Point]] = []
+    regrets: list[float] = []
+    times: list[float] = []
+    spans: list[tuple[float, float]] = []
+    best, clock, asked, budget = -np.inf, 0.0, 0, _budget(cell)
+    while len(regrets) < budget:
+        while len(running) < cell.workers and asked < budget and contestant.ready():
+            handle, point = contestant.ask()
+            seconds = float(np.random.default_rng([seed, asked, 7]).lognormal(0.0, 0.3))
+            heapq.heappush(running, (clock + seconds, asked, handle, point))
+            spans.append((clock, clock + seconds))
+            asked += 1
+        clock, number, handle, point = heapq.heappop(running)
+        value = where.measured(point, cell.items, (seed, number))
+        contestant.tell(handle, value, len(regrets))
+        regrets.append(1.0 - where.quality(point) if value > best else regrets[-1])
+        best = max(best, value)
+        times.append(clock)
+    kept_busy, utilisation = (_busy(spans, until) / cell.workers for until in (max(spans)[0], times[-1]))
+    return Course(regrets, times, contestant.used(), utilisation, kept_busy)
+
+
+def _busy(spans: Sequence[tuple[float, float]], until: float) -> float:
+    """Mean number of busy workers."""
+    return sum(min(end, until) - start for start, end in spans) / until
+
+
+def _used_by_cma_es(attributes: Sequence[Mapping[str, Any]], dimensions: int) -> float:
+    """It learns from the first `popsize` results of each generation, and has finished all but the last."""
+    popsize = cma_es_popsize(dimensions)
+    generations = [each["cma:generation"] for each in attributes if "cma:generation" in each]
+    latest = max(generations, default=0)
+    return (latest * popsize + min(popsize, generations.count(latest))) / len(attributes)
+
+
+def cma_es_popsize(dimensions: int) -> int:
+    """CmaEsSampler's default."""
+    return 4 + int(3 * np.log(dimensions))
+
+
+def _cells(fraction: Fraction) -> Iterator[Cell]:
+    kinds = [(workers, None) for workers in fraction.workers] + [(workers, ITEMS) for workers in fraction.noisy]
+    for name, dimensions, (workers, items) in itertools.product(LANDSCAPES, fraction.dimensions, kinds):
+        for sampler in SAMPLERS:
+            if sampler != "tpe" or dimensions <= 24:
+                yield Cell(name, items, dimensions, workers, sampler)
+
+
+def _budget(cell: Cell) -> int:
+    return BUDGETS[0] if cell.sampler == "tpe" else BUDGETS[-1]
+
+
+def _run_all(cells: Sequence[Cell], seeds: int, processes: int) -> dict[Cell, list[Course]]:
+    tasks = [(cell, seed) for cell in cells for seed in range(seeds)]
+    courses: dict[Cell, list[Course]] = {cell: [] for cell in cells}
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for number, ((cell, _), course) in enumerate(zip(tasks, pool.imap(_run, tasks), strict=True), start=1):
+            courses[cell].append(course)
+            if len(courses[cell]) == seeds:
+                progress(f"{number}/{len(tasks)} {cell}")
+    return courses
+
+
+def _run(task: tuple[Cell, int]) -> Course:
+    cell, seed = task
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore")
+    contestant = SAMPLERS[cell.sampler](cell.dimensions, cell.workers, seed)
+    return simulate(contestant, landscape(cell.landscape, cell.dimensions, seed), cell, seed)
+
+
+def _row(cell: Cell, courses: Mapping[Cell, Sequence[Course]]) -> dict[str, Any]:
+    runs = courses[cell]
+    used = [run.used for run in runs if run.used is not None]
+    regrets = {f"regret_{budget}": _median_regret(runs, budget) for budget in BUDGETS}
+    ratios = {f"ratio_{budget}": _median(_paired(cell, courses, budget)) for budget in BUDGETS}
+    return {
+        "landscape": cell.landscape,
+        "items": cell.items,
+        "dimensions": cell.dimensions,
+        "workers": cell.workers,
+        "sampler": cell.sampler,
+        **regrets,
+        **ratios,
+        "used": _median(used),
+        "utilisation": statistics.median(run.utilisation for run in runs),
+        "kept_busy": statistics.median(run.kept_busy for run in runs),
+        "time": statistics.median(run.times[-1] for run in runs),
+        "course": _course(runs),
+    }
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
+def _median_regret(runs: Sequence[Course], budget: int) -> float | None:
+    return _median([run.regrets[budget - 1] for run in runs if len(run.regrets) >= budget])
+
+
+def _paired(cell: Cell, courses: Mapping[Cell, Sequence[Course]], budget: int) -> list[float]:
+    """The regrets as shares of the reference's, seed by seed."""
+    reference = Cell(cell.landscape, cell.items, cell.dimensions, cell.workers, REFERENCE)
+    return [
+        max(run.regrets[budget - 1], LEAST) / max(other.regrets[budget - 1], LEAST)
+        for run, other in zip(courses[cell], courses.get(reference, []), strict=False)
+        if len(run.regrets) >= budget
+    ]
+
+
+def _ratios(cells: Sequence[Cell], courses: Mapping[Cell, Sequence[Course]], sampler: str) -> dict[str, float | None]:
+    """Over everything without noise."""
+    chosen = [cell for cell in cells if cell.sampler == sampler and cell.items is None]
+    return {
+        str(budget): _median([ratio for cell in chosen for ratio in _paired(cell, courses, budget)])
+        for budget in BUDGETS
+    }
+
+
+def _course(runs: Sequence[Course]) -> list[tuple[float, float]]:
+    """Median regret at evenly spaced times, up to the median time at which runs end."""
+    end = statistics.median(run.times[-1] for run in runs)
+    moments = [end * (number + 1) / MOMENTS for number in range(MOMENTS)]
+    return [(moment, statistics.median(_regret_at(run, moment) for run in runs)) for moment in moments]
+
+
+def _regret_at(run: Course, moment: float) -> float:
+    done = int(np.searchsorted(run.times, moment, side="right"))
+    return run.regrets[max(done, 1) - 1]
+
+
+def plot(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """One picture per combination of landscape, noise, dimensions and workers: regret against simulated time."""
+    # An optional dependency, of plots alone.
+    matplotlib = importlib.import_module("matplotlib")
+    matplotlib.use("Agg")
+    pyplot = importlib.import_module("matplotlib.pyplot")
+
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = ("landscape", "items", "dimensions", "workers")
+    for values, group in itertools.groupby(rows, key=lambda row: tuple(row[key] for key in keys)):
+        name, items, dimensions, workers = values
+        figure, axes = pyplot.subplots(figsize=(6, 4))
+        for row in group:
+            times, regrets = zip(*row["course"], strict=True)
+            axes.semilogy(times, np.maximum(regrets, LEAST), label=row["sampler"])
+        noise = f", {items} items" if items else ""
+        axes.set(title=f"{name}, {dimensions} dimensions, {workers} workers{noise}", xlabel="time", ylabel="regret")
+        axes.legend()
+        figure.savefig(folder / f"{name}-{dimensions}-{workers}{'-noisy' if items else ''}.png", dpi=120)
+        pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()

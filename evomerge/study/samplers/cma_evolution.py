@@ -1,0 +1,228 @@
+"""What a sequence of results makes of CMA-ES: populations, means as proposals, restarts.
+
+An `Evolution` is a function of its settings, the seed and the results in the order in which they were learned. What is
+proposed depends on the ordinal of the proposal as well, and on nothing else: not on what was proposed before.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.errors import InvalidInput
+from evomerge.study.samplers.cma_strategy import KeyedNormal, Strategy
+
+__all__ = ["GENERATION_MODES", "RESTARTS", "Evolution", "EvolutionSettings", "Result"]
+
+Point = NDArray[np.float64]
+
+GENERATION_MODES: Final = ("async", "sync")
+RESTARTS: Final = ("none", "ipop", "bipop")
+
+SMALLEST_POPSIZE: Final = 3  # pycma's limit
+
+# What a draw is for: the first part of its key.
+_PROPOSAL, _POPULATION, _RESTART = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class EvolutionSettings:
+    """How a study is searched; to be fixed when it is created, for with other settings its results give another state.
+
+    Attributes:
+        sigma0: initial standard deviation, as a share of the box.
+        popsize: results that make one update, before restarts enlarge it.
+        generation_mode: `async`: draw from the distribution as it is. `sync`: wait for whole generations.
+        restarts: once the distribution has shrunk to a point, begin again elsewhere, with twice the population (`ipop`;
+            Auger & Hansen 2005), or in turn with a large and a small one (`bipop`; Hansen 2009); or go on (`none`).
+        mean_every: one in so many proposals is the mean of the distribution instead of a draw; 0 for never.
+    """
+
+    sigma0: float
+    popsize: int
+    generation_mode: str = "async"
+    restarts: str = "ipop"
+    mean_every: int = 0
+
+    def __post_init__(self) -> None:
+        if self.popsize < SMALLEST_POPSIZE:
+            raise InvalidInput(f"popsize must be at least {SMALLEST_POPSIZE}, but got {self.popsize!r}")
+        if not (math.isfinite(self.sigma0) and self.sigma0 > 0):
+            raise InvalidInput(f"sigma0 must be a finite number above 0, but got {self.sigma0!r}")
+        if self.mean_every < 0:
+            raise InvalidInput(f"mean_every must be at least 0, but got {self.mean_every!r}")
+        for name, value, known in (
+            ("generation_mode", self.generation_mode, GENERATION_MODES),
+            ("restarts", self.restarts, RESTARTS),
+        ):
+            if value not in known:
+                raise InvalidInput(f"{name} must be one of {', '.join(known)}, but got {value!r}")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One evaluation.
+
+    Attributes:
+        ordinal: of the proposal.
+        point: in the unit cube.
+        loss: smaller is better.
+        companion: larger is better; decides between equal losses, and only there.
+    """
+
+    ordinal: int
+    point: Point
+    loss: float
+    companion: float = -math.inf
+
+
+@dataclass
+class _Run:
+    """One strategy, from its start to its convergence."""
+
+    strategy: Strategy
+    small: bool  # one of the small runs of bipop
+    updates: int = 0
+    evaluations: int = 0
+    median: float = math.inf  # of the losses of the latest population
+
+
+class Evolution:
+    """Runs of CMA-ES, one after the other.
+
+    Args:
+        centre: where the first run begins.
+        bins: for each coordinate the number of its values, 0 where it is continuous.
+        seed: of all draws.
+        settings: see `EvolutionSettings`.
+    """
+
+    def __init__(self, centre: Point, bins: Sequence[int], seed: int, settings: EvolutionSettings) -> None:
+        self._centre = centre
+        self._bins = bins
+        self._settings = settings
+        self._normal = KeyedNormal(seed)
+        self._open: list[Result] = []
+        self._ended: list[_Run] = []
+        self._run = self._first()
+        self.generation = 0
+
+    @property
+    def popsize(self) -> int:
+        """Of the run that is under way."""
+        return self._run.strategy.popsize
+
+    @property
+    def waiting(self) -> int:
+        """Results that wait for the rest of their population."""
+        return len(self._open)
+
+    @property
+    def restarts(self) -> int:
+        """How often the search has begun again."""
+        return len(self._ended)
+
+    @property
+    def strategy(self) -> Strategy:
+        """The distribution that proposals come from."""
+        return self._run.strategy
+
+    @property
+    def mean(self) -> Point:
+        """The mean of the best run, by the median of its latest population."""
+        return min([*self._ended, self._run], key=lambda run: run.median).strategy.mean
+
+    def proposes_mean(self, ordinal: int) -> bool:
+        """Whether it is the mean's turn. Not in the first population: there it is where the search begins."""
+        every = self._settings.mean_every
+        return bool(every) and ordinal % every == every - 1 and ordinal >= self._settings.popsize
+
+    def propose(self, ordinal: int) -> Point:
+        """A draw that is keyed by the ordinal, or the mean if it is its turn."""
+        if self.proposes_mean(ordinal):
+            return self._run.strategy.mean
+        self._normal.key(_PROPOSAL, ordinal)
+        return self._run.strategy.draw()
+
+    def learn(self, result: Result) -> None:
+        """Add a result. The last one of a population updates the distribution.
+
+        The mean's own result is no member of a population: a step of length zero that ranks high would make all steps
+        shorter.
+        """
+        if self.proposes_mean(result.ordinal) or self._belongs_to_the_run_before(result):
+            return
+        self._open.append(result)
+        if len(self._open) < self.popsize:
+            return
+        population, self._open = self._open, []
+        if self._settings.generation_mode == "sync":
+            population.sort(key=lambda each: each.ordinal)  # in which order they finished is of no interest
+        self._update(population)
+        if self._settings.restarts != "none" and self._run.strategy.arrived:
+            self._ended.append(self._run)
+            self._run = self._next()
+
+    def _update(self, population: Sequence[Result]) -> None:
+        self._normal.key(_POPULATION, self.generation)
+        self.generation += 1
+        ranked = sorted(population, key=lambda each: (each.loss, -each.companion))
+        self._run.strategy.tell([each.point for each in ranked], untied(ranked))
+        self._run.updates += 1
+        self._run.evaluations += len(population)
+        self._run.median = statistics.median(each.loss for each in population)
+
+    def _belongs_to_the_run_before(self, result: Result) -> bool:
+        """Whether it was proposed by a run that ended while it was being evaluated.
+
+        It would pull the new run back to where the old one has converged. That can only concern the first population of
+        a run; the old distribution is a point by then, so that where the result lies says where it comes from.
+        """
+        if not self._ended or self._run.updates:
+            return False
+        return self._ended[-1].strategy.could_have_drawn(result.point)
+
+    def _first(self) -> _Run:
+        strategy = Strategy(self._centre, self._settings.sigma0, self._settings.popsize, self._bins, self._normal)
+        return _Run(strategy, small=False)
+
+    def _next(self) -> _Run:
+        """From a random point of the cube, as both papers do; with the size that it is the turn of."""
+        self._normal.key(_RESTART, len(self._ended))
+        start = self._normal.uniform(len(self._centre))
+        first = self._settings.popsize
+        large = first * 2 ** (1 + sum(not run.small for run in self._ended[1:]))
+        if self._settings.restarts == "ipop" or self._spent(small=False) <= self._spent(small=True):
+            return _Run(Strategy(start, self._settings.sigma0, large, self._bins, self._normal), small=False)
+        # Hansen 2009, "Benchmarking a BI-population CMA-ES on the BBOB-2009 function testbed", section 2.
+        size_exponent, step_exponent = self._normal.uniform(2)
+        popsize = max(SMALLEST_POPSIZE, math.floor(first * (large / 4 / first) ** (size_exponent**2)))
+        sigma0 = self._settings.sigma0 * 10 ** (-2 * step_exponent)
+        return _Run(Strategy(start, sigma0, popsize, self._bins, self._normal), small=True)
+
+    def _spent(self, *, small: bool) -> int:
+        """Evaluations of the large or the small runs; the first run is neither."""
+        return sum(run.evaluations for run in self._ended[1:] if run.small == small)
+
+
+def untied(ranked: Sequence[Result]) -> list[float]:
+    """The losses of ranked results, where a better companion makes a loss smaller by the least that floats can tell.
+
+    Only equal losses are told apart; the order between different ones stays as it is.
+    """
+    losses: list[float] = []
+    for number, result in enumerate(ranked):
+        if not losses:
+            losses.append(result.loss)
+            continue
+        before = ranked[number - 1]
+        same = (result.loss, result.companion) == (before.loss, before.companion)
+        above = losses[-1] if same else float(np.nextafter(losses[-1], math.inf))
+        losses.append(max(result.loss, above))
+    return losses

@@ -1,0 +1,156 @@
+"""One run of CMA-ES whose only randomness is keyed: pycma, set up so that a replay gives the same bits.
+
+N. Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv:1604.00772.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+with warnings.catch_warnings():
+    # pycma says at import that it cannot plot without matplotlib; nobody here asks it to.
+    warnings.simplefilter("ignore", UserWarning)
+    import cma
+
+__all__ = ["KeyedNormal", "Strategy", "default_popsize"]
+
+Point = NDArray[np.float64]
+
+# The largest standard deviation never falls below this share of the box. Without it a long search on a plateau shrinks
+# until floating point ends; a step that is smaller changes no merge.
+_SMALLEST_STEP: Final = 1e-6
+
+# A search whose largest standard deviation is below this share of the box has arrived: what pycma says about fitness
+# values that are all alike is believed only then.
+_ARRIVED: Final = 1e-4
+
+# Signals of `stop()` that come from the values alone. A score that counts right answers is flat over wide regions, and
+# flatness then says nothing about having arrived.
+_COARSE: Final = frozenset({"flat fitness", "tolflatfitness", "tolfun", "tolfunhist", "tolfunrel", "tolstagnation"})
+
+# Of the clock, the caller and the budget: they say nothing about the search.
+_FOREIGN: Final = frozenset({"callback", "ftarget", "maxfevals", "timeout"})
+
+# Damping of the step size, as a share of the tutorial's, times the dimensions; never below 0.3, which is close to
+# optimal on a sphere (pycma, on its option CSA_dampfac). The tutorial's value is for budgets that are many times larger
+# than the dimensions: a few hundred results are some thirty updates, within which the steps have to become shorter.
+_DAMPED_DIMENSIONS: Final = 8.0
+
+
+def default_popsize(dimensions: int, workers: int = 1, *, synchronous: bool = False) -> int:
+    """The tutorial's population (eq. 48), but at least one member per two workers, or per worker if all wait for all.
+
+    With more workers than members, a proposal is older than a generation when its result arrives; with larger
+    populations there are too few updates. In benchmarks/search.py half the workers was best.
+    """
+    return max(4 + math.floor(3 * math.log(max(dimensions, 1))), workers if synchronous else math.ceil(workers / 2))
+
+
+class KeyedNormal:
+    """Standard normal draws from a generator that is named by a key before each use."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self.key(0, 0)
+
+    def key(self, *key: int) -> None:
+        self._generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, *key])))
+
+    def __call__(self, *shape: int) -> NDArray[np.float64]:
+        return self._generator.standard_normal(shape)
+
+    def uniform(self, size: int) -> Point:
+        """A point of the unit cube."""
+        return self._generator.uniform(size=size)
+
+
+class Strategy:
+    """A distribution over the unit cube that is told populations of results, from one starting point to convergence.
+
+    Args:
+        start: the first mean.
+        sigma0: initial standard deviation in every coordinate.
+        popsize: results per update.
+        bins: for each coordinate the number of its values, 0 where it is continuous.
+        normal: the draws; the caller names them before each `draw` and `tell`.
+    """
+
+    def __init__(self, start: Point, sigma0: float, popsize: int, bins: Sequence[int], normal: KeyedNormal) -> None:
+        self.popsize = popsize
+        self._size = len(start)
+        # pycma does not support one dimension (its issues 86 and 302): a second one is added that means nothing.
+        spare = [0.5] if self._size == 1 else []
+        self._strategy = cma.CMAEvolutionStrategy(
+            [*start, *spare],
+            sigma0,
+            {
+                "bounds": [0, 1],
+                "popsize": popsize,
+                "minstd": [*_smallest_stds(bins, popsize), *np.zeros(len(spare))],
+                # These two put points into the next population that must be told as its own: impossible here, where a
+                # population is whatever has finished. pycma uses them below 6 members, and above 300 dimensions.
+                "CMA_mirrors": 0,
+                "AdaptSigma": cma.sigma_adaptation.CMAAdaptSigmaCSA,
+                "CSA_dampfac": min(1.0, max(0.3, _DAMPED_DIMENSIONS / self._size)),
+                "tolx": _ARRIVED,
+                "randn": normal,
+                "seed": np.nan,  # otherwise pycma seeds numpy's global generator
+                "verbose": -9,
+                "verb_log": 0,  # otherwise it writes ./outcmaes
+                "signals_filename": "",  # otherwise it evaluates ./cma_signals.in
+            },
+        )
+
+    @property
+    def mean(self) -> Point:
+        """Where the distribution stands."""
+        return np.asarray(self._strategy.result.xfavorite, dtype=np.float64)[: self._size]
+
+    @property
+    def arrived(self) -> bool:
+        """Whether pycma would stop, for a reason that lies in the search and not in how coarse the values are."""
+        signals = set(self._strategy.stop()) - _FOREIGN
+        return bool(signals - _COARSE) or (bool(signals) and float(np.max(self._strategy.stds)) < _ARRIVED)
+
+    def draw(self) -> Point:
+        """A point from the distribution."""
+        return self._ask(1)[0][: self._size]
+
+    def tell(self, points: Sequence[Point], losses: Sequence[float]) -> None:
+        """Learn from a population, wherever its points come from."""
+        drawn = self._ask(len(points))  # pycma wants an ask before each tell; gives the spare coordinate its values
+        whole = [np.append(point, spare[self._size :]) for point, spare in zip(points, drawn, strict=True)]
+        self._strategy.tell(whole, list(losses))
+        largest = float(np.max(self._strategy.stds))
+        if largest < _SMALLEST_STEP:
+            self._strategy.sigma *= _SMALLEST_STEP / largest
+
+    def could_have_drawn(self, point: Point) -> bool:
+        """Whether a draw of this distribution could lie so far away: within twice the usual length of a step."""
+        step = np.append(point, self._strategy.mean[self._size :])
+        genotype = self._strategy.gp.geno(step, from_bounds=self._strategy.boundary_handler.inverse)
+        length = float(self._strategy.mahalanobis_norm(genotype - self._strategy.mean))
+        return length <= 2 * math.sqrt(len(step))
+
+    def _ask(self, n: int) -> list[Point]:
+        points: list[Point] = self._strategy.ask(n)
+        # A live strategy would recognise the points that it has drawn itself and treat them unlike those of a replay.
+        self._strategy.sent_solutions.clear()
+        return points
+
+
+def _smallest_stds(bins: Sequence[int], popsize: int) -> Point:
+    """Standard deviations below which a coordinate with a grid of values would be stuck at one of them.
+
+    From the middle of a bin, a neighbour is drawn with the probability 1 / (N popsize) of CMA-ES with margin (Hamano et
+    al. 2022, arXiv:2205.13482, section 4.1). Continuous coordinates have no limit.
+    """
+    distance = -ndtri(0.5 / (len(bins) * popsize))  # in standard deviations, for both sides together
+    return np.array([0.5 / n / distance if n else 0.0 for n in bins])
