@@ -69,7 +69,9 @@ class OwnedStorage(_CachedStorage):
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         known = self._known(trial_id)
-        return super().get_trial(trial_id) if known is None else known
+        if known is None:
+            return super().get_trial(trial_id)
+        return known if known.state.is_finished() else _loose(known)
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
@@ -131,6 +133,14 @@ class OwnedStorage(_CachedStorage):
         self._studies.clear()
         self._trial_id_to_study_id_and_number.clear()
         self._study_id_and_number_to_trial_id.clear()
+
+
+def _loose(trial: FrozenTrial) -> FrozenTrial:
+    """A copy that may be written to, as `optuna.Trial` writes to what it gets of an unfinished trial."""
+    loose = copy.copy(trial)
+    for name in ("params", "distributions", "user_attrs", "system_attrs", "intermediate_values"):
+        setattr(loose, name, dict(getattr(trial, name)))
+    return loose
 
 
 def _stored(value: Any) -> Any:

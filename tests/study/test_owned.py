@@ -1,0 +1,164 @@
+"""The storage of a study's only writer: what it remembers is what is stored, and a transaction is stored whole or not."""
+
+import math
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import StorageInternalError
+from optuna.trial import TrialState
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
+
+from evomerge.errors import Interrupted
+from evomerge.study.owned import OwnedStorage
+from evomerge.study.storage import at_once, open_storage, release
+
+SPACE = {
+    "x": FloatDistribution(0.0, 1.0),
+    "y": FloatDistribution(1e-3, 1.0, log=True),
+    "n": IntDistribution(1, 9),
+    "method": CategoricalDistribution(("ties", "linear")),
+}
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path}/study.db"
+
+
+@pytest.fixture
+def storage(url):
+    storage = open_storage(url, owned=True)
+    yield storage
+    release(storage)
+
+
+def create(storage, **options):
+    return optuna.create_study(storage=storage, study_name="s", load_if_exists=True, **options)
+
+
+def contents(trials):
+    return [
+        (
+            trial.number,
+            trial.state,
+            trial.values,
+            trial.params,
+            trial.distributions,
+            trial.user_attrs,
+            trial.system_attrs,
+            trial.intermediate_values,
+            trial.datetime_start,
+            trial.datetime_complete,
+        )
+        for trial in trials
+    ]
+
+
+def test_what_is_remembered_is_what_another_process_reads(storage, url):
+    study = create(storage)
+    study.enqueue_trial({"x": 0.5, "n": 3})
+    for number in range(6):
+        trial = study.ask(SPACE)
+        trial.set_user_attr("tuple", (1, {"a": [math.pi]}))
+        storage.set_trial_system_attr(trial._trial_id, "system", [1, 2])
+        trial.report(0.25, 7)
+        storage.set_trial_intermediate_value(trial._trial_id, 7 + number, 0.5)
+        if number < 4:
+            study.tell(trial, None if number == 3 else float(number), state=TrialState.PRUNED if number == 3 else None)
+    reader = open_storage(url)
+    try:
+        assert contents(study.get_trials()) == contents(optuna.load_study(study_name="s", storage=reader).get_trials())
+    finally:
+        release(reader)
+    assert len(study.get_trials(states=(TrialState.RUNNING,))) == 2
+
+
+def test_trials_that_were_given_out_do_not_change(storage):
+    study = create(storage)
+    trial = study.ask(SPACE)
+    before = study.get_trials(deepcopy=False)[0]
+    trial.set_user_attr("later", 1)
+    study.tell(trial, 1.0)
+    assert (before.user_attrs, before.state) == ({}, TrialState.RUNNING)
+    assert study.get_trials(deepcopy=False)[0].user_attrs == {"later": 1}
+
+
+def test_nothing_is_read_back(storage):
+    study = create(storage)
+    for _ in range(5):
+        study.ask(SPACE)
+    study.get_trials()
+    statements = []
+    event.listen(storage._backend.engine, "before_cursor_execute", lambda *a: statements.append(a[2]))
+    for _ in range(10):
+        study.get_trials(deepcopy=False)
+        storage.get_trial(1)
+    assert statements == []
+
+
+def test_an_ask_is_one_commit(storage):
+    study = create(storage)
+    study.get_trials()
+    commits = []
+    event.listen(storage._backend.engine, "commit", commits.append)
+    at_once(storage, lambda: study.ask(SPACE))
+    assert len(commits) == 1
+
+
+def test_a_block_that_raises_leaves_nothing(storage, url):
+    study = create(storage)
+    study.get_trials()
+
+    def half() -> None:
+        trial = study.ask()
+        trial.suggest_float("x", 0.0, 1.0)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        at_once(storage, half)
+    assert study.get_trials() == []
+    assert isinstance(storage, OwnedStorage)
+    trial = at_once(storage, lambda: study.ask(SPACE))
+    assert trial.number == 0
+    study.tell(trial, 1.0)
+    reader = open_storage(url)
+    try:
+        assert contents(study.get_trials()) == contents(optuna.load_study(study_name="s", storage=reader).get_trials())
+    finally:
+        release(reader)
+
+
+def test_a_commit_that_fails_is_tried_again(storage, monkeypatch):
+    monkeypatch.setattr("evomerge.study.storage.time.sleep", lambda seconds: None)
+    study = create(storage)
+    failures = [1, 1]
+
+    def fail(connection) -> None:
+        if failures:
+            failures.pop()
+            raise OperationalError("COMMIT", {}, Exception("database is locked"))
+
+    event.listen(storage._backend.engine, "commit", fail)
+    trial = at_once(storage, lambda: study.ask(SPACE))
+    assert failures == []
+    assert [each.number for each in study.get_trials()] == [trial.number] == [0]
+    failures += [1] * 6
+    with pytest.raises(Interrupted):
+        at_once(storage, lambda: study.ask(SPACE))
+    assert len(study.get_trials()) == 1
+
+
+def test_a_journal_stores_each_write_as_it_comes(tmp_path, monkeypatch):
+    storage = open_storage(f"journal:///{tmp_path}/study.journal", owned=True)
+    study = create(storage)
+
+    def half() -> None:
+        study.ask(SPACE)
+        raise StorageInternalError
+
+    monkeypatch.setattr("evomerge.study.storage.with_retries", lambda write: write())
+    with pytest.raises(StorageInternalError):
+        at_once(storage, half)
+    assert len(study.get_trials()) == 1
