@@ -1,4 +1,4 @@
-"""The storage of a study's only writer: what it remembers is what is stored, and a transaction is stored whole or not."""
+"""The storage of a study's only writer: it remembers what is stored, and a transaction is stored whole or not."""
 
 import math
 
