@@ -10,7 +10,8 @@ from evomerge.study.search_study import SearchStudy
 
 @dataclass(frozen=True)
 class Spent:
-    """What the runs of a study have used so far. `trials` counts those in flight too, the others finished ones."""
+    """What the runs of a study have used so far. `trials` counts those in flight too, the others finished ones; `best`
+    is None while no trial meets all constraints."""
 
     trials: int
     hours: float
@@ -28,7 +29,7 @@ def spent_by(search: SearchStudy, in_flight: int, run_seconds: float) -> Spent:
         items=search.spent.items,
         tokens=search.spent.forward_tokens,
         since_best=search.since_best,
-        best=search.best[0] if search.best else None,
+        best=search.best[0] if search.best and search.is_best_feasible else None,
     )
 
 

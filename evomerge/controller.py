@@ -224,7 +224,7 @@ class Controller:
         state = "failed"
         try:
             for proposal in self._search.recover():
-                if self._ended() is None:  # what the budget has no room for stays as it is, for a larger one
+                if self._has_room():  # what the budget has no room for stays as it is, for a larger one
                     self._submit(proposal)
             while self._propose() or self._dispatcher.jobs:
                 done = self._dispatcher.wait()
@@ -257,6 +257,10 @@ class Controller:
         """Which part of the budget is filled by the trials that are finished and in flight."""
         return reached(self._budget, self._spent())
 
+    def _has_room(self) -> bool:
+        """Whether a trial that was begun by a killed run may be ended: the run itself would have let it end, too."""
+        return reached(BudgetSpec(trials=self._budget.trials, hours=self._budget.hours), self._spent()) is None
+
     def _spent(self) -> Spent:
         return spent_by(self._search, len(self._running), self._run_seconds())
 
@@ -278,7 +282,7 @@ class Controller:
                 proposal.recipe,
                 running.block,
                 proposal.params,
-                proposal.attempt,
+                proposal.attempt if worker is None else 1,  # each block has its own attempts
                 batch_size=self._batch_size,
                 worker=worker,
             )
@@ -363,8 +367,8 @@ class Controller:
 
     def _succession(self, proposal: Proposal, scores: Scores, value: float) -> str | None:
         """What the study keeps of a complete candidate that is the best so far, where others race against it."""
-        best = self._search.best
-        if type(self._fidelity) is Full or (best is not None and value <= best[0]):
+        best, number = self._search.best, proposal.number
+        if type(self._fidelity) is Full or (best is not None and (value, -number) <= (best[0], -best[1])):
             return None
         self._incumbent = scores
         return incumbent_text(proposal.number, scores)

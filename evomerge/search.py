@@ -271,14 +271,15 @@ class _Session:
         """Spend the budget."""
         opened = self.opened
         spec, study = opened.inputs.spec, opened.search.study
-        base = self.references[opened.inputs.base.ref.name].scores
         Controller(
             opened.search,
             self.executor,
             self.objective,
             self.stop,
             budget=spec.budget,
-            fidelity=build_fidelity(spec.fidelity, self.objective, base),
+            fidelity=build_fidelity(
+                spec.fidelity, self.objective, [self.references[source.name].scores for source in spec.sources]
+            ),
             incumbent=read_incumbent(study, opened.storage, opened.artifacts) if spec.fidelity.name != "full" else None,
             batch_size=self.batch_size,
             on_status=self.listener.on_status,

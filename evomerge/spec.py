@@ -31,6 +31,7 @@ BASELINES = (
 )
 ON_REQUEST = ("dam-from-best", "random-search")  # they need the search, or its budget once more
 TRAINED = ("dam", "dam-from-best")
+COMPLETE_ONLY = ("gp", "nsgaii", "nsgaiii")  # samplers that do not learn from trials that were dropped
 RESERVED_NAMES = ("best", *BASELINES)  # rows of the leaderboard that are not sources
 
 
@@ -158,7 +159,7 @@ class BudgetSpec(_Frozen):
         hours: of running time.
         items: items scored by trials; a candidate that is dropped early costs few of them.
         tokens: that models read for trials.
-        patience: finished trials since the best value was found.
+        patience: trials with a score since the best value was found.
         target: a value of the objective that is good enough.
     """
 
@@ -271,9 +272,14 @@ class SearchSpec(_Frozen):
     allow: tuple[Allowed, ...] = ()
 
     @model_validator(mode="after")
-    def _one_value_to_race_for(self) -> SearchSpec:
+    def _fidelity_fits(self) -> SearchSpec:
         if self.objective.aggregate == "pareto" and self.fidelity.name != "full":
             raise ValueError(f"fidelity {self.fidelity.name} compares one value, but pareto has several; write full")
+        if self.fidelity.name != "full" and self.sampler.name in COMPLETE_ONLY:
+            raise ValueError(
+                f"fidelity {self.fidelity.name} ends most trials early, and sampler {self.sampler.name} learns from "
+                "complete ones only; write fidelity: full, or use cma, catcma or tpe"
+            )
         if self.objective.constraints and self.fidelity.name != "full":
             raise ValueError(
                 f"constraints are known when all items are scored; fidelity must be full, not {self.fidelity.name}"
@@ -324,9 +330,10 @@ class SearchSpec(_Frozen):
         return self.storage or f"sqlite:///runs/{self.name}/study.db"
 
     def to_json(self) -> str:
-        """What the study stores: the whole spec without the storage URL, which may hold a password."""
+        """What the study stores: the whole spec without the storage URLs, which may hold passwords."""
+        exclude: Any = {"storage": True, "warm_start": {"studies": {"__all__": {"storage"}}}}
         # The order of keys carries meaning: methods and parameters of the space are searched in it.
-        return json.dumps(self.model_dump(mode="json", by_alias=True, exclude={"storage"}))
+        return json.dumps(self.model_dump(mode="json", by_alias=True, exclude=exclude))
 
     def identity(self, fingerprints: Mapping[str, str], evaluator: str, params: Mapping[str, str]) -> dict[str, Any]:
         """What makes two runs the same study: all that the value of a trial, or the next proposal, depends on.
@@ -348,7 +355,11 @@ class SearchSpec(_Frozen):
             "objective": self.objective.model_dump(mode="json"),
             "sampler": {"name": self.sampler.name, **self.sampler.settings},
             "fidelity": self.fidelity.model_dump(mode="json"),
-            "warm start": self.warm_start.model_dump(mode="json", exclude={"studies": {"__all__": {"storage"}}}),
+            "warm start": {
+                "baselines": self.warm_start.baselines,
+                "recipes": [Path(name).name for name in self.warm_start.recipes],
+                "studies": [[study.name, study.trials] for study in self.warm_start.studies],
+            },
             "dtype": self.dtype,
             "seed": self.seed,
         }
@@ -388,7 +399,7 @@ def resolve(spec: SearchSpec, directory: Path) -> SearchSpec:
     evaluator = spec.evaluator
     if (directory / evaluator.name / "evaluator.yaml").is_file():
         evaluator = evaluator.model_copy(update={"name": str((directory / evaluator.name).resolve())})
-    recipes = tuple(str(_recipe_file(name, directory)) for name in spec.warm_start.recipes)
+    recipes = tuple(str((directory / Path(name).expanduser()).resolve()) for name in spec.warm_start.recipes)
     warm_start = spec.warm_start.model_copy(update={"recipes": recipes})
     return spec.model_copy(
         update={"sources": sources, "space": space, "evaluator": evaluator, "warm_start": warm_start}
@@ -425,13 +436,6 @@ def _resolved(source: SourceSpec, directory: Path) -> SourceSpec:
             raise InvalidInput(f"source {source.name!r}: calibration file {str(path)!r} does not exist")
         calibration = calibration.model_copy(update={"file": str(path.resolve())})
     return source.model_copy(update={"location": _absolute(source, directory), "calibration": calibration})
-
-
-def _recipe_file(name: str, directory: Path) -> Path:
-    path = directory / Path(name).expanduser()
-    if not path.is_file():
-        raise InvalidInput(f"warm_start: recipe {str(path)!r} does not exist; `evomerge export` writes a recipe.json")
-    return path.resolve()
 
 
 def _absolute(source: SourceSpec, directory: Path) -> str:

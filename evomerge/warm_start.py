@@ -54,14 +54,15 @@ def _of_recipes(opened: OpenSearch, wanted: WarmStartSpec) -> list[Params]:
         path = Path(name)
         try:
             recipe = Recipe.from_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise InvalidInput(
                 f"warm_start: {name} is no recipe.json as `evomerge export` writes it: {error}"
             ) from error
-        with tempfile.TemporaryDirectory() as folder:
-            for role, digest in recipe.files.items():  # an export names them by what they are for
-                shutil.copy(path.parent / RECIPE_FILES / f"{role}.safetensors", Path(folder) / f"{digest}.safetensors")
-            params = _nearest(opened, recipe, Path(folder))
+        except OSError as error:
+            raise InvalidInput(
+                f"warm_start: {name} cannot be read ({error.strerror}); `evomerge export` writes a recipe.json"
+            ) from error
+        params = _exported(opened, recipe, path.parent / RECIPE_FILES)
         if params is None:
             methods = ", ".join(sorted({rule.method for rule in recipe.rules}))
             raise InvalidInput(
@@ -71,6 +72,19 @@ def _of_recipes(opened: OpenSearch, wanted: WarmStartSpec) -> list[Params]:
             )
         found.append(params)
     return found
+
+
+def _exported(opened: OpenSearch, recipe: Recipe, files: Path) -> Params | None:
+    with tempfile.TemporaryDirectory() as folder:
+        for role, digest in recipe.files.items():  # an export names them by what they are for
+            try:
+                shutil.copy(files / f"{role}.safetensors", Path(folder) / f"{digest}.safetensors")
+            except OSError as error:
+                raise InvalidInput(
+                    f"warm_start: the recipe needs {files / role}.safetensors, which cannot be read; copy the export "
+                    "as a whole"
+                ) from error
+        return _nearest(opened, recipe, Path(folder))
 
 
 def _nearest(opened: OpenSearch, recipe: Recipe, files: Path) -> Params | None:

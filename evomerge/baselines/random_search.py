@@ -43,9 +43,12 @@ def random_search(
     Controller(
         search,
         executor,
-        replace(objective, several=False, floors=()),
+        replace(objective, several=False),
         stop,
-        budget=BudgetSpec(trials=standing.trials),
+        budget=BudgetSpec(
+            trials=standing.trials,
+            items=None if spec.fidelity.name == "full" else max(1, opened.search.spent.items),
+        ),
         batch_size=batch_size,
         on_status=on_status,
     ).run()

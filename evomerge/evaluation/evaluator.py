@@ -34,7 +34,7 @@ class ItemBlock:
     """A block of the items of a part: positions [start, stop) of every task's fixed order. The default is all of it.
 
     With `of`, start and stop count in shares of each task: `ItemBlock("search", 2, 3, of=10)` is the third tenth of
-    every task, however many items it has.
+    every task, however many items it has. Shares are rounded up, so that the first ones have an item of every task.
     """
 
     part: Part
@@ -47,7 +47,7 @@ class ItemBlock:
         if self.of is None:
             return self.start, self.stop
         stop = self.of if self.stop is None else self.stop
-        return items * self.start // self.of, items * stop // self.of
+        return -(-items * self.start // self.of), -(-items * stop // self.of)
 
 
 @dataclass(frozen=True)

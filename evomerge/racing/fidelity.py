@@ -67,14 +67,13 @@ class Race(Full):
     """A candidate is dropped when it is clear that it is worse than the incumbent. Blocks hold a share of every task.
 
     Args:
-        items: of the search, over all tasks.
-        block: how many of them are scored between two looks.
+        blocks: how many there are; no more than the largest task has items.
     """
 
-    def __init__(self, settings: RaceSettings, objective: Objective, items: int, block: int) -> None:
+    def __init__(self, settings: RaceSettings, objective: Objective, blocks: int) -> None:
         self._settings = settings
         self._objective = objective
-        self._count = max(1, round(items / block))
+        self._count = blocks
 
     def blocks(self, trial: int) -> Sequence[ItemBlock]:
         count = self._count
@@ -88,7 +87,10 @@ class Race(Full):
 
 
 class Brackets(Full):
-    """A candidate goes on while it is among the best of those that were scored on as many items."""
+    """A candidate goes on while it is among the best of those that were scored on as many items.
+
+    What begins before there is an incumbent goes on to the end.
+    """
 
     def __init__(self, settings: BracketSettings, objective: Objective) -> None:
         self._settings = settings
@@ -110,29 +112,29 @@ class Brackets(Full):
             for trial, other in look.at_rung.get(rung, {}).items()
             if bracket(self._settings, trial) == mine and trial != look.trial
         ]
-        return Finding(not goes_on(value, others, self._settings.eta), self._estimate(look, value), rung, value)
-
-    def _estimate(self, look: Look, value: float) -> float:
-        """Partial means of different items must not be ranked together: paired with the incumbent they can be."""
-        if look.incumbent is None:
-            return value
-        return decide(RaceSettings(), self._objective, look.incumbent, look.seen, look.earlier).estimate
+        if look.incumbent is None:  # what a sampler would be told of it could not be ranked with full values
+            return Finding(False, value, rung, value)
+        paired = decide(RaceSettings(), self._objective, look.incumbent, look.seen, look.earlier)
+        return Finding(not goes_on(value, others, self._settings.eta), paired.estimate, rung, value)
 
 
-def build_fidelity(spec: FidelitySpec, objective: Objective, reference: Scores) -> Full:
+def build_fidelity(spec: FidelitySpec, objective: Objective, references: Sequence[Scores]) -> Full:
     """The fidelity of a spec.
 
     Args:
-        reference: scores of any model on all items of the search; the base model's.
+        references: scores of base and experts on all items of the search.
 
     Raises:
         InvalidInput: a metric whose parts cannot be compared.
     """
     if spec.name == "full":
         return Full()
-    require_means(reference)
-    items = sum(len(task.items) for task in reference.tasks.values())
+    for reference in references:
+        require_means(reference)
+    sizes = [len(task.items) for task in references[0].tasks.values()]
+    items = sum(sizes)
     if spec.name == "race":
-        return Race(RaceSettings(spec.alpha, spec.minimum), objective, items, spec.block)
+        blocks = min(max(1, round(items / spec.block)), max(sizes))
+        return Race(RaceSettings(spec.alpha, spec.minimum), objective, blocks)
     rule: Rule = "hyperband" if spec.name == "hyperband" else "successive_halving"
     return Brackets(BracketSettings(items, min(spec.minimum, items), spec.eta, rule), objective)

@@ -158,6 +158,8 @@ def _sensitivity(score: TaskScores) -> float | None:
 
 
 def _is_mean(score: TaskScores) -> bool:
+    if len(set(score.outcomes)) < 2:  # where all outcomes are equal, many a function of them looks like their mean
+        return False
     mean = math.fsum(score.outcomes) / max(1, len(score.outcomes))
     return math.isclose(score.value, mean, rel_tol=1e-9, abs_tol=1e-12)
 
@@ -219,7 +221,7 @@ def _paired(task: str, items: tuple[int, ...], theirs: TaskScores) -> Sequence[f
 
 
 def _test(contributions: FloatArray) -> tuple[float, float]:
-    """The difference, and its statistic. Outcomes that are not finite prove nothing: the candidate goes on."""
+    """The difference, and its statistic; both are NaN where outcomes are not finite."""
     if not np.isfinite(contributions).all():
         return math.nan, math.nan
     largest = float(np.abs(contributions).max(initial=0.0))

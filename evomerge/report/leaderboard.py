@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -20,7 +21,7 @@ from evomerge.search import MEAN
 from evomerge.study import attributes
 from evomerge.study.opening import StoredSearch
 from evomerge.study.records import Record, read_failures, read_record, read_records
-from evomerge.study.search_study import best_trials, read_cost
+from evomerge.study.search_study import best_trials, is_feasible, read_cost
 from evomerge.study.standing import standing_of
 from evomerge.verdict import Verdict, read_winner
 from evomerge.verdict.stored import read_verdict
@@ -79,7 +80,7 @@ def leaderboard(stored: StoredSearch, top: int = 5) -> list[Line]:
         best = winner is not None and trial.number == winner.trial
         cost = search_cost(stored.study) if best else None
         line = _line(label, "best" if best else "trial", trial.number, row, held_out, cost)
-        lines.append(replace(line, front=trial in front))
+        lines.append(replace(line, front=trial.number in {each.number for each in front}))
     means = [row for row in held_out.values() if row.label == MEAN]
     if means:  # the latest one: the mean moves while the search goes on
         lines.append(Line(MEAN, "mean", None, means[-1].digest, None, _part(means[-1]), None))
@@ -89,7 +90,16 @@ def leaderboard(stored: StoredSearch, top: int = 5) -> list[Line]:
 def pareto_front(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that no other one dominates, those that meet all constraints where any does; none with one
     objective."""
-    return study.best_trials if len(study.directions) > 1 else []
+    if len(study.directions) < 2:
+        return []
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    trials = [trial for trial in complete if is_feasible(trial)] or complete
+    values = np.array([trial.values for trial in trials]).reshape(len(trials), -1)
+    return [
+        trial
+        for trial, mine in zip(trials, values, strict=True)
+        if not ((values >= mine).all(axis=1) & (values > mine).any(axis=1)).any()
+    ]
 
 
 def search_cost(study: optuna.Study) -> Cost:
@@ -105,6 +115,7 @@ def leaderboard_document(stored: StoredSearch, lines: Sequence[Line]) -> dict[st
         "schema": SCHEMA,
         "study": stored.study.study_name,
         "winner": asdict(winner) if winner else None,
+        "meets_constraints": _meets_constraints(stored.study, winner.trial) if winner else None,
         "held_out_looks": len(stored.study.user_attrs.get(attributes.LOOKS, [])),
         "rows": [asdict(line) for line in lines],
         "verdict": verdict.to_document() if verdict else None,
@@ -119,11 +130,17 @@ def leaderboard_tables(stored: StoredSearch, lines: Sequence[Line]) -> Group:
     for name, reason in _left_out(stored).items():
         tables.append(Text(f"{name} is left out: {reason}\n", style="yellow"))
     winner = read_winner(stored.study.user_attrs)
+    if winner is not None and not _meets_constraints(stored.study, winner.trial):
+        tables.append(Text("No trial meets all constraints; the best one misses some, too.\n", style="yellow"))
     if verdict is not None:
         tables += [_comparisons(verdict), Text(verdict.sentence, style="bold"), Text()]
     if verdict is not None and winner is not None and winner.trial != verdict.trial:
         tables.append(Text("This verdict is on an earlier winner; `evomerge run` renews it.\n", style="yellow"))
     return Group(*tables)
+
+
+def _meets_constraints(study: optuna.Study, number: int) -> bool:
+    return is_feasible(study.get_trials(deepcopy=False)[number])
 
 
 _STYLES = {"best": "bold green", "trial": "dim", "mean": "dim", "source": "", "baseline": ""}

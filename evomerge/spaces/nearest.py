@@ -31,6 +31,9 @@ def nearest_params(space: BoundSpace, recipe: Recipe, trained: Weights | None = 
     Args:
         trained: the weights of tensors with trained coefficients.
     """
+    known = {space.base.name, *(source.name for source in space.sources)}
+    if any(set(rule.sources) - known for rule in recipe.rules):
+        return None  # it merges models that this search does not have
     rules = {tensor: rule for rule in recipe.rules for tensor in rule.tensors}
     params: dict[str, Any] = dict(_methods(space, rules))
     sums: dict[str, list[tuple[float, float]]] = defaultdict(list)

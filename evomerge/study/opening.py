@@ -192,7 +192,7 @@ def _open(
         )
     )
     foundation = lay_foundation(study, wanted)
-    if len(study.directions) > 1:
+    if len(study.directions) > 1 and study.metric_names is None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             study.set_metric_names(list(inputs.evaluator.weights))  # what Optuna Dashboard calls the objectives

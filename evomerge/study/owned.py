@@ -48,8 +48,10 @@ class OwnedStorage(_CachedStorage):
                 try:
                     yield
                 finally:
-                    sessions.remove()
-                    sessions.configure(bind=self._backend.engine)
+                    try:
+                        sessions.remove()
+                    finally:  # also where the connection has died
+                        sessions.configure(bind=self._backend.engine)
         except SQLAlchemyError as error:
             self._forget()
             raise StorageInternalError("a transaction was not stored") from error

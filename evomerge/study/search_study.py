@@ -157,15 +157,20 @@ class SearchStudy:
         for trial in self.trials(TrialState.RUNNING):
             attempt = int(trial.user_attrs.get(attributes.ATTEMPT, 0))
             if not self._space.is_complete(trial.params):
-                self._finish(trial.number, TrialState.FAIL, partial(self._note_interruption, trial.number))
                 self._enqueue_again(trial)
+                self._finish(trial.number, TrialState.FAIL, partial(self._note_interruption, trial.number))
             elif attempt >= MAX_ATTEMPTS:
                 self.fail(trial.number, f"not finished in {attempt} attempts: the controller died each time")
             else:
                 recipe = self._space.decode(trial.params)
                 proposals.append(Proposal(trial.number, dict(trial.params), recipe, attempt + 1))
-        at_once(self._storage, self._enqueue_centre)
+        at_once(self._storage, lambda: self._enqueue_missing(self._space.centre))
         return proposals
+
+    @property
+    def is_best_feasible(self) -> bool:
+        """Whether the best trial meets all constraints."""
+        return self._best is not None and self._best[0]
 
     @property
     def ready(self) -> bool:
@@ -182,6 +187,8 @@ class SearchStudy:
 
     def _ask(self) -> tuple[optuna.Trial, dict[str, Any]]:
         trial = self.study.ask()
+        # Of an enqueued point nothing is drawn, and genetic samplers would not take it into their generation.
+        trial.relative_params  # noqa: B018
         params: dict[str, Any] = {}
         for name, distribution in self._space.distributions.items():
             if name not in self._space.active(params):
@@ -309,27 +316,25 @@ class SearchStudy:
 
         def store() -> None:
             self.check_hold()
-            self._enqueue_centre()
-            for point in points:
-                self.study.enqueue_trial(dict(point))
+            for point in (self._space.centre, *points):
+                self._enqueue_missing(point)
             self.study.set_user_attr(attributes.WARM, True)
 
         at_once(self._storage, store)
 
-    def _enqueue_centre(self) -> None:
-        """Trial 0 is the centre of the box. It is enqueued again where its first proposal was interrupted."""
-        centre = self._space.centre
+    def _enqueue_missing(self, point: Mapping[str, Any]) -> None:
+        """Enqueue a point that was not proposed yet, or whose proposal was interrupted."""
         for trial in self.trials():
             fixed = trial.system_attrs.get("fixed_params") if trial.state is TrialState.WAITING else trial.params
-            if fixed == centre:
+            if fixed == point:
                 return
-        self.study.enqueue_trial(centre)
+        self.study.enqueue_trial(dict(point))
 
     def _enqueue_again(self, trial: FrozenTrial) -> None:
-        """A point that somebody enqueued and whose proposal was interrupted. The centre is looked after anyway."""
+        """A point that was enqueued and whose proposal was interrupted."""
         fixed = trial.system_attrs.get("fixed_params")
-        if fixed is not None and fixed != self._space.centre:
-            with_retries(lambda: self.study.enqueue_trial(fixed))
+        if fixed is not None:
+            at_once(self._storage, lambda: self._enqueue_missing(fixed))
 
     def _note_interruption(self, number: int) -> None:
         self._set(number, attributes.INTERRUPTED, True)

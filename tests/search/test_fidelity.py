@@ -15,7 +15,7 @@ from evomerge.spec import load_spec, override
 from evomerge.study import attributes
 from evomerge.study.incumbent import read_incumbent
 from evomerge.study.opening import artifacts_folder, read_search
-from evomerge.study.search_study import best_trials, read_cost
+from evomerge.study.search_study import SearchStudy, best_trials, read_cost
 
 EVALUATOR = {"name": "synthetic", "items": 1000, "steepness": 20.0}
 
@@ -186,3 +186,34 @@ def test_optuna_shows_the_blocks_as_intermediate_values(race):
         if trial.state is TrialState.PRUNED:
             assert list(trial.intermediate_values) == sorted(trial.intermediate_values)
             assert trial.value == trial.intermediate_values[trial.last_step]
+
+
+def test_every_block_has_an_item_of_every_task_where_there_are_many_small_ones(write_spec):
+    evaluator = {"name": "synthetic", "tasks": 40, "items": 25}
+    study = search(write_spec(evaluator=evaluator, fidelity={"name": "race", "block": 16}), trials=4)
+    assert all(trial.state is not TrialState.FAIL for trial in study.trials)
+    block = SyntheticEvaluator({"tasks": 40, "items": 25}, bounds={"x": (0, 1)})
+    items = block.split.items(ItemBlock("search", 0, 1, of=1000))
+    assert all(len(ids) == 1 for ids in items.values())
+
+
+def test_samplers_that_learn_from_complete_trials_only_are_refused(write_spec):
+    with pytest.raises(InvalidInput, match="learns from complete ones only"):
+        load_spec(write_spec(fidelity="race", sampler="gp"))
+
+
+def test_trials_in_flight_are_ended_after_a_kill_though_the_patience_is_over(write_spec, monkeypatch):
+    path = write_spec(evaluator={"name": "synthetic", "items": 400}, budget={"trials": 30})
+    tell = SearchStudy.tell
+
+    def dies_at_the_third(self, proposal, *rest, **named):
+        if proposal.number == 2:
+            raise KeyboardInterrupt
+        tell(self, proposal, *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SearchStudy, "tell", dies_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            search(path)
+    study = search(write_spec(evaluator={"name": "synthetic", "items": 400}, budget={"trials": 30, "items": 1}))
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3

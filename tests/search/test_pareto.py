@@ -1,5 +1,7 @@
 """Several objectives and constraints in a whole search: the front, what counts as best, and going on."""
 
+import io
+
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -53,7 +55,7 @@ def test_every_task_is_an_objective_and_the_mean_names_the_best(write_spec):
 
 
 def recording_console():
-    return Console(record=True, width=140, file=open("/dev/null", "w"))  # noqa: PTH123
+    return Console(record=True, width=140, file=io.StringIO())
 
 
 @pytest.mark.parametrize("sampler", ["nsgaii", "nsgaiii", "tpe"])
@@ -104,3 +106,15 @@ def test_export_takes_any_trial_of_the_front(write_spec, tmp_path):
     assert run_command(["export", str(path), "--trial", str(trial), "--out", str(tmp_path / "model")]) == 0
     assert (tmp_path / "model" / "model.safetensors").exists()
     assert isinstance(study, optuna.Study)
+
+
+def test_nothing_that_misses_a_constraint_reaches_the_target_and_the_leaderboard_says_so(write_spec):
+    objective = {"constraints": [{"at_least": 2.0}]}  # nothing scores that
+    budget = {"trials": 5, "target": 0.01, "patience": 1}
+    path = write_spec(evaluator=EVALUATOR, sampler="tpe", objective=objective, budget=budget)
+    study = search(path)
+    assert len(study.get_trials()) == 5
+    stored = read_search(load_spec(path))
+    console = recording_console()
+    console.print(leaderboard_tables(stored, leaderboard(stored)))
+    assert "No trial meets all constraints" in console.export_text()

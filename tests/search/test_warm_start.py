@@ -57,8 +57,8 @@ def test_what_has_no_place_is_refused(write_spec, tmp_path):
                 name="other", warm_start={"studies": [{"name": "first", "storage": "sqlite:///runs/first/study.db"}]}
             )
         )
-    with pytest.raises(InvalidInput, match="does not exist"):
-        load_spec(write_spec(warm_start={"recipes": ["nothing.json"]}))
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        search(write_spec(name="fourth", warm_start={"recipes": ["nothing.json"]}))
     (tmp_path / "nothing.json").write_text("[]")
     with pytest.raises(InvalidInput, match=r"no recipe\.json"):
         search(write_spec(name="third", warm_start={"recipes": ["nothing.json"]}))
@@ -68,3 +68,30 @@ def test_the_warm_start_is_part_of_the_study(write_spec):
     search(write_spec(), trials=1)
     with pytest.raises(OtherSpec, match="warm start"):
         search(write_spec(warm_start={"baselines": 1}), trials=2)
+
+
+def test_no_password_of_another_storage_is_stored(write_spec, tmp_path, monkeypatch):
+    search(write_spec("first.yaml", name="first"), trials=1)
+    monkeypatch.setenv("OTHER", f"sqlite:///{tmp_path}/runs/first/study.db?secret=xyz")
+    spec = load_spec(write_spec(warm_start={"studies": [{"name": "first", "storage": "env:OTHER"}]}))
+    assert "OTHER" not in spec.to_json()
+
+
+def test_a_recipe_of_other_models_has_no_place(write_spec, tmp_path):
+    first = write_spec("first.yaml", name="first")
+    search(first, trials=1)
+    assert run_command(["export", str(first), "--trial", "0", "--out", str(tmp_path / "centre")]) == 0
+    recipe = tmp_path / "centre" / "recipe.json"
+    recipe.write_text(recipe.read_text().replace('"sort"', '"sorting"'))
+    with pytest.raises(InvalidInput, match="has no place"):
+        search(write_spec(warm_start={"recipes": ["centre/recipe.json"]}))
+
+
+def test_genetic_samplers_learn_from_where_they_start(write_spec):
+    sampler = {"name": "nsgaii", "population_size": 4}
+    path = write_spec(sampler=sampler, baselines=BASELINES, warm_start={"baselines": 2})
+    trials = search(path, trials=6).get_trials()
+    generations = [
+        [value for key, value in trial.system_attrs.items() if key.endswith("generation")] for trial in trials
+    ]
+    assert generations == [[0], [0], [0], [0], [1], [1]]
