@@ -88,7 +88,14 @@ def _measure(folder: Path, scheme: str, before: int) -> dict[str, Any]:
 
 
 def _one_trial(search: SearchStudy) -> float:
-    outcome = Outcome("key", 1, Scored(_scores()), {"merge": 0.1, "total": 1.0}, "worker-0", Cost(1, 10_000, 0, 1.0))
+    outcome = Outcome(
+        "key",
+        1,
+        Scored(_scores()),
+        {"merge": 0.1, "total": 1.0},
+        "worker-0",
+        Cost(candidates=1, items=1_200, forward_tokens=10_000, seconds=1.0),
+    )
     started = time.perf_counter()
     proposal = search.ask()
     search.begin(proposal)

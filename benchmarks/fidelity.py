@@ -28,7 +28,7 @@ from evomerge.search import run_search
 from evomerge.spec import SearchSpec, load_spec
 from evomerge.study.opening import read_search
 from evomerge.study.records import read_records, read_scores
-from evomerge.study.search_study import read_cost
+from evomerge.study.trials import read_cost
 
 TOY = Path(__file__).parent.parent / "examples" / "toy" / "search.yaml"
 

@@ -4,150 +4,29 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import socket
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from types import FrameType
 from typing import Any
 
 from evomerge.budget import Spent, reached, share, spent_by
 from evomerge.cluster import Executor
+from evomerge.dispatch import Dispatcher, Stop, reason_of
 from evomerge.errors import Interrupted, StoppedByFailures, StudyHeld
 from evomerge.evaluation.evaluator import Scores
-from evomerge.jobs import Failed, FindBatchSize, Found, Job, Outcome, Progress, Score, Scored
+from evomerge.jobs import Job, Outcome, Score, Scored
 from evomerge.objective import Objective
 from evomerge.racing import Finding, Full, Running
-from evomerge.recipe import Recipe
 from evomerge.spec import BudgetSpec
 from evomerge.study import attributes
 from evomerge.study.incumbent import incumbent_text
-from evomerge.study.search_study import MAX_ATTEMPTS, Proposal, SearchStudy
+from evomerge.study.search_study import Proposal, SearchStudy
 
 WINDOW = 20  # the latest trials among which more than half failing stops the search
 STATUS_SECONDS = 2.0  # how often the status attribute is written at most
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-POLL_SECONDS = 0.5  # how long a signal may wait to be noticed
-
-
-class Stop:
-    """Set by a signal: the loop ends at the next event and leaves what is in flight to the next run."""
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-
-    def request(self, reason: str) -> None:
-        self.reason = reason
-
-    def listen(self) -> None:
-        """Let SIGINT and SIGTERM request a stop. To be called again after ray.init, which installs its own handlers."""
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.reason is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # a second Ctrl-C means now
-        self.request(signal.Signals(number).name)
-
-    def check(self) -> None:
-        if self.reason is not None:
-            raise Interrupted(f"stopped by {self.reason}; run the same command again to go on")
-
-
-@contextmanager
-def stopping_on_signals() -> Iterator[Stop]:
-    """A Stop that listens to signals, until the end of the block."""
-    stop = Stop()
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    stop.listen()
-    try:
-        yield stop
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-class Dispatcher:
-    """Jobs in flight. Trouble of the machine is retried here, up to `MAX_ATTEMPTS`; everything else is passed on."""
-
-    def __init__(
-        self,
-        executor: Executor,
-        stop: Stop,
-        on_retry: Callable[[Job], None] = lambda job: None,
-        on_progress: Callable[[Progress], None] = lambda progress: None,
-    ) -> None:
-        self._executor = executor
-        self._stop = stop
-        self._on_retry = on_retry
-        self._on_progress = on_progress
-        self.jobs: dict[str, Job] = {}
-
-    @property
-    def free(self) -> int:
-        return self._executor.capacity - len(self.jobs)
-
-    def submit(self, job: Job) -> None:
-        self.jobs[job.key] = job
-        self._executor.submit(job)
-
-    def wait(self, timeout: float = POLL_SECONDS) -> tuple[Job, Outcome] | None:
-        """The next job that is over, or None.
-
-        Raises:
-            Interrupted: a signal asked for a stop.
-        """
-        self._stop.check()
-        outcome = self._executor.next_event(timeout)
-        if isinstance(outcome, Progress):
-            self._on_progress(outcome)
-            return None
-        if outcome is None:
-            return None
-        job = self.jobs.pop(outcome.key)
-        if isinstance(outcome.result, Failed) and outcome.result.infrastructural:
-            if job.attempt < MAX_ATTEMPTS:
-                again = replace(job, attempt=job.attempt + 1)
-                self._on_retry(again)
-                self.submit(again)
-                return None
-            reason = f"{outcome.result.reason} (attempt {job.attempt} of {MAX_ATTEMPTS})"
-            outcome = replace(outcome, result=Failed(reason))
-        return job, outcome
-
-
-def run_all(executor: Executor, stop: Stop, jobs: Iterable[Job]) -> Iterator[tuple[Job, Outcome]]:
-    """Run a list of jobs through the executor and yield each as it ends."""
-    dispatcher = Dispatcher(executor, stop)
-    for job in jobs:
-        dispatcher.submit(job)
-    while dispatcher.jobs:
-        done = dispatcher.wait()
-        if done is not None:
-            yield done
-
-
-def find_batch_size(executor: Executor, stop: Stop, recipe: Recipe) -> int | None:
-    """Let one worker find the batch size that the whole study will use.
-
-    Raises:
-        StoppedByFailures: not even this recipe, a source as it stands, can be run.
-    """
-    for _, outcome in run_all(executor, stop, [FindBatchSize("batch size", recipe)]):
-        if isinstance(outcome.result, Found):
-            return outcome.result.batch_size
-        raise StoppedByFailures(f"no batch size can be found: {_reason(outcome)}")
-    return None
-
-
-def _reason(outcome: Outcome) -> str:
-    return outcome.result.reason if isinstance(outcome.result, Failed) else "a job of another kind came back"
 
 
 @dataclass(frozen=True)
@@ -337,8 +216,8 @@ class Controller:
         proposal, outcome = running.proposal, running.outcome()
         result = outcome.result
         if not isinstance(result, Scored):
-            self._search.fail(proposal.number, _reason(outcome), outcome)
-            return _reason(outcome)
+            self._search.fail(proposal.number, reason_of(outcome), outcome)
+            return reason_of(outcome)
         try:
             value = self._objective.value(result.scores) if estimate is None else estimate
             violations = self._objective.violations(result.scores) if estimate is None else []

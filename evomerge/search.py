@@ -26,7 +26,8 @@ from evomerge.baselines import (
 from evomerge.baselines.random_search import NAME as RANDOM_SEARCH
 from evomerge.baselines.random_search import random_search
 from evomerge.cluster import Executor, ignored_without_ray, is_local, open_executor, worker_count
-from evomerge.controller import Controller, Status, Stop, find_batch_size, stopping_on_signals
+from evomerge.controller import Controller, Status
+from evomerge.dispatch import Stop, find_batch_size, stopping_on_signals
 from evomerge.errors import InvalidInput, StoppedByFailures, unknown_name
 from evomerge.evaluation.evaluator import ItemBlock, Scores
 from evomerge.jobs import Cost, Progress
@@ -34,12 +35,13 @@ from evomerge.objective import Objective, build_objective, task_weights
 from evomerge.racing import build_fidelity
 from evomerge.spec import BASELINES, ON_REQUEST, TRAINED, BaselineSpec, SearchSpec
 from evomerge.study import attributes
+from evomerge.study.foundation import changed_versions
 from evomerge.study.incumbent import read_incumbent
 from evomerge.study.opening import Inputs, OpenSearch, open_inputs, open_search, placement_of
 from evomerge.study.records import Record
 from evomerge.study.samplers import CmaSampler
-from evomerge.study.search_study import best_trials, changed_versions
 from evomerge.study.standing import standing_of
+from evomerge.study.trials import best_trials
 from evomerge.training import DamSettings, PlannedTokens, planned_tokens
 from evomerge.verdict import (
     Entrant,

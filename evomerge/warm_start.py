@@ -13,8 +13,8 @@ from evomerge.recipe import Recipe
 from evomerge.spaces.nearest import nearest_params
 from evomerge.spec import OtherStudy, WarmStartSpec
 from evomerge.study.opening import OpenSearch, read_search
-from evomerge.study.search_study import best_trials
 from evomerge.study.standing import standing_of
+from evomerge.study.trials import best_trials
 from evomerge.training.coefficients import mean_weights
 from evomerge.worker import files_folder
 

@@ -19,7 +19,7 @@ FLOORS = (
     ("bank", "evaluation"),
     ("training",),
     ("jobs", "worker", "cluster", "study"),
-    ("objective", "racing", "budget", "controller", "baselines", "warm_start", "verdict", "search"),
+    ("objective", "racing", "budget", "dispatch", "controller", "baselines", "warm_start", "verdict", "search"),
     ("report",),
     ("cli",),
 )

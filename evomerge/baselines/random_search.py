@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from evomerge.baselines.current import made_key, settings_of
 from evomerge.cluster import Executor
-from evomerge.controller import Controller, Status, Stop
+from evomerge.controller import Controller, Status
+from evomerge.dispatch import Stop
 from evomerge.errors import StoppedByFailures
 from evomerge.jobs import Cost
 from evomerge.objective import Objective
@@ -15,8 +16,8 @@ from evomerge.spec import BudgetSpec
 from evomerge.study.opening import OpenSearch
 from evomerge.study.records import NewRow, read_record, read_scores
 from evomerge.study.samplers import build_sampler
-from evomerge.study.search_study import best_trials, read_cost
 from evomerge.study.standing import standing_of
+from evomerge.study.trials import best_trials, read_cost
 
 NAME = "random-search"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from evomerge.catalogue import TensorCatalogue
 from evomerge.cluster import Executor
-from evomerge.controller import Stop, run_all
+from evomerge.dispatch import Stop, run_all
 from evomerge.errors import StoppedByFailures
 from evomerge.evaluation.evaluator import ItemBlock, Scores
 from evomerge.jobs import Cost, Failed, Outcome, Score, Scored, TensorDigests

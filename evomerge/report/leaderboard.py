@@ -21,8 +21,8 @@ from evomerge.search import MEAN
 from evomerge.study import attributes
 from evomerge.study.opening import StoredSearch
 from evomerge.study.records import Record, read_failures, read_record, read_records
-from evomerge.study.search_study import best_trials, is_feasible, read_cost
 from evomerge.study.standing import standing_of
+from evomerge.study.trials import best_trials, is_feasible, read_cost
 from evomerge.verdict import Verdict, read_winner
 from evomerge.verdict.stored import read_verdict
 
@@ -73,14 +73,14 @@ def leaderboard(stored: StoredSearch, top: int = 5) -> list[Line]:
     winner = read_winner(stored.study.user_attrs)
     held_out = {(row.label, row.digest): row for row in _rows(stored.held_out)}
     lines = [*_sources(stored, held_out), *_baselines(stored, held_out)]
-    front = pareto_front(stored.study)
-    for trial in {trial.number: trial for trial in [*best_trials(stored.study, top), *front]}.values():
+    front = {trial.number: trial for trial in pareto_front(stored.study)}
+    for trial in ({trial.number: trial for trial in best_trials(stored.study, top)} | front).values():
         row = read_record(trial)
         label = f"trial {trial.number}"
         best = winner is not None and trial.number == winner.trial
         cost = search_cost(stored.study) if best else None
         line = _line(label, "best" if best else "trial", trial.number, row, held_out, cost)
-        lines.append(replace(line, front=trial.number in {each.number for each in front}))
+        lines.append(replace(line, front=trial.number in front))
     means = [row for row in held_out.values() if row.label == MEAN]
     if means:  # the latest one: the mean moves while the search goes on
         lines.append(Line(MEAN, "mean", None, means[-1].digest, None, _part(means[-1]), None))

@@ -14,8 +14,8 @@ from evomerge.evaluation.evaluator import ItemBlock
 from evomerge.report.leaderboard import Line
 from evomerge.report.merge_export import export_command
 from evomerge.report.places import exported_digest, exports, models_folder, run_folder
+from evomerge.study.foundation import read_foundation
 from evomerge.study.opening import StoredSearch
-from evomerge.study.search_study import read_foundation
 from evomerge.worker import WorkerSetup, build_evaluator
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from evomerge.evaluation.evaluator import Scores, TaskScores
 from evomerge.study import attributes
 from evomerge.study.attributes import read_text
 from evomerge.study.records import read_scores
-from evomerge.study.search_study import best_trials
+from evomerge.study.trials import best_trials
 
 _ASKED = 20  # trials whose artifacts are looked at before racing goes on without an incumbent
 

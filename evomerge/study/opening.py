@@ -27,10 +27,11 @@ from evomerge.recipe import ModelRef
 from evomerge.spaces.bound import BoundSpace, bind
 from evomerge.spec import SearchSpec, spec_from_json
 from evomerge.study import attributes
+from evomerge.study.foundation import Foundation, lay_foundation, read_foundation
 from evomerge.study.lock import hold
 from evomerge.study.records import Records
 from evomerge.study.samplers import CatCmaSampler, CmaSampler, build_sampler
-from evomerge.study.search_study import Foundation, SearchStudy, lay_foundation, read_foundation
+from evomerge.study.search_study import SearchStudy
 from evomerge.study.storage import local_file, open_storage, redact, release, resolve_url, run_directory, with_retries
 from evomerge.worker import WorkerSetup, build_evaluator
 

@@ -25,8 +25,8 @@ from evomerge.recipe import Recipe
 from evomerge.study import attributes
 from evomerge.study.attributes import read_document, read_text, write_document, write_text
 from evomerge.study.items import ItemOutcome, read_items, summary
-from evomerge.study.search_study import cost_to_json, finish_trial, read_cost, upload_items, value_of
 from evomerge.study.storage import at_once, with_retries
+from evomerge.study.trials import cost_to_json, finish_trial, read_cost, upload_items, value_of
 
 
 @dataclass(frozen=True)

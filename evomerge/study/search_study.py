@@ -8,37 +8,30 @@ proposed anew.
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.distributions import CategoricalDistribution, FloatDistribution
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from evomerge.errors import InvalidInput, OtherSpec
+from evomerge.errors import InvalidInput
 from evomerge.evaluation.evaluator import Scores
 from evomerge.jobs import Cost, Outcome, Scored
 from evomerge.recipe import Recipe
 from evomerge.spaces.bound import BoundSpace
 from evomerge.study import attributes
-from evomerge.study.attributes import read_text, write_document, write_text
-from evomerge.study.items import summary, write_items
+from evomerge.study.attributes import write_document, write_text
+from evomerge.study.items import summary
 from evomerge.study.samplers import CmaSampler
 from evomerge.study.storage import at_once, with_retries
+from evomerge.study.trials import cost_to_json, finish_trial, is_feasible, read_cost, upload_items, value_of
 
-SCHEMA = 1
 MAX_ATTEMPTS = 3
-PACKAGES = ("evomerge", "torch", "transformers", "lm_eval", "optuna", "cma", "numpy", "ray")
 
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -378,182 +371,3 @@ class _TrialAttributes:
 def _reference(number: int, trial_id: int) -> FrozenTrial:
     """A trial to say which one is meant. Reading it would cost a query for each of its parts."""
     return FrozenTrial(number, TrialState.RUNNING, None, None, None, {}, {}, {}, {}, {}, trial_id)
-
-
-def best_trials(study: optuna.Study, count: int) -> list[FrozenTrial]:
-    """The trials with the highest values, earlier ones first among equals; those that miss a constraint come last."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return sorted(complete, key=lambda trial: (not is_feasible(trial), -(value_of(trial) or 0.0), trial.number))[:count]
-
-
-def value_of(trial: FrozenTrial) -> float | None:
-    """The number that trials are ranked by: the value, or with several objectives the one that was stored for it."""
-    stored = trial.user_attrs.get(attributes.VALUE)
-    if stored is not None:
-        return float(stored)
-    return trial.values[0] if trial.values else None
-
-
-def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether a finished trial meets all constraints."""
-    return max(trial.user_attrs.get(attributes.VIOLATIONS, ()), default=0.0) <= 0
-
-
-def read_cost(trial: FrozenTrial) -> Cost:
-    """What a trial or row took."""
-    return Cost(**trial.user_attrs.get(attributes.COST, {}))
-
-
-def cost_to_json(cost: Cost) -> dict[str, float]:
-    """What something took, as a small attribute."""
-    return {name: round(value, 4) for name, value in asdict(cost).items()}
-
-
-def finish_trial(
-    study: optuna.Study,
-    storage: BaseStorage,
-    number: int,
-    state: TrialState,
-    note: Callable[[], None],
-    value: float | Sequence[float] | None = None,
-) -> None:
-    """Tell a trial, with the attributes that `note` gives it."""
-
-    def store() -> None:
-        # What reported an error may have been stored all the same; its repetition then changes nothing.
-        with suppress(UpdateFinishedTrialError):
-            note()
-            study.tell(number, value, state=state, skip_if_finished=True)
-
-    at_once(storage, store)
-
-
-def upload_items(folder: Path, storage: BaseStorage, trial: FrozenTrial, scores: Scores) -> None:
-    """Keep the per-item outcomes of a trial that is not finished yet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "items.parquet"
-        write_items(path, scores)
-        upload_artifact(
-            artifact_store=FileSystemArtifactStore(folder),
-            file_path=str(path),
-            study_or_trial=trial,
-            storage=storage,
-            mimetype="application/vnd.apache.parquet",
-        )
-
-
-@dataclass(frozen=True)
-class Foundation:
-    """What is settled when a study is created, and read from it ever after.
-
-    Attributes:
-        spec: the spec in JSON, without the storage URL.
-        identity: what may not change, see `SearchSpec.identity`.
-        split: the item split in JSON.
-        batch_size: the evaluator's batch size.
-        popsize: the sampler's population size, None for samplers without one.
-    """
-
-    spec: str
-    identity: Mapping[str, Any]
-    split: str
-    batch_size: int | None
-    popsize: int | None
-
-
-def lay_foundation(study: optuna.Study, foundation: Foundation) -> Foundation:
-    """Store the foundation in a new study, or compare it with the one that is there and return that.
-
-    The schema number is written last: a study without it was interrupted while it was made, and is made again.
-
-    Raises:
-        OtherSpec: the study was made with another identity; the message shows what differs.
-        InvalidInput: the study is not ours, or was made by a newer evomerge.
-    """
-    schema = study.user_attrs.get(attributes.SCHEMA)
-    if schema is None:
-        if study.get_trials(deepcopy=False):
-            raise InvalidInput(f"study {study.study_name!r} has trials that evomerge did not make; choose another name")
-        at_once(study._storage, lambda: _write(study, foundation))
-        return foundation
-    if schema > SCHEMA:
-        raise InvalidInput(
-            f"study {study.study_name!r} has schema {schema}, this evomerge reads up to {SCHEMA}; update it"
-        )
-    # The spec is not read: it may have been torn by a crash, and is written again below.
-    stored = replace(_settled(study), spec=foundation.spec)
-    difference = _difference(stored.identity, json.loads(json.dumps(foundation.identity)))
-    if difference:
-        raise OtherSpec(
-            f"study {study.study_name!r} was made with another spec: {'; '.join(difference[:5])}. "
-            "Give the search a new name, or take the change back"
-        )
-    at_once(study._storage, lambda: write_text(study, attributes.SPEC, foundation.spec))
-    return stored
-
-
-def read_foundation(study: optuna.Study) -> Foundation:
-    """The foundation of a study that evomerge made."""
-    return replace(_settled(study), spec=_text(study, attributes.SPEC))
-
-
-def _settled(study: optuna.Study) -> Foundation:
-    """The foundation without the spec, the only part that is ever written again."""
-    return Foundation(
-        spec="",
-        identity=json.loads(_text(study, attributes.IDENTITY)),
-        split=_text(study, attributes.SPLIT),
-        batch_size=study.user_attrs.get(attributes.BATCH_SIZE),
-        popsize=study.user_attrs.get(attributes.POPSIZE),
-    )
-
-
-def _text(study: optuna.Study, key: str) -> str:
-    text = read_text(study, key)
-    if text is None:
-        raise InvalidInput(f"study {study.study_name!r} was not made by evomerge: attribute {key!r} is missing")
-    return text
-
-
-def changed_versions(study: optuna.Study) -> dict[str, tuple[str, str]]:
-    """Package -> (version that made the study, version now), where they differ."""
-    made = study.user_attrs.get(attributes.VERSIONS, {})
-    now = versions()
-    return {name: (old, now.get(name, "none")) for name, old in made.items() if now.get(name, "none") != old}
-
-
-def versions() -> dict[str, str]:
-    """The installed versions of the packages that a score may depend on."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "none"
-    return found
-
-
-def _write(study: optuna.Study, foundation: Foundation) -> None:
-    write_text(study, attributes.SPEC, foundation.spec)
-    write_text(study, attributes.IDENTITY, json.dumps(foundation.identity))
-    write_text(study, attributes.SPLIT, foundation.split)
-    study.set_user_attr(attributes.VERSIONS, versions())
-    study.set_user_attr(attributes.BATCH_SIZE, foundation.batch_size)
-    study.set_user_attr(attributes.POPSIZE, foundation.popsize)
-    study.set_user_attr(attributes.SCHEMA, SCHEMA)
-
-
-def _difference(stored: Any, given: Any, path: str = "") -> list[str]:
-    """One line per leaf that differs."""
-    if isinstance(stored, Mapping) and isinstance(given, Mapping):
-        lines = []
-        for key in sorted({*stored, *given}):
-            lines += _difference(stored.get(key), given.get(key), f"{path}.{key}" if path else str(key))
-        return lines
-    return [] if stored == given else [f"{path} was {_short(stored)}, now {_short(given)}"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -177,7 +177,9 @@ def test_metrics_of_a_whole_corpus_are_refused(aggregate):
 
 
 def test_a_function_of_the_tasks_own_that_is_the_mean_may_race():
-    require_means(one([1.0, 0.0], aggregate="custom"))
+    incumbent = one([1.0, 0.0] * 100, aggregate="custom")
+    require_means(incumbent)
+    assert decide(SETTINGS, ONE, incumbent, one([0.0, 0.0] * 50, aggregate="custom")).difference == -0.5
 
 
 def test_items_and_tasks_that_the_incumbent_lacks_are_refused():

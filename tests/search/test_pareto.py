@@ -14,7 +14,7 @@ from evomerge.search import run_search
 from evomerge.spec import load_spec, override
 from evomerge.study import attributes
 from evomerge.study.opening import read_search
-from evomerge.study.search_study import best_trials, value_of
+from evomerge.study.trials import best_trials, value_of
 from evomerge.verdict import read_winner
 
 EVALUATOR = {"name": "synthetic", "items": 200, "conflict": 0.2, "tasks": 3}

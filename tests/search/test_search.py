@@ -22,9 +22,10 @@ from evomerge.evaluation.synthetic import SyntheticEvaluator
 from evomerge.search import Listener
 from evomerge.spec import override, spec_from_json
 from evomerge.study import attributes
+from evomerge.study.foundation import lay_foundation, read_foundation
 from evomerge.study.lock import hold
 from evomerge.study.opening import open_inputs
-from evomerge.study.search_study import SearchStudy, lay_foundation, read_foundation
+from evomerge.study.search_study import SearchStudy
 
 TOY = Path(__file__).parent.parent.parent / "examples" / "toy" / "models"
 SOURCES = [{"name": name, "location": str(TOY / name)} for name in ("base", "reverse", "sort")]

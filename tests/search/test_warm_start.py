@@ -7,7 +7,7 @@ from evomerge.errors import InvalidInput, OtherSpec
 from evomerge.search import run_search
 from evomerge.spec import load_spec, override
 from evomerge.study.samplers import CmaSampler
-from evomerge.study.search_study import best_trials
+from evomerge.study.trials import best_trials
 
 BASELINES = ["uniform-soup", "task-arithmetic", "ties"]
 

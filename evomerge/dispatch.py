@@ -1,0 +1,136 @@
+"""Jobs in flight, and the signals that end them: what every loop over an executor needs."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+
+from evomerge.cluster import Executor
+from evomerge.errors import Interrupted, StoppedByFailures
+from evomerge.jobs import Failed, FindBatchSize, Found, Job, Outcome, Progress
+from evomerge.recipe import Recipe
+from evomerge.study.search_study import MAX_ATTEMPTS
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+POLL_SECONDS = 0.5  # how long a signal may wait to be noticed
+
+
+class Stop:
+    """Set by a signal: the loop ends at the next event and leaves what is in flight to the next run."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    def request(self, reason: str) -> None:
+        self.reason = reason
+
+    def listen(self) -> None:
+        """Let SIGINT and SIGTERM request a stop. To be called again after ray.init, which installs its own handlers."""
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.reason is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C means now
+        self.request(signal.Signals(number).name)
+
+    def check(self) -> None:
+        if self.reason is not None:
+            raise Interrupted(f"stopped by {self.reason}; run the same command again to go on")
+
+
+@contextmanager
+def stopping_on_signals() -> Iterator[Stop]:
+    """A Stop that listens to signals, until the end of the block."""
+    stop = Stop()
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    stop.listen()
+    try:
+        yield stop
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Dispatcher:
+    """Jobs in flight. Trouble of the machine is retried here, up to `MAX_ATTEMPTS`; everything else is passed on."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        stop: Stop,
+        on_retry: Callable[[Job], None] = lambda job: None,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> None:
+        self._executor = executor
+        self._stop = stop
+        self._on_retry = on_retry
+        self._on_progress = on_progress
+        self.jobs: dict[str, Job] = {}
+
+    @property
+    def free(self) -> int:
+        return self._executor.capacity - len(self.jobs)
+
+    def submit(self, job: Job) -> None:
+        self.jobs[job.key] = job
+        self._executor.submit(job)
+
+    def wait(self, timeout: float = POLL_SECONDS) -> tuple[Job, Outcome] | None:
+        """The next job that is over, or None.
+
+        Raises:
+            Interrupted: a signal asked for a stop.
+        """
+        self._stop.check()
+        outcome = self._executor.next_event(timeout)
+        if isinstance(outcome, Progress):
+            self._on_progress(outcome)
+            return None
+        if outcome is None:
+            return None
+        job = self.jobs.pop(outcome.key)
+        if isinstance(outcome.result, Failed) and outcome.result.infrastructural:
+            if job.attempt < MAX_ATTEMPTS:
+                again = replace(job, attempt=job.attempt + 1)
+                self._on_retry(again)
+                self.submit(again)
+                return None
+            reason = f"{outcome.result.reason} (attempt {job.attempt} of {MAX_ATTEMPTS})"
+            outcome = replace(outcome, result=Failed(reason))
+        return job, outcome
+
+
+def run_all(executor: Executor, stop: Stop, jobs: Iterable[Job]) -> Iterator[tuple[Job, Outcome]]:
+    """Run a list of jobs through the executor and yield each as it ends."""
+    dispatcher = Dispatcher(executor, stop)
+    for job in jobs:
+        dispatcher.submit(job)
+    while dispatcher.jobs:
+        done = dispatcher.wait()
+        if done is not None:
+            yield done
+
+
+def find_batch_size(executor: Executor, stop: Stop, recipe: Recipe) -> int | None:
+    """Let one worker find the batch size that the whole study will use.
+
+    Raises:
+        StoppedByFailures: not even this recipe, a source as it stands, can be run.
+    """
+    for _, outcome in run_all(executor, stop, [FindBatchSize("batch size", recipe)]):
+        if isinstance(outcome.result, Found):
+            return outcome.result.batch_size
+        raise StoppedByFailures(f"no batch size can be found: {reason_of(outcome)}")
+    return None
+
+
+def reason_of(outcome: Outcome) -> str:
+    """Why a job gave nothing."""
+    return outcome.result.reason if isinstance(outcome.result, Failed) else "a job of another kind came back"

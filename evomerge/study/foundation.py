@@ -1,0 +1,135 @@
+"""What is settled when a study is created: stored in it, read ever after, and compared with what is asked now."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import optuna
+
+from evomerge.errors import InvalidInput, OtherSpec
+from evomerge.study import attributes
+from evomerge.study.attributes import read_text, write_text
+from evomerge.study.storage import at_once
+
+SCHEMA = 1
+PACKAGES = ("evomerge", "torch", "transformers", "lm_eval", "optuna", "cma", "numpy", "ray")
+
+
+@dataclass(frozen=True)
+class Foundation:
+    """What is settled when a study is created, and read from it ever after.
+
+    Attributes:
+        spec: the spec in JSON, without the storage URL.
+        identity: what may not change, see `SearchSpec.identity`.
+        split: the item split in JSON.
+        batch_size: the evaluator's batch size.
+        popsize: the sampler's population size, None for samplers without one.
+    """
+
+    spec: str
+    identity: Mapping[str, Any]
+    split: str
+    batch_size: int | None
+    popsize: int | None
+
+
+def lay_foundation(study: optuna.Study, foundation: Foundation) -> Foundation:
+    """Store the foundation in a new study, or compare it with the one that is there and return that.
+
+    The schema number is written last: a study without it was interrupted while it was made, and is made again.
+
+    Raises:
+        OtherSpec: the study was made with another identity; the message shows what differs.
+        InvalidInput: the study is not ours, or was made by a newer evomerge.
+    """
+    schema = study.user_attrs.get(attributes.SCHEMA)
+    if schema is None:
+        if study.get_trials(deepcopy=False):
+            raise InvalidInput(f"study {study.study_name!r} has trials that evomerge did not make; choose another name")
+        at_once(study._storage, lambda: _write(study, foundation))
+        return foundation
+    if schema > SCHEMA:
+        raise InvalidInput(
+            f"study {study.study_name!r} has schema {schema}, this evomerge reads up to {SCHEMA}; update it"
+        )
+    # The spec is not read: it may have been torn by a crash, and is written again below.
+    stored = replace(_settled(study), spec=foundation.spec)
+    difference = _difference(stored.identity, json.loads(json.dumps(foundation.identity)))
+    if difference:
+        raise OtherSpec(
+            f"study {study.study_name!r} was made with another spec: {'; '.join(difference[:5])}. "
+            "Give the search a new name, or take the change back"
+        )
+    at_once(study._storage, lambda: write_text(study, attributes.SPEC, foundation.spec))
+    return stored
+
+
+def read_foundation(study: optuna.Study) -> Foundation:
+    """The foundation of a study that evomerge made."""
+    return replace(_settled(study), spec=_text(study, attributes.SPEC))
+
+
+def _settled(study: optuna.Study) -> Foundation:
+    """The foundation without the spec, the only part that is ever written again."""
+    return Foundation(
+        spec="",
+        identity=json.loads(_text(study, attributes.IDENTITY)),
+        split=_text(study, attributes.SPLIT),
+        batch_size=study.user_attrs.get(attributes.BATCH_SIZE),
+        popsize=study.user_attrs.get(attributes.POPSIZE),
+    )
+
+
+def _text(study: optuna.Study, key: str) -> str:
+    text = read_text(study, key)
+    if text is None:
+        raise InvalidInput(f"study {study.study_name!r} was not made by evomerge: attribute {key!r} is missing")
+    return text
+
+
+def changed_versions(study: optuna.Study) -> dict[str, tuple[str, str]]:
+    """Package -> (version that made the study, version now), where they differ."""
+    made = study.user_attrs.get(attributes.VERSIONS, {})
+    now = versions()
+    return {name: (old, now.get(name, "none")) for name, old in made.items() if now.get(name, "none") != old}
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of the packages that a score may depend on."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "none"
+    return found
+
+
+def _write(study: optuna.Study, foundation: Foundation) -> None:
+    write_text(study, attributes.SPEC, foundation.spec)
+    write_text(study, attributes.IDENTITY, json.dumps(foundation.identity))
+    write_text(study, attributes.SPLIT, foundation.split)
+    study.set_user_attr(attributes.VERSIONS, versions())
+    study.set_user_attr(attributes.BATCH_SIZE, foundation.batch_size)
+    study.set_user_attr(attributes.POPSIZE, foundation.popsize)
+    study.set_user_attr(attributes.SCHEMA, SCHEMA)
+
+
+def _difference(stored: Any, given: Any, path: str = "") -> list[str]:
+    """One line per leaf that differs."""
+    if isinstance(stored, Mapping) and isinstance(given, Mapping):
+        lines = []
+        for key in sorted({*stored, *given}):
+            lines += _difference(stored.get(key), given.get(key), f"{path}.{key}" if path else str(key))
+        return lines
+    return [] if stored == given else [f"{path} was {_short(stored)}, now {_short(given)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
