@@ -68,12 +68,7 @@ def simulate(
     return [trial.params for trial in study.trials]
 
 
-@pytest.mark.parametrize("mode", ["async", "sync"])
-@hypothesis_settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**20), workers=st.sampled_from([1, 3, 8, 8, 8, 32]), mean_every=st.sampled_from([0, 5]))
-def test_a_controller_that_is_killed_at_any_moment_gives_the_same_candidates(
-    mode: str, seed: int, workers: int, mean_every: int
-) -> None:
+def assert_same_candidates_after_kills(mode: str, seed: int, workers: int, mean_every: int) -> None:
     space = box(3)
 
     def build() -> CmaSampler:
@@ -81,6 +76,23 @@ def test_a_controller_that_is_killed_at_any_moment_gives_the_same_candidates(
 
     whole = simulate(build, space, workers=workers, trials=26, seed=seed, fail=7)
     assert simulate(build, space, workers=workers, trials=26, seed=seed, fail=7, kill=0.2) == whole
+
+
+@pytest.mark.parametrize("mode", ["async", "sync"])
+@hypothesis_settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**20), mean_every=st.sampled_from([0, 5]))
+def test_a_controller_of_eight_workers_killed_at_any_moment_gives_the_same_candidates(
+    mode: str, seed: int, mean_every: int
+) -> None:
+    assert_same_candidates_after_kills(mode, seed, 8, mean_every)
+
+
+@pytest.mark.parametrize("mode", ["async", "sync"])
+@pytest.mark.parametrize("workers", [1, 3, 32])
+@hypothesis_settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**20), mean_every=st.sampled_from([0, 5]))
+def test_so_it_does_with_any_number_of_workers(mode: str, workers: int, seed: int, mean_every: int) -> None:
+    assert_same_candidates_after_kills(mode, seed, workers, mean_every)
 
 
 @pytest.mark.parametrize("restarts", ["ipop", "bipop"])
