@@ -46,6 +46,10 @@ LANES = 16
 SHORTEST = 2 * LANES  # export takes a single vector for a constant
 
 _OPTIONS = {"cpp.dynamic_threads": True, "cpp.enable_floating_point_contract_flag": "off", "compile_threads": 1}
+# What inductor stores on the way becomes a loop of its own that is fused again, and where one of those loops has no
+# 16-bit floats all of them take half a vector at a time. So it is in an election of masked vectors, unless more is
+# inlined; an average takes twice as long if more is.
+_MASKED_ELECTION_OPTIONS = {"realize_opcount_threshold": 80, "realize_reads_threshold": 11}
 # On a GPU eager torch divides exactly and keeps denormals; triton does neither unless told. Older torch has no choice.
 _DEVICE_OPTIONS = {"emulate_precision_casts": True, "eager_numerics.division_rounding": True}
 
@@ -185,10 +189,12 @@ def compile_package(path: Path, kind: KernelKind) -> None:
     arguments = kind.arguments(EXAMPLE_ELEMENTS)
     length = LANES * torch.export.Dim("vectors", min=SHORTEST // LANES, max=1 << 36)
     shapes = tuple({0: length} if argument.dim() == 1 else None for argument in arguments)
+    masked_election = kind.formula.kind == "election" and kind.formula.drops
+    options = _OPTIONS | (_MASKED_ELECTION_OPTIONS if masked_election else {})
     exported = torch.export.export(_Module(kind), tuple(arguments), dynamic_shapes=(shapes,), strict=False)
     with tempfile.TemporaryDirectory(dir=path.parent) as aside:
         written = torch._inductor.aoti_compile_and_package(
-            exported, package_path=str(Path(aside) / path.name), inductor_configs=_OPTIONS
+            exported, package_path=str(Path(aside) / path.name), inductor_configs=options
         )
         Path(written).replace(path)
 
