@@ -1,6 +1,6 @@
 """What a search of several objectives finds on the toy models: its Pareto front against the merges that cost less.
 
-    python benchmarks/pareto.py [--trials 300] [--sampler nsgaii] [--json]
+    python benchmarks/pareto.py [--trials 300] [--sampler nsgaii] [--settings '{"population_size": 30}'] [--json]
 
 The toy spec with one objective per task and without trained baselines, in this process, one thread; the search starts
 from the best baselines of its space. A point *dominates* a merge when it is at least as good on every task and better
@@ -10,9 +10,11 @@ the front's over that of sources and baselines together.
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -33,14 +35,15 @@ def main() -> None:
     parser = arguments(str(__doc__).partition("\n")[0])
     parser.add_argument("--trials", type=int, default=300)
     parser.add_argument("--sampler", default="nsgaii")
-    parser.add_argument("--population", type=int, default=30)
+    parser.add_argument("--settings", type=json.loads, default={}, help="of the sampler, as JSON")
+    parser.add_argument("--space", help="another search space by name")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="evomerge-pareto-") as folder:
-        spec = _spec(given.sampler, given.population, given.trials, given.seed, Path(folder))
+        spec = _spec({"name": given.sampler, **given.settings}, given.space, given.trials, given.seed, Path(folder))
         run_search(spec, ray="none")
         lines = leaderboard(read_search(spec))
     front = [_point(line) for line in lines if line.front]
@@ -58,7 +61,8 @@ def main() -> None:
     document = {
         "benchmark": "pareto",
         "trials": given.trials,
-        "sampler": given.sampler,
+        "sampler": {"name": given.sampler, **given.settings},
+        "space": given.space,
         "front": len(front),
         "hypervolume": volumes,
         "ratio": volumes["front"] / volumes["sources and baselines"],
@@ -68,13 +72,13 @@ def main() -> None:
     report(document, rows, given.json)
 
 
-def _spec(sampler: str, population: int, trials: int, seed: int, folder: Path) -> SearchSpec:
+def _spec(sampler: dict[str, Any], space: str | None, trials: int, seed: int, folder: Path) -> SearchSpec:
     content = load_spec(TOY).model_dump(mode="json", by_alias=True)
-    settings = {"population_size": population} if sampler.startswith("nsga") else {}
     content |= {
         "name": "pareto",
         "objective": {"aggregate": "pareto"},
-        "sampler": {"name": sampler, **settings},
+        "sampler": sampler,
+        "space": space or content["space"],
         "seed": seed,
         "budget": {"trials": trials},
         "baselines": [{"name": name} for name in BASELINES],

@@ -57,7 +57,7 @@ def build(
 ) -> CmaSampler:
     """The sampler from its settings, all of them optional: see `CmaSampler`."""
     settings.only("cma", given, _SETTINGS)
-    mode = _choice(given, "generation_mode", GENERATION_MODES, "async")
+    mode = settings.choice(given, "generation_mode", GENERATION_MODES, "async")
     default = default_popsize(len(UnitCube(space.distributions).free), workers, synchronous=mode == "sync")
     return CmaSampler(
         space,
@@ -65,7 +65,7 @@ def build(
         sigma0=settings.number(given, "sigma0", _SIGMA0, low=0.0),
         popsize=settings.integer(given, "popsize", default, low=SMALLEST_POPSIZE),
         generation_mode=mode,
-        restarts=_choice(given, "restarts", RESTARTS, "ipop"),
+        restarts=settings.choice(given, "restarts", RESTARTS, "ipop"),
         mean_every=settings.integer(given, "mean_every", _MEAN_EVERY, low=0),
         tie_breaker=tie_breaker,
     )
@@ -236,15 +236,6 @@ class CmaSampler(KeyedSampler):
         if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
             return -math.inf
         return float(value)
-
-
-def _choice(given: Mapping[str, Any], name: str, known: Sequence[str], default: str) -> str:
-    value = given.get(name)
-    if value is None:
-        return default
-    if value not in known:
-        raise InvalidInput(f"sampler setting {name!r} must be one of {', '.join(known)}, but got {value!r}")
-    return str(value)
 
 
 def _refuse_unsuitable(space: SamplerSpace) -> None:

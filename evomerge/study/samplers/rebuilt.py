@@ -23,6 +23,16 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers.nsgaii import (
+    BaseCrossover,
+    BaseMutation,
+    BLXAlphaCrossover,
+    PolynomialMutation,
+    SBXCrossover,
+    SPXCrossover,
+    UNDXCrossover,
+    VSBXCrossover,
+)
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -66,8 +76,10 @@ def build_gp(given: Mapping[str, Any], *, seed: int, space: SamplerSpace, worker
 def build_nsgaii(given: Mapping[str, Any], *, seed: int, space: SamplerSpace, workers: int) -> BaseSampler:
     """NSGA-II: an evolutionary algorithm for two or three objectives and big budgets.
 
-    K. Deb et al., "A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II", doi:10.1109/4235.996017. In a
-    conditional space only the parameters that every trial has are inherited; the others are drawn at random.
+    K. Deb et al., "A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II", doi:10.1109/4235.996017. `crossover`
+    and `mutation` are by default those of that paper, simulated binary crossover and polynomial mutation: children lie
+    near their parents. `uniform` takes each parameter from one of the parents, and draws one anew. In a conditional
+    space only the parameters that every trial has are inherited; the others are drawn at random.
     """
     settings.only("nsgaii", given, _GENETIC)
     options = _genetic_options(given)
@@ -90,14 +102,27 @@ def build_nsgaiii(given: Mapping[str, Any], *, seed: int, space: SamplerSpace, w
 
 
 _PROBABILITIES = ("mutation_prob", "crossover_prob", "swapping_prob")
-_GENETIC = ("population_size", *_PROBABILITIES)
+_CROSSOVERS: dict[str, Callable[[], BaseCrossover | None]] = {
+    "sbx": SBXCrossover,
+    "uniform": lambda: None,  # Optuna's default, which takes `swapping_prob`
+    "blx_alpha": BLXAlphaCrossover,
+    "vsbx": VSBXCrossover,
+    "spx": SPXCrossover,
+    "undx": UNDXCrossover,
+}
+_MUTATIONS: dict[str, Callable[[], BaseMutation | None]] = {"polynomial": PolynomialMutation, "uniform": lambda: None}
+_GENETIC = ("population_size", "crossover", "mutation", *_PROBABILITIES)
 
 
 def _genetic_options(given: Mapping[str, Any]) -> dict[str, Any]:
     chosen = [name for name in _PROBABILITIES if given.get(name) is not None]
     options: dict[str, Any] = {name: settings.number(given, name, 1.0, low=0.0, high=1.0) for name in chosen}
-    options["population_size"] = settings.integer(given, "population_size", 50, low=2)
-    return options
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        crossover = _CROSSOVERS[settings.choice(given, "crossover", _CROSSOVERS, "sbx")]()
+        mutation = _MUTATIONS[settings.choice(given, "mutation", _MUTATIONS, "polynomial")]()
+    population_size = settings.integer(given, "population_size", 50, low=crossover.n_parents if crossover else 2)
+    return {**options, "crossover": crossover, "mutation": mutation, "population_size": population_size}
 
 
 class RebuiltSampler(KeyedSampler):

@@ -8,7 +8,7 @@ from typing import Any
 
 from evomerge.errors import InvalidInput, unknown_name
 
-__all__ = ["flag", "integer", "number", "only"]
+__all__ = ["choice", "flag", "integer", "number", "only"]
 
 
 def only(sampler: str, settings: Mapping[str, Any], known: Collection[str]) -> None:
@@ -51,3 +51,13 @@ def flag(settings: Mapping[str, Any], name: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise InvalidInput(f"sampler setting {name!r} must be true or false, but got {value!r}")
     return value
+
+
+def choice(settings: Mapping[str, Any], name: str, known: Collection[str], default: str) -> str:
+    """One of the known names."""
+    value = settings.get(name)
+    if value is None:
+        return default
+    if value not in known:
+        raise InvalidInput(f"sampler setting {name!r} must be one of {', '.join(known)}, but got {value!r}")
+    return str(value)
