@@ -240,6 +240,7 @@ class Controller:
             stderr,
             objectives=objectives,
             violations=violations,
+            companion=self._objective.companion(result.scores),
             incumbent=self._succession(proposal, result.scores, value),
         )
         return None

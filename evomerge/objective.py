@@ -47,6 +47,13 @@ class Objective:
             return 0.0
         return math.exp(math.fsum(self.weights[task] * math.log(point) for task, point in points.items()) / total)
 
+    def companion(self, scores: Scores) -> float | None:
+        """Weighted mean over tasks of the mean log-probability of the right answers: what ranks candidates of the same
+        value. Tasks without one do not count; None where no task has one."""
+        means = {task: math.fsum(score.gold) / len(score.gold) for task, score in scores.tasks.items() if score.gold}
+        total = math.fsum(self.weights[task] for task in means)
+        return math.fsum(self.weights[task] * mean for task, mean in means.items()) / total if total else None
+
     def points(self, scores: Scores) -> list[float]:
         """One number per task, in the tasks' order: what several objectives maximise."""
         return [self._point(task, score) for task, score in scores.tasks.items()]

@@ -112,3 +112,13 @@ def test_the_gain_per_unit_of_a_task_is_the_same_everywhere_for_a_weighted_mean_
     assert scaled == pytest.approx({"easy": 0.25 / 0.2, "hard": -0.75 / 8})
     assert objective(aggregate="min").gains(scores(easy=0.5, hard=0.5)) is None
     assert objective(aggregate="geometric_mean").gains(scores(easy=0.5, hard=0.5)) is None
+
+
+def test_the_companion_is_the_weighted_mean_log_probability_of_right_answers_where_a_task_has_them():
+    def task(gold):
+        return TaskScores("metric", True, (0, 1), (0.0, 1.0), 0.5, None, gold=gold)
+
+    both = Scores({"easy": task((-1.0, -3.0)), "hard": task((-4.0, -8.0))}, {})
+    assert objective().companion(both) == pytest.approx((1.0 * -2.0 + 3.0 * -6.0) / 4.0)
+    assert objective().companion(Scores({"easy": task((-1.0, -3.0)), "hard": task(None)}, {})) == -2.0
+    assert objective().companion(scores(easy=0.5, hard=0.5)) is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -65,6 +65,8 @@ class TaskScores:
         aggregate: lm-eval's name of how the outcomes become `value`, "custom" where it is not known: what a
             comparison on resampled items recomputes the value with, see `evomerge.evaluation.aggregates`.
         weights: of the items (words or bytes), aligned with `items`; None where the aggregate has none.
+        gold: log-probability of each item's right answer, aligned with `items`; None where the task has none to choose
+            or to read. A smooth companion of coarse metrics; it is not kept with the outcomes, and not compared.
     """
 
     metric: str
@@ -75,6 +77,7 @@ class TaskScores:
     stderr: float | None
     aggregate: str = "custom"
     weights: tuple[float, ...] | None = None
+    gold: tuple[float, ...] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

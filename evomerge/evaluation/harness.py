@@ -440,6 +440,7 @@ class HarnessEvaluator:
             raise MergeError(f"task {name!r}: {metric.name} of the candidate is too large for a number") from None
         outcomes = tuple(numbers[item] for item in ids)
         weights = tuple(float(raw[item][1]) for item in ids) if metric.kind in WEIGHTED else None
+        gold = [_gold(task, metric, requests[item]) for item in ids]
         return TaskScores(
             metric=metric.name,
             higher_is_better=metric.higher_is_better,
@@ -449,6 +450,7 @@ class HarnessEvaluator:
             stderr=standard_error(metric.kind, outcomes, weights, value),
             aggregate=metric.kind,
             weights=weights,
+            gold=None if None in gold else tuple(number for number in gold if number is not None),
         )
 
 
@@ -593,6 +595,21 @@ def _raw(task: Any, metric: _Metric, instances: list[Instance]) -> Any:
     if metric.name not in results:
         raise unknown_name("metric among the results:", metric.name, results)
     return results[metric.name]
+
+
+def _gold(task: Any, metric: _Metric, instances: list[Instance]) -> float | None:
+    """Log-probability of an item's right answer, of the likeliest one where there are several."""
+    if not isinstance(task, ConfigurableTask) or task.OUTPUT_TYPE not in ("loglikelihood", "multiple_choice"):
+        return None
+    likelihoods = [float(instance.filtered_resps[metric.filter.name][0]) for instance in instances]
+    if task.OUTPUT_TYPE == "loglikelihood":
+        return likelihoods[0]
+    document = instances[0].doc
+    choices = task.doc_to_choice(document)
+    target = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
+    right = [choices.index(target)] if target in choices else target if isinstance(target, list) else [target]
+    known = [index for index in right if isinstance(index, int) and 0 <= index < len(choices)]
+    return max((likelihoods[index] for index in known), default=None)
 
 
 def _number(task: str, metric: _Metric, raw: Any) -> float:

@@ -45,8 +45,19 @@ def _joined_task(pieces: Sequence[TaskScores]) -> TaskScores:
         )
     )
     items, outcomes, weights = (tuple(column) for column in zip(*rows, strict=True))
+    gold = _joined_gold(pieces, items)
     known = weights if first.weights is not None else None
     kind = first.aggregate
     value = aggregate(kind, outcomes, known) if kind in RECOMPUTED else math.fsum(outcomes) / len(outcomes)
     stderr = standard_error(kind, outcomes, known, value)
-    return replace(first, items=items, outcomes=outcomes, weights=known, value=value, stderr=stderr)
+    return replace(first, items=items, outcomes=outcomes, weights=known, value=value, stderr=stderr, gold=gold)
+
+
+def _joined_gold(pieces: Sequence[TaskScores], items: Sequence[int]) -> tuple[float, ...] | None:
+    """In the order of `items`; None where a piece has none."""
+    of_item: dict[int, float] = {}
+    for piece in pieces:
+        if piece.gold is None:
+            return None
+        of_item.update(zip(piece.items, piece.gold, strict=True))
+    return tuple(of_item[item] for item in items)

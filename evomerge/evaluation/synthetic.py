@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from statistics import NormalDist
 from typing import Annotated, Any, Literal
@@ -44,6 +45,7 @@ class SyntheticSettings(BaseModel):
         steepness: how fast a candidate gets worse with its distance from the optimum.
         noise: standard deviation of the luck of a candidate, in the probability of a right answer. It is the same
             luck on every item, held-out ones included: a difference between candidates that the landscape hides.
+        gold: whether outcomes come with the log-probability of the right answer, as those of multiple choice do.
         delay_seconds: how long scoring takes; `delay_spread` is the sigma of its log-normal spread.
         raising: share of the candidates whose scoring raises.
         not_a_number: share of the candidates whose outcomes are NaN.
@@ -59,6 +61,7 @@ class SyntheticSettings(BaseModel):
     conflict: Annotated[float, Field(ge=0, le=0.2)] = 0.1
     steepness: Annotated[float, Field(gt=0)] = 8.0
     noise: Annotated[float, Field(ge=0)] = 0.0
+    gold: bool = False
     delay_seconds: Annotated[float, Field(ge=0)] = 0.0
     delay_spread: Annotated[float, Field(ge=0)] = 0.0
     raising: _Share = 0.0
@@ -129,7 +132,9 @@ class SyntheticEvaluator:
                 continue
             chance = self.probability(candidate.params, task)
             outcomes = [float(luck < chance) for luck in self._luck(candidate, task, ids)]
-            tasks[task] = _task_scores(ids, [math.nan] * len(ids) if failure == "not_a_number" else outcomes)
+            scores = _task_scores(ids, [math.nan] * len(ids) if failure == "not_a_number" else outcomes)
+            gold = (math.log(min(max(chance, 1e-9), 1.0)),) * len(ids) if self.settings.gold else None
+            tasks[task] = replace(scores, gold=gold)
         return Scores(tasks, {"forward": time.perf_counter() - started})
 
     def probability(self, params: Mapping[str, Any], task: str) -> float:

@@ -48,6 +48,7 @@ INTERRUPTED: Final = "evomerge:interrupted"  # failed because its ask was cut sh
 LABEL: Final = "evomerge:label"  # of a row in a sibling study: a source, a baseline, or "trial 17"
 WORKER: Final = "evomerge:worker"  # who scored it
 VALUE: Final = "evomerge:value"  # with several objectives: the one number that trials are ranked by
+COMPANION: Final = "evomerge:companion"  # ranks trials of the same value: mean log-probability of the right answers
 VIOLATIONS: Final = "evomerge:violations"  # by how much each constraint is missed; 0 or less where it is met
 RUNGS: Final = "evomerge:rungs"  # items -> value on them, where the trial was compared with others (brackets)
 COST: Final = "evomerge:cost"  # what it took: tokens read forward and for gradients, seconds, GPU-seconds, peak memory

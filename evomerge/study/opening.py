@@ -303,6 +303,7 @@ def sampler_of(inputs: Inputs, popsize: int | None = None, workers: int = 1) -> 
         workers=workers,
         directions=directions_of(inputs),
         constraints=_violations if spec.objective.constraints else None,
+        tie_breaker=attributes.COMPANION,
     )
 
 

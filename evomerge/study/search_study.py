@@ -8,6 +8,7 @@ proposed anew.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -234,6 +235,7 @@ class SearchStudy:
         *,
         objectives: Sequence[float] | None = None,
         violations: Sequence[float] = (),
+        companion: float | None = None,
         dropped: bool = False,
         incumbent: str | None = None,
     ) -> None:
@@ -243,6 +245,7 @@ class SearchStudy:
             value: of the objective; of a trial that was dropped, the estimate that the sampler learns from.
             objectives: where there are several, all of them; `value` is then what trials are ranked by.
             violations: by how much each constraint is missed, 0 or less where it is met.
+            companion: ranks it among trials of the same value; more is better.
             dropped: it was not scored on all items, and ends as PRUNED.
             incumbent: what the study shall keep of it for others to race against, see `evomerge.study.incumbent`.
         """
@@ -260,6 +263,8 @@ class SearchStudy:
                 self._set(proposal.number, attributes.VALUE, value)
             if violations:
                 self._set(proposal.number, attributes.VIOLATIONS, list(violations))
+            if companion is not None and math.isfinite(companion):
+                self._set(proposal.number, attributes.COMPANION, companion)
             if dropped:
                 self._report_last(proposal.number, value)
             if incumbent is not None:

@@ -254,6 +254,24 @@ def test_n16_the_direction_of_a_metric_is_the_tasks_own(build: Build, model: Any
     }
 
 
+def test_the_log_probability_of_the_right_answer_is_that_of_lm_eval(
+    build: Build, references: dict[int, Any], model: Any
+) -> None:
+    scores = build().score(candidate(model), SEARCH).tasks
+    for task in ("toy_pick", "toy_letter", "toy_last"):
+        samples = {each["doc_id"]: each for each in references[0]["samples"][task]}
+        gold = scores[task].gold
+        assert gold is not None
+        for item, number in zip(scores[task].items, gold, strict=True):
+            sample = samples[item]
+            right = 0 if task == "toy_last" else sample["target"]
+            if task == "toy_letter":
+                right = TASKS[task]["doc_to_choice"].index(right)
+            assert number == pytest.approx(sample["resps"][int(right)][0][0], abs=1e-4)
+    assert scores["toy_write"].gold is None
+    assert scores["toy_read"].gold is None
+
+
 def test_n18_log_probabilities_after_a_swap_of_weights_equal_a_reference_forward(build: Build, model: Any) -> None:
     evaluator = build(only("toy_last", "perplexity"))
     evaluator.score(candidate(model), SEARCH)

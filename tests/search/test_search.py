@@ -58,6 +58,20 @@ def test_trial_zero_is_the_centre_of_the_box(write_spec):
     assert set(first.params.values()) == {1.0}
 
 
+def test_trials_of_the_same_score_are_ranked_by_the_log_probability_of_the_right_answers(write_spec, tmp_path):
+    def run(gold, trials, name):
+        evaluator = {"name": "synthetic", "items": 20, "tasks": 1, "gold": gold}
+        return search(write_spec(name=name, evaluator=evaluator), trials=trials)
+
+    ranked, plain = run(True, 40, "ranked"), run(False, 40, "plain")
+    assert all(attributes.COMPANION in trial.user_attrs for trial in ranked.trials)
+    assert not any(attributes.COMPANION in trial.user_attrs for trial in plain.trials)
+    assert len({trial.value for trial in ranked.trials}) < 10  # eight items: many are equal
+    assert [trial.params for trial in ranked.trials] != [trial.params for trial in plain.trials]
+    run(True, 20, "resumed")
+    assert [trial.params for trial in run(True, 40, "resumed").trials] == [trial.params for trial in ranked.trials]
+
+
 def test_no_held_out_item_is_scored_before_the_winner_is_named(write_spec, scored, tmp_path):
     spec = write_spec(verdict={"best": 2})
     search(spec, trials=4)

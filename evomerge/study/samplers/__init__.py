@@ -7,6 +7,7 @@ goes on after a crash as if nothing had happened.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
@@ -64,6 +65,7 @@ def build_sampler(
     workers: int,
     directions: int = 1,
     constraints: Constraints | None = None,
+    tie_breaker: str | None = None,
 ) -> BaseSampler:
     """The sampler of that name.
 
@@ -77,6 +79,7 @@ def build_sampler(
         constraints: given a finished trial, one number per condition, none above 0 where the trial is feasible. They
             are recorded with the trial. `random` and `qmc` learn from nothing; with them, constraints only decide what
             counts as best.
+        tie_breaker: user attribute of a trial that ranks trials of equal value, see `CmaSampler`. Others go without.
 
     Raises:
         InvalidInput: unknown sampler or setting, a value out of its range, or a space, several objectives or
@@ -90,5 +93,6 @@ def build_sampler(
         )
     if name in _SINGLE and constraints is not None:
         raise InvalidInput(f"the sampler {name} cannot learn from constraints; use nsgaii, nsgaiii, tpe or gp")
-    sampler = SAMPLERS[name](settings, seed=seed, space=space, workers=workers)
+    build = partial(cma.build, tie_breaker=tie_breaker) if name == "cma" else SAMPLERS[name]
+    sampler = build(settings, seed=seed, space=space, workers=workers)
     return sampler if constraints is None else ConstrainedSampler(sampler, constraints)
