@@ -1,8 +1,10 @@
-"""What workers hold in memory on a 100 M model: sources, one merged copy, and little else; the sources are shared.
+"""What workers hold in memory on a 100 M model: sources, one merged copy, activations; the sources are shared.
 
-Each worker is a process of its own that opens a bank over the same files and materialises candidates. From the growth
-since its libraries were loaded: *resident* counts shared pages in every worker, *proportional* divides them among the
-workers that map them. `ratio` is the resident growth of one worker over the sum of sources and merged copy.
+Each worker is a process of its own that opens a bank over the same files, materialises candidates and passes a batch
+through each. From the growth since its libraries were loaded: *peak* and *resident* count shared pages in every worker,
+*proportional* divides them among the workers that map them. *Activations* are what the same batch needs in a process
+that holds nothing but one model. Sources are in bfloat16, the merged copy in float32, as a CPU computes.
+`ratio` is the peak of one worker over the sum of sources, merged copy and activations.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from evomerge.recipe import ModelRef, Recipe, Rule
 EXPERTS = ("one", "two", "three", "four")
 LLAMA = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "vocab_size": 32_000}
 TINY = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 1, "vocab_size": 320}
+DTYPE = "float32"  # of what is merged: a CPU without bfloat16 arithmetic takes minutes for a batch
+BATCH = (16, 128)  # sequences, tokens
 CANDIDATES = ({"density": 0.2}, {"density": 0.4})
 
 
@@ -34,19 +38,25 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=4, help="workers beside each other (default 4)")
     parser.add_argument("--folder", type=Path, help="where the models are kept for the next run (default: deleted)")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--plain", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.work is not None:
         work(given.work)
+        return
+    if given.plain is not None:
+        print(measure_activations(given.plain))
         return
     folder = given.folder or Path(tempfile.mkdtemp())
     try:
         make_models(folder, LLAMA)
         make_models(folder / "tiny", TINY)
-        rows = [row for count in (1, given.workers) for row in measure(folder, count)]
+        command = [sys.executable, __file__, "--plain", str(folder)]
+        activations = int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        rows = [measure(folder, count, activations) for count in (1, given.workers)]
     finally:
         if given.folder is None:
             shutil.rmtree(folder)
-    report({"benchmark": "memory", "ratio": rows[0]["resident / expected"]}, rows, given.json)
+    report({"benchmark": "memory", "ratio": rows[0]["peak / expected"]}, rows, given.json)
 
 
 def make_models(folder: Path, sizes: dict[str, int]) -> None:
@@ -61,8 +71,8 @@ def make_models(folder: Path, sizes: dict[str, int]) -> None:
             LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder / name)
 
 
-def measure(folder: Path, count: int) -> list[dict[str, Any]]:
-    """One row per number of workers: the largest of each figure over the workers."""
+def measure(folder: Path, count: int, activations: int) -> dict[str, Any]:
+    """The row of so many workers: the largest of each figure over them."""
     command = [sys.executable, __file__, "--work", str(folder)]
     progress(f"{count} workers")
     workers = [
@@ -83,19 +93,19 @@ def measure(folder: Path, count: int) -> list[dict[str, Any]]:
         worker.communicate("done\n")
     sources, merged = found[0]["sources"], found[0]["merged"]
     proportional = sum(each["proportional"] for each in found)
-    return [
-        {
-            "workers": count,
-            "sources MB": sources / 1e6,
-            "merged copy MB": merged / 1e6,
-            "resident MB": max(each["resident"] for each in found) / 1e6,
-            "resident / expected": max(each["resident"] for each in found) / (sources + merged),
-            "peak MB": max(each["peak"] for each in found) / 1e6,
-            "proportional MB, all workers": proportional / 1e6,
-            "proportional / expected": proportional / (sources + count * merged),
-            "tables MB": max(each["tables"] for each in found) / 1e6,
-        }
-    ]
+    resident, peak = (max(each[name] for each in found) for name in ("resident", "peak"))
+    return {
+        "workers": count,
+        "sources MB": sources / 1e6,
+        "merged copy MB": merged / 1e6,
+        "activations MB": activations / 1e6,
+        "peak MB": peak / 1e6,
+        "peak / expected": peak / (sources + merged + activations),
+        "resident MB": resident / 1e6,
+        "proportional MB, all workers": proportional / 1e6,
+        "proportional / sources and copies": proportional / (sources + count * merged),
+        "tables MB": max(each["tables"] for each in found) / 1e6,
+    }
 
 
 def work(folder: Path) -> None:
@@ -107,24 +117,46 @@ def work(folder: Path) -> None:
     print("merged", flush=True)
     input()
     after = own_memory()
-    parameters_bytes = bank.base.catalogue.parameters * 2
+    parameters = bank.base.catalogue.parameters
     grown = {name: after[name] - before[name] for name in before}
     print(
-        json.dumps({**grown, "sources": parameters_bytes * 5, "merged": parameters_bytes, "tables": bank.table_bytes}),
+        json.dumps({**grown, "sources": parameters * 5 * 2, "merged": parameters * 4, "tables": bank.table_bytes}),
         flush=True,
     )
     input()
 
 
 def merge_candidates(folder: Path) -> WeightBank:
-    """A bank over the models of the folder, with two candidates merged one after the other."""
+    """A bank over the models of the folder, with two candidates merged and run one after the other."""
     refs = [ModelRef(name, str(folder / name), fingerprint=name) for name in ("base", *EXPERTS)]
-    bank = open_bank(refs[0], refs[1:], dtype="bfloat16", device="cpu")
+    bank = open_bank(refs[0], refs[1:], dtype=DTYPE, device="cpu")
     tensors = tuple(entry.name for entry in bank.base.catalogue.mergeable)
     for parameters in CANDIDATES:
         rule = Rule(tensors, "ties", EXPERTS, resolve_parameters("ties", parameters, 4), resolve_options("ties", {}))
-        bank.materialize(Recipe(refs[0], tuple(refs[1:]), (rule,), "bfloat16"))
+        run_batch(bank.materialize(Recipe(refs[0], tuple(refs[1:]), (rule,), DTYPE)))
     return bank
+
+
+def measure_activations(folder: Path) -> int:
+    """Bytes that a batch takes beside the weights of one model."""
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(1)
+    run_batch(AutoModelForCausalLM.from_pretrained(folder / "tiny" / "base", dtype=DTYPE))
+    model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=DTYPE)
+    for tensor in model.parameters():  # loaded lazily from the file: touched, so that it does not count below
+        tensor.data = tensor.data.clone()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = own_memory()["resident"]
+    run_batch(model)
+    return own_memory()["peak"] - before
+
+
+def run_batch(model: Any) -> None:
+    """One forward pass, logits of the last token only."""
+    tokens = torch.arange(BATCH[0] * BATCH[1]).view(BATCH) % model.config.vocab_size
+    with torch.inference_mode():
+        model(tokens, logits_to_keep=1, use_cache=False)
 
 
 def own_memory() -> dict[str, int]:
