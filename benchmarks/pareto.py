@@ -1,6 +1,6 @@
 """What a search of several objectives finds on the toy models: its Pareto front against the merges that cost less.
 
-    python benchmarks/pareto.py [--trials 300] [--sampler nsgaii] [--settings '{"population_size": 30}'] [--json]
+    python benchmarks/pareto.py [--trials 300] [--sampler nsgaii] [--settings JSON] [--json]
 
 The toy spec with one objective per task and without trained baselines, in this process, one thread; the search starts
 from the best baselines of its space. A point *dominates* a merge when it is at least as good on every task and better
@@ -35,10 +35,12 @@ def main() -> None:
     parser = arguments(str(__doc__).partition("\n")[0])
     parser.add_argument("--trials", type=int, default=300)
     parser.add_argument("--sampler", default="nsgaii")
-    parser.add_argument("--settings", type=json.loads, default={}, help="of the sampler, as JSON")
+    parser.add_argument("--settings", type=json.loads, help="of the sampler, as JSON")
     parser.add_argument("--space", help="another search space by name")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
+    if given.settings is None:
+        given.settings = {"population_size": 30} if given.sampler.startswith("nsga") else {}
     torch.set_num_threads(given.threads)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.disable(logging.WARNING)

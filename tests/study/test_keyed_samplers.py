@@ -91,6 +91,24 @@ class TestNsgaii(SamplerContract):
         assert population({"population_size": 10}, 64) == 10
 
 
+@pytest.mark.parametrize("name", ["nsgaii", "nsgaiii"])
+@pytest.mark.parametrize("crossover", ["sbx", "uniform", "blx_alpha", "vsbx", "spx", "undx"])
+@pytest.mark.parametrize("mutation", ["polynomial", "uniform"])
+def test_children_of_every_crossover_and_mutation_lie_in_the_space(name: str, crossover: str, mutation: str) -> None:
+    space = box(3)
+    settings = {"population_size": 4, "crossover": crossover, "mutation": mutation, "mutation_prob": 0.5}
+    study = optuna.create_study(
+        directions=["minimize", "maximize"],
+        sampler=build_sampler(name, settings, seed=1, space=space, workers=1, directions=2),
+    )
+    for _ in range(16):
+        trial = ask(study, space)
+        study.tell(trial, (loss(trial.params), trial.params["x00"]))
+    children = [trial.params for trial in study.trials[4:]]
+    assert all(space.distributions[axis]._contains(value) for child in children for axis, value in child.items())
+    assert len({tuple(child.values()) for child in children}) > 6
+
+
 def test_the_table_is_complete() -> None:
     assert set(SAMPLERS) == {"catcma", "cma", "gp", "nsgaii", "nsgaiii", "qmc", "random", "tpe"}
 
@@ -113,6 +131,9 @@ def test_an_unknown_sampler_is_answered_with_the_nearest() -> None:
         ("gp", {"n_startup_trials": 0}),
         ("nsgaii", {"population_size": 1}),
         ("nsgaii", {"crossover_prob": 1.5}),
+        ("nsgaii", {"crossover": "single_point"}),
+        ("nsgaii", {"mutation": ["polynomial"]}),
+        ("nsgaii", {"population_size": 2, "crossover": "spx"}),
     ],
 )
 def test_a_setting_out_of_its_range_is_refused_by_name(name: str, settings: dict[str, Any]) -> None:

@@ -58,6 +58,6 @@ def choice(settings: Mapping[str, Any], name: str, known: Collection[str], defau
     value = settings.get(name)
     if value is None:
         return default
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise InvalidInput(f"sampler setting {name!r} must be one of {', '.join(known)}, but got {value!r}")
-    return str(value)
+    return value
