@@ -16,7 +16,7 @@ from machine import arguments, interleaved, progress, report
 from torch import Tensor
 
 from evomerge.bank.fused import Kernels
-from evomerge.bank.passes import FusedRule, fused_rule
+from evomerge.bank.passes import Kept, fused_rule
 from evomerge.bank.thresholds import ThresholdTables
 from evomerge.merging.group import Group
 from evomerge.methods import resolve_options, resolve_parameters
@@ -66,11 +66,11 @@ def measure(
 ) -> dict[str, Any]:
     """One row of the table."""
     method, _ = CASES[case]
-    fused = fused_side(case, base, sources, kernels)
+    candidate = fused_side(case, base, sources, kernels)
     live = {name: torch.empty_like(tensor) for name, tensor in base.items()}
     copied = torch.empty(sum(map(Tensor.numel, base.values())), dtype=torch.bfloat16, device=kernels.device)
     copy = torch.empty_like(copied)
-    sides: dict[str, Callable[[], object]] = {"copy": lambda: copy.copy_(copied), "fused": lambda: fused.write(live)}
+    sides: dict[str, Callable[[], object]] = {"copy": lambda: copy.copy_(copied), "fused": lambda: candidate(live)}
     plain = {name: torch.empty_like(tensor) for name, tensor in base.items()}
     if with_plain and case in PLAIN:
         sides["plain"] = lambda: PLAIN[case](base, sources, plain)
@@ -94,24 +94,24 @@ def measure(
     }
 
 
-def fused_side(case: str, base: dict[str, Tensor], sources: list[dict[str, Tensor]], kernels: Kernels) -> FusedRule:
-    """A candidate of the search, its kernel compiled and waited for."""
+def fused_side(
+    case: str, base: dict[str, Tensor], sources: list[dict[str, Tensor]], kernels: Kernels
+) -> Callable[[dict[str, Tensor]], None]:
+    """Writes a candidate of the search: what is the same for all candidates is there, all else is done every time."""
     method, options = CASES[case]
     given: dict[str, dict[str, Any]] = {"ties": {"density": DENSITY}, "dare_ties": {"drop_rate": 0.5}}
-    group = Group(
-        tuple(base),
-        base,
-        tuple(sources),
-        resolve_parameters(method, given.get(method, {}), len(sources)),
-        resolve_options(method, options),
-        0,
-        ThresholdTables(base, sources),
-        tuple(base),
-    )
-    rule = fused_rule(method, group, _Waiting(kernels), torch.bfloat16, kernels.device, cosines={}, signs={})
-    if rule is None:
-        raise SystemExit(f"{method} cannot be compiled here")
-    return rule
+    parameters = resolve_parameters(method, given.get(method, {}), len(sources))
+    tables, kept, waiting = ThresholdTables(base, sources), Kept(), _Waiting(kernels)
+
+    def write(live: dict[str, Tensor]) -> None:
+        resolved = resolve_options(method, options)
+        group = Group(tuple(base), base, tuple(sources), parameters, resolved, 0, tables, tuple(base))
+        rule = fused_rule(method, group, waiting, torch.bfloat16, kernels.device, kept)
+        if rule is None:
+            raise SystemExit(f"{method} cannot be compiled here")
+        rule.write(live)
+
+    return write
 
 
 class _Waiting(Kernels):

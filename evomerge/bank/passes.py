@@ -7,8 +7,8 @@ the numbers of a formula. The bits are those of the methods' own functions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -50,11 +50,37 @@ class Plan:
     scope_of: Callable[[str], tuple[str, ...]] = lambda name: (name,)
 
 
-Cosines = MutableMapping[tuple[str, ...], float]
-"""(tensor name, ...) -> the cosine between two sources, which does not depend on the candidate."""
+@dataclass(frozen=True)
+class Span:
+    """A piece `[start, stop)` of one flattened tensor.
+
+    Attributes:
+        compiled: whether a kernel takes it; what fills no vector is merged eagerly.
+        models: the piece of the base, where the formula has one, and of each source; where they lie.
+    """
+
+    start: int
+    stop: int
+    compiled: bool
+    models: tuple[Tensor, ...]
 
 
-def plan(method: str, group: Group, cosines: Cosines) -> Plan | None:
+@dataclass(frozen=True)
+class Kept:
+    """What does not depend on the candidate, for one set of sources: found when it is first needed.
+
+    Attributes:
+        cosines: tensor name -> the cosine between two sources.
+        signs: scope -> whether the majority of its elected sums was positive in the last merge. Only a guess.
+        spans: (tensor name, whether the base is read) -> its pieces.
+    """
+
+    cosines: MutableMapping[str, float] = field(default_factory=dict)
+    signs: MutableMapping[tuple[str, ...], bool] = field(default_factory=dict)
+    spans: MutableMapping[tuple[str, bool], tuple[Span, ...]] = field(default_factory=dict)
+
+
+def plan(method: str, group: Group, cosines: MutableMapping[str, float]) -> Plan | None:
     """The rule as a formula, or None where the method has none.
 
     Raises:
@@ -93,10 +119,10 @@ def _linear_weights(group: Group) -> list[float]:
     return [weight / total for weight in weights]
 
 
-def _slerp_factors(group: Group, name: str, cosines: Cosines) -> list[Factors]:
-    if (name,) not in cosines:
-        cosines[name,] = cosine(group, name)
-    return [Factors(share) for share in slerp_shares(cosines[name,], group.shared("t"))]
+def _slerp_factors(group: Group, name: str, cosines: MutableMapping[str, float]) -> list[Factors]:
+    if name not in cosines:
+        cosines[name] = cosine(group, name)
+    return [Factors(share) for share in slerp_shares(cosines[name], group.shared("t"))]
 
 
 def _dare_ties(group: Group) -> Plan | None:
@@ -134,8 +160,8 @@ class FusedRule:
     """A rule with a kernel for each of its tensors.
 
     The sign of an exactly zero sum is that of most elements of the tensor's scope, which is known only when all of the
-    scope have been merged. So it is assumed to be what it was last time (`signs`), and where that turns out wrong the
-    scope is merged once more.
+    scope have been merged. So it is assumed to be what it was last time, and where that turns out wrong the scope is
+    merged once more.
     """
 
     def __init__(
@@ -145,21 +171,22 @@ class FusedRule:
         kernels: Mapping[str, tuple[KernelKind, Kernel]],
         dtype: torch.dtype,
         device: torch.device,
-        signs: MutableMapping[tuple[str, ...], bool],
+        kept: Kept,
     ) -> None:
         """
         Args:
             kernels: by tensor name, for all names of the group and all scopes that they vote in.
             dtype, device: of the outputs. What of the sources lies elsewhere is streamed there.
-            signs: scope -> whether its majority was positive. Only a guess; kept up to date.
+            kept: of these sources; kept up to date.
         """
         self._group = group
         self._plan = plan
         self._kernels = kernels
         self._dtype = dtype
         self._device = device
-        self._signs = signs
-        self._last: tuple[object, tuple[Tensor, Tensor]] = None, pack([Factors()])
+        self._kept = kept
+        self._factors: dict[str, list[Factors]] = {}
+        self._packed: dict[bool, dict[str, tuple[Tensor, Tensor]]] = {}
 
     def write(self, outputs: Mapping[str, Tensor]) -> None:
         """Merge each tensor of the rule into the output of its name, which has the rule's dtype and device.
@@ -168,7 +195,7 @@ class FusedRule:
             MergeError: a merged tensor is not finite. Outputs are then partly written.
         """
         for scope, names in self._scopes().items():
-            assumed = self._signs.get(scope, True)
+            assumed = self._kept.signs.get(scope, True)
             votes = sum(self._merge(name, outputs[name], positive=assumed) for name in names)
             if self._settled(scope, names, votes) != assumed:
                 for name in names:
@@ -201,7 +228,7 @@ class FusedRule:
             return True
         for name in set(scope).difference(counted):
             votes += self._merge(name, None, positive=True)
-        self._signs[scope] = votes > 0
+        self._kept.signs[scope] = votes > 0
         return votes > 0
 
     def _merge(self, name: str, out: Tensor | None, *, positive: bool) -> float:
@@ -214,27 +241,40 @@ class FusedRule:
         return votes
 
     def _pass(self, name: str, out: Tensor | None, *, positive: bool) -> float:
-        group, (kind, kernel) = self._group, self._kernels[name]
-        device, elements = self._device, group.like(name).numel()
-        size = CPU_CHUNK if device.type == "cpu" else DEVICE_CHUNK
-        discarded = torch.empty(min(size, elements) if out is None else 0, dtype=self._dtype, device=device)
-        factors = tuple(self._plan.factors(name))
-        numbers, words = self._packed(factors, positive)
-        models = [model[name].reshape(-1) for model in _models(group, kind)]
+        kind, kernel = self._kernels[name]
+        spans = self._spans(name, kind)
+        if out is None:
+            longest = max((span.stop - span.start for span in spans), default=0)
+            discarded = torch.empty(longest, dtype=self._dtype, device=self._device)
+        numbers, words = self._numbers(name, positive)
         checks = []
-        for start, stop, compiled in _cut(elements, size, LANES if device.type == "cpu" else 1):
-            pieces = [model[start:stop].to(device, non_blocking=True) for model in models]
-            written = discarded[: stop - start] if out is None else out[start:stop]
-            arguments = [*pieces, numbers, moved(words, factors, start), written]
-            checks.append(kernel(arguments) if compiled else kind.run(*arguments))
+        for span in spans:
+            pieces = [model.to(self._device, non_blocking=True) for model in span.models]
+            written = discarded[: span.stop - span.start] if out is None else out[span.start : span.stop]
+            arguments = [*pieces, numbers, moved(words, self._factors[name], span.start), written]
+            checks.append(kernel(arguments) if span.compiled else kind.run(*arguments))
         return self._checked(name, checks)
 
-    def _packed(self, factors: tuple[Factors, ...], positive: bool) -> tuple[Tensor, Tensor]:
-        """The numbers on the device: those of the last tensor, if they are the same."""
-        if (factors, positive) != self._last[0]:
-            tensors = pack(factors, self._plan.scale, 1.0 if positive else -1.0)
-            self._last = (factors, positive), (tensors[0].to(self._device), tensors[1].to(self._device))
-        return self._last[1]
+    def _spans(self, name: str, kind: KernelKind) -> tuple[Span, ...]:
+        """The pieces of a tensor. They are kept, which takes no memory, unless flattening had to copy the tensor."""
+        key = name, kind.base is not None
+        if key in self._kept.spans:
+            return self._kept.spans[key]
+        tensors = [model[name] for model in _models(self._group, kind)]
+        spans = tuple(_cut([tensor.reshape(-1) for tensor in tensors], self._device))
+        if all(tensor.is_contiguous() for tensor in tensors):
+            self._kept.spans[key] = spans
+        return spans
+
+    def _numbers(self, name: str, positive: bool) -> tuple[Tensor, Tensor]:
+        """The numbers and words of a tensor, on the device: those of all the rule's tensors are sent there at once."""
+        if not self._factors:
+            self._factors = {each: self._plan.factors(each) for each in self._kernels}
+        if positive not in self._packed:
+            both = pack(list(self._factors.values()), self._plan.scale, 1.0 if positive else -1.0)
+            numbers, words = (tensor.to(self._device).unbind() for tensor in both)
+            self._packed[positive] = dict(zip(self._factors, zip(numbers, words, strict=True), strict=True))
+        return self._packed[positive][name]
 
     def _checked(self, name: str, checks: list[Tensor]) -> float:
         """The sum of what the kernels returned, or a refusal of what is not finite."""
@@ -264,9 +304,7 @@ def fused_rule(
     kernels: Kernels,
     dtype: torch.dtype,
     device: torch.device,
-    *,
-    cosines: Cosines,
-    signs: MutableMapping[tuple[str, ...], bool],
+    kept: Kept,
 ) -> FusedRule | None:
     """The rule ready to be merged in one pass, or None where it is to be merged eagerly: the method has no formula, a
     tensor a type without kernels, or a kernel is not there (yet).
@@ -274,27 +312,27 @@ def fused_rule(
     Raises:
         MergeError: the parameters give no merge.
     """
-    made = plan(method, group, cosines)
+    made = plan(method, group, kept.cosines)
     needed = None if made is None else kinds(group, made, dtype)
     if made is None or needed is None:
         return None
     worthwhile = group.elements(group.names) >= WORTH_COMPILING
     found = {kind: kernels.find(kind, compile_missing=worthwhile) for kind in set(needed.values())}
     ready = {name: (kind, kernel) for name, kind in needed.items() if (kernel := found[kind]) is not None}
-    return FusedRule(group, made, ready, dtype, device, signs) if len(ready) == len(needed) else None
+    return FusedRule(group, made, ready, dtype, device, kept) if len(ready) == len(needed) else None
 
 
-def _cut(elements: int, size: int, lanes: int) -> Iterator[tuple[int, int, bool]]:
-    """(start, stop, whether a kernel takes it): pieces of `size` elements, and what fills no vector of `lanes`."""
-    for start in range(0, elements, size):
-        stop = min(start + size, elements)
+def _cut(models: Sequence[Tensor], device: torch.device) -> Iterator[Span]:
+    """Pieces of so many elements, and what fills no vector."""
+    size, lanes = (CPU_CHUNK, LANES) if device.type == "cpu" else (DEVICE_CHUNK, 1)
+    for start in range(0, models[0].numel(), size):
+        stop = min(start + size, models[0].numel())
         end = stop - (stop - start) % lanes
         if end - start < SHORTEST:
             end = start
-        if start < end:
-            yield start, end, True
-        if end < stop:
-            yield end, stop, False
+        for first, last, compiled in ((start, end, True), (end, stop, False)):
+            if first < last:
+                yield Span(first, last, compiled, tuple(model[first:last] for model in models))
 
 
 def _models(group: Group, kind: KernelKind) -> list[Mapping[str, Tensor]]:

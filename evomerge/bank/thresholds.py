@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import torch
 TOLERANCE = 1e-5  # of the elements of a scope may be kept or dropped wrongly
 SORTED_AT_ONCE = 1 << 24  # magnitudes, in float32: bounds the memory of making a table, not its result
 PIECE = 1 << 20
+_INFINITY = np.float32(np.inf)
 
 Floats = npt.NDArray[np.float32]
 Ranks = npt.NDArray[np.int64]
@@ -48,6 +50,19 @@ class Table:
         between = np.where(np.signbit(self.values[left]), low, line)
         return np.where(self.ranks[right] == ranks, high, between)
 
+    def at_rank(self, rank: int) -> float:
+        """`at` for a single rank, to the same bits and several times faster: a candidate asks for hundreds of them."""
+        right = int(self.ranks.searchsorted(rank))
+        high = abs(float(self.values[right]))
+        if right == 0 or self.ranks[right] == rank:
+            return high
+        before, first = self.values[right - 1], int(self.ranks[right - 1])
+        low = abs(float(before))
+        if math.copysign(1.0, before) < 0:
+            return low
+        line = np.float32(low + (rank - first) / (int(self.ranks[right]) - first) * (high - low))
+        return min(max(float(line), float(np.nextafter(before, _INFINITY))), high)
+
 
 class ThresholdTables:
     """Order statistics of |source − base| over any scope of tensors, for one fixed list of sources.
@@ -76,7 +91,7 @@ class ThresholdTables:
         key = (source, scope)
         if key not in self._tables:
             self._tables[key] = make_table(lambda: self._magnitudes(source, scope), self._elements(scope))
-        return float(self._tables[key].at(np.array([k - 1]))[0])
+        return self._tables[key].at_rank(k - 1)
 
     def _elements(self, scope: Sequence[str]) -> int:
         return sum(self._base[name].numel() for name in scope)

@@ -14,7 +14,7 @@ import torch
 
 from evomerge.bank.fused import Kernels
 from evomerge.bank.memory import memory_need, total_memory
-from evomerge.bank.passes import FusedRule, fused_rule
+from evomerge.bank.passes import FusedRule, Kept, fused_rule
 from evomerge.bank.placement import Machine, place_sources, placed, this_machine
 from evomerge.bank.source_files import SourceFiles
 from evomerge.bank.thresholds import ThresholdTables
@@ -86,8 +86,7 @@ class WeightBank:
         self._mergeable = tuple(entry.name for entry in base.catalogue.mergeable)
         self._tables: dict[tuple[str, ...], ThresholdTables] = {}
         self._kernels = kernels or Kernels(device)
-        self._cosines: dict[tuple[str, ...], dict[tuple[str, ...], float]] = defaultdict(dict)
-        self._signs: dict[tuple[str, ...], bool] = {}
+        self._kept: dict[tuple[str, ...], Kept] = defaultdict(Kept)
         self._model: Any = None
         self._live: dict[str, torch.Tensor] = {}
         self._written: dict[str, str] = {}
@@ -199,15 +198,7 @@ class WeightBank:
             self._thresholds(rule.sources),
             self._mergeable,
         )
-        return fused_rule(
-            rule.method,
-            group,
-            self._kernels,
-            self.dtype,
-            self.device,
-            cosines=self._cosines[rule.sources],
-            signs=self._signs,
-        )
+        return fused_rule(rule.method, group, self._kernels, self.dtype, self.device, self._kept[rule.sources])
 
     def _merge(self, rule: Rule, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
         return merge_group(

@@ -73,26 +73,40 @@ class Factors:
     drop: Drop | None = None
 
 
-def pack(factors: Sequence[Factors], scale: float = 1.0, zero_sign: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The tensors `numbers` and `words` for the elements from index 0; `moved` gives the words of later ones."""
-    drops = [factor.drop or Drop(0, 0.0) for factor in factors]
-    numbers = torch.tensor(
-        [
-            [factor.weight for factor in factors],
-            [factor.threshold for factor in factors],
-            [drop.divisor for drop in drops],
-            [drop.factor for drop in drops],
-            [scale] * len(factors),
-            [zero_sign] * len(factors),
-        ],
-        dtype=torch.float32,
-    )
-    if not any(factor.drop for factor in factors):
-        return numbers, torch.zeros((len(Words), len(factors)), dtype=torch.int32)
-    limits = [math.ceil(drop.drop_rate * (1 << 24)) for drop in drops]
+def pack(tensors: Sequence[Sequence[Factors]], scale: float = 1.0, zero_sign: float = 1.0) -> tuple[Tensor, Tensor]:
+    """`numbers` and `words` of several tensors, with one more dimension in front.
+
+    Args:
+        tensors: the factors of each tensor, one per source.
+
+    Returns:
+        float32 of shape (tensors, 6, sources) and int32 of shape (tensors, 4, sources), for the elements from index 0;
+        `moved` gives the words of later ones.
+    """
+    undropped = Drop(0, 0.0)
+    numbers = torch.tensor([_numbers(factors, undropped, scale, zero_sign) for factors in tensors], dtype=torch.float32)
+    if not any(factor.drop for factors in tensors for factor in factors):
+        return numbers, torch.zeros((len(tensors), len(Words), numbers.shape[-1]), dtype=torch.int32)
+    return numbers, torch.tensor([_words(factors, undropped) for factors in tensors], dtype=torch.int32)
+
+
+def _numbers(factors: Sequence[Factors], undropped: Drop, scale: float, zero_sign: float) -> list[list[float]]:
+    drops = [factor.drop or undropped for factor in factors]
+    return [
+        [factor.weight for factor in factors],
+        [factor.threshold for factor in factors],
+        [drop.divisor for drop in drops],
+        [drop.factor for drop in drops],
+        [scale] * len(factors),
+        [zero_sign] * len(factors),
+    ]
+
+
+def _words(factors: Sequence[Factors], undropped: Drop) -> list[list[int]]:
+    drops = [factor.drop or undropped for factor in factors]
     keys = [index_words(drop.key, 0) for drop in drops]
-    rows = [limits, [low for low, _, _ in keys], [high for _, high, _ in keys], [start for _, _, start in keys]]
-    return numbers, torch.tensor(rows, dtype=torch.int32)
+    limits = [math.ceil(drop.drop_rate * (1 << 24)) for drop in drops]
+    return [limits, [low for low, _, _ in keys], [high for _, high, _ in keys], [start for _, _, start in keys]]
 
 
 def moved(words: Tensor, factors: Sequence[Factors], start: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from evomerge.bank import passes
 from evomerge.bank.fused import KernelKind, Kernels, package_path
-from evomerge.bank.passes import fused_rule, kinds, plan
+from evomerge.bank.passes import Kept, fused_rule, kinds, plan
 from evomerge.bank.thresholds import ThresholdTables
 from evomerge.errors import MergeError
 from evomerge.merging.formulas import Formula
@@ -82,7 +82,7 @@ def group_of(method, options, dtypes, names=tuple(SIZES), tables=True, seed=0):
 
 def assert_same_bits(method, group, dtype, kernels):
     expected = {name: tensor.to(dtype) for name, tensor in METHOD_FUNCTIONS[method](group)}
-    rule = fused_rule(method, group, kernels, dtype, CPU, cosines={}, signs={})
+    rule = fused_rule(method, group, kernels, dtype, CPU, Kept())
     written = {name: torch.full((SIZES[name],), 7.0, dtype=dtype) for name in group.names}
     rule.write(written)
     for name, tensor in expected.items():
@@ -145,7 +145,7 @@ def test_thresholds_can_be_counted_as_well_as_looked_up():
 
 def test_an_output_that_is_not_contiguous_is_written_all_the_same():
     group = group_of("ties", {}, (torch.bfloat16,) * 4, names=("d",))
-    rule = fused_rule("ties", group, EagerKernels(), torch.bfloat16, CPU, cosines={}, signs={})
+    rule = fused_rule("ties", group, EagerKernels(), torch.bfloat16, CPU, Kept())
     straight, strided = torch.zeros(SIZES["d"]).bfloat16(), torch.zeros(SIZES["d"], 2).bfloat16()[:, 0]
     rule.write({"d": straight})
     rule.write({"d": strided})
@@ -158,7 +158,7 @@ def test_n5_what_is_not_finite_is_refused_by_name(method, bad):
     group = group_of(method, {}, (torch.float32,) * 4, names=("c",))
     group.sources[0]["c"][3] = bad
     group.sources[1]["c"][3] = bad
-    rule = fused_rule(method, group, EagerKernels(), torch.float16, CPU, cosines={}, signs={})
+    rule = fused_rule(method, group, EagerKernels(), torch.float16, CPU, Kept())
     with pytest.raises(MergeError, match="'c' of the merge is not finite in float16"):
         rule.write({"c": torch.zeros(SIZES["c"], dtype=torch.float16)})
 
@@ -166,7 +166,7 @@ def test_n5_what_is_not_finite_is_refused_by_name(method, bad):
 def test_a_type_without_kernels_is_merged_eagerly():
     group = group_of("linear", {}, (torch.float64,) * 4)
     assert kinds(group, plan("linear", group, {}), torch.float32) is None
-    assert fused_rule("linear", group, EagerKernels(), torch.float32, CPU, cosines={}, signs={}) is None
+    assert fused_rule("linear", group, EagerKernels(), torch.float32, CPU, Kept()) is None
 
 
 BFLOAT16 = ("bfloat16",) * 3
@@ -215,7 +215,7 @@ def test_a_compiled_kernel_is_loaded_without_the_compiler():
 def test_small_rules_never_start_a_compiler(tmp_path):
     group = group_of("task_arithmetic", {}, (torch.bfloat16,) * 4)
     kernels = Kernels(CPU, tmp_path)
-    assert fused_rule("task_arithmetic", group, kernels, torch.bfloat16, CPU, cosines={}, signs={}) is None
+    assert fused_rule("task_arithmetic", group, kernels, torch.bfloat16, CPU, Kept()) is None
     assert list(tmp_path.iterdir()) == []
 
 

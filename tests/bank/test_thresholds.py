@@ -36,6 +36,15 @@ def test_every_threshold_of_a_small_scope_keeps_exactly_the_right_elements(value
     assert worst_error(torch.tensor(values, dtype=torch.float32)) == 0
 
 
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.floats(min_value=0, width=32, allow_infinity=False), min_size=1, max_size=60))
+def test_one_rank_alone_gives_the_bits_of_many_at_once(values):
+    few = make_table(lambda: [torch.tensor(values, dtype=torch.float32)], len(values))
+    thinned = make_table(lambda: [differences(300_000, torch.bfloat16, seed=len(values))], 300_000)
+    for table, ranks in ((few, np.arange(len(values))), (thinned, np.arange(0, 300_000, 3_001))):
+        assert np.array([table.at_rank(int(rank)) for rank in ranks], np.float32).tobytes() == table.at(ranks).tobytes()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("count", [1, 2, 768, 65_536, 100_000, 700_001])
 def test_a_threshold_is_right_to_one_element_in_a_hundred_thousand(count, dtype):
