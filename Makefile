@@ -38,11 +38,12 @@ bench: install
 	for name in merge score candidate memory scale dam controller verdict; do \
 		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
 
-# What the search itself is worth: samplers on synthetic landscapes, racing, several objectives. About two hours.
+# What the search itself is worth: samplers on synthetic landscapes and toy models, racing, several objectives.
 bench-search: install
+	for fraction in target noisy wide toy; do \
+		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/search.py --fraction $$fraction --processes 2 || exit 1; done
 	for name in racing fidelity pareto; do \
 		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/search.py --fraction most --processes 2
 
 check: install
 	$(BIN)/ruff check .

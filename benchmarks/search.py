@@ -1,6 +1,6 @@
 """How far samplers come with few evaluations and workers that do not wait for each other, on synthetic landscapes.
 
-    python benchmarks/search.py [--fraction quick|target|small|most|full] [--processes 2] [--json] [--plots FOLDER]
+    python benchmarks/search.py [--fraction NAME] [--processes 2] [--json] [--plots FOLDER]
 
 Workers are simulated, and so is time: an evaluation takes a log-normal time (sigma 0.3, median 1) that is drawn by the
 seed and the number of the evaluation, and nobody sleeps. Every sampler meets the same instances and durations, through
@@ -11,9 +11,14 @@ the same interface and with its defaults:
                 generation                    random    uniform draws
     barrier     pycma itself, generation by generation
 
-With two processes on two cores `quick` takes 3 minutes, `target` 15, `small` 20, `most` an hour, `full` about three.
+The full design takes about three hours with two processes on two cores. Fractions of it:
 
-*Regret* is 1 less the true quality of the best trial so far; where scores are noisy, of the trial that scored best.
+    quick       two seeds                                    target      24 dimensions, 8 workers, 20 seeds
+    noisy       the same, scores of 200 items                wide        32 workers, 1,200 evaluations
+    toy         merges of the toy models, 100 evaluations    small       all but 72 dimensions, 5 seeds
+
+*Regret* is 1 less the true quality of the best trial so far; where scores are noisy, of the trial that scored best. Of
+the toy models the quality is the score on items that the search does not see, of which nobody knows the best.
 *Used* is the share of finished evaluations that the sampler learned from, *utilisation* the share of the workers' time
 in which they were busy, and *kept_busy* the same until the last evaluation begins: the end, where workers run out of
 work, is no matter of the sampler. Medians over the seeds; *ratio* is the median of the paired ratios of regrets to
@@ -32,7 +37,7 @@ import os
 import statistics
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -40,6 +45,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: the matrices are 
 
 import numpy as np
 import optuna
+import toy_landscape
 from landscapes import LANDSCAPES, Landscape, landscape
 from machine import progress, report
 from numpy.typing import NDArray
@@ -54,7 +60,8 @@ with warnings.catch_warnings():
 
 Point = NDArray[np.float64]
 
-BUDGETS: Final = (200, 400)
+EVALUATIONS: Final = 400
+TPE_EVALUATIONS: Final = 200  # at most: it takes a second for each
 ITEMS: Final = 200  # of a noisy evaluation
 LEAST: Final = 1e-6  # regret
 MOMENTS: Final = 20  # of a course
@@ -68,14 +75,23 @@ class Fraction:
     dimensions: tuple[int, ...]
     workers: tuple[int, ...]
     seeds: int
-    noisy: tuple[int, ...]  # numbers of workers that are also measured with noise
+    noisy: tuple[int, ...] = ()  # numbers of workers that are also measured with noise
+    evaluations: int = EVALUATIONS
+    landscapes: tuple[str, ...] = tuple(LANDSCAPES)
+
+    @property
+    def budgets(self) -> tuple[int, int]:
+        """After how many evaluations the regret is reported."""
+        return self.evaluations // 2, self.evaluations
 
 
 FRACTIONS: Final = {
     "quick": Fraction((24,), (8,), 2, (8,)),
-    "target": Fraction((24,), (8,), 20, ()),
+    "target": Fraction((24,), (8,), 20),
+    "noisy": Fraction((24,), (), 20, (8,)),
+    "wide": Fraction((24,), (32,), 5, evaluations=1200),
+    "toy": Fraction((toy_landscape.DIMENSIONS,), (8,), 3, evaluations=100, landscapes=("toy",)),
     "small": Fraction((8, 24), (1, 8, 32), 5, (8,)),
-    "most": Fraction((8, 24), (1, 8, 32), 20, (8,)),
     "full": Fraction((8, 24, 72), (1, 8, 32), 20, (8,)),
 }
 
@@ -89,6 +105,7 @@ class Cell:
     dimensions: int
     workers: int
     sampler: str
+    evaluations: int
 
 
 @dataclass(frozen=True)
@@ -226,35 +243,42 @@ def main() -> None:
     parser.add_argument("--samplers", nargs="+", choices=list(SAMPLERS), default=list(SAMPLERS), help="default: all")
     parser.add_argument("--first-seed", type=int, default=1000, help="default 1000; the defaults were tuned on 0 to 19")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time (default 1)")
-    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="regret against time, as PNG; needs matplotlib")
+    parser.add_argument(
+        "--plots",
+        type=Path,
+        metavar="FOLDER",
+        help="where to write FRACTION.png, regret against time; needs matplotlib",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output, no table")
     arguments = parser.parse_args()
     fraction = FRACTIONS[arguments.fraction]
     cells = [cell for cell in _cells(fraction) if cell.sampler in arguments.samplers]
     seeds = range(arguments.first_seed, arguments.first_seed + fraction.seeds)
     courses = _run_all(cells, seeds, arguments.processes)
-    rows = [_row(cell, courses) for cell in cells]
+    rows = [_row(cell, fraction.budgets, courses) for cell in cells]
     if arguments.plots:
-        plot(rows, arguments.plots)
+        plot(rows, arguments.plots / f"{arguments.fraction}.png")
     document = {
         "benchmark": "search",
         "fraction": arguments.fraction,
         "seeds": [seeds[0], seeds[-1]],
-        "ratio": {sampler: _ratios(cells, courses, sampler) for sampler in arguments.samplers},
+        "ratio": _ratios([cell for cell in cells if cell.items is None], fraction.budgets, courses),
+        "ratio with noise": _ratios([cell for cell in cells if cell.items], fraction.budgets, courses),
     }
     shown = rows if arguments.json else [{name: row[name] for name in row if name != "course"} for row in rows]
     report(document, shown, arguments.json)
     if not arguments.json:
-        print(f"regret / {REFERENCE}'s without noise, median over landscapes and seeds: {document['ratio']}")
+        for name in ("ratio", "ratio with noise"):
+            print(f"{name}, regret / {REFERENCE}'s, median over landscapes and seeds: {document[name]}")
 
 
-def simulate(contestant: Contestant, where: Landscape, cell: Cell, seed: int) -> Course:
+def simulate(contestant: Contestant, where: Landscape | toy_landscape.ToyModels, cell: Cell, seed: int) -> Course:
     """Let the workers work until the budget is spent."""
     running: list[tuple[float, int, Any, Point]] = []
     regrets: list[float] = []
     times: list[float] = []
     spans: list[tuple[float, float]] = []
-    best, clock, asked, budget = -np.inf, 0.0, 0, _budget(cell)
+    best, clock, asked, budget = -np.inf, 0.0, 0, cell.evaluations
     while len(regrets) < budget:
         while len(running) < cell.workers and asked < budget and contestant.ready():
             handle, point = contestant.ask()
@@ -292,14 +316,11 @@ def cma_es_popsize(dimensions: int) -> int:
 
 def _cells(fraction: Fraction) -> Iterator[Cell]:
     kinds = [(workers, None) for workers in fraction.workers] + [(workers, ITEMS) for workers in fraction.noisy]
-    for name, dimensions, (workers, items) in itertools.product(LANDSCAPES, fraction.dimensions, kinds):
+    for name, dimensions, (workers, items) in itertools.product(fraction.landscapes, fraction.dimensions, kinds):
         for sampler in SAMPLERS:
+            budget = min(fraction.evaluations, TPE_EVALUATIONS if sampler == "tpe" else fraction.evaluations)
             if sampler != "tpe" or dimensions <= 24:
-                yield Cell(name, items, dimensions, workers, sampler)
-
-
-def _budget(cell: Cell) -> int:
-    return BUDGETS[0] if cell.sampler == "tpe" else BUDGETS[-1]
+                yield Cell(name, items, dimensions, workers, sampler, budget)
 
 
 def _run_all(cells: Sequence[Cell], seeds: Sequence[int], processes: int) -> dict[Cell, list[Course]]:
@@ -318,14 +339,16 @@ def _run(task: tuple[Cell, int]) -> Course:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
     contestant = SAMPLERS[cell.sampler](cell.dimensions, cell.workers, seed)
+    if cell.landscape == "toy":
+        return simulate(contestant, toy_landscape.toy_models(), cell, seed)
     return simulate(contestant, landscape(cell.landscape, cell.dimensions, seed), cell, seed)
 
 
-def _row(cell: Cell, courses: Mapping[Cell, Sequence[Course]]) -> dict[str, Any]:
+def _row(cell: Cell, budgets: Sequence[int], courses: Mapping[Cell, Sequence[Course]]) -> dict[str, Any]:
     runs = courses[cell]
     used = [run.used for run in runs if run.used is not None]
-    regrets = {f"regret_{budget}": _median_regret(runs, budget) for budget in BUDGETS}
-    ratios = {f"ratio_{budget}": _median(_paired(cell, courses, budget)) for budget in BUDGETS}
+    regrets = {f"regret_{budget}": _median_regret(runs, budget) for budget in budgets}
+    ratios = {f"ratio_{budget}": _median(_paired(cell, courses, budget)) for budget in budgets}
     return {
         "landscape": cell.landscape,
         "items": cell.items,
@@ -352,21 +375,25 @@ def _median_regret(runs: Sequence[Course], budget: int) -> float | None:
 
 def _paired(cell: Cell, courses: Mapping[Cell, Sequence[Course]], budget: int) -> list[float]:
     """The regrets as shares of the reference's, seed by seed."""
-    reference = Cell(cell.landscape, cell.items, cell.dimensions, cell.workers, REFERENCE)
+    same = (other for other in courses if replace(other, sampler=cell.sampler, evaluations=cell.evaluations) == cell)
+    reference = next((other for other in same if other.sampler == REFERENCE), None)
     return [
         max(run.regrets[budget - 1], LEAST) / max(other.regrets[budget - 1], LEAST)
-        for run, other in zip(courses[cell], courses.get(reference, []), strict=False)
+        for run, other in zip(courses[cell], courses[reference] if reference else [], strict=False)
         if len(run.regrets) >= budget
     ]
 
 
-def _ratios(cells: Sequence[Cell], courses: Mapping[Cell, Sequence[Course]], sampler: str) -> dict[str, float | None]:
-    """Over everything without noise."""
-    chosen = [cell for cell in cells if cell.sampler == sampler and cell.items is None]
-    return {
-        str(budget): _median([ratio for cell in chosen for ratio in _paired(cell, courses, budget)])
-        for budget in BUDGETS
-    }
+def _ratios(
+    cells: Sequence[Cell], budgets: Sequence[int], courses: Mapping[Cell, Sequence[Course]]
+) -> dict[str, dict[str, float | None]]:
+    """Sampler -> budget -> the median over all that it was run on."""
+    found: dict[str, dict[str, float | None]] = {}
+    for sampler in dict.fromkeys(cell.sampler for cell in cells):
+        chosen = [cell for cell in cells if cell.sampler == sampler]
+        ratios = {budget: [ratio for cell in chosen for ratio in _paired(cell, courses, budget)] for budget in budgets}
+        found[sampler] = {str(budget): _median(each) for budget, each in ratios.items()}
+    return found
 
 
 def _course(runs: Sequence[Course]) -> list[tuple[float, float]]:
@@ -381,26 +408,33 @@ def _regret_at(run: Course, moment: float) -> float:
     return run.regrets[max(done, 1) - 1]
 
 
-def plot(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """One picture per combination of landscape, noise, dimensions and workers: regret against simulated time."""
+def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """A picture with a panel per combination of landscape, noise, dimensions and workers: regret against time."""
     # An optional dependency, of plots alone.
     matplotlib = importlib.import_module("matplotlib")
     matplotlib.use("Agg")
     pyplot = importlib.import_module("matplotlib.pyplot")
 
-    folder.mkdir(parents=True, exist_ok=True)
     keys = ("landscape", "items", "dimensions", "workers")
-    for values, group in itertools.groupby(rows, key=lambda row: tuple(row[key] for key in keys)):
-        name, items, dimensions, workers = values
-        figure, axes = pyplot.subplots(figsize=(6, 4))
+    panels = [(key, list(group)) for key, group in itertools.groupby(rows, lambda row: tuple(row[k] for k in keys))]
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, grid = pyplot.subplots(
+        lines, columns, figsize=(4 * columns, 3 * lines), squeeze=False, layout="constrained"
+    )
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, ((name, items, dimensions, workers), group) in zip(grid.flat, panels, strict=False):
         for row in group:
             times, regrets = zip(*row["course"], strict=True)
             axes.semilogy(times, np.maximum(regrets, LEAST), label=row["sampler"])
         noise = f", {items} items" if items else ""
-        axes.set(title=f"{name}, {dimensions} dimensions, {workers} workers{noise}", xlabel="time", ylabel="regret")
-        axes.legend()
-        figure.savefig(folder / f"{name}-{dimensions}-{workers}{'-noisy' if items else ''}.png", dpi=120)
-        pyplot.close(figure)
+        axes.set_title(f"{name}, {dimensions} dimensions, {workers} workers{noise}", fontsize=9)
+        axes.set(xlabel="time, in evaluations", ylabel="regret")
+    grid.flat[0].legend(fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":
