@@ -1,6 +1,6 @@
 """What a search of several objectives finds on the toy models: its Pareto front against the merges that cost less.
 
-    python benchmarks/pareto.py [--trials 300] [--sampler nsgaii] [--settings JSON] [--json]
+    python benchmarks/pareto.py [--trials 300] [--sampler cma] [--settings JSON] [--json]
 
 The toy spec with one objective per task and without trained baselines, in this process, one thread; the search starts
 from the best baselines of its space. A point *dominates* a merge when it is at least as good on every task and better
@@ -24,7 +24,7 @@ from optuna._hypervolume import compute_hypervolume
 
 from evomerge.report.leaderboard import Line, leaderboard
 from evomerge.search import run_search
-from evomerge.spec import SearchSpec, load_spec
+from evomerge.spec import SearchSpec, load_spec, resolve
 from evomerge.study.opening import read_search
 
 TOY = Path(__file__).parent.parent / "examples" / "toy" / "search.yaml"
@@ -34,7 +34,7 @@ BASELINES = ["uniform-soup", "greedy-soup", "task-arithmetic", "ties", "dare-tie
 def main() -> None:
     parser = arguments(str(__doc__).partition("\n")[0])
     parser.add_argument("--trials", type=int, default=300)
-    parser.add_argument("--sampler", default="nsgaii")
+    parser.add_argument("--sampler", default="cma")
     parser.add_argument("--settings", type=json.loads, help="of the sampler, as JSON")
     parser.add_argument("--space", help="another search space by name")
     parser.add_argument("--seed", type=int, default=1)
@@ -89,7 +89,7 @@ def _spec(sampler: dict[str, Any], space: str | None, trials: int, seed: int, fo
         "storage": f"sqlite:///{folder}/pareto.db",
         "artifacts": str(folder / "artifacts"),
     }
-    return SearchSpec.model_validate(content)
+    return resolve(SearchSpec.model_validate(content), TOY.parent)
 
 
 def _point(line: Line) -> np.ndarray:

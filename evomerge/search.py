@@ -39,7 +39,7 @@ from evomerge.study.foundation import changed_versions
 from evomerge.study.incumbent import read_incumbent
 from evomerge.study.opening import Inputs, OpenSearch, open_inputs, open_search, placement_of
 from evomerge.study.records import Record
-from evomerge.study.samplers import CmaSampler
+from evomerge.study.samplers import CmaSampler, Goal
 from evomerge.study.standing import standing_of
 from evomerge.study.trials import best_trials
 from evomerge.training import DamSettings, PlannedTokens, planned_tokens
@@ -55,7 +55,7 @@ from evomerge.verdict import (
     winning_recipe,
 )
 from evomerge.verdict.stored import store_verdict
-from evomerge.warm_start import warm_points
+from evomerge.warm_start import goals, warm_points
 from evomerge.worker import calibration_texts, files_folder
 
 EARLY = ("uniform-soup",)  # normalisation, constraints and warm starts need these before the first trial
@@ -88,9 +88,10 @@ def run_search(spec: SearchSpec, *, ray: str | None = None, listener: Listener |
     """
     with stopping_on_signals() as stop, _session(spec, ray, listener or Listener(), stop) as session:
         chosen = spec.chosen_baselines
-        early = chosen if spec.warm_start.baselines else [each for each in chosen if each.name in EARLY]
+        first = spec.warm_start.baselines > 0 or spec.has_goals
+        early = chosen if first else [each for each in chosen if each.name in EARLY]
         session.make([baseline for baseline in early if baseline.name not in ON_REQUEST])
-        session.opened.search.enqueue(lambda: warm_points(session.opened))
+        session.opened.search.start(lambda: warm_points(session.opened), session.goals)
         session.say("searching")
         predicted = session.predict()
         session.search()
@@ -250,6 +251,10 @@ class _Session:
                 left_out[RANDOM_SEARCH] = str(error)
                 self.listener.on_phase(f"warning: {RANDOM_SEARCH} is left out: {error}")
         return left_out
+
+    def goals(self) -> list[Goal]:
+        """What a search with goals shall better: the baselines that have been made."""
+        return goals(self.opened, self.objective) if self.opened.inputs.spec.has_goals else []
 
     def predict(self) -> float:
         """Say how long the search will take, from what scoring the experts took. Returns seconds per candidate."""

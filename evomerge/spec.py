@@ -272,7 +272,12 @@ class SearchSpec(_Frozen):
     allow: tuple[Allowed, ...] = ()
 
     @model_validator(mode="after")
-    def _fidelity_fits(self) -> SearchSpec:
+    def _parts_fit(self) -> SearchSpec:
+        if self.has_goals and all(baseline.name in ON_REQUEST for baseline in self.chosen_baselines):
+            raise ValueError(
+                "the sampler cma with several objectives searches for what is better than the baselines; name some, or "
+                "use nsgaii, nsgaiii, tpe or gp"
+            )
         if self.objective.aggregate == "pareto" and self.fidelity.name != "full":
             raise ValueError(f"fidelity {self.fidelity.name} compares one value, but pareto has several; write full")
         if self.fidelity.name != "full" and self.sampler.name in COMPLETE_ONLY:
@@ -313,6 +318,11 @@ class SearchSpec(_Frozen):
             return self.baselines
         without = ON_REQUEST if self.has_calibration else (*ON_REQUEST, *TRAINED)
         return tuple(BaselineSpec(name=name) for name in BASELINES if name not in without)
+
+    @property
+    def has_goals(self) -> bool:
+        """Whether the sampler searches for what is better than the baselines on every task: see `GoalsSampler`."""
+        return self.objective.aggregate == "pareto" and self.sampler.name == "cma"
 
     @property
     def has_calibration(self) -> bool:

@@ -1,4 +1,4 @@
-"""Where a search starts besides the centre: merges that are known to be good, as points of its space."""
+"""What a search knows when it starts: merges that are known to be good, as points of its space and as goals."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from pathlib import Path
 from evomerge.baselines import current_baselines
 from evomerge.checkpoints.export import RECIPE_FILES
 from evomerge.errors import InvalidInput
+from evomerge.objective import Objective
 from evomerge.recipe import Recipe
 from evomerge.spaces.nearest import nearest_params
 from evomerge.spec import OtherStudy, WarmStartSpec
 from evomerge.study.opening import OpenSearch, read_search
+from evomerge.study.records import Record, read_scores
+from evomerge.study.samplers import Goal
 from evomerge.study.standing import standing_of
 from evomerge.study.trials import best_trials
 from evomerge.training.coefficients import mean_weights
@@ -35,17 +38,42 @@ def warm_points(opened: OpenSearch) -> list[Params]:
     return [point for number, point in enumerate(points) if point != centre and point not in points[:number]]
 
 
+def goals(opened: OpenSearch, objective: Objective) -> list[Goal]:
+    """The baselines as what a search of several objectives shall better, the best first; see `GoalsSampler`.
+
+    A trained merge is no point of the space: its place in it is only near.
+
+    Raises:
+        InvalidInput: none of the baselines could be made.
+    """
+    found = []
+    for row in _best_first(opened):
+        scores = read_scores(opened.artifacts, opened.storage, row.trial)
+        if scores is not None:
+            found.append(Goal(tuple(objective.points(scores)), None if row.recipe.files else _place(opened, row)))
+    if not found:
+        raise InvalidInput(
+            "the sampler cma with several objectives searches for what is better than the baselines, but none could be "
+            "made; see the reasons above, or use nsgaii, nsgaiii, tpe or gp"
+        )
+    return found
+
+
+def _best_first(opened: OpenSearch) -> list[Record]:
+    rows = current_baselines(opened.baselines, opened.inputs.spec, standing_of(opened.search.study))
+    return sorted(rows, key=lambda row: -row.value)
+
+
+def _place(opened: OpenSearch, row: Record) -> Params | None:
+    return dict(row.params) or _nearest(opened, row.recipe, files_folder(opened.artifacts))
+
+
 def _of_baselines(opened: OpenSearch, count: int) -> list[Params]:
     """Of the best baselines that have a place in the space. Those that have none are passed over."""
     if not count:
         return []
-    rows = current_baselines(opened.baselines, opened.inputs.spec, standing_of(opened.search.study))
-    found = []
-    for row in sorted(rows, key=lambda row: -row.value):
-        params = dict(row.params) or _nearest(opened, row.recipe, files_folder(opened.artifacts))
-        if params:
-            found.append(params)
-    return found[:count]
+    places = (_place(opened, row) for row in _best_first(opened))
+    return [place for place in places if place][:count]
 
 
 def _of_recipes(opened: OpenSearch, wanted: WarmStartSpec) -> list[Params]:

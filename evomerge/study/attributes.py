@@ -29,6 +29,7 @@ STATUS: Final = "evomerge:status"  # small summary that `evomerge status` prints
 WRITER: Final = "evomerge:writer"  # who writes, on storages without a file to lock
 WINNER: Final = "evomerge:winner"  # trial, digest and value of the trial that the search items name
 WARM: Final = "evomerge:warm_started"  # the points of the warm start have been enqueued
+GOALS: Final = "evomerge:goals"  # text: merges that a search of several objectives shall better, in JSON
 LOOKS: Final = "evomerge:held_out_looks"  # [winner's trial, digest of all that was compared] of each look at held-out
 DIGESTS: Final = "evomerge:digests"  # text: the winner's trial and the digest of each of its tensors as scored
 INCUMBENT: Final = (

@@ -30,7 +30,7 @@ from evomerge.study import attributes
 from evomerge.study.foundation import Foundation, lay_foundation, read_foundation
 from evomerge.study.lock import hold
 from evomerge.study.records import Records
-from evomerge.study.samplers import CatCmaSampler, CmaSampler, build_sampler
+from evomerge.study.samplers import CatCmaSampler, CmaSampler, GoalsSampler, build_sampler
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.storage import local_file, open_storage, redact, release, resolve_url, run_directory, with_retries
 from evomerge.worker import WorkerSetup, build_evaluator
@@ -283,7 +283,7 @@ def _foundation(inputs: Inputs, workers: int) -> Foundation:
         ),
         split=split_to_json(inputs.evaluator.split),
         batch_size=None,
-        popsize=sampler.popsize if isinstance(sampler, CmaSampler | CatCmaSampler) else None,
+        popsize=sampler.popsize if isinstance(sampler, CmaSampler | CatCmaSampler | GoalsSampler) else None,
     )
 
 

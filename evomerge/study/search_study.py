@@ -28,7 +28,7 @@ from evomerge.spaces.bound import BoundSpace
 from evomerge.study import attributes
 from evomerge.study.attributes import write_document, write_text
 from evomerge.study.items import summary
-from evomerge.study.samplers import CmaSampler
+from evomerge.study.samplers import CmaSampler, Goal, write_goals
 from evomerge.study.storage import at_once, with_retries
 from evomerge.study.trials import cost_to_json, finish_trial, is_feasible, read_cost, upload_items, value_of
 
@@ -306,16 +306,21 @@ class SearchStudy:
         self.check_hold()
         at_once(self._storage, lambda: write_text(self.study, key, text))
 
-    def enqueue(self, find: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
-        """Have the params that `find` finds proposed next, after the centre. Done, and asked for, once per study."""
+    def start(self, find: Callable[[], Sequence[Mapping[str, Any]]], aims: Callable[[], Sequence[Goal]] = list) -> None:
+        """Have the params that `find` finds proposed first, after the centre, and set the goals that `aims` finds.
+
+        Done, and asked for, once per study.
+        """
         if self.study.user_attrs.get(attributes.WARM):
             return
-        points = find()
+        points, goals = find(), aims()
 
         def store() -> None:
             self.check_hold()
             for point in (self._space.centre, *points):
                 self._enqueue_missing(point)
+            if goals:
+                write_goals(self.study, goals)
             self.study.set_user_attr(attributes.WARM, True)
 
         at_once(self._storage, store)

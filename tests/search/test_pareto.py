@@ -14,6 +14,8 @@ from evomerge.search import run_search
 from evomerge.spec import load_spec, override
 from evomerge.study import attributes
 from evomerge.study.opening import read_search
+from evomerge.study.records import read_records
+from evomerge.study.samplers.goals import read_goals
 from evomerge.study.trials import best_trials, value_of
 from evomerge.verdict import read_winner
 
@@ -54,11 +56,25 @@ def test_every_task_is_an_objective_and_the_mean_names_the_best(write_spec):
     assert "Pareto front" in console.export_text()
 
 
+def test_the_goals_of_cma_are_the_baselines_with_their_places_in_the_space(write_spec):
+    path = write_spec(**{**PARETO, "sampler": "cma", "baselines": ["uniform-soup", "ties", "task-arithmetic"]})
+    study = search(path, trials=20)
+    stored = read_search(load_spec(path))
+    baselines = {row.label: [task["value"] for task in row.tasks.values()] for row in read_records(stored.baselines)}
+    goals = read_goals(study)
+    assert sorted(list(goal.values) for goal in goals) == sorted(
+        baselines[name] for name in ("uniform-soup", "ties", "task-arithmetic")
+    )
+    assert sum(goal.params is not None for goal in goals) == 2  # ties is no point of the space
+    assert search(path, trials=22).trials[-1].number == 21  # goes on
+    assert read_goals(study) == goals
+
+
 def recording_console():
     return Console(record=True, width=140, file=io.StringIO())
 
 
-@pytest.mark.parametrize("sampler", ["nsgaii", "nsgaiii", "tpe"])
+@pytest.mark.parametrize("sampler", ["cma", "nsgaii", "nsgaiii", "tpe"])
 def test_a_search_of_several_objectives_goes_on(write_spec, sampler):
     changes = {**PARETO, "sampler": sampler}
     whole = search(write_spec("whole.yaml", name="whole", **changes), trials=14)
@@ -85,7 +101,8 @@ def test_the_best_meets_the_constraints(write_spec):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective": {"aggregate": "pareto"}}, "cma"),
+        ({"objective": {"aggregate": "pareto"}, "baselines": []}, "name some, or use nsgaii"),
+        ({"objective": {"aggregate": "pareto"}, "baselines": ["random-search"]}, "name some, or use nsgaii"),
         ({"objective": {"aggregate": "pareto"}, "sampler": "tpe", "fidelity": "race"}, "pareto has several"),
         ({"objective": {"constraints": [{"at_least": 0.1}]}}, "cma"),
         ({"objective": {"constraints": [{"task": "task_9", "at_least": 0.1}]}, "sampler": "tpe"}, "task_9"),

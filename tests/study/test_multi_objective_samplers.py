@@ -147,10 +147,13 @@ def test_a_constraint_that_is_not_a_number_is_refused() -> None:
         study.tell(ask(study, SPACE), 0.0)
 
 
+def test_a_sampler_of_one_number_names_those_that_serve_more() -> None:
+    with pytest.raises(InvalidInput, match="one objective, but there are 3; use cma, nsgaii, nsgaiii, tpe or gp"):
+        build("catcma")
+
+
 @pytest.mark.parametrize("name", ["cma", "catcma"])
-def test_samplers_of_one_number_name_those_that_serve_more(name: str) -> None:
-    with pytest.raises(InvalidInput, match="one objective, but there are 3; use nsgaii, nsgaiii, tpe or gp"):
-        build(name)
+def test_samplers_that_know_no_constraints_name_those_that_do(name: str) -> None:
     with pytest.raises(InvalidInput, match="cannot learn from constraints; use nsgaii, nsgaiii, tpe or gp"):
         build_sampler(name, {}, seed=1, space=SPACE, workers=1, constraints=limit)
 

@@ -14,10 +14,11 @@ from typing import Any, Final, Protocol
 from optuna.samplers import BaseSampler
 
 from evomerge.errors import InvalidInput, unknown_name
-from evomerge.study.samplers import catcma, cma, qmc, rebuilt
+from evomerge.study.samplers import catcma, cma, goals, qmc, rebuilt
 from evomerge.study.samplers.catcma import CatCmaSampler
 from evomerge.study.samplers.cma import CmaSampler
 from evomerge.study.samplers.constraints import ConstrainedSampler, Constraints
+from evomerge.study.samplers.goals import Goal, GoalsSampler, write_goals
 from evomerge.study.samplers.qmc import SobolSampler
 from evomerge.study.samplers.rebuilt import RebuiltSampler
 from evomerge.study.samplers.space import SamplerSpace
@@ -28,10 +29,13 @@ __all__ = [
     "CmaSampler",
     "ConstrainedSampler",
     "Constraints",
+    "Goal",
+    "GoalsSampler",
     "RebuiltSampler",
     "SamplerSpace",
     "SobolSampler",
     "build_sampler",
+    "write_goals",
 ]
 
 
@@ -52,8 +56,7 @@ SAMPLERS: Final[Mapping[str, _Builder]] = MappingProxyType(
     }
 )
 
-# What learns from one number per trial and from nothing else.
-_SINGLE = frozenset({"catcma", "cma"})
+_UNCONSTRAINED = frozenset({"catcma", "cma"})
 
 
 def build_sampler(
@@ -81,18 +84,23 @@ def build_sampler(
             counts as best.
         tie_breaker: user attribute of a trial that ranks trials of equal value, see `CmaSampler`. Others go without.
 
+    With several objectives `cma` is the `GoalsSampler`.
+
     Raises:
         InvalidInput: unknown sampler or setting, a value out of its range, or a space, several objectives or
             constraints that the sampler cannot serve.
     """
     if name not in SAMPLERS:
         raise unknown_name("sampler", name, SAMPLERS)
-    if name in _SINGLE and directions > 1:
+    if name == "catcma" and directions > 1:
         raise InvalidInput(
-            f"the sampler {name} optimises one objective, but there are {directions}; use nsgaii, nsgaiii, tpe or gp"
+            f"the sampler catcma optimises one objective, but there are {directions}; use cma, nsgaii, nsgaiii, tpe or "
+            "gp"
         )
-    if name in _SINGLE and constraints is not None:
+    if name in _UNCONSTRAINED and constraints is not None:
         raise InvalidInput(f"the sampler {name} cannot learn from constraints; use nsgaii, nsgaiii, tpe or gp")
-    build = partial(cma.build, tie_breaker=tie_breaker) if name == "cma" else SAMPLERS[name]
+    build = SAMPLERS[name]
+    if name == "cma":
+        build = partial(cma.build, tie_breaker=tie_breaker) if directions == 1 else goals.build
     sampler = build(settings, seed=seed, space=space, workers=workers)
     return sampler if constraints is None else ConstrainedSampler(sampler, constraints)

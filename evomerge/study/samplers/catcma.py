@@ -30,9 +30,9 @@ from optuna.trial import FrozenTrial
 from evomerge.errors import InvalidInput
 from evomerge.seeding import derive
 from evomerge.study.samplers import settings
-from evomerge.study.samplers.keyed import SEEDS, KeyedSampler
+from evomerge.study.samplers.keyed import SEEDS
+from evomerge.study.samplers.replayed import ReplayedSampler
 from evomerge.study.samplers.space import SamplerSpace
-from evomerge.study.samplers.told import in_tell_order
 from evomerge.study.samplers.unit_cube import UnitCube
 
 __all__ = ["CatCmaSampler", "build"]
@@ -64,7 +64,7 @@ def _default_popsize(dimensions: int) -> int:
     return 4 + math.floor(3 * math.log(max(dimensions, 1)))
 
 
-class CatCmaSampler(KeyedSampler):
+class CatCmaSampler(ReplayedSampler):
     """CatCMA with margin over floats, integers, steps and categories, conditional ones included.
 
     It starts at the centre of the space: the Gaussian at the centre's numbers (and in the middle of the range of those
@@ -138,8 +138,6 @@ class CatCmaSampler(KeyedSampler):
         return {name: params[name] for name in search_space}
 
     def _forget(self) -> None:
-        """Go back to the state before the first result."""
-        self._seen: list[int] = []
         self._told: list[int] = []
         self._population: list[tuple[Mapping[str, Any], float]] = []
         self._optimizer = self._coordinates.optimizer(self._sigma0, self._popsize)
@@ -147,16 +145,10 @@ class CatCmaSampler(KeyedSampler):
     def _key(self, *purpose: int | str) -> None:
         self._optimizer.reseed_rng(derive(self._seed, "catcma", *purpose) % SEEDS)
 
-    def _catch_up(self, study: Study, known: Sequence[FrozenTrial]) -> None:
-        """Learn from the trials that have finished since the last time."""
-        trials = in_tell_order(known)
-        if [trial.number for trial in trials[: len(self._seen)]] != self._seen:
-            self._forget()  # another study, or a trial was inserted before one that we have learned from
-        sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
-        for trial in trials[len(self._seen) :]:
-            self._seen.append(trial.number)
-            if trial.value is not None and math.isfinite(trial.value) and self._usable(trial.params):
-                self._learn(trial.number, trial.params, sign * trial.value)
+    def _hear(self, study: Study, trial: FrozenTrial, ordinal: int) -> None:
+        if trial.value is not None and math.isfinite(trial.value) and self._usable(trial.params):
+            loss = -trial.value if study.direction == StudyDirection.MAXIMIZE else trial.value
+            self._learn(trial.number, trial.params, loss)
 
     def _usable(self, params: Mapping[str, Any]) -> bool:
         return self._space.is_complete(params) and self._coordinates.contain(params)

@@ -13,14 +13,13 @@ pycma does the arithmetic (N. Hansen, "The CMA Evolution Strategy: A Tutorial", 
 
 This module speaks with Optuna; `cma_evolution` holds populations and restarts, and `cma_strategy` one run of pycma.
 
-Not covered: categorical parameters, conditional spaces, several objectives.
+Not covered: categorical parameters and conditional spaces. For several objectives see `goals`.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,14 +40,13 @@ from evomerge.study.samplers.cma_evolution import (
     Result,
 )
 from evomerge.study.samplers.cma_strategy import default_popsize
-from evomerge.study.samplers.keyed import KeyedSampler
+from evomerge.study.samplers.replayed import ReplayedSampler
 from evomerge.study.samplers.space import SamplerSpace
-from evomerge.study.samplers.told import in_tell_order
 from evomerge.study.samplers.unit_cube import UnitCube
 
-__all__ = ["CmaSampler", "build", "default_popsize"]
+__all__ = ["SIGMA0", "CmaSampler", "build", "default_popsize", "refuse_unsuitable"]
 
-_SIGMA0, _MEAN_EVERY = 0.2, 0
+SIGMA0, _MEAN_EVERY = 0.2, 0
 _SETTINGS = ("sigma0", "popsize", "generation_mode", "restarts", "mean_every")
 
 
@@ -62,7 +60,7 @@ def build(
     return CmaSampler(
         space,
         seed=seed,
-        sigma0=settings.number(given, "sigma0", _SIGMA0, low=0.0),
+        sigma0=settings.number(given, "sigma0", SIGMA0, low=0.0),
         popsize=settings.integer(given, "popsize", default, low=SMALLEST_POPSIZE),
         generation_mode=mode,
         restarts=settings.choice(given, "restarts", RESTARTS, "ipop"),
@@ -71,7 +69,7 @@ def build(
     )
 
 
-class CmaSampler(KeyedSampler):
+class CmaSampler(ReplayedSampler):
     """Covariance matrix adaptation over the unit cube, starting at the centre of the space.
 
     COMPLETE trials are told with their value and PRUNED ones with theirs (the last one reported), if it is finite and
@@ -105,19 +103,17 @@ class CmaSampler(KeyedSampler):
         space: SamplerSpace,
         *,
         seed: int,
-        sigma0: float = _SIGMA0,
+        sigma0: float = SIGMA0,
         popsize: int | None = None,
         generation_mode: str = "async",
         restarts: str = "ipop",
         mean_every: int = _MEAN_EVERY,
         tie_breaker: str | None = None,
     ) -> None:
-        _refuse_unsuitable(space)
+        refuse_unsuitable(space)
         super().__init__(space, seed=seed)
         self._cube = UnitCube(space.distributions)
         dimensions = len(self._cube.free)
-        if dimensions == 0:
-            raise InvalidInput("the search space has nothing to search: every parameter has a single value")
         self._settings = EvolutionSettings(
             sigma0=sigma0,
             popsize=default_popsize(dimensions) if popsize is None else popsize,
@@ -175,9 +171,7 @@ class CmaSampler(KeyedSampler):
         if isinstance(study.pruner, HyperbandPruner):
             raise InvalidInput("the cma sampler cannot learn from Hyperband's brackets; use another pruner, or tpe")
         if len(study.directions) > 1:
-            raise InvalidInput(
-                "the cma sampler optimises one objective; weigh them into one, or use nsgaii, nsgaiii, tpe or gp"
-            )
+            raise InvalidInput("this sampler optimises one objective; weigh them into one, or use GoalsSampler")
         super().before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -204,31 +198,16 @@ class CmaSampler(KeyedSampler):
         return self._evolution.waiting + running < self._evolution.popsize
 
     def _forget(self) -> None:
-        """Go back to the state before the first result."""
-        self._seen: list[int] = []
         self._told: list[int] = []
         centre = self._cube.encode(self._space.centre)
         self._evolution = Evolution(centre, self._cube.bins, derive(self._seed, "cma"), self._settings)
 
-    def _catch_up(self, study: Study, known: Sequence[FrozenTrial]) -> None:
-        """Learn from the trials that have finished since the last time."""
-        trials = in_tell_order(known)
-        if [trial.number for trial in trials[: len(self._seen)]] != self._seen:
-            self._forget()  # another study, or a trial was inserted before one that we have learned from
-        sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
-        half_asked = self._half_asked(known)
-        for trial in trials[len(self._seen) :]:
-            self._seen.append(trial.number)
-            if trial.value is not None and math.isfinite(trial.value) and self._cube.contains(trial.params):
-                self._told.append(trial.number)
-                ordinal = trial.number - bisect_left(half_asked, trial.number)
-                point = self._cube.encode(trial.params)
-                self._evolution.learn(Result(ordinal, point, sign * trial.value, self._companion(trial)))
-
-    def _half_asked(self, trials: Sequence[FrozenTrial]) -> list[int]:
-        """Numbers of the trials that never became a proposal: see `ordinal`."""
-        failed = (trial for trial in trials if trial.state == TrialState.FAIL)
-        return [trial.number for trial in failed if not self._space.is_complete(trial.params)]
+    def _hear(self, study: Study, trial: FrozenTrial, ordinal: int) -> None:
+        if trial.value is not None and math.isfinite(trial.value) and self._cube.contains(trial.params):
+            self._told.append(trial.number)
+            loss = -trial.value if study.direction == StudyDirection.MAXIMIZE else trial.value
+            point = self._cube.encode(trial.params)
+            self._evolution.learn(Result(ordinal, point, loss, self._companion(trial)))
 
     def _companion(self, trial: FrozenTrial) -> float:
         """What ranks the trial among those of the same value; behind all others if it has nothing to say."""
@@ -238,7 +217,10 @@ class CmaSampler(KeyedSampler):
         return float(value)
 
 
-def _refuse_unsuitable(space: SamplerSpace) -> None:
+def refuse_unsuitable(space: SamplerSpace) -> None:
+    """Refuse a space that is no box of numbers."""
+    if all(distribution.single() for distribution in space.distributions.values()):
+        raise InvalidInput("the search space has nothing to search: every parameter has a single value")
     categorical = [name for name, d in space.distributions.items() if isinstance(d, CategoricalDistribution)]
     if categorical:
         raise InvalidInput(

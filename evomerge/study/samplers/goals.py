@@ -1,0 +1,206 @@
+"""CMA-ES for several objectives: one search per goal, a goal being a known merge that shall be bettered on every one.
+
+With many objectives nearly every result is Pareto-optimal, which says little about where to go on. What is known says
+more: the values of merges that cost less. For each of them an `Evolution` maximises
+
+    a(v) = mean_t min(v_t - b_t, 0) + rho * mean_t (v_t - b_t)
+
+where b are the values of the goal: how far v falls short of it, and where it does not, by how much it is better. It is
+an achievement scalarising function (A. P. Wierzbicki, "The Use of Reference Objectives in Multiobjective Optimization",
+1980, doi:10.1007/978-3-642-48782-8_32) with the mean of the shortfalls in place of the largest one, which has no
+direction where scores are coarse.
+
+* Proposals go round the goals that no result dominates yet; when all are dominated, round all of them.
+* A result is told to every evolution that could have drawn it, so that goals that lie near each other share results.
+* A goal that is itself a point of the space is searched from there, with small steps: what is better than it on every
+  objective is usually close. The others begin at the centre.
+
+The goals are an attribute of the study. As with the sampler cma, the state is rebuilt from the study's results in the
+order in which they were told, every draw is keyed by the ordinal of the proposal, and no worker waits for another one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial
+
+from evomerge.errors import InvalidInput
+from evomerge.seeding import derive
+from evomerge.study.attributes import GOALS, Readable, Writable, read_text, write_text
+from evomerge.study.samplers import settings
+from evomerge.study.samplers.cma import SIGMA0, refuse_unsuitable
+from evomerge.study.samplers.cma_evolution import RESTARTS, SMALLEST_POPSIZE, Evolution, EvolutionSettings, Result
+from evomerge.study.samplers.cma_strategy import default_popsize
+from evomerge.study.samplers.replayed import ReplayedSampler
+from evomerge.study.samplers.space import SamplerSpace
+from evomerge.study.samplers.unit_cube import UnitCube
+
+__all__ = ["Goal", "GoalsSampler", "build", "read_goals", "write_goals"]
+
+Values = NDArray[np.float64]
+
+# What being better on average counts beside falling short anywhere.
+_GAIN = 0.02
+# First steps from a goal that is a point of the space, as a share of those from the centre.
+_NEAR = 0.15
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is to be bettered.
+
+    Attributes:
+        values: of each objective.
+        params: where it lies in the search space, None where it is no point of it.
+    """
+
+    values: tuple[float, ...]
+    params: Mapping[str, Any] | None = None
+
+
+def write_goals(target: Writable, goals: Sequence[Goal]) -> None:
+    """Store the goals in a study, before its first proposal."""
+    write_text(target, GOALS, json.dumps([asdict(goal) for goal in goals]))
+
+
+def read_goals(study: Readable) -> tuple[Goal, ...]:
+    """The goals of a study, none where it has none."""
+    text = read_text(study, GOALS)
+    return tuple(Goal(tuple(goal["values"]), goal["params"]) for goal in json.loads(text)) if text else ()
+
+
+def build(given: Mapping[str, Any], *, seed: int, space: SamplerSpace, workers: int) -> GoalsSampler:
+    """The sampler from its settings, all of them optional: see `GoalsSampler`."""
+    settings.only("cma", given, ("sigma0", "popsize", "restarts"))
+    return GoalsSampler(
+        space,
+        seed=seed,
+        sigma0=settings.number(given, "sigma0", SIGMA0, low=0.0),
+        popsize=settings.integer(
+            given, "popsize", default_popsize(len(UnitCube(space.distributions).free), workers), low=SMALLEST_POPSIZE
+        ),
+        restarts=settings.choice(given, "restarts", RESTARTS, "ipop"),
+    )
+
+
+class GoalsSampler(ReplayedSampler):
+    """Searches what is better than known merges on every objective.
+
+    COMPLETE trials are learned from if their values are finite and their params lie in the space.
+
+    Args:
+        space: what is searched; numbers only.
+        seed: same seed, same results: same proposals.
+        sigma0: initial standard deviation from the centre, as a share of each parameter's range.
+        popsize: number of results that make one update of one goal's distribution.
+        restarts: see `CmaSampler`.
+
+    Raises:
+        InvalidInput: the space is categorical, conditional or a single point, or a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        space: SamplerSpace,
+        *,
+        seed: int,
+        sigma0: float = SIGMA0,
+        popsize: int | None = None,
+        restarts: str = "ipop",
+    ) -> None:
+        refuse_unsuitable(space)
+        super().__init__(space, seed=seed)
+        self._cube = UnitCube(space.distributions)
+        popsize = default_popsize(len(self._cube.free)) if popsize is None else popsize
+        self._settings = EvolutionSettings(sigma0, popsize, restarts=restarts)
+        self._lock = threading.Lock()  # Study.optimize(n_jobs=…) asks from several threads
+        self._study: Study | None = None
+
+    @property
+    def popsize(self) -> int:
+        """Number of results that make one update, before restarts enlarge it."""
+        return self._settings.popsize
+
+    def dominated(self, study: Study) -> tuple[bool, ...]:
+        """For each goal, whether some result is at least as good on every objective and better on one."""
+        with self._lock:
+            self._learn_all(study, study.get_trials(deepcopy=False))
+            return tuple(search.dominated for search in self._searches)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return dict(self._cube.free)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        with self._lock:
+            # As they were when the proposal was begun: Optuna's own samplers read them once per trial, too.
+            self._learn_all(study, study._get_trials(deepcopy=False, use_cache=True))
+            ordinal = self.ordinal(study, trial)
+            open_ones = [search for search in self._searches if not search.dominated] or self._searches
+            point = open_ones[ordinal % len(open_ones)].evolution.propose(ordinal)
+        params = self._cube.decode(point)
+        return {name: params[name] for name in search_space}
+
+    def _learn_all(self, study: Study, known: Sequence[FrozenTrial]) -> None:
+        if study is not self._study:
+            self._study, self._seen = study, []
+            self._signs = np.array([1.0 if each == StudyDirection.MAXIMIZE else -1.0 for each in study.directions])
+            self._goals = read_goals(study)
+            self._forget()
+        self._catch_up(study, known)
+
+    def _forget(self) -> None:
+        if not self._goals:
+            raise InvalidInput(
+                "with several objectives the sampler cma searches for what is better than known merges on all of them, "
+                "and the study has none; name baselines, or use nsgaii, nsgaiii, tpe or gp"
+            )
+        self._searches = [self._search(number, goal) for number, goal in enumerate(self._goals)]
+
+    def _search(self, number: int, goal: Goal) -> _Search:
+        near = goal.params is not None and self._cube.contains(goal.params)
+        start = self._cube.encode(goal.params if near and goal.params is not None else self._space.centre)
+        first = self._settings.sigma0 * (_NEAR if near else 1.0)
+        evolution = Evolution(
+            start,
+            self._cube.bins,
+            derive(self._seed, "goals", number),
+            EvolutionSettings(first, self.popsize, restarts=self._settings.restarts),
+        )
+        return _Search(evolution, self._signs * np.array(goal.values))
+
+    def _hear(self, study: Study, trial: FrozenTrial, ordinal: int) -> None:
+        values = [] if trial.values is None else trial.values
+        if len(values) != len(self._signs) or not all(map(math.isfinite, values)):
+            return
+        if self._cube.contains(trial.params):
+            point = self._cube.encode(trial.params)
+            for search in self._searches:
+                search.learn(ordinal, point, self._signs * np.array(values))
+
+
+class _Search:
+    """The search for what is better than one goal. Values are larger the better."""
+
+    def __init__(self, evolution: Evolution, goal: Values) -> None:
+        self.evolution = evolution
+        self.dominated = False
+        self._goal = goal
+
+    def learn(self, ordinal: int, point: NDArray[np.float64], values: Values) -> None:
+        better = values - self._goal
+        self.dominated = self.dominated or bool((better >= 0).all() and (better > 0).any())
+        if self.evolution.strategy.could_have_drawn(point):
+            achieved = float(np.minimum(better, 0.0).mean() + _GAIN * better.mean())
+            self.evolution.learn(Result(ordinal, point, -achieved))
