@@ -429,6 +429,9 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             times, regrets = zip(*row["course"], strict=True)
             axes.semilogy(times, np.maximum(regrets, LEAST), label=row["sampler"])
         noise = f", {items} items" if items else ""
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.tick_params(which="both", labelsize=7)
         axes.set_title(f"{name}, {dimensions} dimensions, {workers} workers{noise}", fontsize=9)
         axes.set(xlabel="time, in evaluations", ylabel="regret")
     grid.flat[0].legend(fontsize=7)

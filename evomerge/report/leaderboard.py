@@ -27,6 +27,8 @@ from evomerge.verdict import Verdict, read_winner
 from evomerge.verdict.stored import read_verdict
 
 SCHEMA = 1
+SHOWN = 5  # trials, while nothing has been scored on the held-out items
+FRONT_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Line:
         command: reproduces the held-out scores (search scores where nothing was held out yet), None where the
             evaluator is not lm-eval.
         front: no other trial of a search with several objectives is as good on every task and better on one.
+        betters: of the front: the baselines that it is as good as on every task of the search items, and better on one.
         prepare: makes the model directory that `command` reads, None where it is there already.
     """
 
@@ -66,13 +69,15 @@ class Line:
     command: str | None = None
     prepare: str | None = None
     front: bool = False
+    betters: tuple[str, ...] = ()
 
 
-def leaderboard(stored: StoredSearch, top: int = 5) -> list[Line]:
+def leaderboard(stored: StoredSearch, top: int = SHOWN) -> list[Line]:
     """Sources, baselines, the best trials and the sampler's mean; sorted by held-out, then search value."""
     winner = read_winner(stored.study.user_attrs)
     held_out = {(row.label, row.digest): row for row in _rows(stored.held_out)}
-    lines = [*_sources(stored, held_out), *_baselines(stored, held_out)]
+    baselines = _baselines(stored, held_out)
+    lines = [*_sources(stored, held_out), *baselines]
     front = {trial.number: trial for trial in pareto_front(stored.study)}
     for trial in ({trial.number: trial for trial in best_trials(stored.study, top)} | front).values():
         row = read_record(trial)
@@ -80,11 +85,24 @@ def leaderboard(stored: StoredSearch, top: int = 5) -> list[Line]:
         best = winner is not None and trial.number == winner.trial
         cost = search_cost(stored.study) if best else None
         line = _line(label, "best" if best else "trial", trial.number, row, held_out, cost)
-        lines.append(replace(line, front=trial.number in front))
+        if trial.number in front:
+            line = replace(line, front=True, betters=tuple(each.label for each in baselines if _betters(line, each)))
+        lines.append(line)
     means = [row for row in held_out.values() if row.label == MEAN]
     if means:  # the latest one: the mean moves while the search goes on
         lines.append(Line(MEAN, "mean", None, means[-1].digest, None, _part(means[-1]), None))
     return sorted(lines, key=_rank)
+
+
+def _betters(one: Line, other: Line) -> bool:
+    """Whether it dominates the other on the search items."""
+    if one.search is None or other.search is None:
+        return False
+    gains = [
+        (score["value"] - other.search.tasks[task]["value"]) * (1 if score["higher_is_better"] else -1)
+        for task, score in one.search.tasks.items()
+    ]
+    return bool(min(gains) >= 0 and max(gains) > 0)
 
 
 def pareto_front(study: optuna.Study) -> list[FrozenTrial]:
@@ -126,7 +144,8 @@ def leaderboard_document(stored: StoredSearch, lines: Sequence[Line]) -> dict[st
 def leaderboard_tables(stored: StoredSearch, lines: Sequence[Line]) -> Group:
     """The leaderboard for a terminal: objective, tasks, cost, and the verdict."""
     verdict = read_verdict(stored.study)
-    tables: list[RenderableType] = [_summary(stored, lines), _detail(lines), *_front(lines), _costs(lines)]
+    shown = _not_only_of_the_front(lines)
+    tables: list[RenderableType] = [_summary(stored, shown), _detail(shown), *_front(lines), _costs(shown)]
     for name, reason in _left_out(stored).items():
         tables.append(Text(f"{name} is left out: {reason}\n", style="yellow"))
     winner = read_winner(stored.study.user_attrs)
@@ -154,17 +173,30 @@ def _summary(stored: StoredSearch, lines: Sequence[Line]) -> Table:
     return table
 
 
+def _not_only_of_the_front(lines: Sequence[Line]) -> list[Line]:
+    """Without the trials that are there for the front alone, which may be hundreds and have a table of their own."""
+    held_out = any(line.held_out for line in lines)
+    trials = [line for line in lines if line.kind == "trial" and line.front and not (held_out and line.held_out)]
+    hidden = trials if held_out else trials[SHOWN:]
+    return [line for line in lines if not any(line is each for each in hidden)]
+
+
 def _front(lines: Sequence[Line]) -> list[Table]:
-    """The Pareto front, on the items that it was found on; nothing with one objective."""
-    front = sorted((line for line in lines if line.front and line.search), key=lambda line: line.trial or 0)
+    """The Pareto front, on the items that it was found on, first what betters most baselines; nothing with one
+    objective."""
+    front = sorted((line for line in lines if line.front), key=lambda line: (-len(line.betters), line.trial or 0))
     if not front:
         return []
     tasks = list(front[0].search.tasks) if front[0].search else []
-    table = _table("Pareto front, on the search items: none of these is beaten on every task", _short(tasks))
-    for line in front:
+    title = "Pareto front, on the search items: none of these is beaten on every task"
+    table = _table(title, _short(tasks))
+    table.add_column("as good on every task as", overflow="fold")
+    for line in front[:FRONT_SHOWN]:
         if line.search:
             scores = (_number(line.search.tasks[task]["value"]) for task in tasks)
-            table.add_row(line.label, *scores, style=_STYLES[line.kind])
+            table.add_row(line.label, *scores, ", ".join(line.betters) or "–", style=_STYLES[line.kind])
+    if len(front) > FRONT_SHOWN:
+        table.caption = f"and {len(front) - FRONT_SHOWN} more; --json has all of them"
     return [table]
 
 

@@ -1,6 +1,7 @@
 """Several objectives and constraints in a whole search: the front, what counts as best, and going on."""
 
 import io
+import re
 
 import optuna
 import pytest
@@ -54,6 +55,30 @@ def test_every_task_is_an_objective_and_the_mean_names_the_best(write_spec):
     console = recording_console()
     console.print(leaderboard_tables(stored, lines))
     assert "Pareto front" in console.export_text()
+
+
+def test_the_front_says_which_baselines_it_betters_and_hides_no_row_that_was_held_out(write_spec):
+    evaluator = {**EVALUATOR, "tasks": 6}  # so that the front is long
+    path = write_spec(**{**PARETO, "evaluator": evaluator, "baselines": ["uniform-soup", "ties"]})
+    search(path, trials=40)
+    stored = read_search(load_spec(path))
+    lines = leaderboard(stored)
+    baselines = {line.label: values_of(line) for line in lines if line.kind == "baseline"}
+    front = [line for line in lines if line.front]
+    for line in front:
+        assert set(line.betters) == {name for name, other in baselines.items() if dominates(values_of(line), other)}
+    assert all(not line.betters for line in lines if not line.front)
+    console = recording_console()
+    console.print(leaderboard_tables(stored, lines))
+    objective, _, rest = console.export_text().partition("every task")
+    shown = {line.label for line in lines if re.search(rf"{line.label}\b", objective)}
+    assert shown == {line.label for line in lines if line.held_out}
+    assert len(front) > len(shown & {line.label for line in front})
+    assert f"trial {max(front, key=lambda line: (len(line.betters), -line.trial)).trial}" in rest
+
+
+def values_of(line):
+    return [task["value"] for task in line.search.tasks.values()]
 
 
 def test_the_goals_of_cma_are_the_baselines_with_their_places_in_the_space(write_spec):

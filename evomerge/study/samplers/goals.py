@@ -50,7 +50,7 @@ __all__ = ["Goal", "GoalsSampler", "build", "read_goals", "write_goals"]
 Values = NDArray[np.float64]
 
 # What being better on average counts beside falling short anywhere.
-_GAIN = 0.02
+_GAIN = 0.1
 # First steps from a goal that is a point of the space, as a share of those from the centre.
 _NEAR = 0.15
 
