@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -182,11 +183,15 @@ def _not_only_of_the_front(lines: Sequence[Line]) -> list[Line]:
 
 
 def _front(lines: Sequence[Line]) -> list[Table]:
-    """The Pareto front, on the items that it was found on, first what betters most baselines; nothing with one
-    objective."""
-    front = sorted((line for line in lines if line.front), key=lambda line: (-len(line.betters), line.trial or 0))
-    if not front:
+    """The Pareto front, on the items that it was found on; nothing with one objective.
+
+    First what betters baselines that few others better, so that the table has a point for each of them.
+    """
+    found = [line for line in lines if line.front]
+    if not found:
         return []
+    share = {name: 1 / count for name, count in Counter(name for line in found for name in line.betters).items()}
+    front = sorted(found, key=lambda line: (-sum(share[name] for name in line.betters), line.trial or 0))
     tasks = list(front[0].search.tasks) if front[0].search else []
     title = "Pareto front, on the search items: none of these is beaten on every task"
     table = _table(title, _short(tasks))

@@ -10,7 +10,16 @@ from rich.console import Console
 
 from evomerge.cli import run_command
 from evomerge.errors import InvalidInput
-from evomerge.report.leaderboard import leaderboard, leaderboard_document, leaderboard_tables, pareto_front
+from evomerge.report.leaderboard import (
+    Line,
+    Part,
+    _betters,
+    _front,
+    leaderboard,
+    leaderboard_document,
+    leaderboard_tables,
+    pareto_front,
+)
 from evomerge.search import run_search
 from evomerge.spec import load_spec, override
 from evomerge.study import attributes
@@ -70,11 +79,30 @@ def test_the_front_says_which_baselines_it_betters_and_hides_no_row_that_was_hel
     assert all(not line.betters for line in lines if not line.front)
     console = recording_console()
     console.print(leaderboard_tables(stored, lines))
-    objective, _, rest = console.export_text().partition("every task")
+    objective, _, _ = console.export_text().partition("every task")
     shown = {line.label for line in lines if re.search(rf"{line.label}\b", objective)}
     assert shown == {line.label for line in lines if line.held_out}
     assert len(front) > len(shown & {line.label for line in front})
-    assert f"trial {max(front, key=lambda line: (len(line.betters), -line.trial)).trial}" in rest
+
+
+def test_the_table_of_the_front_has_a_point_for_every_baseline_that_is_bettered():
+    def line(label, trial, values, **more):
+        tasks = {name: {"value": value, "higher_is_better": name != "loss"} for name, value in values.items()}
+        return Line(label, "trial", trial, "", Part(0.0, None, tasks), None, None, **more)
+
+    soup, ties = line("soup", None, {"a": 0.5, "loss": 2.0}), line("ties", None, {"a": 0.8, "loss": 1.0})
+    assert _betters(line("", 1, {"a": 0.5, "loss": 1.9}), soup)
+    assert not _betters(line("", 1, {"a": 0.5, "loss": 2.0}), soup)  # the same is not better
+    assert not _betters(line("", 1, {"a": 0.9, "loss": 1.1}), ties)
+    many = [line(f"trial {n}", n, {"a": 0.6, "loss": 1.5}, front=True, betters=("soup",)) for n in range(40)]
+    rare = line("trial 99", 99, {"a": 0.8, "loss": 0.9}, front=True, betters=("ties",))
+    console = recording_console()
+    console.print(*_front([soup, ties, *many, rare]))
+    text = console.export_text()
+    assert text.index("trial 99") < text.index("trial 0 ")
+    assert "trial 18 " in text
+    assert "trial 19 " not in text
+    assert "and 21 more" in text
 
 
 def values_of(line):
