@@ -15,6 +15,7 @@ The hash runs on 32-bit integers. With `mix` a bijective finaliser of xor-shifts
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ _WORD = 1 << 32
 _HALF_WORD = 1 << 31
 
 
+@lru_cache(maxsize=1 << 16)  # every candidate asks for all of them
 def mask_key(seed: int, source: int, name: str) -> int:
     """The 64-bit key of all masks of one tensor of one source."""
     return derive(seed, source, name)

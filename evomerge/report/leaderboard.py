@@ -176,10 +176,9 @@ def _summary(stored: StoredSearch, lines: Sequence[Line]) -> Table:
 
 def _not_only_of_the_front(lines: Sequence[Line]) -> list[Line]:
     """Without the trials that are there for the front alone, which may be hundreds and have a table of their own."""
-    held_out = any(line.held_out for line in lines)
-    trials = [line for line in lines if line.kind == "trial" and line.front and not (held_out and line.held_out)]
-    hidden = trials if held_out else trials[SHOWN:]
-    return [line for line in lines if not any(line is each for each in hidden)]
+    unproven = [line for line in lines if line.kind == "trial" and line.front and not line.held_out]
+    hidden = {line.trial for line in unproven[0 if any(line.held_out for line in lines) else SHOWN :]}
+    return [line for line in lines if line.trial not in hidden]
 
 
 def _front(lines: Sequence[Line]) -> list[Table]:
