@@ -18,7 +18,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import math
 import os
 import platform
 import subprocess
@@ -47,9 +46,9 @@ SHORTEST = 2 * LANES  # export takes a single vector for a constant
 
 _OPTIONS = {"cpp.dynamic_threads": True, "cpp.enable_floating_point_contract_flag": "off", "compile_threads": 1}
 # What inductor stores on the way becomes a loop of its own that is fused again, and where one of those loops has no
-# 16-bit floats all of them take half a vector at a time. So it is in an election of masked vectors, unless more is
-# inlined; an average takes twice as long if more is.
-_MASKED_ELECTION_OPTIONS = {"realize_opcount_threshold": 80, "realize_reads_threshold": 11}
+# 16-bit floats all of them take half a vector at a time. So it is in an election, unless more is inlined; an average
+# takes twice as long if more is.
+_ELECTION_OPTIONS = {"realize_opcount_threshold": 80, "realize_reads_threshold": 11}
 # On a GPU eager torch divides exactly and keeps denormals; triton does neither unless told. Older torch has no choice.
 _DEVICE_OPTIONS = {"emulate_precision_casts": True, "eager_numerics.division_rounding": True}
 
@@ -70,8 +69,8 @@ class KernelKind:
         """The kernel itself, in eager operations. For the arguments see `arguments`.
 
         Returns:
-            float32 of shape (): of formulas `by_majority` the sum of the votes, exact for pieces of up to 2**24
-            elements; of others the largest magnitude written. NaN or infinite where what is written is not finite.
+            float32 of shape (): of elections the sum of the votes, exact for pieces of up to 2**24 elements; of others
+            the largest magnitude written. NaN or infinite where what is written is not finite.
         """
         rest = list(arguments)
         base = rest.pop(0) if self.base else None
@@ -82,12 +81,13 @@ class KernelKind:
         if votes is None:
             return rounded.abs().amax().float()
         # Through the rounded value, and one reduction only: otherwise inductor makes two loops of it.
-        return torch.where(rounded.abs() < math.inf, votes, math.nan).sum(dtype=torch.float32)
+        return (votes + rounded.float() * numbers[Numbers.ZERO, 0]).sum(dtype=torch.float32)
 
     def arguments(self, elements: int) -> list[Tensor]:
         """Arguments of the right kinds: base, sources, numbers, words, out; those that are pieces of equal length."""
         models = [torch.zeros(elements, dtype=DTYPES[name]) for name in (self.base, *self.sources) if name]
         numbers, words = torch.ones(len(Numbers), len(self.sources)), torch.ones(len(Words), len(self.sources))
+        numbers[Numbers.ZERO] = 0.0
         return [*models, numbers, words.int(), torch.zeros(elements, dtype=DTYPES[self.out])]
 
 
@@ -189,8 +189,7 @@ def compile_package(path: Path, kind: KernelKind) -> None:
     arguments = kind.arguments(EXAMPLE_ELEMENTS)
     length = LANES * torch.export.Dim("vectors", min=SHORTEST // LANES, max=1 << 36)
     shapes = tuple({0: length} if argument.dim() == 1 else None for argument in arguments)
-    masked_election = kind.formula.kind == "election" and kind.formula.drops
-    options = _OPTIONS | (_MASKED_ELECTION_OPTIONS if masked_election else {})
+    options = _OPTIONS | (_ELECTION_OPTIONS if kind.formula.kind == "election" else {})
     exported = torch.export.export(_Module(kind), tuple(arguments), dynamic_shapes=(shapes,), strict=False)
     with tempfile.TemporaryDirectory(dir=path.parent) as aside:
         written = torch._inductor.aoti_compile_and_package(

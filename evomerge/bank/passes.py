@@ -194,12 +194,19 @@ class FusedRule:
         Raises:
             MergeError: a merged tensor is not finite. Outputs are then partly written.
         """
-        for scope, names in self._scopes().items():
-            assumed = self._kept.signs.get(scope, True)
-            votes = sum(self._merge(name, outputs[name], positive=assumed) for name in names)
-            if self._settled(scope, names, votes) != assumed:
-                for name in names:
-                    self._merge(name, outputs[name], positive=not assumed)
+        scopes = self._scopes()
+        assumed = {scope: self._kept.signs.get(scope, True) for scope in scopes}
+        # A device works through all of the rule before it is asked for a result.
+        votes = self._votes(
+            {
+                name: self._merge(name, outputs[name], positive=assumed[scope])
+                for scope, names in scopes.items()
+                for name in names
+            }
+        )
+        for scope, names in scopes.items():
+            if self._settled(scope, {name: votes[name] for name in names}) != assumed[scope]:
+                self._votes({name: self._merge(name, outputs[name], positive=not assumed[scope]) for name in names})
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(name, merged tensor in memory of its own), one after another, with the same bits as `write`.
@@ -208,10 +215,10 @@ class FusedRule:
             MergeError: a merged tensor is not finite.
         """
         for scope, names in self._scopes().items():
-            positive = self._settled(scope, (), 0.0)
+            positive = self._settled(scope, {})
             for name in names:
                 merged = torch.empty(self._group.like(name).shape, dtype=self._dtype, device=self._device)
-                self._merge(name, merged, positive=positive)
+                self._votes({name: self._merge(name, merged, positive=positive)})
                 yield name, merged
 
     def _scopes(self) -> dict[tuple[str, ...], list[str]]:
@@ -222,25 +229,26 @@ class FusedRule:
             scopes.setdefault(scope, []).append(name)
         return scopes
 
-    def _settled(self, scope: tuple[str, ...], counted: Iterable[str], votes: float) -> bool:
+    def _settled(self, scope: tuple[str, ...], counted: Mapping[str, float]) -> bool:
         """Whether the majority of the scope is positive, given the votes of some of its tensors. A balance is not."""
         if not self._plan.formula.by_majority:
             return True
-        for name in set(scope).difference(counted):
-            votes += self._merge(name, None, positive=True)
-        self._kept.signs[scope] = votes > 0
-        return votes > 0
+        missing = sorted(set(scope).difference(counted))
+        votes = self._votes({name: self._merge(name, None, positive=True) for name in missing})
+        positive = math.fsum((*counted.values(), *votes.values())) > 0
+        self._kept.signs[scope] = positive
+        return positive
 
-    def _merge(self, name: str, out: Tensor | None, *, positive: bool) -> float:
-        """One pass over one tensor; without an output it only votes. Returns the votes, 0 without a majority."""
+    def _merge(self, name: str, out: Tensor | None, *, positive: bool) -> list[Tensor]:
+        """One pass over one tensor; without an output it only votes. Returns what the kernels do, piece by piece."""
         if out is None or out.is_contiguous():
             return self._pass(name, None if out is None else out.detach().view(-1), positive=positive)
         merged = torch.empty(out.shape, dtype=out.dtype, device=out.device)
-        votes = self._pass(name, merged.view(-1), positive=positive)
+        checks = self._pass(name, merged.view(-1), positive=positive)
         out.copy_(merged)
-        return votes
+        return checks
 
-    def _pass(self, name: str, out: Tensor | None, *, positive: bool) -> float:
+    def _pass(self, name: str, out: Tensor | None, *, positive: bool) -> list[Tensor]:
         kind, kernel = self._kernels[name]
         spans = self._spans(name, kind)
         if out is None:
@@ -249,11 +257,14 @@ class FusedRule:
         numbers, words = self._numbers(name, positive)
         checks = []
         for span in spans:
-            pieces = [model.to(self._device, non_blocking=True) for model in span.models]
+            pieces = [self._here(model) for model in span.models]
             written = discarded[: span.stop - span.start] if out is None else out[span.start : span.stop]
             arguments = [*pieces, numbers, moved(words, self._factors[name], span.start), written]
             checks.append(kernel(arguments) if span.compiled else kind.run(*arguments))
-        return self._checked(name, checks)
+        return checks
+
+    def _here(self, piece: Tensor) -> Tensor:
+        return piece if piece.device == self._device else piece.to(self._device, non_blocking=True)
 
     def _spans(self, name: str, kind: KernelKind) -> tuple[Span, ...]:
         """The pieces of a tensor. They are kept, which takes no memory, unless flattening had to copy the tensor."""
@@ -276,12 +287,15 @@ class FusedRule:
             self._packed[positive] = dict(zip(self._factors, zip(numbers, words, strict=True), strict=True))
         return self._packed[positive][name]
 
-    def _checked(self, name: str, checks: list[Tensor]) -> float:
-        """The sum of what the kernels returned, or a refusal of what is not finite."""
-        total = checks[0].item() if len(checks) == 1 else math.fsum(torch.stack(checks).tolist()) if checks else 0.0
-        if not math.isfinite(total):
-            raise MergeError(f"tensor {name!r} of the merge is not finite in {_NAMES[self._dtype]}")
-        return total if self._plan.formula.by_majority else 0.0
+    def _votes(self, checks: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
+        """Tensor -> the sum of what the kernels returned for its pieces, or a refusal of what is not finite."""
+        every = [check for pieces in checks.values() for check in pieces]
+        values = iter(torch.stack(every).tolist() if every else [])
+        votes = {name: math.fsum(next(values) for _ in pieces) for name, pieces in checks.items()}
+        for name, vote in votes.items():
+            if not math.isfinite(vote):
+                raise MergeError(f"tensor {name!r} of the merge is not finite in {_NAMES[self._dtype]}")
+        return votes
 
 
 def kinds(group: Group, plan: Plan, dtype: torch.dtype) -> dict[str, KernelKind] | None:

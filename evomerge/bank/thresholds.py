@@ -60,8 +60,8 @@ class Table:
         low = abs(float(before))
         if math.copysign(1.0, before) < 0:
             return low
-        line = np.float32(low + (rank - first) / (int(self.ranks[right]) - first) * (high - low))
-        return min(max(float(line), float(np.nextafter(before, _INFINITY))), high)
+        line = float(np.float32(low + (rank - first) / (int(self.ranks[right]) - first) * (high - low)))
+        return min(line if line > low else float(np.nextafter(before, _INFINITY)), high)
 
 
 class ThresholdTables:

@@ -13,7 +13,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ from evomerge.merging.masks import index_words, mixed_index
 
 
 class Numbers(IntEnum):
-    """Rows of the float32 tensor `numbers` of shape (6, sources). What all sources share stands in each column."""
+    """Rows of the float32 tensor `numbers` of shape (7, sources). What all sources share stands in each column."""
 
     WEIGHT = 0
     THRESHOLD = 1  # smaller magnitudes are trimmed
@@ -30,6 +32,7 @@ class Numbers(IntEnum):
     FACTOR = 3  # of what DARE leaves, after the division
     LAMBDA = 4
     ZERO_SIGN = 5  # the sign of an exactly zero sum
+    ZERO = 6  # 0: a compiler that does not know this selects in one instruction where it otherwise takes two
 
 
 class Words(IntEnum):
@@ -64,8 +67,7 @@ class Formula:
         return self.kind != "average"
 
 
-@dataclass(frozen=True)
-class Factors:
+class Factors(NamedTuple):
     """The numbers of one tensor of one source, as Python has them."""
 
     weight: float = 1.0
@@ -80,14 +82,17 @@ def pack(tensors: Sequence[Sequence[Factors]], scale: float = 1.0, zero_sign: fl
         tensors: the factors of each tensor, one per source.
 
     Returns:
-        float32 of shape (tensors, 6, sources) and int32 of shape (tensors, 4, sources), for the elements from index 0;
+        float32 of shape (tensors, 7, sources) and int32 of shape (tensors, 4, sources), for the elements from index 0;
         `moved` gives the words of later ones.
     """
     undropped = Drop(0, 0.0)
-    numbers = torch.tensor([_numbers(factors, undropped, scale, zero_sign) for factors in tensors], dtype=torch.float32)
-    if not any(factor.drop for factors in tensors for factor in factors):
-        return numbers, torch.zeros((len(tensors), len(Words), numbers.shape[-1]), dtype=torch.int32)
-    return numbers, torch.tensor([_words(factors, undropped) for factors in tensors], dtype=torch.int32)
+    # By way of numpy, which reads nested lists several times faster.
+    with np.errstate(over="ignore"):  # what is above the largest float32 is infinite, and refused when it is written
+        numbers = np.array([_numbers(factors, undropped, scale, zero_sign) for factors in tensors], dtype=np.float32)
+    words = np.zeros((len(tensors), len(Words), numbers.shape[-1]), dtype=np.int32)
+    if any(factor.drop for factors in tensors for factor in factors):
+        words[:] = [_words(factors, undropped) for factors in tensors]
+    return torch.from_numpy(numbers), torch.from_numpy(words)
 
 
 def _numbers(factors: Sequence[Factors], undropped: Drop, scale: float, zero_sign: float) -> list[list[float]]:
@@ -99,6 +104,7 @@ def _numbers(factors: Sequence[Factors], undropped: Drop, scale: float, zero_sig
         [drop.factor for drop in drops],
         [scale] * len(factors),
         [zero_sign] * len(factors),
+        [0.0] * len(factors),
     ]
 
 
@@ -125,11 +131,12 @@ def evaluate(
 
     Args:
         base, sources: the same piece of one flattened tensor of each model, shape (n,), any float dtype up to float32.
-        numbers: float32 of shape (6, sources), see `Numbers`.
+        numbers: float32 of shape (7, sources), see `Numbers`.
         words: int32 of shape (4, sources), see `Words`.
 
     Returns:
-        float32 of shape (n,), and for formulas `by_majority` the votes: the sign of each elected sum, -1, 0 or +1.
+        float32 of shape (n,), and for elections the votes: the sign of each elected sum, -1, 0 or +1. Where a weight is
+        NaN the vote is, and what is merged says nothing.
     """
     if base is None:
         return _weighted_sum([source.float() for source in sources], numbers), None
@@ -140,7 +147,7 @@ def evaluate(
     if formula.kind == "sum":
         return _weighted_sum(vectors, numbers) + origin, None
     merged, votes = _elect(formula, vectors, numbers)
-    return merged * numbers[Numbers.LAMBDA, 0] + 0.0 + origin, votes if formula.by_majority else None
+    return merged * numbers[Numbers.LAMBDA, 0] + 0.0 + origin, votes
 
 
 def _weighted_sum(tensors: Sequence[Tensor], numbers: Tensor) -> Tensor:
@@ -163,32 +170,32 @@ def _drop(vector: Tensor, numbers: Tensor, words: Tensor) -> Tensor:
 
 
 def _elect(formula: Formula, vectors: Sequence[Tensor], numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """What `ties.Election` does, for task vectors that are not trimmed yet. NaN anywhere gives NaN."""
-    weights = numbers[Numbers.WEIGHT]
+    """What `ties.Election` does, for task vectors that are not trimmed yet."""
+    weights, zero = numbers[Numbers.WEIGHT], numbers[Numbers.ZERO, 0]
     trimmed = [
-        torch.where(vector.abs() < numbers[Numbers.THRESHOLD, i], 0.0, vector) * weights[i]
+        torch.where(vector.abs() < numbers[Numbers.THRESHOLD, i], zero, vector) * weights[i]
         for i, vector in enumerate(vectors)
     ]
     total = mass = _sum(trimmed)
     if formula.elect == "count":
-        total = _sum([torch.where(each < 0, -1.0, torch.where(each > 0, 1.0, 0.0)) for each in trimmed])
-    votes = torch.where(total < 0, -1.0, torch.where(total > 0, 1.0, total))
-    sign = torch.where(votes == 0, numbers[Numbers.ZERO_SIGN, 0], votes)
+        total = _sum([torch.where(each < zero, -1.0, torch.where(each > zero, 1.0, zero)) for each in trimmed])
+    votes = torch.where(total < zero, -1.0, torch.where(total > zero, 1.0, total))
     if formula.elect == "count":
-        sign = torch.where(mass == mass, sign, mass)  # counting lost the NaN
+        votes = torch.where(mass == mass, votes, mass)  # counting lost the NaN
+    sign = torch.where(votes == zero, numbers[Numbers.ZERO_SIGN, 0], votes)
     sized = [each * sign for each in trimmed]
-    agreeing = [each > 0 for each in sized]
-    kept = [torch.where(agrees, each, 0.0) for agrees, each in zip(agreeing, sized, strict=True)]
     if formula.agg == "dis-max":
-        merged = kept[0]
-        for each in kept[1:]:
-            merged = torch.where(each > merged, each, merged)
-        return merged * sign, votes
-    merged = _sum(kept)
+        largest = torch.where(sized[0] > zero, sized[0], zero)
+        for each in sized[1:]:
+            largest = torch.where(each > largest, each, largest)
+        return largest * sign, votes
+    agreeing = [each > zero for each in sized]
+    # Values with their sign: sums of one sign are the same to the bit with and without it.
+    merged = _sum([torch.where(agrees, each, zero) for agrees, each in zip(agreeing, trimmed, strict=True)])
     if formula.agg == "dis-mean" and formula.weighting == "count":
-        count = _sum([torch.where(agrees, 1.0, 0.0) for agrees in agreeing])
+        count = _sum([torch.where(agrees, 1.0, zero) for agrees in agreeing])
         merged = merged / torch.where(count > 1, count, 1.0)
     elif formula.agg == "dis-mean" and formula.weighting == "norm":
-        divisor = _sum([torch.where(agrees, weights[i], 0.0) for i, agrees in enumerate(agreeing)])
+        divisor = _sum([torch.where(agrees, weights[i], zero) for i, agrees in enumerate(agreeing)])
         merged = merged / torch.where(divisor.abs() < 1e-8, 1.0, divisor)
-    return merged * sign, votes
+    return merged, votes

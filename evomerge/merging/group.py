@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -111,9 +112,17 @@ class Group:
             case "tensor":
                 return (name,)
             case "layer_group":
-                return tuple(sorted(self.names))
+                return self._layer_group
             case _:
-                return tuple(sorted(self.scope_names))
+                return self._whole_model
+
+    @cached_property
+    def _layer_group(self) -> tuple[str, ...]:
+        return tuple(sorted(self.names))
+
+    @cached_property
+    def _whole_model(self) -> tuple[str, ...]:
+        return tuple(sorted(self.scope_names))
 
     def elements(self, scope: Sequence[str]) -> int:
         return sum(self.like(name).numel() for name in scope)

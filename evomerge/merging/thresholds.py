@@ -9,8 +9,7 @@ the scope, and has no limit on the number of elements, at which routines that re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -34,8 +33,7 @@ class Thresholds(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(NamedTuple):
     """Which elements of one tensor survive trimming.
 
     Attributes:

@@ -101,27 +101,26 @@ class Trimming:
         self._lookup = lookup
         self._counted = CountedThresholds(vectors.pieces, group.dtype)
         self._densities = group.per_source("density")
-        self._cuts: dict[tuple[int, tuple[str, ...]], dict[str, Cut]] = {}
+        self._rule = str(group.options["kept_rule"])
+        self._cuts: dict[tuple[str, ...], list[dict[str, Cut]]] = {}
 
     def cuts(self, name: str) -> list[Cut]:
         """One cut per source."""
         scope = self._group.scope_of(name)
-        sources = range(len(self._densities))
-        for source in sources:
-            if (source, scope) not in self._cuts:
-                self._cuts[source, scope] = self._cut(source, scope)
-        return [self._cuts[source, scope][name] for source in sources]
+        if scope not in self._cuts:
+            elements = self._group.elements(scope)
+            self._cuts[scope] = [self._cut(source, scope, elements) for source in range(len(self._densities))]
+        return [cut[name] for cut in self._cuts[scope]]
 
-    def _cut(self, source: int, scope: tuple[str, ...]) -> dict[str, Cut]:
-        rule, elements = str(self._group.options["kept_rule"]), self._group.elements(scope)
-        k = kept_rank(rule, self._densities[source], elements)
+    def _cut(self, source: int, scope: tuple[str, ...], elements: int) -> dict[str, Cut]:
+        k = kept_rank(self._rule, self._densities[source], elements)
         if k == 0:
             return dict.fromkeys(scope, KEEP_ALL)
         threshold = None if self._lookup is None else self._lookup(source, scope, k)
         if threshold is not None:
             return dict.fromkeys(scope, Cut(threshold))
         threshold = self._counted.kth_magnitude(source, scope, k)
-        if rule != "topk":
+        if self._rule != "topk":
             return dict.fromkeys(scope, Cut(threshold))
         ties = self._counted.ties_to_keep(source, scope, threshold, kept=elements - k + 1)
         return {name: Cut(threshold, count) for name, count in ties.items()}
