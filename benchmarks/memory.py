@@ -29,7 +29,7 @@ EXPERTS = ("one", "two", "three", "four")
 LLAMA = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "vocab_size": 32_000}
 TINY = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 1, "vocab_size": 320}
 DTYPE = "float32"  # of what is merged: a CPU without bfloat16 arithmetic takes minutes for a batch
-BATCH = (16, 128)  # sequences, tokens
+BATCH = (8, 128)  # sequences, tokens
 CANDIDATES = ({"density": 0.2}, {"density": 0.4})
 
 

@@ -1,6 +1,6 @@
 """Scoring one candidate: our engine against lm-eval on the same items, batch size and threads.
 
-`python benchmarks/score.py [--json] [--runs 5] [--items 40]`
+`python benchmarks/score.py [--json] [--runs 5] [--items 24]`
 
 Cases: `toy`, the toy models' own evaluator, 200 items of each of its tasks; `few-shot`, a made-up multiple-choice task
 with 5 examples (the first of their file, the same for all items) and four options of several tokens; `drawn`, the same
@@ -76,7 +76,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--items", type=int, default=40, help="of the made-up cases")
+    parser.add_argument("--items", type=int, default=24, help="of the made-up cases (default 24)")
     parser.add_argument("--size", choices=("toy", "100m"), default="toy", help="of the model of the made-up cases")
     parser.add_argument(
         "--cases", nargs="+", choices=("toy", "few-shot", "drawn"), default=["toy", "few-shot", "drawn"]
