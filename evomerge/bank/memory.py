@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from evomerge.bank.thresholds import SORTED_AT_ONCE
+from evomerge.bank.thresholds import sorted_together
 from evomerge.catalogue import TensorCatalogue
 
 BYTES_PER_SORTED = 4  # the fp32 magnitudes, sorted in place
@@ -26,18 +26,18 @@ class MemoryNeed:
     sources: int
 
 
-def memory_need(catalogue: TensorCatalogue, models: int, dtype: str, *, sorted_at_once: int = 0) -> MemoryNeed:
+def memory_need(catalogue: TensorCatalogue, models: int, dtype: str, *, largest_scope: int = 0) -> MemoryNeed:
     """What a search over this many models (base included) holds. Activations come on top: they depend on the items.
 
     Args:
-        sorted_at_once: elements whose magnitudes are sorted together, once per worker, for threshold tables.
+        largest_scope: elements of the largest scope whose magnitudes are sorted, once per worker, for threshold tables.
     """
     stored = sum(entry.numel * BYTES.get(entry.dtype, 8) for entry in catalogue.entries)
     live = sum(entry.numel * BYTES[dtype] for entry in catalogue.entries)
     largest = max((entry.numel for entry in catalogue.entries), default=0)
     # Merged eagerly, as long as there is no kernel: one tensor in fp32, and in the output's type.
-    merging = max(largest * (4 + BYTES[dtype]), min(sorted_at_once, SORTED_AT_ONCE) * BYTES_PER_SORTED)
-    tables = stored * models // 100 if sorted_at_once else 0
+    merging = max(largest * (4 + BYTES[dtype]), sorted_together(largest_scope) * BYTES_PER_SORTED)
+    tables = stored * models // 100 if largest_scope else 0
     return MemoryNeed(worker=live + merging + tables, sources=stored * models)
 
 

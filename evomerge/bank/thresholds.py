@@ -11,7 +11,10 @@ import numpy.typing as npt
 import torch
 
 TOLERANCE = 1e-5  # of the elements of a scope may be kept or dropped wrongly
-SORTED_AT_ONCE = 1 << 24  # magnitudes, in float32: bounds the memory of making a table, not its result
+# Magnitudes that are sorted together, in float32: these, or a part of a larger scope. Each part takes a pass over the
+# whole scope. Bounds the memory and time of making a table, not its result.
+SORTED_AT_ONCE = 1 << 24
+PARTS = 16
 PIECE = 1 << 20
 _INFINITY = np.float32(np.inf)
 
@@ -104,6 +107,11 @@ class ThresholdTables:
                 yield (weights[piece].to(base.device).float() - base[piece].float()).abs_()
 
 
+def sorted_together(elements: int) -> int:
+    """How many magnitudes of a scope of so many elements are sorted together."""
+    return min(elements, max(SORTED_AT_ONCE, elements // PARTS))
+
+
 def make_table(magnitudes: Pieces, elements: int) -> Table:
     """The table of a scope.
 
@@ -141,14 +149,15 @@ def _fine_knots(magnitudes: Pieces, elements: int, spacing: int) -> tuple[Ranks,
 
 def _sorted_parts(magnitudes: Pieces, elements: int) -> Iterator[Floats]:
     """All magnitudes in ascending order, in parts of bounded size that each hold whole runs of equal values."""
-    if elements <= SORTED_AT_ONCE:
+    limit = sorted_together(elements)
+    if elements <= limit:
         yield _sorted(magnitudes(), elements)
         return
     # Non-negative floats have the order of their bits read as integers: parts are ranges of the upper sixteen.
     counts = torch.zeros(1 << 16, dtype=torch.int64)
     for piece in magnitudes():
         counts += torch.bincount(piece.view(torch.int32) >> 16, minlength=1 << 16).cpu()
-    for first, last, held in _digit_ranges(counts.tolist()):
+    for first, last, held in _digit_ranges(counts.tolist(), limit):
         yield _sorted((_in_digits(piece, first, last) for piece in magnitudes()), held)
 
 
@@ -157,11 +166,11 @@ def _in_digits(piece: torch.Tensor, first: int, last: int) -> torch.Tensor:
     return piece[(digits >= first) & (digits <= last)]
 
 
-def _digit_ranges(counts: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """First digit, last digit and number of elements of ranges that hold some, at most SORTED_AT_ONCE or one digit."""
+def _digit_ranges(counts: Sequence[int], limit: int) -> Iterator[tuple[int, int, int]]:
+    """First digit, last digit and number of elements of ranges that hold some: at most `limit`, or a single digit."""
     first, held = 0, 0
     for digit, count in enumerate(counts):
-        if held and held + count > SORTED_AT_ONCE:
+        if held and held + count > limit:
             yield first, digit - 1, held
             held = 0
         if not held:

@@ -145,10 +145,10 @@ def memory_of(inputs: Inputs) -> MemoryNeed:
     searched = any("density" in method.parameters for method in spec.search_space.methods.values())
     groups = [sum(inputs.catalogue[name].numel for name in group.tensors) for group in inputs.space.groups]
     if any(baseline.name in ("ties", "dare-ties") for baseline in spec.chosen_baselines):
-        sorted_at_once = sum(entry.numel for entry in inputs.catalogue.mergeable)
+        largest_scope = sum(entry.numel for entry in inputs.catalogue.mergeable)
     else:
-        sorted_at_once = max(groups) if searched else 0
-    return memory_need(inputs.catalogue, len(inputs.refs), spec.dtype, sorted_at_once=sorted_at_once)
+        largest_scope = max(groups) if searched else 0
+    return memory_need(inputs.catalogue, len(inputs.refs), spec.dtype, largest_scope=largest_scope)
 
 
 def placement_of(inputs: Inputs, workers: int) -> Placement:

@@ -80,6 +80,13 @@ def test_a_large_scope_is_sorted_in_parts_of_bounded_size(monkeypatch):
         assert np.abs(smaller - np.searchsorted(ordered, ordered[ranks], "left")).max() <= 4
 
 
+def test_the_largest_scopes_are_sorted_in_so_many_parts(monkeypatch):
+    monkeypatch.setattr(thresholds, "SORTED_AT_ONCE", 1000)
+    assert thresholds.sorted_together(900) == 900
+    assert thresholds.sorted_together(10_000) == 1000
+    assert thresholds.sorted_together(1_600_000) == 100_000  # a pass over the scope for each 1,000 would take for ever
+
+
 def test_the_tables_of_large_scopes_take_less_than_a_hundredth_of_the_sources():
     # Base and four sources of 8 M elements in bfloat16; the thresholds of one source are a quarter of the tables.
     table = make_table(lambda: differences(8_000_000, torch.bfloat16).split(1 << 20), 8_000_000)
