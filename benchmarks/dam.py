@@ -1,6 +1,8 @@
 """DAM per step, beside a plain implementation that lets autograd go through the merge.
 
-    python benchmarks/dam.py [--json] [--steps 7] [--length 32] [--dtype float32] [--stored float32]
+    python benchmarks/dam.py [--json] [--steps 5] [--cases 32:float32 32:bfloat16 128:float32]
+
+A case is the number of tokens of each text, and the dtype of the sources.
 
 Both sides train the same coefficients of the same randomly initialised Llama-like model on the same tokens, with one
 thread, KL and similarity losses, and the sources as teachers on the fly:
@@ -13,11 +15,11 @@ Each side runs in a process of its own, and the two take turns step by step, so 
 both alike.
 
 Time: the median over the steps, the first left out, of the processor seconds (user and system) of the process, which
-has one thread: a busy machine changes them least. `wall_ratio` is the same by the clock on the wall.
+has one thread: a busy machine changes them least.
 
 Memory: the peak of RssAnon, read from /proc by the parent every millisecond during the steps, less what the process had
 after its imports. The sources are memory-mapped files on both sides and shared with all processes, so that they are not
-in RssAnon; `memory_ratio_with_sources` adds their bytes to both sides.
+in RssAnon; the last column adds their bytes to both sides.
 
 The targets are a time ratio of at most 0.8 and a memory ratio of at most 0.6. The longer the texts, the more
 of the time is matrix products that both sides make, and the nearer both ratios come to 1.
@@ -26,7 +28,6 @@ of the time is matrix products that both sides make, and the nearer both ratios 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import statistics
@@ -38,9 +39,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from machine import describe
+from machine import progress, report
 
-SCHEMA = 1
+CASES = ((32, "float32"), (32, "bfloat16"), (128, "float32"))
 SOURCES = ("one", "two", "three")
 LEARNING_RATE = 1e-3
 
@@ -48,22 +49,32 @@ LEARNING_RATE = 1e-3
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
-    parser.add_argument("--steps", type=int, default=7, help="steps that are measured, at least 5")
-    parser.add_argument("--length", type=int, default=32, help="tokens of each text; one text of each source in a step")
+    parser.add_argument("--steps", type=int, default=5, help="steps that are measured, at least 5")
+    parser.add_argument("--cases", type=_case, nargs="+", default=CASES, help="LENGTH:STORED, tokens and a dtype")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--vocabulary", type=int, default=16_000)
     parser.add_argument("--dtype", default="float32", help="of the live model")
-    parser.add_argument("--stored", default="float32", help="of the sources")
-    options = vars(parser.parse_args())
-    if options["steps"] < 5:
+    given = vars(parser.parse_args())
+    if given["steps"] < 5:
         parser.error("a median needs at least 5 steps")
-    with tempfile.TemporaryDirectory() as folder:
-        result = compare(Path(folder), options)
-    print(json.dumps(result, indent=2) if options["json"] else text(result))
+    rows = []
+    for length, stored in given["cases"]:
+        progress(f"{length} tokens, sources in {stored}")
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(compare(Path(folder), {**given, "length": length, "stored": stored}))
+    settings = {key: given[key] for key in ("steps", "layers", "width", "vocabulary", "dtype")}
+    document = {"benchmark": "dam", "ratio": rows[0]["time ratio"], "sources": len(SOURCES), **settings}
+    report(document, rows, given["json"])
+
+
+def _case(text: str) -> tuple[int, str]:
+    length, _, stored = text.partition(":")
+    return int(length), stored or "float32"
 
 
 def compare(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """One row of the table."""
     context = multiprocessing.get_context("spawn")
     writer = context.Process(target=write_sources, args=(folder, options))
     writer.start()
@@ -75,19 +86,15 @@ def compare(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     ours, plain = (side.result() for side in sides.values())
     sources = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return {
-        "schema": SCHEMA,
-        "ratio": ours["seconds"] / plain["seconds"],
-        "wall_ratio": ours["wall_seconds"] / plain["wall_seconds"],
-        "memory_ratio": ours["bytes"] / plain["bytes"],
-        "memory_ratio_with_sources": (ours["bytes"] + sources) / (plain["bytes"] + sources),
-        "ours": ours,
-        "plain": plain,
-        "sources_bytes": sources,
-        "parameters": json.loads((folder / "parameters.json").read_text()),
-        "settings": {
-            key: options[key] for key in ("steps", "length", "layers", "width", "vocabulary", "dtype", "stored")
-        },
-        "machine": describe(),
+        "tokens": options["length"],
+        "sources": options["stored"],
+        "ours s": ours["seconds"],
+        "plain s": plain["seconds"],
+        "time ratio": ours["seconds"] / plain["seconds"],
+        "ours MB": ours["bytes"] / 1e6,
+        "plain MB": plain["bytes"] / 1e6,
+        "memory ratio": ours["bytes"] / plain["bytes"],
+        "with sources": (ours["bytes"] + sources) / (plain["bytes"] + sources),
     }
 
 
@@ -99,7 +106,7 @@ class Side:
         self._process = context.Process(target=serve, args=(theirs, name, folder, options), daemon=True)
         self._process.start()
         theirs.close()  # so that the death of the process is an end of file here
-        self._seconds: list[tuple[float, float]] = []
+        self._seconds: list[float] = []
         self._peak = 0
         self._before = int(self._connection.recv())
 
@@ -114,18 +121,10 @@ class Side:
         if measured:
             self._seconds.append(seconds)
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> dict[str, float]:
         self._connection.send("stop")
         self._process.join()
-        processor, wall = zip(*self._seconds, strict=True)
-        return {
-            "seconds": statistics.median(processor),
-            "wall_seconds": statistics.median(wall),
-            "every_seconds": processor,
-            "every_wall_seconds": wall,
-            "bytes": self._peak - self._before,
-            "bytes_after_imports": self._before,
-        }
+        return {"seconds": statistics.median(self._seconds), "bytes": self._peak - self._before}
 
     def _watch(self, done: threading.Event) -> None:
         while not done.wait(0.001):
@@ -150,9 +149,9 @@ def serve(connection: Connection, name: str, folder: Path, options: dict[str, An
     connection.send(anonymous_bytes(os.getpid()))
     steps = {"ours": our_steps, "plain": plain_steps}[name](folder, options)
     while connection.recv() == "step":
-        processor, wall = time.process_time(), time.perf_counter()
+        started = time.process_time()
         next(steps)
-        connection.send((time.process_time() - processor, time.perf_counter() - wall))
+        connection.send(time.process_time() - started)
 
 
 def live_model(options: dict[str, Any]) -> Any:
@@ -185,7 +184,6 @@ def write_sources(folder: Path, options: dict[str, Any]) -> None:
             for key, tensor in model.state_dict().items()
         }
         save_file(tensors, folder / f"{name}.safetensors")
-    (folder / "parameters.json").write_text(str(sum(parameter.numel() for parameter in model.parameters())))
 
 
 def mapped_sources(folder: Path) -> dict[str, dict[str, Any]]:
@@ -273,17 +271,6 @@ def plain_steps(folder: Path, options: dict[str, Any]) -> Iterator[None]:
         optimizer.step()
         del loss
         yield
-
-
-def text(result: dict[str, Any]) -> str:
-    lines = [f"{result['parameters'] / 1e6:.0f} M parameters, {len(SOURCES)} sources"]
-    for name in ("ours", "plain"):
-        lines.append(f"{name:>6}: {result[name]['seconds']:.3f} s per step, {result[name]['bytes'] / 1e6:.0f} MB")
-    lines.append(
-        f" ratio: {result['ratio']:.2f} of the time, {result['memory_ratio']:.2f} of the memory beyond the sources "
-        f"({result['memory_ratio_with_sources']:.2f} with them)"
-    )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
