@@ -41,13 +41,13 @@ class Plan:
     Attributes:
         factors: tensor name -> the numbers of each source.
         scale: lambda.
-        scope_of: tensor name -> the tensors whose votes decide its zero sums.
+        scope_of: tensor name -> the tensors whose votes decide its zero sums; None where no votes decide them.
     """
 
     formula: Formula
     factors: Callable[[str], list[Factors]]
     scale: float = 1.0
-    scope_of: Callable[[str], tuple[str, ...]] = lambda name: (name,)
+    scope_of: Callable[[str], tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,9 @@ def _election(group: Group, trimming: Trimming | None, dropping: Dropping | None
         drops = [None] * len(weights) if dropping is None else [dropping(i, name) for i in range(len(weights))]
         return [Factors(*numbers) for numbers in zip(weights, cuts, drops, strict=True)]
 
-    by_majority = options["zero_sign"] == "global majority"
-    formula = Formula("election", dropping is not None, str(options["elect"]), agg, weighting, by_majority)
-    return Plan(formula, factors, group.shared("lambda"), group.scope_of)
+    formula = Formula("election", dropping is not None, str(options["elect"]), agg, weighting)
+    scope_of = group.scope_of if options["zero_sign"] == "global majority" else None
+    return Plan(formula, factors, group.shared("lambda"), scope_of)
 
 
 class FusedRule:
@@ -225,13 +225,13 @@ class FusedRule:
         """Scope -> the rule's tensors in it, in order. Without a majority every tensor is by itself."""
         scopes: dict[tuple[str, ...], list[str]] = {}
         for name in self._group.names:
-            scope = self._plan.scope_of(name) if self._plan.formula.by_majority else (name,)
+            scope = (name,) if self._plan.scope_of is None else self._plan.scope_of(name)
             scopes.setdefault(scope, []).append(name)
         return scopes
 
     def _settled(self, scope: tuple[str, ...], counted: Mapping[str, float]) -> bool:
         """Whether the majority of the scope is positive, given the votes of some of its tensors. A balance is not."""
-        if not self._plan.formula.by_majority:
+        if self._plan.scope_of is None:
             return True
         missing = sorted(set(scope).difference(counted))
         votes = self._votes({name: self._merge(name, None, positive=True) for name in missing})
@@ -257,14 +257,11 @@ class FusedRule:
         numbers, words = self._numbers(name, positive)
         checks = []
         for span in spans:
-            pieces = [self._here(model) for model in span.models]
+            pieces = [model.to(self._device, non_blocking=True) for model in span.models]
             written = discarded[: span.stop - span.start] if out is None else out[span.start : span.stop]
             arguments = [*pieces, numbers, moved(words, self._factors[name], span.start), written]
             checks.append(kernel(arguments) if span.compiled else kind.run(*arguments))
         return checks
-
-    def _here(self, piece: Tensor) -> Tensor:
-        return piece if piece.device == self._device else piece.to(self._device, non_blocking=True)
 
     def _spans(self, name: str, kind: KernelKind) -> tuple[Span, ...]:
         """The pieces of a tensor. They are kept, which takes no memory, unless flattening had to copy the tensor."""
@@ -301,7 +298,7 @@ class FusedRule:
 def kinds(group: Group, plan: Plan, dtype: torch.dtype) -> dict[str, KernelKind] | None:
     """The kernels that a rule needs, by tensor name; None where one of its tensors is of a type that has none."""
     formula, found = plan.formula, {}
-    scopes = {other for name in group.names for other in plan.scope_of(name)} if formula.by_majority else set()
+    scopes = set() if plan.scope_of is None else {other for name in group.names for other in plan.scope_of(name)}
     for name in sorted(scopes.union(group.names)):
         base = None if group.base is None or not formula.has_base else _NAMES.get(group.base[name].dtype)
         sources = [_NAMES.get(source[name].dtype) for source in group.sources]

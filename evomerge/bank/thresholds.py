@@ -55,7 +55,7 @@ class Table:
         return np.where(self.ranks[right] == ranks, high, between)
 
     def at_rank(self, rank: int) -> float:
-        """`at` for a single rank, to the same bits and ten times faster: a candidate asks for hundreds of them."""
+        """`at` for a single rank, to the same bits and several times faster: a candidate asks for hundreds of them."""
         ranks, values = self.ranks.data, self.values.data  # of which the items are plain numbers
         right = bisect_left(ranks, rank)
         high = abs(values[right])

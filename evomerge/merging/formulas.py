@@ -52,7 +52,6 @@ class Formula:
         kind: `average` of the sources, `sum` of task vectors on the base, or `election` (TIES).
         drops: DARE masks the task vectors first.
         elect, agg, weighting: the options of TIES.
-        by_majority: the sign of a zero sum is the majority's, so that the votes are handed out to be counted.
     """
 
     kind: str
@@ -60,7 +59,6 @@ class Formula:
     elect: str = ""
     agg: str = ""
     weighting: str = ""
-    by_majority: bool = False
 
     @property
     def has_base(self) -> bool:

@@ -117,7 +117,7 @@ def test_n9_compiled_and_eager_materialisation_and_export_have_the_same_bits(sou
     kernels = Kernels(cpu)
     kernels.compile(
         KernelKind(
-            Formula("election", elect="mass", agg="dis-mean", weighting="count", by_majority=True),
+            Formula("election", elect="mass", agg="dis-mean", weighting="count"),
             "bfloat16",
             ("bfloat16",) * 3,
             "bfloat16",
