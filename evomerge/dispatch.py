@@ -10,7 +10,7 @@ from dataclasses import replace
 from types import FrameType
 
 from evomerge.cluster import Executor
-from evomerge.errors import Interrupted, StoppedByFailures
+from evomerge.errors import Interrupted, InvalidInput, StoppedByFailures
 from evomerge.jobs import Failed, FindBatchSize, Found, Job, Outcome, Progress
 from evomerge.recipe import Recipe
 from evomerge.study.search_study import MAX_ATTEMPTS
@@ -122,13 +122,25 @@ def find_batch_size(executor: Executor, stop: Stop, recipe: Recipe) -> int | Non
     """Let one worker find the batch size that the whole study will use.
 
     Raises:
+        InvalidInput: the model or a request cannot be scored, whatever the weights.
         StoppedByFailures: not even this recipe, a source as it stands, can be run.
     """
     for _, outcome in run_all(executor, stop, [FindBatchSize("batch size", recipe)]):
         if isinstance(outcome.result, Found):
             return outcome.result.batch_size
+        refuse_invalid(outcome)
         raise StoppedByFailures(f"no batch size can be found: {reason_of(outcome)}")
     return None
+
+
+def refuse_invalid(outcome: Outcome) -> None:
+    """Raise what a worker has found wrong with the user's input, which no other worker would find right.
+
+    Raises:
+        InvalidInput: as the worker raised it.
+    """
+    if isinstance(outcome.result, Failed) and outcome.result.invalid:
+        raise InvalidInput(outcome.result.reason)
 
 
 def reason_of(outcome: Outcome) -> str:

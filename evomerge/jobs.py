@@ -105,10 +105,16 @@ class Trained:
 
 @dataclass(frozen=True)
 class Failed:
-    """A job that was not. `infrastructural` failures say nothing of the candidate and are tried again elsewhere."""
+    """A job that was not done.
+
+    Attributes:
+        infrastructural: says nothing of the candidate; the job is tried again elsewhere.
+        invalid: the user's input cannot be used; no candidate would fare better.
+    """
 
     reason: str
     infrastructural: bool = False
+    invalid: bool = False
 
 
 Result = Scored | Found | Trained | Failed

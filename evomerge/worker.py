@@ -126,7 +126,9 @@ class Worker:
             else:
                 result = self._score(job) if isinstance(job, Score) else self._find(job)
         except Exception as error:
-            result = Failed(_reason(error), infrastructural=_is_broken_device(error))
+            invalid = isinstance(error, InvalidInput)
+            reason = str(error) if invalid else _reason(error)
+            result = Failed(reason, infrastructural=_is_broken_device(error), invalid=invalid)
         total = time.perf_counter() - started
         seconds = {"merge": self._merge_seconds, "total": total}
         if isinstance(result, Scored):
@@ -198,7 +200,9 @@ class Worker:
     def _score(self, job: Score) -> Scored:
         if job.batch_size is not None and isinstance(self.evaluator, BatchedEvaluator):
             self.evaluator.batch_size = job.batch_size
-        candidate = Candidate(job.key, job.params, job.recipe, lambda: self._materialize(job.recipe))
+        candidate = Candidate(
+            job.key, job.params, job.recipe, lambda: self._materialize(job.recipe), lambda: self.bank.base_model()
+        )
         scores = self.evaluator.score(candidate, job.items)
         return Scored(scores, self._digests(job.recipe) if job.digests else None)
 

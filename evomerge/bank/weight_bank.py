@@ -111,6 +111,12 @@ class WeightBank:
         self._restore(set(self._written).difference(*(rule.tensors for rule in recipe.rules)))
         return self._model
 
+    def base_model(self) -> Any:
+        """The live model with the weights of the base, in the scoring dtype. See `materialize`."""
+        self._load_model()
+        self._restore(set(self._written))
+        return self._model
+
     def merged(self, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor of the model that the recipe describes, in its scoring dtype, one after another.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from evomerge.catalogue import TensorCatalogue
 from evomerge.cluster import Executor
-from evomerge.dispatch import Stop, run_all
+from evomerge.dispatch import Stop, refuse_invalid, run_all
 from evomerge.errors import StoppedByFailures
 from evomerge.evaluation.evaluator import ItemBlock, Scores
 from evomerge.jobs import Cost, Failed, Outcome, Score, Scored, TensorDigests
@@ -75,7 +75,8 @@ def score_rows(
         again: labels of rows that are scored although they are stored.
 
     Raises:
-        StoppedByFailures: a required row, such as a source, cannot be scored.
+        InvalidInput: a required row, such as a source, cannot be scored, and the reason is what the user gave.
+        StoppedByFailures: a required row cannot be scored for another reason.
         Interrupted: a signal asked for a stop.
     """
     stored = {row.label: stored_row(row, records) for row in rows if row.label not in again}
@@ -91,6 +92,7 @@ def score_rows(
             results[row.label] = RowResult(row, outcome.result.scores, outcome, outcome.cost, outcome.seconds)
             on_scored(results[row.label])
         elif row.required:
+            refuse_invalid(outcome)
             reason = outcome.result.reason if isinstance(outcome.result, Failed) else "it gave no score"
             raise StoppedByFailures(f"{row.label!r} cannot be scored: {reason}")
         else:

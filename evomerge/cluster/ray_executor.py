@@ -27,7 +27,11 @@ class WorkerActor:
         import torch
 
         torch.set_num_threads(threads)  # two workers with two threads each on two cores run tenfold slower
-        self._worker = Worker(setup, name)
+        self._invalid: str | None = None
+        try:
+            self._worker = Worker(setup, name)
+        except InvalidInput as error:  # an actor whose constructor raises tells only that it died
+            self._invalid = str(error)
 
     def run(self, job: Job) -> Outcome:
         return self._worker.run(job)
@@ -35,8 +39,9 @@ class WorkerActor:
     def events(self, job: Job) -> Iterator[Progress | Outcome]:
         yield from self._worker.events(job)
 
-    def ready(self) -> str:
-        return self._worker.name
+    def ready(self) -> str | None:
+        """What is wrong with the input that the worker is built from; None where it is built."""
+        return self._invalid
 
 
 @dataclass
@@ -178,6 +183,8 @@ class RayExecutor:
         except ray.exceptions.RayError as error:
             return self._bury(slot, error)
         if ref is slot.starting:
+            if result is not None:
+                raise InvalidInput(result)
             slot.starting = None
             return None
         if isinstance(result, Progress):

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby
 from typing import Any, Protocol
 
 import torch
@@ -37,8 +37,11 @@ class Loglikelihoods(Protocol):
     tokens: int
     distinct: int
 
-    def run(self, model: Any) -> list[tuple[float, bool]]:
+    def run(self, model: Any, reset: Callable[[], None]) -> list[tuple[float, bool]]:
         """For each request the log-likelihood of its continuation, and whether it is what greedy decoding gives.
+
+        Args:
+            reset: called before each forward pass; puts back what the model keeps between passes.
 
         Raises:
             MergeError: the model's logits are not numbers.
@@ -114,25 +117,34 @@ class _Batch:
 class FlatLoglikelihoods:
     """Every distinct input is a sequence of its own, in batches of `batch_size`. See `Loglikelihoods`.
 
+    Args:
+        padding: whether sequences of different lengths may share a batch.
+
     Raises:
         InvalidInput: see `distinct_inputs`.
     """
 
-    def __init__(self, pairs: Sequence[Pair], max_length: int, batch_size: int, device: torch.device) -> None:
+    def __init__(
+        self, pairs: Sequence[Pair], max_length: int, batch_size: int, device: torch.device, *, padding: bool = True
+    ) -> None:
         self._count = len(pairs)
         self._order: list[tuple[int, int]] = []  # request and its number of scored tokens, in the order of the batches
         inputs = distinct_inputs(pairs, max_length)
         # Longest first, so that memory runs out at once or never, and sequences of like length are padded together.
-        longest_first = iter(sorted(inputs.items(), key=lambda row: (-len(row[0]), row[0])))
+        longest_first = sorted(inputs.items(), key=lambda row: (-len(row[0]), row[0]))
+        groups = [longest_first] if padding else [list(rows) for _, rows in groupby(longest_first, _input_length)]
         self._batches = [
-            self._prepare(batch, device) for batch in iter(lambda: list(islice(longest_first, batch_size)), [])
+            self._prepare(rows[start : start + batch_size], device)
+            for rows in groups
+            for start in range(0, len(rows), batch_size)
         ]
         self.tokens = sum(batch.tokens.numel() for batch in self._batches)
         self.distinct = distinct_tokens(inputs)
 
-    def run(self, model: Any) -> list[tuple[float, bool]]:
+    def run(self, model: Any, reset: Callable[[], None]) -> list[tuple[float, bool]]:
         answers = Answers(self._count, self._order)
         for batch in self._batches:
+            reset()
             logits = forward(model, batch.tokens, batch.positions)
             answers.add(logits[batch.cells[0], batch.cells[1]], batch.scored)
         return answers.results()
@@ -157,6 +169,10 @@ class FlatLoglikelihoods:
         )
 
 
+def _input_length(row: tuple[Tokens, list[Scored]]) -> int:
+    return len(row[0])
+
+
 def not_a_number() -> MergeError:
     """The error for a candidate that computes nothing."""
     return MergeError("the logits of the candidate are not numbers (NaN): its weights overflow or are not finite")
@@ -178,18 +194,28 @@ def distinct_inputs(pairs: Sequence[Pair], max_length: int) -> dict[Tokens, list
     """Input sequence -> the requests that it answers: continuations that differ in their last token share one.
 
     Raises:
-        InvalidInput: a request has nothing to score or no context, or more to score than `max_length` tokens.
+        InvalidInput: see `check_pair`.
     """
     inputs: dict[Tokens, list[Scored]] = {}
     for request, (context, continuation) in enumerate(pairs):
-        if not context or not continuation or len(continuation) > max_length:
-            raise InvalidInput(
-                f"a request has {len(context)} tokens of context and {len(continuation)} to score; both must be there, "
-                f"and at most {max_length} can be scored: shorten the item, or raise max_length of the evaluator"
-            )
+        check_pair((context, continuation), max_length)
         row = tuple([*context, *continuation][-(max_length + 1) :][:-1])
         inputs.setdefault(row, []).append((request, continuation))
     return inputs
+
+
+def check_pair(pair: Pair, max_length: int) -> None:
+    """Check a request before it is run.
+
+    Raises:
+        InvalidInput: it has nothing to score or no context, or more to score than `max_length` tokens.
+    """
+    context, continuation = pair
+    if not context or not continuation or len(continuation) > max_length:
+        raise InvalidInput(
+            f"a request has {len(context)} tokens of context and {len(continuation)} to score; both must be there, "
+            f"and at most {max_length} can be scored: shorten the item, or raise max_length of the evaluator"
+        )
 
 
 def largest_batch(model: Any, length: int) -> int:

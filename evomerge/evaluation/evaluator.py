@@ -99,12 +99,19 @@ class Candidate:
         recipe: what is merged.
         model: materialises the merge on first call and returns the live model, so that an evaluator that needs no
             model never pays for one.
+        base: returns the live model with the weights of the base instead, so that what an evaluator finds out about the
+            model does not depend on the candidate at hand; None where only `model` is there.
     """
 
     key: str
     params: Mapping[str, Any]
     recipe: Recipe
     model: Callable[[], Any]
+    base: Callable[[], Any] | None = None
+
+    def reference(self) -> Any:
+        """The live model with the weights of the base, or of the candidate where there is no base."""
+        return self.model() if self.base is None else self.base()
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,28 @@ class BatchedEvaluator(Protocol):
     batch_size: int | None
 
     def find_batch_size(self, model: Any) -> int: ...
+
+
+@runtime_checkable
+class ModelEvaluator(Protocol):
+    """An evaluator that can say before a search whether a model can be scored."""
+
+    def check_requests(self, model: Any) -> None:
+        """Build and encode every request, and ask the metrics for a number.
+
+        Args:
+            model: of the base; its weights are not read, it may be on the meta device.
+
+        Raises:
+            InvalidInput: names the task and the item.
+        """
+
+    def check_model(self, model: Any) -> None:
+        """Run a live model on made-up tokens at the lengths of the requests.
+
+        Raises:
+            InvalidInput: its scores would mean nothing, or it cannot run at all.
+        """
 
 
 @runtime_checkable

@@ -35,12 +35,14 @@ class Prompt:
     Attributes:
         tokens: the prompt, at least one token.
         limit: how many tokens may be written.
-        stops: strings, none empty, of which each ends the text where it first occurs.
+        stops: strings of which each ends the text where it first occurs.
+        plain: whether greedy decoding up to the end token gives the text, and no stop string is empty.
     """
 
     tokens: Tokens
     limit: int
     stops: tuple[str, ...]
+    plain: bool = True
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,14 @@ class GreedyTexts:
         self._last_use = {each.stem: at for at, each in enumerate(self._batches)}
         self.tokens = 0  # tokens that the last run forwarded, padding among them
 
-    def run(self, model: Any) -> list[str | None]:
+    def run(self, model: Any, reset: Callable[[], None]) -> list[str | None]:
         """The text of every prompt, cut at its stop strings.
 
         None where a stop string is found in the name of a special token, such as "a" in "<pad>": that ends a text of
         lm-eval without being cut off, but only when all other texts of its batch have ended likewise.
+
+        Args:
+            reset: called before each batch, see `Loglikelihoods.run`.
 
         Raises:
             MergeError: the model's logits are not numbers.
@@ -122,6 +127,7 @@ class GreedyTexts:
         stems: dict[int, KeysValues] = {}
         with torch.no_grad():
             for at, batch in enumerate(self._batches):
+                reset()
                 stem = [] if batch.stem is None else stems[batch.stem]
                 if batch.keeps is None:
                     self._write(model, batch, stem, written)

@@ -9,16 +9,17 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import math
 import shlex
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jinja2.exceptions import TemplateError
@@ -26,24 +27,29 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import AGGREGATION_REGISTRY
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.evaluation.aggregates import CUSTOM, WEIGHTED, standard_error
-from evomerge.evaluation.block import SHORTEST, Block, all_instances, prepare_block
+from evomerge.evaluation.batching import Scoring, Writing, find_scoring, find_writing
+from evomerge.evaluation.block import SHORTEST, Block, Lengths, encode, lengths_of, prepare_block
 from evomerge.evaluation.cached_tokenizer import CachedTokenizer
 from evomerge.evaluation.calibration import prompt_and_answer, read_texts, tokenised
 from evomerge.evaluation.command import lm_eval_command
 from evomerge.evaluation.engine import Pair, largest_batch, not_a_number
 from evomerge.evaluation.evaluator import CalibrationText, Candidate, ItemBlock, Part, Scores, Split, TaskScores
 from evomerge.evaluation.generation import Prompt, Reader, end_tokens, is_plain_greedy
+from evomerge.evaluation.live_state import LiveState
+from evomerge.evaluation.model_check import check_model
 from evomerge.evaluation.pack import FieldSplit, Pack, PackTask, check_allowed, refuse_test_split
+from evomerge.evaluation.probe import vocabulary_of
 from evomerge.evaluation.split import check_split, content_hash, make_split
-from evomerge.evaluation.tree_support import shares_prefixes
 from evomerge.seeding import derive
+
+_log = logging.getLogger(__name__)
 
 CPU_BATCH = 64
 CPU_LOGITS = 2**28  # logits of one batch on a CPU: 1 GiB in fp32
@@ -75,13 +81,19 @@ class PreparedLM(HFLM):  # type: ignore[misc]
     """lm-eval's view of the live model: tokenisation and generation as lm-eval does them, each text encoded once."""
 
     def __init__(self, model: Any, tokenizer: CachedTokenizer, max_length: int | None, batch_size: int) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer.plain, max_length=max_length, batch_size=batch_size)
+        plain = tokenizer.plain
+        if plain.bos_token_id is None and plain.eos_token_id is None:
+            raise InvalidInput(
+                "the base's tokenizer has neither a start nor an end token, which lm-eval needs before and behind a "
+                "text; set bos_token or eos_token in its files"
+            )
+        super().__init__(pretrained=model, tokenizer=plain, max_length=max_length, batch_size=batch_size)
+        self.state = LiveState(model)
         if self.backend != "causal":
             raise InvalidInput(f"{type(model).__name__} is no decoder-only language model; only those can be scored")
         self.tokenizer = tokenizer
         self._max_length = self.max_length
         self.processed = 0  # tokens read and written by lm-eval's own generation
-        plain = tokenizer.plain
         self.reader = Reader(
             self.tok_decode,
             partial(self.tok_decode, skip_special_tokens=False),
@@ -105,36 +117,59 @@ class PreparedLM(HFLM):  # type: ignore[misc]
             return [(tokens[:1], tokens[1:])]
         return [([self.prefix_token_id], tokens)]
 
-    def prompt(self, instance: Instance) -> Prompt | None:
-        """What a request for a text is made of: lm-eval's encoding of it, and its reading of the settings.
+    def prompt(self, instance: Instance) -> Prompt:
+        """A request for a text as tokens: lm-eval's encoding of it, and its reading of the settings.
 
-        None if only lm-eval's own way of generating can tell what it gives: with settings that change what greedy
-        decoding writes, with a stop string that stops everything, and where the model's generation does not end at the
-        tokenizer's end token, so that the length of a text depends on the others of its batch.
+        Not `plain` if only lm-eval's own way of generating can tell what it gives: with settings that change what
+        greedy decoding writes, with a stop string that stops everything, and where the model's generation does not end
+        at the tokenizer's end token, so that the length of a text depends on the others of its batch.
 
         Raises:
-            InvalidInput: as many tokens are to be written as the model can hold.
+            InvalidInput: as many tokens are to be written as the model can hold, or nothing is to be continued.
         """
         context, settings = instance.args
         options = normalize_gen_kwargs(settings, self.max_gen_toks)
+        if self.eot_token_id is None:
+            raise InvalidInput("the tokenizer has no end token, at which texts end; set eos_token in its files")
         ending = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
         stops = handle_stop_sequences(options.pop("until", None), eos=ending)
         limit = options.pop("max_gen_toks")
         if limit >= self.max_length:
             raise InvalidInput(
-                f"a task lets the model write {limit} tokens, but it holds {self.max_length} with the prompt; set "
-                f"max_gen_toks lower"
+                f"the model may write {limit} tokens, but it holds {self.max_length} with the prompt; set max_gen_toks "
+                "lower"
             )
-        if {"temperature": 0.0, **options} != {"temperature": 0.0, "do_sample": False}:
-            return None
-        if not all(stops) or self.think_end_token is not None:
-            return None
-        if not is_plain_greedy(self.model) or self.eot_token_id not in end_tokens(self.model):
-            return None
         tokens, _ = self.tok_batch_encode([context], left_truncate_len=self.max_length - limit)
-        return Prompt(tuple(tokens[0].tolist()), limit, tuple(stops)) if tokens.numel() else None
+        if not tokens.numel():
+            raise InvalidInput(f"the prompt {context!r} has no tokens, so there is nothing to continue")
+        plain = (
+            {"temperature": 0.0, **options} == {"temperature": 0.0, "do_sample": False}
+            and all(stops)
+            and self.think_end_token is None
+            and is_plain_greedy(self.model)
+            and self.eot_token_id in end_tokens(self.model)
+        )
+        return Prompt(tuple(tokens[0].tolist()), limit, tuple(stops), plain)
+
+    def write(self, instances: list[Instance], batch_size: int) -> list[str]:
+        """The texts that lm-eval itself gives, so many at once. It decides about special tokens for a whole batch, so
+        prompts of which only some begin with the start token are written one by one."""
+        if not instances:
+            return []
+        begun = {self._begins_with_bos(instance.args[0]) for instance in instances}
+        before = self.batch_size
+        self.batch_size_per_gpu = batch_size if len(begun) == 1 else 1
+        try:
+            texts: list[str] = self.generate_until(instances, disable_tqdm=True)
+        finally:
+            self.batch_size_per_gpu = before
+        return texts
+
+    def _begins_with_bos(self, text: str) -> bool:
+        return bool(has_bos_prefix(text, getattr(self.tokenizer, "bos_token", None)))
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
+        self.state.reset()
         watch = _NanWatch()
         options["logits_processor"] = LogitsProcessorList([watch])
         tokens: torch.Tensor = super()._model_generate(context, max_length, stop, **options)
@@ -232,6 +267,7 @@ class HarnessEvaluator:
         _refuse_leaking_examples(pack, self._tasks, self._split)
         self._parts: dict[Part, dict[str, dict[int, list[Instance]]]] = {}
         self._lm: PreparedLM | None = None
+        self._ways: dict[Part, tuple[Scoring, Writing]] = {}
         self._blocks: dict[ItemBlock, Block] = {}
 
     @property
@@ -268,17 +304,22 @@ class HarnessEvaluator:
         Raises:
             MergeError: the candidate computes NaN, or a metric of it is not a number.
         """
-        model = candidate.model()
-        lm = self._live(model)
         started = time.perf_counter()
-        block = self._block(lm, items)
+        if self._lm is None or items not in self._blocks:
+            self._prepare(candidate.reference(), items)
         prepared = time.perf_counter()
+        model = candidate.model()
+        if self._lm is None or self._lm.model is not model:
+            self._prepare(model, items)
+        lm, block = cast(PreparedLM, self._lm), self._blocks[items]
+        merged = time.perf_counter()
         lm.processed = 0
-        block.respond(lm, model)
+        lm.state.restore()
+        block.respond(lm, model, lm.state.reset)
         ran = time.perf_counter()
         ids = self._split.items(items)
         tasks = {name: self._task_scores(name, ids[name], block.items[name]) for name in self._tasks if ids[name]}
-        seconds = {"prepare": prepared - started, "forward": ran - prepared, "metrics": time.perf_counter() - ran}
+        seconds = {"prepare": prepared - started, "forward": ran - merged, "metrics": time.perf_counter() - ran}
         return Scores(tasks, seconds, block.tokens + lm.processed)
 
     def find_batch_size(self, model: Any) -> int:
@@ -288,12 +329,30 @@ class HarnessEvaluator:
         the last that did; elsewhere a fixed number, smaller where the logits of a batch would be large.
         """
         lm = PreparedLM(model, self._tokenizer, self.pack.max_length, batch_size=1)
-        length = max(self._lengths(lm), default=1)
+        lengths = self._lengths(lm, "search")
+        _check_model(lm, lengths)
+        longest = lengths.longest
         if model.device.type == "cuda":
-            return largest_batch(model, max(length, SHORTEST))
-        vocabulary: int = model.get_output_embeddings().weight.shape[0]
-        fitting = max(1, CPU_LOGITS // (length * vocabulary))
+            return largest_batch(model, max(longest, SHORTEST))
+        head = model.get_output_embeddings()
+        vocabulary = vocabulary_of(model) if head is None else head.weight.shape[0]
+        fitting = max(1, CPU_LOGITS // (longest * vocabulary))
         return min(CPU_BATCH, 1 << (fitting.bit_length() - 1))
+
+    def check_requests(self, model: Any) -> None:
+        """See `ModelEvaluator`."""
+        lm = PreparedLM(model, self._tokenizer, self.pack.max_length, batch_size=1)
+        for part in self._split.parts:
+            encode(lm, self._part(cast(Part, part)))
+        for name, requests in self._part("search").items():
+            if requests:
+                _check_metric(name, self._tasks[name], self._metrics[name], next(iter(requests.values())))
+
+    def check_model(self, model: Any) -> None:
+        """See `ModelEvaluator`."""
+        lm = PreparedLM(model, self._tokenizer, self.pack.max_length, batch_size=1)
+        _check_model(lm, self._lengths(lm, "search"))
+        _check_model(lm, self._lengths(lm, "held_out"))
 
     def calibration(self, task: str, items: int) -> list[CalibrationText]:
         """See `CalibratingEvaluator`."""
@@ -356,13 +415,29 @@ class HarnessEvaluator:
             fewshot_seed=self.fewshot_seed,
         )
 
-    def _live(self, model: Any) -> PreparedLM:
-        """lm-eval's view of the model. Weights change in place; only another model object needs another view."""
+    def _prepare(self, model: Any, items: ItemBlock) -> None:
+        """Have a block ready for a model. Its weights change in place; only another model object needs another view."""
         if self._lm is None or self._lm.model is not model:
             self._blocks.clear()
+            self._ways.clear()
             self._batch_size = self._batch_size or self.find_batch_size(model)
             self._lm = PreparedLM(model, self._tokenizer, self.pack.max_length, self._batch_size)
-        return self._lm
+        lm, part = self._lm, self._part(items.part)
+        if items.part not in self._ways:
+            lengths = self._lengths(lm, items.part)
+            _check_model(lm, lengths)
+            reset = lm.state.reset
+            self._ways[items.part] = (
+                find_scoring(model, lengths.scored, reset), find_writing(model, lengths.written, reset)
+            )  # fmt: skip
+        ids = self._split.items(items)
+        # Sorted, as lm-eval would aggregate them: sums of floats depend on their order.
+        wanted = {name: {item: part[name][item] for item in sorted(ids[name])} for name in part}
+        self._blocks[items] = prepare_block(lm, wanted, model, *self._ways[items.part])
+
+    def _lengths(self, lm: PreparedLM, part: Part) -> Lengths:
+        """The lengths of all requests of a part, so that an item is scored the same way in whatever block it is."""
+        return lengths_of(encode(lm, self._part(part)), lm.max_length)
 
     def _part(self, part: Part) -> dict[str, dict[int, list[Instance]]]:
         """Task -> item -> its requests. Built for a whole part, as few-shot examples depend on what is drawn before."""
@@ -406,28 +481,6 @@ class HarnessEvaluator:
             without_system = [message for message in history if message["role"] != "system"]
             return str(self._tokenizer.plain.apply_chat_template(without_system, **options))
 
-    def _block(self, lm: PreparedLM, items: ItemBlock) -> Block:
-        if items not in self._blocks:
-            part = self._part(items.part)
-            ids = self._split.items(items)
-            # Sorted, as lm-eval would aggregate them: sums of floats depend on their order.
-            wanted = {name: {item: part[name][item] for item in sorted(ids[name])} for name in part}
-            try:
-                self._blocks[items] = prepare_block(lm, wanted, lm.model, shares_prefixes)
-            except MergeError:  # this candidate cannot tell what the model is able to; the next one may
-                return prepare_block(lm, wanted, lm.model, lambda *_: False)
-        return self._blocks[items]
-
-    def _lengths(self, lm: PreparedLM) -> Iterator[int]:
-        """How many tokens each request of the search makes the model hold."""
-        for instance in all_instances(self._part("search")):
-            if instance.request_type == "generate_until":
-                context, options = instance.args
-                wanted = len(lm.tok_encode(context)) + options.get("max_gen_toks", lm.max_gen_toks)
-                yield min(wanted, lm.max_length)
-            else:
-                yield from (min(len(context) + len(rest), lm.max_length) for context, rest in lm.pairs(instance))
-
     def _task_scores(self, name: str, ids: tuple[int, ...], requests: Mapping[int, list[Instance]]) -> TaskScores:
         task, metric = self._tasks[name], self._metrics[name]
         metric.filter.apply([instance for instances in requests.values() for instance in instances])
@@ -452,6 +505,33 @@ class HarnessEvaluator:
             weights=weights,
             gold=None if None in gold else tuple(number for number in gold if number is not None),
         )
+
+
+def _check_model(lm: PreparedLM, lengths: Lengths) -> None:
+    """Run the model at the lengths of requests. See `check_model`."""
+    if lengths.scored or lengths.written:
+        check_model(lm.model, lm.state, lengths.shortest, lengths.longest)
+
+
+def _check_metric(name: str, task: Any, metric: _Metric, instances: list[Instance]) -> None:
+    """Ask the metric of one item for a number, with responses that nobody gave.
+
+    Raises:
+        InvalidInput: the task's results have no such metric, or what it gives is no number.
+    """
+    made_up = {"generate_until": "", "loglikelihood_rolling": -1.0}
+    for number, instance in enumerate(instances):
+        instance.resps = [made_up.get(instance.request_type, (-1.0 - number, False))] * instance.repeats
+    metric.filter.apply(instances)
+    try:
+        _number(name, metric, _raw(task, metric, instances))
+    except InvalidInput:
+        raise
+    except Exception as error:  # a task's own functions, which these responses may not suit
+        _log.info("task %s cannot be tried out: %s: %s", name, type(error).__name__, error)
+    finally:
+        for instance in instances:
+            instance.resps, instance.filtered_resps = [], {}
 
 
 def load_tasks(pack: Pack, allow: Collection[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ vocabulary. Which models can do all this, says `tree_support`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -84,10 +84,11 @@ class TreeLoglikelihoods:
         self.tokens = sum(each.tokens.numel() for each in self._passes)
         self.distinct = distinct_tokens(tokens for tokens, _ in inputs)
 
-    def run(self, model: Any) -> list[tuple[float, bool]]:
+    def run(self, model: Any, reset: Callable[[], None]) -> list[tuple[float, bool]]:
         answers = Answers(self._count, self._order)
         stems: dict[int, KeysValues] = {}
         for at, each in enumerate(self._passes):
+            reset()
             logits, computed = _forward(model, each, [] if each.stem is None else stems[each.stem])
             if each.keeps is not None:
                 stems[each.keeps] = computed

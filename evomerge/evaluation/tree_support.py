@@ -1,4 +1,4 @@
-"""Which models can score a prefix tree: told from their class and configuration, so that every worker says the same."""
+"""Decides whether a model can score a prefix tree, from its class, its configuration and a tree of made-up tokens."""
 
 from __future__ import annotations
 
@@ -10,23 +10,27 @@ from typing import Any
 import torch
 
 from evomerge.errors import MergeError
-from evomerge.evaluation.engine import FlatLoglikelihoods, Loglikelihoods, Pair
+from evomerge.evaluation.engine import FlatLoglikelihoods, Pair
+from evomerge.evaluation.probe import Reset, made_up_tokens, same_numbers, values_of
+from evomerge.evaluation.rotary import changes_within
 from evomerge.evaluation.tree_engine import TreeLoglikelihoods
 
 # Position ids, not places in the row, must say where a token is; and its ancestors, not its neighbours, what it sees.
 _INPUTS = ("attention_mask", "position_ids", "past_key_values", "use_cache")
 _ATTENTION = ("sdpa", "eager")  # the others take no mask of our own
 _LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+# Names of windows in configurations. The tree itself would show a window; but not in 16 bits, where what it hides may
+# be worth less than rounding.
 _WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")
-_ROTATIONS = ("dynamic", "longrope")  # change with the longest sequence of a batch
 
-_SHAPES = (0, 4096)  # widths of a model for which the probe is laid out in stems alone, and in a single row
+_HEAD, _BRANCH = 4, 3  # tokens of the tree below its stem
+_SHAPES = (0, 4096)  # widths of a model for which the tree is laid out in stems alone, and in a single row
 
 _log = logging.getLogger(__name__)
 
 
 def obstacle(model: Any, longest: int) -> str | None:
-    """Why sequences of up to `longest` tokens cannot share prefixes on this model; None if they can."""
+    """The reason in class or configuration why sequences of up to `longest` tokens cannot share prefixes, or None."""
     config = model.config.get_text_config()
     accepted = inspect.signature(model.forward).parameters
     missing = [name for name in _INPUTS if name not in accepted]
@@ -42,23 +46,23 @@ def obstacle(model: Any, longest: int) -> str | None:
         return f"its attention implementation is {config._attn_implementation}"
     if any(0 < window < longest for window in _windows(config)):
         return "its attention window is shorter than a sequence"
-    if any(kind in _ROTATIONS for kind in _rotations(config)):
+    if changes_within(config, 1, longest):
         return "its position embeddings depend on the longest sequence of a batch"
     return None
 
 
-def shares_prefixes(model: Any, longest: int) -> bool:
+def shares_prefixes(model: Any, longest: int, reset: Reset) -> bool:
     """Whether requests of up to `longest` tokens are to share prefixes on this model.
 
-    The configuration decides. A model that it does not tell the truth about is found out by scoring a small tree both
+    Class and configuration decide where they tell; then a tree whose sequences have `longest` tokens is scored both
     ways with the weights at hand.
 
     Raises:
         MergeError: the candidate at hand computes no numbers.
     """
     reason = obstacle(model, longest)
-    if reason is None and not _agrees(model):
-        reason = "it scores a small tree otherwise than its sequences"
+    if reason is None and not _agrees(model, longest, reset):
+        reason = f"it scores a tree of {longest} tokens otherwise than its sequences"
     if reason is not None:
         _log.info("%s: every request is scored on its own: %s", type(model).__name__, reason)
     return reason is None
@@ -72,45 +76,34 @@ def _windows(config: Any) -> Iterator[int]:
                 yield window
 
 
-def _rotations(config: Any) -> Iterator[str]:
-    """The kinds of rotary embeddings; a configuration has one, or one per kind of layer."""
-    rotary = getattr(config, "rope_parameters", None) or {}
-    for settings in (rotary, *(value for value in rotary.values() if isinstance(value, dict))):
-        yield str(settings.get("rope_type", "default"))
-
-
-def _agrees(model: Any) -> bool:
-    """Whether small trees give the log-probabilities of their sequences, up to the rounding of the dtype."""
-    pairs = _probe(model.config.get_text_config().vocab_size)
-    expected = _values(FlatLoglikelihoods(pairs, 64, 8, model.device), model)
-    rounding = torch.finfo(model.dtype).eps ** 0.5 * (expected - expected.mean()).norm()
+def _agrees(model: Any, longest: int, reset: Reset) -> bool:
+    """Whether a tree gives the log-likelihoods of its sequences, each scored alone, up to the rounding of the dtype."""
+    pairs = tree_requests(model, longest)
+    limit = max(len(context) + len(rest) for context, rest in pairs)
+    expected = values_of(FlatLoglikelihoods(pairs, limit, 1, model.device), model, reset)
     for hidden in _SHAPES:
-        tree = TreeLoglikelihoods(pairs, 64, 64, hidden, model.device, pass_cost=0)
+        tree = TreeLoglikelihoods(pairs, limit, 4 * limit, hidden, model.device, pass_cost=0)
         try:
-            found = _values(tree, model)
+            found = values_of(tree, model, reset)
         except (MergeError, torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except Exception as error:  # whatever a model's code says to arguments that it was not written for
             _log.info("%s cannot run a tree: %s: %s", type(model).__name__, type(error).__name__, error)
             return False
-        if (found - expected).norm() > rounding:
+        if not same_numbers(found, expected, model.dtype):
             return False
     return True
 
 
-def _values(requests: Loglikelihoods, model: Any) -> torch.Tensor:
-    """[requests], fp64."""
-    return torch.tensor([value for value, _ in requests.run(model)], dtype=torch.float64)
+def tree_requests(model: Any, longest: int) -> list[Pair]:
+    """Requests on a tree that branches twice: its stem, two heads below that, and two branches below each of them.
 
-
-def _probe(vocabulary: int) -> list[Pair]:
-    """Single tokens after the nodes of a tree that branches twice."""
-
-    def token(number: int) -> int:
-        return number * 7919 % vocabulary
-
-    stem = [token(number) for number in range(1, 9)]
-    heads = [[*stem, *(token(100 * row + number) for number in range(4))] for row in (1, 2)]
-    branches = [[*head, *(token(1000 * branch + number) for number in range(3))] for head in heads for branch in (1, 2)]
-    contexts = [stem, *heads, *(branch[:length] for branch in branches for length in (13, 14, 15))]
-    return [(context, [token(target)]) for context in contexts for target in (11, 12, 13)]
+    The inputs of the branches have `longest` tokens, or as many as the tree needs.
+    """
+    stem = made_up_tokens(model, max(1, longest - _HEAD - _BRANCH), 1)
+    heads = [[*stem, *made_up_tokens(model, _HEAD, seed)] for seed in (2, 3)]
+    branches = [[*head, *made_up_tokens(model, _BRANCH, seed)] for head in heads for seed in (4, 5)]
+    pairs: list[Pair] = [(context, []) for context in (stem, *heads)] + [
+        (branch[:-2], branch[-2:]) for branch in branches
+    ]
+    return [(context, [*rest, target]) for context, rest in pairs for target in made_up_tokens(model, 2, 6)]

@@ -10,6 +10,7 @@ from lm_eval.models.huggingface import HFLM
 from tiny_pack import WORDS, make_model, make_tokenizer
 
 from evomerge.errors import InvalidInput, MergeError
+from evomerge.evaluation.batching import Scoring, Writing
 from evomerge.evaluation.block import prepare_block
 from evomerge.evaluation.cached_tokenizer import CachedTokenizer
 from evomerge.evaluation.generation import GreedyTexts, _overlap, cut, is_plain_greedy
@@ -30,9 +31,9 @@ def instances(settings: dict[str, Any], count: int = 30, shots: int = 0) -> list
 
 def ours(model: Any, requests: list[Instance], **options: Any) -> list[str]:
     lm = PreparedLM(model, CachedTokenizer(make_tokenizer()), **{"max_length": None, "batch_size": 8, **options})
-    prepare_block(lm, {"task": dict(enumerate([request] for request in requests))}, model, lambda *_: True).respond(
-        lm, model
-    )
+    wanted = {"task": dict(enumerate([request] for request in requests))}
+    together = Scoring(company=True, padding=True, prefixes=True), Writing(padding=True, prefixes=True)
+    prepare_block(lm, wanted, model, *together).respond(lm, model, lm.state.reset)
     return [request.resps[0] for request in requests]
 
 
@@ -46,7 +47,7 @@ def writes_itself(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether our own loop wrote something."""
     called: list[bool] = []
     run = GreedyTexts.run
-    monkeypatch.setattr(GreedyTexts, "run", lambda self, model: called.append(True) or run(self, model))
+    monkeypatch.setattr(GreedyTexts, "run", lambda self, *given: called.append(True) or run(self, *given))
     return called
 
 
@@ -69,19 +70,18 @@ def test_texts_are_those_of_lm_eval(settings: dict[str, Any], shots: int, seed: 
     requests = instances(settings, shots=shots)
     found = ours(model, requests)
     assert writes_itself
-    assert found == theirs(model, requests)
+    assert found == theirs(model, requests, batch_size=1)
     assert len(set(found)) > 3, "the comparison must not be empty"
 
 
-def test_where_texts_of_lm_eval_depend_on_their_batch_it_writes_them(writes_itself: list[bool]) -> None:
+def test_a_text_that_lm_eval_lets_depend_on_its_batch_is_what_a_batch_of_one_gives(writes_itself: list[bool]) -> None:
     """The model writes <pad>, in the name of which lm-eval finds the stop string."""
     model = make_model(0)
     requests = instances({"until": "a", "max_gen_toks": 12}, shots=5)
     found = {size: ours(model, requests, batch_size=size) for size in (1, 8)}
     assert writes_itself
-    assert found[1] == theirs(model, requests, batch_size=1)
-    assert found[8] == theirs(model, requests, batch_size=8)
-    assert found[1] != found[8]
+    assert found[8] == found[1] == theirs(model, requests, batch_size=1)
+    assert found[8] != theirs(model, requests, batch_size=8)
 
 
 def test_texts_that_the_model_ends_itself_are_those_of_lm_eval(writes_itself: list[bool]) -> None:
@@ -144,7 +144,7 @@ def test_a_model_that_ends_texts_elsewhere_than_its_tokenizer_is_left_to_lm_eval
 
 
 def test_a_limit_that_leaves_no_room_for_a_prompt_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="lets the model write 300 tokens"):
+    with pytest.raises(InvalidInput, match="task 'task', item 0: the model may write 300 tokens"):
         ours(make_model(0), instances({**PLAIN, "max_gen_toks": 300}))
 
 

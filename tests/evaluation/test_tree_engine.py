@@ -40,10 +40,18 @@ INCAPABLE = {
     "a state space": ("MambaConfig", {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2}, "takes no"),
     "dynamic positions": (
         "LlamaConfig",
-        {**LLAMA, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}},
+        {
+            **LLAMA,
+            "max_position_embeddings": 60,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+        },
         "position embeddings",
     ),
 }
+
+
+def nothing() -> None:
+    """These models keep nothing between passes."""
 
 
 def build(config: str, settings: dict[str, Any]) -> Any:
@@ -77,10 +85,10 @@ def assert_same(ours: list[tuple[float, bool]], theirs: list[tuple[float, bool]]
 @pytest.mark.parametrize("name", CAPABLE)
 def test_a_tree_gives_the_log_likelihoods_of_its_sequences(name: str) -> None:
     model = build(*CAPABLE[name])
-    assert shares_prefixes(model, 100)
+    assert shares_prefixes(model, 100, nothing)
     flat = FlatLoglikelihoods(requests(), 100, 8, CPU)
     tree = TreeLoglikelihoods(requests(), 100, 2000, 32, CPU)
-    assert_same(tree.run(model), flat.run(model))
+    assert_same(tree.run(model, nothing), flat.run(model, nothing))
     assert tree.distinct == flat.distinct <= tree.tokens <= 1.1 * tree.distinct < flat.tokens
 
 
@@ -90,19 +98,19 @@ def test_a_tree_gives_the_log_likelihoods_of_its_sequences(name: str) -> None:
 def test_the_shape_of_the_tree_does_not_matter(hidden: int, budget: int, cost: int) -> None:
     model = make_model(0)
     tree = TreeLoglikelihoods(requests(), 100, budget, hidden, CPU, pass_cost=cost)
-    assert_same(tree.run(model), FlatLoglikelihoods(requests(), 100, 8, CPU).run(model))
+    assert_same(tree.run(model, nothing), FlatLoglikelihoods(requests(), 100, 8, CPU).run(model, nothing))
 
 
 def test_n17_no_cached_prefix_survives_a_swap_of_weights() -> None:
     model, other = make_model(0), make_model(1)
     first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     tree = TreeLoglikelihoods(requests(), 100, 2000, 32, CPU)
-    before = tree.run(model)
+    before = tree.run(model, nothing)
     model.load_state_dict(other.state_dict())
-    between = tree.run(model)
+    between = tree.run(model, nothing)
     model.load_state_dict(first)
-    assert tree.run(model) == before
-    assert between == TreeLoglikelihoods(requests(), 100, 2000, 32, CPU).run(other) != before
+    assert tree.run(model, nothing) == before
+    assert between == TreeLoglikelihoods(requests(), 100, 2000, 32, CPU).run(other, nothing) != before
 
 
 def test_the_vocabulary_is_only_reached_from_places_that_are_scored() -> None:
@@ -110,7 +118,7 @@ def test_the_vocabulary_is_only_reached_from_places_that_are_scored() -> None:
     seen: list[int] = []
     model.lm_head.register_forward_hook(lambda _, __, output: seen.append(output.shape[1]))
     pairs = [([5, 6, 7, 8], [9, 10]), ([5, 6, 7, 8], [9, 11]), ([5, 6, 7, 8], [12])]
-    TreeLoglikelihoods(pairs, 100, 2000, 32, CPU).run(model)
+    TreeLoglikelihoods(pairs, 100, 2000, 32, CPU).run(model, nothing)
     assert seen == [2]
     assert not model.lm_head._forward_pre_hooks
 
@@ -120,7 +128,7 @@ def test_models_that_measure_distances_otherwise_score_every_request_alone(name:
     config, settings, reason = INCAPABLE[name]
     model = build(config, settings)
     assert reason in str(obstacle(model, 100))
-    assert not shares_prefixes(model, 100)
+    assert not shares_prefixes(model, 100, nothing)
 
 
 def test_a_window_longer_than_every_sequence_is_none() -> None:
@@ -150,10 +158,10 @@ def test_a_model_that_ignores_what_it_takes_is_found_out(
         change(options)
         return honest(self, input_ids, past_key_values=past_key_values, use_cache=use_cache, **options)
 
-    assert shares_prefixes(model, 100)
+    assert shares_prefixes(model, 100, nothing)
     monkeypatch.setattr(type(model), "forward", forward)
     assert obstacle(model, 100) is None
-    assert not shares_prefixes(model, 100)
+    assert not shares_prefixes(model, 100, nothing)
 
 
 def test_a_candidate_without_numbers_says_nothing_about_the_model() -> None:
@@ -161,9 +169,9 @@ def test_a_candidate_without_numbers_says_nothing_about_the_model() -> None:
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(MergeError, match="not numbers"):
-        shares_prefixes(model, 100)
+        shares_prefixes(model, 100, nothing)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_probe_allows_for_the_rounding_of_the_dtype(dtype: torch.dtype) -> None:
-    assert tree_support._agrees(make_model(0).to(dtype))
+    assert tree_support._agrees(make_model(0).to(dtype), 100, nothing)

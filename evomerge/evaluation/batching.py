@@ -1,0 +1,150 @@
+"""Decides how requests may share forward passes of a model without changing each other's scores.
+
+The score of an item is that of its own sequence in a batch of one. Whatever is faster has to give the same numbers, up
+to rounding: sequences of one length in a batch, sequences of several lengths, requests that share their prefixes. A
+model tells by being run on made-up tokens at the lengths of the requests.
+
+Covered: models in which padding, or the longest sequence of a batch, changes what others compute (LongRoPE beyond its
+original length, indices that count padding), and models in which sequences of a batch see each other. Not covered:
+differences below the rounding of the model's dtype.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from evomerge.evaluation.engine import FlatLoglikelihoods, Pair
+from evomerge.evaluation.probe import Reset, made_up_tokens, same_numbers, values_of
+from evomerge.evaluation.rotary import changes_within
+from evomerge.evaluation.tree_support import shares_prefixes
+
+_ANSWER = 4  # tokens that are scored at the end of a probed sequence
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Ways for log-likelihoods to share a forward pass that leave each of them as it is.
+
+    Attributes:
+        company: sequences of the same length in one batch.
+        padding: sequences of different lengths in one batch, padded on the right.
+        prefixes: requests that go on from the same tokens, as a tree.
+    """
+
+    company: bool = False
+    padding: bool = False
+    prefixes: bool = False
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Ways for texts to be written together that leave each of them as it is.
+
+    Attributes:
+        padding: prompts of different lengths in one batch, padded on the left.
+        prefixes: prompts that begin with the same tokens, which are read once.
+    """
+
+    padding: bool = False
+    prefixes: bool = False
+
+
+def find_scoring(model: Any, lengths: Collection[int], reset: Reset) -> Scoring:
+    """Try out how a model can score sequences of these lengths.
+
+    Args:
+        model: with weights that compute numbers, such as those of the base.
+        lengths: of the inputs in tokens.
+        reset: see `Loglikelihoods.run`.
+
+    Raises:
+        MergeError: the model computes no numbers.
+    """
+    ordered = sorted(lengths) or [1]
+    longest = ordered[-1]
+    company = _scores_alike(model, [longest, longest], reset)
+    padding = company and not _changes_within(model, ordered[0], longest)
+    padding = padding and _scores_alike(model, _spread(ordered), reset)
+    if not padding:
+        _log.info("%s: sequences of different lengths change each other in a batch", type(model).__name__)
+    return Scoring(company, padding, company and shares_prefixes(model, longest, reset))
+
+
+def find_writing(model: Any, lengths: Collection[tuple[int, int]], reset: Reset) -> Writing:
+    """Try out how a model can continue prompts of these lengths.
+
+    Args:
+        model: see `find_scoring`.
+        lengths: of each prompt, and with all that may be written behind it; in tokens.
+        reset: see `Loglikelihoods.run`.
+
+    Raises:
+        MergeError: the model computes no numbers.
+    """
+    prompts = sorted(prompt for prompt, _ in lengths) or [1]
+    longest = max((text for _, text in lengths), default=1)
+    padding = not _changes_within(model, prompts[0], longest) and _writes_alike(model, _spread(prompts), reset)
+    return Writing(padding, padding and shares_prefixes(model, longest, reset))
+
+
+def _changes_within(model: Any, shortest: int, longest: int) -> bool:
+    return changes_within(model.config.get_text_config(), shortest, longest)
+
+
+def _spread(lengths: Sequence[int]) -> list[int]:
+    """The shortest, the middle and the longest of ordered lengths."""
+    return sorted({lengths[0], lengths[len(lengths) // 2], lengths[-1]})
+
+
+def _scores_alike(model: Any, lengths: Sequence[int], reset: Reset) -> bool:
+    """Whether sequences of these lengths score in one batch what each scores alone."""
+    pairs = [_request(model, length, seed) for seed, length in enumerate(lengths)]
+    alone, together = (
+        values_of(FlatLoglikelihoods(pairs, max(lengths), size, model.device), model, reset) for size in (1, len(pairs))
+    )
+    return same_numbers(together, alone, model.dtype)
+
+
+def _request(model: Any, length: int, seed: int) -> Pair:
+    """A request whose input has so many tokens."""
+    tokens = made_up_tokens(model, length + 1, seed)
+    answer = min(_ANSWER, length)
+    return tokens[:-answer], tokens[-answer:]
+
+
+def _writes_alike(model: Any, lengths: Sequence[int], reset: Reset) -> bool:
+    """Whether prompts of these lengths have the same next-token logits in one batch of `generate` as each alone."""
+    prompts = [made_up_tokens(model, length, seed) for seed, length in enumerate(lengths)]
+    width = max(lengths)
+    padded = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    together = _logits(model, padded, mask, reset)
+    alone = [
+        _logits(model, row[None, -len(prompt) :], mask[:1, -1:].expand(1, len(prompt)), reset)
+        for row, prompt in zip(padded, prompts, strict=True)
+    ]
+    return same_numbers(together.double(), torch.cat(alone).double(), model.dtype)
+
+
+def _logits(model: Any, tokens: torch.Tensor, mask: torch.Tensor, reset: Reset) -> torch.Tensor:
+    """Logits [prompts, vocabulary] of the first token that `generate` writes."""
+    reset()
+    written = model.generate(
+        tokens,
+        attention_mask=mask,
+        max_new_tokens=1,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=0,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    logits: torch.Tensor = written.logits[0]
+    return logits
