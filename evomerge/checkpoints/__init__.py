@@ -3,7 +3,7 @@
 from evomerge.checkpoints.compatibility import check_compatible
 from evomerge.checkpoints.digests import WeightsDiffer, differing, tensor_digest, tensor_digests, verify_digests
 from evomerge.checkpoints.export import write_model
-from evomerge.checkpoints.live import load_skeleton
+from evomerge.checkpoints.live import check_scorable, load_skeleton
 from evomerge.checkpoints.mergekit_yaml import to_mergekit
 from evomerge.checkpoints.model_card import Parent, license_warnings, model_card
 from evomerge.checkpoints.source import Source, open_source
@@ -13,6 +13,7 @@ __all__ = [
     "Source",
     "WeightsDiffer",
     "check_compatible",
+    "check_scorable",
     "differing",
     "license_warnings",
     "load_skeleton",

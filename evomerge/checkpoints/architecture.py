@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+)
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -35,6 +41,8 @@ class Architecture:
         converted: stored names that the live model keeps in another form (fused or stacked).
         unused: stored names that the model class does not load.
         ties: live name -> the first live name of the same tensor, for the further names of tied tensors.
+        integers: live names of tensors that hold no floating-point numbers.
+        encoder_decoder: whether the model, or others of its type, read with an encoder.
         settings: the config with its defaults written out, so that two configs can be compared.
     """
 
@@ -43,6 +51,8 @@ class Architecture:
     converted: tuple[str, ...]
     unused: tuple[str, ...]
     ties: Mapping[str, str]
+    integers: frozenset[str]
+    encoder_decoder: bool
     settings: Mapping[str, Any]
 
 
@@ -69,6 +79,8 @@ def describe(directory: Path, config: Mapping[str, Any], header: Header, *, remo
         converted=tuple(sorted(converted)),
         unused=tuple(sorted(header.keys() - places.keys() - converted.keys())),
         ties=ties,
+        integers=frozenset(name for name, tensor in live.items() if not tensor.is_floating_point()),
+        encoder_decoder=_is_encoder_decoder(settings),
         settings=settings.to_dict(),
     )
 
@@ -78,6 +90,13 @@ def _settings(directory: Path, remote_code: bool) -> Any:
         return AutoConfig.from_pretrained(directory, trust_remote_code=remote_code, local_files_only=True)
     except Exception as error:  # each config class validates with exceptions of its own
         raise InvalidInput(f"transformers cannot read {directory / 'config.json'}: {error}") from error
+
+
+def _is_encoder_decoder(settings: Any) -> bool:
+    """By the config, or as lm-eval judges: by the type, also of a class that keeps the decoder alone."""
+    return bool(getattr(settings, "is_encoder_decoder", False)) or (
+        type(settings) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    )
 
 
 def _meta_model(directory: Path, settings: Any, remote_code: bool) -> Any:

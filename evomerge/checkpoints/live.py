@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from evomerge.checkpoints.architecture import Architecture
 from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.wording import some
 from evomerge.errors import InvalidInput
@@ -21,10 +22,9 @@ def load_skeleton(
     `parameters[name].copy_(merged)`. A tied tensor has one entry. Buffers that are computed, not stored (rotary
     frequencies), stay what the model class made them.
 
-    Raises InvalidInput where transformers has no causal language model for the source, or keeps some of its tensors in
-    another form than they are stored in.
+    Raises InvalidInput where the source is not scorable (`check_scorable`), or the files lack tensors.
     """
-    _check_replaceable(source)
+    check_scorable(source)
     model, loading = AutoModelForCausalLM.from_pretrained(
         source.directory,
         dtype=dtype,
@@ -42,15 +42,43 @@ def load_skeleton(
     return model, {name: live[source.live_names[name]] for name in source.catalogue.names}
 
 
-def _check_replaceable(source: Source) -> None:
-    if source.architecture is None:
+def check_scorable(source: Source) -> None:
+    """Raises InvalidInput where merges into this source cannot be scored, as far as the files alone tell.
+
+    So it is where transformers has no causal language model for the source, or one that reads with an encoder; where
+    the live model keeps tensors in another form than they are stored in; and where numbers of one kind, integers or
+    floating-point, are stored for the other kind.
+    """
+    architecture = source.architecture
+    if architecture is None:
         raise InvalidInput(
             f"source {source.name!r}: transformers has no causal language model for the model type "
             f"{source.config.get('model_type')!r}, so its merges cannot be scored"
         )
-    if source.architecture.converted:
+    if architecture.encoder_decoder:
         raise InvalidInput(
-            f"source {source.name!r}: {source.architecture.name} keeps {len(source.architecture.converted)} tensors in "
-            f"another form than they are stored in ({some(source.architecture.converted)}), and such tensors cannot be "
+            f"source {source.name!r}: {architecture.name} is of an encoder-decoder type "
+            f"({source.config.get('model_type')!r}); only decoder-only language models can be scored"
+        )
+    if architecture.converted:
+        raise InvalidInput(
+            f"source {source.name!r}: {architecture.name} keeps {len(architecture.converted)} tensors in "
+            f"another form than they are stored in ({some(architecture.converted)}), and such tensors cannot be "
             "replaced in place yet"
         )
+    if wrong := _of_another_kind(source, architecture):
+        raise InvalidInput(
+            f"source {source.name!r}: {architecture.name} computes with other kinds of numbers than are stored "
+            f"({some(wrong)}); give the model as it was before it was quantised or converted"
+        )
+
+
+def _of_another_kind(source: Source, architecture: Architecture) -> list[str]:
+    wrong = []
+    for entry in source.catalogue.entries:
+        integer = source.live_names[entry.name] in architecture.integers
+        if entry.is_floating == integer:
+            wrong.append(
+                f"{entry.name} is {entry.dtype}, expected {'integers' if integer else 'floating-point numbers'}"
+            )
+    return wrong

@@ -9,9 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BartConfig, MBartConfig, PreTrainedConfig
 
-from evomerge.checkpoints import Source, export, load_skeleton, open_source, tensor_digests, verify_digests, write_model
+from evomerge.checkpoints import (
+    Source,
+    check_scorable,
+    export,
+    load_skeleton,
+    open_source,
+    tensor_digests,
+    verify_digests,
+    write_model,
+)
 from evomerge.errors import InvalidInput
 from evomerge.recipe import ModelRef, Recipe, Rule
 
@@ -127,6 +136,32 @@ def test_computed_buffers_keep_their_precision(open_model: Callable[..., Source]
 def test_tensors_that_the_live_model_fuses_cannot_be_replaced_yet(open_model: Callable[..., Source]) -> None:
     with pytest.raises(InvalidInput, match=r"MixtralForCausalLM keeps 12 tensors in another form .* in place yet"):
         load_skeleton(open_model("mixtral"), dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("llama", "model.layers.1.mlp.up_proj.weight"), ("gpt2", "transformer.h.0.ln_1.bias")]
+)
+def test_integers_in_the_place_of_floating_point_numbers_are_not_scorable(
+    kind: str, name: str, make_model: Callable[..., Path]
+) -> None:
+    file = make_model(kind) / "model.safetensors"
+    stored = load_file(file)
+    save_file(stored | {name: stored[name].mul(100).to(torch.int8)}, file, {"format": "pt"})
+    source = open_source(ModelRef("packed", str(file.parent)))
+    with pytest.raises(InvalidInput, match=rf"'packed': .*\({name} is int8, expected floating-point"):
+        check_scorable(source)
+    with pytest.raises(InvalidInput, match="is int8"):
+        load_skeleton(source, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("config", [BartConfig, MBartConfig])
+def test_encoder_decoder_models_are_not_scorable(config: type[PreTrainedConfig], tmp_path: Path) -> None:
+    sizes = {"vocab_size": 64, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
+    further = {"decoder_ffn_dim": 16, "encoder_ffn_dim": 16, "decoder_attention_heads": 2, "encoder_attention_heads": 2}
+    AutoModelForCausalLM.from_config(config(**sizes, **further)).save_pretrained(tmp_path / "model")
+    source = open_source(ModelRef("translator", str(tmp_path / "model")))
+    with pytest.raises(InvalidInput, match=r"'translator': .*ForCausalLM is of an encoder-decoder type"):
+        check_scorable(source)
 
 
 def test_a_model_type_without_a_language_model_has_no_skeleton(make_model: Callable[..., Path]) -> None:
