@@ -176,7 +176,7 @@ class FusedRule:
         """
         Args:
             kernels: by tensor name, for all names of the group and all scopes that they vote in.
-            dtype, device: of the outputs. What of the sources lies elsewhere is streamed there.
+            dtype, device: of what is merged. What of the sources lies elsewhere is streamed there.
             kept: of these sources; kept up to date.
         """
         self._group = group
@@ -189,7 +189,9 @@ class FusedRule:
         self._packed: dict[bool, dict[str, tuple[Tensor, Tensor]]] = {}
 
     def write(self, outputs: Mapping[str, Tensor]) -> None:
-        """Merge each tensor of the rule into the output of its name, which has the rule's dtype and device.
+        """Merge each tensor of the rule into the output of its name, which has the rule's device.
+
+        The values are those of the rule's dtype also in an output of another one.
 
         Raises:
             MergeError: a merged tensor is not finite. Outputs are then partly written.
@@ -241,9 +243,9 @@ class FusedRule:
 
     def _merge(self, name: str, out: Tensor | None, *, positive: bool) -> list[Tensor]:
         """One pass over one tensor; without an output it only votes. Returns what the kernels do, piece by piece."""
-        if out is None or out.is_contiguous():
+        if out is None or (out.dtype == self._dtype and out.is_contiguous()):
             return self._pass(name, None if out is None else out.detach().view(-1), positive=positive)
-        merged = torch.empty(out.shape, dtype=out.dtype, device=out.device)
+        merged = torch.empty(out.shape, dtype=self._dtype, device=out.device)
         checks = self._pass(name, merged.view(-1), positive=positive)
         out.copy_(merged)
         return checks

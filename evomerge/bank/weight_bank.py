@@ -136,9 +136,12 @@ class WeightBank:
                 yield name, self._base_tensor(name)
 
     def live_digests(self, recipe: Recipe) -> dict[str, str]:
-        """A digest per tensor of the live model that the recipe was, or is now, materialised in."""
+        """A digest per tensor of the live model that the recipe was, or is now, materialised in.
+
+        They are those of `merged`: of the values in the scoring dtype, also where the live model keeps another one.
+        """
         self.materialize(recipe)
-        return {name: tensor_digest(tensor) for name, tensor in self._live.items()}
+        return {name: tensor_digest(self._in_dtype(tensor)) for name, tensor in self._live.items()}
 
     @property
     def weights(self) -> Mapping[str, Mapping[str, torch.Tensor]]:
@@ -189,7 +192,9 @@ class WeightBank:
             del self._written[name]
 
     def _base_tensor(self, name: str) -> torch.Tensor:
-        tensor = self._weights[self.base.ref.name][name]
+        return self._in_dtype(self._weights[self.base.ref.name][name])
+
+    def _in_dtype(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
     def _fused(self, rule: Rule, recipe: Recipe) -> FusedRule | None:

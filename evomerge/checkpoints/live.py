@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
 from evomerge.checkpoints.architecture import Architecture
+from evomerge.checkpoints.digests import dtype_name
 from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.wording import some
 from evomerge.errors import InvalidInput
@@ -22,7 +24,11 @@ def load_skeleton(
     `parameters[name].copy_(merged)`. A tied tensor has one entry. Buffers that are computed, not stored (rotary
     frequencies), stay what the model class made them.
 
-    Raises InvalidInput where the source is not scorable (`check_scorable`), or the files lack tensors.
+    The model class may keep some tensors in a wider dtype than `dtype`, as it does with the norms of some models in 16
+    bits. They hold values of `dtype` all the same, from the start: those that an export in `dtype` holds.
+
+    Raises InvalidInput where the source is not scorable (`check_scorable`), the files lack tensors, or the model class
+    keeps a tensor in a dtype that has not all values of `dtype`.
     """
     check_scorable(source)
     model, loading = AutoModelForCausalLM.from_pretrained(
@@ -39,7 +45,25 @@ def load_skeleton(
     model.eval()
     model.to(device)
     live = model.state_dict(keep_vars=True)
-    return model, {name: live[source.live_names[name]] for name in source.catalogue.names}
+    parameters = {name: live[source.live_names[name]] for name in source.catalogue.names}
+    _check_wide_enough(source, parameters, dtype)
+    for name, tensor in parameters.items():
+        if tensor.is_floating_point() and tensor.dtype != dtype:
+            tensor.copy_(source.tensors[name].to(dtype))
+    return model, parameters
+
+
+def _check_wide_enough(source: Source, parameters: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
+    narrow = [
+        f"{name} in {dtype_name(tensor.dtype)}"
+        for name, tensor in parameters.items()
+        if tensor.is_floating_point() and torch.promote_types(tensor.dtype, dtype) != tensor.dtype
+    ]
+    if narrow:
+        raise InvalidInput(
+            f"source {source.name!r}: the model class keeps {some(narrow)}, which cannot hold the values of "
+            f"{dtype_name(dtype)}; search in the dtype that it keeps"
+        )
 
 
 def check_scorable(source: Source) -> None:
