@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from evomerge.checkpoints.source import Source
-from evomerge.checkpoints.tokenizer_files import special_tokens, vocabulary
+from evomerge.checkpoints.vocabulary import Vocabulary, contradictions, differences, read_vocabulary, same_tokenizer
 from evomerge.checkpoints.wording import some
 from evomerge.errors import InvalidInput
 
@@ -79,39 +80,37 @@ def check_compatible(base: Source, experts: Sequence[Source]) -> list[str]:
 
     Raises InvalidInput with one line per mismatch where some expert cannot be merged with the base.
     """
-    errors = [error for expert in experts for error in _errors(base, expert)]
+    errors: list[str] = []
+    warnings = [warning for source in (base, *experts) if (warning := _unused_warning(source))]
+    read_base = cache(lambda: read_vocabulary(base))
+    for expert in experts:
+        pair = f"{base.name!r} and {expert.name!r}"
+        contradiction, further = _token_findings(base, expert, read_base)
+        errors += [f"{pair}: {error}" for error in (*_errors(base, expert), *contradiction)]
+        warnings += [f"{pair}: {warning}" for warning in (*_warnings(base, expert), *further)]
     if errors:
         raise InvalidInput("these models cannot be merged:\n" + "\n".join(f"- {error}" for error in errors))
-    unused = (_unused_warning(source) for source in (base, *experts))
-    return [warning for warning in unused if warning] + [
-        warning for expert in experts for warning in _warnings(base, expert)
-    ]
+    return warnings
 
 
 def _errors(base: Source, expert: Source) -> Iterator[str]:
-    pair = f"{base.name!r} and {expert.name!r}"
-    yield from (f"{pair}: {difference}" for difference in _decisive_differences(base, expert))
+    yield from _decisive_differences(base, expert)
     if base.is_tied != expert.is_tied:
         tied, untied = (base, expert) if base.is_tied else (expert, base)
-        yield f"{pair}: {_tied_tensors(tied)} are one tied tensor in {tied.name!r} and separate in {untied.name!r}"
+        yield f"{_tied_tensors(tied)} are one tied tensor in {tied.name!r} and separate in {untied.name!r}"
     else:
-        yield from (f"{pair}: {difference}" for difference in _name_differences(base, expert))
+        yield from _name_differences(base, expert)
     if shapes := _shape_differences(base, expert):
-        yield f"{pair}: {len(shapes)} tensors have other shapes: {some(shapes)}"
-    if tokens := _token_differences(base, expert):
-        yield f"{pair}: the vocabularies give {len(tokens)} ids to other tokens: {some(tokens)}"
+        yield f"{len(shapes)} tensors have other shapes: {some(shapes)}"
+    if kinds := _dtype_differences(base, expert, of_one_kind=False):
+        yield f"{len(kinds)} tensors are floating-point numbers in one model only: {some(kinds)}"
 
 
 def _warnings(base: Source, expert: Source) -> Iterator[str]:
-    pair = f"{base.name!r} and {expert.name!r}"
     for key, ours, theirs in _setting_differences(base, expert):
-        yield f"{pair}: config {key} is {ours!r} and {theirs!r}; merges run with {ours!r}"
-    if dtypes := _dtype_differences(base, expert):
-        yield f"{pair}: {len(dtypes)} tensors have other dtypes: {some(dtypes)}"
-    if tokens := _further_tokens(base, expert):
-        yield f"{pair}: {len(tokens)} tokens stand in one vocabulary only: {some(tokens)}; merges use the base's"
-    if tokens := sorted(special_tokens(base.directory) ^ special_tokens(expert.directory)):
-        yield f"{pair}: {len(tokens)} tokens are special in one tokenizer only: {some(tokens)}"
+        yield f"config {key} is {ours!r} and {theirs!r}; merges run with {ours!r}"
+    if dtypes := _dtype_differences(base, expert, of_one_kind=True):
+        yield f"{len(dtypes)} tensors have other dtypes: {some(dtypes)}"
 
 
 def _unused_warning(source: Source) -> str | None:
@@ -152,40 +151,29 @@ def _shape_differences(base: Source, expert: Source) -> list[str]:
     ]
 
 
-def _dtype_differences(base: Source, expert: Source) -> list[str]:
-    return [
-        f"{name} {base.header[name][1]} and {expert.header[name][1]}"
-        for name in base.header
-        if name in expert.header and base.header[name][1] != expert.header[name][1]
-    ]
+def _dtype_differences(base: Source, expert: Source, *, of_one_kind: bool) -> list[str]:
+    """Tensors with other dtypes: both floating-point or both not, or one of each kind."""
+    found = []
+    for entry in base.catalogue.entries:
+        if entry.name not in expert.catalogue or entry.dtype == expert.catalogue[entry.name].dtype:
+            continue
+        theirs = expert.catalogue[entry.name]
+        if (entry.is_floating == theirs.is_floating) == of_one_kind:
+            found.append(f"{entry.name} {entry.dtype} and {theirs.dtype}")
+    return found
 
 
-def _token_differences(base: Source, expert: Source) -> list[str]:
-    """Ids that stand for different tokens, and tokens that have different ids."""
-    ours, theirs = vocabulary(base.directory) or {}, vocabulary(expert.directory) or {}
-    moved = [
-        f"{token!r} is {ours[token]} and {theirs[token]}"
-        for token in ours
-        if theirs.get(token, ours[token]) != ours[token]
-    ]
-    by_id, by_their_id = _by_id(ours), _by_id(theirs)
-    reused = [
-        f"{number} is {by_id[number]!r} and {by_their_id[number]!r}"
-        for number in sorted(by_id.keys() & by_their_id.keys())
-        if by_id[number] != by_their_id[number] and by_id[number] not in theirs and by_their_id[number] not in ours
-    ]
-    return moved + reused
-
-
-def _by_id(tokens: Mapping[str, int]) -> dict[int, str]:
-    return {number: token for token, number in tokens.items()}
-
-
-def _further_tokens(base: Source, expert: Source) -> list[str]:
-    ours, theirs = vocabulary(base.directory), vocabulary(expert.directory)
-    if ours is None or theirs is None:
-        return []
-    return [repr(token) for token in sorted(ours.keys() ^ theirs.keys())]
+def _token_findings(base: Source, expert: Source, read_base: Callable[[], Vocabulary]) -> tuple[list[str], list[str]]:
+    """The contradiction between the vocabularies, if there is one, and warnings."""
+    if same_tokenizer(base, expert):
+        return [], []
+    try:
+        ours, theirs = read_base(), read_vocabulary(expert)
+    except InvalidInput as error:
+        return [], [f"the vocabularies cannot be compared: {error}"]
+    found = contradictions(ours, theirs)
+    errors = [f"the vocabularies give {len(found)} ids to other tokens: {some(found)}"] if found else []
+    return errors, list(differences(ours, theirs))
 
 
 def _tied_tensors(source: Source) -> str:

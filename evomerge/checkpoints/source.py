@@ -45,6 +45,7 @@ class Source:
         stored_names: name -> name in the files.
         live_names: name -> name in the live model, where the live model keeps the tensor as it is stored.
         architecture: what transformers makes of the checkpoint, None where it has no causal language model for it.
+        allow: what the user allowed beyond reading tensors.
         remote_code: whether the model's own code may run.
         pickled: whether the weights are pickles.
     """
@@ -64,6 +65,7 @@ class Source:
     stored_names: Mapping[str, str]
     live_names: Mapping[str, str]
     architecture: Architecture | None
+    allow: frozenset[str]
     remote_code: bool
     pickled: bool
 
@@ -124,6 +126,7 @@ def open_source(
         stored_names=stored_names,
         live_names=live_names,
         architecture=architecture,
+        allow=frozenset(allow),
         remote_code=remote_code,
         pickled=weights.pickled,
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
 from evomerge.checkpoints.location import find_directory
+from evomerge.checkpoints.tokenizer_files import tokenizer_files
 from evomerge.checkpoints.wording import one_line
 from evomerge.errors import InvalidInput
 from evomerge.recipe import ModelRef
@@ -19,10 +21,27 @@ def load_tokenizer(ref: ModelRef, *, allow: Collection[str] = ()) -> Any:
     Raises:
         InvalidInput: there is none, or transformers cannot load it.
     """
-    directory = find_directory(ref, allow=allow)
+    return tokenizer_in(find_directory(ref, allow=allow), ref.name, allow=allow)
+
+
+def tokenizer_in(directory: Path, source: str, *, allow: Collection[str] = ()) -> Any:
+    """The tokenizer in a model directory; `source` names the model in errors.
+
+    Raises:
+        InvalidInput: there is none, or transformers cannot load it.
+    """
+    if not tokenizer_files(directory):  # of some model types transformers would make up one of special tokens alone
+        raise InvalidInput(f"source {source!r}: {directory} holds no tokenizer; copy the files of its tokenizer there")
     try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code="remote_code" in allow)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code="remote_code" in allow
+        )
+    except Exception as error:  # each tokenizer class reads its files with exceptions of its own
         raise InvalidInput(
-            f"source {ref.name!r}: no tokenizer can be loaded from {directory}: {one_line(error)}"
+            f"source {source!r}: no tokenizer can be loaded from {directory}: {one_line(error)}"
         ) from None
+    if tokenizer.get_vocab().keys() <= {str(token) for token in tokenizer.added_tokens_decoder.values()}:
+        raise InvalidInput(
+            f"source {source!r}: the tokenizer in {directory} has no tokens but added ones; its vocabulary is missing"
+        )
+    return tokenizer

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram, WordLevel
 
-from evomerge.checkpoints import Source, check_compatible, open_source
+from evomerge.checkpoints import Source, check_compatible, compatibility, open_source
 from evomerge.errors import InvalidInput
 from evomerge.recipe import ModelRef
 
@@ -20,10 +22,40 @@ def _lines(base: Source, *experts: Source) -> list[str]:
     return str(raised.value).splitlines()[1:]
 
 
-def _tokenizer(directory: Path, tokens: dict[str, int] | list[list[Any]], special: tuple[str, ...] = ()) -> None:
-    added = [{"id": tokens[token], "content": token, "special": True} for token in special]  # type: ignore[call-overload]
-    content = {"added_tokens": added, "model": {"vocab": tokens}}
-    (directory / "tokenizer.json").write_text(json.dumps(content))
+def _tokenizer(
+    directory: Path,
+    tokens: dict[str, int] | list[list[Any]],
+    special: tuple[str, ...] = (),
+    **settings: Any,
+) -> None:
+    """A fast tokenizer of whole words, or of pieces where `tokens` are pairs with scores."""
+    of_pieces = isinstance(tokens, list)
+    model: Any = Unigram([(token, score) for token, score in tokens]) if of_pieces else WordLevel(tokens, unk_token="a")  # type: ignore[arg-type]
+    tokenizer = Tokenizer(model)
+    tokenizer.add_special_tokens(list(special))
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"} | settings)
+    )
+
+
+def _slow_files(directory: Path, files: dict[str, Any]) -> None:
+    for path in directory.glob("tokenizer*.json"):
+        path.unlink()
+    for name, content in files.items():
+        (directory / name).write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+@pytest.fixture
+def make_model(make_model: Callable[..., Path]) -> Callable[..., Path]:
+    """The models of all tests here have a tokenizer, all of them the same."""
+
+    def make(kind: str, name: str = "model", **settings: Any) -> Path:
+        directory = make_model(kind, name, **settings)
+        _tokenizer(directory, {"a": 0, "b": 1})
+        return directory
+
+    return make
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama_tied", "gpt2", "qwen2", "neox", "opt", "mixtral"])
@@ -138,10 +170,112 @@ def test_a_unigram_vocabulary_is_read_by_position(open_model: Callable[..., Sour
     assert "2 ids" in _lines(base, expert)[0]
 
 
-def test_an_expert_without_a_tokenizer_is_compatible(open_model: Callable[..., Source]) -> None:
-    base, expert = open_model("llama", "base"), open_model("llama", "expert")
-    _tokenizer(base.directory, {"a": 0})
+@pytest.mark.parametrize("lacking", ["base", "expert"])
+def test_n23_where_vocabularies_cannot_be_compared_a_warning_says_so(
+    lacking: str, open_model: Callable[..., Source]
+) -> None:
+    base, expert = open_model("gpt2", "base"), open_model("gpt2", "expert")
+    _slow_files({"base": base, "expert": expert}[lacking].directory, {})
+    (warning,) = check_compatible(base, [expert])
+    assert "'base' and 'expert': the vocabularies cannot be compared: source " + repr(lacking) in warning
+    assert "holds no tokenizer" in warning
+    _slow_files({"base": base, "expert": expert}[lacking].directory, {"tokenizer_config.json": {}})
+    (warning,) = check_compatible(base, [expert])
+    assert "has no tokens but added ones" in warning
+
+
+BPE = {"vocab.json": {"<|endoftext|>": 0, "a": 1, "b": 2}, "merges.txt": "#version: 0.2\n"}
+SWAPPED_BPE = {"vocab.json": {"<|endoftext|>": 0, "a": 2, "b": 1}}
+PIECES = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"
+
+
+def _added(*tokens: str) -> dict[str, Any]:
+    return {"added_tokens_decoder": {str(3 + index): {"content": token} for index, token in enumerate(tokens)}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "ours", "theirs", "said"),
+    [
+        ("gpt2", BPE, BPE | SWAPPED_BPE, "2 ids to other tokens: 'a' is 1 and 2"),
+        (
+            "gpt2",
+            BPE | {"added_tokens.json": {"<x>": 3, "<y>": 4}},
+            BPE | {"added_tokens.json": {"<x>": 4, "<y>": 3}},
+            "2 ids to other tokens: '<x>' is 3 and 4",
+        ),
+        (
+            "opt",
+            BPE | {"tokenizer_config.json": _added("<x>", "<y>")},
+            BPE | {"tokenizer_config.json": _added("<y>", "<x>")},
+            "2 ids to other tokens: '<x>' is 3 and 4",
+        ),
+        (
+            "opt",
+            BPE | {"tokenizer_config.json": _added("<x>")},
+            BPE | {"added_tokens.json": {"<z>": 3}},
+            "1 ids to other tokens: 3 is '<x>' and '<z>'",
+        ),
+        (
+            "llama",
+            {"vocab.txt": PIECES + "a\nb\n", "tokenizer_config.json": {"tokenizer_class": "BertTokenizer"}},
+            {"vocab.txt": PIECES + "b\na\n", "tokenizer_config.json": {"tokenizer_class": "BertTokenizer"}},
+            "2 ids to other tokens: 'a' is 5 and 6",
+        ),
+    ],
+    ids=["vocab.json", "added_tokens.json", "added_tokens_decoder", "other files", "vocab.txt"],
+)
+def test_n23_ids_that_mean_other_tokens_are_refused_whichever_file_says_so(
+    kind: str, ours: dict[str, Any], theirs: dict[str, Any], said: str, open_model: Callable[..., Source]
+) -> None:
+    base, expert = open_model(kind, "base"), open_model(kind, "expert")
+    _slow_files(base.directory, ours)
+    _slow_files(expert.directory, ours)
     assert check_compatible(base, [expert]) == []
+    _slow_files(expert.directory, theirs)
+    (line,) = _lines(base, expert)
+    assert said in line
+
+
+def test_an_added_token_that_takes_the_id_of_another_is_refused(open_model: Callable[..., Source]) -> None:
+    base, expert = open_model("llama", "base"), open_model("llama", "expert")
+    file = expert.directory / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["vocab"] = {"a": 0, "<x>": 1}
+    file.write_text(json.dumps(content))
+    assert _lines(base, expert) == [
+        "- 'base' and 'expert': the vocabularies give 1 ids to other tokens: 1 is 'b' and '<x>'"
+    ]
+
+
+def test_roles_of_tokens_and_chat_templates_are_warnings(open_model: Callable[..., Source]) -> None:
+    base, expert = open_model("llama", "base"), open_model("llama", "expert")
+    _tokenizer(base.directory, {"a": 0, "b": 1, "c": 2}, eos_token="a")
+    _tokenizer(expert.directory, {"a": 0, "b": 1, "c": 2}, eos_token="b", pad_token="a", chat_template="{{ messages }}")
+    assert check_compatible(base, [expert]) == [
+        "'base' and 'expert': 1 tokens are special in one tokenizer only: b",
+        "'base' and 'expert': eos_token is 'a' (0) and 'b' (1); merges use the base's",
+        "'base' and 'expert': pad_token is none and 'a' (0); merges use the base's",
+        "'base' and 'expert': the chat templates differ; merges use the base's",
+    ]
+
+
+def test_equal_tokenizer_files_are_not_loaded(
+    open_model: Callable[..., Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, expert = open_model("llama", "base"), open_model("llama", "expert")
+    monkeypatch.setattr(compatibility, "read_vocabulary", None)
+    assert check_compatible(base, [expert]) == []
+
+
+def test_n23_integers_for_floating_point_numbers_are_refused(
+    make_model: Callable[..., Path], open_model: Callable[..., Source]
+) -> None:
+    file = make_model("llama", "expert") / "model.safetensors"
+    stored = load_file(file)
+    save_file(stored | {"lm_head.weight": stored["lm_head.weight"].to(torch.int8)}, file)
+    expert = open_source(ModelRef("expert", str(file.parent)))
+    (line,) = _lines(open_model("llama", "base"), expert)
+    assert "1 tensors are floating-point numbers in one model only: lm_head.weight float32 and int8" in line
 
 
 def test_tensors_that_are_not_loaded_are_a_warning(
