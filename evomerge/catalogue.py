@@ -1,14 +1,15 @@
 """The catalogue: what tensors a model has, and which layer and part of the model each belongs to.
 
 Plain data, made from names and shapes alone. No architecture is known here: a layer is an index in the longest numbered
-module list ("model.layers.7."), a part is found by name patterns, which a search space may override.
+module list of the language model ("model.layers.7."), a part is found by name patterns, which a search space may
+override.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 PARTS = ("embedding", "norm", "attention", "mlp", "head", "rest")
@@ -27,6 +28,9 @@ PART_PATTERNS: tuple[tuple[str, str], ...] = (
     ("attention", r"(^|\.)(self_attn|self_attention|attn|attention|q_proj|k_proj|v_proj|o_proj|qkv_proj|c_attn)\."),
     ("mlp", r"(^|\.)(mlp|ffn|feed_forward|feedforward|fc1|fc2|gate_proj|up_proj|down_proj|experts|block_sparse_moe)\."),
 )
+
+# Parts of names that say that a module reads something else than text.
+_TOWER = re.compile(r"(^|[._])(vision|visual|vit|image|img|video|audio|speech|vq|vqmodel|codec)([._]|$)")
 
 _NUMBERED = re.compile(r"(?:^|\.)(\d+)\.")
 
@@ -81,7 +85,7 @@ class TensorCatalogue:
 
     @property
     def depth(self) -> int:
-        """Number of layers in the longest numbered module list (0 where there is none)."""
+        """Number of layers of the language model (0 where it has no numbered module list)."""
         return 1 + max((entry.layer for entry in self.entries if entry.layer is not None), default=-1)
 
     @property
@@ -89,12 +93,17 @@ class TensorCatalogue:
         return sum(entry.numel for entry in self.entries)
 
 
-def layer_of(names: Iterable[str]) -> dict[str, int | None]:
-    """For each tensor name its index in the longest numbered module list, or None outside of it.
+def layer_of(names: Iterable[str], language: Collection[str] = ()) -> dict[str, int | None]:
+    """For each tensor name its index in the longest numbered module list of the language model, or None outside of it.
 
     The list is the dotted prefix before a number that has the most distinct numbers ("model.layers" in
     "model.layers.3.mlp.up_proj.weight"). A list inside an element of another list (the experts of a layer) is never the
-    layer stack, however long it is. Of equally long lists the one with the shortest prefix wins.
+    layer stack, however long it is. Of equally long lists the one with the shortest prefix wins. Lists that by their
+    names read images or sounds come last.
+
+    Args:
+        language: the tensors of the language model, where they are known: the list is then one of theirs, if they have
+            any.
     """
     names = list(names)
     numbers: dict[str, set[int]] = defaultdict(set)
@@ -103,7 +112,11 @@ def layer_of(names: Iterable[str]) -> dict[str, int | None]:
             numbers[name[: match.start()]].add(int(match.group(1)))
     if not numbers:
         return dict.fromkeys(names)
-    stack = min(numbers, key=lambda prefix: (-len(numbers[prefix]), prefix.count("."), prefix))
+    spoken = {name[: match.start()] for name in language if (match := _NUMBERED.search(name))}
+    stack = min(
+        spoken & numbers.keys() or numbers,
+        key=lambda prefix: (bool(_TOWER.search(prefix)), -len(numbers[prefix]), prefix.count("."), prefix),
+    )
     pattern = re.compile(re.escape(stack) + r"(?:^|\.)(\d+)\.")
     found = ((name, pattern.match(name)) for name in names)
     return {name: int(match.group(1)) if match else None for name, match in found}
@@ -118,6 +131,7 @@ def build_catalogue(
     tensors: Mapping[str, tuple[tuple[int, ...], str]],
     tied: Mapping[str, str] | None = None,
     patterns: Iterable[tuple[str, str]] = PART_PATTERNS,
+    language: Collection[str] = (),
 ) -> TensorCatalogue:
     """The catalogue of a model.
 
@@ -125,10 +139,11 @@ def build_catalogue(
         tensors: name -> (shape, dtype name such as "bfloat16").
         tied: alias -> the name under which the shared tensor stands in `tensors`.
         patterns: (part, regular expression) pairs, tried in order.
+        language: the tensors of the language model, where they are known: its layers are the layers.
     """
     tied = tied or {}
     patterns = tuple(patterns)
-    layers = layer_of(tensors)
+    layers = layer_of(tensors, language)
     aliases: dict[str, list[str]] = defaultdict(list)
     for alias, name in tied.items():
         aliases[name].append(alias)

@@ -107,6 +107,22 @@ def test_the_longest_of_several_lists_is_the_layer_stack() -> None:
     assert layer_of(names) == dict.fromkeys(names[:4]) | {name: i for i, name in enumerate(names[4:])}
 
 
+def test_a_list_of_the_language_model_wins_over_a_longer_one() -> None:
+    tower, text = [f"eyes.blocks.{i}.weight" for i in range(9)], [f"words.layers.{i}.weight" for i in range(4)]
+    layers = dict.fromkeys(tower) | {name: i for i, name in enumerate(text)}
+    assert layer_of([*tower, *text], language=text) == layers
+    catalogue = build_catalogue(dict.fromkeys([*tower, *text], ((2,), "float32")), language=text)
+    assert {entry.name: entry.layer for entry in catalogue.entries} == layers
+    assert layer_of([*tower, *text], language=["no.list"])["eyes.blocks.8.weight"] == 8
+
+
+@pytest.mark.parametrize("tower", ["vision_tower.encoder.layers", "model.visual.blocks", "git.image_encoder.layers"])
+def test_a_list_that_reads_no_text_by_its_name_comes_last(tower: str) -> None:
+    names = [f"{tower}.{i}.weight" for i in range(9)]
+    assert layer_of([*names, "model.layers.0.weight"]) == dict.fromkeys(names) | {"model.layers.0.weight": 0}
+    assert layer_of(names) == {name: i for i, name in enumerate(names)}
+
+
 def test_a_model_without_lists_has_no_layers() -> None:
     assert layer_of(["a.weight", "b.bias"]) == {"a.weight": None, "b.bias": None}
     assert build_catalogue({"a.weight": ((2, 3), "float32")}).depth == 0

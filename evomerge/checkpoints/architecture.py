@@ -8,12 +8,13 @@ part of its documented surface; tests/checkpoints/test_architecture.py holds wha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -26,6 +27,11 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from evomerge.checkpoints.wording import some
 from evomerge.errors import InvalidInput
+
+# What torch and peft put into the names of a model that they wrap.
+_WRAPPERS = re.compile(
+    r"^base_model\.model\.|(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 
 Header = Mapping[str, tuple[tuple[int, ...], str]]
 
@@ -41,6 +47,7 @@ class Architecture:
         converted: stored names that the live model keeps in another form (fused or stacked).
         unused: stored names that the model class does not load.
         ties: live name -> the first live name of the same tensor, for the further names of tied tensors.
+        language: live names of the language model's tensors: those of the decoder, where the class tells it apart.
         integers: live names of tensors that hold no floating-point numbers.
         encoder_decoder: whether the model, or others of its type, read with an encoder.
         settings: the config with its defaults written out, so that two configs can be compared.
@@ -51,6 +58,7 @@ class Architecture:
     converted: tuple[str, ...]
     unused: tuple[str, ...]
     ties: Mapping[str, str]
+    language: frozenset[str]
     integers: frozenset[str]
     encoder_decoder: bool
     settings: Mapping[str, Any]
@@ -72,17 +80,43 @@ def describe(directory: Path, config: Mapping[str, Any], header: Header, *, remo
     ties = _ties(live)
     places, converted = _places(model, live, header)
     _check_shapes(directory, header, live, places)
-    _check_complete(directory, model, live, ties, places, converted)
+    if lacking := _lacking(model, live, ties, places, converted):
+        raise InvalidInput(
+            f"{directory}: {type(model).__name__} needs {len(lacking)} tensors that the checkpoint lacks: "
+            f"{some(lacking)}{_wrapping(live, header.keys() - places.keys() - converted.keys())}"
+        )
     return Architecture(
         name=type(model).__name__,
         live_names={name: ties.get(place, place) for name, place in places.items()},
         converted=tuple(sorted(converted)),
         unused=tuple(sorted(header.keys() - places.keys() - converted.keys())),
         ties=ties,
+        language=_language(model, live),
         integers=frozenset(name for name, tensor in live.items() if not tensor.is_floating_point()),
         encoder_decoder=_is_encoder_decoder(settings),
         settings=settings.to_dict(),
     )
+
+
+def lacking_in(
+    class_name: str, directory: Path, header: Header, stored: Collection[str], *, remote_code: bool
+) -> list[str] | None:
+    """The parameters that a class of transformers has by the directory's config and the tensors `stored` do not fill.
+
+    None where transformers has no such class, or cannot build it here.
+    """
+    named = getattr(transformers, class_name, None)
+    if not (isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)):
+        return None
+    try:
+        with torch.device("meta"):
+            model: Any = named(_settings(directory, remote_code))
+    except Exception:  # whatever a model class raises, such as the ImportError of a tower's library
+        return None
+    model.tie_weights()
+    live = model.state_dict(keep_vars=True)
+    places, converted = _places(model, live, {name: header[name] for name in stored})
+    return _lacking(model, live, _ties(live), places, converted)
 
 
 def _settings(directory: Path, remote_code: bool) -> Any:
@@ -90,6 +124,12 @@ def _settings(directory: Path, remote_code: bool) -> Any:
         return AutoConfig.from_pretrained(directory, trust_remote_code=remote_code, local_files_only=True)
     except Exception as error:  # each config class validates with exceptions of its own
         raise InvalidInput(f"transformers cannot read {directory / 'config.json'}: {error}") from error
+
+
+def _language(model: Any, live: Mapping[str, torch.Tensor]) -> frozenset[str]:
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    inside = {id(tensor) for tensor in (decoder or model).state_dict(keep_vars=True).values()}
+    return frozenset(name for name, tensor in live.items() if id(tensor) in inside)
 
 
 def _is_encoder_decoder(settings: Any) -> bool:
@@ -147,14 +187,14 @@ def _check_shapes(directory: Path, header: Header, live: Mapping[str, torch.Tens
         raise InvalidInput(f"{directory}: the weights do not fit config.json: {some(wrong)}")
 
 
-def _check_complete(
-    directory: Path,
+def _lacking(
     model: Any,
     live: Mapping[str, torch.Tensor],
     ties: Mapping[str, str],
     places: Mapping[str, str],
     converted: Mapping[str, str],
-) -> None:
+) -> list[str]:
+    """The parameters that the checkpoint does not fill, apart from those that the class itself does without."""
     filled = {ties.get(place, place) for place in (*places.values(), *_siblings(live, converted.values()))}
     lacking = sorted(
         name
@@ -162,12 +202,36 @@ def _check_complete(
         if isinstance(tensor, torch.nn.Parameter) and ties.get(name, name) not in filled
     )
     ignored = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
-    lacking = [name for name in lacking if not any(re.search(pattern, name) for pattern in ignored)]
-    if lacking:
-        raise InvalidInput(
-            f"{directory}: {type(model).__name__} needs {len(lacking)} tensors that the checkpoint lacks: "
-            f"{some(lacking)}"
-        )
+    return [name for name in lacking if not any(re.search(pattern, name) for pattern in ignored)]
+
+
+def _wrapping(live: Mapping[str, torch.Tensor], unmatched: Iterable[str]) -> str:
+    """Why names do not match, where it is that the model was saved inside of another module."""
+    found: set[str] = set()
+    for name in unmatched:
+        if ".lora_" in name or ".base_layer." in name:
+            return (
+                "; it holds an adapter beside the weights: merge it into them (`merge_and_unload`) and save that model"
+            )
+        bare = _WRAPPERS.sub("", name)
+        if bare != name and bare in live:
+            found.update(match.group(0) for match in _WRAPPERS.finditer(name))
+        elif rest := next((end for end in _ends(name) if end in live), None):
+            found.add(name.removesuffix(rest))
+    if not found:
+        return ""
+    prefixes = some(sorted(map(repr, found)))
+    return (
+        f"; it has tensors of these names with {prefixes} added, as a model has that is saved inside of a wrapper, and "
+        "transformers would not load them: save the model without the wrapper, or rename the tensors"
+    )
+
+
+def _ends(name: str) -> Iterator[str]:
+    """The name without its first part, without its first two, and so on."""
+    while "." in name:
+        name = name.partition(".")[2]
+        yield name
 
 
 def _siblings(live: Mapping[str, torch.Tensor], places: Iterable[str]) -> set[str]:

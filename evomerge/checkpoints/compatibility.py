@@ -111,6 +111,8 @@ def _warnings(base: Source, expert: Source) -> Iterator[str]:
         yield f"config {key} is {ours!r} and {theirs!r}; merges run with {ours!r}"
     if dtypes := _dtype_differences(base, expert, of_one_kind=True):
         yield f"{len(dtypes)} tensors have other dtypes: {some(dtypes)}"
+    if names := _unused_differences(base, expert):
+        yield f"{len(names)} tensors that are not merged differ: {some(names)}; exports hold the base's"
 
 
 def _unused_warning(source: Source) -> str | None:
@@ -119,6 +121,12 @@ def _unused_warning(source: Source) -> str | None:
     return (
         f"{source.name!r}: {source.architecture.name} does not load {len(source.unused)} tensors: {some(source.unused)}"
     )
+
+
+def _unused_differences(base: Source, expert: Source) -> list[str]:
+    """Tensors that both models have and neither loads, with other values: exports hold the base's."""
+    both = sorted(set(base.unused).intersection(expert.unused))
+    return [name for name in both if base.weights.digest(name) != expert.weights.digest(name)]
 
 
 def _decisive_differences(base: Source, expert: Source) -> Iterator[str]:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from evomerge.checkpoints.digests import dtype_name
+from evomerge.checkpoints.export_form import export_form
 from evomerge.checkpoints.safetensors_files import INDEX, ONE_FILE
 from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.tokenizer_files import PATTERNS as TOKENIZER_PATTERNS
@@ -57,7 +58,9 @@ def write_model(
 
     Args:
         out: the directory. It may be missing, empty, or an earlier export, which is then replaced.
-        base: gives config, tokenizer, and the tensors that no rule of the recipe names.
+        base: gives config, tokenizer, the tensors that no rule of the recipe names, and unchanged those that its
+            language model does not load, such as a vision tower: the class that the config names loads all of them.
+            Where the base's own files lack some, the config names the class of the language model.
         tensors: the merged tensors by name, in any order; taken one at a time, one shard is in memory.
         dtype: what floating-point tensors must already have; nothing is rounded here, only copies from the base are.
         recipe: written as recipe.json.
@@ -72,8 +75,9 @@ def write_model(
     _check_file_names(files)
     _check_replaceable(out, base, recipe, files)
     with _renamed_into_place(out) as folder:
-        _write_weights(folder, _complete(base, tensors, dtype, recipe), max_shard_bytes)
-        _write_text(folder / "config.json", _json(exported_config(base.config, dtype)))
+        form = export_form(base)
+        _write_weights(folder, form.files_of(_complete(base, tensors, dtype, recipe)), max_shard_bytes)
+        _write_text(folder / "config.json", _json(exported_config(form.config, dtype)))
         _write_text(folder / RECIPE, recipe.to_json() + "\n")
         for name in _copied_files(base):
             shutil.copyfile(base.directory / name, folder / name)  # the content, where a hub snapshot has a link

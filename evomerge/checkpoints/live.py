@@ -81,7 +81,7 @@ def check_scorable(source: Source) -> None:
         )
     if architecture.encoder_decoder:
         raise InvalidInput(
-            f"source {source.name!r}: {architecture.name} is of an encoder-decoder type "
+            f"source {source.name!r}: {architecture.name} is of a type that is run as an encoder-decoder "
             f"({source.config.get('model_type')!r}); only decoder-only language models can be scored"
         )
     if architecture.converted:

@@ -42,6 +42,8 @@ class Source:
         tensors: the tensors, read lazily; they may share memory with the mapped files: nobody writes to them.
         tied: further name -> name, for tied tensors.
         unused: stored tensors that the model class does not load.
+        language: names of the language model's tensors, where the model class tells.
+        weights: all tensors as they are stored, under the names of the files.
         stored_names: name -> name in the files.
         live_names: name -> name in the live model, where the live model keeps the tensor as it is stored.
         architecture: what transformers makes of the checkpoint, None where it has no causal language model for it.
@@ -62,6 +64,8 @@ class Source:
     tensors: Mapping[str, torch.Tensor]
     tied: Mapping[str, str]
     unused: tuple[str, ...]
+    language: frozenset[str]
+    weights: Weights
     stored_names: Mapping[str, str]
     live_names: Mapping[str, str]
     architecture: Architecture | None
@@ -110,6 +114,8 @@ def open_source(
     architecture = describe(directory, config, weights.header, remote_code=remote_code)
     stored_names, tied, live_names = _name_tensors(ref, weights, architecture, like)
     header = {name: weights.header[stored] for name, stored in stored_names.items()}
+    spoken = architecture.language if architecture else frozenset()
+    language = frozenset(name for name, live in live_names.items() if live in spoken)
     return Source(
         ref=replace(ref, fingerprint=_fingerprint(ref, config, weights, trust_fingerprint)),
         directory=directory,
@@ -118,11 +124,13 @@ def open_source(
         generation_config=read_object_if_there(directory / "generation_config.json"),
         tokenizer_files=tokenizer_files(directory),
         license=read_license(directory),
-        catalogue=build_catalogue(header, tied),
+        catalogue=build_catalogue(header, tied, language=language),
         header=header,
         tensors=RenamedTensors(weights.tensors, stored_names),
         tied=tied,
         unused=architecture.unused if architecture else (),
+        language=language,
+        weights=weights,
         stored_names=stored_names,
         live_names=live_names,
         architecture=architecture,

@@ -51,7 +51,7 @@ class Inputs:
     @cached_property
     def catalogue(self) -> TensorCatalogue:
         """The base's tensors, divided into parts by the patterns of the space."""
-        return build_catalogue(self.base.header, self.base.tied, self.spec.search_space.patterns)
+        return build_catalogue(self.base.header, self.base.tied, self.spec.search_space.patterns, self.base.language)
 
     @cached_property
     def space(self) -> BoundSpace:
