@@ -91,10 +91,13 @@ def write_model(
 def exported_config(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """The base's config with the dtype of the merge, under both names that versions of transformers read.
 
-    Nested configs that name a dtype get the new one too. Where the base came from is left out: it may be a local path.
+    Nested configs that name a dtype get the new one too. Where the base came from is left out, since it may be a local
+    path, and so is the name of its weight file.
     """
     name = dtype_name(dtype)
-    return _with_dtype({key: value for key, value in config.items() if key != "_name_or_path"}, name) | {
+    return _with_dtype(
+        {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_weights")}, name
+    ) | {
         "dtype": name,
         "torch_dtype": name,
     }

@@ -1,6 +1,7 @@
 """Safetensors files: headers read without torch, tensors read lazily as views of the memory-mapped file.
 
-Covered: one file, or shards named by an index. Not covered: files under other names (`consolidated.safetensors`), whose
+Covered: what transformers reads, which is one file or shards named by an index, under the usual names or the one that
+config.json gives as `transformers_weights`. Not covered: files under other names (`consolidated.safetensors`), whose
 tensor names are not those of transformers.
 """
 
@@ -10,7 +11,7 @@ import math
 import mmap
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +27,7 @@ from evomerge.errors import InvalidInput
 
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+INDEX_ENDING = ".safetensors.index.json"
 HEADER_LIMIT = 100_000_000  # the limit of the safetensors library itself
 
 _SETTLED_NS = 2 * 10**9  # a file can change twice within one tick of its time stamp, so a fresh stamp proves nothing
@@ -38,6 +40,9 @@ DTYPES: Mapping[str, tuple[str, int]] = {
     "BF16": ("bfloat16", 2),
     "F8_E4M3": ("float8_e4m3fn", 1),
     "F8_E5M2": ("float8_e5m2", 1),
+    "F8_E8M0": ("float8_e8m0fnu", 1),
+    "F8_E4M3FNUZ": ("float8_e4m3fnuz", 1),
+    "F8_E5M2FNUZ": ("float8_e5m2fnuz", 1),
     "I64": ("int64", 8),
     "I32": ("int32", 4),
     "I16": ("int16", 2),
@@ -69,6 +74,11 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     """
     size, start, header = _raw_header(path)
     header.pop("__metadata__", None)
+    for name, entry in header.items():
+        if isinstance(entry, dict) and isinstance(code := entry.get("dtype"), str) and code not in DTYPES:
+            raise InvalidInput(
+                f"{path}: {name} is stored as {code}, which cannot be merged; known are {', '.join(DTYPES)}"
+            )
     try:
         tensors = {name: _stored(path, start, entry) for name, entry in header.items()}
     except (KeyError, TypeError, ValueError) as error:
@@ -80,35 +90,65 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def read_headers(directory: Path) -> dict[str, StoredTensor]:
+def read_headers(directory: Path, file: str | None = None) -> dict[str, StoredTensor]:
     """The tensors of a model directory, in one file or in the shards that its index names.
 
-    A shard that is a symbolic link is followed: in a hub snapshot every file is a link to a blob beside it. Its *name*
-    may not leave the directory.
+    As transformers does it, all of each shard is read, wherever the index places its tensors. A shard that is a
+    symbolic link is followed: in a hub snapshot every file is a link to a blob beside it. Its *name* may not leave the
+    directory.
+
+    Args:
+        file: the file or the index to read, where it is not one of the usual name.
     """
-    if (directory / ONE_FILE).exists():
-        return read_header(directory / ONE_FILE)
-    index = directory / INDEX
+    if file is None:
+        file = ONE_FILE if (directory / ONE_FILE).exists() else INDEX
+    if not file.endswith(INDEX_ENDING):
+        return read_header(directory / file)
+    index = directory / file
     weight_map = read_weight_map(index)
-    stored = {}
+    stored: dict[str, StoredTensor] = {}
     for shard in sorted(set(weight_map.values())):
-        if not (directory / shard).is_file():
-            raise InvalidInput(f"{index} names the shard {shard}, which is missing in {directory}")
         found = read_header(directory / shard)
-        _check_shard(index, shard, {name for name, file in weight_map.items() if file == shard}, set(found))
+        if twice := sorted(found.keys() & stored.keys()):
+            raise InvalidInput(
+                f"{shard} holds {some(twice)}, and so does {stored[twice[0]].file.name}; remove one of them"
+            )
         stored.update(found)
+    check_promised(index, weight_map, stored)
     return stored
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
-    """Tensor name -> shard name, as an index says. Raises InvalidInput for names that are not plain file names."""
-    weight_map = read_object(index).get("weight_map")
+    """Tensor name -> shard name, as an index says, of shards that are there.
+
+    Raises InvalidInput for names that are not plain file names, and where transformers could not read the index.
+    """
+    content = read_object(index)
+    weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InvalidInput(f"{index} has no weight_map")
     for shard in weight_map.values():
-        if not isinstance(shard, str) or not _is_file_name(shard):
+        if not isinstance(shard, str) or not is_file_name(shard):
             raise InvalidInput(f"{index} names the shard {shard!r}; a shard must be a file name in the same directory")
+        if not (index.parent / shard).is_file():
+            raise InvalidInput(f"{index} names the shard {shard}, which is missing in {index.parent}")
+    if not isinstance(content.get("metadata"), dict):
+        raise InvalidInput(
+            f'{index} has no metadata, without which transformers does not read it; add "metadata": {{}}'
+        )
     return weight_map
+
+
+def check_promised(index: Path, weight_map: Mapping[str, str], found: Collection[str]) -> None:
+    """Raises InvalidInput where the shards lack tensors that their index names."""
+    absent = sorted(weight_map.keys() - set(found))
+    if absent:
+        raise InvalidInput(f"{index} says that {weight_map[absent[0]]} holds {some(absent)}, but it does not")
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name cannot leave the directory that it is looked for in."""
+    return name not in ("", ".", "..") and not any(character in name for character in "/\\\0")
 
 
 def stored_digest(tensor: StoredTensor) -> str:
@@ -167,17 +207,6 @@ def _stored(path: Path, offset: int, entry: Mapping[str, Any]) -> StoredTensor:
     if min(start, *shape, 0) < 0 or stop - start != math.prod(shape) * itemsize:
         raise ValueError(entry)
     return StoredTensor(path, shape, dtype, offset + start, offset + stop)
-
-
-def _check_shard(index: Path, shard: str, promised: set[str], found: set[str]) -> None:
-    if absent := sorted(promised - found):
-        raise InvalidInput(f"{index} says that {shard} holds {some(absent)}, but it does not")
-    if extra := sorted(found - promised):
-        raise InvalidInput(f"{shard} holds {some(extra)}, which {index} does not place there")
-
-
-def _is_file_name(name: str) -> bool:
-    return name not in ("", ".", "..") and not any(character in name for character in "/\\\0")
 
 
 def _open(path: Path) -> Any:

@@ -109,7 +109,7 @@ def open_source(
     """
     directory = find_directory(ref, allow=allow)
     config = _read_config(ref, directory, allow)
-    weights = open_weights(directory, allow=allow)
+    weights = open_weights(directory, allow=allow, file=_weights_file(directory, config))
     remote_code = "remote_code" in allow and "auto_map" in config
     architecture = describe(directory, config, weights.header, remote_code=remote_code)
     stored_names, tied, live_names = _name_tensors(ref, weights, architecture, like)
@@ -161,7 +161,7 @@ def _read_config(ref: ModelRef, directory: Path, allow: Collection[str]) -> dict
     if (directory / "adapter_config.json").exists():
         raise InvalidInput(f"source {ref.name!r}: {directory} is an adapter; merge it into its base model first")
     config = read_object(directory / "config.json")
-    if "quantization_config" in config:
+    if any(each.get("quantization_config") for each in (config, *config.values()) if isinstance(each, dict)):
         raise InvalidInput(f"source {ref.name!r}: {directory} is quantised; give the model as it was before quantising")
     if "auto_map" in config and "remote_code" not in allow:
         raise InvalidInput(
@@ -169,6 +169,13 @@ def _read_config(ref: ModelRef, directory: Path, allow: Collection[str]) -> dict
             "remove auto_map if transformers knows the model, or add remote_code to `allow` if you trust its author"
         )
     return config
+
+
+def _weights_file(directory: Path, config: Mapping[str, Any]) -> str | None:
+    file = config.get("transformers_weights")
+    if not isinstance(file, str | None):
+        raise InvalidInput(f"config.json in {directory} gives {file!r} as transformers_weights, which is no file name")
+    return file
 
 
 def _fingerprint(ref: ModelRef, config: Mapping[str, Any], weights: Weights, trusted: bool) -> str:

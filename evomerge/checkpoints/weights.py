@@ -12,7 +12,8 @@ import torch
 
 from evomerge.checkpoints import pickle_files, safetensors_files
 from evomerge.checkpoints.digests import dtype_name, tensor_digest
-from evomerge.checkpoints.safetensors_files import SafetensorsTensors, read_headers, stored_digest
+from evomerge.checkpoints.safetensors_files import INDEX_ENDING, SafetensorsTensors, read_headers, stored_digest
+from evomerge.checkpoints.wording import some
 from evomerge.errors import InvalidInput
 
 
@@ -38,16 +39,22 @@ class Weights:
             return dict(zip(self.header, pool.map(self.digest, self.header), strict=True))
 
 
-def open_weights(directory: Path, *, allow: Collection[str] = ()) -> Weights:
+def open_weights(directory: Path, *, allow: Collection[str] = (), file: str | None = None) -> Weights:
     """The weights of a directory: safetensors, or pickles where `allow` holds "pickle_weights".
+
+    Args:
+        file: the safetensors file, or the index of one, that config.json names as `transformers_weights`: transformers
+            then reads no other.
 
     Raises InvalidInput where there are none, they are damaged, or only pickles are there and they are not allowed.
     """
+    if file is not None:
+        return _named(directory, file)
     names = (safetensors_files.ONE_FILE, safetensors_files.INDEX)
     if any((directory / name).exists() for name in names):
         return _safetensors(directory)
     if not pickle_files.has_pickles(directory):
-        raise InvalidInput(f"{directory} has no weights: looked for {' and '.join(names)}")
+        raise InvalidInput(f"{directory} has no weights: looked for {' and '.join(names)}{_other_weights(directory)}")
     if "pickle_weights" not in allow:
         raise InvalidInput(
             f"{directory} has only pickled weights, and reading a pickle can run code; convert them to safetensors, or "
@@ -56,8 +63,24 @@ def open_weights(directory: Path, *, allow: Collection[str] = ()) -> Weights:
     return _pickles(directory)
 
 
-def _safetensors(directory: Path) -> Weights:
-    stored = read_headers(directory)
+def _named(directory: Path, file: str) -> Weights:
+    if not file.endswith((".safetensors", safetensors_files.INDEX_ENDING)) or not safetensors_files.is_file_name(file):
+        raise InvalidInput(
+            f"config.json in {directory} gives {file!r} as transformers_weights; that must be a safetensors file in "
+            "the same directory, or the index of one"
+        )
+    return _safetensors(directory, file)
+
+
+def _other_weights(directory: Path) -> str:
+    """Files that may be weights, but are not under the names that transformers reads."""
+    endings = (".safetensors", INDEX_ENDING, ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
+    others = sorted(path.name for path in directory.iterdir() if path.name.endswith(endings))
+    return f"; there are {some(others)}, which transformers does not read under these names" if others else ""
+
+
+def _safetensors(directory: Path, file: str | None = None) -> Weights:
+    stored = read_headers(directory, file)
     header = {name: (tensor.shape, tensor.dtype) for name, tensor in stored.items()}
     return Weights(header, SafetensorsTensors(stored), lambda name: stored_digest(stored[name]), pickled=False)
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors.torch import load_file, save_file
 
 from evomerge.checkpoints import Source, load_skeleton, location, open_source
+from evomerge.checkpoints.export import exported_config
 from evomerge.errors import InvalidInput
 from evomerge.recipe import ModelRef
 
@@ -193,6 +196,99 @@ def test_pickled_weights_are_refused_unless_allowed(make_model: Callable[..., Pa
     assert all(torch.equal(source.tensors[name], tensor) for name, tensor in tensors.items())
 
 
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "torch's old format"])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_pickled_weights_are_read_in_every_format_that_transformers_reads(
+    shards: int, zipped: bool, make_model: Callable[..., Path]
+) -> None:
+    directory = make_model("gpt2")
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    names = [f"pytorch_model-{number}.bin" for number in range(shards)] if shards > 1 else ["pytorch_model.bin"]
+    places = {name: names[number % shards] for number, name in enumerate(tensors)}
+    for file in names:
+        content = {name: tensor for name, tensor in tensors.items() if places[name] == file}
+        torch.save(content, directory / file, _use_new_zipfile_serialization=zipped)
+    if shards > 1:
+        index = {"metadata": {}, "weight_map": places}
+        (directory / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    source = open_source(_ref(directory), allow={"pickle_weights"})
+    assert all(torch.equal(source.tensors[name], tensor) for name, tensor in tensors.items())
+    _, parameters = load_skeleton(source, dtype=torch.float32)
+    assert all(torch.equal(parameters[name], source.tensors[name]) for name in source.catalogue.names)
+
+
+def test_a_tensor_that_a_pickled_shard_lacks_is_named(make_model: Callable[..., Path]) -> None:
+    directory = _pickled(make_model("llama"))
+    (directory / "pytorch_model.bin").rename(directory / "part.bin")
+    index = {"metadata": {}, "weight_map": {"ghost": "part.bin", "lm_head.weight": "part.bin"}}
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(InvalidInput, match=r"part\.bin holds ghost, but it does not"):
+        open_source(_ref(directory), allow={"pickle_weights"})
+
+
+@pytest.mark.parametrize("file", ["other.safetensors", "other.safetensors.index.json"])
+def test_weights_are_read_from_the_file_that_the_config_names(file: str, make_model: Callable[..., Path]) -> None:
+    directory, other = make_model("llama"), make_model("llama", "other", seed=1)
+    expected = load_file(other / "model.safetensors")
+    shutil.copy(other / "model.safetensors", directory / "other.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(expected, "other.safetensors")}
+    (directory / "other.safetensors.index.json").write_text(json.dumps(index))
+    _edit_config(directory, transformers_weights=file)
+    source = open_source(_ref(directory))
+    model, _ = load_skeleton(source, dtype=torch.float32)
+    assert all(torch.equal(source.tensors[name], tensor) for name, tensor in expected.items())
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in expected.items())
+    assert "transformers_weights" not in exported_config(source.config, torch.float32)
+    _edit_config(directory, transformers_weights="../other/model.safetensors")
+    with pytest.raises(InvalidInput, match="a safetensors file in the same directory"):
+        open_source(_ref(directory))
+
+
+@pytest.mark.parametrize("file", ["model.fp16.safetensors", "consolidated.safetensors", "training_args.bin", "q4.gguf"])
+def test_files_that_transformers_does_not_read_for_weights_are_named(
+    file: str, make_model: Callable[..., Path]
+) -> None:
+    directory = make_model("llama")
+    (directory / "model.safetensors").rename(directory / file)
+    with pytest.raises(InvalidInput, match=f"has no weights: .* there are {re.escape(file)}, which transformers"):
+        open_source(_ref(directory))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "base_model.model.", "student.", "module._orig_mod."])
+def test_a_prefix_of_a_wrapper_is_named_as_the_reason(prefix: str, kind: str, make_model: Callable[..., Path]) -> None:
+    file = make_model(kind) / "model.safetensors"
+    save_file({f"{prefix}{name}": tensor for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    part = prefix.partition(".")[0]
+    with pytest.raises(InvalidInput, match=rf"with .*'{part}\..* added, .* save the model without the wrapper"):
+        open_source(_ref(file.parent))
+
+
+def test_a_wrapper_inside_of_the_names_is_named_as_the_reason(make_model: Callable[..., Path]) -> None:
+    file = make_model("llama") / "model.safetensors"
+    stored = {
+        re.sub(r"(layers\.\d+\.)", r"\1_fsdp_wrapped_module.", name): each for name, each in load_file(file).items()
+    }
+    save_file(stored, file, {"format": "pt"})
+    with pytest.raises(InvalidInput, match=r"with '_fsdp_wrapped_module\.' added"):
+        open_source(_ref(file.parent))
+
+
+def test_an_adapter_that_is_not_merged_is_named_as_the_reason(make_model: Callable[..., Path]) -> None:
+    file = make_model("llama") / "model.safetensors"
+    stored = {}
+    for name, tensor in load_file(file).items():
+        name = f"base_model.model.{name}"
+        if "q_proj" in name:
+            stored[name.replace(".weight", ".lora_A.default.weight")] = torch.zeros(2, 32)
+            name = name.replace(".weight", ".base_layer.weight")
+        stored[name] = tensor
+    save_file(stored, file, {"format": "pt"})
+    with pytest.raises(InvalidInput, match="merge_and_unload"):
+        open_source(_ref(file.parent))
+
+
 class _Evil:
     def __init__(self, witness: str) -> None:
         self.witness = witness
@@ -219,9 +315,13 @@ def test_a_directory_without_weights_says_what_was_looked_for(make_model: Callab
 
 def test_adapters_and_quantised_models_are_refused(make_model: Callable[..., Path]) -> None:
     quantised = make_model("llama", "quantised")
-    _edit_config(quantised, quantization_config={"bits": 4})
-    with pytest.raises(InvalidInput, match="quantised"):
-        open_source(_ref(quantised))
+    for changes in ({"quantization_config": {"bits": 4}}, {"text_config": {"quantization_config": {"bits": 4}}}):
+        _edit_config(quantised, **{"quantization_config": None} | changes)
+        with pytest.raises(InvalidInput, match="quantised"):
+            open_source(_ref(quantised))
+    plain = make_model("llama", "plain")
+    _edit_config(plain, quantization_config=None)
+    assert open_source(_ref(plain)).catalogue.depth == 2
     adapter = make_model("llama", "adapter")
     (adapter / "adapter_config.json").write_text("{}")
     with pytest.raises(InvalidInput, match="adapter"):
