@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import evomerge
 from evomerge.errors import InvalidInput
 
 
 def shipped_folder(name: str) -> Path:
     """The folder `search_spaces` or `evaluators` that belongs to this installation."""
-    package = Path(evomerge.__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     for folder in (package / name, package.parent / name):
         if folder.is_dir():
             return folder

@@ -106,7 +106,7 @@ class Groups(_Frozen):
 
 
 class SearchSpace(_Frozen):
-    """A search space, independent of any model. `evomerge.spaces.bind` gives it tensors and sources."""
+    """A search space, independent of any model. `evomerge.spaces.bound.bind` gives it tensors and sources."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     description: str = ""
