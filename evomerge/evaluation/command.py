@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from evomerge.errors import InvalidInput
 from evomerge.evaluation.pack import Pack
+
+_PLAIN = re.compile(r"[\w./~+@:-]+")  # what lm-eval's list of key=value pairs gives back unchanged
 
 
 def lm_eval_command(
@@ -21,18 +24,19 @@ def lm_eval_command(
     unsafe_code: bool,
     device: str | None,
     fewshot_seed: int,
+    remote_code: bool = False,
 ) -> list[str]:
     """The command line, to be run in the pack's folder, that scores a model on tasks with the same number of examples.
 
-    Raises:
-        InvalidInput: lm-eval cannot read the path of the model.
+    Args:
+        remote_code: whether the model's own code may run, which lm-eval refuses unless it is told.
     """
-    if set(",= ") & set(model_path):
-        raise InvalidInput(f"lm-eval cannot read the model path {model_path!r}; use one without commas, = and blanks")
-    model = f"pretrained={model_path},dtype={dtype},softmax_dtype=float32"
+    arguments: dict[str, str | int | bool] = {"pretrained": model_path, "dtype": dtype, "softmax_dtype": "float32"}
     if pack.max_length:
-        model += f",max_length={pack.max_length}"
-    command = ["lm_eval", "run", "--model", "hf", "--model_args", model, "--tasks", ",".join(tasks)]
+        arguments["max_length"] = pack.max_length
+    if remote_code:
+        arguments["trust_remote_code"] = True
+    command = ["lm_eval", "run", "--model", "hf", "--model_args", _written(arguments), "--tasks", ",".join(tasks)]
     command += ["--include_path", pack.tasks_folder] if pack.tasks_folder else []
     command += ["--samples", str(samples_file.resolve()), "--batch_size", str(batch_size)]
     command += ["--num_fewshot", str(num_fewshot)] if num_fewshot is not None else []
@@ -41,3 +45,10 @@ def lm_eval_command(
     command += ["--confirm_run_unsafe_code"] if unsafe_code else []
     command += ["--device", device] if device else []
     return [*command, "--seed", f"0,1234,1234,{fewshot_seed}"]
+
+
+def _written(arguments: dict[str, str | int | bool]) -> str:
+    """Model arguments as `key=value` pairs, or as JSON where a value holds what those cannot: commas, blanks, `=`."""
+    if all(_PLAIN.fullmatch(str(value)) for value in arguments.values()):
+        return ",".join(f"{key}={value}" for key, value in arguments.items())
+    return json.dumps(arguments)

@@ -152,21 +152,29 @@ class PreparedLM(HFLM):  # type: ignore[misc]
         return Prompt(tuple(tokens[0].tolist()), limit, tuple(stops), plain)
 
     def write(self, instances: list[Instance], batch_size: int) -> list[str]:
-        """The texts that lm-eval itself gives, so many at once. It decides about special tokens for a whole batch, so
-        prompts of which only some begin with the start token are written one by one."""
-        if not instances:
-            return []
-        begun = {self._begins_with_bos(instance.args[0]) for instance in instances}
-        before = self.batch_size
-        self.batch_size_per_gpu = batch_size if len(begun) == 1 else 1
+        """The texts that lm-eval itself gives, so many at once."""
+        before, self.batch_size_per_gpu = self.batch_size, batch_size
         try:
-            texts: list[str] = self.generate_until(instances, disable_tqdm=True)
+            return self.generate_until(instances, disable_tqdm=True)
         finally:
             self.batch_size_per_gpu = before
-        return texts
 
-    def _begins_with_bos(self, text: str) -> bool:
-        return bool(has_bos_prefix(text, getattr(self.tokenizer, "bos_token", None)))
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """lm-eval's own generation, on prompts with and without a leading BOS text apart.
+
+        It adds special tokens to all prompts of a batch or to none, as the first of them begins: a text would depend
+        on its neighbours.
+        """
+        texts: dict[int, str] = {}
+        for begins in (False, True):
+            places = [place for place, each in enumerate(requests) if self._begins(each) is begins]
+            alike = [requests[place] for place in places]
+            found = super().generate_until(alike, disable_tqdm=disable_tqdm) if alike else []
+            texts.update(zip(places, found, strict=True))
+        return [texts[place] for place in range(len(requests))]
+
+    def _begins(self, request: Instance) -> bool:
+        return bool(has_bos_prefix(request.args[0], self.tokenizer.bos_token))
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
         self.state.reset()
@@ -260,6 +268,7 @@ class HarnessEvaluator:
         self._seed = seed
         self._batch_size = batch_size
         self._device = device
+        self._remote_code = "remote_code" in allow
         self._tokenizer = CachedTokenizer(tokenizer)
         self._tasks = load_tasks(pack, allow)
         self._metrics = {entry.task: _metric(self._tasks[entry.task], entry) for entry in pack.tasks}
@@ -378,11 +387,21 @@ class HarnessEvaluator:
         samples_file.write_text(json.dumps(samples), encoding="utf-8")
 
     def commands(
-        self, model_path: str | Path, samples_file: Path, items: ItemBlock, *, dtype: str = "auto"
+        self,
+        model_path: str | Path,
+        samples_file: Path,
+        items: ItemBlock,
+        *,
+        dtype: str = "auto",
+        one_by_one: bool = False,
     ) -> list[list[str]]:
         """The `lm_eval` command lines, to be run in the pack's folder, that repeat what `score` does on a whole part.
 
         One command, or several where tasks differ in their number of few-shot examples.
+
+        Args:
+            one_by_one: have lm-eval run batches of one request, for a model whose scores there depend on the batch. It
+                is told so in any case where only some prompts begin with the BOS text: see `PreparedLM.generate_until`.
 
         Raises:
             InvalidInput: a part of a part, on which lm-eval would draw other few-shot examples.
@@ -393,15 +412,28 @@ class HarnessEvaluator:
                 f"it is given some of the items; ask for the whole part"
             )
         numbers = dict.fromkeys(entry.num_fewshot for entry in self.pack.tasks)
-        return [self._command(str(model_path), samples_file, dtype, number) for number in numbers]
+        return [
+            self._command(str(model_path), samples_file, items.part, dtype, number, one_by_one) for number in numbers
+        ]
 
-    def command_line(self, model_path: str | Path, samples_file: Path, items: ItemBlock, *, dtype: str = "auto") -> str:
+    def command_line(
+        self,
+        model_path: str | Path,
+        samples_file: Path,
+        items: ItemBlock,
+        *,
+        dtype: str = "auto",
+        one_by_one: bool = False,
+    ) -> str:
         """`commands` as one line for a shell, with the change into the pack's folder."""
-        lines = [shlex.join(command) for command in self.commands(model_path, samples_file, items, dtype=dtype)]
-        return " && ".join([shlex.join(["cd", str(self.pack.folder)]), *lines])
+        commands = self.commands(model_path, samples_file, items, dtype=dtype, one_by_one=one_by_one)
+        return " && ".join(shlex.join(words) for words in (["cd", str(self.pack.folder)], *commands))
 
-    def _command(self, model_path: str, samples_file: Path, dtype: str, num_fewshot: int | None) -> list[str]:
+    def _command(
+        self, model_path: str, samples_file: Path, part: Part, dtype: str, num_fewshot: int | None, one_by_one: bool
+    ) -> list[str]:
         tasks = [entry.task for entry in self.pack.tasks if entry.num_fewshot == num_fewshot]
+        one_by_one = one_by_one or self._begin_differently(part, tasks)
         return lm_eval_command(
             self.pack,
             tasks,
@@ -409,11 +441,24 @@ class HarnessEvaluator:
             samples_file,
             dtype=dtype,
             num_fewshot=num_fewshot,
-            batch_size=self._batch_size or CPU_BATCH,
+            batch_size=1 if one_by_one else self._batch_size or CPU_BATCH,
             unsafe_code=any(map(_is_unsafe, self._tasks.values())),
             device=self._device,
             fewshot_seed=self.fewshot_seed,
+            remote_code=self._remote_code,
         )
+
+    def _begin_differently(self, part: Part, tasks: Sequence[str]) -> bool:
+        """Whether some of the prompts of texts to be written begin with the BOS text, and others do not."""
+        requests = self._part(part)
+        prompts = (
+            instance.args[0]
+            for task in tasks
+            for instances in requests[task].values()
+            for instance in instances
+            if instance.request_type == "generate_until"
+        )
+        return len({has_bos_prefix(prompt, self._tokenizer.bos_token) for prompt in prompts}) > 1
 
     def _prepare(self, model: Any, items: ItemBlock) -> None:
         """Have a block ready for a model. Its weights change in place; only another model object needs another view."""

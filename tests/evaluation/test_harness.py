@@ -3,6 +3,7 @@ from __future__ import annotations
 import builtins
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import torch
 from evaluator_contract import EvaluatorContract, candidate
 from tiny_pack import PACK, TASKS, documents, make_model, make_tokenizer, write_lines, write_pack
+from tokenizers.processors import TemplateProcessing
 
 from evomerge.errors import InvalidInput, MergeError, OtherSpec
 from evomerge.evaluation import Candidate, Evaluator, ItemBlock, Pack, Split, engine, harness, load_pack
@@ -181,15 +183,76 @@ def test_the_printed_command_reproduces_the_scores(build: Build, model: Any, tmp
     ours = evaluator.score(candidate(model), ItemBlock("held_out"))
     model.save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
-    evaluator.write_samples(tmp_path / "samples.json", ItemBlock("held_out"))
-    line = evaluator.command_line(tmp_path / "model", tmp_path / "samples.json", ItemBlock("held_out"))
-    line = line.replace("lm_eval run", f"{sys.executable} -m lm_eval run --output_path {tmp_path / 'out'}")
-    done = subprocess.run(line, shell=True, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (results,) = (tmp_path / "out").rglob("results*.json")
-    values = json.loads(results.read_text())["results"]
+    values = run_command(evaluator, tmp_path / "model")
     assert values["toy_letter"]["acc,none"] == ours.tasks["toy_letter"].value
     assert values["toy_write"]["exact_match,letters"] == ours.tasks["toy_write"].value
+
+
+def run_command(evaluator: HarnessEvaluator, model: Path) -> dict[str, Any]:
+    """Task -> metric -> what the printed command gives on the held-out items."""
+    folder = model.parent
+    evaluator.write_samples(folder / "samples.json", ItemBlock("held_out"))
+    line = evaluator.command_line(model, folder / "samples.json", ItemBlock("held_out"))
+    out = shlex.quote(str(folder / "out"))
+    line = line.replace("lm_eval run", f"{sys.executable} -m lm_eval run --log_samples --output_path {out}")
+    done = subprocess.run(line, shell=True, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (results,) = (folder / "out").rglob("results*.json")
+    values: dict[str, Any] = json.loads(results.read_text())["results"]
+    return values
+
+
+def test_the_printed_command_runs_a_model_with_code_of_its_own(build: Build, model: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "a model, with=signs"
+    settings = only("toy_letter", "acc")
+    evaluator = build(settings, device="cpu", allow=("remote_code",))
+    ours = evaluator.score(candidate(model), ItemBlock("held_out"))
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    (folder / "modeling_odd.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OddConfig(LlamaConfig):\n    model_type = 'odd'\n"
+        "class OddForCausalLM(LlamaForCausalLM):\n    config_class = OddConfig\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    auto_map = {"AutoConfig": "modeling_odd.OddConfig", "AutoModelForCausalLM": "modeling_odd.OddForCausalLM"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "odd", "auto_map": auto_map}))
+    assert run_command(evaluator, folder)["toy_letter"]["acc,none"] == ours.tasks["toy_letter"].value
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_the_printed_command_reproduces_prompts_of_which_some_begin_with_the_bos_text(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: bool
+) -> None:
+    if not shares:
+        monkeypatch.setattr(harness, "shares_prefixes", lambda *_: False)
+    task = TASKS["toy_write"]
+    tasks = {"toy_write": {**task, "doc_to_text": "{{['', '<s>'][number | int % 2]}}" + task["doc_to_text"]}}
+    pack = load_pack(write_pack(tmp_path / "pack", only("toy_write", "exact_match", filter="letters"), tasks))
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    evaluator = HarnessEvaluator(pack, tokenizer, seed=3, batch_size=8, device="cpu")
+    ours = evaluator.score(candidate(model), ItemBlock("held_out")).tasks["toy_write"]
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    texts = written(evaluator, ItemBlock("held_out"))
+    assert run_command(evaluator, tmp_path / "model")["toy_write"]["exact_match,letters"] == ours.value
+    (samples,) = (tmp_path / "out").rglob("samples_toy_write_*.jsonl")
+    theirs = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+    assert texts == [each["resps"][0][0] for each in theirs if each["filter"] == "letters"]
+    evaluator.batch_size = 1
+    evaluator.score(candidate(model), ItemBlock("held_out"))
+    assert texts == written(evaluator, ItemBlock("held_out"))
+
+
+def written(evaluator: HarnessEvaluator, items: ItemBlock) -> list[str]:
+    """What the model wrote, item by item."""
+    return [instance.resps[0] for instance in harness.all_instances(evaluator._blocks[items].items)]
+
+
+def test_a_model_that_depends_on_its_batch_is_run_one_by_one(build: Build) -> None:
+    (command,) = build(only("toy_letter", "acc")).commands("/m", Path("samples.json"), SEARCH, one_by_one=True)
+    assert command[command.index("--batch_size") + 1] == "1"
 
 
 def test_tasks_with_other_numbers_of_few_shot_examples_need_commands_of_their_own(build: Build) -> None:
