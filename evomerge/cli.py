@@ -19,6 +19,7 @@ from evomerge.errors import EvomergeError, InvalidInput
 
 if TYPE_CHECKING:
     from evomerge.spec import SearchSpec
+    from evomerge.study.opening import StoredSearch
 
 app = typer.Typer(
     name="evomerge",
@@ -83,9 +84,8 @@ def run(
 def status(spec: SpecPath = None, storage: Storage = None, study: Study = None, json_: Json = False) -> None:
     """Where the search stands: counts by state, best so far, rate, time left, workers."""
     from evomerge.report.progress import status_document, status_text
-    from evomerge.study.opening import read_search
 
-    _print(status_document(read_search(_spec(spec, storage, study))), json_, status_text)
+    _print(status_document(_stored(spec, storage, study)), json_, status_text)
 
 
 @app.command()
@@ -100,14 +100,13 @@ def leaderboard(
     from evomerge.report.leaderboard import leaderboard as lines_of
     from evomerge.report.leaderboard import leaderboard_document, leaderboard_tables
     from evomerge.report.places import places
-    from evomerge.study.opening import read_search
 
-    stored = read_search(_spec(spec, storage, study))
+    stored = _stored(spec, storage, study)
     lines = lines_of(stored, top)
     if json_:
         from evomerge.report.reproduction import with_commands
 
-        lines = with_commands(stored, lines, _words(spec, storage, study))
+        lines = with_commands(stored, lines, spec if storage is None else None)
     _print(leaderboard_document(stored, lines), json_, lambda _: leaderboard_tables(stored, lines))
     if not json_:
         typer.echo(places(stored))
@@ -123,14 +122,20 @@ def baseline(
     study: Study = None,
     json_: Json = False,
 ) -> None:
-    """Make baselines beside the search; where a winner has been named, the verdict takes them in."""
+    """Make baselines beside the search; where a winner has been named, the verdict takes them in.
+
+    The search is that of the study, whatever SPEC says of it by now; workers, baselines, calibration texts and the
+    verdict are what SPEC says.
+    """
     from evomerge.report.leaderboard import leaderboard, leaderboard_document, leaderboard_tables
     from evomerge.report.progress import listening
     from evomerge.search import run_baselines
     from evomerge.spec import override
-    from evomerge.study.opening import read_search
+    from evomerge.study.opening import continued, read_search
 
-    chosen = override(_spec(spec, storage, study), workers=workers)
+    going_on, differences = continued(_spec(spec, storage, study))
+    _note_differences(differences, going_on.name, spec)
+    chosen = override(going_on, workers=workers)
     with listening() as listener:
         run_baselines(chosen, name, ray=ray, listener=listener)
     stored = read_search(chosen)
@@ -148,10 +153,10 @@ def export(
     json_: Json = False,
 ) -> None:
     """Write a merge as a Hugging Face model directory, bit-identical to what was scored."""
-    from evomerge.report.merge_export import export_command, export_merge, export_text
+    from evomerge.report.merge_export import export_merge, export_text
 
-    command = export_command(_words(spec, storage, study), trial, out)
-    _print(export_merge(_spec(spec, storage, study), trial, out, command), json_, export_text)
+    stored = _stored(spec, storage, study)
+    _print(export_merge(stored, trial, out, spec if storage is None else None), json_, export_text)
 
 
 @app.command()
@@ -164,9 +169,8 @@ def dashboard(
 ) -> None:
     """Optuna Dashboard on the study's storage."""
     from evomerge.study.dashboard import serve
-    from evomerge.study.opening import read_search
 
-    stored = read_search(_spec(spec, storage, study))
+    stored = _stored(spec, storage, study)
     serve(stored.storage, stored.study.study_name, stored.artifacts, host, port)
 
 
@@ -246,12 +250,28 @@ def _spec(path: Path | None, storage: str | None, study: str | None) -> SearchSp
     return read_stored_spec(storage, study)
 
 
-def _words(path: Path | None, storage: str | None, study: str | None) -> list[str]:
-    """The words of the command line that name the search. They are printed and published: no password is in them."""
-    from evomerge.study.storage import redact
+def _stored(path: Path | None, storage: str | None, study: str | None) -> StoredSearch:
+    """The study that a command reads, as it is stored. A file is only what it is found by; its differences are told."""
+    from evomerge.spec import read_spec, resolve
+    from evomerge.study.opening import read_search
 
-    options = {"--storage": storage and redact(storage), "--study": study}
-    return [*([str(path)] if path else []), *(word for pair in options.items() if pair[1] for word in pair if word)]
+    if path is None or study is not None:
+        return read_search(_spec(path, storage, study))
+    given = read_spec(path)
+    given = given if storage is None else given.model_copy(update={"storage": storage})
+    unusable = ""
+    try:
+        given = resolve(given, path.resolve().parent)
+    except InvalidInput as error:  # what it names is gone: the study can be read all the same
+        unusable = str(error)
+    stored = read_search(given)
+    _note_differences(unusable or stored.differences, given.name, path)
+    return stored
+
+
+def _note_differences(differences: str, study: str, path: Path | None) -> None:
+    if differences:
+        typer.echo(f"note: study {study!r} goes by its own spec, {path} differs: {differences}", err=True)
 
 
 def _print(document: dict[str, Any], as_json: bool, renderable: Any) -> None:

@@ -35,6 +35,7 @@ from evomerge.objective import Objective, build_objective, task_weights
 from evomerge.racing import build_fidelity
 from evomerge.spec import BASELINES, ON_REQUEST, TRAINED, BaselineSpec, SearchSpec
 from evomerge.study import attributes
+from evomerge.study.command_line import command_line
 from evomerge.study.foundation import changed_versions
 from evomerge.study.incumbent import read_incumbent
 from evomerge.study.opening import Inputs, OpenSearch, open_inputs, open_search, placement_of
@@ -131,7 +132,8 @@ def run_baselines(
         if winner is not None and winner.finished == session.opened.search.finished:
             session.judge(winner)
         else:  # held-out items are looked at when the search has ended, and not before
-            session.listener.on_phase("the verdict will take them in when `evomerge run` has ended the search")
+            rest = command_line(spec, "run")
+            session.listener.on_phase(f"the verdict will take them in when `{rest}` has ended the search")
         for name, reason in left_out.items():
             raise StoppedByFailures(f"baseline {name!r} cannot be made: {reason}")
         return study
@@ -334,7 +336,7 @@ class _Session:
         if not isinstance(sampler, CmaSampler):
             return others
         mean = sampler.mean(search.study)
-        return [*others, Row(MEAN, opened.inputs.space.decode(mean), mean)]
+        return [*others, Row(MEAN, opened.inputs.space.decode(mean), mean, keep_recipe=True)]
 
     def _store_verdict(self, winner: Winner, baselines: Sequence[Record], held_out: dict[str, Scores]) -> None:
         study = self.opened.search.study

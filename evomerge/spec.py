@@ -387,8 +387,16 @@ def load_spec(path: str | Path) -> SearchSpec:
         InvalidInput: missing or malformed file, a key that does not exist, or an unknown name (nearest names offered).
     """
     path = Path(path)
-    spec = validate(SearchSpec, read_document(path, "search spec"), f"search spec {str(path)!r}")
-    return resolve(spec, path.resolve().parent)
+    return resolve(read_spec(path), path.resolve().parent)
+
+
+def read_spec(path: Path) -> SearchSpec:
+    """A search.yaml as it is written, its space a name and its paths relative: enough to find its study.
+
+    Raises:
+        InvalidInput: missing or malformed file, or a key that does not exist.
+    """
+    return validate(SearchSpec, read_document(path, "search spec"), f"search spec {str(path)!r}")
 
 
 def spec_from_json(text: str) -> SearchSpec:

@@ -13,7 +13,7 @@ from evomerge.objective import Objective
 from evomerge.recipe import Recipe
 from evomerge.spaces.nearest import nearest_params
 from evomerge.spec import OtherStudy, WarmStartSpec
-from evomerge.study.opening import OpenSearch, read_search
+from evomerge.study.opening import OpenSearch, find_study
 from evomerge.study.records import Record, read_scores
 from evomerge.study.samplers import Goal
 from evomerge.study.standing import standing_of
@@ -121,8 +121,8 @@ def _nearest(opened: OpenSearch, recipe: Recipe, files: Path) -> Params | None:
 
 def _of_study(opened: OpenSearch, other: OtherStudy) -> list[Params]:
     spec, space = opened.inputs.spec, opened.inputs.space
-    stored = read_search(spec.model_copy(update={"name": other.name, "storage": other.storage or spec.storage_url}))
-    trials = best_trials(stored.study, other.trials)
+    _, study = find_study(spec.model_copy(update={"name": other.name, "storage": other.storage or spec.storage_url}))
+    trials = best_trials(study, other.trials)
     for trial in trials:
         strange = [name for name in trial.params if trial.distributions[name] != space.distributions.get(name)]
         if strange or not space.is_complete(trial.params):

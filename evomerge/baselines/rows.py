@@ -25,7 +25,8 @@ _log = logging.getLogger(__name__)
 class Row:
     """A line of the leaderboard that is to be scored. Without `required` ones there is no search to compare.
 
-    `params` are those of a trial of the search, for evaluators that need no model.
+    `params` are those of a trial of the search, for evaluators that need no model. With `keep_recipe` the recipe is
+    stored with the scores: nothing else in the study tells it.
     """
 
     label: str
@@ -33,6 +34,7 @@ class Row:
     params: Mapping[str, Any] = field(default_factory=dict)
     required: bool = False
     digests: bool = False
+    keep_recipe: bool = False
 
 
 def source_rows(base: ModelRef, experts: Sequence[ModelRef], catalogue: TensorCatalogue, dtype: str) -> list[Row]:
@@ -116,6 +118,7 @@ def new_row(result: RowResult, objective: Objective) -> NewRow:
         objective.stderr(result.scores),
         result.seconds,
         result.cost,
+        keep_recipe=result.row.keep_recipe,
     )
 
 

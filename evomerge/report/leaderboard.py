@@ -20,6 +20,7 @@ from evomerge.jobs import Cost
 from evomerge.report.wording import duration, in_bytes, in_thousands
 from evomerge.search import MEAN
 from evomerge.study import attributes
+from evomerge.study.command_line import command_line
 from evomerge.study.opening import StoredSearch
 from evomerge.study.records import Record, read_failures, read_record, read_records
 from evomerge.study.standing import standing_of
@@ -155,7 +156,8 @@ def leaderboard_tables(stored: StoredSearch, lines: Sequence[Line]) -> Group:
     if verdict is not None:
         tables += [_comparisons(verdict), Text(verdict.sentence, style="bold"), Text()]
     if verdict is not None and winner is not None and winner.trial != verdict.trial:
-        tables.append(Text("This verdict is on an earlier winner; `evomerge run` renews it.\n", style="yellow"))
+        renewal = command_line(stored.spec, "run")
+        tables.append(Text(f"This verdict is on an earlier winner; `{renewal}` renews it.\n", style="yellow"))
     return Group(*tables)
 
 

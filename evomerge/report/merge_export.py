@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from evomerge.checkpoints import Parent, differing, model_card, tensor_digest, t
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.recipe import Recipe
 from evomerge.report.leaderboard import Line, leaderboard
-from evomerge.spec import SearchSpec
-from evomerge.study.opening import Inputs, StoredSearch, open_inputs, read_search
+from evomerge.search import MEAN
+from evomerge.study.command_line import command_line
+from evomerge.study.opening import Inputs, StoredSearch, open_inputs
 from evomerge.study.records import read_records
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.standing import standing_of
@@ -39,20 +39,19 @@ class _Chosen:
     trial: int | None
 
 
-def export_merge(spec: SearchSpec, which: str, out: Path, reproduce: str) -> dict[str, Any]:
+def export_merge(stored: StoredSearch, which: str, out: Path, file: Path | None = None) -> dict[str, Any]:
     """Write one merge of a search as a Hugging Face model directory.
 
     Args:
-        which: "best", a trial's number, or the name of a baseline.
-        reproduce: the command that makes this export again, for the model card.
+        which: "best", a trial's number, the name of a baseline, or that of the sampler's mean.
+        file: the search.yaml that names the storage, see `command_line`.
 
     Raises:
         InvalidInput: no such trial or baseline, no winner yet, or `out` holds something that is not ours.
         WeightsDiffer: the weights are not those that were scored on this kind of device; names the tensors. On another
             kind of device they may differ in the last bit; then the result names them.
     """
-    stored = read_search(spec)
-    inputs = open_inputs(spec)
+    inputs = open_inputs(stored.spec)
     chosen = _choose(stored, inputs, which)
     files = files_folder(stored.artifacts)
     bank = _bank(inputs, files)
@@ -67,14 +66,14 @@ def export_merge(spec: SearchSpec, which: str, out: Path, reproduce: str) -> dic
             verify_digests(expected.tensors, actual)
 
     yaml, reason = to_mergekit(chosen.recipe, inputs.catalogue)
-    texts = {"README.md": _card(stored, inputs, chosen, reproduce)}
+    texts = {"README.md": _card(stored, inputs, chosen, export_command(stored, which, out, file))}
     if yaml is not None:
         texts["mergekit.yaml"] = yaml
     write_model(
         out,
         base=inputs.base,
         tensors=verified(),
-        dtype=DTYPES[spec.dtype],
+        dtype=DTYPES[inputs.spec.dtype],
         recipe=chosen.recipe,
         files=texts,
         recipe_files={role: files / f"{digest}.safetensors" for role, digest in chosen.recipe.files.items()},
@@ -112,7 +111,7 @@ def export_text(document: dict[str, Any]) -> Text:
 def _choose(stored: StoredSearch, inputs: Inputs, which: str) -> _Chosen:
     if which == "best" or which.isdigit():
         search = SearchStudy(stored.study, stored.storage, inputs.space, stored.artifacts)
-        trial = _trial(stored.study, which)
+        trial = _trial(stored, which)
         return _Chosen(f"trial {trial.number}", search.recipe_of(trial), trial.number)
     sources = source_rows(
         inputs.base.ref, [expert.ref for expert in inputs.experts], inputs.catalogue, inputs.spec.dtype
@@ -122,25 +121,29 @@ def _choose(stored: StoredSearch, inputs: Inputs, which: str) -> _Chosen:
         standing = standing_of(stored.study)
         rows = current_baselines(read_records(stored.baselines), stored.spec, standing)
         recipes |= {record.label: record.recipe for record in rows}
+    if which == MEAN and stored.held_out is not None:  # the latest one: it moves while the search goes on
+        recipes |= {record.label: record.recipe for record in read_records(stored.held_out) if record.label == MEAN}
     if which not in recipes:
         raise unknown_name("trial or baseline", which, ["best", *recipes])
     return _Chosen(which, recipes[which], None)
 
 
-def _trial(study: optuna.Study, which: str) -> optuna.trial.FrozenTrial:
+def _trial(stored: StoredSearch, which: str) -> optuna.trial.FrozenTrial:
+    study = stored.study
     trials = study.get_trials(deepcopy=False)
     if which == "best":
         winner = read_winner(study.user_attrs)
         if winner is None:
             raise InvalidInput(
                 f"study {study.study_name!r} has not named a best trial yet; "
-                "let `evomerge run` finish, or give --trial N"
+                f"let `{command_line(stored.spec, 'run')}` finish, or give --trial N"
             )
         return trials[winner.trial]
     number = int(which)
     if number >= len(trials) or trials[number].state is not optuna.trial.TrialState.COMPLETE:
         raise InvalidInput(
-            f"trial {number} of study {study.study_name!r} is not a scored one; see `evomerge leaderboard`"
+            f"trial {number} of study {study.study_name!r} is not a scored one; see "
+            f"`{command_line(stored.spec, 'leaderboard')}`"
         )
     return trials[number]
 
@@ -172,6 +175,6 @@ def _row(line: Line, tasks: list[str]) -> list[str]:
     return [line.label, *(f"{each.value:.3f}" if each else "–" for each in (line.search, line.held_out)), *scores]
 
 
-def export_command(search: Sequence[str], which: str, out: Path) -> str:
-    """The command line that makes an export; `search` are the words that name the search."""
-    return shlex.join(["evomerge", "export", *search, "--trial", which, "--out", str(out)])
+def export_command(stored: StoredSearch, which: str, out: Path, file: Path | None) -> str:
+    """The command line that makes an export."""
+    return command_line(stored.spec, "export", "--trial", which, "--out", str(out.resolve()), file=file)

@@ -17,7 +17,7 @@ from evomerge.recipe import Recipe
 from evomerge.report.wording import duration, in_bytes
 from evomerge.search import planned_training
 from evomerge.study import attributes
-from evomerge.study.opening import Inputs, memory_of, placement_of, read_search, sampler_of
+from evomerge.study.opening import Inputs, find_study, memory_of, placement_of, sampler_of
 
 SCHEMA = 1
 MANY_DIMENSIONS = 30
@@ -165,7 +165,7 @@ def _training(inputs: Inputs) -> dict[str, dict[str, int]]:
 def _seconds_left(inputs: Inputs) -> float | None:
     """From the rate that the study has measured, None before there is one."""
     try:
-        status = read_search(inputs.spec).study.user_attrs.get(attributes.STATUS)
+        status = find_study(inputs.spec)[1].user_attrs.get(attributes.STATUS)
     except InvalidInput:
         return None
     return status["seconds_left"] if status else None

@@ -22,24 +22,26 @@ if TYPE_CHECKING:
     from evomerge.evaluation.harness import HarnessEvaluator
 
 
-def with_commands(stored: StoredSearch, lines: Sequence[Line], search: Sequence[str]) -> list[Line]:
+def with_commands(stored: StoredSearch, lines: Sequence[Line], file: Path | None = None) -> list[Line]:
     """The lines with the command that repeats their held-out scores (search scores where nothing was held out yet).
 
     A merge has to be exported before lm-eval can read it; `prepare` is the command that does it, None where an export
     of that very recipe lies in the run's folder. Evaluators other than packs have no such command.
 
     Args:
-        search: the words of the command line that name the search.
+        file: the search.yaml that names the storage, see `command_line`.
     """
     if stored.spec.evaluator.name in known_evaluators():
         return list(lines)
     evaluator = _evaluator(stored)
     samples: dict[str, Path] = {}
+    folder = run_folder(stored)
+    folder.mkdir(parents=True, exist_ok=True)  # of a study on a server it may not be there
     for part in ("search", "held_out"):
-        samples[part] = run_folder(stored) / f"{stored.spec.name}-{part}-items.json"
+        samples[part] = folder / f"{stored.spec.name}-{part}-items.json"
         evaluator.write_samples(samples[part], ItemBlock(part))
     exported = {exported_digest(directory): directory for directory in exports(stored)}
-    return [_with_command(stored, evaluator, line, samples, exported, search) for line in lines]
+    return [_with_command(stored, evaluator, line, samples, exported, file) for line in lines]
 
 
 def _with_command(
@@ -48,16 +50,16 @@ def _with_command(
     line: Line,
     samples: dict[str, Path],
     exported: dict[str | None, Path],
-    search: Sequence[str],
+    file: Path | None,
 ) -> Line:
-    model, prepare = _model(stored, line, exported, search)
+    model, prepare = _model(stored, line, exported, file)
     part = ItemBlock("held_out") if line.held_out else ItemBlock("search")
     command = evaluator.command_line(model, samples[part.part], part, dtype=stored.spec.dtype)
     return replace(line, command=command, prepare=prepare)
 
 
 def _model(
-    stored: StoredSearch, line: Line, exported: dict[str | None, Path], search: Sequence[str]
+    stored: StoredSearch, line: Line, exported: dict[str | None, Path], file: Path | None
 ) -> tuple[str, str | None]:
     """Where the row's model lies, and the command that puts it there if it is not there yet."""
     if line.kind == "source":
@@ -67,7 +69,7 @@ def _model(
         return str(exported[line.recipe]), None
     which = line.label if line.trial is None else str(line.trial)
     out = models_folder(stored) / f"{stored.spec.name}-{line.label.replace(' ', '-')}"
-    return str(out), export_command(search, which, out)
+    return str(out), export_command(stored, which, out, file)
 
 
 def _evaluator(stored: StoredSearch) -> HarnessEvaluator:

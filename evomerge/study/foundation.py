@@ -59,10 +59,10 @@ def lay_foundation(study: optuna.Study, foundation: Foundation) -> Foundation:
         )
     # The spec is not read: it may have been torn by a crash, and is written again below.
     stored = replace(_settled(study), spec=foundation.spec)
-    difference = _difference(stored.identity, json.loads(json.dumps(foundation.identity)))
-    if difference:
+    changes = difference(stored.identity, json.loads(json.dumps(foundation.identity)))
+    if changes:
         raise OtherSpec(
-            f"study {study.study_name!r} was made with another spec: {'; '.join(difference[:5])}. "
+            f"study {study.study_name!r} was made with another spec: {'; '.join(changes[:5])}. "
             "Give the search a new name, or take the change back"
         )
     at_once(study._storage, lambda: write_text(study, attributes.SPEC, foundation.spec))
@@ -120,12 +120,12 @@ def _write(study: optuna.Study, foundation: Foundation) -> None:
     study.set_user_attr(attributes.SCHEMA, SCHEMA)
 
 
-def _difference(stored: Any, given: Any, path: str = "") -> list[str]:
-    """One line per leaf that differs."""
+def difference(stored: Any, given: Any, path: str = "") -> list[str]:
+    """One line per leaf of two documents that differs."""
     if isinstance(stored, Mapping) and isinstance(given, Mapping):
         lines = []
         for key in sorted({*stored, *given}):
-            lines += _difference(stored.get(key), given.get(key), f"{path}.{key}" if path else str(key))
+            lines += difference(stored.get(key), given.get(key), f"{path}.{key}" if path else str(key))
         return lines
     return [] if stored == given else [f"{path} was {_short(stored)}, now {_short(given)}"]
 

@@ -25,14 +25,15 @@ from evomerge.evaluation.evaluator import Evaluator
 from evomerge.evaluation.split import split_from_json, split_to_json
 from evomerge.recipe import ModelRef
 from evomerge.spaces.bound import BoundSpace, bind
-from evomerge.spec import SearchSpec, spec_from_json
+from evomerge.spec import SearchSpec
 from evomerge.study import attributes
-from evomerge.study.foundation import Foundation, lay_foundation, read_foundation
+from evomerge.study.foundation import Foundation, lay_foundation
 from evomerge.study.lock import hold
 from evomerge.study.records import Records
 from evomerge.study.samplers import CatCmaSampler, CmaSampler, GoalsSampler, build_sampler
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.storage import local_file, open_storage, redact, release, resolve_url, run_directory, with_retries
+from evomerge.study.stored_spec import differences, relocated, stored_spec, with_own_baselines
 from evomerge.worker import WorkerSetup, build_evaluator
 
 BASELINES = "baselines"
@@ -212,7 +213,12 @@ def _open(
 
 @dataclass(frozen=True)
 class StoredSearch:
-    """A study that this process only reads."""
+    """A study that this process only reads.
+
+    Attributes:
+        spec: what the study was last run with, as it stores it, in the storage where it was found.
+        differences: what the spec that it was found by says otherwise, in one line; empty where that says the same.
+    """
 
     spec: SearchSpec
     storage: BaseStorage
@@ -220,24 +226,49 @@ class StoredSearch:
     baselines: optuna.Study | None
     held_out: optuna.Study | None
     artifacts: Path
+    differences: str = ""
 
 
 def read_search(spec: SearchSpec) -> StoredSearch:
-    """The study of a spec, for reading.
+    """The study of a spec, for reading. It is found by name and storage; all else is as the study stores it.
 
     Raises:
         InvalidInput: there is no such study; `evomerge run` makes it.
     """
-    return _read(spec.storage_url, spec.name, spec)
+    storage, study = find_study(spec)
+    stored = relocated(stored_spec(study, spec.storage_url), spec)
+    baselines, held_out = (_load(storage, f"{spec.name}/{sibling}") for sibling in (BASELINES, HELD_OUT))
+    given = spec if spec.artifacts is None else _from_anywhere(spec)
+    return StoredSearch(
+        stored, storage, study, baselines, held_out, artifacts_folder(stored), differences(stored, given)
+    )
 
 
 def read_stored_spec(url: str, name: str) -> SearchSpec:
-    """The spec that a study was made with, for commands that are given a storage and a study instead of a file."""
+    """The spec that a study was last run with, for commands that are given a storage and a study, not a file."""
     file = local_file(url)
     study = _load(open_storage(url), name) if file is None or file.exists() else None
     if study is None:
         raise InvalidInput(f"there is no study {name!r} in the storage {redact(resolve_url(url))}")
-    return spec_from_json(read_foundation(study).spec).model_copy(update={"storage": url})
+    return stored_spec(study, url)
+
+
+def continued(spec: SearchSpec) -> tuple[SearchSpec, str]:
+    """The spec that baselines are made by beside a search: that of the study where there is one.
+
+    Workers, baselines, calibration texts and verdict are the given spec's: they may change while a study goes on.
+
+    Returns:
+        The spec, and what the given one says otherwise, in one line.
+    """
+    try:
+        _, study = find_study(spec)
+        stored = relocated(stored_spec(study, spec.storage_url), spec)
+    except InvalidInput:  # the study is not there yet, or not complete: it is made by this spec
+        return spec, ""
+    given = spec if spec.artifacts is None else _from_anywhere(spec)
+    chosen = with_own_baselines(stored, given)
+    return chosen, differences(chosen, given)
 
 
 def artifacts_folder(spec: SearchSpec) -> Path:
@@ -250,8 +281,13 @@ def artifacts_folder(spec: SearchSpec) -> Path:
     return Path(unquote(parts.path))
 
 
-def _read(url: str, name: str, spec: SearchSpec) -> StoredSearch:
-    resolved = resolve_url(url)
+def find_study(spec: SearchSpec) -> tuple[BaseStorage, optuna.Study]:
+    """The study of a spec's name in its storage.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    resolved, name = resolve_url(spec.storage_url), spec.name
     file = local_file(resolved)
     if file is not None and not file.exists():
         raise InvalidInput(f"there is no study {name!r} yet: {file} does not exist; `evomerge run` makes it")
@@ -259,8 +295,7 @@ def _read(url: str, name: str, spec: SearchSpec) -> StoredSearch:
     study = _load(storage, name)
     if study is None:
         raise InvalidInput(f"there is no study {name!r} in this storage yet; `evomerge run` makes it")
-    baselines, held_out = (_load(storage, f"{name}/{sibling}") for sibling in (BASELINES, HELD_OUT))
-    return StoredSearch(spec, storage, study, baselines, held_out, artifacts_folder(spec))
+    return storage, study
 
 
 def _load(storage: BaseStorage, name: str) -> optuna.Study | None:
@@ -275,7 +310,7 @@ def _foundation(inputs: Inputs, workers: int) -> Foundation:
     sampler = sampler_of(inputs, workers=workers)
     fingerprints = {source.ref.name: str(source.ref.fingerprint) for source in (inputs.base, *inputs.experts)}
     return Foundation(
-        spec=spec.to_json(),
+        spec=_from_anywhere(spec).to_json(),
         identity=spec.identity(
             fingerprints,
             inputs.evaluator.fingerprint,
@@ -285,6 +320,13 @@ def _foundation(inputs: Inputs, workers: int) -> Foundation:
         batch_size=None,
         popsize=sampler.popsize if isinstance(sampler, CmaSampler | CatCmaSampler | GoalsSampler) else None,
     )
+
+
+def _from_anywhere(spec: SearchSpec) -> SearchSpec:
+    """The spec with the folder of artifacts as an absolute URL, where it is not beside the study's file."""
+    if spec.artifacts is None and local_file(spec.storage_url) is not None:
+        return spec  # they move with the file
+    return spec.model_copy(update={"artifacts": artifacts_folder(spec).resolve().as_uri()})
 
 
 def sampler_of(inputs: Inputs, popsize: int | None = None, workers: int = 1) -> optuna.samplers.BaseSampler:

@@ -59,10 +59,10 @@ class Record:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe of a baseline, which no params say.
+        """The recipe of a baseline or of the sampler's mean, which no trial of the search has.
 
         Raises:
-            InvalidInput: the row is no baseline.
+            InvalidInput: the row is another one.
         """
         text = read_text(self.trial, attributes.MERGE)
         if text is None:
@@ -72,7 +72,7 @@ class Record:
 
 @dataclass(frozen=True)
 class NewRow:
-    """A row that is to be stored. Only baselines have `made`; their recipe is kept with them."""
+    """A row that is to be stored. Only baselines have `made`; their recipe is kept with them, or with `keep_recipe`."""
 
     label: str
     recipe: Recipe
@@ -84,6 +84,7 @@ class NewRow:
     made: str | None = None
     losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
+    keep_recipe: bool = False
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,7 @@ class Records:
         self._set(number, attributes.COST, cost_to_json(row.cost))
         if row.made is not None:
             self._set(number, attributes.MADE, row.made)
+        if row.made is not None or row.keep_recipe:
             write_text(target, attributes.MERGE, row.recipe.to_json())
         if row.params:
             write_document(target, attributes.PARAMS, dict(row.params))

@@ -21,7 +21,16 @@ from evomerge.errors import Interrupted, InvalidInput, nearest
 from evomerge.study.journal import repair_tail
 from evomerge.study.owned import OwnedStorage
 
-__all__ = ["at_once", "local_file", "open_storage", "redact", "resolve_url", "run_directory", "with_retries"]
+__all__ = [
+    "absolute_url",
+    "at_once",
+    "local_file",
+    "open_storage",
+    "redact",
+    "resolve_url",
+    "run_directory",
+    "with_retries",
+]
 
 _Result = TypeVar("_Result")
 
@@ -121,6 +130,16 @@ def local_file(url: str) -> Path | None:
     """The SQLite or journal file behind a URL, None for servers."""
     url = resolve_url(url)
     return _file(url) if _scheme(url) in (*_SQLITE, "journal") else None
+
+
+def absolute_url(url: str) -> str:
+    """The URL of a SQLite or journal file with an absolute path, so that it holds from any working directory."""
+    file = local_file(url)
+    if file is None:
+        return url
+    scheme, separator, rest = url.partition("://")
+    options = "?" + rest.partition("?")[2] if _scheme(url) in _SQLITE and "?" in rest else ""
+    return f"{scheme if separator else 'journal'}:///{file.absolute()}{options}"
 
 
 def run_directory(url: str, name: str) -> Path:

@@ -1,0 +1,35 @@
+"""Command lines of evomerge that work as they are printed: from any working directory, whatever a run was told."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from evomerge.spec import SearchSpec
+from evomerge.study.storage import absolute_url, local_file, redact, resolve_url
+
+VARIABLE = "EVOMERGE_STORAGE"
+
+
+def command_line(spec: SearchSpec, command: str, *options: str, file: Path | None = None) -> str:
+    """A command on the study of a spec. The study is named by its storage, so that its own spec serves.
+
+    Printed lines are published: none holds a password. Where the URL has one, the file that names the storage stands
+    in its place, or `env:EVOMERGE_STORAGE`, which asks for the URL in that variable.
+
+    Args:
+        command: the name of the command.
+        options: what follows.
+        file: the search.yaml that names the storage, where one does.
+    """
+    return shlex.join(["evomerge", command, *_search(spec, file), *options])
+
+
+def _search(spec: SearchSpec, file: Path | None) -> list[str]:
+    given = spec.storage_url
+    url = resolve_url(given)
+    if local_file(url) is not None:
+        return ["--storage", absolute_url(url), "--study", spec.name]
+    if given.startswith("env:") or redact(url) == url:
+        return ["--storage", given, "--study", spec.name]
+    return [str(file.resolve())] if file is not None else ["--storage", f"env:{VARIABLE}", "--study", spec.name]
