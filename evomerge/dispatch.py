@@ -118,7 +118,7 @@ def run_all(executor: Executor, stop: Stop, jobs: Iterable[Job]) -> Iterator[tup
             yield done
 
 
-def find_batch_size(executor: Executor, stop: Stop, recipe: Recipe) -> int | None:
+def find_batch_size(executor: Executor, stop: Stop, recipe: Recipe) -> Found:
     """Let one worker find the batch size that the whole study will use.
 
     Raises:
@@ -127,10 +127,10 @@ def find_batch_size(executor: Executor, stop: Stop, recipe: Recipe) -> int | Non
     """
     for _, outcome in run_all(executor, stop, [FindBatchSize("batch size", recipe)]):
         if isinstance(outcome.result, Found):
-            return outcome.result.batch_size
+            return outcome.result
         refuse_invalid(outcome)
         raise StoppedByFailures(f"no batch size can be found: {reason_of(outcome)}")
-    return None
+    raise StoppedByFailures("no batch size can be found: the workers gave no outcome")
 
 
 def refuse_invalid(outcome: Outcome) -> None:

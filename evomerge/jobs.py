@@ -83,9 +83,14 @@ class Scored:
 
 @dataclass(frozen=True)
 class Found:
-    """The batch size, None for evaluators that do not run a model in batches."""
+    """The batch size, None for evaluators that do not run a model in batches.
+
+    Attributes:
+        one_by_one: whether lm-eval itself gives the same scores only in batches of one request.
+    """
 
     batch_size: int | None
+    one_by_one: bool = False
 
 
 @dataclass(frozen=True)

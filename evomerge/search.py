@@ -178,7 +178,9 @@ def _open_session(opened: OpenSearch, executor: Executor, stop: Stop, listener: 
     sources = source_rows(inputs.base.ref, [expert.ref for expert in inputs.experts], inputs.catalogue, spec.dtype)
     batch_size = opened.foundation.batch_size
     if batch_size is None:
-        batch_size = find_batch_size(executor, stop, sources[0].recipe)
+        found = find_batch_size(executor, stop, sources[0].recipe)
+        batch_size = found.batch_size
+        search.set(attributes.ONE_BY_ONE, found.one_by_one)
         search.set(attributes.BATCH_SIZE, batch_size)
     listener.on_phase("scoring the sources on the search items")
     results = score_rows(sources, ItemBlock("search"), opened.baselines, executor, stop, batch_size)

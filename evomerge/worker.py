@@ -22,6 +22,7 @@ from evomerge.evaluation.evaluator import (
     CalibrationText,
     Candidate,
     Evaluator,
+    ModelEvaluator,
     Split,
 )
 from evomerge.jobs import (
@@ -195,7 +196,9 @@ class Worker:
     def _find(self, job: FindBatchSize) -> Found:
         if not isinstance(self.evaluator, BatchedEvaluator):
             return Found(None)
-        return Found(self.evaluator.find_batch_size(self._materialize(job.recipe)))
+        model = self._materialize(job.recipe)
+        size = self.evaluator.find_batch_size(model)
+        return Found(size, isinstance(self.evaluator, ModelEvaluator) and self.evaluator.depends_on_batch(model))
 
     def _score(self, job: Score) -> Scored:
         if job.batch_size is not None and isinstance(self.evaluator, BatchedEvaluator):

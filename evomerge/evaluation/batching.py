@@ -56,18 +56,23 @@ class Writing:
     prefixes: bool = False
 
 
+# Where there is nothing to be scored or written.
+ANY_SCORING = Scoring(company=True, padding=True, prefixes=True)
+ANY_WRITING = Writing(padding=True, prefixes=True)
+
+
 def find_scoring(model: Any, lengths: Collection[int], reset: Reset) -> Scoring:
     """Try out how a model can score sequences of these lengths.
 
     Args:
         model: with weights that compute numbers, such as those of the base.
-        lengths: of the inputs in tokens.
+        lengths: of the inputs in tokens, at least one.
         reset: see `Loglikelihoods.run`.
 
     Raises:
         MergeError: the model computes no numbers.
     """
-    ordered = sorted(lengths) or [1]
+    ordered = sorted(lengths)
     longest = ordered[-1]
     company = _scores_alike(model, [longest, longest], reset)
     padding = company and not _changes_within(model, ordered[0], longest)
@@ -82,14 +87,14 @@ def find_writing(model: Any, lengths: Collection[tuple[int, int]], reset: Reset)
 
     Args:
         model: see `find_scoring`.
-        lengths: of each prompt, and with all that may be written behind it; in tokens.
+        lengths: of each prompt, and with all that may be written behind it; in tokens, at least one.
         reset: see `Loglikelihoods.run`.
 
     Raises:
         MergeError: the model computes no numbers.
     """
-    prompts = sorted(prompt for prompt, _ in lengths) or [1]
-    longest = max((text for _, text in lengths), default=1)
+    prompts = sorted(prompt for prompt, _ in lengths)
+    longest = max(text for _, text in lengths)
     padding = not _changes_within(model, prompts[0], longest) and _writes_alike(model, _spread(prompts), reset)
     return Writing(padding, padding and shares_prefixes(model, longest, reset))
 

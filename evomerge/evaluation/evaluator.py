@@ -179,6 +179,9 @@ class ModelEvaluator(Protocol):
             InvalidInput: its scores would mean nothing, or it cannot run at all.
         """
 
+    def depends_on_batch(self, model: Any) -> bool:
+        """Whether lm-eval's own scores of a live model depend on how it batches the requests."""
+
 
 @runtime_checkable
 class CalibratingEvaluator(Protocol):

@@ -34,7 +34,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.evaluation.aggregates import CUSTOM, WEIGHTED, standard_error
-from evomerge.evaluation.batching import Scoring, Writing, find_scoring, find_writing
+from evomerge.evaluation.batching import ANY_SCORING, ANY_WRITING, Scoring, Writing, find_scoring, find_writing
 from evomerge.evaluation.block import SHORTEST, Block, Lengths, encode, lengths_of, prepare_block
 from evomerge.evaluation.cached_tokenizer import CachedTokenizer
 from evomerge.evaluation.calibration import prompt_and_answer, read_texts, tokenised
@@ -363,6 +363,12 @@ class HarnessEvaluator:
         _check_model(lm, self._lengths(lm, "search"))
         _check_model(lm, self._lengths(lm, "held_out"))
 
+    def depends_on_batch(self, model: Any) -> bool:
+        """See `ModelEvaluator`."""
+        lm = PreparedLM(model, self._tokenizer, self.pack.max_length, batch_size=1)
+        ways = [self._find_ways(lm, part) for part in ("search", "held_out")]
+        return not all(scoring.padding and writing.padding for scoring, writing in ways)
+
     def calibration(self, task: str, items: int) -> list[CalibrationText]:
         """See `CalibratingEvaluator`."""
         if task not in self._tasks:
@@ -469,16 +475,19 @@ class HarnessEvaluator:
             self._lm = PreparedLM(model, self._tokenizer, self.pack.max_length, self._batch_size)
         lm, part = self._lm, self._part(items.part)
         if items.part not in self._ways:
-            lengths = self._lengths(lm, items.part)
-            _check_model(lm, lengths)
-            reset = lm.state.reset
-            self._ways[items.part] = (
-                find_scoring(model, lengths.scored, reset), find_writing(model, lengths.written, reset)
-            )  # fmt: skip
+            self._ways[items.part] = self._find_ways(lm, items.part)
         ids = self._split.items(items)
         # Sorted, as lm-eval would aggregate them: sums of floats depend on their order.
         wanted = {name: {item: part[name][item] for item in sorted(ids[name])} for name in part}
         self._blocks[items] = prepare_block(lm, wanted, model, *self._ways[items.part])
+
+    def _find_ways(self, lm: PreparedLM, part: Part) -> tuple[Scoring, Writing]:
+        """How the requests of a part may share forward passes, with the weights at hand."""
+        lengths = self._lengths(lm, part)
+        _check_model(lm, lengths)
+        scoring = find_scoring(lm.model, lengths.scored, lm.state.reset) if lengths.scored else ANY_SCORING
+        writing = find_writing(lm.model, lengths.written, lm.state.reset) if lengths.written else ANY_WRITING
+        return scoring, writing
 
     def _lengths(self, lm: PreparedLM, part: Part) -> Lengths:
         """The lengths of all requests of a part, so that an item is scored the same way in whatever block it is."""

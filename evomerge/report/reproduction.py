@@ -14,6 +14,7 @@ from evomerge.evaluation.evaluator import ItemBlock
 from evomerge.report.leaderboard import Line
 from evomerge.report.merge_export import export_command
 from evomerge.report.places import exported_digest, exports, models_folder, run_folder
+from evomerge.study import attributes
 from evomerge.study.foundation import read_foundation
 from evomerge.study.opening import StoredSearch
 from evomerge.worker import WorkerSetup, build_evaluator
@@ -54,7 +55,13 @@ def _with_command(
 ) -> Line:
     model, prepare = _model(stored, line, exported, file)
     part = ItemBlock("held_out") if line.held_out else ItemBlock("search")
-    command = evaluator.command_line(model, samples[part.part], part, dtype=stored.spec.dtype)
+    command = evaluator.command_line(
+        model,
+        samples[part.part],
+        part,
+        dtype=stored.spec.dtype,
+        one_by_one=bool(stored.study.user_attrs.get(attributes.ONE_BY_ONE)),
+    )
     return replace(line, command=command, prepare=prepare)
 
 

@@ -17,7 +17,7 @@ from tiny_pack import PACK, TASKS, documents, make_model, make_tokenizer, write_
 from tokenizers.processors import TemplateProcessing
 
 from evomerge.errors import InvalidInput, MergeError, OtherSpec
-from evomerge.evaluation import Candidate, Evaluator, ItemBlock, Pack, Split, engine, harness, load_pack
+from evomerge.evaluation import Candidate, Evaluator, ItemBlock, Pack, Split, batching, engine, harness, load_pack
 from evomerge.evaluation.evaluator import BatchedEvaluator
 from evomerge.evaluation.harness import HarnessEvaluator, PreparedTask, load_tasks
 
@@ -225,7 +225,7 @@ def test_the_printed_command_reproduces_prompts_of_which_some_begin_with_the_bos
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: bool
 ) -> None:
     if not shares:
-        monkeypatch.setattr(harness, "shares_prefixes", lambda *_: False)
+        monkeypatch.setattr(batching, "shares_prefixes", lambda *_: False)
     task = TASKS["toy_write"]
     tasks = {"toy_write": {**task, "doc_to_text": "{{['', '<s>'][number | int % 2]}}" + task["doc_to_text"]}}
     pack = load_pack(write_pack(tmp_path / "pack", only("toy_write", "exact_match", filter="letters"), tasks))
@@ -247,7 +247,8 @@ def test_the_printed_command_reproduces_prompts_of_which_some_begin_with_the_bos
 
 def written(evaluator: HarnessEvaluator, items: ItemBlock) -> list[str]:
     """What the model wrote, item by item."""
-    return [instance.resps[0] for instance in harness.all_instances(evaluator._blocks[items].items)]
+    requests = evaluator._blocks[items].items.values()
+    return [instance.resps[0] for by_item in requests for each in by_item.values() for instance in each]
 
 
 def test_a_model_that_depends_on_its_batch_is_run_one_by_one(build: Build) -> None:
