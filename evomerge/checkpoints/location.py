@@ -16,7 +16,19 @@ from evomerge.recipe import ModelRef
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
-_FILES = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja", "README.md", "LICENSE*", "NOTICE*")
+_FILES = (
+    "*.json",
+    "*.safetensors",
+    "*.model",
+    "*.tiktoken",
+    "*.codes",
+    "*.tokenizer",
+    "*.txt",
+    "*.jinja",
+    "README.md",
+    "LICENSE*",
+    "NOTICE*",
+)
 _OTHER_FORMATS = ("*/*", "consolidated*")  # sub-folders hold conversions (onnx/, original/) of the same weights
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,10 @@ class Source:
     def is_tied(self) -> bool:
         """Whether one tensor of the model has several names, as with shared input and output embeddings."""
         return bool(self.tied)
+
+    def divided(self, patterns: Iterable[tuple[str, str]]) -> TensorCatalogue:
+        """The catalogue with parts by other patterns: (part, regular expression) pairs, tried in order."""
+        return build_catalogue(self.header, self.tied, patterns, self.language)
 
     @property
     def settings(self) -> Mapping[str, Any]:

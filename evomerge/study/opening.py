@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial
 
 from evomerge.bank.memory import MemoryNeed, memory_need
 from evomerge.bank.placement import Placement, place_sources, this_machine
-from evomerge.catalogue import TensorCatalogue, build_catalogue
+from evomerge.catalogue import TensorCatalogue
 from evomerge.checkpoints import Source, check_compatible, open_source
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.evaluator import Evaluator
@@ -52,7 +52,7 @@ class Inputs:
     @cached_property
     def catalogue(self) -> TensorCatalogue:
         """The base's tensors, divided into parts by the patterns of the space."""
-        return build_catalogue(self.base.header, self.base.tied, self.spec.search_space.patterns, self.base.language)
+        return self.base.divided(self.spec.search_space.patterns)
 
     @cached_property
     def space(self) -> BoundSpace:

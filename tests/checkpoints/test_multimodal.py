@@ -162,8 +162,9 @@ def _stored(directory: Path) -> dict[str, torch.Tensor]:
 def test_the_layers_are_those_of_the_language_model_though_a_tower_is_deeper(
     kind: str, make: Callable[..., Path]
 ) -> None:
-    catalogue = _open(make(kind)).catalogue
-    assert catalogue.depth == 2
+    source = _open(make(kind))
+    catalogue = source.catalogue
+    assert catalogue.depth == source.divided([("all", "")]).depth == 2
     assert {
         entry.layer for entry in catalogue.entries if "self_attn.q_proj" in entry.name and "tower" not in entry.name
     }
