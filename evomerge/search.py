@@ -39,6 +39,7 @@ from evomerge.study.command_line import command_line
 from evomerge.study.foundation import changed_versions
 from evomerge.study.incumbent import read_incumbent
 from evomerge.study.opening import Inputs, OpenSearch, open_inputs, open_search, placement_of
+from evomerge.study.readiness import check_requests
 from evomerge.study.records import Record
 from evomerge.study.samplers import CmaSampler, Goal
 from evomerge.study.standing import standing_of
@@ -156,6 +157,7 @@ def _session(
     for baseline in (*spec.chosen_baselines, *further):
         check_baseline(baseline, spec)
         planned_training(baseline, inputs)
+    check_requests(inputs)
     if not_applicable := ignored_without_ray(spec.workers, ray):
         listener.on_phase(
             f"warning: without Ray there is one worker, this process; ignored: {', '.join(not_applicable)}"

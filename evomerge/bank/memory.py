@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from evomerge.bank.thresholds import sorted_together
 from evomerge.catalogue import TensorCatalogue
@@ -39,6 +41,16 @@ def memory_need(catalogue: TensorCatalogue, models: int, dtype: str, *, largest_
     merging = max(largest * (4 + BYTES[dtype]), sorted_together(largest_scope) * BYTES_PER_SORTED)
     tables = stored * models // 100 if largest_scope else 0
     return MemoryNeed(worker=live + merging + tables, sources=stored * models)
+
+
+def available_memory() -> int:
+    """Bytes of main memory that a new process could have, the system's file cache included; all of it where the system
+    does not say."""
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return total_memory()
 
 
 def total_memory() -> int:

@@ -72,10 +72,10 @@ def describe(directory: Path, config: Mapping[str, Any], header: Header, *, remo
     """
     if config.get("model_type") not in CONFIG_MAPPING and not remote_code:
         return None
-    settings = _settings(directory, remote_code)
+    settings = read_settings(directory, remote_code)
     if type(settings) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote_code:
         return None
-    model = _meta_model(directory, settings, remote_code)
+    model = build_on_meta(directory, settings, remote_code)
     live = model.state_dict(keep_vars=True)
     ties = _ties(live)
     places, converted = _places(model, live, header)
@@ -110,7 +110,7 @@ def lacking_in(
         return None
     try:
         with torch.device("meta"):
-            model: Any = named(_settings(directory, remote_code))
+            model: Any = named(read_settings(directory, remote_code))
     except Exception:  # whatever a model class raises, such as the ImportError of a tower's library
         return None
     model.tie_weights()
@@ -119,7 +119,7 @@ def lacking_in(
     return _lacking(model, live, _ties(live), places, converted)
 
 
-def _settings(directory: Path, remote_code: bool) -> Any:
+def read_settings(directory: Path, remote_code: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=remote_code, local_files_only=True)
     except Exception as error:  # each config class validates with exceptions of its own
@@ -139,7 +139,11 @@ def _is_encoder_decoder(settings: Any) -> bool:
     )
 
 
-def _meta_model(directory: Path, settings: Any, remote_code: bool) -> Any:
+def build_on_meta(directory: Path, settings: Any, remote_code: bool) -> Any:
+    """The model of a configuration on the meta device: all of it but the numbers.
+
+    Raises InvalidInput where the model class cannot be built from the configuration.
+    """
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(settings, trust_remote_code=remote_code)

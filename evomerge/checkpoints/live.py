@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
-from evomerge.checkpoints.architecture import Architecture
+from evomerge.checkpoints.architecture import Architecture, build_on_meta, read_settings
 from evomerge.checkpoints.digests import dtype_name
 from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.wording import some
@@ -51,6 +51,19 @@ def load_skeleton(
         if tensor.is_floating_point() and tensor.dtype != dtype:
             tensor.copy_(source.tensors[name].to(dtype))
     return model, parameters
+
+
+def meta_model(source: Source) -> Any:
+    """The source as a model without weights, on the meta device, in eval mode: what `load_skeleton` gives, for nothing.
+
+    Raises InvalidInput where the source is not scorable (`check_scorable`).
+    """
+    check_scorable(source)
+    settings = read_settings(source.directory, source.remote_code)
+    model = build_on_meta(source.directory, settings, source.remote_code)
+    if source.generation_config is not None:
+        model.generation_config = GenerationConfig.from_dict(dict(source.generation_config))
+    return model.eval()
 
 
 def _check_wide_enough(source: Source, parameters: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:

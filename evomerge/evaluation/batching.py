@@ -79,7 +79,7 @@ def find_scoring(model: Any, lengths: Collection[int], reset: Reset) -> Scoring:
     padding = padding and _scores_alike(model, _spread(ordered), reset)
     if not padding:
         _log.info("%s: sequences of different lengths change each other in a batch", type(model).__name__)
-    return Scoring(company, padding, company and shares_prefixes(model, longest, reset))
+    return Scoring(company, padding, company and shares_prefixes(model, ordered[0], longest, reset))
 
 
 def find_writing(model: Any, lengths: Collection[tuple[int, int]], reset: Reset) -> Writing:
@@ -96,7 +96,7 @@ def find_writing(model: Any, lengths: Collection[tuple[int, int]], reset: Reset)
     prompts = sorted(prompt for prompt, _ in lengths)
     longest = max(text for _, text in lengths)
     padding = not _changes_within(model, prompts[0], longest) and _writes_alike(model, _spread(prompts), reset)
-    return Writing(padding, padding and shares_prefixes(model, longest, reset))
+    return Writing(padding, padding and shares_prefixes(model, prompts[0], longest, reset))
 
 
 def _changes_within(model: Any, shortest: int, longest: int) -> bool:

@@ -351,8 +351,8 @@ class HarnessEvaluator:
     def check_requests(self, model: Any) -> None:
         """See `ModelEvaluator`."""
         lm = PreparedLM(model, self._tokenizer, self.pack.max_length, batch_size=1)
-        for part in self._split.parts:
-            encode(lm, self._part(cast(Part, part)))
+        encode(lm, self._part("search"))
+        encode(lm, self._part("held_out"))
         for name, requests in self._part("search").items():
             if requests:
                 _check_metric(name, self._tasks[name], self._metrics[name], next(iter(requests.values())))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from evomerge.checkpoints.wording import some
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.evaluation.engine import forward, not_a_number
 from evomerge.evaluation.live_state import LiveState
@@ -27,22 +28,26 @@ def check_model(model: Any, state: LiveState, shortest: int, longest: int) -> No
             it changes its own weights; or scores depend on what it has run before.
         MergeError: the model computes no numbers.
     """
-    name = type(model).__name__
     before = _magnitudes(model)
     tokens = made_up_tokens(model, shortest, 1)
     first = _logits(model, state, tokens, _ends_of(shortest))
+    _check_weights_stay(model, before)
     _check_causal(model, state, longest)
     again = _logits(model, state, tokens, _ends_of(shortest))
     if not torch.equal(first, again):
         raise InvalidInput(
-            f"{name} gives other logits for the same {shortest} tokens after it has run {longest} others: it keeps "
-            "something between forward passes, so that no score could be repeated; such models cannot be scored"
+            f"{type(model).__name__} gives other logits for the same {shortest} tokens after it has run {longest} "
+            "others: it keeps something between forward passes, so that no score could be repeated; such models cannot "
+            "be scored"
         )
+
+
+def _check_weights_stay(model: Any, before: Mapping[str, float]) -> None:
     changed = sorted(key for key, value in _magnitudes(model).items() if value != before[key])
     if changed:
         raise InvalidInput(
-            f"{name} changes its own weights when it runs ({changed[0]} and {len(changed) - 1} more), so that they "
-            "would not be those of the merge; such models cannot be scored"
+            f"{type(model).__name__} changes its own weights when it runs ({some(changed)}), so that they would not be "
+            "those of the merge; such models cannot be scored"
         )
 
 

@@ -29,8 +29,8 @@ _SHAPES = (0, 4096)  # widths of a model for which the tree is laid out in stems
 _log = logging.getLogger(__name__)
 
 
-def obstacle(model: Any, longest: int) -> str | None:
-    """The reason in class or configuration why sequences of up to `longest` tokens cannot share prefixes, or None."""
+def obstacle(model: Any, shortest: int, longest: int) -> str | None:
+    """The reason in class or configuration why sequences of these lengths cannot share prefixes, or None."""
     config = model.config.get_text_config()
     accepted = inspect.signature(model.forward).parameters
     missing = [name for name in _INPUTS if name not in accepted]
@@ -46,22 +46,22 @@ def obstacle(model: Any, longest: int) -> str | None:
         return f"its attention implementation is {config._attn_implementation}"
     if any(0 < window < longest for window in _windows(config)):
         return "its attention window is shorter than a sequence"
-    if changes_within(config, 1, longest):
+    if changes_within(config, shortest, longest):
         return "its position embeddings depend on the longest sequence of a batch"
     return None
 
 
-def shares_prefixes(model: Any, longest: int, reset: Reset) -> bool:
-    """Whether requests of up to `longest` tokens are to share prefixes on this model.
+def shares_prefixes(model: Any, shortest: int, longest: int, reset: Reset) -> bool:
+    """Whether requests of `shortest` to `longest` tokens are to share prefixes on this model.
 
-    Class and configuration decide where they tell; then a tree whose sequences have `longest` tokens is scored both
-    ways with the weights at hand.
+    Class and configuration decide where they tell; then a tree with sequences of these lengths is scored both ways
+    with the weights at hand.
 
     Raises:
         MergeError: the candidate at hand computes no numbers.
     """
-    reason = obstacle(model, longest)
-    if reason is None and not _agrees(model, longest, reset):
+    reason = obstacle(model, shortest, longest)
+    if reason is None and not _agrees(model, shortest, longest, reset):
         reason = f"it scores a tree of {longest} tokens otherwise than its sequences"
     if reason is not None:
         _log.info("%s: every request is scored on its own: %s", type(model).__name__, reason)
@@ -76,9 +76,9 @@ def _windows(config: Any) -> Iterator[int]:
                 yield window
 
 
-def _agrees(model: Any, longest: int, reset: Reset) -> bool:
+def _agrees(model: Any, shortest: int, longest: int, reset: Reset) -> bool:
     """Whether a tree gives the log-likelihoods of its sequences, each scored alone, up to the rounding of the dtype."""
-    pairs = tree_requests(model, longest)
+    pairs = _tree_requests(model, shortest, longest)
     limit = max(len(context) + len(rest) for context, rest in pairs)
     expected = values_of(FlatLoglikelihoods(pairs, limit, 1, model.device), model, reset)
     for hidden in _SHAPES:
@@ -95,15 +95,14 @@ def _agrees(model: Any, longest: int, reset: Reset) -> bool:
     return True
 
 
-def tree_requests(model: Any, longest: int) -> list[Pair]:
+def _tree_requests(model: Any, shortest: int, longest: int) -> list[Pair]:
     """Requests on a tree that branches twice: its stem, two heads below that, and two branches below each of them.
 
-    The inputs of the branches have `longest` tokens, or as many as the tree needs.
+    The inputs of the branches have `longest` tokens, or as many as the tree needs; one on the stem has `shortest`.
     """
     stem = made_up_tokens(model, max(1, longest - _HEAD - _BRANCH), 1)
     heads = [[*stem, *made_up_tokens(model, _HEAD, seed)] for seed in (2, 3)]
     branches = [[*head, *made_up_tokens(model, _BRANCH, seed)] for head in heads for seed in (4, 5)]
-    pairs: list[Pair] = [(context, []) for context in (stem, *heads)] + [
-        (branch[:-2], branch[-2:]) for branch in branches
-    ]
+    pairs: list[Pair] = [(context, []) for context in (stem[:shortest], stem, *heads)]
+    pairs += [(branch[:-2], branch[-2:]) for branch in branches]
     return [(context, [*rest, target]) for context, rest in pairs for target in made_up_tokens(model, 2, 6)]

@@ -18,6 +18,7 @@ from evomerge.report.wording import duration, in_bytes
 from evomerge.search import planned_training
 from evomerge.study import attributes
 from evomerge.study.opening import Inputs, find_study, memory_of, placement_of, sampler_of
+from evomerge.study.readiness import check_model, check_requests
 
 SCHEMA = 1
 MANY_DIMENSIONS = 30
@@ -27,7 +28,7 @@ BYTES_PER_ITEM = 8  # of a compressed Parquet file of outcomes
 
 
 def preflight(inputs: Inputs) -> dict[str, Any]:
-    """Validate a spec as far as that goes without running a model, and say what a run will be like.
+    """Validate a spec, run its base on made-up tokens, and say what a run will be like.
 
     Raises:
         InvalidInput: whatever would make `evomerge run` fail.
@@ -38,6 +39,8 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
     task_weights(spec.objective, inputs.evaluator.weights)
     for baseline in spec.chosen_baselines:
         check_baseline(baseline, spec)
+    check_requests(inputs)
+    untried = check_model(inputs)
     return {
         "schema": SCHEMA,
         "name": spec.name,
@@ -53,7 +56,12 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
         "budget": {"trials": spec.budget.trials, "hours": spec.budget.hours},
         "placement": placement.to_data(),
         "cost": {**_cost(inputs), "training": _training(inputs), "seconds_left": _seconds_left(inputs)},
-        "warnings": [*inputs.warnings, *_budget_warnings(inputs), *_rest_warnings(inputs)],
+        "warnings": [
+            *inputs.warnings,
+            *([untried] if untried else []),
+            *_budget_warnings(inputs),
+            *_rest_warnings(inputs),
+        ],
     }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
+from models import GPT2, LLAMA, SMALL, build, dynamic
 from tiny_pack import make_model
 
 from evomerge.errors import MergeError
@@ -16,11 +16,6 @@ from evomerge.evaluation.tree_engine import TreeLoglikelihoods
 from evomerge.evaluation.tree_support import obstacle, shares_prefixes
 
 CPU = torch.device("cpu")
-SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-LLAMA = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2, "initializer_range": 0.2, "pad_token_id": 0}
-LLAMA |= {"bos_token_id": 1, "eos_token_id": 2}
-GPT2 = {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.2}
-GPT2 |= {"bos_token_id": 1, "eos_token_id": 2}
 OPT = {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2}
 
 CAPABLE = {
@@ -40,11 +35,7 @@ INCAPABLE = {
     "a state space": ("MambaConfig", {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2}, "takes no"),
     "dynamic positions": (
         "LlamaConfig",
-        {
-            **LLAMA,
-            "max_position_embeddings": 60,
-            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
-        },
+        {**LLAMA, **dynamic(60)},
         "position embeddings",
     ),
 }
@@ -52,12 +43,6 @@ INCAPABLE = {
 
 def nothing() -> None:
     """These models keep nothing between passes."""
-
-
-def build(config: str, settings: dict[str, Any]) -> Any:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**settings)).eval()
 
 
 def requests() -> list[Pair]:
@@ -85,7 +70,7 @@ def assert_same(ours: list[tuple[float, bool]], theirs: list[tuple[float, bool]]
 @pytest.mark.parametrize("name", CAPABLE)
 def test_a_tree_gives_the_log_likelihoods_of_its_sequences(name: str) -> None:
     model = build(*CAPABLE[name])
-    assert shares_prefixes(model, 100, nothing)
+    assert shares_prefixes(model, 5, 100, nothing)
     flat = FlatLoglikelihoods(requests(), 100, 8, CPU)
     tree = TreeLoglikelihoods(requests(), 100, 2000, 32, CPU)
     assert_same(tree.run(model, nothing), flat.run(model, nothing))
@@ -127,14 +112,14 @@ def test_the_vocabulary_is_only_reached_from_places_that_are_scored() -> None:
 def test_models_that_measure_distances_otherwise_score_every_request_alone(name: str) -> None:
     config, settings, reason = INCAPABLE[name]
     model = build(config, settings)
-    assert reason in str(obstacle(model, 100))
-    assert not shares_prefixes(model, 100, nothing)
+    assert reason in str(obstacle(model, 5, 100))
+    assert not shares_prefixes(model, 5, 100, nothing)
 
 
 def test_a_window_longer_than_every_sequence_is_none() -> None:
     model = build("MistralConfig", {**LLAMA, "sliding_window": 64})
-    assert obstacle(model, 64) is None
-    assert obstacle(model, 65) is not None
+    assert obstacle(model, 5, 64) is None
+    assert obstacle(model, 5, 65) is not None
 
 
 @pytest.mark.parametrize(
@@ -158,10 +143,10 @@ def test_a_model_that_ignores_what_it_takes_is_found_out(
         change(options)
         return honest(self, input_ids, past_key_values=past_key_values, use_cache=use_cache, **options)
 
-    assert shares_prefixes(model, 100, nothing)
+    assert shares_prefixes(model, 5, 100, nothing)
     monkeypatch.setattr(type(model), "forward", forward)
-    assert obstacle(model, 100) is None
-    assert not shares_prefixes(model, 100, nothing)
+    assert obstacle(model, 5, 100) is None
+    assert not shares_prefixes(model, 5, 100, nothing)
 
 
 def test_a_candidate_without_numbers_says_nothing_about_the_model() -> None:
@@ -169,9 +154,9 @@ def test_a_candidate_without_numbers_says_nothing_about_the_model() -> None:
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(MergeError, match="not numbers"):
-        shares_prefixes(model, 100, nothing)
+        shares_prefixes(model, 5, 100, nothing)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_probe_allows_for_the_rounding_of_the_dtype(dtype: torch.dtype) -> None:
-    assert tree_support._agrees(make_model(0).to(dtype), 100, nothing)
+    assert tree_support._agrees(make_model(0).to(dtype), 5, 100, nothing)

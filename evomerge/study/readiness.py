@@ -1,0 +1,50 @@
+"""Whether a search can score its models: told by the requests and by the base itself, before a worker is started."""
+
+from __future__ import annotations
+
+import torch
+
+from evomerge.bank.memory import BYTES, available_memory
+from evomerge.bank.weight_bank import DTYPES
+from evomerge.checkpoints import check_scorable, load_skeleton, meta_model
+from evomerge.evaluation.evaluator import ModelEvaluator
+from evomerge.study.opening import Inputs
+
+_SHARE = 0.5  # of the available memory that the base may take, to be run beside everything else
+
+
+def check_requests(inputs: Inputs) -> None:
+    """Build and encode every request as workers will, without weights.
+
+    Evaluators that need no model have nothing to check.
+
+    Raises:
+        InvalidInput: merges into the base cannot be scored, or a request cannot be run; names the source or the task
+            and item.
+    """
+    if isinstance(inputs.evaluator, ModelEvaluator):
+        check_scorable(inputs.base)
+        inputs.evaluator.check_requests(meta_model(inputs.base))
+
+
+def check_model(inputs: Inputs) -> str | None:
+    """Run the base on made-up tokens, on the processor, as the first worker will on its device.
+
+    Returns:
+        A warning where the base is too large to be run here; None where it has been run, or need not be.
+
+    Raises:
+        InvalidInput: its scores would mean nothing, or it cannot run requests of these lengths.
+    """
+    spec, evaluator = inputs.spec, inputs.evaluator
+    if not isinstance(evaluator, ModelEvaluator):
+        return None
+    needed, there = sum(entry.numel for entry in inputs.catalogue.entries) * BYTES[spec.dtype], available_memory()
+    if needed > _SHARE * there:
+        return (
+            f"the base was not tried out: it takes {needed / 1e9:.1f} GB, and of {there / 1e9:.1f} GB of free memory "
+            f"here a check uses {_SHARE:.0%}; the first worker tries it"
+        )
+    model, _ = load_skeleton(inputs.base, dtype=DTYPES[spec.dtype], device=torch.device("cpu"))
+    evaluator.check_model(model)
+    return None
