@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOY := examples/toy/search.yaml
 
-.PHONY: install demo test test-all bench bench-search check format dashboard clean
+.PHONY: install demo test test-all bench bench-search architectures check format dashboard clean
 
 install: $(INSTALLED)
 
@@ -44,6 +44,10 @@ bench-search: install
 		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/search.py --fraction $$fraction --processes 2 || exit 1; done
 	for name in racing fidelity pareto; do \
 		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+# What runs: small random models of the architectures of transformers, each compared with lm-eval and a plain merge.
+architectures: install
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/architectures.py --jobs 2
 
 check: install
 	$(BIN)/ruff check .
