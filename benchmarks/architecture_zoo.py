@@ -286,7 +286,14 @@ ZOO: tuple[Specimen, ...] = (
     _state("rwkv", config={"attention_hidden_size": 32, "context_length": 256}),
     _state(
         "xlstm",
-        config={"hidden_size": 64, "num_heads": 2, "num_blocks": 2, "chunk_size": 16, "ffn_round_up_to_multiple_of": 8},
+        config={
+            "hidden_size": 64,
+            "num_heads": 2,
+            "qk_dim_factor": 1.0,
+            "num_blocks": 2,
+            "chunk_size": 16,
+            "ffn_round_up_to_multiple_of": 8,
+        },
     ),
     _hybrid(
         "jamba",
