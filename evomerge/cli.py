@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
-import os
 import sys
-import tempfile
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +13,7 @@ from evomerge import __version__
 from evomerge.errors import EvomergeError, InvalidInput
 
 if TYPE_CHECKING:
+    from evomerge.report.terminal import Terminal
     from evomerge.spec import SearchSpec
     from evomerge.study.opening import StoredSearch
 
@@ -40,17 +36,21 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 
 
 @app.command()
-def check(spec: SpecPath = None, storage: Storage = None, study: Study = None, json_: Json = False) -> None:
+def check(
+    context: typer.Context, spec: SpecPath = None, storage: Storage = None, study: Study = None, json_: Json = False
+) -> None:
     """Validate everything without running: sources, groups, dimensions, items, memory."""
+    terminal = _terminal(context)
     from evomerge.report.preflight import preflight, preflight_text
     from evomerge.study.opening import open_inputs
 
     result = preflight(open_inputs(_spec(spec, storage, study)))
-    _print(result, json_, preflight_text)
+    _print(terminal, result, json_, preflight_text)
 
 
 @app.command()
 def run(
+    context: typer.Context,
     spec: SpecPath = None,
     trials: Annotated[int | None, typer.Option(help="Finished trials that the study shall hold.")] = None,
     hours: Annotated[float | None, typer.Option(help="Hours of running, over all runs of the study.")] = None,
@@ -62,6 +62,7 @@ def run(
     json_: Json = False,
 ) -> None:
     """Create the study or go on with it until its budget is spent; then compare the winner on held-out items."""
+    terminal = _terminal(context)
     from evomerge.report.leaderboard import leaderboard, leaderboard_document, leaderboard_tables
     from evomerge.report.progress import listening
     from evomerge.search import run_search
@@ -73,23 +74,27 @@ def run(
             f"--ray none has one worker, this process, but --workers is {workers}; leave one of them out"
         )
     chosen = override(_spec(spec, storage, study), trials=trials, hours=hours, workers=workers, seed=seed)
-    with listening() as listener:
-        run_search(chosen, ray=ray, listener=listener)
+    with listening(terminal) as listener:
+        run_search(chosen, ray=ray, listener=listener, worker_output=True)
     stored = read_search(chosen)
     lines = leaderboard(stored)
-    _print(leaderboard_document(stored, lines), json_, lambda _: leaderboard_tables(stored, lines))
+    _print(terminal, leaderboard_document(stored, lines), json_, lambda _: leaderboard_tables(stored, lines))
 
 
 @app.command()
-def status(spec: SpecPath = None, storage: Storage = None, study: Study = None, json_: Json = False) -> None:
+def status(
+    context: typer.Context, spec: SpecPath = None, storage: Storage = None, study: Study = None, json_: Json = False
+) -> None:
     """Where the search stands: counts by state, best so far, rate, time left, workers."""
+    terminal = _terminal(context)
     from evomerge.report.progress import status_document, status_text
 
-    _print(status_document(_stored(spec, storage, study)), json_, status_text)
+    _print(terminal, status_document(_stored(terminal, spec, storage, study)), json_, status_text)
 
 
 @app.command()
 def leaderboard(
+    context: typer.Context,
     spec: SpecPath = None,
     storage: Storage = None,
     study: Study = None,
@@ -97,23 +102,25 @@ def leaderboard(
     json_: Json = False,
 ) -> None:
     """Sources, baselines and the best trials, on search and on held-out items."""
+    terminal = _terminal(context)
     from evomerge.report.leaderboard import leaderboard as lines_of
     from evomerge.report.leaderboard import leaderboard_document, leaderboard_tables
     from evomerge.report.places import places
 
-    stored = _stored(spec, storage, study)
+    stored = _stored(terminal, spec, storage, study)
     lines = lines_of(stored, top)
     if json_:
         from evomerge.report.reproduction import with_commands
 
         lines = with_commands(stored, lines, spec if storage is None else None)
-    _print(leaderboard_document(stored, lines), json_, lambda _: leaderboard_tables(stored, lines))
+    _print(terminal, leaderboard_document(stored, lines), json_, lambda _: leaderboard_tables(stored, lines))
     if not json_:
-        typer.echo(places(stored))
+        terminal.write(places(stored))
 
 
 @app.command()
 def baseline(
+    context: typer.Context,
     name: Annotated[list[str], typer.Option(help="uniform-soup, greedy-soup, task-arithmetic, ties, …; repeatable.")],
     spec: SpecPath = None,
     workers: Annotated[int | None, typer.Option(help="Number of workers.")] = None,
@@ -127,6 +134,7 @@ def baseline(
     The search is that of the study, whatever SPEC says of it by now; workers, baselines, calibration texts and the
     verdict are what SPEC says.
     """
+    terminal = _terminal(context)
     from evomerge.report.leaderboard import leaderboard, leaderboard_document, leaderboard_tables
     from evomerge.report.progress import listening
     from evomerge.search import run_baselines
@@ -134,17 +142,18 @@ def baseline(
     from evomerge.study.opening import continued, read_search
 
     going_on, differences = continued(_spec(spec, storage, study))
-    _note_differences(differences, going_on.name, spec)
+    _note_differences(terminal, differences, going_on.name, spec)
     chosen = override(going_on, workers=workers)
-    with listening() as listener:
-        run_baselines(chosen, name, ray=ray, listener=listener)
+    with listening(terminal) as listener:
+        run_baselines(chosen, name, ray=ray, listener=listener, worker_output=True)
     stored = read_search(chosen)
     lines = leaderboard(stored)
-    _print(leaderboard_document(stored, lines), json_, lambda _: leaderboard_tables(stored, lines))
+    _print(terminal, leaderboard_document(stored, lines), json_, lambda _: leaderboard_tables(stored, lines))
 
 
 @app.command()
 def export(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Directory that is made; a previous export there is replaced.")],
     spec: SpecPath = None,
     trial: Annotated[str, typer.Option(help="A trial's number, `best`, or the name of a baseline.")] = "best",
@@ -153,14 +162,16 @@ def export(
     json_: Json = False,
 ) -> None:
     """Write a merge as a Hugging Face model directory, bit-identical to what was scored."""
+    terminal = _terminal(context)
     from evomerge.report.merge_export import export_merge, export_text
 
-    stored = _stored(spec, storage, study)
-    _print(export_merge(stored, trial, out, spec if storage is None else None), json_, export_text)
+    stored = _stored(terminal, spec, storage, study)
+    _print(terminal, export_merge(stored, trial, out, spec if storage is None else None), json_, export_text)
 
 
 @app.command()
 def dashboard(
+    context: typer.Context,
     spec: SpecPath = None,
     storage: Storage = None,
     study: Study = None,
@@ -168,34 +179,40 @@ def dashboard(
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8080,
 ) -> None:
     """Optuna Dashboard on the study's storage."""
+    terminal = _terminal(context)
     from evomerge.study.dashboard import serve
 
-    stored = _stored(spec, storage, study)
-    serve(stored.storage, stored.study.study_name, stored.artifacts, host, port)
+    stored = _stored(terminal, spec, storage, study)
+    serve(stored.storage, stored.study.study_name, stored.artifacts, host, port, terminal.tell)
 
 
 @app.command()
-def spaces(name: Annotated[str | None, typer.Argument()] = None, json_: Json = False) -> None:
+def spaces(context: typer.Context, name: Annotated[str | None, typer.Argument()] = None, json_: Json = False) -> None:
     """The search spaces that ship with evomerge, or one of them."""
+    terminal = _terminal(context)
     from evomerge.report.inventory import describe_spaces, inventory_text
 
-    _print(describe_spaces(name), json_, inventory_text)
+    _print(terminal, describe_spaces(name), json_, inventory_text)
 
 
 @app.command()
-def evaluators(name: Annotated[str | None, typer.Argument()] = None, json_: Json = False) -> None:
+def evaluators(
+    context: typer.Context, name: Annotated[str | None, typer.Argument()] = None, json_: Json = False
+) -> None:
     """The evaluators that are installed, or one of them."""
+    terminal = _terminal(context)
     from evomerge.report.inventory import describe_evaluators, inventory_text
 
-    _print(describe_evaluators(name), json_, inventory_text)
+    _print(terminal, describe_evaluators(name), json_, inventory_text)
 
 
 @app.command()
-def methods(name: Annotated[str | None, typer.Argument()] = None, json_: Json = False) -> None:
+def methods(context: typer.Context, name: Annotated[str | None, typer.Argument()] = None, json_: Json = False) -> None:
     """The merge methods with parameters, options and papers, or one of them."""
+    terminal = _terminal(context)
     from evomerge.report.inventory import describe_methods, inventory_text
 
-    _print(describe_methods(name), json_, inventory_text)
+    _print(terminal, describe_methods(name), json_, inventory_text)
 
 
 @app.callback(invoke_without_command=True)
@@ -207,31 +224,48 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and end the process with the exit code of the contract."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    sys.exit(run_command(arguments))
+    from evomerge.report.terminal import process_terminal
+
+    sys.exit(run_command(arguments, process_terminal()))
 
 
-def run_command(arguments: list[str] | None = None) -> int:
-    """Run a command; its exit code: 0 done, 1 our bug, 2 invalid input, and the others of `evomerge.errors`."""
+def run_command(arguments: list[str] | None = None, terminal: Terminal | None = None) -> int:
+    """Run a command; its exit code: 0 done, 1 our bug, 2 invalid input, and the others of `evomerge.errors`.
+
+    Args:
+        terminal: where it prints; without one the streams of this process, which then everybody may write to.
+    """
+    from evomerge.report.terminal import Terminal
+
+    terminal = terminal or Terminal()
     try:
-        code = app(args=arguments, standalone_mode=False)
+        code = app(args=arguments, standalone_mode=False, obj=terminal)
     except typer.TyperException as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         if message:  # empty where the help was shown instead
-            typer.echo(f"error: {message}", err=True)
+            terminal.tell(f"error: {message}")
         return 2
     except (typer.Abort, KeyboardInterrupt):
-        typer.echo("interrupted; run the same command again to go on", err=True)
+        terminal.tell("interrupted; run the same command again to go on")
         return 3
     except EvomergeError as error:
-        typer.echo(f"error: {error}", err=True)
+        log = f" (what other programs printed is in {terminal.log})" if terminal.log is not None else ""
+        terminal.tell(f"error: {error}{log}")
         return error.exit_code
     except Exception as error:
-        typer.echo(
-            f"error: this is a bug in evomerge: {type(error).__name__}: {error}; see {_write_traceback()}", err=True
-        )
+        place = terminal.keep(traceback.format_exc())
+        terminal.tell(f"error: this is a bug in evomerge: {type(error).__name__}: {error}; see {place}")
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _terminal(context: typer.Context) -> Terminal:
+    """The terminal of a command, which from now on only our own lines reach."""
+    from evomerge.report.terminal import Terminal
+
+    terminal = context.ensure_object(Terminal)
+    terminal.divert()
+    return terminal
 
 
 def _spec(path: Path | None, storage: str | None, study: str | None) -> SearchSpec:
@@ -250,7 +284,7 @@ def _spec(path: Path | None, storage: str | None, study: str | None) -> SearchSp
     return read_stored_spec(storage, study)
 
 
-def _stored(path: Path | None, storage: str | None, study: str | None) -> StoredSearch:
+def _stored(terminal: Terminal, path: Path | None, storage: str | None, study: str | None) -> StoredSearch:
     """The study that a command reads, as it is stored. A file is only what it is found by; its differences are told."""
     from evomerge.spec import read_spec, resolve
     from evomerge.study.opening import read_search
@@ -265,33 +299,20 @@ def _stored(path: Path | None, storage: str | None, study: str | None) -> Stored
     except InvalidInput as error:  # what it names is gone: the study can be read all the same
         unusable = str(error)
     stored = read_search(given)
-    _note_differences(unusable or stored.differences, given.name, path)
+    _note_differences(terminal, unusable or stored.differences, given.name, path)
     return stored
 
 
-def _note_differences(differences: str, study: str, path: Path | None) -> None:
+def _note_differences(terminal: Terminal, differences: str, study: str, path: Path | None) -> None:
     if differences:
-        typer.echo(f"note: study {study!r} goes by its own spec, {path} differs: {differences}", err=True)
+        terminal.tell(f"note: study {study!r} goes by its own spec, {path} differs: {differences}")
 
 
-def _print(document: dict[str, Any], as_json: bool, renderable: Any) -> None:
+def _print(terminal: Terminal, document: dict[str, Any], as_json: bool, renderable: Any) -> None:
     if as_json:
-        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
-        return
-    from rich.console import Console
-
-    Console().print(renderable(document), highlight=False)
-
-
-def _write_traceback() -> Path:
-    """In the working directory, or in a temporary one where that cannot be written to."""
-    text = traceback.format_exc()
-    for folder in (Path.cwd(), Path(tempfile.mkdtemp(prefix="evomerge-"))):
-        path = folder / "evomerge-error.log"
-        with contextlib.suppress(OSError):
-            path.write_text(text, encoding="utf-8")
-            return path
-    return Path(os.devnull)
+        terminal.document(document)
+    else:
+        terminal.show(renderable(document))
 
 
 if __name__ == "__main__":

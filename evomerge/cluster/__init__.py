@@ -39,15 +39,18 @@ def worker_count(workers: WorkersSpec, ray: str | None) -> int:
     return gpus if gpus else max(1, (os.cpu_count() or 1) // workers.cpus)
 
 
-def open_executor(setup: WorkerSetup, workers: WorkersSpec, ray: str | None = None) -> Executor:
+def open_executor(
+    setup: WorkerSetup, workers: WorkersSpec, ray: str | None = None, *, worker_output: bool = False
+) -> Executor:
     """The executor that a run asks for.
 
     Args:
         ray: the address of a cluster, "local" for one that lives as long as this run, "none" for this process; None
             means "local" where Ray is installed, else "none".
+        worker_output: have Ray print what its workers print on this process's standard output and error.
 
     Raises:
-        InvalidInput: Ray is asked for and not installed, or no cluster answers at the address.
+        InvalidInput: Ray is asked for and not installed, cannot be started, or no cluster answers at the address.
     """
     address = chosen_ray(ray)
     if address == NONE:
@@ -62,6 +65,7 @@ def open_executor(setup: WorkerSetup, workers: WorkersSpec, ray: str | None = No
         resources=workers.resources,
         timeout=workers.timeout,
         address=address,
+        worker_output=worker_output,
     )
 
 

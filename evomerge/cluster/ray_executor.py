@@ -81,8 +81,9 @@ class RayExecutor:
         resources: Mapping[str, float],
         timeout: float,
         address: str = "local",
+        worker_output: bool = False,
     ) -> None:
-        self._started_ray = _connect(address, count, cpus, gpus or 0.0, resources)
+        self._started_ray = _connect(address, count, cpus, gpus or 0.0, resources, worker_output)
         if gpus is None:
             gpus = float(ray.cluster_resources().get("GPU", 0) > 0)
         self._setup = replace(setup, device="cuda" if gpus else "cpu", gpus=gpus)
@@ -225,11 +226,13 @@ class RayExecutor:
         self._start(slot)
 
 
-def _connect(address: str, count: int, cpus: int, gpus: float, resources: Mapping[str, float]) -> bool:
+def _connect(
+    address: str, count: int, cpus: int, gpus: float, resources: Mapping[str, float], worker_output: bool
+) -> bool:
     """Join a cluster, or start one of the size that the workers need. True where this process started it."""
     if ray.is_initialized():
         return False
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
+    quiet: dict[str, Any] = {"log_to_driver": worker_output, "logging_level": "error", "configure_logging": False}
     if address != "local":
         try:
             ray.init(address=address, **quiet)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import optuna
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from evomerge.controller import Status, status_of
 from evomerge.jobs import Progress
+from evomerge.report.terminal import Terminal
 from evomerge.report.wording import duration
 from evomerge.search import Listener
 from evomerge.study import attributes
@@ -24,22 +24,32 @@ from evomerge.study.opening import StoredSearch
 
 SCHEMA = 1
 LOG_SECONDS = 10.0  # how often a log that is not a terminal gets a line at most
+LOG_FILE = "evomerge.log"
 
 
 @contextmanager
-def listening() -> Iterator[Listener]:
-    """A listener for standard error: one live line on a terminal, JSON lines otherwise."""
+def listening(terminal: Terminal) -> Iterator[Listener]:
+    """A listener for standard error: one live line on a terminal, JSON lines otherwise.
+
+    What others print goes to a log in the run's folder as soon as there is one.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    console = Console(stderr=True)
+
+    def log_in(folder: Path) -> None:
+        terminal.log_to(folder / LOG_FILE)
+
+    console = terminal.console
     if not console.is_terminal:
-        log = _Log()
-        yield Listener(_log_phase, log.status, log.progress)
+        lines = _Lines(terminal)
+        yield Listener(lines.phase, lines.status, lines.progress, log_in)
         return
-    with Live(Text(), console=console, refresh_per_second=4, transient=False) as live:
+    # What others print is not rich's to redirect: it would come out above the live line.
+    with Live(Text(), console=console, refresh_per_second=4, redirect_stdout=False, redirect_stderr=False) as live:
         yield Listener(
             on_phase=lambda text: console.print(Text(text, style="dim")),
             on_status=lambda status: live.update(status_line(status)),
             on_progress=lambda progress: live.update(progress_line(progress)),
+            on_open=log_in,
         )
 
 
@@ -101,10 +111,11 @@ def status_text(document: dict[str, Any]) -> Text:
     return text.append(f"\n{status.state}, process {status.pid} on {status.host}, last heard of {age} ago")
 
 
-class _Log:
+class _Lines:
     """JSON lines: one for every change that matters, and one in a while."""
 
-    def __init__(self) -> None:
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
         self._last = 0.0
         self._state = ""
 
@@ -112,18 +123,16 @@ class _Log:
         now = time.monotonic()
         if status.state != self._state or now - self._last >= LOG_SECONDS:
             self._last, self._state = now, status.state
-            _log("status", asdict(status))
+            self._tell("status", asdict(status))
 
     def progress(self, progress: Progress) -> None:
         now = time.monotonic()
         if progress.step == progress.steps or now - self._last >= LOG_SECONDS:
             self._last = now
-            _log("training", asdict(progress))
+            self._tell("training", asdict(progress))
 
+    def phase(self, text: str) -> None:
+        self._tell("phase", {"text": text})
 
-def _log_phase(text: str) -> None:
-    _log("phase", {"text": text})
-
-
-def _log(event: str, content: dict[str, Any]) -> None:
-    print(json.dumps({"event": event, "time": round(time.time(), 3), **content}), file=sys.stderr, flush=True)
+    def _tell(self, event: str, content: dict[str, Any]) -> None:
+        self._terminal.tell(json.dumps({"event": event, "time": round(time.time(), 3), **content}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 
@@ -22,7 +23,8 @@ def command_line(spec: SearchSpec, command: str, *options: str, file: Path | Non
         options: what follows.
         file: the search.yaml that names the storage, where one does.
     """
-    return shlex.join(["evomerge", command, *_search(spec, file), *options])
+    line = shlex.join(["evomerge", command, *_search(spec, file), *options])
+    return os.fsencode(line).decode("utf-8", "replace")  # names of files that are not UTF-8 are surrogates in Python
 
 
 def _search(spec: SearchSpec, file: Path | None) -> list[str]:

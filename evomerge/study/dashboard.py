@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -19,19 +19,18 @@ def write_note(study: optuna.Study, markdown: str) -> None:
     with_retries(lambda: save_note(study, markdown))
 
 
-def serve(storage: BaseStorage, study: str, artifacts: Path, host: str, port: int) -> None:
+def serve(storage: BaseStorage, study: str, artifacts: Path, host: str, port: int, say: Callable[[str], None]) -> None:
     """Serve until interrupted.
 
     Args:
         storage: a cached one; with a bare one every refresh reads all trials again.
         study: name to say where it is served.
+        say: is told the address.
     """
     from optuna_dashboard import run_server
 
-    print(f"Optuna Dashboard of {study}: http://{host}:{port}", file=sys.stderr, flush=True)
+    say(f"Optuna Dashboard of {study}: http://{host}:{port}")
     if host not in ("127.0.0.1", "localhost", "::1"):
-        print(
-            "It has no authentication: whoever reaches this address can change the study.", file=sys.stderr, flush=True
-        )
+        say("It has no authentication: whoever reaches this address can change the study.")
     artifacts.mkdir(parents=True, exist_ok=True)
     run_server(storage, host=host, port=port, artifact_store=FileSystemArtifactStore(artifacts))
