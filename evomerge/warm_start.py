@@ -11,6 +11,7 @@ from evomerge.checkpoints.export import RECIPE_FILES
 from evomerge.errors import InvalidInput
 from evomerge.objective import Objective
 from evomerge.recipe import Recipe
+from evomerge.spaces.document import read_text
 from evomerge.spaces.nearest import nearest_params
 from evomerge.spec import OtherStudy, WarmStartSpec
 from evomerge.study.opening import OpenSearch, find_study
@@ -80,15 +81,12 @@ def _of_recipes(opened: OpenSearch, wanted: WarmStartSpec) -> list[Params]:
     found = []
     for name in wanted.recipes:
         path = Path(name)
+        text = read_text(path, "warm_start: recipe")
         try:
-            recipe = Recipe.from_json(path.read_text(encoding="utf-8"))
+            recipe = Recipe.from_json(text)
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidInput(
                 f"warm_start: {name} is no recipe.json as `evomerge export` writes it: {error}"
-            ) from error
-        except OSError as error:
-            raise InvalidInput(
-                f"warm_start: {name} cannot be read ({error.strerror}); `evomerge export` writes a recipe.json"
             ) from error
         params = _exported(opened, recipe, path.parent / RECIPE_FILES)
         if params is None:

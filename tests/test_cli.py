@@ -109,6 +109,63 @@ def test_malformed_yaml_names_the_line(capsys, tmp_path):
     assert "line" in fails(capsys, "run", path)
 
 
+UNICODE = ("utf-8-sig", "utf-16", "utf-16-le with a mark", "utf-16-be with a mark")
+
+
+def saved_as(path, encoding):
+    """A text file as another editor would have saved it."""
+    name, _, mark = encoding.partition(" with ")
+    path.write_bytes((("\ufeff" if mark else "") + path.read_text(encoding="utf-8")).encode(name))
+
+
+@pytest.mark.parametrize("encoding", UNICODE)
+def test_yaml_in_another_form_of_unicode_is_read(capsys, write_spec, tmp_path, encoding):
+    shutil.copy(TOY.parents[2] / "search_spaces" / "ties-per-block.yaml", tmp_path / "mine.yaml")
+    folder = pack(tmp_path, lambda content: None)
+    spec = write_spec(space="mine.yaml", evaluator=folder)
+    files = [spec, tmp_path / "mine.yaml", *(tmp_path / "pack").rglob("*.yaml")]
+    for file in files:
+        saved_as(file, encoding)
+    assert len(files) > 8
+    assert prints(capsys, "check", spec, "--json")["evaluator"]["items"]["search"]
+
+
+def in_latin_1(path):
+    path.write_bytes(path.read_bytes() + "\n# déjà vu\n".encode("iso8859-1"))
+    return path
+
+
+@pytest.mark.parametrize("name", ["search.yaml", "mine.yaml", "pack/evaluator.yaml", "pack/tasks/toy_count.yaml"])
+def test_yaml_that_is_not_unicode_is_named_with_what_to_do(capsys, write_spec, tmp_path, name):
+    shutil.copy(TOY.parents[2] / "search_spaces" / "ties-per-block.yaml", tmp_path / "mine.yaml")
+    spec = write_spec(space="mine.yaml", evaluator=pack(tmp_path, lambda content: None))
+    in_latin_1(tmp_path / name)
+    for command in (["check"], ["run", "--ray", "none"]):
+        line = fails(capsys, *command, spec)
+        assert name in line
+        assert "save it as UTF-8" in line
+
+
+def test_other_texts_that_are_not_unicode_are_named_too(capsys, write_spec, tmp_path):
+    (tmp_path / "recipe.json").write_bytes('{"é": 1}'.encode("iso8859-1"))
+    spec = write_spec(warm_start={"recipes": ["recipe.json"]})
+    line = fails(capsys, "run", spec, "--ray", "none")
+    assert "recipe.json" in line
+    assert "save it as UTF-8" in line
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no port is free"), OSError("no space"), AssertionError("odd")])
+def test_a_ray_that_cannot_be_started_is_no_bug_of_ours(capsys, write_spec, monkeypatch, error):
+    def start(**options):
+        raise error
+
+    monkeypatch.setattr("ray.init", start)
+    line = fails(capsys, "run", write_spec(), "--ray", "local")
+    assert str(error) in line
+    assert "--ray none" in line
+    assert "no Ray cluster answers" in fails(capsys, "run", write_spec(name="b"), "--ray", "host:6379")
+
+
 def test_a_missing_spec_and_an_unknown_command_are_said(capsys, tmp_path):
     assert "does not exist" in fails(capsys, "run", tmp_path / "nothing.yaml")
     assert "No such command" in fails(capsys, "runn")

@@ -57,7 +57,7 @@ def test_nothing_is_told_where_the_file_says_what_the_study_has(write_spec, caps
 
 
 def test_an_export_after_changes_of_the_file_is_what_was_scored(ran, write_spec, capsys):
-    write_spec(dtype="float32", space="ties-global", seed=7, sampler="tpe")
+    write_spec(dtype="float32", space="ties-per-block", seed=7, sampler="tpe")
     out, _ = succeeds(capsys, "export", ran, "--out", "out", "--json")
     assert json.loads(out)["verified"]
 

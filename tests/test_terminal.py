@@ -130,6 +130,18 @@ def test_what_workers_of_ray_print_is_in_the_log(write_spec, tmp_path):
     assert "a worker speaks" in (tmp_path / "evomerge.log").read_text(encoding="utf-8")
 
 
+def test_a_temporary_folder_with_a_long_name_does_not_keep_ray_from_starting(write_spec, tmp_path):
+    folder = tmp_path / ("a-long-name" * 9)
+    folder.mkdir()
+    command = [*COMMAND, "run", str(write_spec()), "--ray", "local", "--trials", "2", "--json"]
+    before = set(Path("/tmp").glob("ray-*"))
+    env = environment(TMPDIR=str(folder))
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["winner"]
+    assert set(Path("/tmp").glob("ray-*")) <= before
+
+
 def test_the_library_leaves_the_standard_streams_alone(write_spec, tmp_path):
     code = (
         "import os, sys\nbefore = [os.fstat(n).st_ino for n in (1, 2)], sys.stdout, sys.stderr\n"

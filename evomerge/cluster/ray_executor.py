@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,7 +21,11 @@ from evomerge.errors import InvalidInput, StoppedByFailures
 from evomerge.jobs import Failed, Job, Outcome, Progress, Score, Train
 from evomerge.worker import Worker, WorkerSetup
 
+LOCAL = "local"
+
 START_SECONDS = 600.0  # how long no worker at all may be placed and built before the search gives up
+LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107  # bytes of the path of a Unix socket
+_SOCKET = "ray/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # what Ray names its longest one like
 MAX_DEATHS = 3  # deaths of one pool slot in a row, without an outcome between them, before the search gives up
 
 
@@ -80,10 +89,11 @@ class RayExecutor:
         gpus: float | None,
         resources: Mapping[str, float],
         timeout: float,
-        address: str = "local",
+        address: str = LOCAL,
         worker_output: bool = False,
     ) -> None:
-        self._started_ray = _connect(address, count, cpus, gpus or 0.0, resources, worker_output)
+        self._folder = _short_folder() if address == LOCAL and not ray.is_initialized() else None
+        self._started_ray = _connect(address, count, cpus, gpus or 0.0, resources, worker_output, self._folder)
         if gpus is None:
             gpus = float(ray.cluster_resources().get("GPU", 0) > 0)
         self._setup = replace(setup, device="cuda" if gpus else "cpu", gpus=gpus)
@@ -156,6 +166,8 @@ class RayExecutor:
         self._slots.clear()
         if self._started_ray:
             ray.shutdown()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self, slot: _Slot) -> None:
         remote = ray.remote(WorkerActor).options(**self._options)
@@ -227,27 +239,73 @@ class RayExecutor:
 
 
 def _connect(
-    address: str, count: int, cpus: int, gpus: float, resources: Mapping[str, float], worker_output: bool
+    address: str,
+    count: int,
+    cpus: int,
+    gpus: float,
+    resources: Mapping[str, float],
+    worker_output: bool,
+    folder: str | None,
 ) -> bool:
-    """Join a cluster, or start one of the size that the workers need. True where this process started it."""
+    """Join a cluster, or start one of the size that the workers need. True where this process started it.
+
+    Args:
+        folder: for the files and sockets of a cluster that is started, Ray's own choice without one.
+
+    Raises:
+        InvalidInput: no cluster answers, or none can be started; with the reason.
+    """
     if ray.is_initialized():
         return False
     quiet: dict[str, Any] = {"log_to_driver": worker_output, "logging_level": "error", "configure_logging": False}
-    if address != "local":
+    if address != LOCAL:
         try:
             ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # Ray raises many kinds, and none of them is about what we hold
             raise InvalidInput(f"no Ray cluster answers at {address!r}: {_first_line(error)}") from None
         return True
-    ray.init(
-        address="local",
-        num_cpus=count * cpus,
-        num_gpus=int(-(-count * gpus // 1)),
-        resources={name: amount * count for name, amount in resources.items()},
-        include_dashboard=False,
-        **quiet,
-    )
+    try:
+        ray.init(
+            address=LOCAL,
+            num_cpus=count * cpus,
+            num_gpus=int(-(-count * gpus // 1)),
+            resources={name: amount * count for name, amount in resources.items()},
+            include_dashboard=False,
+            _temp_dir=folder,
+            **quiet,
+        )
+    except Exception as error:
+        ray.shutdown()  # what had been started
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise InvalidInput(
+            f"Ray cannot be started: {type(error).__name__}: {_first_line(error)}; mend that, or score in this "
+            "process: --ray none"
+        ) from error
     return True
+
+
+def _short_folder() -> str | None:
+    """A temporary folder for a local cluster where the system's one makes the paths of sockets too long.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    system = os.environ.get("TMPDIR") if sys.platform == "linux" else None
+    usual = os.environ.get("RAY_TMPDIR") or system or "/tmp"
+    if sys.platform == "win32" or _fits(usual):
+        return None
+    try:
+        return tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    except OSError as error:
+        raise InvalidInput(
+            f"the temporary folder {usual!r} is too long for Ray, whose sockets may have paths of {LONGEST_SOCKET} "
+            f"bytes, and /tmp cannot be used ({error.strerror}); set RAY_TMPDIR to a short folder, or use --ray none"
+        ) from None
+
+
+def _fits(folder: str) -> bool:
+    return len(os.fsencode(Path(folder) / _SOCKET)) <= LONGEST_SOCKET
 
 
 def _first_line(error: Exception) -> str:

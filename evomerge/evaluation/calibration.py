@@ -9,6 +9,7 @@ from typing import Any
 
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.evaluator import CalibrationText
+from evomerge.spaces.document import read_text
 
 Encode = Callable[[str], list[int]]
 
@@ -52,10 +53,7 @@ def read_texts(path: Path, items: int, encode: Encode) -> list[CalibrationText]:
     Raises:
         InvalidInput: the file is missing, empty or malformed.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would cut at U+2028 inside a string
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"calibration file {str(path)!r} cannot be read: {error}") from error
+    lines = read_text(path, "calibration file").split("\n")  # splitlines would cut at U+2028 inside a string
     pairs = list(_pairs(path, [line.rstrip("\r") for line in lines if line.strip()][:items]))
     if not pairs:
         raise InvalidInput(f"calibration file {str(path)!r} is empty; give one text per line")

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator,
 
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.evaluation.evaluator import Part
-from evomerge.spaces.document import MAX_ALIASES, MAX_BYTES, read_document, validate
+from evomerge.spaces.document import MAX_ALIASES, MAX_BYTES, read_document, read_text, validate
 from evomerge.spaces.shipped import shipped_folder
 
 PACK_FILE = "evaluator.yaml"
@@ -363,7 +363,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise InvalidInput(f"task file {path} does not exist")
     if path.stat().st_size > MAX_BYTES:
         raise InvalidInput(f"task file {path} is larger than {MAX_BYTES} bytes; documents belong into data files")
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, "task file")
 
     class Loader(yaml.SafeLoader):
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,9 @@ from evomerge.errors import InvalidInput, nearest
 
 MAX_BYTES = 1_000_000
 MAX_ALIASES = 100  # a handful is convenience, thousands are a bomb
+
+# How a text may begin. UTF-16 is what some editors save as "Unicode".
+_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 # What pydantic puts into a location for the branch of a union: no key of the document.
 _BRANCH = re.compile(r"[\[(]|^(float|str|int|bool|Range|SearchSpace)$")
@@ -46,7 +50,7 @@ def read_document(path: Path, kind: str) -> dict[str, Any]:
         raise InvalidInput(f"{kind} {str(path)!r} does not exist; give the path of a YAML file")
     if path.stat().st_size > MAX_BYTES:
         raise InvalidInput(f"{kind} {str(path)!r} is larger than {MAX_BYTES} bytes; this is no {kind}")
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, kind)
     try:
         aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
         if aliases > MAX_ALIASES:
@@ -57,6 +61,25 @@ def read_document(path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InvalidInput(f"{kind} {str(path)!r} must hold 'key: value' pairs at the top, but holds {_type(content)}")
     return content
+
+
+def read_text(path: Path, kind: str) -> str:
+    """The text in a file, in UTF-8, or in UTF-16 with a byte order mark.
+
+    Raises:
+        InvalidInput: the file cannot be read, or is in another encoding.
+    """
+    try:
+        content = path.read_bytes()
+        encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise InvalidInput(
+            f"{kind} {str(path)!r} is in an encoding that cannot be told (byte {error.start} is no {error.encoding}); "
+            "save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise InvalidInput(f"{kind} {str(path)!r} cannot be read: {error.strerror or error}") from None
 
 
 def validate(model: type[Model], content: object, where: str) -> Model:
