@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import subprocess
 import time
 import warnings
 import zlib
@@ -33,7 +34,8 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge import load_spec, run_search
-from evomerge.bank import WeightBank
+from evomerge.bank import WeightBank, fused, passes
+from evomerge.bank.fused import KernelKind
 from evomerge.baselines import source_rows
 from evomerge.errors import EvomergeError, InvalidInput
 from evomerge.evaluation import Candidate, ItemBlock, Pack, load_pack
@@ -83,7 +85,7 @@ def examine(specimen: Specimen, folder: Path, pack: Path) -> Row:
     started = time.perf_counter()
     engine, reason = "", ""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _compiling() if specimen.compiled else contextlib.nullcontext():
             warnings.simplefilter("ignore")
             engine, differences = _examined(specimen, folder, pack)
         verdict, reason = (FAILED, "; ".join(differences)) if differences else (EQUAL, "")
@@ -94,6 +96,20 @@ def examine(specimen: Specimen, folder: Path, pack: Path) -> Row:
     return Row(specimen, verdict, " ".join(reason.split()), engine, time.perf_counter() - started)
 
 
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+    """Have merges of any size compiled, and wait for it."""
+
+    def compile_and_wait(path: Path, kind: KernelKind) -> subprocess.Popen[bytes]:
+        process = start(path, kind)
+        process.wait()
+        return process
+
+    start = fused._start_compiling
+    with patch.object(fused, "_start_compiling", compile_and_wait), patch.object(passes, "WORTH_COMPILING", 0):
+        yield
+
+
 def _examined(specimen: Specimen, folder: Path, pack: Path) -> tuple[str, list[str]]:
     sources = write_sources(specimen, folder)
     spec = load_spec(_write_spec(specimen, folder, sources, pack))
@@ -101,7 +117,7 @@ def _examined(specimen: Specimen, folder: Path, pack: Path) -> tuple[str, list[s
     try:
         run_search(spec, ray="none")
         out = folder / "best"
-        export_merge(spec, "best", out, "make architectures")
+        export_merge(read_search(spec), "best", out)
     except EvomergeError as error:
         raise RuntimeError(f"check says ready, but {type(error).__name__}: {error}") from error
     recipe = Recipe.from_json((out / "recipe.json").read_text(encoding="utf-8"))

@@ -39,6 +39,7 @@ class Specimen:
         stored, merged: dtypes of the checkpoint and of the merge.
         max_length: of the pack, None for what the model's config says.
         allow: what the spec allows.
+        compiled: merges are compiled, as those of larger models are; compiling takes a minute once.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Specimen:
     merged: str = "float32"
     max_length: int | None = None
     allow: tuple[str, ...] = ()
+    compiled: bool = False
 
 
 def _of(group: str) -> Any:
@@ -151,7 +153,8 @@ ZOO: tuple[Specimen, ...] = (
     _dense("falcon", "new decoder", config={"head_dim": ..., "new_decoder_architecture": True, "num_kv_heads": 2}),
     _dense("stablelm", "parallel residual", config={"use_parallel_residual": True, "qk_layernorm": True}),
     _dense("minicpm3", config={**_MLA, "head_dim": ..., "num_key_value_heads": 4}),
-    _dense("youtu", config={**_MLA, "num_key_value_heads": 4}),
+    _dense("youtu", config={**_MLA, "num_key_value_heads": 4, "pad_token_id": ...}),
+    _dense("youtu", "pad token", config={**_MLA, "num_key_value_heads": 4}),  # transformers zeroes its embedding
     _dense("hrm_text"),
     _dense("llama", "tied", config={"tie_word_embeddings": True}),
     _dense("qwen2", "tied", config={"tie_word_embeddings": True}),
@@ -496,6 +499,23 @@ ZOO: tuple[Specimen, ...] = (
         merged="float16",
         config={"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 24},
     ),
+    _dtype(
+        "gpt_oss",
+        "float16, compiled",
+        stored="bfloat16",
+        merged="float16",
+        config={"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 24},
+        compiled=True,
+    ),
+    _dtype(
+        "rwkv",
+        "float16, compiled",
+        stored="bfloat16",
+        merged="float16",
+        config={"attention_hidden_size": 32, "context_length": 256},
+        compiled=True,
+    ),
+    _dtype("qwen3", "float16 of bfloat16, compiled", stored="bfloat16", merged="float16", compiled=True),
     _dtype(
         "qwen3_5_text",
         "bfloat16",

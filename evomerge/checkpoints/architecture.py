@@ -80,7 +80,9 @@ def describe(directory: Path, config: Mapping[str, Any], header: Header, *, remo
     ties = _ties(live)
     places, converted = _places(model, live, header)
     _check_shapes(directory, header, live, places)
-    if lacking := _lacking(model, live, ties, places, converted):
+    encoder_decoder = _is_encoder_decoder(settings)
+    lacking = [] if encoder_decoder else _lacking(model, live, ties, places, converted)
+    if lacking:
         raise InvalidInput(
             f"{directory}: {type(model).__name__} needs {len(lacking)} tensors that the checkpoint lacks: "
             f"{some(lacking)}{_wrapping(live, header.keys() - places.keys() - converted.keys())}"
@@ -93,7 +95,7 @@ def describe(directory: Path, config: Mapping[str, Any], header: Header, *, remo
         ties=ties,
         language=_language(model, live),
         integers=frozenset(name for name, tensor in live.items() if not tensor.is_floating_point()),
-        encoder_decoder=_is_encoder_decoder(settings),
+        encoder_decoder=encoder_decoder,
         settings=settings.to_dict(),
     )
 
@@ -198,8 +200,13 @@ def _lacking(
     places: Mapping[str, str],
     converted: Mapping[str, str],
 ) -> list[str]:
-    """The parameters that the checkpoint does not fill, apart from those that the class itself does without."""
-    filled = {ties.get(place, place) for place in (*places.values(), *_siblings(live, converted.values()))}
+    """The parameters that the checkpoint does not fill, apart from those that the class itself does without.
+
+    None where tensors are kept in another form: one of them may fill parameters of several modules.
+    """
+    if converted:
+        return []
+    filled = {ties.get(place, place) for place in places.values()}
     lacking = sorted(
         name
         for name, tensor in live.items()
@@ -236,9 +243,3 @@ def _ends(name: str) -> Iterator[str]:
     while "." in name:
         name = name.partition(".")[2]
         yield name
-
-
-def _siblings(live: Mapping[str, torch.Tensor], places: Iterable[str]) -> set[str]:
-    """All live names in the modules of `places`: one converter may fill several tensors of a module and name one."""
-    modules = {place.rpartition(".")[0] for place in places}
-    return {name for name in live if name.rpartition(".")[0] in modules}

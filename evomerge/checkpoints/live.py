@@ -28,7 +28,7 @@ def load_skeleton(
     bits. They hold values of `dtype` all the same, from the start: those that an export in `dtype` holds.
 
     Raises InvalidInput where the source is not scorable (`check_scorable`), the files lack tensors, or the model class
-    keeps a tensor in a dtype that has not all values of `dtype`.
+    changes what it loads or keeps a tensor in a dtype that has not all values of `dtype`.
     """
     check_scorable(source)
     model, loading = AutoModelForCausalLM.from_pretrained(
@@ -47,10 +47,26 @@ def load_skeleton(
     live = model.state_dict(keep_vars=True)
     parameters = {name: live[source.live_names[name]] for name in source.catalogue.names}
     _check_wide_enough(source, parameters, dtype)
+    _check_loaded_as_stored(source, parameters)
     for name, tensor in parameters.items():
         if tensor.is_floating_point() and tensor.dtype != dtype:
             tensor.copy_(source.tensors[name].to(dtype))
     return model, parameters
+
+
+def _check_loaded_as_stored(source: Source, parameters: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a model class that changes what it loads: an export would be changed once more when it is loaded."""
+    changed = [
+        name
+        for name, tensor in parameters.items()
+        if not torch.equal(tensor, source.tensors[name].to(tensor.device, tensor.dtype))
+    ]
+    if changed:
+        raise InvalidInput(
+            f"source {source.name!r}: transformers loads {len(changed)} tensors with other values than are stored "
+            f"({some(changed)}), so that an export would not be what was scored; store them as transformers loads "
+            "them (from_pretrained, then save_pretrained)"
+        )
 
 
 def meta_model(source: Source) -> Any:

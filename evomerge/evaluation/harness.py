@@ -505,14 +505,18 @@ class HarnessEvaluator:
             return {}  # lm-eval would take all documents
         pack = self.pack
         task.set_fewshot_seed(self.fewshot_seed)
-        with redirect_stderr(io.StringIO()):  # lm-eval shows a progress bar for every task
-            task.build_all_requests(
-                samples=ids,
-                system_instruction=pack.system_instruction,
-                apply_chat_template=pack.chat_template,
-                fewshot_as_multiturn=pack.chat_template,
-                chat_template=self._render_chat if pack.chat_template else None,
-            )
+        try:
+            with redirect_stderr(io.StringIO()):  # lm-eval shows a progress bar for every task
+                task.build_all_requests(
+                    samples=ids,
+                    system_instruction=pack.system_instruction,
+                    apply_chat_template=pack.chat_template,
+                    fewshot_as_multiturn=pack.chat_template,
+                    chat_template=self._render_chat if pack.chat_template else None,
+                )
+        except Exception as error:  # anything: templates of the task and of the tokenizer are run here
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+            raise InvalidInput(f"task {task.task_name!r}: its prompts cannot be built: {reason}") from error
         requests: dict[int, list[Instance]] = {item: [] for item in ids}
         for instance in task.instances:
             requests[ids[instance.doc_id]].append(instance)
@@ -727,7 +731,7 @@ def _raw(task: Any, metric: _Metric, instances: list[Instance]) -> Any:
     responses = [instance.filtered_resps[metric.filter.name] for instance in instances]
     results = task.process_results(instances[0].doc, responses)
     if metric.name not in results:
-        raise unknown_name("metric among the results:", metric.name, results)
+        raise unknown_name(f"metric among the results of task {task.task_name!r}:", metric.name, results)
     return results[metric.name]
 
 
