@@ -75,7 +75,7 @@ def run(
         )
     chosen = override(_spec(spec, storage, study), trials=trials, hours=hours, workers=workers, seed=seed)
     with listening(terminal) as listener:
-        run_search(chosen, ray=ray, listener=listener, worker_output=True)
+        run_search(chosen, ray=ray, listener=listener)
     stored = read_search(chosen)
     lines = leaderboard(stored)
     _print(terminal, leaderboard_document(stored, lines), json_, lambda _: leaderboard_tables(stored, lines))
@@ -145,7 +145,7 @@ def baseline(
     _note_differences(terminal, differences, going_on.name, spec)
     chosen = override(going_on, workers=workers)
     with listening(terminal) as listener:
-        run_baselines(chosen, name, ray=ray, listener=listener, worker_output=True)
+        run_baselines(chosen, name, ray=ray, listener=listener)
     stored = read_search(chosen)
     lines = leaderboard(stored)
     _print(terminal, leaderboard_document(stored, lines), json_, lambda _: leaderboard_tables(stored, lines))

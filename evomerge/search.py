@@ -74,23 +74,22 @@ class Listener:
 
     Attributes:
         on_open: is given the folder of the run, as soon as the study is held and may be written to.
+        worker_output: let Ray print here what its workers print; it is in Ray's own logs in any case.
     """
 
     on_phase: Callable[[str], None] = lambda text: None
     on_status: Callable[[Status], None] = lambda status: None
     on_progress: Callable[[Progress], None] = lambda progress: None
     on_open: Callable[[Path], None] = lambda folder: None
+    worker_output: bool = False
 
 
-def run_search(
-    spec: SearchSpec, *, ray: str | None = None, listener: Listener | None = None, worker_output: bool = False
-) -> optuna.Study:
+def run_search(spec: SearchSpec, *, ray: str | None = None, listener: Listener | None = None) -> optuna.Study:
     """Create the spec's study or go on with it until its budget is spent; then compare the winner on held-out items.
 
     Args:
         ray: where workers run, see `evomerge.cluster.open_executor`.
         listener: is told about phases and progress.
-        worker_output: let Ray print here what its workers print; it is in Ray's own logs in any case.
 
     Returns:
         The study: trials in it, sources and baselines in `NAME/baselines`, the comparison in `NAME/held-out`.
@@ -98,8 +97,7 @@ def run_search(
     Raises:
         EvomergeError: see `evomerge.errors`; everything that finished is stored, and the same call goes on.
     """
-    listener = listener or Listener()
-    with stopping_on_signals() as stop, _session(spec, ray, listener, stop, worker_output) as session:
+    with stopping_on_signals() as stop, _session(spec, ray, listener or Listener(), stop) as session:
         chosen = spec.chosen_baselines
         first = spec.warm_start.baselines > 0 or spec.has_goals
         early = chosen if first else [each for each in chosen if each.name in EARLY]
@@ -117,18 +115,12 @@ def run_search(
 
 
 def run_baselines(
-    spec: SearchSpec,
-    names: Sequence[str],
-    *,
-    ray: str | None = None,
-    listener: Listener | None = None,
-    worker_output: bool = False,
+    spec: SearchSpec, names: Sequence[str], *, ray: str | None = None, listener: Listener | None = None
 ) -> optuna.Study:
     """Make baselines beside a search. Where the search has ended, the verdict takes them in.
 
     Args:
         names: of baselines; their settings are the spec's.
-        ray, listener, worker_output: as for `run_search`.
 
     Returns:
         The study of the search.
@@ -140,8 +132,7 @@ def run_baselines(
         if name not in BASELINES:
             raise unknown_name("baseline", name, BASELINES)
     wanted = [settings_of(name, spec) for name in dict.fromkeys(names)]
-    listener = listener or Listener()
-    with stopping_on_signals() as stop, _session(spec, ray, listener, stop, worker_output, wanted) as session:
+    with stopping_on_signals() as stop, _session(spec, ray, listener or Listener(), stop, wanted) as session:
         study = session.opened.search.study
         winner = read_winner(study.user_attrs)
         if winner is None and (early := [name for name in names if name in ON_REQUEST]):
@@ -160,12 +151,7 @@ def run_baselines(
 
 @contextmanager
 def _session(
-    spec: SearchSpec,
-    ray: str | None,
-    listener: Listener,
-    stop: Stop,
-    worker_output: bool,
-    further: Sequence[BaselineSpec] = (),
+    spec: SearchSpec, ray: str | None, listener: Listener, stop: Stop, further: Sequence[BaselineSpec] = ()
 ) -> Iterator[_Session]:
     """A study that is written to, with workers, a batch size, and the sources' scores.
 
@@ -193,7 +179,7 @@ def _session(
             listener.on_phase(f"warning: {name} was {then} when the study was made, now it is {now}")
         setup = inputs.setup(opened.foundation)
         listener.on_phase("starting workers")
-        with closing(open_executor(setup, spec.workers, ray, worker_output=worker_output)) as executor:
+        with closing(open_executor(setup, spec.workers, ray, worker_output=listener.worker_output)) as executor:
             stop.listen()
             yield _open_session(opened, executor, stop, listener)
 

@@ -41,7 +41,7 @@ def listening(terminal: Terminal) -> Iterator[Listener]:
     console = terminal.console
     if not console.is_terminal:
         lines = _Lines(terminal)
-        yield Listener(lines.phase, lines.status, lines.progress, log_in)
+        yield Listener(lines.phase, lines.status, lines.progress, log_in, worker_output=True)
         return
     # What others print is not rich's to redirect: it would come out above the live line.
     with Live(Text(), console=console, refresh_per_second=4, redirect_stdout=False, redirect_stderr=False) as live:
@@ -50,6 +50,7 @@ def listening(terminal: Terminal) -> Iterator[Listener]:
             on_status=lambda status: live.update(status_line(status)),
             on_progress=lambda progress: live.update(progress_line(progress)),
             on_open=log_in,
+            worker_output=True,
         )
 
 
