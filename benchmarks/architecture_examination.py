@@ -37,6 +37,7 @@ from evomerge import load_spec, run_search
 from evomerge.bank import WeightBank, fused, passes
 from evomerge.bank.fused import KernelKind
 from evomerge.baselines import source_rows
+from evomerge.checkpoints.live_state import LiveState
 from evomerge.errors import EvomergeError, InvalidInput
 from evomerge.evaluation import Candidate, ItemBlock, Pack, load_pack
 from evomerge.evaluation.evaluator import Scores
@@ -182,7 +183,8 @@ class _Scoring:
         self._responses_again = self._responses()
 
     def _score(self, bank: WeightBank, recipe: Recipe, items: ItemBlock) -> Scores:
-        scores: Scores = self.evaluator.score(Candidate("", {}, recipe, lambda: bank.materialize(recipe)), items)
+        candidate = Candidate("", {}, recipe, lambda: bank.materialize(recipe), bank.base_model)
+        scores: Scores = self.evaluator.score(candidate, items)
         return scores
 
     def _responses(self) -> dict[tuple[str, int], list[Any]]:
@@ -231,7 +233,7 @@ def _simple_evaluate(model: Any, out: Path, pack: Pack, scoring: _Scoring) -> di
     # Half of its time goes into a report on the machine.
     with contextlib.chdir(pack.folder), patch("lm_eval.evaluator.add_env_info"), patch(GIT, return_value=""):
         results = lm_eval.simple_evaluate(
-            model=HFLM(
+            model=_FreshLM(
                 pretrained=model,
                 tokenizer=tokenizer,
                 batch_size=1,
@@ -244,6 +246,28 @@ def _simple_evaluate(model: Any, out: Path, pack: Pack, scoring: _Scoring) -> di
             bootstrap_iters=0,
         )
     return {(task, each["doc_id"]): each for task, samples in results["samples"].items() for each in samples}
+
+
+class _FreshLM(HFLM):  # type: ignore[misc]
+    """lm-eval's model, with what it keeps between requests put back before each of them.
+
+    As it stands, lm-eval rotates a request by the frequencies that a longer one before it has left in a model with
+    dynamic rotary embeddings, so that its numbers depend on the other requests. No other model here is changed by it.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._state = LiveState(self.model)
+
+    def _model_call(self, *inputs: Any, **options: Any) -> torch.Tensor:
+        self._state.restore()
+        logits: torch.Tensor = super()._model_call(*inputs, **options)
+        return logits
+
+    def _model_generate(self, *inputs: Any, **options: Any) -> torch.Tensor:
+        self._state.restore()
+        tokens: torch.Tensor = super()._model_generate(*inputs, **options)
+        return tokens
 
 
 def _score_differences(

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from evomerge.bank import WeightBank
 
 
+REASON_LENGTH = 1500  # characters of what is wrong with the input, so that a study can hold them
+
 _STATUS = Path("/proc/self/status")
 _PEAK_RESET = Path("/proc/self/clear_refs")
 
@@ -128,7 +130,7 @@ class Worker:
                 result = self._score(job) if isinstance(job, Score) else self._find(job)
         except Exception as error:
             invalid = isinstance(error, InvalidInput)
-            reason = str(error) if invalid else _reason(error)
+            reason = str(error)[:REASON_LENGTH] if invalid else _reason(error)
             result = Failed(reason, infrastructural=_is_broken_device(error), invalid=invalid)
         total = time.perf_counter() - started
         seconds = {"merge": self._merge_seconds, "total": total}

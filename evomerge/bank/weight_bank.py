@@ -19,6 +19,7 @@ from evomerge.bank.placement import Machine, place_sources, placed, this_machine
 from evomerge.bank.source_files import SourceFiles
 from evomerge.bank.thresholds import ThresholdTables
 from evomerge.checkpoints import Source, load_skeleton, open_source, tensor_digest
+from evomerge.checkpoints.live_state import LiveState
 from evomerge.checkpoints.recipe_files import load_tensors
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.merging import merge_group
@@ -88,6 +89,7 @@ class WeightBank:
         self._kernels = kernels or Kernels(device)
         self._kept: dict[tuple[str, ...], Kept] = defaultdict(Kept)
         self._model: Any = None
+        self._state: LiveState | None = None
         self._live: dict[str, torch.Tensor] = {}
         self._written: dict[str, str] = {}
         self._recipe_files = files
@@ -103,6 +105,7 @@ class WeightBank:
         """
         self._check(recipe)
         self._load_model()
+        self._reset_state()
         for rule in recipe.rules:
             mark = _mark(rule, recipe)
             stale = [name for name in rule.tensors if self._written.get(name) != mark]
@@ -114,6 +117,7 @@ class WeightBank:
     def base_model(self) -> Any:
         """The live model with the weights of the base, in the scoring dtype. See `materialize`."""
         self._load_model()
+        self._reset_state()
         self._restore(set(self._written))
         return self._model
 
@@ -155,6 +159,7 @@ class WeightBank:
         Afterwards they need no gradients and hold none, and whatever is materialised next is written anew.
         """
         self._load_model()
+        self._reset_state()
         try:
             yield self._model, self._live
         finally:
@@ -166,6 +171,12 @@ class WeightBank:
     def _load_model(self) -> None:
         if self._model is None:
             self._model, self._live = load_skeleton(self.base, dtype=self.dtype, device=self.device)
+            self._state = LiveState(self._model)
+
+    def _reset_state(self) -> None:
+        """Nothing that the candidate before has left in the model, beside its weights, reaches the next one."""
+        if self._state is not None:
+            self._state.restore()
 
     @property
     def table_bytes(self) -> int:

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from evomerge.evaluation.engine import FlatLoglikelihoods, Pair
-from evomerge.evaluation.probe import Reset, made_up_tokens, same_numbers, values_of
+from evomerge.evaluation.engine import forward, not_a_number
+from evomerge.evaluation.probe import Reset, made_up_tokens, same_numbers
 from evomerge.evaluation.rotary import changes_within
 from evomerge.evaluation.tree_support import shares_prefixes
 
-_ANSWER = 4  # tokens that are scored at the end of a probed sequence
+_COMPARED = 8  # positions at the end of a sequence whose logits are compared
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +95,9 @@ def find_writing(model: Any, lengths: Collection[tuple[int, int]], reset: Reset)
     """
     prompts = sorted(prompt for prompt, _ in lengths)
     longest = max(text for _, text in lengths)
-    padding = not _changes_within(model, prompts[0], longest) and _writes_alike(model, _spread(prompts), reset)
+    padding = not _changes_within(model, prompts[0], longest)
+    # A text that has been written is read as a longer prompt.
+    padding = padding and _writes_alike(model, _spread([*prompts, *(text for _, text in lengths)]), reset)
     return Writing(padding, padding and shares_prefixes(model, prompts[0], longest, reset))
 
 
@@ -103,25 +105,36 @@ def _changes_within(model: Any, shortest: int, longest: int) -> bool:
     return changes_within(model.config.get_text_config(), shortest, longest)
 
 
-def _spread(lengths: Sequence[int]) -> list[int]:
-    """The shortest, the middle and the longest of ordered lengths."""
-    return sorted({lengths[0], lengths[len(lengths) // 2], lengths[-1]})
+def _spread(lengths: Collection[int]) -> list[int]:
+    """The shortest length, the quartiles, and the three longest ones.
+
+    Padded to the longest, the shortest has the most padding; the next to the longest are beyond every threshold that
+    any other sequence is beyond, and have so little padding that all of it may count.
+    """
+    ordered = sorted(set(lengths))
+    quartiles = (ordered[len(ordered) * share // 4] for share in (0, 1, 2, 3))
+    return sorted({*quartiles, *ordered[-3:]})
 
 
 def _scores_alike(model: Any, lengths: Sequence[int], reset: Reset) -> bool:
-    """Whether sequences of these lengths score in one batch what each scores alone."""
-    pairs = [_request(model, length, seed) for seed, length in enumerate(lengths)]
-    alone, together = (
-        values_of(FlatLoglikelihoods(pairs, max(lengths), size, model.device), model, reset) for size in (1, len(pairs))
-    )
-    return same_numbers(together, alone, model.dtype)
+    """Whether sequences of these lengths, padded on the right, have the logits in one batch that each has alone."""
+    sequences = [made_up_tokens(model, length, seed) for seed, length in enumerate(lengths)]
+    together = _logits(model, sequences, reset)
+    alone = [_logits(model, [sequence], reset)[0] for sequence in sequences]
+    return all(same_numbers(found, wanted, model.dtype) for found, wanted in zip(together, alone, strict=True))
 
 
-def _request(model: Any, length: int, seed: int) -> Pair:
-    """A request whose input has so many tokens."""
-    tokens = made_up_tokens(model, length + 1, seed)
-    answer = min(_ANSWER, length)
-    return tokens[:-answer], tokens[-answer:]
+def _logits(model: Any, sequences: Sequence[list[int]], reset: Reset) -> list[torch.Tensor]:
+    """Logits of the last positions of each sequence of a batch, flattened, in fp64."""
+    reset()
+    ends = [range(max(0, len(sequence) - _COMPARED), len(sequence)) for sequence in sequences]
+    places = sorted({place for end in ends for place in end})
+    width = max(map(len, sequences))
+    padded = torch.tensor([[*sequence, *[0] * (width - len(sequence))] for sequence in sequences], device=model.device)
+    logits = forward(model, padded, torch.tensor(places, device=model.device)).double()
+    if bool(logits.isnan().any()):
+        raise not_a_number()
+    return [row[[places.index(place) for place in end]].flatten() for row, end in zip(logits, ends, strict=True)]
 
 
 def _writes_alike(model: Any, lengths: Sequence[int], reset: Reset) -> bool:
@@ -130,15 +143,15 @@ def _writes_alike(model: Any, lengths: Sequence[int], reset: Reset) -> bool:
     width = max(lengths)
     padded = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
-    together = _logits(model, padded, mask, reset)
+    together = _next_logits(model, padded, mask, reset)
     alone = [
-        _logits(model, row[None, -len(prompt) :], mask[:1, -1:].expand(1, len(prompt)), reset)
+        _next_logits(model, row[None, -len(prompt) :], mask[:1, -1:].expand(1, len(prompt)), reset)[0]
         for row, prompt in zip(padded, prompts, strict=True)
     ]
-    return same_numbers(together.double(), torch.cat(alone).double(), model.dtype)
+    return all(same_numbers(found, wanted, model.dtype) for found, wanted in zip(together, alone, strict=True))
 
 
-def _logits(model: Any, tokens: torch.Tensor, mask: torch.Tensor, reset: Reset) -> torch.Tensor:
+def _next_logits(model: Any, tokens: torch.Tensor, mask: torch.Tensor, reset: Reset) -> torch.Tensor:
     """Logits [prompts, vocabulary] of the first token that `generate` writes."""
     reset()
     written = model.generate(
@@ -151,5 +164,5 @@ def _logits(model: Any, tokens: torch.Tensor, mask: torch.Tensor, reset: Reset) 
         return_dict_in_generate=True,
         output_logits=True,
     )
-    logits: torch.Tensor = written.logits[0]
+    logits: torch.Tensor = written.logits[0].double()
     return logits

@@ -32,6 +32,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from evomerge.checkpoints.live_state import LiveState
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.evaluation.aggregates import CUSTOM, WEIGHTED, standard_error
 from evomerge.evaluation.batching import ANY_SCORING, ANY_WRITING, Scoring, Writing, find_scoring, find_writing
@@ -42,7 +43,6 @@ from evomerge.evaluation.command import lm_eval_command
 from evomerge.evaluation.engine import Pair, largest_batch, not_a_number
 from evomerge.evaluation.evaluator import CalibrationText, Candidate, ItemBlock, Part, Scores, Split, TaskScores
 from evomerge.evaluation.generation import Prompt, Reader, end_tokens, is_plain_greedy
-from evomerge.evaluation.live_state import LiveState
 from evomerge.evaluation.model_check import check_model
 from evomerge.evaluation.pack import FieldSplit, Pack, PackTask, check_allowed, refuse_test_split
 from evomerge.evaluation.probe import vocabulary_of
@@ -485,8 +485,12 @@ class HarnessEvaluator:
         """How the requests of a part may share forward passes, with the weights at hand."""
         lengths = self._lengths(lm, part)
         _check_model(lm, lengths)
-        scoring = find_scoring(lm.model, lengths.scored, lm.state.reset) if lengths.scored else ANY_SCORING
-        writing = find_writing(lm.model, lengths.written, lm.state.reset) if lengths.written else ANY_WRITING
+        reset = lm.state.reset
+        try:
+            scoring = find_scoring(lm.model, lengths.scored, reset) if lengths.scored else ANY_SCORING
+            writing = find_writing(lm.model, lengths.written, reset) if lengths.written else ANY_WRITING
+        finally:  # what trial passes leave in the model must not be taken for its state before the first pass
+            lm.state.restore()
         return scoring, writing
 
     def _lengths(self, lm: PreparedLM, part: Part) -> Lengths:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from evomerge.checkpoints.live_state import LiveState
 from evomerge.checkpoints.wording import some
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.evaluation.engine import forward, not_a_number
-from evomerge.evaluation.live_state import LiveState
 from evomerge.evaluation.probe import made_up_tokens, same_numbers
 
 _COMPARED = 16  # positions at each end of a sequence whose logits are compared

@@ -8,10 +8,9 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO
-
-from evomerge import __version__
 
 ERROR_FILE = "evomerge-error.log"
 
@@ -49,7 +48,7 @@ class OutputLog:
             file = path.open("ab")
         except OSError:
             return
-        file.write(f"--- evomerge {__version__}, {time.strftime('%Y-%m-%d %H:%M:%S %z')}\n".encode())
+        file.write(f"--- evomerge {version('evomerge')}, {time.strftime('%Y-%m-%d %H:%M:%S %z')}\n".encode())
         self._copy_to(file)
         self._take(file)
         self.path = path

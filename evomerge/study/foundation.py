@@ -41,14 +41,15 @@ class Foundation:
 def lay_foundation(study: optuna.Study, foundation: Foundation) -> Foundation:
     """Store the foundation in a new study, or compare it with the one that is there and return that.
 
-    The schema number is written last: a study without it was interrupted while it was made, and is made again.
+    The schema number is written last: a study without it was interrupted while it was made, and is made again. So is
+    one in which nothing has been scored: a worker found its input invalid, and the user has mended it.
 
     Raises:
         OtherSpec: the study was made with another identity; the message shows what differs.
         InvalidInput: the study is not ours, or was made by a newer evomerge.
     """
     schema = study.user_attrs.get(attributes.SCHEMA)
-    if schema is None:
+    if schema is None or _is_unused(study):
         if study.get_trials(deepcopy=False):
             raise InvalidInput(f"study {study.study_name!r} has trials that evomerge did not make; choose another name")
         at_once(study._storage, lambda: _write(study, foundation))
@@ -67,6 +68,12 @@ def lay_foundation(study: optuna.Study, foundation: Foundation) -> Foundation:
         )
     at_once(study._storage, lambda: write_text(study, attributes.SPEC, foundation.spec))
     return stored
+
+
+def _is_unused(study: optuna.Study) -> bool:
+    """Whether no worker has run the model yet."""
+    ran = study.user_attrs.get(attributes.BATCH_SIZE) is not None or attributes.ONE_BY_ONE in study.user_attrs
+    return not ran and not study.get_trials(deepcopy=False)
 
 
 def read_foundation(study: optuna.Study) -> Foundation:

@@ -10,10 +10,10 @@ import torch
 from models import LLAMA, build, dynamic, longrope
 from tiny_pack import make_model
 
+from evomerge.checkpoints.live_state import LiveState
 from evomerge.evaluation import tree_support
 from evomerge.evaluation.batching import Scoring, Writing, find_scoring, find_writing
 from evomerge.evaluation.engine import FlatLoglikelihoods, Pair
-from evomerge.evaluation.live_state import LiveState
 from evomerge.evaluation.tree_support import shares_prefixes
 
 CPU = torch.device("cpu")
@@ -146,6 +146,14 @@ def test_a_window_under_whatever_name_is_found_at_the_lengths_of_the_requests(
     monkeypatch.setattr(tree_support, "obstacle", lambda *_: None)
     model = build(*WINDOWS[name])
     assert not shares_prefixes(model, 5, 60, lambda: None)
+
+
+def test_a_choice_of_keys_that_counts_padding_is_found_in_sequences_just_below_the_longest() -> None:
+    """Doge keeps so many keys of a row, padding among them; only the lengths between its window and the row tell."""
+    model = build("DogeConfig", {**LLAMA, "keep_window_size": 40})
+    reset = LiveState(model).reset
+    assert not find_scoring(model, [5, 8, 12, 20, 30, 50, 60], reset).padding
+    assert find_scoring(model, [5, 8, 12, 20, 30, 40], reset).padding
 
 
 def test_doge_is_not_laid_out_as_a_tree_beyond_its_window() -> None:

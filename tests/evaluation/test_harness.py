@@ -634,3 +634,19 @@ def test_a_split_by_content_keeps_items_where_they_are_when_documents_are_added(
     for part in ("search", "held_out"):
         moved = [item + 7 for item in before.parts[part]["toy_pick"]]
         assert [item for item in after.parts[part]["toy_pick"] if item >= 7] == moved
+
+
+def test_the_trials_of_a_model_leave_nothing_in_it(build: Build) -> None:
+    """Dynamic rotary embeddings keep the frequencies of the longest sequence that they have seen."""
+    rotary = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    settings = only("toy_read", "word_perplexity")
+    evaluator, other = build(settings, batch_size=None), build(settings)
+    model = make_model(0, max_position_embeddings=20, rope_parameters=rotary)
+    evaluator.pack = other.pack = evaluator.pack.model_copy(update={"max_length": 200})
+    before = model.model.rotary_emb.inv_freq.clone()
+    evaluator.find_batch_size(model)
+    assert evaluator.depends_on_batch(model)
+    assert torch.equal(model.model.rotary_emb.inv_freq, before)
+    ours = evaluator.score(candidate(model), SEARCH).tasks["toy_read"]
+    fresh = make_model(0, max_position_embeddings=20, rope_parameters=rotary)
+    assert ours.outcomes == other.score(candidate(fresh), SEARCH).tasks["toy_read"].outcomes

@@ -9,9 +9,9 @@ import torch
 from models import BERT, LLAMA, build, dynamic, longrope
 from tiny_pack import make_model
 
+from evomerge.checkpoints.live_state import LiveState
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.evaluation.engine import FlatLoglikelihoods
-from evomerge.evaluation.live_state import LiveState
 from evomerge.evaluation.model_check import check_model
 
 CPU = torch.device("cpu")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -194,13 +193,16 @@ def test_a_class_without_output_embeddings_scores_the_same(tmp_path: Path, monke
         assert task.outcomes == pytest.approx(expected.tasks[name].outcomes, abs=1e-4)
 
 
-def test_what_a_worker_finds_invalid_ends_the_run_with_exit_code_two(
+def test_what_a_worker_finds_invalid_ends_the_run_with_exit_code_two_and_can_be_mended(
     refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The base of a run elsewhere is tried by the first worker only."""
+    """A base that is too large to be tried on the controller's machine is tried by the first worker."""
     monkeypatch.setattr("evomerge.study.readiness.available_memory", lambda: 0)
-    model = model_of("BertLMHeadModel", "BertConfig", **{**BERT, "is_decoder": False, **VOCABULARY})
+    run = ["run", str(tmp_path / "search.yaml"), "--ray", "none"]
+    model = model_of("GPT2LMHeadModel", "GPT2Config", **{**GPT2, "n_positions": 16, **VOCABULARY})
     with pytest.raises(AssertionError):
-        refused(model)  # `check` cannot tell here, and says so
-    assert run_command(["run", str(tmp_path / "search.yaml"), "--ray", "none"]) == 2
-    assert json.loads((tmp_path / "base" / "config.json").read_text())["is_decoder"] is False
+        refused(model, pack={"max_length": 200})  # here `check` only warns
+    assert run_command(run) == 2
+    pack = tmp_path / "pack" / "evaluator.yaml"
+    pack.write_text(pack.read_text(encoding="utf-8").replace("max_length: 200", "max_length: 16"), encoding="utf-8")
+    assert run_command(run) == 0

@@ -148,7 +148,7 @@ def make_tokenizer() -> Any:
     )
 
 
-def make_model(seed: int) -> Any:
+def make_model(seed: int, **settings: Any) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -160,7 +160,7 @@ def make_model(seed: int) -> Any:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=256,
+        **{"max_position_embeddings": 256, **settings},
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
