@@ -62,7 +62,7 @@ TOLERANCES = {"float32": (2e-4, 2e-5), "bfloat16": (0.5, 0.02), "float16": (0.1,
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one model.
+    """Result of one model.
 
     Attributes:
         verdict: EQUAL, REFUSED or FAILED.

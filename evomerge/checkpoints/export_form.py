@@ -35,7 +35,7 @@ class ExportForm:
 
 
 def export_form(base: Source) -> ExportForm:
-    """What an export of merges into the base consists of.
+    """The parts of an export of merges into the base.
 
     That is what the base consists of. Where the class that its config names would lack tensors even so, because the
     base's own files do, the config of the export names the class of the language model.

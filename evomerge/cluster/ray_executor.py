@@ -49,7 +49,7 @@ class WorkerActor:
         yield from self._worker.events(job)
 
     def ready(self) -> str | None:
-        """What is wrong with the input that the worker is built from; None where it is built."""
+        """Return the reason why the worker's input is invalid; None where the worker has been built."""
         return self._invalid
 
 

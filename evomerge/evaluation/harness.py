@@ -482,7 +482,7 @@ class HarnessEvaluator:
         self._blocks[items] = prepare_block(lm, wanted, model, *self._ways[items.part])
 
     def _find_ways(self, lm: PreparedLM, part: Part) -> tuple[Scoring, Writing]:
-        """How the requests of a part may share forward passes, with the weights at hand."""
+        """Try out, with the weights at hand, how the requests of a part can share forward passes."""
         lengths = self._lengths(lm, part)
         _check_model(lm, lengths)
         reset = lm.state.reset

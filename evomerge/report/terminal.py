@@ -23,7 +23,7 @@ _PLAIN = str.maketrans({"–": "-", "—": "-", "…": ".", "·": "|", "±": "~"
 
 
 class Terminal:
-    """Where a person reads: results on standard output, everything else on standard error.
+    """The terminal of a person: results on standard output, everything else on standard error.
 
     Args:
         out, err: its streams; the process's own ones of the moment without them.
