@@ -70,7 +70,7 @@ MEAN = "mean of cma"
 
 @dataclass(frozen=True)
 class Listener:
-    """Who is told how a run goes. All default to silence.
+    """Callbacks of a run; each defaults to silence.
 
     Attributes:
         on_open: is given the folder of the run, as soon as the study is held and may be written to.

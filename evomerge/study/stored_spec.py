@@ -55,7 +55,7 @@ def with_own_baselines(stored: SearchSpec, given: SearchSpec) -> SearchSpec:
 
 
 def differences(stored: SearchSpec, given: SearchSpec) -> str:
-    """What a given spec says otherwise than the stored one, in one line; empty where it says the same."""
+    """List in one line the differences of a given spec from the stored one; empty where there are none."""
     found = difference(_comparable(stored, given), _comparable(given, given))
     more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return "; ".join(found[:SHOWN]) + more
