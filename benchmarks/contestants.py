@@ -11,7 +11,7 @@ import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, FloatDistribution
 
-from evomerge.study.attributes import TELL
+from evomerge.storage.attributes import TELL
 from evomerge.study.samplers import CmaSampler, build_sampler
 
 with warnings.catch_warnings():

@@ -37,10 +37,10 @@ from evomerge.jobs import Cost, Outcome, Scored
 from evomerge.recipe import ModelRef
 from evomerge.spaces.bound import BoundSpace, bind
 from evomerge.spaces.space import load_space
-from evomerge.study import attributes
+from evomerge.storage import attributes
+from evomerge.storage.opening import open_storage, release
 from evomerge.study.samplers import build_sampler
 from evomerge.study.search_study import SearchStudy
-from evomerge.study.storage import open_storage, release
 
 SCHEMA = 1
 TASKS, ITEMS = 6, 200

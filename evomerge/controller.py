@@ -21,7 +21,7 @@ from evomerge.jobs import Job, Outcome, Score, Scored
 from evomerge.objective import Objective
 from evomerge.racing import Finding, Full, Running
 from evomerge.spec import BudgetSpec
-from evomerge.study import attributes
+from evomerge.storage import attributes
 from evomerge.study.incumbent import incumbent_text
 from evomerge.study.search_study import Proposal, SearchStudy
 

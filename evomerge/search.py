@@ -35,7 +35,8 @@ from evomerge.jobs import Cost, Progress
 from evomerge.objective import Objective, build_objective, task_weights
 from evomerge.racing import build_fidelity
 from evomerge.spec import BASELINES, ON_REQUEST, TRAINED, BaselineSpec, SearchSpec
-from evomerge.study import attributes
+from evomerge.storage import attributes
+from evomerge.storage.url import run_directory
 from evomerge.study.command_line import command_line
 from evomerge.study.foundation import changed_versions
 from evomerge.study.incumbent import read_incumbent
@@ -44,7 +45,6 @@ from evomerge.study.readiness import check_requests
 from evomerge.study.records import Record
 from evomerge.study.samplers import CmaSampler, Goal
 from evomerge.study.standing import standing_of
-from evomerge.study.storage import run_directory
 from evomerge.study.trials import best_trials
 from evomerge.training import DamSettings, PlannedTokens, planned_tokens
 from evomerge.verdict import (

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "evomerge"
 FLOORS = (
     ("errors", "seeding"),
     ("methods", "recipe", "catalogue", "spaces", "spec"),
+    ("storage",),
     ("merging", "checkpoints"),
     ("bank", "evaluation"),
     ("training",),
@@ -82,7 +83,7 @@ def test_no_import_of_the_package_runs_upward():
         ("spaces/shipped.py", "from evomerge import load_spec", ["evomerge"]),
         ("search.py", "def late():\n    import evomerge as house", ["evomerge"]),
         ("spaces/shipped.py", "import evomerge.search", ["evomerge.search"]),
-        ("bank/passes.py", "from evomerge.study.lock import hold", ["evomerge.study.lock"]),
+        ("storage/lock.py", "from evomerge.study.trials import best_trials", ["evomerge.study.trials"]),
         ("bank/passes.py", "from evomerge.errors import InvalidInput\nfrom evomerge.bank.memory import MemoryNeed", []),
         ("cli.py", "from evomerge import __version__", []),
         ("__init__.py", "from evomerge.search import run_search", []),
@@ -120,7 +121,7 @@ def test_n36_a_library_with_private_handles_is_imported_in_one_file(library, all
 
 def test_optuna_stays_with_spaces_and_study_and_what_reads_them():
     users = {unit_of(path) for path in FILES if any(module.split(".")[0] == "optuna" for module in imports_of(path))}
-    assert users <= {"spaces", "study", "verdict", "search", "report"}
+    assert users <= {"spaces", "storage", "study", "verdict", "search", "report"}
 
 
 @pytest.mark.parametrize("unit", ["recipe", "merging", "bank", "worker"])

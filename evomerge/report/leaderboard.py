@@ -19,7 +19,7 @@ from evomerge.baselines import current_baselines, left_out
 from evomerge.jobs import Cost
 from evomerge.report.wording import duration, in_bytes, in_thousands
 from evomerge.search import MEAN
-from evomerge.study import attributes
+from evomerge.storage import attributes
 from evomerge.study.command_line import command_line
 from evomerge.study.opening import StoredSearch
 from evomerge.study.records import Record, read_failures, read_record, read_records

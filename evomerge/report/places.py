@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from evomerge.storage.url import redact, resolve_url, run_directory
 from evomerge.study.opening import StoredSearch
-from evomerge.study.storage import redact, resolve_url, run_directory
 
 
 def models_folder(stored: StoredSearch) -> Path:

@@ -16,7 +16,7 @@ from evomerge.objective import task_weights
 from evomerge.recipe import Recipe
 from evomerge.report.wording import duration, in_bytes
 from evomerge.search import planned_training
-from evomerge.study import attributes
+from evomerge.storage import attributes
 from evomerge.study.opening import Inputs, find_study, memory_of, placement_of, sampler_of
 from evomerge.study.readiness import check_model, check_requests
 

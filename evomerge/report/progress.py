@@ -19,7 +19,7 @@ from evomerge.jobs import Progress
 from evomerge.report.terminal import Terminal
 from evomerge.report.wording import duration
 from evomerge.search import Listener
-from evomerge.study import attributes
+from evomerge.storage import attributes
 from evomerge.study.opening import StoredSearch
 
 SCHEMA = 1

@@ -14,7 +14,7 @@ from evomerge.evaluation.evaluator import ItemBlock
 from evomerge.report.leaderboard import Line
 from evomerge.report.merge_export import export_command
 from evomerge.report.places import exported_digest, exports, models_folder, run_folder
-from evomerge.study import attributes
+from evomerge.storage import attributes
 from evomerge.study.foundation import read_foundation
 from evomerge.study.opening import StoredSearch
 from evomerge.worker import WorkerSetup, build_evaluator

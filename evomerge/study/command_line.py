@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from evomerge.spec import SearchSpec
-from evomerge.study.storage import absolute_url, local_file, redact, resolve_url
+from evomerge.storage.url import absolute_url, local_file, redact, resolve_url
 
 VARIABLE = "EVOMERGE_STORAGE"
 

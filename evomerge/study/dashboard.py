@@ -9,7 +9,7 @@ import optuna
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import BaseStorage
 
-from evomerge.study.storage import with_retries
+from evomerge.storage.opening import with_retries
 
 
 def write_note(study: optuna.Study, markdown: str) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import optuna
 
 from evomerge.errors import InvalidInput, OtherSpec
-from evomerge.study import attributes
-from evomerge.study.attributes import read_text, write_text
-from evomerge.study.storage import at_once
+from evomerge.storage import attributes
+from evomerge.storage.attributes import read_text, write_text
+from evomerge.storage.opening import at_once
 
 SCHEMA = 1
 PACKAGES = ("evomerge", "torch", "transformers", "lm_eval", "optuna", "cma", "numpy", "ray")

@@ -12,8 +12,8 @@ from optuna.storages import BaseStorage
 
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.evaluator import Scores, TaskScores
-from evomerge.study import attributes
-from evomerge.study.attributes import read_text
+from evomerge.storage import attributes
+from evomerge.storage.attributes import read_text
 from evomerge.study.records import read_scores
 from evomerge.study.trials import best_trials
 

@@ -22,10 +22,10 @@ from evomerge.evaluation.aggregates import CUSTOM
 from evomerge.evaluation.evaluator import Scores, TaskScores
 from evomerge.jobs import Cost
 from evomerge.recipe import Recipe
-from evomerge.study import attributes
-from evomerge.study.attributes import read_document, read_text, write_document, write_text
+from evomerge.storage import attributes
+from evomerge.storage.attributes import read_document, read_text, write_document, write_text
+from evomerge.storage.opening import at_once, with_retries
 from evomerge.study.items import ItemOutcome, read_items, summary
-from evomerge.study.storage import at_once, with_retries
 from evomerge.study.trials import cost_to_json, finish_trial, read_cost, upload_items, value_of
 
 

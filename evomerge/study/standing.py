@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import optuna
 from optuna.trial import TrialState
 
-from evomerge.study import attributes
+from evomerge.storage import attributes
 
 
 @dataclass(frozen=True)

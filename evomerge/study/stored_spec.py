@@ -10,7 +10,7 @@ import optuna
 
 from evomerge.errors import InvalidInput
 from evomerge.spec import SearchSpec, SourceSpec, spec_from_json
-from evomerge.study import attributes
+from evomerge.storage import attributes
 from evomerge.study.foundation import difference, read_foundation
 
 SHOWN = 5  # differences in a message

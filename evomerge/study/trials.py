@@ -16,9 +16,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.evaluation.evaluator import Scores
 from evomerge.jobs import Cost
-from evomerge.study import attributes
+from evomerge.storage import attributes
+from evomerge.storage.opening import at_once
 from evomerge.study.items import write_items
-from evomerge.study.storage import at_once
 
 
 def best_trials(study: optuna.Study, count: int) -> list[FrozenTrial]:

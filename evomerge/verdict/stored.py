@@ -7,8 +7,8 @@ import json
 import optuna
 
 from evomerge.errors import InvalidInput
-from evomerge.study import attributes
-from evomerge.study.attributes import read_text, write_text
+from evomerge.storage import attributes
+from evomerge.storage.attributes import read_text, write_text
 from evomerge.study.dashboard import write_note
 from evomerge.verdict.comparison import Verdict
 from evomerge.verdict.wording import markdown

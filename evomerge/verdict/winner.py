@@ -12,8 +12,8 @@ import optuna
 from evomerge.errors import StoppedByFailures
 from evomerge.jobs import TensorDigests
 from evomerge.recipe import Recipe
-from evomerge.study import attributes
-from evomerge.study.attributes import read_text
+from evomerge.storage import attributes
+from evomerge.storage.attributes import read_text
 from evomerge.study.search_study import SearchStudy
 
 

@@ -42,7 +42,7 @@ from evomerge.errors import Interrupted
 from evomerge.search import Listener, run_baselines, run_search
 from evomerge.spaces import load_space
 from evomerge.spec import SearchSpec, override
-from evomerge.study.storage import open_storage
+from evomerge.storage.opening import open_storage
 
 MODELS = "examples/toy/models"
 PACK = "tests/assets/schema-1/two-skills"

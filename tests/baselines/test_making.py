@@ -17,7 +17,7 @@ from evomerge.evaluation.synthetic import SyntheticEvaluator
 from evomerge.objective import Objective
 from evomerge.report.leaderboard import leaderboard
 from evomerge.search import Listener, run_baselines
-from evomerge.study import attributes
+from evomerge.storage import attributes
 from evomerge.study.opening import read_search
 from evomerge.study.records import Records, read_records
 from evomerge.verdict.stored import read_verdict

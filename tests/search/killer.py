@@ -13,7 +13,7 @@ from optuna.artifacts import FileSystemArtifactStore
 
 from evomerge.cli import run_command
 from evomerge.evaluation.synthetic import SyntheticEvaluator
-from evomerge.study import attributes
+from evomerge.storage import attributes
 from evomerge.study.search_study import SearchStudy
 
 

@@ -12,7 +12,7 @@ from evomerge.evaluation.joined import joined
 from evomerge.evaluation.synthetic import SyntheticEvaluator
 from evomerge.search import run_search
 from evomerge.spec import load_spec, override
-from evomerge.study import attributes
+from evomerge.storage import attributes
 from evomerge.study.incumbent import read_incumbent
 from evomerge.study.opening import artifacts_folder, read_search
 from evomerge.study.search_study import SearchStudy

@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).parent))
 
 import killer
 
-from evomerge.study import attributes
+from evomerge.storage import attributes
 
 TRIALS = 14
 

@@ -22,7 +22,7 @@ from evomerge.report.leaderboard import (
 )
 from evomerge.search import run_search
 from evomerge.spec import load_spec, override
-from evomerge.study import attributes
+from evomerge.storage import attributes
 from evomerge.study.opening import read_search
 from evomerge.study.records import read_records
 from evomerge.study.samplers.goals import read_goals

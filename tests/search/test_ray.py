@@ -17,7 +17,7 @@ from evomerge.evaluation.evaluator import ItemBlock
 from evomerge.jobs import Failed, Score, Scored
 from evomerge.recipe import ModelRef, Recipe
 from evomerge.search import Listener
-from evomerge.study import attributes
+from evomerge.storage import attributes
 from evomerge.worker import WorkerSetup
 
 

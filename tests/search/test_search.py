@@ -21,9 +21,9 @@ from evomerge.errors import InvalidInput, OtherSpec, StoppedByFailures, StudyHel
 from evomerge.evaluation.synthetic import SyntheticEvaluator
 from evomerge.search import Listener
 from evomerge.spec import override, spec_from_json
-from evomerge.study import attributes
+from evomerge.storage import attributes
+from evomerge.storage.lock import hold
 from evomerge.study.foundation import lay_foundation, read_foundation
-from evomerge.study.lock import hold
 from evomerge.study.opening import open_inputs
 from evomerge.study.search_study import SearchStudy
 

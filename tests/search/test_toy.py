@@ -13,7 +13,7 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from evomerge.study import attributes
+from evomerge.storage import attributes
 
 ROOT = Path(__file__).parent.parent.parent
 TOY = ROOT / "examples" / "toy" / "search.yaml"

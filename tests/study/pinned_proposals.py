@@ -21,7 +21,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState
 from sampler_contract import CATEGORIES, CONDITIONAL, NUMBERS, Params, Space, ask, box, loss
 
-from evomerge.study.attributes import COMPANION, TELL
+from evomerge.storage.attributes import COMPANION, TELL
 from evomerge.study.samplers import Goal, build_sampler, write_goals
 
 FILE = Path(__file__).parent.parent / "assets" / "proposals.json"

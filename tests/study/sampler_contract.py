@@ -17,7 +17,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from evomerge.errors import InvalidInput
-from evomerge.study.attributes import TELL
+from evomerge.storage.attributes import TELL
 from evomerge.study.samplers import build_sampler
 
 Params = dict[str, Any]

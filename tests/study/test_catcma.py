@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from sampler_contract import CATEGORIES, CONDITIONAL, NUMBERS, SamplerContract, Space, ask, box, run, tell
 
 from evomerge.errors import InvalidInput
-from evomerge.study.attributes import TELL
+from evomerge.storage.attributes import TELL
 from evomerge.study.samplers import CatCmaSampler, build_sampler
 
 Loss = Callable[[Mapping[str, Any]], float]

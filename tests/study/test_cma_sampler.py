@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 from sampler_contract import CATEGORIES, CONDITIONAL, NUMBERS, SamplerContract, Space, ask, box, run, tell
 
 from evomerge.errors import InvalidInput
-from evomerge.study.attributes import TELL
+from evomerge.storage.attributes import TELL
 from evomerge.study.samplers import CmaSampler, build_sampler
 from evomerge.study.samplers.cma_evolution import Evolution, EvolutionSettings, Result
 

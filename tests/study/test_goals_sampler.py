@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from sampler_contract import CATEGORIES, CONDITIONAL, NUMBERS, Space, ask, box, crash_in_ask, loss, proposed
 
 from evomerge.errors import InvalidInput
-from evomerge.study.attributes import TELL
+from evomerge.storage.attributes import TELL
 from evomerge.study.samplers import Goal, GoalsSampler, build_sampler, write_goals
 from evomerge.study.samplers.goals import read_goals
 

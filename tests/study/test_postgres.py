@@ -14,7 +14,7 @@ import pytest
 
 from evomerge import load_spec, run_search
 from evomerge.spec import override
-from evomerge.study.storage import release
+from evomerge.storage.opening import release
 
 
 @pytest.fixture(scope="module")

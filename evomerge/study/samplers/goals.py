@@ -36,7 +36,7 @@ from optuna.trial import FrozenTrial
 
 from evomerge.errors import InvalidInput
 from evomerge.seeding import derive
-from evomerge.study.attributes import GOALS, Readable, Writable, read_text, write_text
+from evomerge.storage.attributes import GOALS, Readable, Writable, read_text, write_text
 from evomerge.study.samplers import settings
 from evomerge.study.samplers.cma import SIGMA0, refuse_unsuitable
 from evomerge.study.samplers.cma_evolution import RESTARTS, SMALLEST_POPSIZE, Evolution, EvolutionSettings, Result

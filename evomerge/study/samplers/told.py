@@ -8,7 +8,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from evomerge.study.attributes import TELL
+from evomerge.storage.attributes import TELL
 
 __all__ = ["in_tell_order"]
 

@@ -26,8 +26,9 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 
 from evomerge.errors import InvalidInput, StudyHeld
-from evomerge.study.attributes import WRITER
-from evomerge.study.storage import local_file, open_storage, release, resolve_url, with_retries
+from evomerge.storage.attributes import WRITER
+from evomerge.storage.opening import open_storage, release, with_retries
+from evomerge.storage.url import local_file, resolve_url
 
 __all__ = ["Hold", "Patience", "hold"]
 

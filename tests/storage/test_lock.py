@@ -13,17 +13,17 @@ import optuna
 import pytest
 
 from evomerge.errors import StudyHeld
-from evomerge.study import lock
-from evomerge.study.attributes import WRITER
-from evomerge.study.lock import Patience, hold
-from evomerge.study.storage import open_storage
+from evomerge.storage import lock
+from evomerge.storage.attributes import WRITER
+from evomerge.storage.lock import Patience, hold
+from evomerge.storage.opening import open_storage
 
 QUICK = Patience(refresh=0.1, silence=1.5, skew=900.0, settle=0.1)
 
 HOLDER = """
 import sys, time
-from evomerge.study import lock
-from evomerge.study.storage import open_storage
+from evomerge.storage import lock
+from evomerge.storage.opening import open_storage
 url, remote = sys.argv[1:]
 if remote == "server":  # the rules for servers, without a server
     held = lock._hold_study(open_storage(url), "s", ["maximize"], lock.Patience(0.1, 1.5, 900.0, 0.1))

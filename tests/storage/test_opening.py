@@ -1,4 +1,4 @@
-"""Storage URLs, their passwords, and what is refused."""
+"""Storages that are opened by URL: their passwords, and what is refused."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 
 from evomerge.errors import Interrupted, InvalidInput
-from evomerge.study import storage
-from evomerge.study.storage import local_file, open_storage, redact, resolve_url, run_directory, with_retries
+from evomerge.storage import opening
+from evomerge.storage.opening import open_storage, with_retries
+from evomerge.storage.url import local_file, redact, resolve_url
 
 
 def use(url: str) -> int:
@@ -92,7 +93,7 @@ def test_a_missing_redis_client_is_named_with_its_extra() -> None:
 import sys
 sys.modules["redis"] = None
 from evomerge.errors import InvalidInput
-from evomerge.study.storage import open_storage
+from evomerge.storage.opening import open_storage
 try:
     open_storage("redis://:secret@localhost:1/0")
 except InvalidInput as error:
@@ -106,28 +107,9 @@ except InvalidInput as error:
 
 
 def test_the_redis_journal_neither_reads_nor_writes_pickles() -> None:
-    backend = storage._RedisBackend.__new__(storage._RedisBackend)  # without a client and a server
+    backend = opening._RedisBackend.__new__(opening._RedisBackend)  # without a client and a server
     backend.save_snapshot(b"anything")
     assert backend.load_snapshot() is None
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("postgresql://u:pw@h:5/d", "postgresql://u:***@h:5/d"),
-        ("mysql+pymysql://u:p%40w@h/d?charset=utf8", "mysql+pymysql://u:***@h/d?charset=utf8"),
-        ("redis://:pw@h:6379/0", "redis://:***@h:6379/0"),
-        ("postgresql://u@h/d?password=pw&sslmode=require", "postgresql://u@h/d?password=***&sslmode=require"),
-        ("postgresql://u:p@w@h/d", "postgresql://u:***@h/d"),
-        ("postgresql://u:p/w?x@h/d", "postgresql://u:***@h/d"),
-        ("postgresql://h/d", "postgresql://h/d"),
-        ("sqlite:///runs/a/study.db", "sqlite:///runs/a/study.db"),
-        ("env:STUDY_URL", "env:STUDY_URL"),
-        ("runs/study.log", "runs/study.log"),
-    ],
-)
-def test_a_shown_url_has_no_password(url: str, shown: str) -> None:
-    assert redact(url) == shown
 
 
 @given(password=st.text(st.characters(codec="utf-8", exclude_categories=("Cc",)), min_size=1, max_size=20))
@@ -157,7 +139,7 @@ def _given_to_optuna(url: str) -> str:
             raise ImportError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "RDBStorage", Recorder)
+        patch.setattr(opening, "RDBStorage", Recorder)
         with pytest.raises(InvalidInput):
             open_storage(url)
     return made[0]
@@ -169,26 +151,10 @@ def test_an_unreachable_server_is_reported_without_the_password() -> None:
             raise StorageInternalError(f"no route to {url}")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "RDBStorage", Failing)
+        patch.setattr(opening, "RDBStorage", Failing)
         with pytest.raises(InvalidInput, match="no route") as error:
             open_storage("postgresql://user:geheim@host/name")
     assert "geheim" not in str(error.value)
-
-
-def test_the_environment_can_hold_the_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("STUDY_URL", f"sqlite:///{tmp_path}/study.db")
-    assert use("env:STUDY_URL") == 1
-    assert resolve_url("env:STUDY_URL") == f"sqlite:///{tmp_path}/study.db"
-    monkeypatch.delenv("STUDY_URL")
-    with pytest.raises(InvalidInput, match="'STUDY_URL' is not set"):
-        open_storage("env:STUDY_URL")
-
-
-def test_the_run_directory_is_beside_the_file() -> None:
-    assert run_directory("sqlite:///runs/a/study.db", "a") == Path("runs/a")
-    assert run_directory("sqlite:////data/study.db", "a") == Path("/data")
-    assert run_directory("journal:////data/study.journal", "a") == Path("/data")
-    assert run_directory("postgresql://h/d", "a") == Path("runs/a")
 
 
 MOUNTS = """\
@@ -210,11 +176,11 @@ server:/home /home nfs4 rw 0 0
     ],
 )
 def test_the_file_system_is_that_of_the_innermost_mount(file: str, kind: str) -> None:
-    assert storage._filesystem(Path(file), MOUNTS) == kind
+    assert opening._filesystem(Path(file), MOUNTS) == kind
 
 
 def test_sqlite_on_a_network_file_system_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(storage, "_filesystem", lambda file: "nfs4")
+    monkeypatch.setattr(opening, "_filesystem", lambda file: "nfs4")
     with pytest.raises(InvalidInput, match=r"network file system \(nfs4\).*journal:///"):
         open_storage(f"sqlite:///{tmp_path}/study.db")
     assert use(f"journal:///{tmp_path}/study.journal") == 1
@@ -252,3 +218,12 @@ def test_writes_are_retried_while_the_storage_reports_an_internal_error() -> Non
     outcomes[:] = [ValueError("ours"), 7]
     with pytest.raises(ValueError, match="ours"):
         with_retries(write, first_wait=0.001)
+
+
+def test_the_environment_can_hold_the_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("STUDY_URL", f"sqlite:///{tmp_path}/study.db")
+    assert use("env:STUDY_URL") == 1
+    assert resolve_url("env:STUDY_URL") == f"sqlite:///{tmp_path}/study.db"
+    monkeypatch.delenv("STUDY_URL")
+    with pytest.raises(InvalidInput, match="'STUDY_URL' is not set"):
+        open_storage("env:STUDY_URL")

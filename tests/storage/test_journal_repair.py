@@ -12,8 +12,8 @@ import optuna
 import pytest
 
 from evomerge.errors import InvalidInput
-from evomerge.study.journal import repair_tail
-from evomerge.study.storage import open_storage
+from evomerge.storage.journal_repair import repair_tail
+from evomerge.storage.opening import open_storage
 
 
 def new_study(path: Path, trials: int = 3) -> None:

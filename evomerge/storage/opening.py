@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 import warnings
@@ -18,19 +17,12 @@ from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from evomerge.errors import Interrupted, InvalidInput, nearest
-from evomerge.study.journal import repair_tail
-from evomerge.study.owned import OwnedStorage
+from evomerge.storage.journal_repair import repair_tail
+from evomerge.storage.single_writer import OwnedStorage
+from evomerge.storage.url import SQLITE, file_of, redact, resolve_url, scheme_of
 
-__all__ = [
-    "absolute_url",
-    "at_once",
-    "local_file",
-    "open_storage",
-    "redact",
-    "resolve_url",
-    "run_directory",
-    "with_retries",
-]
+__all__ = ["at_once", "open_storage", "with_retries"]
+
 
 _Result = TypeVar("_Result")
 
@@ -51,7 +43,6 @@ _SERVERS: Final = {
     "postgresql+psycopg": ("postgresql+psycopg", "postgres"),
     "mysql+pymysql": ("mysql+pymysql", "mysql"),
 }
-_SQLITE: Final = ("sqlite", "sqlite+pysqlite")
 _REDIS: Final = ("redis", "rediss")
 
 # As /proc/mounts names them. On these, SQLite's locks are unreliable: it says "database is locked" or loses data.
@@ -62,7 +53,6 @@ _NETWORK_FILESYSTEMS: Final = frozenset({
 })  # fmt: skip
 
 _SQLITE_TIMEOUT = 60  # seconds that a write waits for a reader's lock; the default of 5 kills studies
-_SECRET_OPTION: Final = re.compile(r"([?&][^=&]*(?:pass|pwd|secret|token)[^=&]*=)[^&]*", re.IGNORECASE)
 
 
 def open_storage(url: str, *, owned: bool = False) -> BaseStorage:
@@ -80,72 +70,18 @@ def open_storage(url: str, *, owned: bool = False) -> BaseStorage:
             journal. No message shows a password.
     """
     url = resolve_url(url)
-    scheme, cache = _scheme(url), OwnedStorage if owned else _CachedStorage
-    if scheme in _SQLITE:
+    scheme, cache = scheme_of(url), OwnedStorage if owned else _CachedStorage
+    if scheme in SQLITE:
         return cache(_open_sqlite(url))
     if scheme == "journal":
-        return _open_journal(_file(url))
+        return _open_journal(file_of(url))
     if scheme in _SERVERS:
         return cache(_open_server(url, *_SERVERS[scheme]))
     if scheme in _REDIS:
         return _open_redis(url)
-    close = nearest(scheme, [*_SQLITE, *_SERVERS, *_REDIS, "journal"])
+    close = nearest(scheme, [*SQLITE, *_SERVERS, *_REDIS, "journal"])
     hint = f"did you mean {close[0]}://? " if close and scheme else ""
     raise InvalidInput(f"unknown storage {redact(url)!r}; {hint}allowed: {'; '.join(ALLOWED)}")
-
-
-def resolve_url(url: str) -> str:
-    """The URL itself; of `env:NAME`, the content of that environment variable.
-
-    Raises:
-        InvalidInput: the variable is not set.
-    """
-    if not url.startswith("env:"):
-        return url
-    name = url.removeprefix("env:")
-    value = os.environ.get(name)
-    if not value:
-        raise InvalidInput(
-            f"the storage is {url!r}, but the environment variable {name!r} is not set; export the URL in it"
-        )
-    return value
-
-
-def redact(url: str) -> str:
-    """The URL as it may be shown: passwords, also those in its query, are ***.
-
-    It may be malformed: whatever could belong to a password, such as a part after an @ that should have been encoded,
-    is hidden too.
-    """
-    scheme, separator, rest = url.partition("://")
-    if not separator or _scheme(url) in (*_SQLITE, "journal"):
-        return url
-    credentials, at, place = rest.rpartition("@")
-    user, colon, _ = credentials.partition(":")
-    shown = f"{user}:***@{place}" if colon else f"{credentials}{at}{place}"
-    return f"{scheme}://" + _SECRET_OPTION.sub(r"\1***", shown)
-
-
-def local_file(url: str) -> Path | None:
-    """The SQLite or journal file behind a URL, None for servers."""
-    url = resolve_url(url)
-    return _file(url) if _scheme(url) in (*_SQLITE, "journal") else None
-
-
-def absolute_url(url: str) -> str:
-    """The URL of a SQLite or journal file with an absolute path, so that it holds from any working directory."""
-    file = local_file(url)
-    if file is None:
-        return url
-    scheme, separator, rest = url.partition("://")
-    options = "?" + rest.partition("?")[2] if _scheme(url) in _SQLITE and "?" in rest else ""
-    return f"{scheme if separator else 'journal'}:///{file.absolute()}{options}"
-
-
-def run_directory(url: str, name: str) -> Path:
-    """Where a search keeps what is not in its study: the folder of the file, or `runs/<name>` for servers."""
-    file = local_file(url)
-    return Path("runs") / name if file is None else file.parent
 
 
 def with_retries(write: Callable[[], _Result], *, attempts: int = 6, first_wait: float = 0.5) -> _Result:
@@ -193,29 +129,8 @@ def release(storage: BaseStorage) -> None:
         relational.engine.dispose()
 
 
-def _scheme(url: str) -> str:
-    """The scheme in small letters; a path without one is a journal if its name says so, else ""."""
-    scheme, separator, _ = url.partition("://")
-    if separator:
-        return scheme.lower()
-    return "journal" if url.endswith((".log", ".journal")) else ""
-
-
-def _file(url: str) -> Path:
-    """`sqlite:///FILE`, `journal:///FILE` or a path. As in SQLAlchemy, an absolute FILE makes it four slashes."""
-    _, separator, rest = url.partition("://")
-    path = (rest[1:] if rest.startswith("/") else "") if separator else url
-    path = path.partition("?")[0] if _scheme(url) in _SQLITE else path
-    if not path or path == ":memory:" or path.startswith("file:"):
-        raise InvalidInput(
-            f"storage {url!r} names no file: write {_scheme(url)}:///FILE, with four slashes if FILE is absolute "
-            f"(a study in memory could not be resumed)"
-        )
-    return Path(path)
-
-
 def _open_sqlite(url: str) -> RDBStorage:
-    file = _file(url)
+    file = file_of(url)
     kind = _filesystem(file)
     if kind in _NETWORK_FILESYSTEMS:
         raise InvalidInput(

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge.errors import InvalidInput
-from evomerge.study import attributes
-from evomerge.study.attributes import read_text, write_text
+from evomerge.storage import attributes
+from evomerge.storage.attributes import read_text, write_text
 
 
 class Attributes:

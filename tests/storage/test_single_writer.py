@@ -11,8 +11,8 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from evomerge.errors import Interrupted
-from evomerge.study.owned import OwnedStorage
-from evomerge.study.storage import at_once, open_storage, release
+from evomerge.storage.opening import at_once, open_storage, release
+from evomerge.storage.single_writer import OwnedStorage
 
 SPACE = {
     "x": FloatDistribution(0.0, 1.0),
@@ -131,7 +131,7 @@ def test_a_block_that_raises_leaves_nothing(storage, url):
 
 
 def test_a_commit_that_fails_is_tried_again(storage, monkeypatch):
-    monkeypatch.setattr("evomerge.study.storage.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("evomerge.storage.opening.time.sleep", lambda seconds: None)
     study = create(storage)
     failures = [1, 1]
 
@@ -158,7 +158,7 @@ def test_a_journal_stores_each_write_as_it_comes(tmp_path, monkeypatch):
         study.ask(SPACE)
         raise StorageInternalError
 
-    monkeypatch.setattr("evomerge.study.storage.with_retries", lambda write: write())
+    monkeypatch.setattr("evomerge.storage.opening.with_retries", lambda write: write())
     with pytest.raises(StorageInternalError):
         at_once(storage, half)
     assert len(study.get_trials()) == 1
