@@ -11,8 +11,8 @@ import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, FloatDistribution
 
+from evomerge.samplers import CmaSampler, build_sampler
 from evomerge.storage.attributes import TELL
-from evomerge.study.samplers import CmaSampler, build_sampler
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", UserWarning)  # that it cannot plot without matplotlib

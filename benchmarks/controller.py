@@ -35,11 +35,11 @@ from evomerge.catalogue import build_catalogue
 from evomerge.evaluation.evaluator import Scores, TaskScores
 from evomerge.jobs import Cost, Outcome, Scored
 from evomerge.recipe import ModelRef
+from evomerge.samplers import build_sampler
 from evomerge.spaces.bound import BoundSpace, bind
 from evomerge.spaces.space import load_space
 from evomerge.storage import attributes
 from evomerge.storage.opening import open_storage, release
-from evomerge.study.samplers import build_sampler
 from evomerge.study.search_study import SearchStudy
 
 SCHEMA = 1

@@ -34,6 +34,7 @@ from evomerge.evaluation.evaluator import ItemBlock, Scores
 from evomerge.jobs import Cost, Progress
 from evomerge.objective import Objective, build_objective, task_weights
 from evomerge.racing import build_fidelity
+from evomerge.samplers import CmaSampler, Goal
 from evomerge.spec import BASELINES, ON_REQUEST, TRAINED, BaselineSpec, SearchSpec
 from evomerge.storage import attributes
 from evomerge.storage.url import run_directory
@@ -43,7 +44,6 @@ from evomerge.study.incumbent import read_incumbent
 from evomerge.study.opening import Inputs, OpenSearch, open_inputs, open_search, placement_of
 from evomerge.study.readiness import check_requests
 from evomerge.study.records import Record
-from evomerge.study.samplers import CmaSampler, Goal
 from evomerge.study.standing import standing_of
 from evomerge.study.trials import best_trials
 from evomerge.training import DamSettings, PlannedTokens, planned_tokens

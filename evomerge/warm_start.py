@@ -11,12 +11,12 @@ from evomerge.checkpoints.export import RECIPE_FILES
 from evomerge.errors import InvalidInput
 from evomerge.objective import Objective
 from evomerge.recipe import Recipe
+from evomerge.samplers import Goal
 from evomerge.spaces.document import read_text
 from evomerge.spaces.nearest import nearest_params
 from evomerge.spec import OtherStudy, WarmStartSpec
 from evomerge.study.opening import OpenSearch, find_study
 from evomerge.study.records import Record, read_scores
-from evomerge.study.samplers import Goal
 from evomerge.study.standing import standing_of
 from evomerge.study.trials import best_trials
 from evomerge.training.coefficients import mean_weights

@@ -1,1 +1,1 @@
-"""The study: records of a search in an Optuna study, samplers whose state is rebuilt from it, and its siblings."""
+"""The study: records of a search in an Optuna study, and its siblings."""

@@ -24,6 +24,7 @@ from evomerge.errors import InvalidInput
 from evomerge.evaluation.evaluator import Evaluator
 from evomerge.evaluation.split import split_from_json, split_to_json
 from evomerge.recipe import ModelRef
+from evomerge.samplers import CatCmaSampler, CmaSampler, GoalsSampler, build_sampler
 from evomerge.spaces.bound import BoundSpace, bind
 from evomerge.spec import SearchSpec
 from evomerge.storage import attributes
@@ -32,7 +33,6 @@ from evomerge.storage.opening import open_storage, release, with_retries
 from evomerge.storage.url import local_file, redact, resolve_url, run_directory
 from evomerge.study.foundation import Foundation, lay_foundation
 from evomerge.study.records import Records
-from evomerge.study.samplers import CatCmaSampler, CmaSampler, GoalsSampler, build_sampler
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.stored_spec import differences, relocated, stored_spec, with_own_baselines
 from evomerge.worker import WorkerSetup, build_evaluator

@@ -24,12 +24,12 @@ from evomerge.errors import InvalidInput
 from evomerge.evaluation.evaluator import Scores
 from evomerge.jobs import Cost, Outcome, Scored
 from evomerge.recipe import Recipe
+from evomerge.samplers import CmaSampler, Goal, write_goals
 from evomerge.spaces.bound import BoundSpace
 from evomerge.storage import attributes
 from evomerge.storage.attributes import write_document, write_text
 from evomerge.storage.opening import at_once, with_retries
 from evomerge.study.items import summary
-from evomerge.study.samplers import CmaSampler, Goal, write_goals
 from evomerge.study.trials import cost_to_json, finish_trial, is_feasible, read_cost, upload_items, value_of
 
 MAX_ATTEMPTS = 3

@@ -20,12 +20,12 @@ from evomerge.report.leaderboard import (
     leaderboard_tables,
     pareto_front,
 )
+from evomerge.samplers.reference_points import read_goals
 from evomerge.search import run_search
 from evomerge.spec import load_spec, override
 from evomerge.storage import attributes
 from evomerge.study.opening import read_search
 from evomerge.study.records import read_records
-from evomerge.study.samplers.goals import read_goals
 from evomerge.study.trials import best_trials, value_of
 from evomerge.verdict import read_winner
 

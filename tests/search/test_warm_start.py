@@ -4,9 +4,9 @@ import pytest
 
 from evomerge.cli import run_command
 from evomerge.errors import InvalidInput, OtherSpec
+from evomerge.samplers import CmaSampler
 from evomerge.search import run_search
 from evomerge.spec import load_spec, override
-from evomerge.study.samplers import CmaSampler
 from evomerge.study.trials import best_trials
 
 BASELINES = ["uniform-soup", "task-arithmetic", "ties"]

@@ -5,7 +5,7 @@ when a study was begun goes on with that study as another search. `test_pinned_p
 
 Run by hand, this writes the file again, for when other proposals are meant:
 
-    python tests/study/pinned_proposals.py
+    python tests/samplers/pinned_proposals.py
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState
 from sampler_contract import CATEGORIES, CONDITIONAL, NUMBERS, Params, Space, ask, box, loss
 
+from evomerge.samplers import Goal, build_sampler, write_goals
 from evomerge.storage.attributes import COMPANION, TELL
-from evomerge.study.samplers import Goal, build_sampler, write_goals
 
 FILE = Path(__file__).parent.parent / "assets" / "proposals.json"
 COUNT = 20

@@ -37,10 +37,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.errors import InvalidInput
+from evomerge.samplers import settings
+from evomerge.samplers.base import SEEDS, KeyedSampler, SamplerSpace
 from evomerge.seeding import derive
-from evomerge.study.samplers import settings
-from evomerge.study.samplers.keyed import SEEDS, KeyedSampler
-from evomerge.study.samplers.space import SamplerSpace
 
 __all__ = ["RebuiltSampler", "build_gp", "build_nsgaii", "build_nsgaiii", "build_random", "build_tpe"]
 

@@ -15,9 +15,9 @@ from optuna.trial import TrialState
 from sampler_contract import CATEGORIES, CONDITIONAL, NUMBERS, Space, ask, box, crash_in_ask, loss, proposed
 
 from evomerge.errors import InvalidInput
+from evomerge.samplers import Goal, GoalsSampler, build_sampler, write_goals
+from evomerge.samplers.reference_points import read_goals
 from evomerge.storage.attributes import TELL
-from evomerge.study.samplers import Goal, GoalsSampler, build_sampler, write_goals
-from evomerge.study.samplers.goals import read_goals
 
 SPACE = box(6)
 OBJECTIVES = 4

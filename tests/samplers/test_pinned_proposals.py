@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pinned_proposals import CASES, COUNT, FILE, propose, rows
 
-from evomerge.study.samplers import SAMPLERS
+from evomerge.samplers import SAMPLERS
 
 PINNED: dict[str, list[list[Any]]] = json.loads(FILE.read_text(encoding="utf-8"))
 

@@ -12,7 +12,7 @@ from sampler_contract import CONDITIONAL, SamplerContract, Space, ask, box, loss
 from scipy.stats import qmc
 
 from evomerge.errors import InvalidInput
-from evomerge.study.samplers import SAMPLERS, build_sampler
+from evomerge.samplers import SAMPLERS, build_sampler
 
 
 class TestRandom(SamplerContract):

@@ -19,8 +19,8 @@ from optuna.trial import TrialState
 from sampler_contract import CATEGORIES, CONDITIONAL, NUMBERS, SamplerContract, Space, ask, box, run, tell
 
 from evomerge.errors import InvalidInput
+from evomerge.samplers import CatCmaSampler, build_sampler
 from evomerge.storage.attributes import TELL
-from evomerge.study.samplers import CatCmaSampler, build_sampler
 
 Loss = Callable[[Mapping[str, Any]], float]
 

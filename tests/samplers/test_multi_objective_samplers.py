@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sampler_contract import CONDITIONAL, SamplerContract, Space, ask, box, crash_in_ask, loss, proposed
 
 from evomerge.errors import InvalidInput
-from evomerge.study.samplers import build_sampler
+from evomerge.samplers import build_sampler
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "gp": {"n_startup_trials": 4},

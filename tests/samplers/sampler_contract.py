@@ -17,8 +17,8 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from evomerge.errors import InvalidInput
+from evomerge.samplers import build_sampler
 from evomerge.storage.attributes import TELL
-from evomerge.study.samplers import build_sampler
 
 Params = dict[str, Any]
 NewStudy = Callable[..., optuna.Study]

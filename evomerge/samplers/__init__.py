@@ -14,14 +14,14 @@ from typing import Any, Final, Protocol
 from optuna.samplers import BaseSampler
 
 from evomerge.errors import InvalidInput, unknown_name
-from evomerge.study.samplers import catcma, cma, goals, qmc, rebuilt
-from evomerge.study.samplers.catcma import CatCmaSampler
-from evomerge.study.samplers.cma import CmaSampler
-from evomerge.study.samplers.constraints import ConstrainedSampler, Constraints
-from evomerge.study.samplers.goals import Goal, GoalsSampler, write_goals
-from evomerge.study.samplers.qmc import SobolSampler
-from evomerge.study.samplers.rebuilt import RebuiltSampler
-from evomerge.study.samplers.space import SamplerSpace
+from evomerge.samplers import catcma, cma, optuna_builtin, reference_points, sobol
+from evomerge.samplers.base import SamplerSpace
+from evomerge.samplers.catcma import CatCmaSampler
+from evomerge.samplers.cma import CmaSampler
+from evomerge.samplers.constraints import ConstrainedSampler, Constraints
+from evomerge.samplers.optuna_builtin import RebuiltSampler
+from evomerge.samplers.reference_points import Goal, GoalsSampler, write_goals
+from evomerge.samplers.sobol import SobolSampler
 
 __all__ = [
     "SAMPLERS",
@@ -47,12 +47,12 @@ SAMPLERS: Final[Mapping[str, _Builder]] = MappingProxyType(
     {
         "catcma": catcma.build,
         "cma": cma.build,
-        "gp": rebuilt.build_gp,
-        "nsgaii": rebuilt.build_nsgaii,
-        "nsgaiii": rebuilt.build_nsgaiii,
-        "qmc": qmc.build,
-        "random": rebuilt.build_random,
-        "tpe": rebuilt.build_tpe,
+        "gp": optuna_builtin.build_gp,
+        "nsgaii": optuna_builtin.build_nsgaii,
+        "nsgaiii": optuna_builtin.build_nsgaiii,
+        "qmc": sobol.build,
+        "random": optuna_builtin.build_random,
+        "tpe": optuna_builtin.build_tpe,
     }
 )
 
@@ -101,6 +101,6 @@ def build_sampler(
         raise InvalidInput(f"the sampler {name} cannot learn from constraints; use nsgaii, nsgaiii, tpe or gp")
     build = SAMPLERS[name]
     if name == "cma":
-        build = partial(cma.build, tie_breaker=tie_breaker) if directions == 1 else goals.build
+        build = partial(cma.build, tie_breaker=tie_breaker) if directions == 1 else reference_points.build
     sampler = build(settings, seed=seed, space=space, workers=workers)
     return sampler if constraints is None else ConstrainedSampler(sampler, constraints)

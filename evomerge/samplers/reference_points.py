@@ -35,15 +35,14 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
 from evomerge.errors import InvalidInput
+from evomerge.samplers import settings
+from evomerge.samplers.base import ReplayedSampler, SamplerSpace
+from evomerge.samplers.cma import SIGMA0, refuse_unsuitable
+from evomerge.samplers.cma_evolution import RESTARTS, SMALLEST_POPSIZE, Evolution, EvolutionSettings, Result
+from evomerge.samplers.cma_strategy import default_popsize
+from evomerge.samplers.unit_cube import UnitCube
 from evomerge.seeding import derive
 from evomerge.storage.attributes import GOALS, Readable, Writable, read_text, write_text
-from evomerge.study.samplers import settings
-from evomerge.study.samplers.cma import SIGMA0, refuse_unsuitable
-from evomerge.study.samplers.cma_evolution import RESTARTS, SMALLEST_POPSIZE, Evolution, EvolutionSettings, Result
-from evomerge.study.samplers.cma_strategy import default_popsize
-from evomerge.study.samplers.replayed import ReplayedSampler
-from evomerge.study.samplers.space import SamplerSpace
-from evomerge.study.samplers.unit_cube import UnitCube
 
 __all__ = ["Goal", "GoalsSampler", "build", "read_goals", "write_goals"]
 

@@ -16,11 +16,10 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 from scipy.stats import qmc
 
+from evomerge.samplers import settings
+from evomerge.samplers.base import KeyedSampler, SamplerSpace
+from evomerge.samplers.unit_cube import UnitCube
 from evomerge.seeding import derive
-from evomerge.study.samplers import settings
-from evomerge.study.samplers.keyed import KeyedSampler
-from evomerge.study.samplers.space import SamplerSpace
-from evomerge.study.samplers.unit_cube import UnitCube
 
 __all__ = ["SobolSampler", "build"]
 

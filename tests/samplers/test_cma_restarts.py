@@ -18,9 +18,9 @@ from optuna.trial import TrialState
 from sampler_contract import Space, ask, box, tell
 
 from evomerge.errors import InvalidInput
+from evomerge.samplers import CmaSampler, build_sampler
+from evomerge.samplers.cma_evolution import Evolution, EvolutionSettings, Result, untied
 from evomerge.seeding import derive
-from evomerge.study.samplers import CmaSampler, build_sampler
-from evomerge.study.samplers.cma_evolution import Evolution, EvolutionSettings, Result, untied
 
 Point = NDArray[np.float64]
 

@@ -28,12 +28,10 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
 from evomerge.errors import InvalidInput
+from evomerge.samplers import settings
+from evomerge.samplers.base import SEEDS, ReplayedSampler, SamplerSpace
+from evomerge.samplers.unit_cube import UnitCube
 from evomerge.seeding import derive
-from evomerge.study.samplers import settings
-from evomerge.study.samplers.keyed import SEEDS
-from evomerge.study.samplers.replayed import ReplayedSampler
-from evomerge.study.samplers.space import SamplerSpace
-from evomerge.study.samplers.unit_cube import UnitCube
 
 __all__ = ["CatCmaSampler", "build"]
 

@@ -22,9 +22,9 @@ from optuna.trial import TrialState
 from sampler_contract import CATEGORIES, CONDITIONAL, NUMBERS, SamplerContract, Space, ask, box, run, tell
 
 from evomerge.errors import InvalidInput
+from evomerge.samplers import CmaSampler, build_sampler
+from evomerge.samplers.cma_evolution import Evolution, EvolutionSettings, Result
 from evomerge.storage.attributes import TELL
-from evomerge.study.samplers import CmaSampler, build_sampler
-from evomerge.study.samplers.cma_evolution import Evolution, EvolutionSettings, Result
 
 
 class TestCma(SamplerContract):
@@ -321,7 +321,7 @@ def test_validation_survives_optimised_python() -> None:
     script = """
 from optuna.distributions import FloatDistribution
 from evomerge.errors import InvalidInput
-from evomerge.study.samplers import CmaSampler
+from evomerge.samplers import CmaSampler
 class Space:
     distributions = {"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)}
     centre = {"x": 0.5, "y": 0.5}

@@ -29,9 +29,9 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.errors import InvalidInput
-from evomerge.seeding import derive
-from evomerge.study.samplers import settings
-from evomerge.study.samplers.cma_evolution import (
+from evomerge.samplers import settings
+from evomerge.samplers.base import ReplayedSampler, SamplerSpace
+from evomerge.samplers.cma_evolution import (
     GENERATION_MODES,
     RESTARTS,
     SMALLEST_POPSIZE,
@@ -39,10 +39,9 @@ from evomerge.study.samplers.cma_evolution import (
     EvolutionSettings,
     Result,
 )
-from evomerge.study.samplers.cma_strategy import default_popsize
-from evomerge.study.samplers.replayed import ReplayedSampler
-from evomerge.study.samplers.space import SamplerSpace
-from evomerge.study.samplers.unit_cube import UnitCube
+from evomerge.samplers.cma_strategy import default_popsize
+from evomerge.samplers.unit_cube import UnitCube
+from evomerge.seeding import derive
 
 __all__ = ["SIGMA0", "CmaSampler", "build", "default_popsize", "refuse_unsuitable"]
 

@@ -1,0 +1,134 @@
+"""Base classes of the samplers: draws keyed by seed and ordinal, states replayed in the order of telling.
+
+A generator that lives in the process is somewhere else after a restart. A keyed draw is the same in any process, at any
+time and whatever else has been drawn, which is what lets a resumed study go on as if nothing had happened. A replayed
+state learns the results of the study again, in the order in which they were told.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from evomerge.seeding import derive
+from evomerge.storage.attributes import TELL
+
+__all__ = ["SEEDS", "KeyedSampler", "ReplayedSampler", "SamplerSpace", "in_tell_order"]
+
+
+SEEDS = 2**32  # numpy's RandomState, which Optuna's samplers draw from, takes seeds below this
+
+
+class SamplerSpace(Protocol):
+    """The search space as samplers see it. It is given once and never inferred from the trials of a study, where one
+    odd trial would change it."""
+
+    @property
+    def distributions(self) -> Mapping[str, BaseDistribution]:
+        """Every parameter with its distribution, in a fixed order."""
+        ...
+
+    @property
+    def conditional(self) -> bool:
+        """Whether some parameters exist only for some values of others."""
+        ...
+
+    @property
+    def centre(self) -> Mapping[str, Any]:
+        """The params that a search starts from."""
+        ...
+
+    def is_complete(self, params: Mapping[str, Any]) -> bool:
+        """Whether every parameter that exists has a value."""
+        ...
+
+
+def in_tell_order(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that can be learned from, COMPLETE and PRUNED ones, by their user attribute `evomerge:tell`.
+
+    Trials without it come first, in the order of their completion.
+    """
+    learned_from = (TrialState.COMPLETE, TrialState.PRUNED)
+    return sorted((trial for trial in trials if trial.state in learned_from), key=_position)
+
+
+def _position(trial: FrozenTrial) -> tuple[int, Any, int]:
+    told = trial.user_attrs.get(TELL)
+    if isinstance(told, int):
+        return (1, told, trial.number)
+    return (0, trial.datetime_complete or datetime.min, trial.number)
+
+
+class KeyedSampler(BaseSampler):
+    """Base of all samplers here. It knows the ordinal of a proposal, and answers what no search space foresaw."""
+
+    def __init__(self, space: SamplerSpace, *, seed: int) -> None:
+        self._space = space
+        self._seed = seed
+        self._latest = (-1, -1)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        # Once per trial and not once per parameter.
+        self._latest = (trial.number, _ordinal(study, trial, self._space))
+
+    def ordinal(self, study: Study, trial: FrozenTrial) -> int:
+        """The position of the trial among the proposals: its number, less the trials before it that never became one.
+
+        A controller that is killed while it asks leaves a trial without all its params, which is then failed, and
+        proposed again under a new number. Trials that are being asked at the same moment, by the threads of
+        `Study.optimize(n_jobs=…)`, have different ordinals.
+        """
+        number, position = self._latest
+        return position if number == trial.number else _ordinal(study, trial, self._space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """A uniform draw, keyed by the parameter's name too. For parameters that the search space does not have."""
+        seed = derive(self._seed, "independent", self.ordinal(study, trial), param_name) % SEEDS
+        return RandomSampler(seed=seed).sample_independent(study, trial, param_name, param_distribution)
+
+
+def _ordinal(study: Study, trial: FrozenTrial, space: SamplerSpace) -> int:
+    failed = study._get_trials(deepcopy=False, states=(TrialState.FAIL,), use_cache=True)
+    half_asked = sum(1 for other in failed if other.number < trial.number and not space.is_complete(other.params))
+    return trial.number - half_asked
+
+
+class ReplayedSampler(KeyedSampler):
+    """Base of the samplers that learn. A running one and one that was made anew execute the same code."""
+
+    def __init__(self, space: SamplerSpace, *, seed: int) -> None:
+        super().__init__(space, seed=seed)
+        self._seen: list[int] = []
+
+    def _forget(self) -> None:
+        """Go back to the state before the first result."""
+        raise NotImplementedError
+
+    def _hear(self, study: Study, trial: FrozenTrial, ordinal: int) -> None:
+        """Learn from a finished trial, if it can be learned from. `ordinal` is that of its proposal."""
+        raise NotImplementedError
+
+    def _catch_up(self, study: Study, known: Sequence[FrozenTrial]) -> None:
+        """Learn from the trials that have finished since the last time."""
+        trials = in_tell_order(known)
+        if [trial.number for trial in trials[: len(self._seen)]] != self._seen:
+            self._seen = []  # another study, or a trial was inserted before one that we have learned from
+            self._forget()
+        half_asked = self._half_asked(known)
+        for trial in trials[len(self._seen) :]:
+            self._seen.append(trial.number)
+            self._hear(study, trial, trial.number - bisect_left(half_asked, trial.number))
+
+    def _half_asked(self, trials: Sequence[FrozenTrial]) -> list[int]:
+        """Numbers of the trials that never became a proposal: see `ordinal`."""
+        failed = (trial for trial in trials if trial.state == TrialState.FAIL)
+        return [trial.number for trial in failed if not self._space.is_complete(trial.params)]
