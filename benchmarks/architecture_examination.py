@@ -37,7 +37,7 @@ from evomerge import load_spec, run_search
 from evomerge.bank import WeightBank, fused, passes
 from evomerge.bank.fused import KernelKind
 from evomerge.baselines import source_rows
-from evomerge.checkpoints.live_state import LiveState
+from evomerge.engine.live_state import LiveState
 from evomerge.errors import EvomergeError, InvalidInput
 from evomerge.evaluation import Candidate, ItemBlock, Pack, load_pack
 from evomerge.evaluation.evaluator import Scores

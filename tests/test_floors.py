@@ -13,9 +13,10 @@ PACKAGE = Path(__file__).parent.parent / "evomerge"
 
 # On one floor a name may import what stands to its left.
 FLOORS = (
-    ("errors", "seeding"),
+    ("errors", "seeding", "messages"),
     ("methods", "recipe", "catalogue", "spaces", "spec"),
     ("storage", "samplers"),
+    ("engine",),
     ("merging", "checkpoints"),
     ("bank", "evaluation"),
     ("training",),
@@ -124,7 +125,7 @@ def test_optuna_stays_with_spaces_and_study_and_what_reads_them():
     assert users <= {"spaces", "storage", "samplers", "study", "verdict", "search", "report"}
 
 
-@pytest.mark.parametrize("unit", ["recipe", "merging", "bank", "worker"])
+@pytest.mark.parametrize("unit", ["recipe", "merging", "engine.block", "bank", "worker"])
 def test_arithmetic_and_workers_load_neither_optuna_nor_ray(unit):
     code = f"import sys, evomerge.{unit}; print(sorted({{'optuna', 'ray', 'lm_eval'}} & set(sys.modules)))"
     assert (

@@ -19,8 +19,8 @@ from evomerge.bank.placement import Machine, place_sources, placed, this_machine
 from evomerge.bank.source_files import SourceFiles
 from evomerge.bank.thresholds import ThresholdTables
 from evomerge.checkpoints import Source, load_skeleton, open_source, tensor_digest
-from evomerge.checkpoints.live_state import LiveState
 from evomerge.checkpoints.recipe_files import load_tensors
+from evomerge.engine.live_state import LiveState
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.merging import merge_group
 from evomerge.merging.group import Group

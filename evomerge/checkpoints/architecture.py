@@ -25,8 +25,8 @@ from transformers import (
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from evomerge.checkpoints.wording import some
 from evomerge.errors import InvalidInput
+from evomerge.messages import some
 
 # What torch and peft put into the names of a model that they wrap.
 _WRAPPERS = re.compile(

@@ -9,8 +9,8 @@ from typing import Any
 
 from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.vocabulary import Vocabulary, contradictions, differences, read_vocabulary, same_tokenizer
-from evomerge.checkpoints.wording import some
 from evomerge.errors import InvalidInput
+from evomerge.messages import some
 
 # Settings that say how the tensors are used. Where one differs, the weights of one model mean nothing in the other.
 DECISIVE = (

@@ -20,8 +20,8 @@ from evomerge.checkpoints.export_form import export_form
 from evomerge.checkpoints.safetensors_files import INDEX, ONE_FILE
 from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.tokenizer_files import PATTERNS as TOKENIZER_PATTERNS
-from evomerge.checkpoints.wording import some
 from evomerge.errors import InvalidInput
+from evomerge.messages import some
 from evomerge.recipe import Recipe
 
 RECIPE = "recipe.json"

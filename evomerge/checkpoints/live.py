@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from evomerge.checkpoints.architecture import Architecture, build_on_meta, read_settings
 from evomerge.checkpoints.digests import dtype_name
 from evomerge.checkpoints.source import Source
-from evomerge.checkpoints.wording import some
 from evomerge.errors import InvalidInput
+from evomerge.messages import some
 
 
 def load_skeleton(

@@ -9,8 +9,8 @@ from zipfile import is_zipfile
 import torch
 
 from evomerge.checkpoints.safetensors_files import check_promised, read_weight_map
-from evomerge.checkpoints.wording import one_line
 from evomerge.errors import InvalidInput
+from evomerge.messages import one_line
 
 ONE_FILE = "pytorch_model.bin"
 INDEX = "pytorch_model.bin.index.json"

@@ -22,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 
 from evomerge.checkpoints.digests import bytes_digest
 from evomerge.checkpoints.json_files import parse_object, read_object
-from evomerge.checkpoints.wording import some
 from evomerge.errors import InvalidInput
+from evomerge.messages import some
 
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 
 from evomerge.checkpoints.location import find_directory
 from evomerge.checkpoints.tokenizer_files import tokenizer_files
-from evomerge.checkpoints.wording import one_line
 from evomerge.errors import InvalidInput
+from evomerge.messages import one_line
 from evomerge.recipe import ModelRef
 
 

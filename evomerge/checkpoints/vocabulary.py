@@ -9,7 +9,7 @@ from typing import Any
 from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.tokenizer import tokenizer_in
 from evomerge.checkpoints.tokenizer_files import tokenizer_files
-from evomerge.checkpoints.wording import some
+from evomerge.messages import some
 
 
 @dataclass(frozen=True)

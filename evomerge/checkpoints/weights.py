@@ -13,8 +13,8 @@ import torch
 from evomerge.checkpoints import pickle_files, safetensors_files
 from evomerge.checkpoints.digests import dtype_name, tensor_digest
 from evomerge.checkpoints.safetensors_files import INDEX_ENDING, SafetensorsTensors, read_headers, stored_digest
-from evomerge.checkpoints.wording import some
 from evomerge.errors import InvalidInput
+from evomerge.messages import some
 
 
 @dataclass(frozen=True)

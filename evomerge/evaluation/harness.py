@@ -32,20 +32,21 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from evomerge.checkpoints.live_state import LiveState
+from evomerge.engine.batching import ANY_SCORING, ANY_WRITING, Scoring, Writing, find_scoring, find_writing
+from evomerge.engine.block import SHORTEST, Block, Lengths, encode, lengths_of, prepare_block
+from evomerge.engine.flat import largest_batch, not_a_number
+from evomerge.engine.greedy import Prompt, Reader, end_tokens, is_plain_greedy
+from evomerge.engine.live_state import LiveState
+from evomerge.engine.model_check import check_model
+from evomerge.engine.probe import vocabulary_of
+from evomerge.engine.protocol import Pair
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.evaluation.aggregates import CUSTOM, WEIGHTED, standard_error
-from evomerge.evaluation.batching import ANY_SCORING, ANY_WRITING, Scoring, Writing, find_scoring, find_writing
-from evomerge.evaluation.block import SHORTEST, Block, Lengths, encode, lengths_of, prepare_block
 from evomerge.evaluation.cached_tokenizer import CachedTokenizer
 from evomerge.evaluation.calibration import prompt_and_answer, read_texts, tokenised
 from evomerge.evaluation.command import lm_eval_command
-from evomerge.evaluation.engine import Pair, largest_batch, not_a_number
 from evomerge.evaluation.evaluator import CalibrationText, Candidate, ItemBlock, Part, Scores, Split, TaskScores
-from evomerge.evaluation.generation import Prompt, Reader, end_tokens, is_plain_greedy
-from evomerge.evaluation.model_check import check_model
 from evomerge.evaluation.pack import FieldSplit, Pack, PackTask, check_allowed, refuse_test_split
-from evomerge.evaluation.probe import vocabulary_of
 from evomerge.evaluation.split import check_split, content_hash, make_split
 from evomerge.seeding import derive
 

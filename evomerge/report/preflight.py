@@ -12,9 +12,9 @@ from evomerge.baselines import candidates, check_baseline
 from evomerge.cluster import worker_count
 from evomerge.errors import InvalidInput
 from evomerge.evaluation import code_files, known_evaluators, load_pack
+from evomerge.messages import duration, in_bytes
 from evomerge.objective import task_weights
 from evomerge.recipe import Recipe
-from evomerge.report.wording import duration, in_bytes
 from evomerge.search import planned_training
 from evomerge.storage import attributes
 from evomerge.study.opening import Inputs, find_study, memory_of, placement_of, sampler_of

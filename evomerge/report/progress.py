@@ -16,8 +16,8 @@ from rich.text import Text
 
 from evomerge.controller import Status, status_of
 from evomerge.jobs import Progress
+from evomerge.messages import duration
 from evomerge.report.terminal import Terminal
-from evomerge.report.wording import duration
 from evomerge.search import Listener
 from evomerge.storage import attributes
 from evomerge.study.opening import StoredSearch

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 sys.path.append(str(Path(__file__).parent))  # the helpers beside the tests, which are no package
+sys.path.append(str(Path(__file__).parents[1] / "engine"))
 
 from tiny_pack import make_model, make_tokenizer, write_pack
 

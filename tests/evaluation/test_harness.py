@@ -16,8 +16,9 @@ from evaluator_contract import EvaluatorContract, candidate
 from tiny_pack import PACK, TASKS, documents, make_model, make_tokenizer, write_lines, write_pack
 from tokenizers.processors import TemplateProcessing
 
+from evomerge.engine import batching, flat
 from evomerge.errors import InvalidInput, MergeError, OtherSpec
-from evomerge.evaluation import Candidate, Evaluator, ItemBlock, Pack, Split, batching, engine, harness, load_pack
+from evomerge.evaluation import Candidate, Evaluator, ItemBlock, Pack, Split, harness, load_pack
 from evomerge.evaluation.evaluator import BatchedEvaluator
 from evomerge.evaluation.harness import HarnessEvaluator, PreparedTask, load_tasks
 
@@ -424,8 +425,8 @@ def test_on_a_gpu_the_batch_size_is_one_step_below_the_last_that_fits(
             raise torch.cuda.OutOfMemoryError
         return torch.zeros(1)
 
-    monkeypatch.setattr(engine, "forward", forward)
-    assert engine.largest_batch(model, length=5) == found
+    monkeypatch.setattr(flat, "forward", forward)
+    assert flat.largest_batch(model, length=5) == found
 
 
 @pytest.mark.parametrize("task", ["toy_pick", "toy_write", "toy_read"])

@@ -9,10 +9,10 @@ import torch
 from models import BERT, LLAMA, build, dynamic, longrope
 from tiny_pack import make_model
 
-from evomerge.checkpoints.live_state import LiveState
+from evomerge.engine.flat import FlatLoglikelihoods
+from evomerge.engine.live_state import LiveState
+from evomerge.engine.model_check import check_model
 from evomerge.errors import InvalidInput, MergeError
-from evomerge.evaluation.engine import FlatLoglikelihoods
-from evomerge.evaluation.model_check import check_model
 
 CPU = torch.device("cpu")
 SHORT, LONG = [3, 1, 4, 1, 5, 9], list(range(10, 70))

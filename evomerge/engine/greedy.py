@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from evomerge.evaluation.engine import not_a_number
-from evomerge.evaluation.prefix_tree import PASS_COST, PrefixTree, Step, Tokens, arrange, schedule
-from evomerge.evaluation.tree_engine import KeysValues
+from evomerge.engine.flat import not_a_number
+from evomerge.engine.prefix_tree import PASS_COST, PrefixTree, Step, Tokens, arrange, schedule
+from evomerge.engine.tree import KeysValues
 
 _RETIRE = 8  # one in this many rows has to be finished before the others are moved together
 

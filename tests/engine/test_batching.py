@@ -10,11 +10,12 @@ import torch
 from models import LLAMA, build, dynamic, longrope
 from tiny_pack import make_model
 
-from evomerge.checkpoints.live_state import LiveState
-from evomerge.evaluation import tree_support
-from evomerge.evaluation.batching import Scoring, Writing, find_scoring, find_writing
-from evomerge.evaluation.engine import FlatLoglikelihoods, Pair
-from evomerge.evaluation.tree_support import shares_prefixes
+from evomerge.engine import tree_support
+from evomerge.engine.batching import Scoring, Writing, find_scoring, find_writing
+from evomerge.engine.flat import FlatLoglikelihoods
+from evomerge.engine.live_state import LiveState
+from evomerge.engine.protocol import Pair
+from evomerge.engine.tree_support import shares_prefixes
 
 CPU = torch.device("cpu")
 ALL = Scoring(company=True, padding=True, prefixes=True)
@@ -69,7 +70,7 @@ def test_sequences_on_one_side_of_a_threshold_share_everything(name: str) -> Non
 
 @pytest.mark.parametrize("name", SPLIT)
 def test_the_threshold_is_found_without_the_name_of_its_embedding(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evomerge.evaluation.batching.changes_within", lambda *_: False)
+    monkeypatch.setattr("evomerge.engine.batching.changes_within", lambda *_: False)
     monkeypatch.setattr(tree_support, "obstacle", lambda *_: None)
     model = build(*SPLIT[name])
     assert find_scoring(model, [5, 60], LiveState(model).reset) == Scoring(company=True)

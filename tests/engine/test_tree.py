@@ -9,11 +9,12 @@ import torch
 from models import GPT2, LLAMA, SMALL, build, dynamic
 from tiny_pack import make_model
 
+from evomerge.engine import tree_support
+from evomerge.engine.flat import FlatLoglikelihoods
+from evomerge.engine.protocol import Pair
+from evomerge.engine.tree import TreeLoglikelihoods
+from evomerge.engine.tree_support import obstacle, shares_prefixes
 from evomerge.errors import MergeError
-from evomerge.evaluation import tree_support
-from evomerge.evaluation.engine import FlatLoglikelihoods, Pair
-from evomerge.evaluation.tree_engine import TreeLoglikelihoods
-from evomerge.evaluation.tree_support import obstacle, shares_prefixes
 
 CPU = torch.device("cpu")
 OPT = {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2}

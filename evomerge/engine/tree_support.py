@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from evomerge.engine.flat import FlatLoglikelihoods
+from evomerge.engine.probe import Reset, made_up_tokens, same_numbers, values_of
+from evomerge.engine.protocol import Pair
+from evomerge.engine.rotary import changes_within
+from evomerge.engine.tree import TreeLoglikelihoods
 from evomerge.errors import MergeError
-from evomerge.evaluation.engine import FlatLoglikelihoods, Pair
-from evomerge.evaluation.probe import Reset, made_up_tokens, same_numbers, values_of
-from evomerge.evaluation.rotary import changes_within
-from evomerge.evaluation.tree_engine import TreeLoglikelihoods
 
 # Position ids, not places in the row, must say where a token is; and its ancestors, not its neighbours, what it sees.
 _INPUTS = ("attention_mask", "position_ids", "past_key_values", "use_cache")

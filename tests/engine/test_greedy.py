@@ -9,11 +9,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tiny_pack import WORDS, make_model, make_tokenizer
 
+from evomerge.engine.batching import Scoring, Writing
+from evomerge.engine.block import prepare_block
+from evomerge.engine.greedy import GreedyTexts, _overlap, cut, is_plain_greedy
 from evomerge.errors import InvalidInput, MergeError
-from evomerge.evaluation.batching import Scoring, Writing
-from evomerge.evaluation.block import prepare_block
 from evomerge.evaluation.cached_tokenizer import CachedTokenizer
-from evomerge.evaluation.generation import GreedyTexts, _overlap, cut, is_plain_greedy
 from evomerge.evaluation.harness import PreparedLM
 
 PLAIN = {"until": ["\n", "e"], "max_gen_toks": 8, "do_sample": False}

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from evomerge.evaluation.engine import forward, not_a_number
-from evomerge.evaluation.probe import Reset, made_up_tokens, same_numbers
-from evomerge.evaluation.rotary import changes_within
-from evomerge.evaluation.tree_support import shares_prefixes
+from evomerge.engine.flat import forward, not_a_number
+from evomerge.engine.probe import Reset, made_up_tokens, same_numbers
+from evomerge.engine.rotary import changes_within
+from evomerge.engine.tree_support import shares_prefixes
 
 _COMPARED = 8  # positions at the end of a sequence whose logits are compared
 

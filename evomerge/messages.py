@@ -1,6 +1,20 @@
-"""Quantities as people say them."""
+"""Words of messages: a few of many names, foreign errors in one line, durations, bytes, large numbers."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
+
+
+def some(names: Collection[str], shown: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    first = ", ".join(list(names)[:shown])
+    return first if len(names) <= shown else f"{first} and {len(names) - shown} more"
+
+
+def one_line(error: Exception) -> str:
+    """The first line of an error that another library raised, or its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from evomerge.evaluation.engine import Loglikelihoods
+from evomerge.engine.protocol import Loglikelihoods
 
 Reset = Callable[[], None]
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from evomerge.checkpoints.live_state import LiveState
-from evomerge.checkpoints.wording import some
+from evomerge.engine.flat import forward, not_a_number
+from evomerge.engine.live_state import LiveState
+from evomerge.engine.probe import made_up_tokens, same_numbers
 from evomerge.errors import InvalidInput, MergeError
-from evomerge.evaluation.engine import forward, not_a_number
-from evomerge.evaluation.probe import made_up_tokens, same_numbers
+from evomerge.messages import some
 
 _COMPARED = 16  # positions at each end of a sequence whose logits are compared
 

@@ -2,7 +2,7 @@
 
 The numbers are those of lm-eval's `loglikelihood` with `softmax_dtype=float32`; the grouping, sorting, padding and
 indexing that it repeats for every call is done once here, when a block of items is prepared. This is the plain way,
-which every causal model can go; `tree_engine` is the fast one.
+which every causal model can go; `tree` is the fast one.
 """
 
 from __future__ import annotations
@@ -12,41 +12,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
+from evomerge.engine.prefix_tree import Tokens, distinct_tokens
+from evomerge.engine.protocol import Pair, Scored, distinct_inputs
 from evomerge.errors import InvalidInput, MergeError
-from evomerge.evaluation.prefix_tree import Tokens, distinct_tokens
-
-Pair = tuple[list[int], list[int]]  # token ids of a context and of the continuation that is scored
-Scored = tuple[int, list[int]]  # a request, and the tokens to be scored at the end of its input
 
 GPU_BATCH = 1024  # sequences in a batch, at most
 CELL_BUDGET = 2**27  # logits that are normalised at once: 512 MiB in fp32
-
-
-class Loglikelihoods(Protocol):
-    """Requests for log-likelihoods, prepared once; `run` scores them with whatever weights the model holds then.
-
-    Attributes:
-        tokens: tokens that `run` forwards, padding among them.
-        distinct: tokens of the prefix tree of all requests: the fewest that any way of computing them can forward.
-    """
-
-    tokens: int
-    distinct: int
-
-    def run(self, model: Any, reset: Callable[[], None]) -> list[tuple[float, bool]]:
-        """For each request the log-likelihood of its continuation, and whether it is what greedy decoding gives.
-
-        Args:
-            reset: called before each forward pass; puts back what the model keeps between passes.
-
-        Raises:
-            MergeError: the model's logits are not numbers.
-        """
-        ...
 
 
 class Answers:
@@ -188,34 +163,6 @@ def forward(model: Any, tokens: torch.Tensor, positions: torch.Tensor) -> torch.
             return logits
         logits = model(tokens, **options).logits
         return logits[:, positions]
-
-
-def distinct_inputs(pairs: Sequence[Pair], max_length: int) -> dict[Tokens, list[Scored]]:
-    """Input sequence -> the requests that it answers: continuations that differ in their last token share one.
-
-    Raises:
-        InvalidInput: see `check_pair`.
-    """
-    inputs: dict[Tokens, list[Scored]] = {}
-    for request, (context, continuation) in enumerate(pairs):
-        check_pair((context, continuation), max_length)
-        row = tuple([*context, *continuation][-(max_length + 1) :][:-1])
-        inputs.setdefault(row, []).append((request, continuation))
-    return inputs
-
-
-def check_pair(pair: Pair, max_length: int) -> None:
-    """Check a request before it is run.
-
-    Raises:
-        InvalidInput: it has nothing to score or no context, or more to score than `max_length` tokens.
-    """
-    context, continuation = pair
-    if not context or not continuation or len(continuation) > max_length:
-        raise InvalidInput(
-            f"a request has {len(context)} tokens of context and {len(continuation)} to score; both must be there, "
-            f"and at most {max_length} can be scored: shorten the item, or raise max_length of the evaluator"
-        )
 
 
 def largest_batch(model: Any, length: int) -> int:

@@ -17,8 +17,9 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
-from evomerge.evaluation.engine import Answers, Pair, Scored, distinct_inputs
-from evomerge.evaluation.prefix_tree import PASS_COST, PrefixTree, Step, Tokens, arrange, distinct_tokens, schedule
+from evomerge.engine.flat import Answers
+from evomerge.engine.prefix_tree import PASS_COST, PrefixTree, Step, Tokens, arrange, distinct_tokens, schedule
+from evomerge.engine.protocol import Pair, Scored, distinct_inputs
 
 KeysValues = list[tuple[torch.Tensor, torch.Tensor]]  # of every layer, each [rows, heads, length, size]
 Target = tuple[int, list[tuple[int, int]]]  # a request, and the nodes of a row that are scored with their target ids

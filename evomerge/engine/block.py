@@ -8,11 +8,12 @@ from typing import Any, Protocol
 
 import torch
 
+from evomerge.engine.batching import Scoring, Writing
+from evomerge.engine.flat import FlatLoglikelihoods
+from evomerge.engine.greedy import GreedyTexts, Prompt, Reader, end_tokens
+from evomerge.engine.protocol import Loglikelihoods, Pair, check_pair
+from evomerge.engine.tree import TreeLoglikelihoods
 from evomerge.errors import InvalidInput
-from evomerge.evaluation.batching import Scoring, Writing
-from evomerge.evaluation.engine import FlatLoglikelihoods, Loglikelihoods, Pair, check_pair
-from evomerge.evaluation.generation import GreedyTexts, Prompt, Reader, end_tokens
-from evomerge.evaluation.tree_engine import TreeLoglikelihoods
 
 SHORTEST = 128  # tokens that a sequence of a batch may have in any case: shorter ones come in larger batches
 
