@@ -282,7 +282,7 @@ def build_evaluator(setup: WorkerSetup) -> Evaluator:
             f"{', '.join(sorted(setup.settings))}; change its evaluator.yaml"
         )
     from evomerge.checkpoints.tokenizer import load_tokenizer
-    from evomerge.evaluation.harness import HarnessEvaluator
+    from evomerge.evaluation.lm_eval.evaluator import HarnessEvaluator
 
     return HarnessEvaluator(
         pack,

@@ -103,21 +103,22 @@ def test_every_file_has_a_floor():
 
 
 @pytest.mark.parametrize(
-    ("library", "allowed"),
+    ("library", "place"),
     [
-        ("ray", {"cluster/ray_executor.py"}),
-        ("lm_eval", {"evaluation/harness.py"}),
-        ("cma", {"samplers/cma_strategy.py"}),
-        ("optuna_dashboard", {"study/dashboard.py"}),
+        ("ray", "cluster/ray_executor.py"),
+        ("lm_eval", "evaluation/lm_eval"),
+        ("cma", "samplers/cma_strategy.py"),
+        ("optuna_dashboard", "study/dashboard.py"),
     ],
 )
-def test_n36_a_library_with_private_handles_is_imported_in_one_file(library, allowed):
-    users = {
-        str(path.relative_to(PACKAGE))
+def test_n36_a_library_with_private_handles_is_imported_in_one_file_or_folder(library, place):
+    users = [
+        path.relative_to(PACKAGE)
         for path in FILES
         if any(module.split(".")[0] == library for module in imports_of(path))
-    }
-    assert users == allowed
+    ]
+    assert users
+    assert all(Path(place) in (user, *user.parents) for user in users)
 
 
 def test_optuna_stays_with_spaces_and_study_and_what_reads_them():

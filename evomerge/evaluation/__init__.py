@@ -1,6 +1,6 @@
 """How a merge is scored: evaluator packs, the item split, the lm-eval adapter and an analytic stand-in.
 
-`evomerge.evaluation.harness` is the one module that loads torch and lm-eval; nothing here imports it.
+`evomerge.evaluation.lm_eval` is the one folder that loads torch and lm-eval; nothing here imports it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.evaluation.evaluator import Candidate, Evaluator, ItemBlock, Part, Scores, Split, TaskScores
-from evomerge.evaluation.pack import Pack, code_files, known_packs, load_pack
+from evomerge.evaluation.packs.pack import Pack, code_files, known_packs, load_pack
 from evomerge.evaluation.split import check_split, make_split, split_from_json, split_to_json
 
 ENTRY_POINTS = "evomerge.evaluators"

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from evomerge.errors import InvalidInput, OtherSpec
 from evomerge.evaluation.evaluator import Part, Split
-from evomerge.evaluation.pack import FieldSplit, HashSplit
+from evomerge.evaluation.packs.pack import FieldSplit, HashSplit
 from evomerge.seeding import derive
 
 PARTS: tuple[Part, ...] = get_args(Part)

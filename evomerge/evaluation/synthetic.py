@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.evaluation.evaluator import Candidate, ItemBlock, Scores, Split, TaskScores
-from evomerge.evaluation.pack import HashSplit
+from evomerge.evaluation.packs.pack import HashSplit
 from evomerge.evaluation.split import check_split, make_split
 from evomerge.seeding import derive
 from evomerge.spaces.document import validate

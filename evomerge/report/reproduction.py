@@ -20,7 +20,7 @@ from evomerge.study.opening import StoredSearch
 from evomerge.worker import WorkerSetup, build_evaluator
 
 if TYPE_CHECKING:
-    from evomerge.evaluation.harness import HarnessEvaluator
+    from evomerge.evaluation.lm_eval.evaluator import HarnessEvaluator
 
 
 def with_commands(stored: StoredSearch, lines: Sequence[Line], file: Path | None = None) -> list[Line]:
@@ -80,7 +80,7 @@ def _model(
 
 
 def _evaluator(stored: StoredSearch) -> HarnessEvaluator:
-    from evomerge.evaluation.harness import HarnessEvaluator
+    from evomerge.evaluation.lm_eval.evaluator import HarnessEvaluator
 
     spec, foundation = stored.spec, read_foundation(stored.study)
     setup = WorkerSetup(

@@ -13,8 +13,8 @@ from evomerge.engine.batching import Scoring, Writing
 from evomerge.engine.block import prepare_block
 from evomerge.engine.greedy import GreedyTexts, _overlap, cut, is_plain_greedy
 from evomerge.errors import InvalidInput, MergeError
-from evomerge.evaluation.cached_tokenizer import CachedTokenizer
-from evomerge.evaluation.harness import PreparedLM
+from evomerge.evaluation.lm_eval.cached_tokenizer import CachedTokenizer
+from evomerge.evaluation.lm_eval.model import PreparedLM
 
 PLAIN = {"until": ["\n", "e"], "max_gen_toks": 8, "do_sample": False}
 

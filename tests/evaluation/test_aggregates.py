@@ -15,7 +15,7 @@ from tiny_pack import TASKS, make_model, make_tokenizer, write_pack
 from evomerge.errors import InvalidInput
 from evomerge.evaluation import ItemBlock, load_pack
 from evomerge.evaluation.aggregates import MEANS, RECOMPUTED, WEIGHTED, aggregate, aggregates, standard_error
-from evomerge.evaluation.harness import HarnessEvaluator
+from evomerge.evaluation.lm_eval.evaluator import HarnessEvaluator
 
 
 def outcomes_and_weights(kind: str, items: int) -> tuple[list[float], list[float] | None]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from evomerge.evaluation.pack import Pack
+from evomerge.evaluation.packs.pack import Pack
 
 _PLAIN = re.compile(r"[\w./~+@:-]+")  # what lm-eval's list of key=value pairs gives back unchanged
 

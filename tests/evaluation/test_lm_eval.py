@@ -18,9 +18,10 @@ from tokenizers.processors import TemplateProcessing
 
 from evomerge.engine import batching, flat
 from evomerge.errors import InvalidInput, MergeError, OtherSpec
-from evomerge.evaluation import Candidate, Evaluator, ItemBlock, Pack, Split, harness, load_pack
+from evomerge.evaluation import Candidate, Evaluator, ItemBlock, Pack, Split, load_pack
 from evomerge.evaluation.evaluator import BatchedEvaluator
-from evomerge.evaluation.harness import HarnessEvaluator, PreparedTask, load_tasks
+from evomerge.evaluation.lm_eval.evaluator import HarnessEvaluator, _split
+from evomerge.evaluation.lm_eval.tasks import PreparedTask, builtin_configs, load_tasks
 
 SEARCH = ItemBlock("search")
 Build = Callable[..., HarnessEvaluator]
@@ -613,7 +614,7 @@ def test_the_fingerprint_depends_on_prompts_and_documents(build: Build) -> None:
 def test_tasks_of_lm_eval_are_fingerprinted_by_their_configuration(build: Build) -> None:
     evaluator = build()
     own = evaluator.pack.model_copy(update={"tasks_folder": None})
-    configs = harness._builtin_configs(own, evaluator._tasks)
+    configs = builtin_configs(own, evaluator._tasks)
     assert set(configs) == set(TASKS)
     assert "which tree" in configs["toy_pick"]
     assert not any(" at 0x" in config or str(evaluator.pack.folder) in config for config in configs.values())
@@ -621,7 +622,7 @@ def test_tasks_of_lm_eval_are_fingerprinted_by_their_configuration(build: Build)
 
 def split_of(folder: Path) -> Split:
     pack = load_pack(folder)
-    return harness._split(pack, load_tasks(pack, ()), None, seed=3)
+    return _split(pack, load_tasks(pack, ()), None, seed=3)
 
 
 def test_a_split_by_content_keeps_items_where_they_are_when_documents_are_added(tmp_path: Path) -> None:

@@ -1,0 +1,127 @@
+"""Metrics of lm-eval's tasks: how the responses to an item become its number."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import AGGREGATION_REGISTRY
+from lm_eval.api.task import ConfigurableTask
+
+from evomerge.errors import InvalidInput, MergeError, unknown_name
+from evomerge.evaluation.aggregates import CUSTOM, WEIGHTED
+from evomerge.evaluation.packs.pack import PackTask
+
+_log = logging.getLogger(__name__)
+
+# Metrics of a whole corpus, or of pairs of a gold label and a prediction: no number belongs to one item.
+_CORPUS_AGGREGATES = frozenset({"f1", "matthews_corrcoef", "bleu", "chrf", "chrf++", "ter", "bypass", "nanmean"})
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How the responses to a task's requests become numbers.
+
+    Attributes:
+        name: the metric, as lm-eval prints it.
+        filter: lm-eval's filter ensemble that the responses go through first.
+        aggregate: the task's own aggregation.
+        kind: lm-eval's name of the aggregation, "custom" where it has none.
+        higher_is_better: direction, as the task declares it.
+    """
+
+    name: str
+    filter: Any
+    aggregate: Callable[[Sequence[Any]], float]
+    kind: str
+    higher_is_better: bool
+
+
+def check_metric(name: str, task: Any, metric: Metric, instances: list[Instance]) -> None:
+    """Ask the metric of one item for a number, with responses that nobody gave.
+
+    Raises:
+        InvalidInput: the task's results have no such metric, or what it gives is no number.
+    """
+    made_up = {"generate_until": "", "loglikelihood_rolling": -1.0}
+    for number, instance in enumerate(instances):
+        instance.resps = [made_up.get(instance.request_type, (-1.0 - number, False))] * instance.repeats
+    metric.filter.apply(instances)
+    try:
+        number_of(name, metric, raw_of(task, metric, instances))
+    except InvalidInput:
+        raise
+    except Exception as error:  # a task's own functions, which these responses may not suit
+        _log.info("task %s cannot be tried out: %s: %s", name, type(error).__name__, error)
+    finally:
+        for instance in instances:
+            instance.resps, instance.filtered_resps = [], {}
+
+
+def metric_of(task: Any, entry: PackTask) -> Metric:
+    filters = {each.name: each for each in task._filters}
+    if entry.filter is not None and entry.filter not in filters:
+        raise unknown_name(f"filter of task {entry.task!r}", entry.filter, filters)
+    aggregations = task.aggregation()
+    if entry.metric not in aggregations:
+        raise unknown_name(f"metric of task {entry.task!r}", entry.metric, aggregations)
+    aggregate = aggregations[entry.metric]
+    kind = next((name for name, known in AGGREGATION_REGISTRY.items() if known is aggregate), CUSTOM)
+    if kind in _CORPUS_AGGREGATES or entry.metric == "likelihood":
+        others = ", ".join(sorted(set(aggregations) - {entry.metric})) or "none; add one to its metric_list"
+        raise InvalidInput(
+            f"metric {entry.metric!r} of task {entry.task!r} gives no number for every single item, which races and "
+            f"paired comparisons need; its other metrics: {others}"
+        )
+    direction = task.higher_is_better().get(entry.metric)
+    if not isinstance(direction, bool):
+        raise InvalidInput(
+            f"task {entry.task!r} does not say higher_is_better for {entry.metric!r}; add it to the task"
+        )
+    chosen = filters[entry.filter] if entry.filter else next(iter(filters.values()))
+    return Metric(entry.metric, chosen, aggregate, kind, direction)
+
+
+def raw_of(task: Any, metric: Metric, instances: list[Instance]) -> Any:
+    responses = [instance.filtered_resps[metric.filter.name] for instance in instances]
+    results = task.process_results(instances[0].doc, responses)
+    if metric.name not in results:
+        raise unknown_name(f"metric among the results of task {task.task_name!r}:", metric.name, results)
+    return results[metric.name]
+
+
+def gold_of(task: Any, metric: Metric, instances: list[Instance]) -> float | None:
+    """Log-probability of an item's right answer, of the likeliest one where there are several."""
+    if not isinstance(task, ConfigurableTask) or task.OUTPUT_TYPE not in ("loglikelihood", "multiple_choice"):
+        return None
+    likelihoods = [float(instance.filtered_resps[metric.filter.name][0]) for instance in instances]
+    if task.OUTPUT_TYPE == "loglikelihood":
+        return likelihoods[0]
+    document = instances[0].doc
+    choices = task.doc_to_choice(document)
+    target = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
+    right = [choices.index(target)] if target in choices else target if isinstance(target, list) else [target]
+    known = [index for index in right if isinstance(index, int) and 0 <= index < len(choices)]
+    return max((likelihoods[index] for index in known), default=None)
+
+
+def number_of(task: str, metric: Metric, raw: Any) -> float:
+    """The outcome of one item. Weighted perplexities keep the log-likelihood."""
+    if metric.kind in WEIGHTED:
+        raw = raw[0]
+    elif metric.kind == "brier_score":
+        raw = metric.aggregate([raw])
+    if not isinstance(raw, Real):
+        raise InvalidInput(
+            f"metric {metric.name!r} of task {task!r} gives {type(raw).__name__} for an item, not a number; choose a "
+            f"metric with a number for every item"
+        )
+    number = float(raw)
+    if math.isnan(number):
+        raise MergeError(f"task {task!r}: {metric.name} of an item is not a number (NaN)")
+    return number

@@ -1,0 +1,220 @@
+"""Evaluator packs: folders that say how a merge is scored. Read and checked here as data; nothing in them is run.
+
+```yaml
+# evaluators/<name>/evaluator.yaml
+name: toy-skills
+description: ...
+tasks_folder: tasks            # lm-eval task YAMLs of the pack; without it the tasks are lm-eval's own
+tasks:
+  - {task: toy_shift, metric: exact_match}     # optional: filter, weight, num_fewshot, limit
+split: {by: field, field: part}                # or {by: hash, shares: {calibration: 0.1, search: 0.4, held_out: 0.5}}
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+
+from evomerge.errors import InvalidInput, unknown_name
+from evomerge.evaluation.evaluator import Part
+from evomerge.evaluation.packs.benchmarks import refuse_benchmark
+from evomerge.evaluation.packs.task_files import CodeReference, TaskFile, leaves, read_tasks
+from evomerge.spaces.document import read_document, validate
+from evomerge.spaces.shipped import shipped_folder
+
+PACK_FILE = "evaluator.yaml"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+class PackTask(_Frozen):
+    """One task of the objective.
+
+    Attributes:
+        task: name of an lm-eval task.
+        metric: one of the task's metrics, as lm-eval prints it, without the filter.
+        filter: one of the task's filters; the first one without it.
+        weight: weight of the task in the objective, before normalisation.
+        num_fewshot: examples in the prompt; the task's own number without it.
+        limit: how many items of the search part are used: a seeded sample, never the first ones.
+    """
+
+    task: Annotated[str, Field(min_length=1)]
+    metric: Annotated[str, Field(min_length=1)]
+    filter: str | None = None
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    limit: Annotated[int, Field(gt=0)] | None = None
+
+
+class FieldSplit(_Frozen):
+    """Every document says which part it belongs to."""
+
+    by: Literal["field"]
+    field: Annotated[str, Field(min_length=1)]
+
+
+class HashSplit(_Frozen):
+    """The part follows from the content of the document, so that new documents move no old one to another part."""
+
+    by: Literal["hash"]
+    shares: Mapping[Part, Annotated[float, Field(ge=0, le=1)]]
+
+    @field_validator("shares")
+    @classmethod
+    def _complete(cls, shares: Mapping[Part, float]) -> Mapping[Part, float]:
+        if abs(sum(shares.values()) - 1) > 1e-6:
+            raise ValueError(f"the shares must add up to 1, but add up to {sum(shares.values()):g}")
+        if not (shares.get("search") and shares.get("held_out")):
+            raise ValueError(
+                "search and held_out must both get a share: the verdict needs items that no trial has seen"
+            )
+        return shares
+
+
+SplitRule = Annotated[FieldSplit | HashSplit, Field(discriminator="by")]
+
+
+class Pack(_Frozen):
+    """An evaluator pack, as its evaluator.yaml describes it."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
+    description: str = ""
+    tasks_folder: str | None = None
+    tasks: Annotated[tuple[PackTask, ...], Field(min_length=1)]
+    chat_template: bool = False
+    system_instruction: str | None = None
+    max_length: Annotated[int, Field(gt=1)] | None = None
+    split: SplitRule
+
+    _folder: Path = PrivateAttr(default=Path())
+
+    @model_validator(mode="after")
+    def _tasks_once(self) -> Pack:
+        names = [entry.task for entry in self.tasks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"task {twice[0]!r} is listed twice; a task counts once, with one metric")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Absolute path of the pack."""
+        return self._folder
+
+    @property
+    def tasks_path(self) -> Path | None:
+        """Absolute path of the folder with the pack's task YAMLs, None where the tasks are lm-eval's own."""
+        return None if self.tasks_folder is None else self._folder / self.tasks_folder
+
+    @property
+    def task_files(self) -> dict[str, TaskFile]:
+        """Task -> what its YAML says; empty where the tasks are lm-eval's own."""
+        if self.tasks_path is None:
+            return {}
+        known = read_tasks(self.folder, self.tasks_path)
+        for entry in self.tasks:
+            if entry.task not in known:
+                raise unknown_name(f"task in {self.tasks_path}:", entry.task, known)
+        return {entry.task: known[entry.task] for entry in self.tasks}
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything in the pack that determines a score: settings, task YAMLs, data and code."""
+        settings = self.model_dump(mode="json", exclude={"name", "description"})
+        content = {"settings": settings, "files": _data_digests(self), "code": code_files(self)}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def load_pack(name_or_path: str | Path) -> Pack:
+    """An evaluator pack by the name of a shipped one, or by the path of its folder.
+
+    Raises:
+        InvalidInput: no such pack, or a pack that is not well-formed.
+    """
+    folder = _find(str(name_or_path))
+    content = read_document(folder / PACK_FILE, "evaluator")
+    pack = validate(Pack, content, f"evaluator {str(folder / PACK_FILE)!r}")
+    pack._folder = folder
+    tasks = pack.tasks_path
+    if tasks is not None and not (tasks.is_dir() and tasks.resolve().is_relative_to(folder)):
+        raise InvalidInput(f"evaluator {pack.name!r}: tasks_folder {pack.tasks_folder!r} is no folder inside {folder}")
+    for task in pack.task_files.values():
+        _refuse_foreign_code(pack, task)
+    return pack
+
+
+def known_packs() -> list[str]:
+    """The names of the shipped packs."""
+    return sorted(path.parent.name for path in shipped_folder("evaluators").glob(f"*/{PACK_FILE}"))
+
+
+def code_files(pack: Pack) -> dict[str, str]:
+    """Path inside the pack -> SHA-256 of every Python file in it. Whoever allows `task_code` runs these."""
+    return {_name_in(pack.folder, path): _sha256(path) for path in sorted(pack.folder.rglob("*.py"))}
+
+
+def check_allowed(pack: Pack, allow: Collection[str]) -> None:
+    """Refuse what has to be allowed by name: code in a pack, and searching on the test set of a public benchmark.
+
+    Raises:
+        InvalidInput: names the tasks, and what to write into `allow`.
+    """
+    tasks = pack.task_files
+    code = {name: found for name, task in tasks.items() if (found := task.code())}
+    if code and "task_code" not in allow:
+        listed = "; ".join(f"{name}: {', '.join(found)}" for name, found in code.items())
+        raise InvalidInput(
+            f"evaluator {pack.name!r} runs code ({listed}); read it, then write 'task_code' into allow, or choose an "
+            f"evaluator without code"
+        )
+    if "benchmark_test_sets" not in allow:
+        for entry in pack.tasks:
+            refuse_benchmark(entry.task, tasks.get(entry.task))
+
+
+def _refuse_foreign_code(pack: Pack, task: TaskFile) -> None:
+    for value in leaves(task.config):
+        if isinstance(value, CodeReference) and not (
+            value.file.is_file() and value.file.is_relative_to(pack.folder.resolve())
+        ):
+            raise InvalidInput(
+                f"evaluator {pack.name!r}, task {task.name!r}: !function {value.function} is not in a Python file of "
+                f"the pack (looked for {value.file}); code of an evaluator must lie in its folder"
+            )
+
+
+def _find(name_or_path: str) -> Path:
+    if name_or_path in known_packs():
+        return (shipped_folder("evaluators") / name_or_path).resolve()
+    path = Path(name_or_path).expanduser()
+    folder = path.parent if path.name == PACK_FILE else path
+    if (folder / PACK_FILE).is_file():
+        return folder.resolve()
+    if path.is_dir():
+        raise InvalidInput(f"folder {name_or_path!r} is no evaluator: it has no {PACK_FILE}")
+    raise unknown_name("evaluator", name_or_path, known_packs())
+
+
+def _data_digests(pack: Pack) -> list[tuple[str, str]]:
+    """Name and SHA-256 of the task YAMLs and data files; data outside the pack is named without its folder."""
+    tasks = pack.task_files.values()
+    files = {file.resolve() for task in tasks for file in (*task.files, *task.data_paths(pack.folder))}
+    return sorted((_name_in(pack.folder, file), _sha256(file)) for file in files)
+
+
+def _name_in(folder: Path, file: Path) -> str:
+    return file.relative_to(folder).as_posix() if file.is_relative_to(folder) else file.name
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,184 @@
+"""Task YAMLs of a pack, read as data: includes are followed, code is found and never run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evomerge.errors import InvalidInput
+from evomerge.spaces.document import MAX_ALIASES, MAX_BYTES, read_text
+
+# Builders of `datasets` that read plain files: only with these do relative paths mean files of the pack.
+FILE_BUILDERS = frozenset({"json", "csv", "parquet", "arrow", "text", "xml", "imagefolder", "audiofolder"})
+
+# What reaches into Python from a template; lm-eval renders templates without a sandbox.
+_TEMPLATE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)
+_TEMPLATE_CODE = re.compile(r"__|\\x5f|\\u005f|\|\s*attr\b")
+
+
+@dataclass(frozen=True)
+class CodeReference:
+    """A `!function` in a YAML: the function, and the folder that its module is looked for in."""
+
+    function: str
+    folder: Path
+
+    @property
+    def file(self) -> Path:
+        module = self.function.rpartition(".")[0]
+        return (self.folder / f"{module.replace('.', '/')}.py").resolve()
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """A task YAML of a pack with its includes, read as data.
+
+    Attributes:
+        name: the task.
+        files: the YAML itself and everything that it includes.
+        config: the task's configuration; functions stand in it as `CodeReference`.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    config: Mapping[str, Any]
+
+    @property
+    def evaluated_split(self) -> str | None:
+        """The split of the dataset whose documents are the task's items."""
+        return self.config.get("test_split") or self.config.get("validation_split")
+
+    def code(self) -> list[str]:
+        """Everything in this task that runs code, in words."""
+        functions = [f"!function {value.function}" for value in leaves(self.config) if isinstance(value, CodeReference)]
+        templates = [
+            f"template {value[:60]!r}" for value in leaves(self.config) if isinstance(value, str) and _is_code(value)
+        ]
+        switches = ["unsafe_code: it runs what the model writes"] if self.config.get("unsafe_code") else []
+        if (self.config.get("dataset_kwargs") or {}).get("trust_remote_code"):
+            switches.append("trust_remote_code: the dataset brings its own code")
+        if str(self.config.get("dataset_path", "")).endswith(".py"):
+            switches.append(f"dataset_path {self.config['dataset_path']}")
+        return list(dict.fromkeys(functions + templates + switches))
+
+    def dataset(self, folder: Path) -> dict[str, Any]:
+        """The keys of the configuration that name data, with relative paths resolved against the pack's folder."""
+        builder, options = self.config.get("dataset_path"), dict(self.config.get("dataset_kwargs") or {})
+        resolved: dict[str, Any] = {}
+        if isinstance(builder, str) and "://" not in builder and (folder / builder).is_dir():
+            resolved["dataset_path"] = str((folder / builder).resolve())
+        elif builder not in FILE_BUILDERS:
+            return {}
+        for key in ("data_files", "data_dir"):
+            if key in options:
+                options[key] = _map_strings(options[key], lambda path: _absolute(path, folder))
+        return {**resolved, "dataset_kwargs": options} if options else resolved
+
+    def data_paths(self, folder: Path) -> list[Path]:
+        """The files that hold the task's documents and few-shot examples, as far as they are on this machine."""
+        dataset = self.dataset(folder)
+        options = dataset.get("dataset_kwargs", {})
+        named = [dataset.get("dataset_path"), options.get("data_files"), options.get("data_dir")]
+        return sorted({file for path in leaves(named) if isinstance(path, str) for file in self._files_at(path)})
+
+    def _files_at(self, path: str) -> list[Path]:
+        if "://" in path:
+            return []
+        found = [Path(path)] if Path(path).exists() else list(Path("/").glob(path.lstrip("/")))
+        files = [file for each in found for file in ([each] if each.is_file() else each.rglob("*")) if file.is_file()]
+        if not files:
+            raise InvalidInput(
+                f"task {self.name!r}: data {path!r} does not exist; data paths are relative to the folder of the pack"
+            )
+        return files
+
+
+def read_tasks(folder: Path, tasks: Path) -> dict[str, TaskFile]:
+    found: dict[str, TaskFile] = {}
+    for path in sorted(tasks.rglob("*.yaml")):
+        config, files = _read_task(path, folder, ())
+        name = config.get("task")
+        if not isinstance(name, str) or "group" in config:
+            continue  # a template that others include, or a group
+        if name in found:
+            raise InvalidInput(f"task {name!r} is defined twice: in {found[name].files[0]} and in {path}")
+        found[name] = TaskFile(name, files, config)
+    return found
+
+
+def _read_task(path: Path, folder: Path, including: tuple[Path, ...]) -> tuple[dict[str, Any], tuple[Path, ...]]:
+    """A task YAML with its includes, the way lm-eval merges them: later ones win, the file's own keys win over all."""
+    path = path.resolve()
+    if path in including:
+        raise InvalidInput(f"{path} includes itself, by way of {including[-1]}")
+    if not path.is_relative_to(folder.resolve()):
+        raise InvalidInput(
+            f"{including[-1] if including else folder} includes {path}, which is outside the pack {folder}"
+        )
+    own = _read_yaml(path)
+    includes = own.pop("include", None) or []
+    merged: dict[str, Any] = {}
+    files = [path]
+    for include in [includes] if isinstance(includes, str) else includes:
+        content, more = _read_task(path.parent / include, folder, (*including, path))
+        merged.update(content)
+        files += more
+    return {**merged, **own}, tuple(dict.fromkeys(files))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InvalidInput(f"task file {path} does not exist")
+    if path.stat().st_size > MAX_BYTES:
+        raise InvalidInput(f"task file {path} is larger than {MAX_BYTES} bytes; documents belong into data files")
+    text = read_text(path, "task file")
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    def reference(_: yaml.SafeLoader, node: yaml.Node) -> CodeReference:
+        return CodeReference(str(node.value), path.parent)
+
+    Loader.add_constructor("!function", reference)
+    try:
+        aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
+        content = yaml.load(text, Loader=Loader)
+    except yaml.YAMLError as error:
+        raise InvalidInput(f"task file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if aliases > MAX_ALIASES // 5:  # every value is walked, so that a few nested ones already are a bomb
+        raise InvalidInput(f"task file {path} has {aliases} YAML aliases, {MAX_ALIASES // 5} are allowed")
+    if not isinstance(content, dict):
+        raise InvalidInput(f"task file {path} must hold 'key: value' pairs at the top")
+    return content
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return path if "://" in path else str(folder.resolve() / path)
+
+
+def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _map_strings(each, change) for key, each in value.items()}
+    return [_map_strings(each, change) for each in value] if isinstance(value, list | tuple) else value
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        for each in value.values():
+            yield from leaves(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from leaves(each)
+    else:
+        yield value
+
+
+def _is_code(text: str) -> bool:
+    return any(_TEMPLATE_CODE.search(expression) for expression in _TEMPLATE.findall(text))
