@@ -40,7 +40,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from evomerge import load_spec
 from evomerge.evaluation import ItemBlock, load_pack
 from evomerge.jobs import FindBatchSize, Found, Score, Scored
-from evomerge.study.opening import Inputs, open_inputs
+from evomerge.opening.inputs import Inputs, open_inputs
 from evomerge.worker import Worker
 
 TOY_SEARCH = Path(__file__).parent.parent / "examples" / "toy" / "search.yaml"

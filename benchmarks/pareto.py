@@ -25,7 +25,7 @@ from optuna._hypervolume import compute_hypervolume
 from evomerge.report.leaderboard import Line, leaderboard
 from evomerge.search import run_search
 from evomerge.spec import SearchSpec, load_spec, resolve
-from evomerge.study.opening import read_search
+from evomerge.study.stored_search import read_search
 
 TOY = Path(__file__).parent.parent / "examples" / "toy" / "search.yaml"
 BASELINES = ["uniform-soup", "greedy-soup", "task-arithmetic", "ties", "dare-ties"]

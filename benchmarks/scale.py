@@ -58,7 +58,7 @@ from made_up_models import SIZES, save_model
 from evomerge import load_spec
 from evomerge.evaluation import ItemBlock, load_pack
 from evomerge.jobs import FindBatchSize, Found, Score, Scored
-from evomerge.study.opening import open_inputs
+from evomerge.opening.inputs import open_inputs
 from evomerge.worker import Worker
 
 TASKS = ("toy_pick", "toy_shift")

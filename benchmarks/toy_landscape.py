@@ -20,7 +20,7 @@ from evomerge import load_spec
 from evomerge.evaluation import ItemBlock
 from evomerge.evaluation.evaluator import Part
 from evomerge.jobs import Score, Scored
-from evomerge.study.opening import open_inputs
+from evomerge.opening.inputs import open_inputs
 from evomerge.worker import Worker
 
 __all__ = ["DIMENSIONS", "ToyModels", "toy_models"]

@@ -15,7 +15,7 @@ from evomerge.errors import EvomergeError, InvalidInput
 if TYPE_CHECKING:
     from evomerge.report.terminal import Terminal
     from evomerge.spec import SearchSpec
-    from evomerge.study.opening import StoredSearch
+    from evomerge.study.stored_search import StoredSearch
 
 app = typer.Typer(
     name="evomerge",
@@ -41,8 +41,8 @@ def check(
 ) -> None:
     """Validate everything without running: sources, groups, dimensions, items, memory."""
     terminal = _terminal(context)
+    from evomerge.opening.inputs import open_inputs
     from evomerge.report.preflight import preflight, preflight_text
-    from evomerge.study.opening import open_inputs
 
     result = preflight(open_inputs(_spec(spec, storage, study)))
     _print(terminal, result, json_, preflight_text)
@@ -67,7 +67,7 @@ def run(
     from evomerge.report.progress import listening
     from evomerge.search import run_search
     from evomerge.spec import override
-    from evomerge.study.opening import read_search
+    from evomerge.study.stored_search import read_search
 
     if ray == "none" and workers not in (None, 1):
         raise InvalidInput(
@@ -139,7 +139,7 @@ def baseline(
     from evomerge.report.progress import listening
     from evomerge.search import run_baselines
     from evomerge.spec import override
-    from evomerge.study.opening import continued, read_search
+    from evomerge.study.stored_search import continued, read_search
 
     going_on, differences = continued(_spec(spec, storage, study))
     _note_differences(terminal, differences, going_on.name, spec)
@@ -279,7 +279,7 @@ def _spec(path: Path | None, storage: str | None, study: str | None) -> SearchSp
         return spec if storage is None else spec.model_copy(update={"storage": storage})
     if storage is None or study is None:
         raise InvalidInput("give a SPEC (a search.yaml), or both --storage URL and --study NAME")
-    from evomerge.study.opening import read_stored_spec
+    from evomerge.study.stored_search import read_stored_spec
 
     return read_stored_spec(storage, study)
 
@@ -287,7 +287,7 @@ def _spec(path: Path | None, storage: str | None, study: str | None) -> SearchSp
 def _stored(terminal: Terminal, path: Path | None, storage: str | None, study: str | None) -> StoredSearch:
     """The study that a command reads, as it is stored. A file is only what it is found by; its differences are told."""
     from evomerge.spec import read_spec, resolve
-    from evomerge.study.opening import read_search
+    from evomerge.study.stored_search import read_search
 
     if path is None or study is not None:
         return read_search(_spec(path, storage, study))

@@ -33,6 +33,10 @@ from evomerge.errors import InvalidInput, StoppedByFailures, unknown_name
 from evomerge.evaluation.evaluator import ItemBlock, Scores
 from evomerge.jobs import Cost, Progress
 from evomerge.objective import Objective, build_objective, task_weights
+from evomerge.opening.capacity import placement_of
+from evomerge.opening.inputs import Inputs, open_inputs
+from evomerge.opening.open_study import OpenSearch, open_search
+from evomerge.opening.readiness import check_requests
 from evomerge.racing import build_fidelity
 from evomerge.samplers import CmaSampler, Goal
 from evomerge.spec import BASELINES, ON_REQUEST, TRAINED, BaselineSpec, SearchSpec
@@ -41,8 +45,6 @@ from evomerge.storage.url import run_directory
 from evomerge.study.command_line import command_line
 from evomerge.study.foundation import changed_versions
 from evomerge.study.incumbent import read_incumbent
-from evomerge.study.opening import Inputs, OpenSearch, open_inputs, open_search, placement_of
-from evomerge.study.readiness import check_requests
 from evomerge.study.records import Record
 from evomerge.study.standing import standing_of
 from evomerge.study.trials import best_trials

@@ -10,14 +10,15 @@ from evomerge.baselines import current_baselines
 from evomerge.checkpoints.export import RECIPE_FILES
 from evomerge.errors import InvalidInput
 from evomerge.objective import Objective
+from evomerge.opening.open_study import OpenSearch
 from evomerge.recipe import Recipe
 from evomerge.samplers import Goal
 from evomerge.spaces.document import read_text
 from evomerge.spaces.nearest import nearest_params
 from evomerge.spec import OtherStudy, WarmStartSpec
-from evomerge.study.opening import OpenSearch, find_study
 from evomerge.study.records import Record, read_scores
 from evomerge.study.standing import standing_of
+from evomerge.study.stored_search import find_study
 from evomerge.study.trials import best_trials
 from evomerge.training.coefficients import mean_weights
 from evomerge.worker import files_folder

@@ -258,7 +258,7 @@ def test_an_unknown_method_is_answered_with_the_nearest(capsys):
 
 
 def test_a_bug_of_ours_is_exit_code_one_with_a_log_file(capsys, write_spec, tmp_path, monkeypatch):
-    monkeypatch.setattr("evomerge.study.opening.open_source", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr("evomerge.opening.inputs.open_source", lambda *args, **kwargs: 1 / 0)
     assert run_command(["check", str(write_spec())]) == 1
     assert "bug in evomerge: ZeroDivisionError" in capsys.readouterr().err
     assert "Traceback" in (tmp_path / "evomerge-error.log").read_text()

@@ -20,7 +20,7 @@ FLOORS = (
     ("merging", "checkpoints"),
     ("bank", "evaluation"),
     ("training",),
-    ("jobs", "worker", "cluster", "study"),
+    ("jobs", "worker", "cluster", "study", "opening"),
     ("objective", "racing", "budget", "dispatch", "controller", "baselines", "warm_start", "verdict", "search"),
     ("report",),
     ("cli",),
@@ -123,7 +123,7 @@ def test_n36_a_library_with_private_handles_is_imported_in_one_file_or_folder(li
 
 def test_optuna_stays_with_spaces_and_study_and_what_reads_them():
     users = {unit_of(path) for path in FILES if any(module.split(".")[0] == "optuna" for module in imports_of(path))}
-    assert users <= {"spaces", "storage", "samplers", "study", "verdict", "search", "report"}
+    assert users <= {"spaces", "storage", "samplers", "study", "opening", "verdict", "search", "report"}
 
 
 @pytest.mark.parametrize("unit", ["recipe", "merging", "engine.block", "bank", "worker"])

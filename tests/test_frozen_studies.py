@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).parent / "assets"))
 import frozen
 
 from evomerge.cli import run_command
-from evomerge.study.opening import read_stored_spec
+from evomerge.study.stored_search import read_stored_spec
 
 LARGEST = 1_500_000  # bytes of all that is frozen: it is in every clone
 

@@ -110,7 +110,7 @@ def test_what_workers_of_ray_print_is_in_the_log(write_spec, tmp_path):
         "from evomerge.cluster.ray_executor import RayExecutor, WorkerActor\n"
         "from evomerge.cluster import open_executor\n"
         "from evomerge.jobs import Score\nfrom evomerge.report.terminal import process_terminal\n"
-        "from evomerge.spec import load_spec\nfrom evomerge.study.opening import open_inputs\n"
+        "from evomerge.spec import load_spec\nfrom evomerge.opening.inputs import open_inputs\n"
         "import os, time\n"
         "terminal = process_terminal()\nterminal.divert()\n"
         "terminal.log_to(Path('evomerge.log').absolute())\n"

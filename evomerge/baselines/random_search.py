@@ -12,9 +12,9 @@ from evomerge.dispatch import Stop
 from evomerge.errors import StoppedByFailures
 from evomerge.jobs import Cost
 from evomerge.objective import Objective
+from evomerge.opening.open_study import OpenSearch
 from evomerge.samplers import build_sampler
 from evomerge.spec import BudgetSpec
-from evomerge.study.opening import OpenSearch
 from evomerge.study.records import NewRow, read_record, read_scores
 from evomerge.study.standing import standing_of
 from evomerge.study.trials import best_trials, read_cost

@@ -21,9 +21,9 @@ from evomerge.messages import duration, in_bytes, in_thousands
 from evomerge.search import MEAN
 from evomerge.storage import attributes
 from evomerge.study.command_line import command_line
-from evomerge.study.opening import StoredSearch
 from evomerge.study.records import Record, read_failures, read_record, read_records
 from evomerge.study.standing import standing_of
+from evomerge.study.stored_search import StoredSearch
 from evomerge.study.trials import best_trials, is_feasible, read_cost
 from evomerge.verdict import Verdict, read_winner
 from evomerge.verdict.stored import read_verdict

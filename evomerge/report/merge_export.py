@@ -16,14 +16,15 @@ from evomerge.bank.weight_bank import DTYPES, default_device
 from evomerge.baselines import current_baselines, source_rows
 from evomerge.checkpoints import Parent, differing, model_card, tensor_digest, to_mergekit, verify_digests, write_model
 from evomerge.errors import InvalidInput, unknown_name
+from evomerge.opening.inputs import Inputs, open_inputs
 from evomerge.recipe import Recipe
 from evomerge.report.leaderboard import Line, leaderboard
 from evomerge.search import MEAN
 from evomerge.study.command_line import command_line
-from evomerge.study.opening import Inputs, StoredSearch, open_inputs
 from evomerge.study.records import read_records
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.standing import standing_of
+from evomerge.study.stored_search import StoredSearch
 from evomerge.verdict import read_digests, read_winner
 from evomerge.worker import files_folder
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from evomerge.storage.url import redact, resolve_url, run_directory
-from evomerge.study.opening import StoredSearch
+from evomerge.study.stored_search import StoredSearch
 
 
 def models_folder(stored: StoredSearch) -> Path:

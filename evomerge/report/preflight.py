@@ -14,11 +14,14 @@ from evomerge.errors import InvalidInput
 from evomerge.evaluation import code_files, known_evaluators, load_pack
 from evomerge.messages import duration, in_bytes
 from evomerge.objective import task_weights
+from evomerge.opening.capacity import memory_of, placement_of
+from evomerge.opening.inputs import Inputs
+from evomerge.opening.open_study import sampler_of
+from evomerge.opening.readiness import check_model, check_requests
 from evomerge.recipe import Recipe
 from evomerge.search import planned_training
 from evomerge.storage import attributes
-from evomerge.study.opening import Inputs, find_study, memory_of, placement_of, sampler_of
-from evomerge.study.readiness import check_model, check_requests
+from evomerge.study.stored_search import find_study
 
 SCHEMA = 1
 MANY_DIMENSIONS = 30

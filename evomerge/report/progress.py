@@ -20,7 +20,7 @@ from evomerge.messages import duration
 from evomerge.report.terminal import Terminal
 from evomerge.search import Listener
 from evomerge.storage import attributes
-from evomerge.study.opening import StoredSearch
+from evomerge.study.stored_search import StoredSearch
 
 SCHEMA = 1
 LOG_SECONDS = 10.0  # how often a log that is not a terminal gets a line at most

@@ -16,7 +16,7 @@ from evomerge.report.merge_export import export_command
 from evomerge.report.places import exported_digest, exports, models_folder, run_folder
 from evomerge.storage import attributes
 from evomerge.study.foundation import read_foundation
-from evomerge.study.opening import StoredSearch
+from evomerge.study.stored_search import StoredSearch
 from evomerge.worker import WorkerSetup, build_evaluator
 
 if TYPE_CHECKING:

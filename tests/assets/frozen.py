@@ -20,14 +20,15 @@ from optuna.trial import FrozenTrial
 
 from evomerge.cli import run_command
 from evomerge.evaluation.evaluator import Scores
+from evomerge.opening.inputs import open_inputs
 from evomerge.report.leaderboard import search_cost
 from evomerge.samplers.reference_points import read_goals
 from evomerge.search import run_search
 from evomerge.spec import override
 from evomerge.study.incumbent import read_incumbent
-from evomerge.study.opening import StoredSearch, open_inputs, read_search, read_stored_spec
 from evomerge.study.records import read_failures, read_records, read_scores
 from evomerge.study.search_study import SearchStudy
+from evomerge.study.stored_search import StoredSearch, read_search, read_stored_spec
 from evomerge.verdict import read_digests, read_winner
 from evomerge.verdict.stored import read_verdict
 

@@ -18,8 +18,8 @@ from evomerge.objective import Objective
 from evomerge.report.leaderboard import leaderboard
 from evomerge.search import Listener, run_baselines
 from evomerge.storage import attributes
-from evomerge.study.opening import read_search
 from evomerge.study.records import Records, read_records
+from evomerge.study.stored_search import read_search
 from evomerge.verdict.stored import read_verdict
 
 MERGED = ["uniform-soup", "greedy-soup", "task-arithmetic", "ties", "dare-ties"]

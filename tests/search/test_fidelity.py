@@ -14,8 +14,8 @@ from evomerge.search import run_search
 from evomerge.spec import load_spec, override
 from evomerge.storage import attributes
 from evomerge.study.incumbent import read_incumbent
-from evomerge.study.opening import artifacts_folder, read_search
 from evomerge.study.search_study import SearchStudy
+from evomerge.study.stored_search import artifacts_folder, read_search
 from evomerge.study.trials import best_trials, read_cost
 
 EVALUATOR = {"name": "synthetic", "items": 1000, "steepness": 20.0}

@@ -24,8 +24,8 @@ from evomerge.samplers.reference_points import read_goals
 from evomerge.search import run_search
 from evomerge.spec import load_spec, override
 from evomerge.storage import attributes
-from evomerge.study.opening import read_search
 from evomerge.study.records import read_records
+from evomerge.study.stored_search import read_search
 from evomerge.study.trials import best_trials, value_of
 from evomerge.verdict import read_winner
 

@@ -19,12 +19,12 @@ from evomerge import load_spec, run_search
 from evomerge.cli import run_command
 from evomerge.errors import InvalidInput, OtherSpec, StoppedByFailures, StudyHeld
 from evomerge.evaluation.synthetic import SyntheticEvaluator
+from evomerge.opening.inputs import open_inputs
 from evomerge.search import Listener
 from evomerge.spec import override, spec_from_json
 from evomerge.storage import attributes
 from evomerge.storage.lock import hold
 from evomerge.study.foundation import lay_foundation, read_foundation
-from evomerge.study.opening import open_inputs
 from evomerge.study.search_study import SearchStudy
 
 TOY = Path(__file__).parent.parent.parent / "examples" / "toy" / "models"

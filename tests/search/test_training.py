@@ -20,9 +20,9 @@ from evomerge.cluster import InlineExecutor
 from evomerge.cluster.ray_executor import RayExecutor
 from evomerge.errors import Interrupted, InvalidInput, MergeError
 from evomerge.jobs import Outcome, Progress, Scored, Train, Trained
+from evomerge.opening.inputs import open_inputs
 from evomerge.search import Listener, run_baselines
 from evomerge.spec import override
-from evomerge.study.opening import open_inputs
 from evomerge.study.records import read_records
 from evomerge.training import DamSettings
 from evomerge.training.train import _Training

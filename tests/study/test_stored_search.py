@@ -14,9 +14,9 @@ import yaml
 from evomerge.cli import run_command
 from evomerge.spec import load_spec
 from evomerge.study.command_line import command_line
-from evomerge.study.opening import read_search
+from evomerge.study.stored_search import read_search
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 TOY = ROOT / "examples" / "toy" / "models"
 BIN = Path(sys.executable).parent
 

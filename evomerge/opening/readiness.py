@@ -8,7 +8,7 @@ from evomerge.bank.memory import BYTES, available_memory
 from evomerge.bank.weight_bank import DTYPES
 from evomerge.checkpoints import check_scorable, load_skeleton, meta_model
 from evomerge.evaluation.evaluator import ModelEvaluator
-from evomerge.study.opening import Inputs
+from evomerge.opening.inputs import Inputs
 
 _SHARE = 0.5  # of the available memory that the base may take, to be run beside everything else
 

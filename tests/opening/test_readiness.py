@@ -197,7 +197,7 @@ def test_what_a_worker_finds_invalid_ends_the_run_with_exit_code_two_and_can_be_
     refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A base that is too large to be tried on the controller's machine is tried by the first worker."""
-    monkeypatch.setattr("evomerge.study.readiness.available_memory", lambda: 0)
+    monkeypatch.setattr("evomerge.opening.readiness.available_memory", lambda: 0)
     run = ["run", str(tmp_path / "search.yaml"), "--ray", "none"]
     model = model_of("GPT2LMHeadModel", "GPT2Config", **{**GPT2, "n_positions": 16, **VOCABULARY})
     with pytest.raises(AssertionError):

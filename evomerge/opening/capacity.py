@@ -1,0 +1,29 @@
+"""Memory that a search takes, and where its sources are placed on this machine."""
+
+from __future__ import annotations
+
+from evomerge.bank.memory import MemoryNeed, memory_need
+from evomerge.bank.placement import Placement, place_sources, this_machine
+from evomerge.opening.inputs import Inputs
+
+
+def memory_of(inputs: Inputs) -> MemoryNeed:
+    """What the search holds. A method with densities sorts magnitudes of one group after the other, once; so do the
+    baselines that have them, over the whole model."""
+    spec = inputs.spec
+    searched = any("density" in method.parameters for method in spec.search_space.methods.values())
+    groups = [sum(inputs.catalogue[name].numel for name in group.tensors) for group in inputs.space.groups]
+    if any(baseline.name in ("ties", "dare-ties") for baseline in spec.chosen_baselines):
+        largest_scope = sum(entry.numel for entry in inputs.catalogue.mergeable)
+    else:
+        largest_scope = max(groups) if searched else 0
+    return memory_need(inputs.catalogue, len(inputs.refs), spec.dtype, largest_scope=largest_scope)
+
+
+def placement_of(inputs: Inputs, workers: int) -> Placement:
+    """Where the sources will live on this machine.
+
+    Raises:
+        InvalidInput: the search cannot fit; says what is needed and what there is.
+    """
+    return place_sources(memory_of(inputs), this_machine(), workers=workers)

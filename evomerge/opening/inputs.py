@@ -1,0 +1,91 @@
+"""Inputs of a search: what its spec names, opened and found to fit together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from optuna.distributions import FloatDistribution
+
+from evomerge.catalogue import TensorCatalogue
+from evomerge.checkpoints import Source, check_compatible, open_source
+from evomerge.evaluation.evaluator import Evaluator
+from evomerge.evaluation.split import split_from_json
+from evomerge.recipe import ModelRef
+from evomerge.spaces.bound import BoundSpace, bind
+from evomerge.spec import SearchSpec
+from evomerge.study.foundation import Foundation
+from evomerge.study.stored_search import artifacts_folder
+from evomerge.worker import WorkerSetup, build_evaluator
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a spec names, opened and found to fit together. Nothing has been run or written."""
+
+    spec: SearchSpec
+    base: Source
+    experts: tuple[Source, ...]
+    warnings: tuple[str, ...]
+
+    @cached_property
+    def catalogue(self) -> TensorCatalogue:
+        """The base's tensors, divided into parts by the patterns of the space."""
+        return self.base.divided(self.spec.search_space.patterns)
+
+    @cached_property
+    def space(self) -> BoundSpace:
+        """The search space over these tensors and sources."""
+        experts = [source.ref for source in self.experts]
+        return bind(
+            self.spec.search_space, self.catalogue, self.base.ref, experts, dtype=self.spec.dtype, seed=self.spec.seed
+        )
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """The evaluator without a model: it knows the tasks and the items. Workers build their own."""
+        return build_evaluator(self.setup())
+
+    @property
+    def refs(self) -> tuple[ModelRef, ...]:
+        """Base and experts, in that order."""
+        return (self.base.ref, *(source.ref for source in self.experts))
+
+    def setup(self, foundation: Foundation | None = None) -> WorkerSetup:
+        """What workers are built from; with the foundation of the study once there is one."""
+        spec = self.spec
+        ranges = {
+            name: (distribution.low, distribution.high)
+            for name, distribution in self.space.distributions.items()
+            if isinstance(distribution, FloatDistribution)
+        }
+        return WorkerSetup(
+            base=_pinned(self.base),
+            experts=tuple(_pinned(source) for source in self.experts),
+            dtype=spec.dtype,
+            seed=spec.seed,
+            evaluator=spec.evaluator.name,
+            settings=spec.evaluator.settings,
+            split=split_from_json(foundation.split) if foundation else None,
+            batch_size=foundation.batch_size if foundation else None,
+            bounds=ranges,
+            allow=spec.allow,
+            artifacts=str(artifacts_folder(spec).resolve()),
+        )
+
+
+def _pinned(source: Source) -> ModelRef:
+    """The source for workers elsewhere: a hub model at the commit that was opened here, whatever is pushed since."""
+    return source.ref if source.hub_id is None else replace(source.ref, revision=source.directory.name)
+
+
+def open_inputs(spec: SearchSpec) -> Inputs:
+    """Open and check what a spec names.
+
+    Raises:
+        InvalidInput: whatever is missing or does not fit, naming the sources and tensors.
+    """
+    base = open_source(spec.base.ref, allow=spec.allow)
+    experts = tuple(open_source(expert.ref, allow=spec.allow, like=base) for expert in spec.experts)
+    warnings = check_compatible(base, experts)
+    return Inputs(spec, base, experts, tuple(warnings))

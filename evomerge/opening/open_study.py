@@ -1,0 +1,149 @@
+"""The study of a search, created or gone on with by its only writer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
+
+from evomerge.evaluation.split import split_to_json
+from evomerge.opening.inputs import Inputs
+from evomerge.samplers import CatCmaSampler, CmaSampler, GoalsSampler, build_sampler
+from evomerge.storage import attributes
+from evomerge.storage.lock import hold
+from evomerge.storage.opening import open_storage, release, with_retries
+from evomerge.storage.url import resolve_url
+from evomerge.study.foundation import Foundation, lay_foundation
+from evomerge.study.records import Records
+from evomerge.study.search_study import SearchStudy
+from evomerge.study.stored_search import BASELINES, HELD_OUT, artifacts_folder, from_anywhere
+
+
+@dataclass(frozen=True)
+class OpenSearch:
+    """A study that this process may write to, with its siblings."""
+
+    inputs: Inputs
+    search: SearchStudy
+    foundation: Foundation
+    baselines: Records
+    held_out: Records
+    artifacts: Path
+    storage: BaseStorage
+    check_hold: Callable[[], None]
+
+    def sibling(self, name: str, sampler: optuna.samplers.BaseSampler) -> SearchStudy:
+        """Another search of the same space, in the study `NAME/name` of the same storage."""
+        study = with_retries(
+            lambda: optuna.create_study(
+                storage=self.storage,
+                study_name=f"{self.inputs.spec.name}/{name}",
+                direction="maximize",
+                sampler=sampler,
+                load_if_exists=True,
+            )
+        )
+        return SearchStudy(study, self.storage, self.inputs.space, self.artifacts, self.check_hold)
+
+
+@contextmanager
+def open_search(inputs: Inputs, *, workers: int) -> Iterator[OpenSearch]:
+    """Create the spec's study or go on with it, as its only writer.
+
+    Raises:
+        StudyHeld: another controller writes to it.
+        OtherSpec: it was made with another identity.
+        InvalidInput: the storage cannot be opened, or the sampler cannot search the space.
+    """
+    spec = inputs.spec
+    url = resolve_url(spec.storage_url)
+    wanted = _foundation(inputs, workers)
+    with hold(url, spec.name, directions=["maximize"] * directions_of(inputs)) as held:
+        storage = open_storage(url, owned=True)
+        try:
+            yield _open(inputs, storage, wanted, workers, held.check)
+        finally:
+            release(storage)
+
+
+def _open(
+    inputs: Inputs, storage: BaseStorage, wanted: Foundation, workers: int, check_hold: Callable[[], None]
+) -> OpenSearch:
+    spec, folder = inputs.spec, artifacts_folder(inputs.spec)
+    study = with_retries(
+        lambda: optuna.create_study(
+            storage=storage,
+            study_name=spec.name,
+            directions=["maximize"] * directions_of(inputs),
+            load_if_exists=True,
+        )
+    )
+    foundation = lay_foundation(study, wanted)
+    if len(study.directions) > 1 and study.metric_names is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(list(inputs.evaluator.weights))  # what Optuna Dashboard calls the objectives
+    study.sampler = sampler_of(inputs, foundation.popsize, workers)
+    return OpenSearch(
+        inputs,
+        SearchStudy(study, storage, inputs.space, folder, check_hold),
+        foundation,
+        Records(storage, f"{spec.name}/{BASELINES}", folder, check_hold),
+        Records(storage, f"{spec.name}/{HELD_OUT}", folder, check_hold),
+        folder,
+        storage,
+        check_hold,
+    )
+
+
+def _foundation(inputs: Inputs, workers: int) -> Foundation:
+    spec = inputs.spec
+    sampler = sampler_of(inputs, workers=workers)
+    fingerprints = {source.ref.name: str(source.ref.fingerprint) for source in (inputs.base, *inputs.experts)}
+    return Foundation(
+        spec=from_anywhere(spec).to_json(),
+        identity=spec.identity(
+            fingerprints,
+            inputs.evaluator.fingerprint,
+            {name: repr(distribution) for name, distribution in inputs.space.distributions.items()},
+        ),
+        split=split_to_json(inputs.evaluator.split),
+        batch_size=None,
+        popsize=sampler.popsize if isinstance(sampler, CmaSampler | CatCmaSampler | GoalsSampler) else None,
+    )
+
+
+def sampler_of(inputs: Inputs, popsize: int | None = None, workers: int = 1) -> optuna.samplers.BaseSampler:
+    """The spec's sampler; with the population size of the study once there is one.
+
+    Raises:
+        InvalidInput: unknown sampler or setting, or one that cannot search the space.
+    """
+    spec = inputs.spec
+    settings = dict(spec.sampler.settings) | ({} if popsize is None else {"popsize": popsize})
+    return build_sampler(
+        spec.sampler.name,
+        settings,
+        seed=spec.seed,
+        space=inputs.space,
+        workers=workers,
+        directions=directions_of(inputs),
+        constraints=_violations if spec.objective.constraints else None,
+        tie_breaker=attributes.COMPANION,
+    )
+
+
+def directions_of(inputs: Inputs) -> int:
+    """How many objectives are maximised."""
+    return len(inputs.evaluator.weights) if inputs.spec.objective.aggregate == "pareto" else 1
+
+
+def _violations(trial: FrozenTrial) -> list[float]:
+    return list(trial.user_attrs.get(attributes.VIOLATIONS, ()))

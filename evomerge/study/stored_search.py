@@ -1,0 +1,120 @@
+"""Studies that are only read: found by name and storage, with the spec that they store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import optuna
+from optuna.storages import BaseStorage
+
+from evomerge.errors import InvalidInput
+from evomerge.spec import SearchSpec
+from evomerge.storage.opening import open_storage
+from evomerge.storage.url import local_file, redact, resolve_url, run_directory
+from evomerge.study.stored_spec import differences, relocated, stored_spec, with_own_baselines
+
+BASELINES = "baselines"
+HELD_OUT = "held-out"
+
+
+@dataclass(frozen=True)
+class StoredSearch:
+    """A study that this process only reads.
+
+    Attributes:
+        spec: what the study was last run with, as it stores it, in the storage where it was found.
+        differences: what the spec that it was found by says otherwise, in one line; empty where that says the same.
+    """
+
+    spec: SearchSpec
+    storage: BaseStorage
+    study: optuna.Study
+    baselines: optuna.Study | None
+    held_out: optuna.Study | None
+    artifacts: Path
+    differences: str = ""
+
+
+def read_search(spec: SearchSpec) -> StoredSearch:
+    """The study of a spec, for reading. It is found by name and storage; all else is as the study stores it.
+
+    Raises:
+        InvalidInput: there is no such study; `evomerge run` makes it.
+    """
+    storage, study = find_study(spec)
+    stored = relocated(stored_spec(study, spec.storage_url), spec)
+    baselines, held_out = (_load(storage, f"{spec.name}/{sibling}") for sibling in (BASELINES, HELD_OUT))
+    given = spec if spec.artifacts is None else from_anywhere(spec)
+    return StoredSearch(
+        stored, storage, study, baselines, held_out, artifacts_folder(stored), differences(stored, given)
+    )
+
+
+def read_stored_spec(url: str, name: str) -> SearchSpec:
+    """The spec that a study was last run with, for commands that are given a storage and a study, not a file."""
+    file = local_file(url)
+    study = _load(open_storage(url), name) if file is None or file.exists() else None
+    if study is None:
+        raise InvalidInput(f"there is no study {name!r} in the storage {redact(resolve_url(url))}")
+    return stored_spec(study, url)
+
+
+def continued(spec: SearchSpec) -> tuple[SearchSpec, str]:
+    """The spec that baselines are made by beside a search: that of the study where there is one.
+
+    Workers, baselines, calibration texts and verdict are the given spec's: they may change while a study goes on.
+
+    Returns:
+        The spec, and what the given one says otherwise, in one line.
+    """
+    try:
+        _, study = find_study(spec)
+        stored = relocated(stored_spec(study, spec.storage_url), spec)
+    except InvalidInput:  # the study is not there yet, or not complete: it is made by this spec
+        return spec, ""
+    given = spec if spec.artifacts is None else from_anywhere(spec)
+    chosen = with_own_baselines(stored, given)
+    return chosen, differences(chosen, given)
+
+
+def artifacts_folder(spec: SearchSpec) -> Path:
+    """Where per-item outcomes are kept: the spec's `artifacts`, else beside the study."""
+    if spec.artifacts is None:
+        return run_directory(resolve_url(spec.storage_url), spec.name) / "artifacts"
+    parts = urlsplit(spec.artifacts)
+    if parts.scheme not in ("", "file"):
+        raise InvalidInput(f"artifacts {spec.artifacts!r}: only a folder or a file:// URL can be used")
+    return Path(unquote(parts.path))
+
+
+def find_study(spec: SearchSpec) -> tuple[BaseStorage, optuna.Study]:
+    """The study of a spec's name in its storage.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    resolved, name = resolve_url(spec.storage_url), spec.name
+    file = local_file(resolved)
+    if file is not None and not file.exists():
+        raise InvalidInput(f"there is no study {name!r} yet: {file} does not exist; `evomerge run` makes it")
+    storage = open_storage(resolved)
+    study = _load(storage, name)
+    if study is None:
+        raise InvalidInput(f"there is no study {name!r} in this storage yet; `evomerge run` makes it")
+    return storage, study
+
+
+def _load(storage: BaseStorage, name: str) -> optuna.Study | None:
+    try:
+        return optuna.load_study(storage=storage, study_name=name)
+    except KeyError:
+        return None
+
+
+def from_anywhere(spec: SearchSpec) -> SearchSpec:
+    """The spec with the folder of artifacts as an absolute URL, where it is not beside the study's file."""
+    if spec.artifacts is None and local_file(spec.storage_url) is not None:
+        return spec  # they move with the file
+    return spec.model_copy(update={"artifacts": artifacts_folder(spec).resolve().as_uri()})
