@@ -27,11 +27,12 @@ from evomerge.baselines import (
 from evomerge.baselines.random_search import NAME as RANDOM_SEARCH
 from evomerge.baselines.random_search import random_search
 from evomerge.cluster import Executor, ignored_without_ray, is_local, open_executor, worker_count
-from evomerge.controller import Controller, Status
-from evomerge.dispatch import Stop, find_batch_size, stopping_on_signals
 from evomerge.errors import InvalidInput, StoppedByFailures, unknown_name
 from evomerge.evaluation.evaluator import ItemBlock, Scores
 from evomerge.jobs import Cost, Progress
+from evomerge.loop.controller import Controller, Status
+from evomerge.loop.dispatcher import find_batch_size
+from evomerge.loop.stop import Stop, stopping_on_signals
 from evomerge.objective import Objective, build_objective, task_weights
 from evomerge.opening.capacity import placement_of
 from evomerge.opening.inputs import Inputs, open_inputs

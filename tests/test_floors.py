@@ -21,7 +21,7 @@ FLOORS = (
     ("bank", "evaluation"),
     ("training",),
     ("jobs", "worker", "cluster", "study", "opening"),
-    ("objective", "racing", "budget", "dispatch", "controller", "baselines", "warm_start", "verdict", "search"),
+    ("objective", "racing", "loop", "baselines", "warm_start", "verdict", "search"),
     ("report",),
     ("cli",),
 )

@@ -11,10 +11,11 @@ from evomerge.baselines.current import made_key
 from evomerge.baselines.merges import Choice, Ingredients, Plan, Training, plan_of
 from evomerge.baselines.rows import Row, RowResult, has_value, job_key, new_row, record_row, stored_row
 from evomerge.cluster import Executor
-from evomerge.dispatch import Dispatcher, Stop
 from evomerge.errors import EvomergeError
 from evomerge.evaluation.evaluator import ItemBlock
 from evomerge.jobs import Cost, Failed, Job, Outcome, Progress, Score, Scored, Train, Trained
+from evomerge.loop.dispatcher import Dispatcher
+from evomerge.loop.stop import Stop
 from evomerge.recipe import Recipe
 from evomerge.spec import BaselineSpec
 from evomerge.study.records import Kept, Records, read_failures

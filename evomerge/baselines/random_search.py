@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from evomerge.baselines.current import made_key, settings_of
 from evomerge.cluster import Executor
-from evomerge.controller import Controller, Status
-from evomerge.dispatch import Stop
 from evomerge.errors import StoppedByFailures
 from evomerge.jobs import Cost
+from evomerge.loop.controller import Controller, Status
+from evomerge.loop.stop import Stop
 from evomerge.objective import Objective
 from evomerge.opening.open_study import OpenSearch
 from evomerge.samplers import build_sampler

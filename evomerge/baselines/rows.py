@@ -10,10 +10,11 @@ from typing import Any
 
 from evomerge.catalogue import TensorCatalogue
 from evomerge.cluster import Executor
-from evomerge.dispatch import Stop, refuse_invalid, run_all
 from evomerge.errors import StoppedByFailures
 from evomerge.evaluation.evaluator import ItemBlock, Scores
 from evomerge.jobs import Cost, Failed, Outcome, Score, Scored, TensorDigests
+from evomerge.loop.dispatcher import refuse_invalid, run_all
+from evomerge.loop.stop import Stop
 from evomerge.objective import Objective
 from evomerge.recipe import ModelRef, Recipe, single_source
 from evomerge.study.records import NewRow, Records

@@ -4,7 +4,6 @@ from evomerge.racing.boundary import boundary
 from evomerge.racing.brackets import BracketSettings, bracket, goes_on, rungs
 from evomerge.racing.fidelity import Finding, Full, Look, build_fidelity
 from evomerge.racing.race import Decision, RaceSettings, decide, information, require_means
-from evomerge.racing.running import Running
 
 __all__ = [
     "BracketSettings",
@@ -13,7 +12,6 @@ __all__ = [
     "Full",
     "Look",
     "RaceSettings",
-    "Running",
     "boundary",
     "bracket",
     "build_fidelity",

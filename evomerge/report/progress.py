@@ -14,8 +14,8 @@ import optuna
 from rich.live import Live
 from rich.text import Text
 
-from evomerge.controller import Status, status_of
 from evomerge.jobs import Progress
+from evomerge.loop.controller import Status, status_of
 from evomerge.messages import duration
 from evomerge.report.terminal import Terminal
 from evomerge.search import Listener

@@ -1,61 +1,18 @@
-"""Jobs in flight, and the signals that end them: what every loop over an executor needs."""
+"""Jobs in flight: every loop over an executor needs them."""
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from types import FrameType
 
 from evomerge.cluster import Executor
-from evomerge.errors import Interrupted, InvalidInput, StoppedByFailures
+from evomerge.errors import InvalidInput, StoppedByFailures
 from evomerge.jobs import Failed, FindBatchSize, Found, Job, Outcome, Progress
+from evomerge.loop.stop import Stop
 from evomerge.recipe import Recipe
 from evomerge.study.search_study import MAX_ATTEMPTS
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLL_SECONDS = 0.5  # how long a signal may wait to be noticed
-
-
-class Stop:
-    """Set by a signal: the loop ends at the next event and leaves what is in flight to the next run."""
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-
-    def request(self, reason: str) -> None:
-        self.reason = reason
-
-    def listen(self) -> None:
-        """Let SIGINT and SIGTERM request a stop. To be called again after ray.init, which installs its own handlers."""
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.reason is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # a second Ctrl-C means now
-        self.request(signal.Signals(number).name)
-
-    def check(self) -> None:
-        if self.reason is not None:
-            raise Interrupted(f"stopped by {self.reason}; run the same command again to go on")
-
-
-@contextmanager
-def stopping_on_signals() -> Iterator[Stop]:
-    """A Stop that listens to signals, until the end of the block."""
-    stop = Stop()
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    stop.listen()
-    try:
-        yield stop
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 class Dispatcher:

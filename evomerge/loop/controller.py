@@ -12,14 +12,16 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from evomerge.budget import Spent, reached, share, spent_by
 from evomerge.cluster import Executor
-from evomerge.dispatch import Dispatcher, Stop, reason_of
 from evomerge.errors import Interrupted, StoppedByFailures, StudyHeld
 from evomerge.evaluation.evaluator import Scores
 from evomerge.jobs import Job, Outcome, Score, Scored
+from evomerge.loop.budget import Spent, reached, share, spent_by
+from evomerge.loop.candidate import Running
+from evomerge.loop.dispatcher import Dispatcher, reason_of
+from evomerge.loop.stop import Stop
 from evomerge.objective import Objective
-from evomerge.racing import Finding, Full, Running
+from evomerge.racing import Finding, Full
 from evomerge.spec import BudgetSpec
 from evomerge.storage import attributes
 from evomerge.study.incumbent import incumbent_text
