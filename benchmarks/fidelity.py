@@ -24,7 +24,7 @@ from machine import arguments, progress, report
 from scipy.stats import t as student
 
 from evomerge.evaluation.evaluator import Scores
-from evomerge.search import run_search
+from evomerge.search.run import run_search
 from evomerge.spec import SearchSpec, load_spec
 from evomerge.study.records import read_records, read_scores
 from evomerge.study.stored_search import read_search

@@ -23,7 +23,7 @@ from machine import arguments, report
 from optuna._hypervolume import compute_hypervolume
 
 from evomerge.report.leaderboard import Line, leaderboard
-from evomerge.search import run_search
+from evomerge.search.run import run_search
 from evomerge.spec import SearchSpec, load_spec, resolve
 from evomerge.study.stored_search import read_search
 

@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 __all__ = ["load_spec", "run_search"]
 
 if TYPE_CHECKING:
-    from evomerge.search import run_search
+    from evomerge.search.run import run_search
     from evomerge.spec import load_spec
 
 
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
 
         return load_spec
     if name == "run_search":
-        from evomerge.search import run_search
+        from evomerge.search.run import run_search
 
         return run_search
     raise AttributeError(f"module 'evomerge' has no attribute {name!r}")

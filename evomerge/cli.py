@@ -65,7 +65,7 @@ def run(
     terminal = _terminal(context)
     from evomerge.report.leaderboard import leaderboard, leaderboard_document, leaderboard_tables
     from evomerge.report.progress import listening
-    from evomerge.search import run_search
+    from evomerge.search.run import run_search
     from evomerge.spec import override
     from evomerge.study.stored_search import read_search
 
@@ -137,7 +137,7 @@ def baseline(
     terminal = _terminal(context)
     from evomerge.report.leaderboard import leaderboard, leaderboard_document, leaderboard_tables
     from evomerge.report.progress import listening
-    from evomerge.search import run_baselines
+    from evomerge.search.run import run_baselines
     from evomerge.spec import override
     from evomerge.study.stored_search import continued, read_search
 

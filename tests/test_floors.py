@@ -17,11 +17,11 @@ FLOORS = (
     ("methods", "recipe", "catalogue", "spaces", "spec"),
     ("storage", "samplers"),
     ("engine",),
-    ("merging", "checkpoints"),
+    ("merging", "checkpoints", "mergekit"),
     ("bank", "evaluation"),
     ("training",),
     ("jobs", "worker", "cluster", "study", "opening"),
-    ("objective", "racing", "loop", "baselines", "warm_start", "verdict", "search"),
+    ("objective", "racing", "loop", "baselines", "verdict", "search"),
     ("report",),
     ("cli",),
 )
@@ -82,12 +82,12 @@ def test_no_import_of_the_package_runs_upward():
     [
         ("spaces/shipped.py", "import evomerge", ["evomerge"]),
         ("spaces/shipped.py", "from evomerge import load_spec", ["evomerge"]),
-        ("search.py", "def late():\n    import evomerge as house", ["evomerge"]),
-        ("spaces/shipped.py", "import evomerge.search", ["evomerge.search"]),
+        ("search/run.py", "def late():\n    import evomerge as house", ["evomerge"]),
+        ("spaces/shipped.py", "import evomerge.search.run", ["evomerge.search.run"]),
         ("storage/lock.py", "from evomerge.study.trials import best_trials", ["evomerge.study.trials"]),
         ("bank/passes.py", "from evomerge.errors import InvalidInput\nfrom evomerge.bank.memory import MemoryNeed", []),
         ("cli.py", "from evomerge import __version__", []),
-        ("__init__.py", "from evomerge.search import run_search", []),
+        ("__init__.py", "from evomerge.search.run import run_search", []),
     ],
 )
 def test_imports_that_run_upward_are_found(monkeypatch, tmp_path, file, text, climbs):

@@ -4,7 +4,6 @@ from evomerge.checkpoints.compatibility import check_compatible
 from evomerge.checkpoints.digests import WeightsDiffer, differing, tensor_digest, tensor_digests, verify_digests
 from evomerge.checkpoints.export import write_model
 from evomerge.checkpoints.live import check_scorable, load_skeleton, meta_model
-from evomerge.checkpoints.mergekit_yaml import to_mergekit
 from evomerge.checkpoints.model_card import Parent, license_warnings, model_card
 from evomerge.checkpoints.source import Source, open_source
 
@@ -22,7 +21,6 @@ __all__ = [
     "open_source",
     "tensor_digest",
     "tensor_digests",
-    "to_mergekit",
     "verify_digests",
     "write_model",
 ]

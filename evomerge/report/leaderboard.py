@@ -18,7 +18,7 @@ from rich.text import Text
 from evomerge.baselines import current_baselines, left_out
 from evomerge.jobs import Cost
 from evomerge.messages import duration, in_bytes, in_thousands
-from evomerge.search import MEAN
+from evomerge.search.run import MEAN
 from evomerge.storage import attributes
 from evomerge.study.command_line import command_line
 from evomerge.study.records import Record, read_failures, read_record, read_records

@@ -9,6 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from evomerge.baselines import candidates, check_baseline
+from evomerge.baselines.planned_training import planned_training
 from evomerge.cluster import worker_count
 from evomerge.errors import InvalidInput
 from evomerge.evaluation import code_files, known_evaluators, load_pack
@@ -19,7 +20,6 @@ from evomerge.opening.inputs import Inputs
 from evomerge.opening.open_study import sampler_of
 from evomerge.opening.readiness import check_model, check_requests
 from evomerge.recipe import Recipe
-from evomerge.search import planned_training
 from evomerge.storage import attributes
 from evomerge.study.stored_search import find_study
 

@@ -18,7 +18,7 @@ from evomerge.jobs import Progress
 from evomerge.loop.controller import Status, status_of
 from evomerge.messages import duration
 from evomerge.report.terminal import Terminal
-from evomerge.search import Listener
+from evomerge.search.run import Listener
 from evomerge.storage import attributes
 from evomerge.study.stored_search import StoredSearch
 

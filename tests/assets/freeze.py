@@ -39,7 +39,7 @@ import optuna
 import yaml
 
 from evomerge.errors import Interrupted
-from evomerge.search import Listener, run_baselines, run_search
+from evomerge.search.run import Listener, run_baselines, run_search
 from evomerge.spaces import load_space
 from evomerge.spec import SearchSpec, override
 from evomerge.storage.opening import open_storage

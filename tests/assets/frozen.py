@@ -23,7 +23,7 @@ from evomerge.evaluation.evaluator import Scores
 from evomerge.opening.inputs import open_inputs
 from evomerge.report.leaderboard import search_cost
 from evomerge.samplers.reference_points import read_goals
-from evomerge.search import run_search
+from evomerge.search.run import run_search
 from evomerge.spec import override
 from evomerge.study.incumbent import read_incumbent
 from evomerge.study.records import read_failures, read_records, read_scores

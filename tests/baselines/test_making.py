@@ -16,7 +16,7 @@ from evomerge.errors import Interrupted, InvalidInput, StoppedByFailures
 from evomerge.evaluation.synthetic import SyntheticEvaluator
 from evomerge.objective import Objective
 from evomerge.report.leaderboard import leaderboard
-from evomerge.search import Listener, run_baselines
+from evomerge.search.run import Listener, run_baselines
 from evomerge.storage import attributes
 from evomerge.study.records import Records, read_records
 from evomerge.study.stored_search import read_search
@@ -143,7 +143,7 @@ def test_a_random_search_that_fails_does_not_hide_the_verdict(write_spec, monkey
     def fails(*args, **kwargs):
         raise StoppedByFailures("most candidates failed")
 
-    monkeypatch.setattr("evomerge.search.random_search", fails)
+    monkeypatch.setattr("evomerge.search.run.random_search", fails)
     study = run_search(load_spec(write_spec(baselines=["random-search"])), ray="none")
     assert read_verdict(study) is not None
 

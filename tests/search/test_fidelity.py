@@ -10,7 +10,7 @@ from evomerge.errors import InvalidInput, OtherSpec
 from evomerge.evaluation.evaluator import Candidate, ItemBlock
 from evomerge.evaluation.joined import joined
 from evomerge.evaluation.synthetic import SyntheticEvaluator
-from evomerge.search import run_search
+from evomerge.search.run import run_search
 from evomerge.spec import load_spec, override
 from evomerge.storage import attributes
 from evomerge.study.incumbent import read_incumbent

@@ -21,7 +21,7 @@ from evomerge.report.leaderboard import (
     pareto_front,
 )
 from evomerge.samplers.reference_points import read_goals
-from evomerge.search import run_search
+from evomerge.search.run import run_search
 from evomerge.spec import load_spec, override
 from evomerge.storage import attributes
 from evomerge.study.records import read_records

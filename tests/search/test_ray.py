@@ -16,7 +16,7 @@ from evomerge.errors import StoppedByFailures
 from evomerge.evaluation.evaluator import ItemBlock
 from evomerge.jobs import Failed, Score, Scored
 from evomerge.recipe import ModelRef, Recipe
-from evomerge.search import Listener
+from evomerge.search.run import Listener
 from evomerge.storage import attributes
 from evomerge.worker import WorkerSetup
 

@@ -20,7 +20,7 @@ from evomerge.cli import run_command
 from evomerge.errors import InvalidInput, OtherSpec, StoppedByFailures, StudyHeld
 from evomerge.evaluation.synthetic import SyntheticEvaluator
 from evomerge.opening.inputs import open_inputs
-from evomerge.search import Listener
+from evomerge.search.run import Listener
 from evomerge.spec import override, spec_from_json
 from evomerge.storage import attributes
 from evomerge.storage.lock import hold

@@ -21,7 +21,7 @@ from evomerge.cluster.ray_executor import RayExecutor
 from evomerge.errors import Interrupted, InvalidInput, MergeError
 from evomerge.jobs import Outcome, Progress, Scored, Train, Trained
 from evomerge.opening.inputs import open_inputs
-from evomerge.search import Listener, run_baselines
+from evomerge.search.run import Listener, run_baselines
 from evomerge.spec import override
 from evomerge.study.records import read_records
 from evomerge.training import DamSettings

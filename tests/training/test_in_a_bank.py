@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from evomerge.bank import WeightBank
-from evomerge.checkpoints import open_source, tensor_digest, to_mergekit
+from evomerge.checkpoints import open_source, tensor_digest
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.evaluator import CalibrationText
+from evomerge.mergekit.export_yaml import to_mergekit
 from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule
 from evomerge.training import DamSettings, train_dam

@@ -22,8 +22,8 @@ from evomerge.baselines import (
     score_rows,
     settings_of,
     source_rows,
-    training_settings,
 )
+from evomerge.baselines.planned_training import longest_text, planned_training
 from evomerge.baselines.random_search import NAME as RANDOM_SEARCH
 from evomerge.baselines.random_search import random_search
 from evomerge.cluster import Executor, ignored_without_ray, is_local, open_executor, worker_count
@@ -35,12 +35,13 @@ from evomerge.loop.dispatcher import find_batch_size
 from evomerge.loop.stop import Stop, stopping_on_signals
 from evomerge.objective import Objective, build_objective, task_weights
 from evomerge.opening.capacity import placement_of
-from evomerge.opening.inputs import Inputs, open_inputs
+from evomerge.opening.inputs import open_inputs
 from evomerge.opening.open_study import OpenSearch, open_search
 from evomerge.opening.readiness import check_requests
 from evomerge.racing import build_fidelity
 from evomerge.samplers import CmaSampler, Goal
-from evomerge.spec import BASELINES, ON_REQUEST, TRAINED, BaselineSpec, SearchSpec
+from evomerge.search.warm_start import goals, warm_points
+from evomerge.spec import BASELINES, ON_REQUEST, BaselineSpec, SearchSpec
 from evomerge.storage import attributes
 from evomerge.storage.url import run_directory
 from evomerge.study.command_line import command_line
@@ -49,7 +50,6 @@ from evomerge.study.incumbent import read_incumbent
 from evomerge.study.records import Record
 from evomerge.study.standing import standing_of
 from evomerge.study.trials import best_trials
-from evomerge.training import DamSettings, PlannedTokens, planned_tokens
 from evomerge.verdict import (
     Entrant,
     Winner,
@@ -62,8 +62,7 @@ from evomerge.verdict import (
     winning_recipe,
 )
 from evomerge.verdict.stored import store_verdict
-from evomerge.warm_start import goals, warm_points
-from evomerge.worker import calibration_texts, files_folder
+from evomerge.worker import files_folder
 
 EARLY = ("uniform-soup",)  # normalisation, constraints and warm starts need these before the first trial
 # Chosen by their own value on the search items, whose luck they share.
@@ -381,23 +380,3 @@ class _Session:
         )
         self.opened.check_hold()
         store_verdict(study, verdict)
-
-
-def planned_training(baseline: BaselineSpec, inputs: Inputs) -> PlannedTokens | None:
-    """What the training of a baseline will read; None for one that is not trained.
-
-    Raises:
-        InvalidInput: its texts are missing, or fewer than a batch needs.
-    """
-    if baseline.name not in TRAINED:
-        return None
-    calibrations = {expert.name: expert.calibration for expert in inputs.spec.experts if expert.calibration is not None}
-    texts = {name: calibration_texts(inputs.evaluator, each) for name, each in calibrations.items()}
-    settings = DamSettings.model_validate(training_settings(baseline, longest_text(inputs)))
-    return planned_tokens(texts, settings, inputs.spec.seed)
-
-
-def longest_text(inputs: Inputs) -> int | None:
-    """Tokens that the model can hold, None where its config does not say."""
-    longest = inputs.base.settings.get("max_position_embeddings")
-    return longest if isinstance(longest, int) else None

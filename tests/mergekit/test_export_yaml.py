@@ -6,8 +6,7 @@ import pytest
 import yaml
 
 from evomerge.catalogue import TensorCatalogue, build_catalogue
-from evomerge.checkpoints import to_mergekit
-from evomerge.checkpoints.mergekit_yaml import _evaluate, _position
+from evomerge.mergekit.export_yaml import _evaluate, _position, to_mergekit
 from evomerge.methods import MERGEKIT_SEMANTICS, METHODS, resolve_options
 from evomerge.recipe import ModelRef, Recipe, Rule
 

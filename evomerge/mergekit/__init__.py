@@ -1,0 +1,1 @@
+"""mergekit: our recipes in its configuration files."""
