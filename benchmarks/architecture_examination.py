@@ -41,10 +41,10 @@ from evomerge.engine.live_state import LiveState
 from evomerge.errors import EvomergeError, InvalidInput
 from evomerge.evaluation import Candidate, ItemBlock, Pack, load_pack
 from evomerge.evaluation.evaluator import Scores
+from evomerge.export import export_merge
 from evomerge.opening.inputs import Inputs, open_inputs
+from evomerge.preflight import preflight
 from evomerge.recipe import Recipe, Rule
-from evomerge.report.merge_export import export_merge
-from evomerge.report.preflight import preflight
 from evomerge.spec import SearchSpec
 from evomerge.study.records import read_records, read_scores
 from evomerge.study.stored_search import read_search

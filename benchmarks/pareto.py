@@ -22,7 +22,7 @@ import torch
 from machine import arguments, report
 from optuna._hypervolume import compute_hypervolume
 
-from evomerge.report.leaderboard import Line, leaderboard
+from evomerge.leaderboard import Line, leaderboard
 from evomerge.search.run import run_search
 from evomerge.spec import SearchSpec, load_spec, resolve
 from evomerge.study.stored_search import read_search

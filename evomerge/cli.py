@@ -42,7 +42,7 @@ def check(
     """Validate everything without running: sources, groups, dimensions, items, memory."""
     terminal = _terminal(context)
     from evomerge.opening.inputs import open_inputs
-    from evomerge.report.preflight import preflight, preflight_text
+    from evomerge.preflight import preflight, preflight_text
 
     result = preflight(open_inputs(_spec(spec, storage, study)))
     _print(terminal, result, json_, preflight_text)
@@ -63,8 +63,9 @@ def run(
 ) -> None:
     """Create the study or go on with it until its budget is spent; then compare the winner on held-out items."""
     terminal = _terminal(context)
-    from evomerge.report.leaderboard import leaderboard, leaderboard_document, leaderboard_tables
+    from evomerge.leaderboard import leaderboard, leaderboard_document
     from evomerge.report.progress import listening
+    from evomerge.report.tables import leaderboard_tables
     from evomerge.search.run import run_search
     from evomerge.spec import override
     from evomerge.study.stored_search import read_search
@@ -103,9 +104,10 @@ def leaderboard(
 ) -> None:
     """Sources, baselines and the best trials, on search and on held-out items."""
     terminal = _terminal(context)
-    from evomerge.report.leaderboard import leaderboard as lines_of
-    from evomerge.report.leaderboard import leaderboard_document, leaderboard_tables
+    from evomerge.leaderboard import leaderboard as lines_of
+    from evomerge.leaderboard import leaderboard_document
     from evomerge.report.places import places
+    from evomerge.report.tables import leaderboard_tables
 
     stored = _stored(terminal, spec, storage, study)
     lines = lines_of(stored, top)
@@ -135,8 +137,9 @@ def baseline(
     verdict are what SPEC says.
     """
     terminal = _terminal(context)
-    from evomerge.report.leaderboard import leaderboard, leaderboard_document, leaderboard_tables
+    from evomerge.leaderboard import leaderboard, leaderboard_document
     from evomerge.report.progress import listening
+    from evomerge.report.tables import leaderboard_tables
     from evomerge.search.run import run_baselines
     from evomerge.spec import override
     from evomerge.study.stored_search import continued, read_search
@@ -163,7 +166,7 @@ def export(
 ) -> None:
     """Write a merge as a Hugging Face model directory, bit-identical to what was scored."""
     terminal = _terminal(context)
-    from evomerge.report.merge_export import export_merge, export_text
+    from evomerge.export import export_merge, export_text
 
     stored = _stored(terminal, spec, storage, study)
     _print(terminal, export_merge(stored, trial, out, spec if storage is None else None), json_, export_text)

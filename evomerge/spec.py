@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from evomerge.documents import read_document, validate
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.recipe import ModelRef
-from evomerge.spaces.document import read_document, validate
 from evomerge.spaces.space import SearchSpace, load_space
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]

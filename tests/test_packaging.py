@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evomerge.spaces.document import validate
+from evomerge.documents import validate
 from evomerge.spaces.space import SearchSpace
 from evomerge.spec import SearchSpec
 

@@ -15,13 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.baselines.rows import Row, RowResult
 from evomerge.catalogue import TensorCatalogue
+from evomerge.documents import validate
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.evaluation.evaluator import Scores
 from evomerge.jobs import Cost
 from evomerge.methods import METHODS, resolve_options, resolve_parameters
 from evomerge.objective import Objective
 from evomerge.recipe import ModelRef, Recipe, Rule
-from evomerge.spaces.document import validate
 from evomerge.spec import TRAINED, BaselineSpec, Calibration, SearchSpec
 from evomerge.study.records import Kept
 from evomerge.study.standing import Standing

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from evomerge.documents import read_text
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.evaluator import CalibrationText
-from evomerge.spaces.document import read_text
 
 Encode = Callable[[str], list[int]]
 

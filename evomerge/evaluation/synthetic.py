@@ -19,12 +19,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from evomerge.documents import validate
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.evaluation.evaluator import Candidate, ItemBlock, Scores, Split, TaskScores
 from evomerge.evaluation.packs.pack import HashSplit
 from evomerge.evaluation.split import check_split, make_split
 from evomerge.seeding import derive
-from evomerge.spaces.document import validate
 
 RULE = HashSplit(by="hash", shares={"calibration": 0.1, "search": 0.4, "held_out": 0.5})
 EXIT_STATUS = 70

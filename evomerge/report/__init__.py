@@ -1,1 +1,1 @@
-"""What a person reads: leaderboard, progress, preflight, exports with their cards. All derived from the study."""
+"""Texts and tables for people: leaderboard, progress, inventory, commands that repeat a score; read from the study."""

@@ -11,8 +11,8 @@ from evomerge.bank.weight_bank import default_device
 from evomerge.checkpoints.location import find_directory
 from evomerge.evaluation import known_evaluators, split_from_json
 from evomerge.evaluation.evaluator import ItemBlock
-from evomerge.report.leaderboard import Line
-from evomerge.report.merge_export import export_command
+from evomerge.export import export_command
+from evomerge.leaderboard import Line
 from evomerge.report.places import exported_digest, exports, models_folder, run_folder
 from evomerge.storage import attributes
 from evomerge.study.foundation import read_foundation

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from evomerge.baselines import current_baselines
 from evomerge.checkpoints.export import RECIPE_FILES
+from evomerge.documents import read_text
 from evomerge.errors import InvalidInput
 from evomerge.objective import Objective
 from evomerge.opening.open_study import OpenSearch
 from evomerge.recipe import Recipe
 from evomerge.samplers import Goal
-from evomerge.spaces.document import read_text
 from evomerge.spaces.nearest import nearest_params
 from evomerge.spec import OtherStudy, WarmStartSpec
 from evomerge.study.records import Record, read_scores

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from evomerge.catalogue import PART_PATTERNS, PARTS
+from evomerge.documents import read_document, validate
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.methods import method_info, resolve_options
-from evomerge.spaces.document import read_document, validate
-from evomerge.spaces.shipped import shipped_folder
+from evomerge.shipped import shipped_folder
 
 Positive = Annotated[int, Field(gt=0)]
 

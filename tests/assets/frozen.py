@@ -20,8 +20,8 @@ from optuna.trial import FrozenTrial
 
 from evomerge.cli import run_command
 from evomerge.evaluation.evaluator import Scores
+from evomerge.leaderboard import search_cost
 from evomerge.opening.inputs import open_inputs
-from evomerge.report.leaderboard import search_cost
 from evomerge.samplers.reference_points import read_goals
 from evomerge.search.run import run_search
 from evomerge.spec import override

@@ -14,8 +14,8 @@ from evomerge import load_spec, run_search
 from evomerge.cli import run_command
 from evomerge.errors import Interrupted, InvalidInput, StoppedByFailures
 from evomerge.evaluation.synthetic import SyntheticEvaluator
+from evomerge.leaderboard import leaderboard
 from evomerge.objective import Objective
-from evomerge.report.leaderboard import leaderboard
 from evomerge.search.run import Listener, run_baselines
 from evomerge.storage import attributes
 from evomerge.study.records import Records, read_records

@@ -21,7 +21,7 @@ TRIALS = 14
 def processes():
     """Processes that start with everything imported."""
     context = multiprocessing.get_context("forkserver")
-    modules = ["killer", "evomerge.search.run", "evomerge.report.leaderboard", "evomerge.report.progress"]
+    modules = ["killer", "evomerge.search.run", "evomerge.leaderboard", "evomerge.report.progress"]
     modules += ["alembic.command", "sqlalchemy.dialects.sqlite", "transformers.models.llama.modeling_llama"]
     context.set_forkserver_preload(modules)
     return context

@@ -10,16 +10,8 @@ from rich.console import Console
 
 from evomerge.cli import run_command
 from evomerge.errors import InvalidInput
-from evomerge.report.leaderboard import (
-    Line,
-    Part,
-    _betters,
-    _front,
-    leaderboard,
-    leaderboard_document,
-    leaderboard_tables,
-    pareto_front,
-)
+from evomerge.leaderboard import Line, Part, _betters, leaderboard, leaderboard_document, pareto_front
+from evomerge.report.tables import _front, leaderboard_tables
 from evomerge.samplers.reference_points import read_goals
 from evomerge.search.run import run_search
 from evomerge.spec import load_spec, override

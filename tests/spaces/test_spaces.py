@@ -5,11 +5,11 @@ import math
 import pytest
 
 from evomerge.catalogue import build_catalogue
+from evomerge.documents import validate
 from evomerge.errors import InvalidInput
 from evomerge.recipe import ModelRef, Recipe
 from evomerge.spaces import known_spaces, load_space
 from evomerge.spaces.bound import bind
-from evomerge.spaces.document import validate
 from evomerge.spaces.groups import divide
 from evomerge.spaces.space import Groups
 

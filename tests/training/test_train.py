@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from evomerge.checkpoints.recipe_files import load_tensors
+from evomerge.documents import validate
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.evaluation.evaluator import CalibrationText
 from evomerge.merging import merge_state_dicts
-from evomerge.spaces.document import validate
 from evomerge.training import DamSettings
 from evomerge.training.calibration import Calibration
 from evomerge.training.coefficients import initial_coefficients, places_of

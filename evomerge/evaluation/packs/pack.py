@@ -21,12 +21,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
+from evomerge.documents import read_document, validate
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.evaluation.evaluator import Part
 from evomerge.evaluation.packs.benchmarks import refuse_benchmark
 from evomerge.evaluation.packs.task_files import CodeReference, TaskFile, leaves, read_tasks
-from evomerge.spaces.document import read_document, validate
-from evomerge.spaces.shipped import shipped_folder
+from evomerge.shipped import shipped_folder
 
 PACK_FILE = "evaluator.yaml"
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from evomerge.documents import MAX_ALIASES, MAX_BYTES, read_text
 from evomerge.errors import InvalidInput
-from evomerge.spaces.document import MAX_ALIASES, MAX_BYTES, read_text
 
 # Builders of `datasets` that read plain files: only with these do relative paths mean files of the pack.
 FILE_BUILDERS = frozenset({"json", "csv", "parquet", "arrow", "text", "xml", "imagefolder", "audiofolder"})

@@ -9,7 +9,7 @@ from evomerge.errors import InvalidInput
 
 def shipped_folder(name: str) -> Path:
     """The folder `search_spaces` or `evaluators` that belongs to this installation."""
-    package = Path(__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parent
     for folder in (package / name, package.parent / name):
         if folder.is_dir():
             return folder

@@ -1,0 +1,158 @@
+"""Tables of a leaderboard for a terminal: objective, tasks, Pareto front, cost, and the verdict."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from evomerge.jobs import Cost
+from evomerge.leaderboard import SHOWN, Line, Part, left_out_of, meets_constraints
+from evomerge.messages import duration, in_bytes, in_thousands
+from evomerge.study.command_line import command_line
+from evomerge.study.stored_search import StoredSearch
+from evomerge.verdict import Verdict, read_winner
+from evomerge.verdict.stored import read_verdict
+
+FRONT_SHOWN = 20
+
+
+def leaderboard_tables(stored: StoredSearch, lines: Sequence[Line]) -> Group:
+    """The leaderboard for a terminal: objective, tasks, cost, and the verdict."""
+    verdict = read_verdict(stored.study)
+    shown = _not_only_of_the_front(lines)
+    tables: list[RenderableType] = [_summary(stored, shown), _detail(shown), *_front(lines), _costs(shown)]
+    for name, reason in left_out_of(stored).items():
+        tables.append(Text(f"{name} is left out: {reason}\n", style="yellow"))
+    winner = read_winner(stored.study.user_attrs)
+    if winner is not None and not meets_constraints(stored.study, winner.trial):
+        tables.append(Text("No trial meets all constraints; the best one misses some, too.\n", style="yellow"))
+    if verdict is not None:
+        tables += [_comparisons(verdict), Text(verdict.sentence, style="bold"), Text()]
+    if verdict is not None and winner is not None and winner.trial != verdict.trial:
+        renewal = command_line(stored.spec, "run")
+        tables.append(Text(f"This verdict is on an earlier winner; `{renewal}` renews it.\n", style="yellow"))
+    return Group(*tables)
+
+
+_STYLES = {"best": "bold green", "trial": "dim", "mean": "dim", "source": "", "baseline": ""}
+
+
+def _summary(stored: StoredSearch, lines: Sequence[Line]) -> Table:
+    table = _table(f"{stored.study.study_name}: objective", ("search", "±", "held-out", "±", "s / candidate"))
+    for line in lines:
+        seconds = f"{line.seconds:.1f}" if line.seconds else "–"
+        table.add_row(_name(line), *_cells(line.search), *_cells(line.held_out), seconds, style=_STYLES[line.kind])
+    return table
+
+
+def _not_only_of_the_front(lines: Sequence[Line]) -> list[Line]:
+    """Without the trials that are there for the front alone, which may be hundreds and have a table of their own."""
+    unproven = [line for line in lines if line.kind == "trial" and line.front and not line.held_out]
+    hidden = {line.trial for line in unproven[0 if any(line.held_out for line in lines) else SHOWN :]}
+    return [line for line in lines if line.trial not in hidden]
+
+
+def _front(lines: Sequence[Line]) -> list[Table]:
+    """The Pareto front, on the items that it was found on; nothing with one objective.
+
+    First what betters baselines that few others better, so that the table has a point for each of them.
+    """
+    found = [line for line in lines if line.front]
+    if not found:
+        return []
+    share = {name: 1 / count for name, count in Counter(name for line in found for name in line.betters).items()}
+    front = sorted(found, key=lambda line: (-sum(share[name] for name in line.betters), line.trial or 0))
+    tasks = list(front[0].search.tasks) if front[0].search else []
+    title = "Pareto front, on the search items: none of these is beaten on every task"
+    table = _table(title, _short(tasks))
+    table.add_column("as good on every task as", overflow="fold")
+    for line in front[:FRONT_SHOWN]:
+        if line.search:
+            scores = (_number(line.search.tasks[task]["value"]) for task in tasks)
+            table.add_row(line.label, *scores, ", ".join(line.betters) or "–", style=_STYLES[line.kind])
+    if len(front) > FRONT_SHOWN:
+        table.caption = f"and {len(front) - FRONT_SHOWN} more; --json has all of them"
+    return [table]
+
+
+def _detail(lines: Sequence[Line]) -> Table:
+    held_out = any(line.held_out for line in lines)
+    tasks = list(next((part.tasks for line in lines for part in (line.held_out, line.search) if part), {}))
+    table = _table(f"every task, on the {'held-out' if held_out else 'search'} items", _short(tasks))
+    for line in lines:
+        part = line.held_out if held_out else line.search
+        if part is not None:
+            scores = (_number(part.tasks[task]["value"]) for task in tasks)
+            table.add_row(_name(line), *scores, style=_STYLES[line.kind])
+    return table
+
+
+def _costs(lines: Sequence[Line]) -> Table:
+    columns = ("merges", "tokens", "trained", "time", "GPU", "memory")
+    table = _table("what it took to choose it", columns)
+    for line in lines:
+        if line.cost is not None:
+            table.add_row(_name(line), *_cost_cells(line.cost), style=_STYLES[line.kind])
+    return table
+
+
+def _cost_cells(cost: Cost) -> tuple[str, ...]:
+    nothing = cost == Cost()
+    return (
+        f"{cost.candidates:,}",
+        in_thousands(cost.forward_tokens),
+        in_thousands(cost.gradient_tokens),
+        "–" if nothing else duration(cost.seconds),
+        duration(cost.gpu_seconds) if cost.gpu_seconds else "–",
+        in_bytes(cost.peak_bytes) if cost.peak_bytes else "–",
+    )
+
+
+def _comparisons(verdict: Verdict) -> Table:
+    table = _table(
+        f"{verdict.winner} against the others, on {verdict.items:,} held-out items",
+        ("difference", "95 % interval", "p (Holm)", ""),
+    )
+    scale = 1 if verdict.unit == "plain" else 100
+    for each in verdict.comparisons:
+        ends = [f"{end * scale:+.1f}" for end in (each.low, each.high) if end is not None]
+        interval = " … ".join(ends) or "–"
+        said = "is beaten" if each.worse else each.outcome
+        table.add_row(each.baseline, f"{each.difference * scale:+.1f}", interval, _p(each.adjusted_p), said)
+    return table
+
+
+def _p(value: float | None) -> str:
+    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _short(tasks: Sequence[str]) -> list[str]:
+    """Task names without a first word that they all share."""
+    first = {task.partition("_")[0] for task in tasks}
+    shared = len(tasks) > 1 and len(first) == 1 and all("_" in task for task in tasks)
+    return [task.partition("_")[2] if shared else task for task in tasks]
+
+
+def _name(line: Line) -> Text:
+    return Text(f"best found ({line.label})" if line.kind == "best" else line.label)
+
+
+def _cells(part: Part | None) -> tuple[str, str]:
+    return ("–", "") if part is None else (_number(part.value), _number(part.stderr))
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
