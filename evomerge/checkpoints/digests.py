@@ -1,14 +1,21 @@
-"""Digests of tensors: what a worker stores for the winner, and what an export is checked against (law 3)."""
+"""Digests of tensors: what a worker stores for the winner, and what an export is checked against (law 3).
+
+The fingerprint of a model is one over what it computes with, wherever and in however many files it lies.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 
 from evomerge.errors import InvalidInput
 from evomerge.messages import some
+
+BOOKKEEPING = ("_name_or_path", "transformers_version")  # say where a model came from, not what it is
 
 
 class WeightsDiffer(InvalidInput):
@@ -55,3 +62,10 @@ def differing(expected: Mapping[str, str], actual: Mapping[str, str]) -> list[st
 def dtype_name(dtype: torch.dtype) -> str:
     """The name without the module: "bfloat16" for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")
+
+
+def fingerprint(config: Mapping[str, Any], digests: Mapping[str, str]) -> str:
+    """SHA-256 over the canonical config and the tensors' digests, sorted by name."""
+    kept = {key: value for key, value in config.items() if key not in BOOKKEEPING}
+    content = json.dumps([kept, dict(digests)], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()

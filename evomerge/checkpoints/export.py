@@ -19,7 +19,7 @@ from evomerge.checkpoints.digests import dtype_name
 from evomerge.checkpoints.export_form import export_form
 from evomerge.checkpoints.safetensors_files import INDEX, ONE_FILE
 from evomerge.checkpoints.source import Source
-from evomerge.checkpoints.tokenizer_files import PATTERNS as TOKENIZER_PATTERNS
+from evomerge.checkpoints.tokenizer import PATTERNS as TOKENIZER_PATTERNS
 from evomerge.errors import InvalidInput
 from evomerge.messages import some
 from evomerge.recipe import Recipe

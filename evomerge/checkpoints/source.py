@@ -12,11 +12,11 @@ import torch
 
 from evomerge.catalogue import TensorCatalogue, build_catalogue
 from evomerge.checkpoints.architecture import Architecture, describe
-from evomerge.checkpoints.fingerprint import fingerprint
+from evomerge.checkpoints.digests import fingerprint
 from evomerge.checkpoints.json_files import read_object, read_object_if_there
 from evomerge.checkpoints.location import find_directory, is_hub_id
 from evomerge.checkpoints.readme_front_matter import read_license
-from evomerge.checkpoints.tokenizer_files import tokenizer_files
+from evomerge.checkpoints.tokenizer import tokenizer_files
 from evomerge.checkpoints.weights import Weights, open_weights
 from evomerge.errors import InvalidInput
 from evomerge.recipe import ModelRef

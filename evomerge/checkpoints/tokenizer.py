@@ -1,18 +1,48 @@
-"""The tokenizer of a model."""
+"""The tokenizer of a model, and its files by the names under which transformers looks for them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
 from evomerge.checkpoints.location import find_directory
-from evomerge.checkpoints.tokenizer_files import tokenizer_files
 from evomerge.errors import InvalidInput
 from evomerge.messages import one_line
 from evomerge.recipe import ModelRef
+
+PATTERNS = (
+    "tokenizer*.json",
+    "tokenizer.model*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*.json",
+    "vocab.txt",
+    "merges.txt",
+    "bpe.codes",
+    "dict.txt",
+    "*.tiktoken",
+    "spiece.model",
+    "spm*.model",
+    "sentencepiece*.model",
+    "prophetnet.tokenizer",
+    "byte_maps.json",
+    "emoji.json",
+    "entity_vocab.json",
+    "normalizer.json",
+    "word_*.json",
+    "chat_template*",
+    "*processor_config.json",
+)
+
+
+def tokenizer_files(directory: Path) -> tuple[str, ...]:
+    """Names of the tokenizer's files, sorted. Chat templates and processor settings count as its files."""
+    names = (path.name for path in directory.iterdir() if path.is_file())
+    return tuple(sorted(name for name in names if any(fnmatch(name, pattern) for pattern in PATTERNS)))
 
 
 def load_tokenizer(ref: ModelRef, *, allow: Collection[str] = ()) -> Any:

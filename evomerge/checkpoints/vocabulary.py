@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evomerge.checkpoints.source import Source
-from evomerge.checkpoints.tokenizer import tokenizer_in
-from evomerge.checkpoints.tokenizer_files import tokenizer_files
+from evomerge.checkpoints.tokenizer import tokenizer_files, tokenizer_in
 from evomerge.messages import some
 
 

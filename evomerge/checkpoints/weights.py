@@ -1,20 +1,35 @@
-"""The weights of a model directory, whatever kind of file they lie in."""
+"""The weights of a model directory, whatever kind of file they lie in.
+
+PyTorch's older files (`pytorch_model.bin`) are pickles: they are read only where the user allowed it.
+"""
 
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 
-from evomerge.checkpoints import pickle_files, safetensors_files
+from evomerge.checkpoints import safetensors_files
 from evomerge.checkpoints.digests import dtype_name, tensor_digest
-from evomerge.checkpoints.safetensors_files import INDEX_ENDING, SafetensorsTensors, read_headers, stored_digest
+from evomerge.checkpoints.safetensors_files import (
+    INDEX_ENDING,
+    SafetensorsTensors,
+    check_promised,
+    read_headers,
+    read_weight_map,
+    stored_digest,
+)
 from evomerge.errors import InvalidInput
-from evomerge.messages import some
+from evomerge.messages import one_line, some
+
+PICKLE_FILE = "pytorch_model.bin"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,7 @@ def open_weights(directory: Path, *, allow: Collection[str] = (), file: str | No
     names = (safetensors_files.ONE_FILE, safetensors_files.INDEX)
     if any((directory / name).exists() for name in names):
         return _safetensors(directory)
-    if not pickle_files.has_pickles(directory):
+    if not has_pickles(directory):
         raise InvalidInput(f"{directory} has no weights: looked for {' and '.join(names)}{_other_weights(directory)}")
     if "pickle_weights" not in allow:
         raise InvalidInput(
@@ -86,6 +101,36 @@ def _safetensors(directory: Path, file: str | None = None) -> Weights:
 
 
 def _pickles(directory: Path) -> Weights:
-    tensors = pickle_files.read_pickles(directory)
+    tensors = read_pickles(directory)
     header = {name: (tuple(tensor.shape), dtype_name(tensor.dtype)) for name, tensor in tensors.items()}
     return Weights(header, tensors, lambda name: tensor_digest(tensors[name]), pickled=True)
+
+
+def has_pickles(directory: Path) -> bool:
+    """Whether there are pickled weights under the names that transformers reads."""
+    return (directory / PICKLE_FILE).is_file() or (directory / PICKLE_INDEX).is_file()
+
+
+def read_pickles(directory: Path) -> dict[str, torch.Tensor]:
+    """All tensors, memory-mapped but in torch's old format, which is read into memory.
+
+    Only tensors are unpickled (`weights_only`), never code.
+    """
+    if (directory / PICKLE_FILE).is_file():
+        return _load_pickle(directory / PICKLE_FILE)
+    weight_map = read_weight_map(directory / PICKLE_INDEX)
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(set(weight_map.values())):
+        tensors.update(_load_pickle(directory / file))
+    check_promised(directory / PICKLE_INDEX, weight_map, tensors)
+    return tensors
+
+
+def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise InvalidInput(f"cannot read {path}: {one_line(error)}") from error
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise InvalidInput(f"{path} does not hold a dictionary of tensors")
+    return content
