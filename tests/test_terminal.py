@@ -35,7 +35,8 @@ def on_a_terminal(folder, *arguments):
     """What a command prints: the lines on standard error, which is a terminal, and standard output."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (50, 300))  # wide enough that no line is broken
-    env = {name: value for name, value in environment().items() if name not in ("TQDM_DISABLE", "RAY_AUTH_MODE")}
+    unset = ("TQDM_DISABLE", "RAY_AUTH_MODE", "COLUMNS", "LINES")  # the last two by parallel test runs
+    env = {name: value for name, value in environment().items() if name not in unset}
     with (folder / "out.txt").open("wb") as out:
         process = subprocess.Popen([*COMMAND, *map(str, arguments)], cwd=folder, env=env, stdout=out, stderr=theirs)
     os.close(theirs)

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 
 import optuna
 import psutil
@@ -12,7 +13,7 @@ from optuna.trial import TrialState
 
 from evomerge import load_spec, run_search
 from evomerge.cluster.ray_executor import RayExecutor
-from evomerge.errors import StoppedByFailures
+from evomerge.errors import InvalidInput, StoppedByFailures
 from evomerge.evaluation.evaluator import ItemBlock
 from evomerge.jobs import Failed, Score, Scored
 from evomerge.recipe import ModelRef, Recipe
@@ -136,8 +137,19 @@ def test_outcomes_come_in_the_order_in_which_they_finish_and_a_cancelled_job_giv
         pool.close()
 
 
-def test_workers_that_cannot_be_built_stop_the_search(cluster):
+def test_workers_that_cannot_be_built_from_the_input_name_what_is_wrong_with_it(cluster):
     pool = executor(itmes=1)
+    try:
+        pool.submit(job("a"))
+        with pytest.raises(InvalidInput, match="did you mean 'items'"):
+            wait(pool)
+    finally:
+        pool.close()
+
+
+def test_workers_that_die_while_they_are_built_stop_the_search(cluster):
+    broken = replace(setup(), bounds=5)  # no mapping: a fault that nobody foresaw
+    pool = RayExecutor(broken, count=1, cpus=1, gpus=0, resources={}, timeout=60.0)
     try:
         pool.submit(job("a"))
         with pytest.raises(StoppedByFailures, match="could not be started"):
