@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from evomerge.evaluation.evaluator import ItemBlock, Scores
+from evomerge.evaluation.evaluator import HarnessScores, ItemBlock, Scores
 from evomerge.recipe import Recipe
 from evomerge.spec import Calibration
 
@@ -83,14 +83,10 @@ class Scored:
 
 @dataclass(frozen=True)
 class Found:
-    """The batch size, None for evaluators that do not run a model in batches.
-
-    Attributes:
-        one_by_one: whether lm-eval itself gives the same scores only in batches of one request.
-    """
+    """The batch size, None for evaluators that do not run a model in batches, and when lm-eval gives our scores."""
 
     batch_size: int | None
-    one_by_one: bool = False
+    harness_scores: HarnessScores = field(default_factory=HarnessScores)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ class Line:
             rows that nobody chose.
         losses: of a trained baseline: source -> [loss of the uniform soup, loss at the end].
         command: reproduces the held-out scores (search scores where nothing was held out yet), None where the
-            evaluator is not lm-eval.
+            evaluator is not lm-eval, or no command can.
+        no_command: why no command can, None where one can or the evaluator is not lm-eval.
         front: no other trial of a search with several objectives is as good on every task and better on one.
         betters: of the front: the baselines that it is as good as on every task of the search items, and better on one.
         prepare: makes the model directory that `command` reads, None where it is there already.
@@ -61,6 +62,7 @@ class Line:
     cost: Cost | None = None
     losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     command: str | None = None
+    no_command: str | None = None
     prepare: str | None = None
     front: bool = False
     betters: tuple[str, ...] = ()

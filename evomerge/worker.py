@@ -200,7 +200,9 @@ class Worker:
             return Found(None)
         model = self._materialize(job.recipe)
         size = self.evaluator.find_batch_size(model)
-        return Found(size, isinstance(self.evaluator, ModelEvaluator) and self.evaluator.depends_on_batch(model))
+        if not isinstance(self.evaluator, ModelEvaluator):
+            return Found(size)
+        return Found(size, self.evaluator.harness_scores(model))
 
     def _score(self, job: Score) -> Scored:
         if job.batch_size is not None and isinstance(self.evaluator, BatchedEvaluator):

@@ -12,7 +12,7 @@ differences below the rounding of the model's dtype.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +101,33 @@ def find_writing(model: Any, lengths: Collection[tuple[int, int]], reset: Reset)
     return Writing(padding, padding and shares_prefixes(model, prompts[0], longest, reset))
 
 
+def depends_on_order(model: Any, lengths: Collection[int], longest: int, reset: Reset) -> bool:
+    """Whether a sequence has other logits after longer ones, as in a run that never resets the model's state.
+
+    Args:
+        model: see `find_scoring`.
+        lengths: of the inputs in tokens; none depend on nothing.
+        longest: of a sequence that may come before, in tokens.
+        reset: see `Loglikelihoods.run`.
+
+    Raises:
+        MergeError: the model computes no numbers.
+    """
+    sequences = [made_up_tokens(model, length, length) for length in reversed(_spread(lengths))]
+    alone = [_logits(model, [sequence], reset)[0] for sequence in sequences]
+    _logits(model, [made_up_tokens(model, longest, longest)], reset)
+    after_longer_ones = [_logits(model, [sequence], _no_reset)[0] for sequence in sequences]
+    return not _agree(model, after_longer_ones, alone)
+
+
+def _no_reset() -> None:
+    pass
+
+
+def _agree(model: Any, found: Iterable[torch.Tensor], wanted: Iterable[torch.Tensor]) -> bool:
+    return all(same_numbers(mine, theirs, model.dtype) for mine, theirs in zip(found, wanted, strict=True))
+
+
 def _changes_within(model: Any, shortest: int, longest: int) -> bool:
     return changes_within(model.config.get_text_config(), shortest, longest)
 
@@ -112,6 +139,8 @@ def _spread(lengths: Collection[int]) -> list[int]:
     any other sequence is beyond, and have so little padding that all of it may count.
     """
     ordered = sorted(set(lengths))
+    if not ordered:
+        return []
     quartiles = (ordered[len(ordered) * share // 4] for share in (0, 1, 2, 3))
     return sorted({*quartiles, *ordered[-3:]})
 
@@ -121,7 +150,7 @@ def _scores_alike(model: Any, lengths: Sequence[int], reset: Reset) -> bool:
     sequences = [made_up_tokens(model, length, seed) for seed, length in enumerate(lengths)]
     together = _logits(model, sequences, reset)
     alone = [_logits(model, [sequence], reset)[0] for sequence in sequences]
-    return all(same_numbers(found, wanted, model.dtype) for found, wanted in zip(together, alone, strict=True))
+    return _agree(model, together, alone)
 
 
 def _logits(model: Any, sequences: Sequence[list[int]], reset: Reset) -> list[torch.Tensor]:
@@ -148,7 +177,7 @@ def _writes_alike(model: Any, lengths: Sequence[int], reset: Reset) -> bool:
         _next_logits(model, row[None, -len(prompt) :], mask[:1, -1:].expand(1, len(prompt)), reset)[0]
         for row, prompt in zip(padded, prompts, strict=True)
     ]
-    return all(same_numbers(found, wanted, model.dtype) for found, wanted in zip(together, alone, strict=True))
+    return _agree(model, together, alone)
 
 
 def _next_logits(model: Any, tokens: torch.Tensor, mask: torch.Tensor, reset: Reset) -> torch.Tensor:

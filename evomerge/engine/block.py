@@ -135,8 +135,13 @@ class Lengths:
     written: frozenset[tuple[int, int]]
 
     @property
+    def read(self) -> frozenset[int]:
+        """Lengths of the inputs that a model is first given: scored ones and prompts."""
+        return self.scored | {prompt for prompt, _ in self.written}
+
+    @property
     def shortest(self) -> int:
-        return min([*self.scored, *(prompt for prompt, _ in self.written)], default=1)
+        return min(self.read, default=1)
 
     @property
     def longest(self) -> int:

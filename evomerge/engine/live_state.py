@@ -4,7 +4,7 @@ Rotary embeddings that grow with the longest sequence seen so far keep their fre
 the module; a sequence scored later would be rotated by them.
 
 Covered: attributes of modules that a forward pass binds anew, and buffers that no checkpoint holds. Not covered: lists
-and dictionaries that a module changes in place; `model_probe` refuses a model that has such a memory.
+and dictionaries that a module changes in place; `model_check` refuses a model that has such a memory.
 """
 
 from __future__ import annotations

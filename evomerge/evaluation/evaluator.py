@@ -158,6 +158,19 @@ class BatchedEvaluator(Protocol):
     def find_batch_size(self, model: Any) -> int: ...
 
 
+@dataclass(frozen=True)
+class HarnessScores:
+    """Under what conditions lm-eval's own command gives a model the scores that it has here.
+
+    Attributes:
+        one_by_one: only with batches of one request.
+        never: in no batches, as the model's state follows the order of the requests, which lm-eval chooses.
+    """
+
+    one_by_one: bool = False
+    never: bool = False
+
+
 @runtime_checkable
 class ModelEvaluator(Protocol):
     """An evaluator that can say before a search whether a model can be scored."""
@@ -179,8 +192,8 @@ class ModelEvaluator(Protocol):
             InvalidInput: its scores would mean nothing, or it cannot run at all.
         """
 
-    def depends_on_batch(self, model: Any) -> bool:
-        """Whether lm-eval's own scores of a live model depend on how it batches the requests."""
+    def harness_scores(self, model: Any) -> HarnessScores:
+        """Run a live model on made-up tokens to find out when lm-eval's own scores of it are those of `score`."""
 
 
 @runtime_checkable

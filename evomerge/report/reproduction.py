@@ -23,17 +23,26 @@ if TYPE_CHECKING:
     from evomerge.evaluation.lm_eval.evaluator import HarnessEvaluator
 
 
+NO_COMMAND = (
+    "the model keeps state from one request to the next (as dynamic NTK positions do beyond the original length), so "
+    "that lm-eval's scores depend on the order of the requests; here each request begins anew"
+)
+
+
 def with_commands(stored: StoredSearch, lines: Sequence[Line], file: Path | None = None) -> list[Line]:
     """The lines with the command that repeats their held-out scores (search scores where nothing was held out yet).
 
     A merge has to be exported before lm-eval can read it; `prepare` is the command that does it, None where an export
-    of that very recipe lies in the run's folder. Evaluators other than packs have no such command.
+    of that very recipe lies in the run's folder. Evaluators other than packs have no such command, and models whose
+    scores in lm-eval depend on the order of the requests have `no_command`.
 
     Args:
         file: the search.yaml that names the storage, see `command_line`.
     """
     if stored.spec.evaluator.name in known_evaluators():
         return list(lines)
+    if stored.study.user_attrs.get(attributes.NO_HARNESS_SCORES):
+        return [replace(line, no_command=NO_COMMAND) for line in lines]
     evaluator = _evaluator(stored)
     samples: dict[str, Path] = {}
     folder = run_folder(stored)

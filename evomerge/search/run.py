@@ -194,7 +194,8 @@ def _open_session(opened: OpenSearch, executor: Executor, stop: Stop, listener: 
     if batch_size is None:
         found = find_batch_size(executor, stop, sources[0].recipe)
         batch_size = found.batch_size
-        search.set(attributes.ONE_BY_ONE, found.one_by_one)
+        search.set(attributes.ONE_BY_ONE, found.harness_scores.one_by_one)
+        search.set(attributes.NO_HARNESS_SCORES, found.harness_scores.never)
         search.set(attributes.BATCH_SIZE, batch_size)
     listener.on_phase("scoring the sources on the search items")
     results = score_rows(sources, ItemBlock("search"), opened.baselines, executor, stop, batch_size)

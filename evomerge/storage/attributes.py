@@ -26,6 +26,7 @@ VERSIONS: Final = "evomerge:versions"  # package versions at creation
 POPSIZE: Final = "evomerge:popsize"  # fixed at creation, because its default depends on the number of workers
 BATCH_SIZE: Final = "evomerge:batch_size"  # fixed at creation, because padding may change the last bits of a score
 ONE_BY_ONE: Final = "evomerge:one_by_one"  # whether lm-eval gives our scores only in batches of one request
+NO_HARNESS_SCORES: Final = "evomerge:no_harness_scores"  # whether lm-eval gives our scores in no way
 STATUS: Final = "evomerge:status"  # small summary that `evomerge status` prints
 WRITER: Final = "evomerge:writer"  # who writes, on storages without a file to lock
 WINNER: Final = "evomerge:winner"  # trial, digest and value of the trial that the search items name

@@ -11,7 +11,7 @@ from models import LLAMA, build, dynamic, longrope
 from tiny_pack import make_model
 
 from evomerge.engine import tree_support
-from evomerge.engine.batching import Scoring, Writing, find_scoring, find_writing
+from evomerge.engine.batching import Scoring, Writing, depends_on_order, find_scoring, find_writing
 from evomerge.engine.flat import FlatLoglikelihoods
 from evomerge.engine.live_state import LiveState
 from evomerge.engine.protocol import Pair
@@ -74,6 +74,18 @@ def test_the_threshold_is_found_without_the_name_of_its_embedding(name: str, mon
     monkeypatch.setattr(tree_support, "obstacle", lambda *_: None)
     model = build(*SPLIT[name])
     assert find_scoring(model, [5, 60], LiveState(model).reset) == Scoring(company=True)
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_the_order_counts_where_a_sequence_leaves_its_frequencies_to_the_next_one(name: str) -> None:
+    """Dynamic NTK keeps those of the longest sequence so far; LongRoPE chooses its own for each sequence."""
+    model = build(*SPLIT[name])
+    reset = LiveState(model).restore
+    keeps = name.startswith("dynamic")
+    assert depends_on_order(model, [5, 40], 60, reset) == keeps
+    assert not depends_on_order(model, [5, 20], 60, reset), "up to the original length the frequencies are put back"
+    assert not depends_on_order(model, [5, 60], 60, reset), "nothing that is longer comes before"
+    assert not depends_on_order(model, [], 1, reset)
 
 
 def test_an_ordinary_model_shares_everything() -> None:

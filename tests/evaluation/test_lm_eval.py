@@ -19,7 +19,7 @@ from tokenizers.processors import TemplateProcessing
 from evomerge.engine import batching, flat
 from evomerge.errors import InvalidInput, MergeError, OtherSpec
 from evomerge.evaluation import Candidate, Evaluator, ItemBlock, Pack, Split, load_pack
-from evomerge.evaluation.evaluator import BatchedEvaluator
+from evomerge.evaluation.evaluator import BatchedEvaluator, HarnessScores
 from evomerge.evaluation.lm_eval.evaluator import HarnessEvaluator, _split
 from evomerge.evaluation.lm_eval.tasks import PreparedTask, builtin_configs, load_tasks
 
@@ -647,7 +647,7 @@ def test_the_trials_of_a_model_leave_nothing_in_it(build: Build) -> None:
     evaluator.pack = other.pack = evaluator.pack.model_copy(update={"max_length": 200})
     before = model.model.rotary_emb.inv_freq.clone()
     evaluator.find_batch_size(model)
-    assert evaluator.depends_on_batch(model)
+    assert evaluator.harness_scores(model) == HarnessScores(one_by_one=True, never=True)
     assert torch.equal(model.model.rotary_emb.inv_freq, before)
     ours = evaluator.score(candidate(model), SEARCH).tasks["toy_read"]
     fresh = make_model(0, max_position_embeddings=20, rope_parameters=rotary)

@@ -176,13 +176,11 @@ def test_a_password_in_a_file_stays_there(tmp_path):
     assert command_line(spec, "status", file=tmp_path / "a.yaml") == f"evomerge status {tmp_path}/a.yaml"
 
 
-def small_pack(folder):
-    """Two of the toy tasks, with few items of each."""
+def small_pack(folder, names=("toy_reverse", "toy_sort")):
+    """Some of the toy tasks, with few search items of each."""
     shutil.copytree(ROOT / "evaluators" / "toy-skills", folder)
     content = yaml.safe_load((folder / "evaluator.yaml").read_text(encoding="utf-8"))
-    content["tasks"] = [
-        {**task, "limit": 24} for task in content["tasks"] if task["task"] in ("toy_reverse", "toy_sort")
-    ]
+    content["tasks"] = [{**task, "limit": 24} for task in content["tasks"] if task["task"] in names]
     (folder / "evaluator.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     return str(folder)
 
@@ -217,3 +215,27 @@ def test_the_printed_lines_reproduce_every_row_from_another_directory_whatever_f
         for task, score in rows[label]["held_out"]["tasks"].items():
             (value,) = [value for name, value in values[task].items() if name.startswith(f"{score['metric']},")]
             assert value == pytest.approx(score["value"], abs=1e-9)
+
+
+def beyond_its_length(name, folder):
+    """A toy model with dynamic NTK positions that begin to stretch at eight tokens."""
+    shutil.copytree(TOY / name, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["rope_parameters"] = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    config["max_position_embeddings"] = 8
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return {"name": name, "location": str(folder)}
+
+
+def test_no_command_is_printed_that_would_print_other_scores(write_spec, tmp_path, capsys):
+    pack = Path(small_pack(tmp_path / "pack", ["toy_count"]))
+    content = yaml.safe_load((pack / "evaluator.yaml").read_text(encoding="utf-8"))
+    (pack / "evaluator.yaml").write_text(yaml.safe_dump({**content, "max_length": 64}), encoding="utf-8")
+    sources = [beyond_its_length(name, tmp_path / name) for name in ("base", "reverse", "sort")]
+    spec = write_spec(evaluator=str(pack), sources=sources, dtype="float32", budget={"trials": 1}, baselines=[])
+    succeeds(capsys, "run", spec, "--ray", "none")
+    rows = json.loads(succeeds(capsys, "leaderboard", spec, "--json")[0])["rows"]
+    assert {row["kind"] for row in rows} == {"source", "best", "mean"}
+    for row in rows:
+        assert row["command"] is row["prepare"] is None
+        assert "depend on the order of the requests" in row["no_command"]

@@ -20,7 +20,15 @@ from jinja2.exceptions import TemplateError
 from lm_eval.api.instance import Instance
 from lm_eval.models.utils import has_bos_prefix
 
-from evomerge.engine.batching import ANY_SCORING, ANY_WRITING, Scoring, Writing, find_scoring, find_writing
+from evomerge.engine.batching import (
+    ANY_SCORING,
+    ANY_WRITING,
+    Scoring,
+    Writing,
+    depends_on_order,
+    find_scoring,
+    find_writing,
+)
 from evomerge.engine.block import SHORTEST, Block, Lengths, encode, lengths_of, prepare_block
 from evomerge.engine.flat import largest_batch
 from evomerge.engine.model_check import check_model
@@ -28,7 +36,16 @@ from evomerge.engine.probe import vocabulary_of
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.evaluation.aggregates import WEIGHTED, standard_error
 from evomerge.evaluation.calibration_texts import prompt_and_answer, read_texts, tokenised
-from evomerge.evaluation.evaluator import CalibrationText, Candidate, ItemBlock, Part, Scores, Split, TaskScores
+from evomerge.evaluation.evaluator import (
+    CalibrationText,
+    Candidate,
+    HarnessScores,
+    ItemBlock,
+    Part,
+    Scores,
+    Split,
+    TaskScores,
+)
 from evomerge.evaluation.lm_eval.cached_tokenizer import CachedTokenizer
 from evomerge.evaluation.lm_eval.metrics import check_metric, gold_of, metric_of, number_of, raw_of
 from evomerge.evaluation.lm_eval.model import PreparedLM
@@ -176,11 +193,16 @@ class HarnessEvaluator:
         _check_model(lm, self._lengths(lm, "search"))
         _check_model(lm, self._lengths(lm, "held_out"))
 
-    def depends_on_batch(self, model: Any) -> bool:
+    def harness_scores(self, model: Any) -> HarnessScores:
         """See `ModelEvaluator`."""
         lm = PreparedLM(model, self._tokenizer, self.pack.max_length, batch_size=1)
-        ways = [self._find_ways(lm, part) for part in ("search", "held_out")]
-        return not all(scoring.padding and writing.padding for scoring, writing in ways)
+        parts: tuple[Part, Part] = ("search", "held_out")
+        ways = [self._find_ways(lm, part) for part in parts]
+        mixes = all(scoring.padding and writing.padding for scoring, writing in ways)
+        lengths = [self._lengths(lm, part) for part in parts]
+        never = any(depends_on_order(model, each.read, each.longest, lm.state.restore) for each in lengths)
+        lm.state.restore()
+        return HarnessScores(one_by_one=not mixes, never=never)
 
     def calibration(self, task: str, items: int) -> list[CalibrationText]:
         """See `CalibratingEvaluator`."""
