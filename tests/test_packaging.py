@@ -82,11 +82,16 @@ def test_the_search_and_the_space_in_the_readme_are_valid():
     assert validate(SearchSpace, space, "README").name == "ties-per-block"
 
 
-@pytest.mark.parametrize("page", ["README.md", "examples/toy/README.md"])
+PAGES = [
+    *ROOT.glob("*.md"),
+    *(page for folder in ("docs", "examples", "benchmarks") for page in ROOT.glob(f"{folder}/**/*.md")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_links_of_a_page_lead_somewhere(page):
-    path = ROOT / page
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text(encoding="utf-8"))
-    assert all((path.parent / link).exists() for link in links)
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 def test_every_file_of_the_package_is_named_in_the_readme():
