@@ -16,6 +16,7 @@ from evomerge.errors import InvalidInput
 from evomerge.methods import (
     MERGEKIT_SEMANTICS,
     METHODS,
+    MethodInfo,
     method_info,
     resolve_options,
     resolve_parameters,
@@ -182,3 +183,13 @@ def test_methods_and_seeding_import_nothing_beyond_the_standard_library():
     finished = _run_python("-S", "-c", code)
     assert finished.returncode == 0, finished.stderr
     assert not {"torch", "numpy", "pydantic", "optuna", "ray"} & set(finished.stdout.split())
+
+
+def test_a_method_that_needs_what_it_does_not_describe_is_refused_where_it_is_defined():
+    named = {"name": "toy", "title": "a toy", "paper": "none", "merge": "toy:merge"}
+    with pytest.raises(ValueError, match="describe them in its field `statistics`"):
+        MethodInfo(**named, needs=frozenset({"statistics"}))
+    with pytest.raises(ValueError, match="known needs: base, gradients, statistics"):
+        MethodInfo(**named, needs=frozenset({"bases"}))
+    with pytest.raises(ValueError, match="give it the parameter `weight`"):
+        MethodInfo(**named, weighted_sum=True)

@@ -130,7 +130,7 @@ def check_baseline(baseline: BaselineSpec, spec: SearchSpec) -> None:
                 f"baseline {baseline.name!r} trains on text of every expert, but {', '.join(without)} name no "
                 "calibration; write calibration: {task: NAME, items: N} beside them, or leave it out"
             )
-        sums = {"linear", "task_arithmetic"}
+        sums = {name for name, info in METHODS.items() if info.weighted_sum}
         if baseline.name == "dam-from-best" and not set(spec.search_space.methods) <= sums:
             raise InvalidInput(
                 f"baseline 'dam-from-best' starts from a weighted sum of the sources, but the space has "

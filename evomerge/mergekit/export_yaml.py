@@ -15,22 +15,10 @@ from typing import Any
 import yaml
 
 from evomerge.catalogue import TensorCatalogue
-from evomerge.methods import MERGEKIT_SEMANTICS
+from evomerge.methods import METHODS, MergekitMethod, Option
 from evomerge.recipe import ModelRef, Recipe, Rule
 
 Setting = float | list[Any]
-
-# Our parameter -> mergekit's, for the parameters that carry over as they are.
-_NAMES: Mapping[str, Mapping[str, str]] = {
-    "linear": {"weight": "weight"},
-    "slerp": {"t": "t"},
-    "task_arithmetic": {"weight": "weight"},
-    "ties": {"density": "density", "lambda": "lambda", "weight": "weight"},
-    "dare_linear": {"weight": "weight"},
-    "dare_ties": {"lambda": "lambda", "weight": "weight"},
-}
-
-_WITHOUT_TASK_VECTORS = ("linear", "slerp")
 
 
 class _NotExpressible(Exception):
@@ -44,8 +32,9 @@ def to_mergekit(recipe: Recipe, catalogue: TensorCatalogue) -> tuple[str | None,
     """
     try:
         method, sources, options = _one_method(recipe, catalogue)
-        values = _values(recipe, method, options)
-        content = _document(recipe, method, sources, options, _settings(values, catalogue))
+        theirs = _counterpart(method)
+        values = _values(recipe, theirs, options)
+        content = _document(recipe, theirs, sources, _switches(method, theirs, options), _settings(values, catalogue))
     except _NotExpressible as reason:
         return None, str(reason)
     return _comments(recipe, method, options) + yaml.safe_dump(content, sort_keys=False, allow_unicode=True), ""
@@ -57,8 +46,7 @@ def _one_method(recipe: Recipe, catalogue: TensorCatalogue) -> tuple[str, tuple[
     if len(methods) != 1:
         raise _NotExpressible(f"mergekit has one method for a whole model; this recipe has {len(methods)}")
     first = recipe.rules[0]
-    if first.method not in _NAMES:
-        raise _NotExpressible(f"mergekit has no counterpart of the method {first.method}")
+    _counterpart(first.method)
     if any(rule.sources != first.sources for rule in recipe.rules):
         raise _NotExpressible("the rules of this recipe merge different sources")
     if any(dict(rule.options) != dict(first.options) for rule in recipe.rules):
@@ -70,11 +58,20 @@ def _one_method(recipe: Recipe, catalogue: TensorCatalogue) -> tuple[str, tuple[
     return first.method, first.sources, dict(first.options)
 
 
-def _values(recipe: Recipe, method: str, options: Mapping[str, Any]) -> dict[tuple[str, str | None], dict[str, float]]:
+def _counterpart(method: str) -> MergekitMethod:
+    info = METHODS.get(method)
+    if info is None or info.mergekit is None:
+        raise _NotExpressible(f"mergekit has no counterpart of the method {method}")
+    return info.mergekit
+
+
+def _values(
+    recipe: Recipe, theirs: MergekitMethod, options: Mapping[str, Any]
+) -> dict[tuple[str, str | None], dict[str, float]]:
     """(mergekit's parameter, source or None for shared) -> tensor -> value."""
     values: dict[tuple[str, str | None], dict[str, float]] = defaultdict(dict)
     for rule in recipe.rules:
-        for name, value in _rule_parameters(rule, method, options).items():
+        for name, value in _rule_parameters(rule, theirs, options).items():
             by_source = zip(rule.sources, value, strict=True) if isinstance(value, tuple) else [(None, value)]
             for source, number in by_source:
                 values[name, source].update(dict.fromkeys(rule.tensors, number))
@@ -84,15 +81,20 @@ def _values(recipe: Recipe, method: str, options: Mapping[str, Any]) -> dict[tup
     return values
 
 
-def _rule_parameters(rule: Rule, method: str, options: Mapping[str, Any]) -> dict[str, float | tuple[float, ...]]:
-    parameters = {_NAMES[method][name]: value for name, value in rule.parameters.items() if name in _NAMES[method]}
-    if method in ("dare_linear", "dare_ties"):
-        rate = rule.parameters["drop_rate"]
-        parameters["density"] = tuple(1 - share for share in rate) if isinstance(rate, tuple) else 1 - rate
-    if method == "dare_ties" and options.get("dare_ties") != "no_trim":
-        density = rule.parameters["density"]
-        if any(share != 1 for share in (density if isinstance(density, tuple) else (density,))):
-            raise _NotExpressible("mergekit's dare_ties does not trim what DARE has left, and this recipe does")
+def _rule_parameters(
+    rule: Rule, theirs: MergekitMethod, options: Mapping[str, Any]
+) -> dict[str, float | tuple[float, ...]]:
+    given = rule.parameters
+    parameters = {theirs.parameters[name]: value for name, value in given.items() if name in theirs.parameters}
+    for ours, name in theirs.complements.items():
+        value = given[ours]
+        parameters[name] = tuple(1 - share for share in value) if isinstance(value, tuple) else 1 - value
+    for missing in theirs.missing:
+        option, unused = missing.unused_under
+        value = given[missing.name]
+        numbers = value if isinstance(value, tuple) else (value,)
+        if options.get(option) != unused and any(number != missing.neutral for number in numbers):
+            raise _NotExpressible(missing.reason)
     return parameters
 
 
@@ -104,9 +106,9 @@ def _settings(
 
 def _document(
     recipe: Recipe,
-    method: str,
+    theirs: MergekitMethod,
     sources: tuple[str, ...],
-    options: Mapping[str, Any],
+    switches: Mapping[str, bool],
     settings: Mapping[tuple[str, str | None], Setting],
 ) -> dict[str, Any]:
     refs = {ref.name: _model(ref) for ref in (recipe.base, *recipe.sources)}
@@ -114,27 +116,18 @@ def _document(
     for source in sources:
         own = {name: setting for (name, of), setting in settings.items() if of == source}
         models.append({"model": refs[source]} | ({"parameters": own} if own else {}))
-    shared = {name: setting for (name, of), setting in settings.items() if of is None} | _switches(method, options)
-    content: dict[str, Any] = {"merge_method": method, "models": models}
-    if method == "slerp":
-        content["base_model"] = refs[sources[0]]  # t = 0 is mergekit's base_model
-    elif method not in _WITHOUT_TASK_VECTORS:
-        content["base_model"] = refs[recipe.base.name]
+    shared = {name: setting for (name, of), setting in settings.items() if of is None} | dict(switches)
+    content: dict[str, Any] = {"merge_method": theirs.name, "models": models}
+    if theirs.base_model != "none":
+        content["base_model"] = refs[recipe.base.name if theirs.base_model == "base" else sources[0]]
     content |= {"parameters": shared} if shared else {}
     return content | {"dtype": recipe.dtype, "tokenizer_source": refs[recipe.base.name]}
 
 
-def _switches(method: str, options: Mapping[str, Any]) -> dict[str, bool]:
+def _switches(method: str, theirs: MergekitMethod, options: Mapping[str, Any]) -> dict[str, bool]:
     """mergekit's switches that stand for options of ours; written out, because its defaults differ by method."""
-    if method == "slerp":
-        return {}
-    if method in ("ties", "dare_ties"):
-        switches = {"normalize": options.get("weighting") != "sum"}
-    else:
-        switches = {"normalize": bool(options.get("normalize", method == "linear"))}
-    if method.startswith("dare"):
-        switches["rescale"] = options.get("rescale") != "none"
-    return switches
+    ours: dict[str, Option] = {option.name: option for option in METHODS[method].options}
+    return {switch: options.get(name, ours[name].default) != off for switch, (name, off) in theirs.switches.items()}
 
 
 def _setting(values: Mapping[str, float], catalogue: TensorCatalogue) -> Setting:
@@ -227,18 +220,16 @@ def _comments(recipe: Recipe, method: str, options: Mapping[str, Any]) -> str:
         f"Written by evomerge from the recipe {recipe.digest}.",
         "evomerge adds in float32 and rounds once; mergekit may give other last bits.",
     ]
-    expressed = {"normalize", "multi_model"} | ({"weighting"} if options.get("weighting") in ("norm", "sum") else set())
-    expressed |= {"rescale"} if options.get("rescale") == "none" else set()
-    expressed |= (
-        {"dare_ties", "targets", "delta_only"}
-        if options.get("targets", "all") == "all"
-        else {"dare_ties", "delta_only"}
-    )
-    theirs = MERGEKIT_SEMANTICS[method]
-    different = [name for name in options if name not in expressed and options[name] != theirs.get(name)]
+    counterpart = _counterpart(method)
+    theirs = counterpart.semantics
+    different = [
+        name
+        for name, value in options.items()
+        if value not in counterpart.expressed.get(name, ()) and value != theirs.get(name)
+    ]
     if different:
         lines.append("mergekit computes this method in its own way, so its weights WILL differ. Not as in the recipe:")
         lines += [f"  {name}: {options[name]} here, {theirs.get(name, 'unknown')} in mergekit" for name in different]
-    if method.startswith("dare"):
+    if METHODS[method].random:
         lines.append("mergekit draws random masks of its own, so its weights WILL differ from run to run of a search.")
     return "".join(f"# {line}\n" for line in lines)

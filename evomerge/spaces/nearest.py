@@ -9,12 +9,12 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
+from evomerge.methods import METHODS
 from evomerge.recipe import Recipe, Rule
 from evomerge.spaces.bound import BoundSpace, owners_of, param_name
 from evomerge.spaces.groups import Group
 from evomerge.spaces.space import Range
 
-_SUMS = ("linear", "task_arithmetic")  # merges that are a sum of the sources with one weight each
 _SMALLEST = 1e-6  # share of a source that has none, where shares are searched as logarithms of ratios
 
 Weights = Mapping[str, Mapping[str, float]]
@@ -111,7 +111,7 @@ def _one(
         if owner is None:  # the space has one for all
             return math.fsum(value) / len(value)
         return value[rule.sources.index(owner)] if owner in rule.sources else 0.0
-    if parameter != "weight" or method not in _SUMS:
+    if parameter != "weight" or not _is_weighted_sum(method):
         return None
     weights = trained if trained is not None else _sum(rule)
     if weights is None:
@@ -123,12 +123,16 @@ def _one(
 
 def _sum(rule: Rule | None) -> dict[str, float] | None:
     """Source -> weight of a rule that is a weighted sum."""
-    if rule is None or rule.method not in _SUMS:
+    if rule is None or not _is_weighted_sum(rule.method):
         return None
     given = rule.parameters["weight"]
     assert isinstance(given, tuple)  # weights are per source
     total = math.fsum(given) if rule.options.get("normalize") else 1.0
     return {source: weight / total for source, weight in zip(rule.sources, given, strict=True)}
+
+
+def _is_weighted_sum(method: str) -> bool:
+    return method in METHODS and METHODS[method].weighted_sum  # a recipe of another release may name others
 
 
 def _inside(distribution: BaseDistribution, value: float) -> Any:

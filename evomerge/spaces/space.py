@@ -173,6 +173,10 @@ def _check_method(space: SearchSpace, method: str, chosen: MethodSpace) -> None:
             f"{where}: its {info.tensors[0].name} are tensors, which a search cannot choose; use linear or "
             "task_arithmetic here, and train the coefficients as the baseline dam"
         )
+    if "statistics" in info.needs:
+        raise InvalidInput(
+            f"{where}: it needs statistics of every source, which a search does not measure; use another"
+        )
     options = resolve_options(method, chosen.options, semantics=space.semantics)
     known = {parameter.name: parameter for parameter in info.parameters}
     for name, value in chosen.parameters.items():
@@ -191,7 +195,7 @@ def _check_method(space: SearchSpace, method: str, chosen: MethodSpace) -> None:
 
 
 def _normalised(method: str, options: Mapping[str, Any]) -> bool:
-    return method_info(method).name in {"linear", "task_arithmetic"} and options.get("normalize") is True
+    return method_info(method).weighted_sum and options.get("normalize") is True
 
 
 def _check_range(where: str, name: str, value: Range, *, per_source: bool, normalised: bool) -> None:

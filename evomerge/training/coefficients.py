@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from evomerge.checkpoints.recipe_files import load_tensors, store_tensors
 from evomerge.errors import InvalidInput
 from evomerge.merging.column_linear import NONLINEARITIES
+from evomerge.methods import method_info
 from evomerge.recipe import Recipe, Rule
 
 ROLE = "coefficients"
@@ -155,13 +156,14 @@ def mean_weights(recipe: Recipe, files: Path) -> dict[str, dict[str, float]]:
 
 
 def _needs_base(recipe: Recipe, places: Mapping[str, Place], rules: Mapping[str, Rule]) -> bool:
-    used = any(rule.method == "task_arithmetic" or recipe.base.name in rule.sources for rule in recipe.rules)
+    used = any("base" in method_info(rule.method).needs or recipe.base.name in rule.sources for rule in recipe.rules)
     return used or not places.keys() <= rules.keys()
 
 
 def _weights(rule: Rule, base: str) -> dict[str, float]:
     """Source name -> its weight in a rule whose merge is a weighted sum."""
-    if rule.method not in ("linear", "task_arithmetic"):
+    info = method_info(rule.method)
+    if not info.weighted_sum:
         raise InvalidInput(
             f"DAM cannot start from a merge by {rule.method}: it is no sum of the sources with one weight each; "
             "start from the uniform average, or from a merge by linear, task_arithmetic or column_linear"
@@ -171,7 +173,7 @@ def _weights(rule: Rule, base: str) -> dict[str, float]:
     weights = dict.fromkeys(rule.sources, 0.0)
     for source, weight in zip(rule.sources, given, strict=True):
         weights[source] += weight / total
-    if rule.method == "task_arithmetic":
+    if "base" in info.needs:
         # theta_0 + sum_i w_i (theta_i − theta_0)
         weights[base] = weights.get(base, 0.0) + 1 - sum(weights.values())
     return weights

@@ -1,0 +1,107 @@
+"""DARE: drop elements of task vectors at random and rescale, before task arithmetic or TIES."""
+
+from __future__ import annotations
+
+from evomerge.methods.info import MergekitMethod, MethodInfo, MissingParameter, Option, Parameter
+from evomerge.methods.task_arithmetic import NORMALIZE_OFF, TASK_WEIGHT
+from evomerge.methods.ties import DENSITY, LAMBDA, MERGEKIT_TIES, TIES_OPTIONS
+
+DROP_RATE = Parameter(
+    name="drop_rate",
+    per_source=True,
+    low=0.0,
+    high=0.95,
+    default=0.1,
+    description="probability with which an element of the task vector is dropped",
+    minimum=0.0,
+    maximum=1.0,
+)
+
+DARE_OPTIONS = (
+    Option(
+        "rescale",
+        ("1/(1-p)", "none", "l1_match"),
+        "factor of the survivors: 1/(1-p), so that the mean over masks is the task vector; none; or whatever restores "
+        "the L1 norm of the tensor",
+    ),
+    Option("targets", ("all", "linear"), "drop from all tensors, or from two-dimensional ones only"),
+    Option("delta_only", (True,), "the task vector is masked, never the weights themselves"),
+)
+
+DARE_LINEAR = MethodInfo(
+    name="dare_linear",
+    title="DARE: drop elements of task vectors at random, rescale, then task arithmetic",
+    paper="Language models are super Mario (DARE), arXiv 2311.03099",
+    merge="evomerge.merging.dare:merge_dare_linear",
+    plan="evomerge.merging.dare:plan_dare_linear",
+    per_source=(DROP_RATE, TASK_WEIGHT),
+    options=(*DARE_OPTIONS, NORMALIZE_OFF),
+    needs=frozenset({"base"}),
+    random=True,
+    mergekit=MergekitMethod(
+        name="dare_linear",
+        base_model="base",
+        parameters={"weight": "weight"},
+        complements={"drop_rate": "density"},
+        switches={"normalize": ("normalize", False), "rescale": ("rescale", "none")},
+        semantics={"rescale": "l1_match", "targets": "all", "normalize": False},
+        expressed={"normalize": (True, False), "rescale": ("none",), "targets": ("all",), "delta_only": (True,)},
+    ),
+)
+
+DARE_TIES = MethodInfo(
+    name="dare_ties",
+    title="DARE: drop elements of task vectors at random, rescale, then TIES",
+    paper="Language models are super Mario (DARE), arXiv 2311.03099; TIES-Merging, arXiv 2306.01708",
+    merge="evomerge.merging.dare:merge_dare_ties",
+    plan="evomerge.merging.dare:plan_dare_ties",
+    per_source=(
+        DROP_RATE,
+        DENSITY,
+        Parameter(
+            name="weight",
+            per_source=True,
+            low=0.0,
+            high=2.0,
+            default=1.0,
+            description="factor of each masked and trimmed task vector",
+        ),
+    ),
+    shared=(LAMBDA,),
+    options=(
+        *DARE_OPTIONS,
+        Option("dare_ties", ("retrim", "no_trim"), "trim the masked vectors, or elect and merge only"),
+        *TIES_OPTIONS,
+    ),
+    needs=frozenset({"base"}),
+    random=True,
+    mergekit=MergekitMethod(
+        name="dare_ties",
+        base_model="base",
+        parameters={"lambda": "lambda", "weight": "weight"},
+        complements={"drop_rate": "density"},
+        missing=(
+            MissingParameter(
+                name="density",
+                neutral=1.0,
+                unused_under=("dare_ties", "no_trim"),
+                reason="mergekit's dare_ties does not trim what DARE has left, and this recipe does",
+            ),
+        ),
+        switches={"normalize": ("weighting", "sum"), "rescale": ("rescale", "none")},
+        semantics={
+            "rescale": "l1_match",
+            "targets": "all",
+            "dare_ties": "no_trim",
+            **MERGEKIT_TIES,
+            "weighting": "sum",
+        },
+        expressed={
+            "rescale": ("none",),
+            "targets": ("all",),
+            "delta_only": (True,),
+            "dare_ties": ("retrim", "no_trim"),
+            "weighting": ("norm", "sum"),
+        },
+    ),
+)

@@ -1,0 +1,167 @@
+"""Values that describe a merge method: parameters, options, needs, traits, and its counterpart in mergekit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+OptionValue = str | bool
+
+NEEDS = frozenset({"base", "statistics", "gradients"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """A number that a search may choose.
+
+    Attributes:
+        per_source: one number per source, in source order; otherwise one number for all.
+        low, high: the range recommended for a search.
+        minimum, maximum: the values for which the method is defined; both included.
+    """
+
+    name: str
+    per_source: bool
+    low: float
+    high: float
+    default: float
+    description: str
+    minimum: float = -math.inf
+    maximum: float = math.inf
+
+
+@dataclass(frozen=True)
+class TensorParameter:
+    """For each source, in source order, {tensor name: tensor}. It is trained or given, never searched.
+
+    Attributes:
+        options: those options of the method that the tensors were trained for. Their file states the values, and is
+            refused by a rule with others.
+    """
+
+    name: str
+    description: str
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """For each source, in source order, {tensor name: tensor}: measured before the merge, on data.
+
+    Attributes:
+        name: the role under which a recipe names their file, such as "fisher".
+    """
+
+    name: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Option:
+    """A choice between definitions. The first of `choices` is the default; an option with one choice is fixed."""
+
+    name: str
+    choices: tuple[OptionValue, ...]
+    description: str
+
+    @property
+    def default(self) -> OptionValue:
+        return self.choices[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MissingParameter:
+    """A parameter of ours that mergekit's method lacks: there a merge is the same only where it has no effect.
+
+    Attributes:
+        neutral: the value without effect.
+        unused_under: (option, its value) under which the parameter has no effect at all.
+        reason: the sentence that refuses any other value.
+    """
+
+    name: str
+    neutral: float
+    unused_under: tuple[str, OptionValue]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergekitMethod:
+    """A method's counterpart in mergekit.
+
+    Attributes:
+        name: mergekit's `merge_method`.
+        base_model: what its YAML names as `base_model`: nothing, the base, or the first source.
+        parameters: our parameter -> mergekit's, for those that carry over as they are.
+        complements: our parameter -> mergekit's that is 1 minus it.
+        missing: parameters that mergekit lacks.
+        switches: mergekit's switch -> (our option, the value under which the switch is off).
+        semantics: our options with the values that are mergekit's definition.
+        expressed: our option -> values that the YAML states by other means, so that they are no difference.
+    """
+
+    name: str
+    base_model: Literal["none", "base", "first source"]
+    parameters: Mapping[str, str]
+    semantics: Mapping[str, OptionValue]
+    complements: Mapping[str, str] = field(default_factory=dict)
+    missing: tuple[MissingParameter, ...] = ()
+    switches: Mapping[str, tuple[str, OptionValue]] = field(default_factory=dict)
+    expressed: Mapping[str, tuple[OptionValue, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodInfo:
+    """Description of a merge method, known without merging.
+
+    Attributes:
+        merge: "module:function" of its arithmetic, a function from `RuleTensors` to named tensors.
+        plan: "module:function" of its formula, if it has one: see `evomerge.merging.plans`.
+        per_source, shared: its parameters that are numbers; `parameters` is both.
+        needs: what it needs beyond the sources' weights, of "base", "statistics" and "gradients".
+        elementwise: whatever the options, an element of the result depends on that element of base and sources alone.
+        weighted_sum: the result is the sum of the sources, each times its `weight` (under `normalize: true` divided by
+            the sum of the weights). With a base it is the sum of task vectors, on the base.
+        random: the result depends on the seed.
+        sources: the exact number of sources, or None for any number.
+        tensors: its parameters that are tensors.
+        statistics: those that it takes; "statistics" in `needs` says that it cannot do without.
+        mergekit: its counterpart there, or None.
+    """
+
+    name: str
+    title: str
+    paper: str
+    merge: str
+    plan: str | None = None
+    per_source: tuple[Parameter, ...] = ()
+    shared: tuple[Parameter, ...] = ()
+    options: tuple[Option, ...] = ()
+    needs: frozenset[str] = frozenset()
+    elementwise: bool = False
+    weighted_sum: bool = False
+    random: bool = False
+    sources: int | None = None
+    tensors: tuple[TensorParameter, ...] = ()
+    statistics: Statistics | None = None
+    mergekit: MergekitMethod | None = None
+
+    def __post_init__(self) -> None:
+        if unknown := self.needs - NEEDS:
+            raise ValueError(f"{self.name} needs {sorted(unknown)}; known needs: {', '.join(sorted(NEEDS))}")
+        if "statistics" in self.needs and self.statistics is None:
+            raise ValueError(f"{self.name} needs statistics; describe them in its field `statistics`")
+        if self.weighted_sum and "weight" not in {parameter.name for parameter in self.per_source}:
+            raise ValueError(f"{self.name} is a weighted sum; give it the parameter `weight`, one per source")
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return self.per_source + self.shared
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles of the files that a recipe with this method may name: parameters that are tensors, statistics."""
+        statistics = () if self.statistics is None else (self.statistics.name,)
+        return (*(each.name for each in self.tensors), *statistics)

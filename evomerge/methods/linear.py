@@ -1,0 +1,35 @@
+"""The weighted average of the sources."""
+
+from __future__ import annotations
+
+from evomerge.methods.info import MergekitMethod, MethodInfo, Option, Parameter
+
+LINEAR = MethodInfo(
+    name="linear",
+    title="Weighted average of the sources (model soup)",
+    paper="Model soups, arXiv 2203.05482",
+    merge="evomerge.merging.linear:merge_linear",
+    plan="evomerge.merging.linear:plan_linear",
+    per_source=(
+        Parameter(
+            name="weight",
+            per_source=True,
+            low=0.0,
+            high=1.0,
+            default=1.0,
+            description="share of each source",
+            minimum=0.0,
+        ),
+    ),
+    options=(Option("normalize", (True, False), "divide by the sum of the weights"),),
+    elementwise=True,
+    weighted_sum=True,
+    mergekit=MergekitMethod(
+        name="linear",
+        base_model="none",
+        parameters={"weight": "weight"},
+        switches={"normalize": ("normalize", False)},
+        semantics={"normalize": True},
+        expressed={"normalize": (True, False)},
+    ),
+)

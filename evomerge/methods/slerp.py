@@ -1,0 +1,34 @@
+"""Spherical interpolation."""
+
+from __future__ import annotations
+
+from evomerge.methods.info import MergekitMethod, MethodInfo, Option, Parameter
+
+SLERP = MethodInfo(
+    name="slerp",
+    title="Spherical interpolation between two sources, one angle per tensor",
+    paper="Animating rotation with quaternion curves, SIGGRAPH 1985",
+    merge="evomerge.merging.slerp:merge_slerp",
+    plan="evomerge.merging.slerp:plan_slerp",
+    shared=(
+        Parameter(
+            name="t",
+            per_source=False,
+            low=0.0,
+            high=1.0,
+            default=0.5,
+            description="0 is the first source, 1 the second",
+            minimum=0.0,
+            maximum=1.0,
+        ),
+    ),
+    options=(Option("multi_model", ("reject",), "more than two sources are refused"),),
+    sources=2,
+    mergekit=MergekitMethod(
+        name="slerp",
+        base_model="first source",  # t = 0 is mergekit's base_model
+        parameters={"t": "t"},
+        semantics={"multi_model": "reject"},
+        expressed={"multi_model": ("reject",)},
+    ),
+)

@@ -1,0 +1,37 @@
+"""The base plus a weighted sum of task vectors."""
+
+from __future__ import annotations
+
+from evomerge.methods.info import MergekitMethod, MethodInfo, Option, Parameter
+
+TASK_WEIGHT = Parameter(
+    name="weight",
+    per_source=True,
+    low=0.0,
+    high=1.5,
+    default=0.3,
+    description="factor of each task vector; a negative one removes a skill",
+)
+
+NORMALIZE_OFF = Option("normalize", (False, True), "divide the sum of task vectors by the sum of the weights")
+
+TASK_ARITHMETIC = MethodInfo(
+    name="task_arithmetic",
+    title="Base plus a weighted sum of task vectors",
+    paper="Editing models with task arithmetic, arXiv 2212.04089",
+    merge="evomerge.merging.task_arithmetic:merge_task_arithmetic",
+    plan="evomerge.merging.task_arithmetic:plan_task_arithmetic",
+    per_source=(TASK_WEIGHT,),
+    options=(NORMALIZE_OFF,),
+    needs=frozenset({"base"}),
+    elementwise=True,
+    weighted_sum=True,
+    mergekit=MergekitMethod(
+        name="task_arithmetic",
+        base_model="base",
+        parameters={"weight": "weight"},
+        switches={"normalize": ("normalize", False)},
+        semantics={"normalize": False},
+        expressed={"normalize": (True, False)},
+    ),
+)
