@@ -11,7 +11,9 @@ import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, FloatDistribution
 
-from evomerge.samplers import CmaSampler, build_sampler
+from evomerge.samplers import build_sampler
+from evomerge.samplers.base import SearchSampler
+from evomerge.samplers.cma import CmaSampler
 from evomerge.storage.attributes import TELL
 
 with warnings.catch_warnings():
@@ -43,7 +45,7 @@ class OptunaContestant:
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
 
     def ready(self) -> bool:
-        return not isinstance(self._sampler, CmaSampler) or self._sampler.ready(self._study)
+        return not isinstance(self._sampler, SearchSampler) or self._sampler.ready(self._study)
 
     def ask(self) -> tuple[optuna.Trial, Point]:
         trial = self._study.ask(self._distributions)

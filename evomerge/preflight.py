@@ -17,7 +17,7 @@ from evomerge.messages import duration, in_bytes
 from evomerge.objective import task_weights
 from evomerge.opening.capacity import memory_of, placement_of
 from evomerge.opening.inputs import Inputs
-from evomerge.opening.open_study import sampler_of
+from evomerge.opening.open_study import build_search_sampler
 from evomerge.opening.readiness import check_model, check_requests
 from evomerge.recipe import Recipe
 from evomerge.storage import attributes
@@ -37,7 +37,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
         InvalidInput: whatever would make `evomerge run` fail.
     """
     spec, space = inputs.spec, inputs.space
-    sampler_of(inputs)
+    build_search_sampler(inputs, workers=1)
     placement = placement_of(inputs, worker_count(spec.workers, None))
     task_weights(spec.objective, inputs.evaluator.weights)
     for baseline in spec.chosen_baselines:

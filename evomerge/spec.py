@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from evomerge.documents import read_document, validate
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.recipe import ModelRef
+from evomerge.samplers import SAMPLERS, SamplerInfo
 from evomerge.spaces.space import SearchSpace, load_space
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
@@ -31,7 +32,6 @@ BASELINES = (
 )
 ON_REQUEST = ("dam-from-best", "random-search")  # they need the search, or its budget once more
 TRAINED = ("dam", "dam-from-best")
-COMPLETE_ONLY = ("gp", "nsgaii", "nsgaiii")  # samplers that do not learn from trials that were dropped
 RESERVED_NAMES = ("best", *BASELINES)  # rows of the leaderboard that are not sources
 
 
@@ -121,6 +121,11 @@ class SamplerSpec(BaseModel):
     @property
     def settings(self) -> dict[str, Any]:
         return dict(self.__pydantic_extra__ or {})
+
+    @property
+    def info(self) -> SamplerInfo | None:
+        """The abilities of the sampler; None for a name that does not exist, which is refused when it is built."""
+        return SAMPLERS.get(self.name)
 
 
 class EvaluatorSpec(BaseModel):
@@ -273,14 +278,14 @@ class SearchSpec(_Frozen):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> SearchSpec:
-        if self.has_goals and all(baseline.name in ON_REQUEST for baseline in self.chosen_baselines):
+        if self.needs_reference_points and all(baseline.name in ON_REQUEST for baseline in self.chosen_baselines):
             raise ValueError(
                 "the sampler cma with several objectives searches for what is better than the baselines; name some, or "
                 "use nsgaii, nsgaiii, tpe or gp"
             )
         if self.objective.aggregate == "pareto" and self.fidelity.name != "full":
             raise ValueError(f"fidelity {self.fidelity.name} compares one value, but pareto has several; write full")
-        if self.fidelity.name != "full" and self.sampler.name in COMPLETE_ONLY:
+        if self.fidelity.name != "full" and self.sampler.info is not None and self.sampler.info.complete_only:
             raise ValueError(
                 f"fidelity {self.fidelity.name} ends most trials early, and sampler {self.sampler.name} learns from "
                 "complete ones only; write fidelity: full, or use cma, catcma or tpe"
@@ -320,9 +325,10 @@ class SearchSpec(_Frozen):
         return tuple(BaselineSpec(name=name) for name in BASELINES if name not in without)
 
     @property
-    def has_goals(self) -> bool:
-        """Whether the sampler searches for what is better than the baselines on every task: see `GoalsSampler`."""
-        return self.objective.aggregate == "pareto" and self.sampler.name == "cma"
+    def needs_reference_points(self) -> bool:
+        """Whether the sampler searches for what is better than the baselines on every task."""
+        info = self.sampler.info
+        return self.objective.aggregate == "pareto" and info is not None and info.needs_reference_points
 
     @property
     def has_calibration(self) -> bool:

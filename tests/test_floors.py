@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).parent.parent / "evomerge"
 # On one floor a name may import what stands to its left.
 FLOORS = (
     ("errors", "seeding", "messages", "documents", "shipped"),
-    ("methods", "recipe", "catalogue", "spaces", "spec"),
     ("storage", "samplers"),
+    ("methods", "recipe", "catalogue", "spaces", "spec"),
     ("engine",),
     ("merging", "checkpoints", "mergekit"),
     ("bank", "evaluation"),
@@ -137,7 +137,7 @@ def test_optuna_stays_with_spaces_and_study_and_what_reads_them():
     }
 
 
-@pytest.mark.parametrize("unit", ["recipe", "merging", "engine.block", "bank", "worker"])
+@pytest.mark.parametrize("unit", ["recipe", "spec", "merging", "engine.block", "bank", "worker"])
 def test_arithmetic_and_workers_load_neither_optuna_nor_ray(unit):
     code = f"import sys, evomerge.{unit}; print(sorted({{'optuna', 'ray', 'lm_eval'}} & set(sys.modules)))"
     assert (

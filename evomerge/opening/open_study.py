@@ -15,7 +15,8 @@ from optuna.trial import FrozenTrial
 
 from evomerge.evaluation.split import split_to_json
 from evomerge.opening.inputs import Inputs
-from evomerge.samplers import CatCmaSampler, CmaSampler, GoalsSampler, build_sampler
+from evomerge.samplers import build_sampler
+from evomerge.samplers.base import SearchSampler
 from evomerge.storage import attributes
 from evomerge.storage.lock import hold
 from evomerge.storage.opening import open_storage, release, with_retries
@@ -90,7 +91,7 @@ def _open(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             study.set_metric_names(list(inputs.evaluator.weights))  # what Optuna Dashboard calls the objectives
-    study.sampler = sampler_of(inputs, foundation.popsize, workers)
+    study.sampler = build_search_sampler(inputs, workers, foundation.popsize)
     return OpenSearch(
         inputs,
         SearchStudy(study, storage, inputs.space, folder, check_hold),
@@ -105,7 +106,7 @@ def _open(
 
 def _foundation(inputs: Inputs, workers: int) -> Foundation:
     spec = inputs.spec
-    sampler = sampler_of(inputs, workers=workers)
+    sampler = build_search_sampler(inputs, workers)
     fingerprints = {source.ref.name: str(source.ref.fingerprint) for source in (inputs.base, *inputs.experts)}
     return Foundation(
         spec=from_anywhere(spec).to_json(),
@@ -116,11 +117,11 @@ def _foundation(inputs: Inputs, workers: int) -> Foundation:
         ),
         split=split_to_json(inputs.evaluator.split),
         batch_size=None,
-        popsize=sampler.popsize if isinstance(sampler, CmaSampler | CatCmaSampler | GoalsSampler) else None,
+        popsize=sampler.popsize,
     )
 
 
-def sampler_of(inputs: Inputs, popsize: int | None = None, workers: int = 1) -> optuna.samplers.BaseSampler:
+def build_search_sampler(inputs: Inputs, workers: int, popsize: int | None = None) -> SearchSampler:
     """The spec's sampler; with the population size of the study once there is one.
 
     Raises:

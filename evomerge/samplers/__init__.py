@@ -1,62 +1,58 @@
-"""The samplers of a search, by name.
+"""The samplers of a search: one row each, and what a search has to know of a sampler before it builds one.
 
-Each one is an ordinary Optuna sampler whose proposals are a function of the study and the seed, so that a search
-goes on after a crash as if nothing had happened.
+Holds: Optuna samplers whose proposals are a function of the study and the seed, so that a search resumes after a crash
+as if nothing had happened. Does not hold: merging and scoring; a sampler sees params and values only. Start reading at
+`build_sampler`, then `base.py`.
+
+A row imports the file of its sampler when the sampler is built: a spec reads these rows, and loads neither Optuna nor
+pycma for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, Protocol
-
-from optuna.samplers import BaseSampler
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from evomerge.errors import InvalidInput, unknown_name
-from evomerge.samplers import catcma, cma, optuna_builtin, reference_points, sobol
-from evomerge.samplers.base import SamplerSpace
-from evomerge.samplers.catcma import CatCmaSampler
-from evomerge.samplers.cma import CmaSampler
-from evomerge.samplers.constraints import ConstrainedSampler, Constraints
-from evomerge.samplers.optuna_builtin import RebuiltSampler
-from evomerge.samplers.reference_points import Goal, GoalsSampler, write_goals
-from evomerge.samplers.sobol import SobolSampler
 
-__all__ = [
-    "SAMPLERS",
-    "CatCmaSampler",
-    "CmaSampler",
-    "ConstrainedSampler",
-    "Constraints",
-    "Goal",
-    "GoalsSampler",
-    "RebuiltSampler",
-    "SamplerSpace",
-    "SobolSampler",
-    "build_sampler",
-    "write_goals",
-]
+if TYPE_CHECKING:
+    from evomerge.samplers.base import SamplerInputs, SamplerSpace, SearchSampler
+    from evomerge.samplers.constraints import Constraints
+
+__all__ = ["SAMPLERS", "SamplerInfo", "build_sampler"]
 
 
-class _Builder(Protocol):
-    def __call__(self, given: Mapping[str, Any], *, seed: int, space: SamplerSpace, workers: int) -> BaseSampler: ...
+class SamplerBuilder(Protocol):
+    """Builds a sampler.
+
+    Raises:
+        InvalidInput: an unknown setting, a value out of its range, or a space that the sampler cannot search.
+    """
+
+    def __call__(self, inputs: SamplerInputs) -> SearchSampler: ...
 
 
-SAMPLERS: Final[Mapping[str, _Builder]] = MappingProxyType(
-    {
-        "catcma": catcma.build,
-        "cma": cma.build,
-        "gp": optuna_builtin.build_gp,
-        "nsgaii": optuna_builtin.build_nsgaii,
-        "nsgaiii": optuna_builtin.build_nsgaiii,
-        "qmc": sobol.build,
-        "random": optuna_builtin.build_random,
-        "tpe": optuna_builtin.build_tpe,
-    }
-)
+@dataclass(frozen=True, kw_only=True)
+class SamplerInfo:
+    """A sampler as data: the abilities that matter before it is built. Those of a built one are in `SearchSampler`.
 
-_UNCONSTRAINED = frozenset({"catcma", "cma"})
+    Attributes:
+        build: for one objective.
+        build_several: for several objectives; None if the sampler optimises one only.
+        constraints: it can be used with constraints. `random` and `qmc` learn from nothing; with them, constraints only
+            decide which trial is the best.
+        complete_only: it learns from complete trials only, and not from those that were dropped early.
+        needs_reference_points: with several objectives it searches for what is better than known merges.
+    """
+
+    name: str
+    build: SamplerBuilder
+    build_several: SamplerBuilder | None
+    constraints: bool = True
+    complete_only: bool = False
+    needs_reference_points: bool = False
 
 
 def build_sampler(
@@ -69,22 +65,15 @@ def build_sampler(
     directions: int = 1,
     constraints: Constraints | None = None,
     tie_breaker: str | None = None,
-) -> BaseSampler:
-    """The sampler of that name.
+) -> SearchSampler:
+    """Build a sampler by its name.
 
     Args:
         name: a key of `SAMPLERS`.
-        settings: what the search says about it; settings that are absent or None have their defaults.
-        seed: of the study.
-        space: what is searched.
-        workers: how many candidates are scored at a time; only defaults depend on it.
+        settings, seed, space, workers, tie_breaker: see `SamplerInputs`.
         directions: number of objectives.
         constraints: given a finished trial, one number per condition, none above 0 where the trial is feasible. They
-            are recorded with the trial. `random` and `qmc` learn from nothing; with them, constraints only decide what
-            counts as best.
-        tie_breaker: user attribute of a trial that ranks trials of equal value, see `CmaSampler`. Others go without.
-
-    With several objectives `cma` is the `GoalsSampler`.
+            are recorded with the trial.
 
     Raises:
         InvalidInput: unknown sampler or setting, a value out of its range, or a space, several objectives or
@@ -92,15 +81,91 @@ def build_sampler(
     """
     if name not in SAMPLERS:
         raise unknown_name("sampler", name, SAMPLERS)
-    if name == "catcma" and directions > 1:
+    info = SAMPLERS[name]
+    build = info.build if directions == 1 else info.build_several
+    if build is None:
         raise InvalidInput(
-            f"the sampler catcma optimises one objective, but there are {directions}; use cma, nsgaii, nsgaiii, tpe or "
+            f"the sampler {name} optimises one objective, but there are {directions}; use cma, nsgaii, nsgaiii, tpe or "
             "gp"
         )
-    if name in _UNCONSTRAINED and constraints is not None:
+    if constraints is not None and not info.constraints:
         raise InvalidInput(f"the sampler {name} cannot learn from constraints; use nsgaii, nsgaiii, tpe or gp")
-    build = SAMPLERS[name]
-    if name == "cma":
-        build = partial(cma.build, tie_breaker=tie_breaker) if directions == 1 else reference_points.build
-    sampler = build(settings, seed=seed, space=space, workers=workers)
+    from evomerge.samplers.base import SamplerInputs
+    from evomerge.samplers.constraints import ConstrainedSampler
+
+    inputs = SamplerInputs(settings=settings, seed=seed, space=space, workers=workers, tie_breaker=tie_breaker)
+    sampler = build(inputs)
     return sampler if constraints is None else ConstrainedSampler(sampler, constraints)
+
+
+def _catcma(inputs: SamplerInputs) -> SearchSampler:
+    from evomerge.samplers.catcma import build
+
+    return build(inputs)
+
+
+def _cma(inputs: SamplerInputs) -> SearchSampler:
+    from evomerge.samplers.cma import build
+
+    return build(inputs)
+
+
+def _cma_with_reference_points(inputs: SamplerInputs) -> SearchSampler:
+    from evomerge.samplers.reference_points import build
+
+    return build(inputs)
+
+
+def _gp(inputs: SamplerInputs) -> SearchSampler:
+    from evomerge.samplers.optuna_builtin import build_gp
+
+    return build_gp(inputs)
+
+
+def _nsgaii(inputs: SamplerInputs) -> SearchSampler:
+    from evomerge.samplers.optuna_builtin import build_nsgaii
+
+    return build_nsgaii(inputs)
+
+
+def _nsgaiii(inputs: SamplerInputs) -> SearchSampler:
+    from evomerge.samplers.optuna_builtin import build_nsgaiii
+
+    return build_nsgaiii(inputs)
+
+
+def _qmc(inputs: SamplerInputs) -> SearchSampler:
+    from evomerge.samplers.sobol import build
+
+    return build(inputs)
+
+
+def _random(inputs: SamplerInputs) -> SearchSampler:
+    from evomerge.samplers.optuna_builtin import build_random
+
+    return build_random(inputs)
+
+
+def _tpe(inputs: SamplerInputs) -> SearchSampler:
+    from evomerge.samplers.optuna_builtin import build_tpe
+
+    return build_tpe(inputs)
+
+
+_ALL = (
+    SamplerInfo(name="catcma", build=_catcma, build_several=None, constraints=False),
+    SamplerInfo(
+        name="cma",
+        build=_cma,
+        build_several=_cma_with_reference_points,
+        constraints=False,
+        needs_reference_points=True,
+    ),
+    SamplerInfo(name="gp", build=_gp, build_several=_gp, complete_only=True),
+    SamplerInfo(name="nsgaii", build=_nsgaii, build_several=_nsgaii, complete_only=True),
+    SamplerInfo(name="nsgaiii", build=_nsgaiii, build_several=_nsgaiii, complete_only=True),
+    SamplerInfo(name="qmc", build=_qmc, build_several=_qmc),
+    SamplerInfo(name="random", build=_random, build_several=_random),
+    SamplerInfo(name="tpe", build=_tpe, build_several=_tpe),
+)
+SAMPLERS: Final[Mapping[str, SamplerInfo]] = MappingProxyType({info.name: info for info in _ALL})

@@ -1,16 +1,17 @@
 """Base classes of the samplers: draws keyed by seed and ordinal, states replayed in the order of telling.
 
 A generator that lives in the process is somewhere else after a restart. A keyed draw is the same in any process, at any
-time and whatever else has been drawn, which is what lets a resumed study go on as if nothing had happened. A replayed
-state learns the results of the study again, in the order in which they were told.
+time and after any other draws, so that a resumed study continues as if nothing had happened. A replayed state learns
+the results of the study again, in the order in which they were told.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
@@ -20,7 +21,16 @@ from optuna.trial import FrozenTrial, TrialState
 from evomerge.seeding import derive
 from evomerge.storage.attributes import TELL
 
-__all__ = ["SEEDS", "KeyedSampler", "ReplayedSampler", "SamplerSpace", "in_tell_order"]
+__all__ = [
+    "SEEDS",
+    "ReplayingSampler",
+    "SamplerInputs",
+    "SamplerSpace",
+    "SearchSampler",
+    "SeededSampler",
+    "in_tell_order",
+    "sampler_of",
+]
 
 
 SEEDS = 2**32  # numpy's RandomState, which Optuna's samplers draw from, takes seeds below this
@@ -50,6 +60,25 @@ class SamplerSpace(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class SamplerInputs:
+    """All that a sampler is built from.
+
+    Attributes:
+        settings: those of the spec; settings that are absent or None have their defaults.
+        seed: of the study.
+        space: the space to search.
+        workers: candidates that are scored at a time; only defaults depend on it.
+        tie_breaker: user attribute of a trial that ranks trials of equal value, see `CmaSampler`. Others ignore it.
+    """
+
+    settings: Mapping[str, Any]
+    seed: int
+    space: SamplerSpace
+    workers: int
+    tie_breaker: str | None = None
+
+
 def in_tell_order(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The trials that can be learned from, COMPLETE and PRUNED ones, by their user attribute `evomerge:tell`.
 
@@ -66,8 +95,34 @@ def _position(trial: FrozenTrial) -> tuple[int, Any, int]:
     return (0, trial.datetime_complete or datetime.min, trial.number)
 
 
-class KeyedSampler(BaseSampler):
-    """Base of all samplers here. It knows the ordinal of a proposal, and answers what no search space foresaw."""
+class SearchSampler(BaseSampler):
+    """Base of all samplers here: an Optuna sampler with three abilities that a search asks for.
+
+    The defaults are those of a sampler without a distribution of its own. A sampler that wraps another one forwards
+    them.
+    """
+
+    @property
+    def popsize(self) -> int | None:
+        """Results that make one update; None without populations. A study fixes it when it is created."""
+        return None
+
+    def ready(self, study: Study) -> bool:
+        """Whether the next proposal can be made now, or results have to be waited for."""
+        return True
+
+    def mean(self, study: Study) -> dict[str, Any] | None:
+        """The params at the mean of the distribution after all results of the study; None without a mean."""
+        return None
+
+
+def sampler_of(study: Study) -> SearchSampler:
+    """The sampler of a study that was opened for a search: `build_sampler` builds no other kind."""
+    return cast(SearchSampler, study.sampler)
+
+
+class SeededSampler(SearchSampler):
+    """Base of the samplers that propose. Knows the ordinal of a proposal, and draws parameters outside the space."""
 
     def __init__(self, space: SamplerSpace, *, seed: int) -> None:
         self._space = space
@@ -102,31 +157,44 @@ def _ordinal(study: Study, trial: FrozenTrial, space: SamplerSpace) -> int:
     return trial.number - half_asked
 
 
-class ReplayedSampler(KeyedSampler):
-    """Base of the samplers that learn. A running one and one that was made anew execute the same code."""
+class ReplayingSampler(SeededSampler):
+    """Base of the samplers that learn: their state is a function of the results in the study, in the order of telling.
+
+    The contract of the state, which a subclass implements with `_reset` and `_learn`:
+
+    * `sample_relative` calls `_replay_new_results`, and then draws without changing the state.
+    * `_reset` sets the state before the first result; `_learn` is called once for each finished trial after that, in
+      the order of telling, also for trials that it has to ignore.
+    * If a trial was inserted before one that has been learned from, all is learned again from `_reset`.
+    * Hence a running sampler and a new one execute the same calls and agree bit for bit. Nothing else may be stored.
+
+    Example: trials 0 and 2 are told, then a proposal is asked for: `_learn(0)`, `_learn(2)`. Trial 1 is told, and
+    another one is asked for: `_learn(1)` only. After a restart the first proposal gives `_reset()` (in the
+    constructor), `_learn(0)`, `_learn(2)`, `_learn(1)`.
+    """
 
     def __init__(self, space: SamplerSpace, *, seed: int) -> None:
         super().__init__(space, seed=seed)
         self._seen: list[int] = []
 
-    def _forget(self) -> None:
-        """Go back to the state before the first result."""
+    def _reset(self) -> None:
+        """Set the state before the first result."""
         raise NotImplementedError
 
-    def _hear(self, study: Study, trial: FrozenTrial, ordinal: int) -> None:
-        """Learn from a finished trial, if it can be learned from. `ordinal` is that of its proposal."""
+    def _learn(self, study: Study, trial: FrozenTrial, ordinal: int) -> None:
+        """Update the state with a finished trial, or ignore it. `ordinal` is that of its proposal."""
         raise NotImplementedError
 
-    def _catch_up(self, study: Study, known: Sequence[FrozenTrial]) -> None:
+    def _replay_new_results(self, study: Study, known: Sequence[FrozenTrial]) -> None:
         """Learn from the trials that have finished since the last time."""
         trials = in_tell_order(known)
         if [trial.number for trial in trials[: len(self._seen)]] != self._seen:
             self._seen = []  # another study, or a trial was inserted before one that we have learned from
-            self._forget()
+            self._reset()
         half_asked = self._half_asked(known)
         for trial in trials[len(self._seen) :]:
             self._seen.append(trial.number)
-            self._hear(study, trial, trial.number - bisect_left(half_asked, trial.number))
+            self._learn(study, trial, trial.number - bisect_left(half_asked, trial.number))
 
     def _half_asked(self, trials: Sequence[FrozenTrial]) -> list[int]:
         """Numbers of the trials that never became a proposal: see `ordinal`."""

@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial
 
 from evomerge.errors import InvalidInput
 from evomerge.samplers import settings
-from evomerge.samplers.base import SEEDS, ReplayedSampler, SamplerSpace
+from evomerge.samplers.base import SEEDS, ReplayingSampler, SamplerInputs, SamplerSpace
 from evomerge.samplers.unit_cube import UnitCube
 from evomerge.seeding import derive
 
@@ -50,19 +50,23 @@ _SMALLEST_STEP = 1e-6
 _LARGEST_CONDITION = 1e14
 
 
-def build(given: Mapping[str, Any], *, seed: int, space: SamplerSpace, workers: int) -> CatCmaSampler:
-    """The sampler from its settings `sigma0` and `popsize`, both optional."""
-    settings.only("catcma", given, ("sigma0", "popsize"))
-    default = max(_default_popsize(len(UnitCube(space.distributions).free)), workers)
-    popsize = settings.integer(given, "popsize", default, low=_SMALLEST_POPULATION)
-    return CatCmaSampler(space, seed=seed, sigma0=settings.number(given, "sigma0", 0.2, low=0.0), popsize=popsize)
+def build(inputs: SamplerInputs) -> CatCmaSampler:
+    """Build the sampler from its settings `sigma0` and `popsize`, both optional."""
+    settings.only("catcma", inputs.settings, ("sigma0", "popsize"))
+    default = max(_default_popsize(len(UnitCube(inputs.space.distributions).free)), inputs.workers)
+    return CatCmaSampler(
+        inputs.space,
+        seed=inputs.seed,
+        sigma0=settings.number(inputs.settings, "sigma0", 0.2, low=0.0),
+        popsize=settings.integer(inputs.settings, "popsize", default, low=_SMALLEST_POPULATION),
+    )
 
 
 def _default_popsize(dimensions: int) -> int:
     return 4 + math.floor(3 * math.log(max(dimensions, 1)))
 
 
-class CatCmaSampler(ReplayedSampler):
+class CatCmaSampler(ReplayingSampler):
     """CatCMA with margin over floats, integers, steps and categories, conditional ones included.
 
     It starts at the centre of the space: the Gaussian at the centre's numbers (and in the middle of the range of those
@@ -97,7 +101,7 @@ class CatCmaSampler(ReplayedSampler):
         self._sigma0 = float(sigma0)
         self._popsize = int(popsize)
         self._lock = threading.Lock()  # Study.optimize(n_jobs=…) asks from several threads
-        self._forget()
+        self._reset()
 
     @property
     def popsize(self) -> int:
@@ -129,13 +133,13 @@ class CatCmaSampler(ReplayedSampler):
     ) -> dict[str, Any]:
         with self._lock:
             # As they were when the proposal was begun: Optuna's own samplers read them once per trial, too.
-            self._catch_up(study, study._get_trials(deepcopy=False, use_cache=True))
+            self._replay_new_results(study, study._get_trials(deepcopy=False, use_cache=True))
             self._key("proposal", self.ordinal(study, trial))
             params = self._coordinates.decode(self._optimizer.ask())
         # Those of other methods are among them. Optuna takes the ones that are asked for, and stores no others.
         return {name: params[name] for name in search_space}
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._told: list[int] = []
         self._population: list[tuple[Mapping[str, Any], float]] = []
         self._optimizer = self._coordinates.optimizer(self._sigma0, self._popsize)
@@ -143,15 +147,15 @@ class CatCmaSampler(ReplayedSampler):
     def _key(self, *purpose: int | str) -> None:
         self._optimizer.reseed_rng(derive(self._seed, "catcma", *purpose) % SEEDS)
 
-    def _hear(self, study: Study, trial: FrozenTrial, ordinal: int) -> None:
+    def _learn(self, study: Study, trial: FrozenTrial, ordinal: int) -> None:
         if trial.value is not None and math.isfinite(trial.value) and self._usable(trial.params):
             loss = -trial.value if study.direction == StudyDirection.MAXIMIZE else trial.value
-            self._learn(trial.number, trial.params, loss)
+            self._add(trial.number, trial.params, loss)
 
     def _usable(self, params: Mapping[str, Any]) -> bool:
         return self._space.is_complete(params) and self._coordinates.contain(params)
 
-    def _learn(self, number: int, params: Mapping[str, Any], loss: float) -> None:
+    def _add(self, number: int, params: Mapping[str, Any], loss: float) -> None:
         self._told.append(number)
         self._population.append((params, loss))
         if len(self._population) < self._popsize:

@@ -13,14 +13,15 @@ pycma does the arithmetic (N. Hansen, "The CMA Evolution Strategy: A Tutorial", 
 
 This module speaks with Optuna; `cma_evolution` holds populations and restarts, and `cma_strategy` one run of pycma.
 
-Not covered: categorical parameters and conditional spaces. For several objectives see `goals`.
+Not covered: categorical parameters and conditional spaces. For several objectives see
+`reference_points`.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -30,14 +31,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.errors import InvalidInput
 from evomerge.samplers import settings
-from evomerge.samplers.base import ReplayedSampler, SamplerSpace
+from evomerge.samplers.base import ReplayingSampler, SamplerInputs, SamplerSpace
 from evomerge.samplers.cma_evolution import (
     GENERATION_MODES,
     RESTARTS,
     SMALLEST_POPSIZE,
+    Evaluation,
     Evolution,
     EvolutionSettings,
-    Result,
 )
 from evomerge.samplers.cma_strategy import default_popsize
 from evomerge.samplers.unit_cube import UnitCube
@@ -49,26 +50,26 @@ SIGMA0, _MEAN_EVERY = 0.2, 0
 _SETTINGS = ("sigma0", "popsize", "generation_mode", "restarts", "mean_every")
 
 
-def build(
-    given: Mapping[str, Any], *, seed: int, space: SamplerSpace, workers: int, tie_breaker: str | None = None
-) -> CmaSampler:
-    """The sampler from its settings, all of them optional: see `CmaSampler`."""
+def build(inputs: SamplerInputs) -> CmaSampler:
+    """Build the sampler from its settings, all of them optional: see `CmaSampler`."""
+    given = inputs.settings
     settings.only("cma", given, _SETTINGS)
     mode = settings.choice(given, "generation_mode", GENERATION_MODES, "async")
-    default = default_popsize(len(UnitCube(space.distributions).free), workers, synchronous=mode == "sync")
+    dimensions = len(UnitCube(inputs.space.distributions).free)
+    default = default_popsize(dimensions, inputs.workers, synchronous=mode == "sync")
     return CmaSampler(
-        space,
-        seed=seed,
+        inputs.space,
+        seed=inputs.seed,
         sigma0=settings.number(given, "sigma0", SIGMA0, low=0.0),
         popsize=settings.integer(given, "popsize", default, low=SMALLEST_POPSIZE),
         generation_mode=mode,
         restarts=settings.choice(given, "restarts", RESTARTS, "ipop"),
         mean_every=settings.integer(given, "mean_every", _MEAN_EVERY, low=0),
-        tie_breaker=tie_breaker,
+        tie_breaker=inputs.tie_breaker,
     )
 
 
-class CmaSampler(ReplayedSampler):
+class CmaSampler(ReplayingSampler):
     """Covariance matrix adaptation over the unit cube, starting at the centre of the space.
 
     COMPLETE trials are told with their value and PRUNED ones with theirs (the last one reported), if it is finite and
@@ -89,8 +90,8 @@ class CmaSampler(ReplayedSampler):
         generation_mode: `async` never waits. `sync` draws a whole population from one distribution and updates it when
             all its results are there, whatever the order in which they arrive: ask only while `ready` says so.
         restarts: what happens after the distribution has shrunk to a point: `ipop`, `bipop` or `none`.
-        mean_every: one in so many proposals is the mean of the distribution, as a candidate; 0 for never. In 24
-            dimensions 13, the population, made the best of 200 trials 5 to 10 % better, and that of 400 hardly.
+        mean_every: propose the distribution's mean every `mean_every` trials; 0 disables it. In 24 dimensions
+            13, the population, made the best of 200 trials 5 to 10 % better, and that of 400 hardly.
         tie_breaker: user attribute of a trial, a number of which more is better, that ranks trials of equal value.
 
     Raises:
@@ -122,7 +123,7 @@ class CmaSampler(ReplayedSampler):
         )
         self._tie_breaker = tie_breaker
         self._lock = threading.Lock()  # Study.optimize(n_jobs=…) asks from several threads
-        self._forget()
+        self._reset()
 
     @property
     def popsize(self) -> int:
@@ -150,7 +151,7 @@ class CmaSampler(ReplayedSampler):
         In more than a few dimensions they are usually better than the best trial.
         """
         with self._lock:
-            self._catch_up(study, study.get_trials(deepcopy=False))
+            self._replay_new_results(study, study.get_trials(deepcopy=False))
             return self._cube.decode(self._evolution.mean)
 
     def ready(self, study: Study) -> bool:
@@ -163,14 +164,16 @@ class CmaSampler(ReplayedSampler):
             return True
         with self._lock:
             trials = study.get_trials(deepcopy=False)
-            self._catch_up(study, trials)
+            self._replay_new_results(study, trials)
             return self._room(trials)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         if isinstance(study.pruner, HyperbandPruner):
             raise InvalidInput("the cma sampler cannot learn from Hyperband's brackets; use another pruner, or tpe")
         if len(study.directions) > 1:
-            raise InvalidInput("this sampler optimises one objective; weigh them into one, or use GoalsSampler")
+            raise InvalidInput(
+                "this sampler optimises one objective; weigh them into one, or use ReferencePointSampler"
+            )
         super().before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -182,7 +185,7 @@ class CmaSampler(ReplayedSampler):
         with self._lock:
             # As they were when the proposal was begun: Optuna's own samplers read them once per trial, too.
             trials = study._get_trials(deepcopy=False, use_cache=True)
-            self._catch_up(study, trials)
+            self._replay_new_results(study, trials)
             if self._settings.generation_mode == "sync" and not self._room(trials[: trial.number]):
                 raise InvalidInput(
                     "the cma sampler waits for the results of a generation (generation_mode: sync): "
@@ -196,20 +199,20 @@ class CmaSampler(ReplayedSampler):
         running = sum(trial.state == TrialState.RUNNING for trial in trials)
         return self._evolution.waiting + running < self._evolution.popsize
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._told: list[int] = []
         centre = self._cube.encode(self._space.centre)
         self._evolution = Evolution(centre, self._cube.bins, derive(self._seed, "cma"), self._settings)
 
-    def _hear(self, study: Study, trial: FrozenTrial, ordinal: int) -> None:
+    def _learn(self, study: Study, trial: FrozenTrial, ordinal: int) -> None:
         if trial.value is not None and math.isfinite(trial.value) and self._cube.contains(trial.params):
             self._told.append(trial.number)
             loss = -trial.value if study.direction == StudyDirection.MAXIMIZE else trial.value
             point = self._cube.encode(trial.params)
-            self._evolution.learn(Result(ordinal, point, loss, self._companion(trial)))
+            self._evolution.learn(Evaluation(ordinal=ordinal, point=point, loss=loss, companion=self._companion(trial)))
 
     def _companion(self, trial: FrozenTrial) -> float:
-        """What ranks the trial among those of the same value; behind all others if it has nothing to say."""
+        """Rank of the trial among those of the same value; behind all others if the attribute is no number."""
         value = trial.user_attrs.get(self._tie_breaker) if self._tie_breaker else None
         if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
             return -math.inf

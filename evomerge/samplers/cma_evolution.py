@@ -1,4 +1,4 @@
-"""What a sequence of results makes of CMA-ES: populations, means as proposals, restarts.
+"""CMA-ES over a sequence of results: populations, means as proposals, restarts.
 
 An `Evolution` is a function of its settings, the seed and the results in the order in which they were learned. What is
 proposed depends on the ordinal of the proposal as well, and on nothing else: not on what was proposed before.
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from evomerge.errors import InvalidInput
 from evomerge.samplers.cma_strategy import KeyedNormal, Strategy
 
-__all__ = ["GENERATION_MODES", "RESTARTS", "Evolution", "EvolutionSettings", "Result"]
+__all__ = ["GENERATION_MODES", "RESTARTS", "Evaluation", "Evolution", "EvolutionSettings"]
 
 Point = NDArray[np.float64]
 
@@ -31,17 +31,17 @@ SMALLEST_POPSIZE: Final = 3  # pycma's limit
 _PROPOSAL, _POPULATION, _RESTART = 0, 1, 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvolutionSettings:
-    """How a study is searched; to be fixed when it is created, for with other settings its results give another state.
+    """Settings of an evolution, fixed when a study is created: with others its results would give another state.
 
     Attributes:
         sigma0: initial standard deviation, as a share of the box.
         popsize: results that make one update, before restarts enlarge it.
         generation_mode: `async`: draw from the distribution as it is. `sync`: wait for whole generations.
-        restarts: once the distribution has shrunk to a point, begin again elsewhere, with twice the population (`ipop`;
-            Auger & Hansen 2005), or in turn with a large and a small one (`bipop`; Hansen 2009); or go on (`none`).
-        mean_every: one in so many proposals is the mean of the distribution instead of a draw; 0 for never.
+        restarts: when the distribution has shrunk to a point, begin again elsewhere, with twice the population (`ipop`;
+            Auger & Hansen 2005), or in turn with a large and a small one (`bipop`; Hansen 2009); or continue (`none`).
+        mean_every: propose the distribution's mean every `mean_every` trials; 0 disables it.
     """
 
     sigma0: float
@@ -65,9 +65,9 @@ class EvolutionSettings:
                 raise InvalidInput(f"{name} must be one of {', '.join(known)}, but got {value!r}")
 
 
-@dataclass(frozen=True)
-class Result:
-    """One evaluation.
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The result of one proposal.
 
     Attributes:
         ordinal: of the proposal.
@@ -108,7 +108,7 @@ class Evolution:
         self._bins = bins
         self._settings = settings
         self._normal = KeyedNormal(seed)
-        self._open: list[Result] = []
+        self._open: list[Evaluation] = []
         self._ended: list[_Run] = []
         self._run = self._first()
         self.generation = 0
@@ -150,13 +150,13 @@ class Evolution:
         self._normal.key(_PROPOSAL, ordinal)
         return self._run.strategy.draw()
 
-    def learn(self, result: Result) -> None:
+    def learn(self, result: Evaluation) -> None:
         """Add a result. The last one of a population updates the distribution.
 
         The mean's own result is no member of a population: a step of length zero that ranks high would make all steps
         shorter.
         """
-        if self.proposes_mean(result.ordinal) or self._belongs_to_the_run_before(result):
+        if self.proposes_mean(result.ordinal) or self._is_from_previous_run(result):
             return
         self._open.append(result)
         if len(self._open) < self.popsize:
@@ -169,24 +169,24 @@ class Evolution:
             self._ended.append(self._run)
             self._run = self._next()
 
-    def _update(self, population: Sequence[Result]) -> None:
+    def _update(self, population: Sequence[Evaluation]) -> None:
         self._normal.key(_POPULATION, self.generation)
         self.generation += 1
         ranked = sorted(population, key=lambda each: (each.loss, -each.companion))
-        self._run.strategy.tell([each.point for each in ranked], untied(ranked))
+        self._run.strategy.tell([each.point for each in ranked], break_ties(ranked))
         self._run.updates += 1
         self._run.evaluations += len(population)
         self._run.median = statistics.median(each.loss for each in population)
 
-    def _belongs_to_the_run_before(self, result: Result) -> bool:
+    def _is_from_previous_run(self, result: Evaluation) -> bool:
         """Whether it was proposed by a run that ended while it was being evaluated.
 
-        It would pull the new run back to where the old one has converged. That can only concern the first population of
-        a run; the old distribution is a point by then, so that where the result lies says where it comes from.
+        Learning from it would pull the new run back to the old optimum. Only the first population of a run is
+        concerned; the old distribution is a point by then, so that the position of the result tells its origin.
         """
         if not self._ended or self._run.updates:
             return False
-        return self._ended[-1].strategy.could_have_drawn(result.point)
+        return self._ended[-1].strategy.is_plausible_draw(result.point)
 
     def _first(self) -> _Run:
         strategy = Strategy(self._centre, self._settings.sigma0, self._settings.popsize, self._bins, self._normal)
@@ -211,7 +211,7 @@ class Evolution:
         return sum(run.evaluations for run in self._ended[1:] if run.small == small)
 
 
-def untied(ranked: Sequence[Result]) -> list[float]:
+def break_ties(ranked: Sequence[Evaluation]) -> list[float]:
     """The losses of ranked results, where a better companion makes a loss smaller by the least that floats can tell.
 
     Only equal losses are told apart; the order between different ones stays as it is.

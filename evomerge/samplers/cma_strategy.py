@@ -132,7 +132,7 @@ class Strategy:
         if largest < _SMALLEST_STEP:
             self._strategy.sigma *= _SMALLEST_STEP / largest
 
-    def could_have_drawn(self, point: Point) -> bool:
+    def is_plausible_draw(self, point: Point) -> bool:
         """Whether a draw of this distribution could lie so far away: within twice the usual length of a step."""
         step = np.append(point, self._strategy.mean[self._size :])
         genotype = self._strategy.gp.geno(step, from_bounds=self._strategy.boundary_handler.inverse)

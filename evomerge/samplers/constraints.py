@@ -12,18 +12,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.errors import InvalidInput
+from evomerge.samplers.base import SearchSampler
 
 __all__ = ["ConstrainedSampler", "Constraints"]
 
 Constraints = Callable[[FrozenTrial], Sequence[float]]
 
 
-class ConstrainedSampler(BaseSampler):
+class ConstrainedSampler(SearchSampler):
     """Another sampler that also records the constraints of each COMPLETE or PRUNED trial.
 
     Args:
@@ -33,9 +33,19 @@ class ConstrainedSampler(BaseSampler):
             function of these alone: a tell that a crash has cut short is repeated.
     """
 
-    def __init__(self, sampler: BaseSampler, constraints: Constraints) -> None:
+    def __init__(self, sampler: SearchSampler, constraints: Constraints) -> None:
         self.sampler = sampler
         self._constraints = constraints
+
+    @property
+    def popsize(self) -> int | None:
+        return self.sampler.popsize
+
+    def ready(self, study: Study) -> bool:
+        return self.sampler.ready(study)
+
+    def mean(self, study: Study) -> dict[str, Any] | None:
+        return self.sampler.mean(study)
 
     def reseed_rng(self) -> None:
         self.sampler.reseed_rng()

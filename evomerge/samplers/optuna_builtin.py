@@ -38,41 +38,41 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.errors import InvalidInput
 from evomerge.samplers import settings
-from evomerge.samplers.base import SEEDS, KeyedSampler, SamplerSpace
+from evomerge.samplers.base import SEEDS, SamplerInputs, SeededSampler
 from evomerge.seeding import derive
 
-__all__ = ["RebuiltSampler", "build_gp", "build_nsgaii", "build_nsgaiii", "build_random", "build_tpe"]
+__all__ = ["StatelessSampler", "build_gp", "build_nsgaii", "build_nsgaiii", "build_random", "build_tpe"]
 
 
-def build_random(given: Mapping[str, Any], *, seed: int, space: SamplerSpace, workers: int) -> BaseSampler:
+def build_random(inputs: SamplerInputs) -> StatelessSampler:
     """Uniform draws; no settings."""
-    settings.only("random", given, ())
-    return RebuiltSampler(RandomSampler, name="random", seed=seed, space=space)
+    settings.only("random", inputs.settings, ())
+    return StatelessSampler(RandomSampler, name="random", inputs=inputs)
 
 
-def build_tpe(given: Mapping[str, Any], *, seed: int, space: SamplerSpace, workers: int) -> BaseSampler:
+def build_tpe(inputs: SamplerInputs) -> StatelessSampler:
     """Tree-structured Parzen estimator, multivariate, with the running trials counted as bad ones (constant liar)."""
-    settings.only("tpe", given, ("n_startup_trials", "n_ei_candidates"))
-    startup = settings.integer(given, "n_startup_trials", 10, low=0)
-    candidates = settings.integer(given, "n_ei_candidates", 24, low=1)
-    make = partial(_tpe, startup=startup, candidates=candidates, conditional=space.conditional)
-    return RebuiltSampler(make, name="tpe", seed=seed, space=space)
+    settings.only("tpe", inputs.settings, ("n_startup_trials", "n_ei_candidates"))
+    startup = settings.integer(inputs.settings, "n_startup_trials", 10, low=0)
+    candidates = settings.integer(inputs.settings, "n_ei_candidates", 24, low=1)
+    make = partial(_tpe, startup=startup, candidates=candidates, conditional=inputs.space.conditional)
+    return StatelessSampler(make, name="tpe", inputs=inputs)
 
 
-def build_gp(given: Mapping[str, Any], *, seed: int, space: SamplerSpace, workers: int) -> BaseSampler:
+def build_gp(inputs: SamplerInputs) -> StatelessSampler:
     """Gaussian process with expected improvement: for a few hundred trials in up to about 20 dimensions."""
-    settings.only("gp", given, ("n_startup_trials",))
-    if space.conditional:
+    settings.only("gp", inputs.settings, ("n_startup_trials",))
+    if inputs.space.conditional:
         # It would model the parameters that every trial has, such as the methods, and draw all others at random.
         raise InvalidInput(
             "the sampler gp needs a space in which every parameter always exists; use catcma, or tpe, which serves "
             "several objectives too"
         )
-    startup = settings.integer(given, "n_startup_trials", 10, low=1)
-    return RebuiltSampler(partial(_gp, startup=startup), name="gp", seed=seed, space=space, infer=True)
+    startup = settings.integer(inputs.settings, "n_startup_trials", 10, low=1)
+    return StatelessSampler(partial(_gp, startup=startup), name="gp", inputs=inputs, infer=True)
 
 
-def build_nsgaii(given: Mapping[str, Any], *, seed: int, space: SamplerSpace, workers: int) -> BaseSampler:
+def build_nsgaii(inputs: SamplerInputs) -> StatelessSampler:
     """NSGA-II: an evolutionary algorithm for two or three objectives and big budgets.
 
     K. Deb et al., "A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II", doi:10.1109/4235.996017. `crossover`
@@ -80,24 +80,22 @@ def build_nsgaii(given: Mapping[str, Any], *, seed: int, space: SamplerSpace, wo
     near their parents. `uniform` takes each parameter from one of the parents, and draws one anew. In a conditional
     space only the parameters that every trial has are inherited; the others are drawn at random.
     """
-    settings.only("nsgaii", given, _GENETIC)
-    options = _genetic_options(given)
-    return RebuiltSampler(
-        lambda seed: OrderedNSGAIISampler(seed=seed, **options), name="nsgaii", seed=seed, space=space
-    )
+    settings.only("nsgaii", inputs.settings, _GENETIC)
+    options = _genetic_options(inputs.settings)
+    return StatelessSampler(lambda seed: OrderedNSGAIISampler(seed=seed, **options), name="nsgaii", inputs=inputs)
 
 
-def build_nsgaiii(given: Mapping[str, Any], *, seed: int, space: SamplerSpace, workers: int) -> BaseSampler:
+def build_nsgaiii(inputs: SamplerInputs) -> StatelessSampler:
     """NSGA-III: like NSGA-II, but for more objectives, where nearly all results are Pareto-optimal.
 
     K. Deb, H. Jain, "An Evolutionary Many-Objective Optimization Algorithm Using Reference-Point-Based Nondominated
     Sorting Approach", doi:10.1109/TEVC.2013.2281535. `dividing_parameter`: divisions of each axis between the reference
     points, of which there are C(objectives + divisions - 1, divisions).
     """
-    settings.only("nsgaiii", given, (*_GENETIC, "dividing_parameter"))
-    dividing = settings.integer(given, "dividing_parameter", 3, low=1)
-    make = partial(_nsgaiii, dividing_parameter=dividing, **_genetic_options(given))
-    return RebuiltSampler(make, name="nsgaiii", seed=seed, space=space)
+    settings.only("nsgaiii", inputs.settings, (*_GENETIC, "dividing_parameter"))
+    dividing = settings.integer(inputs.settings, "dividing_parameter", 3, low=1)
+    make = partial(_nsgaiii, dividing_parameter=dividing, **_genetic_options(inputs.settings))
+    return StatelessSampler(make, name="nsgaiii", inputs=inputs)
 
 
 _PROBABILITIES = ("mutation_prob", "crossover_prob", "swapping_prob")
@@ -124,7 +122,7 @@ def _genetic_options(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, "crossover": crossover, "mutation": mutation, "population_size": population_size}
 
 
-class RebuiltSampler(KeyedSampler):
+class StatelessSampler(SeededSampler):
     """Another sampler, made anew by `make(seed)` whenever it is needed.
 
     In a space without conditions the relative search space is the space itself, and not what Optuna would infer from
@@ -133,18 +131,19 @@ class RebuiltSampler(KeyedSampler):
     Args:
         make: builds the sampler from a 32-bit seed.
         name: keeps the seeds of different samplers apart.
+        inputs: seed and space.
         infer: let the sampler find its search space in the trials after all. For `gp`, which cannot use trials that
             lack a parameter; for conditional spaces in any case.
     """
 
     def __init__(
-        self, make: Callable[[int], BaseSampler], *, name: str, seed: int, space: SamplerSpace, infer: bool = False
+        self, make: Callable[[int], BaseSampler], *, name: str, inputs: SamplerInputs, infer: bool = False
     ) -> None:
-        super().__init__(space, seed=seed)
+        super().__init__(inputs.space, seed=inputs.seed)
         self._make = make
         self._name = name
-        self._infer = infer or space.conditional
-        self._free = {name: d for name, d in space.distributions.items() if not d.single()}
+        self._infer = infer or inputs.space.conditional
+        self._free = {name: d for name, d in inputs.space.distributions.items() if not d.single()}
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         if self._infer:

@@ -1,22 +1,23 @@
-"""CMA-ES for several objectives: one search per goal, a goal being a known merge that shall be bettered on every one.
+"""CMA-ES for several objectives: one search per reference point, a known merge to be improved on every objective.
 
-With many objectives nearly every result is Pareto-optimal, which says little about where to go on. What is known says
-more: the values of merges that cost less. For each of them an `Evolution` maximises
+With many objectives nearly every result is Pareto-optimal, which gives little direction. The values of known merges,
+which cost less than the search, give more. For each of them an `Evolution` maximises
 
     a(v) = mean_t min(v_t - b_t, 0) + rho * mean_t (v_t - b_t)
 
-where b are the values of the goal: how far v falls short of it, and where it does not, by how much it is better. It is
-an achievement scalarising function (A. P. Wierzbicki, "The Use of Reference Objectives in Multiobjective Optimization",
-1980, doi:10.1007/978-3-642-48782-8_32) with the mean of the shortfalls in place of the largest one, which has no
-direction where scores are coarse.
+where b are the values of the reference point: how far v falls short of it, and where it does not, by how much it is
+better. It is an achievement scalarising function (A. P. Wierzbicki, "The Use of Reference Objectives in Multiobjective
+Optimization", 1980, doi:10.1007/978-3-642-48782-8_32) with the mean of the shortfalls in place of the largest one,
+which has no direction where scores are coarse.
 
-* Proposals go round the goals that no result dominates yet; when all are dominated, round all of them.
-* A result is told to every evolution that could have drawn it, so that goals that lie near each other share results.
-* A goal that is itself a point of the space is searched from there, with small steps: what is better than it on every
-  objective is usually close. The others begin at the centre.
+* Proposals alternate between the reference points that no result dominates yet; if all are dominated, between all.
+* Every evolution learns from each result that it could have drawn, so that reference points near each other share
+  results.
+* A reference point that is itself a point of the space is searched from there, with small steps: better merges are
+  usually close. The others begin at the centre.
 
-The goals are an attribute of the study. As with the sampler cma, the state is rebuilt from the study's results in the
-order in which they were told, every draw is keyed by the ordinal of the proposal, and no worker waits for another one.
+The reference points are an attribute of the study. As with the sampler cma, the state is rebuilt from the study's
+results in the order of telling, every draw is keyed by the ordinal of the proposal, and no worker waits for another.
 """
 
 from __future__ import annotations
@@ -36,63 +37,63 @@ from optuna.trial import FrozenTrial
 
 from evomerge.errors import InvalidInput
 from evomerge.samplers import settings
-from evomerge.samplers.base import ReplayedSampler, SamplerSpace
+from evomerge.samplers.base import ReplayingSampler, SamplerInputs, SamplerSpace
 from evomerge.samplers.cma import SIGMA0, refuse_unsuitable
-from evomerge.samplers.cma_evolution import RESTARTS, SMALLEST_POPSIZE, Evolution, EvolutionSettings, Result
+from evomerge.samplers.cma_evolution import RESTARTS, SMALLEST_POPSIZE, Evaluation, Evolution, EvolutionSettings
 from evomerge.samplers.cma_strategy import default_popsize
 from evomerge.samplers.unit_cube import UnitCube
 from evomerge.seeding import derive
 from evomerge.storage.attributes import GOALS, Readable, Writable, read_text, write_text
 
-__all__ = ["Goal", "GoalsSampler", "build", "read_goals", "write_goals"]
+__all__ = ["ReferencePoint", "ReferencePointSampler", "build", "read_reference_points", "write_reference_points"]
 
 Values = NDArray[np.float64]
 
-# What being better on average counts beside falling short anywhere.
+# rho: the weight of being better on average, beside falling short anywhere.
 _GAIN = 0.1
-# First steps from a goal that is a point of the space, as a share of those from the centre.
+# First steps from a reference point that is a point of the space, as a share of those from the centre.
 _NEAR = 0.15
 
 
 @dataclass(frozen=True)
-class Goal:
-    """What is to be bettered.
+class ReferencePoint:
+    """A known merge that the search should dominate.
 
     Attributes:
         values: of each objective.
-        params: where it lies in the search space, None where it is no point of it.
+        params: its point in the search space, None if it has none.
     """
 
     values: tuple[float, ...]
     params: Mapping[str, Any] | None = None
 
 
-def write_goals(target: Writable, goals: Sequence[Goal]) -> None:
-    """Store the goals in a study, before its first proposal."""
-    write_text(target, GOALS, json.dumps([asdict(goal) for goal in goals]))
+def write_reference_points(target: Writable, points: Sequence[ReferencePoint]) -> None:
+    """Store the reference points in a study, before its first proposal."""
+    write_text(target, GOALS, json.dumps([asdict(point) for point in points]))
 
 
-def read_goals(study: Readable) -> tuple[Goal, ...]:
-    """The goals of a study, none where it has none."""
+def read_reference_points(study: Readable) -> tuple[ReferencePoint, ...]:
+    """The reference points of a study; none if nothing is stored."""
     text = read_text(study, GOALS)
-    return tuple(Goal(tuple(goal["values"]), goal["params"]) for goal in json.loads(text)) if text else ()
+    return tuple(ReferencePoint(tuple(each["values"]), each["params"]) for each in json.loads(text)) if text else ()
 
 
-def build(given: Mapping[str, Any], *, seed: int, space: SamplerSpace, workers: int) -> GoalsSampler:
-    """The sampler from its settings, all of them optional: see `GoalsSampler`."""
+def build(inputs: SamplerInputs) -> ReferencePointSampler:
+    """Build the sampler from its settings, all of them optional: see `ReferencePointSampler`."""
+    given = inputs.settings
     settings.only("cma", given, ("sigma0", "popsize", "restarts"))
-    return GoalsSampler(
-        space,
-        seed=seed,
+    default = default_popsize(len(UnitCube(inputs.space.distributions).free), inputs.workers)
+    return ReferencePointSampler(
+        inputs.space,
+        seed=inputs.seed,
         sigma0=settings.number(given, "sigma0", SIGMA0, low=0.0),
-        popsize=settings.integer(
-            given, "popsize", default_popsize(len(UnitCube(space.distributions).free), workers), low=SMALLEST_POPSIZE
-        ),
+        popsize=settings.integer(given, "popsize", default, low=SMALLEST_POPSIZE),
         restarts=settings.choice(given, "restarts", RESTARTS, "ipop"),
     )
 
 
-class GoalsSampler(ReplayedSampler):
+class ReferencePointSampler(ReplayingSampler):
     """Searches what is better than known merges on every objective.
 
     COMPLETE trials are learned from if their values are finite and their params lie in the space.
@@ -101,7 +102,7 @@ class GoalsSampler(ReplayedSampler):
         space: what is searched; numbers only.
         seed: same seed, same results: same proposals.
         sigma0: initial standard deviation from the centre, as a share of each parameter's range.
-        popsize: number of results that make one update of one goal's distribution.
+        popsize: number of results that make one update of one reference point's distribution.
         restarts: see `CmaSampler`.
 
     Raises:
@@ -121,7 +122,7 @@ class GoalsSampler(ReplayedSampler):
         super().__init__(space, seed=seed)
         self._cube = UnitCube(space.distributions)
         popsize = default_popsize(len(self._cube.free)) if popsize is None else popsize
-        self._settings = EvolutionSettings(sigma0, popsize, restarts=restarts)
+        self._settings = EvolutionSettings(sigma0=sigma0, popsize=popsize, restarts=restarts)
         self._lock = threading.Lock()  # Study.optimize(n_jobs=…) asks from several threads
         self._study: Study | None = None
 
@@ -131,7 +132,7 @@ class GoalsSampler(ReplayedSampler):
         return self._settings.popsize
 
     def dominated(self, study: Study) -> tuple[bool, ...]:
-        """For each goal, whether some result is at least as good on every objective and better on one."""
+        """For each reference point, whether some result is at least as good on every objective and better on one."""
         with self._lock:
             self._learn_all(study, study.get_trials(deepcopy=False))
             return tuple(search.dominated for search in self._searches)
@@ -155,31 +156,31 @@ class GoalsSampler(ReplayedSampler):
         if study is not self._study:
             self._study, self._seen = study, []
             self._signs = np.array([1.0 if each == StudyDirection.MAXIMIZE else -1.0 for each in study.directions])
-            self._goals = read_goals(study)
-            self._forget()
-        self._catch_up(study, known)
+            self._points = read_reference_points(study)
+            self._reset()
+        self._replay_new_results(study, known)
 
-    def _forget(self) -> None:
-        if not self._goals:
+    def _reset(self) -> None:
+        if not self._points:
             raise InvalidInput(
                 "with several objectives the sampler cma searches for what is better than known merges on all of them, "
                 "and the study has none; name baselines, or use nsgaii, nsgaiii, tpe or gp"
             )
-        self._searches = [self._search(number, goal) for number, goal in enumerate(self._goals)]
+        self._searches = [self._search(number, point) for number, point in enumerate(self._points)]
 
-    def _search(self, number: int, goal: Goal) -> _Search:
-        near = goal.params is not None and self._cube.contains(goal.params)
-        start = self._cube.encode(goal.params if near and goal.params is not None else self._space.centre)
+    def _search(self, number: int, reference: ReferencePoint) -> _Search:
+        near = reference.params is not None and self._cube.contains(reference.params)
+        start = self._cube.encode(reference.params if near and reference.params is not None else self._space.centre)
         first = self._settings.sigma0 * (_NEAR if near else 1.0)
         evolution = Evolution(
             start,
             self._cube.bins,
             derive(self._seed, "goals", number),
-            EvolutionSettings(first, self.popsize, restarts=self._settings.restarts),
+            EvolutionSettings(sigma0=first, popsize=self.popsize, restarts=self._settings.restarts),
         )
-        return _Search(evolution, self._signs * np.array(goal.values))
+        return _Search(evolution, self._signs * np.array(reference.values))
 
-    def _hear(self, study: Study, trial: FrozenTrial, ordinal: int) -> None:
+    def _learn(self, study: Study, trial: FrozenTrial, ordinal: int) -> None:
         values = [] if trial.values is None else trial.values
         if len(values) != len(self._signs) or not all(map(math.isfinite, values)):
             return
@@ -190,16 +191,16 @@ class GoalsSampler(ReplayedSampler):
 
 
 class _Search:
-    """The search for what is better than one goal. Values are larger the better."""
+    """The search for points that dominate one reference point. Larger values are better."""
 
-    def __init__(self, evolution: Evolution, goal: Values) -> None:
+    def __init__(self, evolution: Evolution, reference: Values) -> None:
         self.evolution = evolution
         self.dominated = False
-        self._goal = goal
+        self._reference = reference
 
     def learn(self, ordinal: int, point: NDArray[np.float64], values: Values) -> None:
-        better = values - self._goal
+        better = values - self._reference
         self.dominated = self.dominated or bool((better >= 0).all() and (better > 0).any())
-        if self.evolution.strategy.could_have_drawn(point):
+        if self.evolution.strategy.is_plausible_draw(point):
             achieved = float(np.minimum(better, 0.0).mean() + _GAIN * better.mean())
-            self.evolution.learn(Result(ordinal, point, -achieved))
+            self.evolution.learn(Evaluation(ordinal=ordinal, point=point, loss=-achieved))

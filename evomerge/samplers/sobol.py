@@ -7,7 +7,6 @@ ask leaves a hole. Here the position is the ordinal of the proposal.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,24 +16,24 @@ from optuna.trial import FrozenTrial
 from scipy.stats import qmc
 
 from evomerge.samplers import settings
-from evomerge.samplers.base import KeyedSampler, SamplerSpace
+from evomerge.samplers.base import SamplerInputs, SamplerSpace, SeededSampler
 from evomerge.samplers.unit_cube import UnitCube
 from evomerge.seeding import derive
 
 __all__ = ["SobolSampler", "build"]
 
 
-def build(given: Mapping[str, Any], *, seed: int, space: SamplerSpace, workers: int) -> SobolSampler:
-    """The sampler; it has no settings."""
-    settings.only("qmc", given, ())
-    return SobolSampler(space, seed=seed)
+def build(inputs: SamplerInputs) -> SobolSampler:
+    """Build the sampler; it has no settings."""
+    settings.only("qmc", inputs.settings, ())
+    return SobolSampler(inputs.space, seed=inputs.seed)
 
 
-class SobolSampler(KeyedSampler):
+class SobolSampler(SeededSampler):
     """The points of a Sobol sequence, scrambled by the seed (Owen 1998; Matousek's linear scrambling with a shift).
 
-    Results are not looked at. In a conditional space all parameters have a coordinate, and those that do not exist in a
-    trial go unused.
+    Results are ignored. In a conditional space all parameters have a coordinate, and those that do not exist in a
+    trial are unused.
     """
 
     def __init__(self, space: SamplerSpace, *, seed: int) -> None:

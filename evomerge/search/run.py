@@ -39,8 +39,9 @@ from evomerge.opening.inputs import open_inputs
 from evomerge.opening.open_study import OpenSearch, open_search
 from evomerge.opening.readiness import check_requests
 from evomerge.racing import build_fidelity
-from evomerge.samplers import CmaSampler, Goal
-from evomerge.search.warm_start import goals, warm_points
+from evomerge.samplers.base import sampler_of
+from evomerge.samplers.reference_points import ReferencePoint
+from evomerge.search.warm_start import reference_points, warm_points
 from evomerge.spec import BASELINES, ON_REQUEST, BaselineSpec, SearchSpec
 from evomerge.storage import attributes
 from evomerge.storage.url import run_directory
@@ -101,10 +102,10 @@ def run_search(spec: SearchSpec, *, ray: str | None = None, listener: Listener |
     """
     with stopping_on_signals() as stop, _session(spec, ray, listener or Listener(), stop) as session:
         chosen = spec.chosen_baselines
-        first = spec.warm_start.baselines > 0 or spec.has_goals
+        first = spec.warm_start.baselines > 0 or spec.needs_reference_points
         early = chosen if first else [each for each in chosen if each.name in EARLY]
         session.make([baseline for baseline in early if baseline.name not in ON_REQUEST])
-        session.opened.search.start(lambda: warm_points(session.opened), session.goals)
+        session.opened.search.start(lambda: warm_points(session.opened), session.reference_points)
         session.say("searching")
         predicted = session.predict()
         session.search()
@@ -271,9 +272,10 @@ class _Session:
                 self.listener.on_phase(f"warning: {RANDOM_SEARCH} is left out: {error}")
         return left_out
 
-    def goals(self) -> list[Goal]:
-        """What a search with goals shall better: the baselines that have been made."""
-        return goals(self.opened, self.objective) if self.opened.inputs.spec.has_goals else []
+    def reference_points(self) -> list[ReferencePoint]:
+        """The baselines that were built, for a sampler that searches for what is better than they are."""
+        spec = self.opened.inputs.spec
+        return reference_points(self.opened, self.objective) if spec.needs_reference_points else []
 
     def predict(self) -> float:
         """Say how long the search will take, from what scoring the experts took. Returns seconds per candidate."""
@@ -349,10 +351,9 @@ class _Session:
             for trial in trials
             if trial.number != winner.trial
         ]
-        sampler = search.study.sampler
-        if not isinstance(sampler, CmaSampler):
+        mean = sampler_of(search.study).mean(search.study)
+        if mean is None:
             return others
-        mean = sampler.mean(search.study)
         return [*others, Row(MEAN, opened.inputs.space.decode(mean), mean, keep_recipe=True)]
 
     def _store_verdict(self, winner: Winner, baselines: Sequence[Record], held_out: dict[str, Scores]) -> None:

@@ -1,4 +1,4 @@
-"""What a search knows when it starts: merges that are known to be good, as points of its space and as goals."""
+"""Known merges at the start of a search: as points of its space, and as reference points of its objectives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from evomerge.errors import InvalidInput
 from evomerge.objective import Objective
 from evomerge.opening.open_study import OpenSearch
 from evomerge.recipe import Recipe
-from evomerge.samplers import Goal
+from evomerge.samplers.reference_points import ReferencePoint
 from evomerge.spaces.nearest import nearest_params
 from evomerge.spec import OtherStudy, WarmStartSpec
 from evomerge.study.records import Record, read_scores
@@ -40,8 +40,8 @@ def warm_points(opened: OpenSearch) -> list[Params]:
     return [point for number, point in enumerate(points) if point != centre and point not in points[:number]]
 
 
-def goals(opened: OpenSearch, objective: Objective) -> list[Goal]:
-    """The baselines as what a search of several objectives shall better, the best first; see `GoalsSampler`.
+def reference_points(opened: OpenSearch, objective: Objective) -> list[ReferencePoint]:
+    """The baselines, the best first, as reference points of a search with several objectives.
 
     A trained merge is no point of the space: its place in it is only near.
 
@@ -52,7 +52,9 @@ def goals(opened: OpenSearch, objective: Objective) -> list[Goal]:
     for row in _best_first(opened):
         scores = read_scores(opened.artifacts, opened.storage, row.trial)
         if scores is not None:
-            found.append(Goal(tuple(objective.points(scores)), None if row.recipe.files else _place(opened, row)))
+            found.append(
+                ReferencePoint(tuple(objective.points(scores)), None if row.recipe.files else _place(opened, row))
+            )
     if not found:
         raise InvalidInput(
             "the sampler cma with several objectives searches for what is better than the baselines, but none could be "

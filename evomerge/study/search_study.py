@@ -24,7 +24,8 @@ from evomerge.errors import InvalidInput
 from evomerge.evaluation.evaluator import Scores
 from evomerge.jobs import Cost, Outcome, Scored
 from evomerge.recipe import Recipe
-from evomerge.samplers import CmaSampler, Goal, write_goals
+from evomerge.samplers.base import sampler_of
+from evomerge.samplers.reference_points import ReferencePoint, write_reference_points
 from evomerge.spaces.bound import BoundSpace
 from evomerge.storage import attributes
 from evomerge.storage.attributes import write_document, write_text
@@ -169,8 +170,7 @@ class SearchStudy:
     @property
     def ready(self) -> bool:
         """Whether another trial can be asked for now, or the sampler waits for results of its generation."""
-        sampler = self.study.sampler
-        return not isinstance(sampler, CmaSampler) or sampler.ready(self.study)
+        return sampler_of(self.study).ready(self.study)
 
     def ask(self) -> Proposal:
         """A new trial with all its params, children of a choice after their parent."""
@@ -306,7 +306,9 @@ class SearchStudy:
         self.check_hold()
         at_once(self._storage, lambda: write_text(self.study, key, text))
 
-    def start(self, find: Callable[[], Sequence[Mapping[str, Any]]], aims: Callable[[], Sequence[Goal]] = list) -> None:
+    def start(
+        self, find: Callable[[], Sequence[Mapping[str, Any]]], aims: Callable[[], Sequence[ReferencePoint]] = list
+    ) -> None:
         """Have the params that `find` finds proposed first, after the centre, and set the goals that `aims` finds.
 
         Done, and asked for, once per study.
@@ -320,7 +322,7 @@ class SearchStudy:
             for point in (self._space.centre, *points):
                 self._enqueue_missing(point)
             if goals:
-                write_goals(self.study, goals)
+                write_reference_points(self.study, goals)
             self.study.set_user_attr(attributes.WARM, True)
 
         at_once(self._storage, store)

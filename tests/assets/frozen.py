@@ -22,7 +22,7 @@ from evomerge.cli import run_command
 from evomerge.evaluation.evaluator import Scores
 from evomerge.leaderboard import search_cost
 from evomerge.opening.inputs import open_inputs
-from evomerge.samplers.reference_points import read_goals
+from evomerge.samplers.reference_points import read_reference_points
 from evomerge.search.run import run_search
 from evomerge.spec import override
 from evomerge.study.incumbent import read_incumbent
@@ -86,7 +86,7 @@ def read(url: str, name: str, folder: Path) -> Document:
         "incumbent": None if incumbent is None else _items(incumbent),
         "digests": None if digests is None else dict(list(digests.tensors.items())[:2]),
         "cost": asdict(search_cost(stored.study)),
-        "goals": [asdict(goal) for goal in read_goals(stored.study)],
+        "goals": [asdict(goal) for goal in read_reference_points(stored.study)],
         "trials": list(_trials(stored)),
         "baselines": list(_rows(stored, stored.baselines)),
         "held-out": list(_rows(stored, stored.held_out)),

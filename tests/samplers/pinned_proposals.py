@@ -21,7 +21,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState
 from sampler_contract import CATEGORIES, CONDITIONAL, NUMBERS, Params, Space, ask, box, loss
 
-from evomerge.samplers import Goal, build_sampler, write_goals
+from evomerge.samplers import build_sampler
+from evomerge.samplers.reference_points import ReferencePoint, write_reference_points
 from evomerge.storage.attributes import COMPANION, TELL
 
 FILE = Path(__file__).parent.parent / "assets" / "proposals.json"
@@ -158,7 +159,9 @@ def _new_study(case: Case) -> optuna.Study:
     study = optuna.create_study(directions=["maximize"] * case.objectives, sampler=sampler)
     if case.sampler == "cma" and case.objectives > 1:
         centre = dict(space.centre)
-        write_goals(study, [Goal((0.1,) * case.objectives), Goal(results(centre, case.objectives), centre)])
+        write_reference_points(
+            study, [ReferencePoint((0.1,) * case.objectives), ReferencePoint(results(centre, case.objectives), centre)]
+        )
     return study
 
 

@@ -19,7 +19,8 @@ from optuna.trial import TrialState
 from sampler_contract import CATEGORIES, CONDITIONAL, NUMBERS, SamplerContract, Space, ask, box, run, tell
 
 from evomerge.errors import InvalidInput
-from evomerge.samplers import CatCmaSampler, build_sampler
+from evomerge.samplers import build_sampler
+from evomerge.samplers.catcma import CatCmaSampler
 from evomerge.storage.attributes import TELL
 
 Loss = Callable[[Mapping[str, Any]], float]
@@ -209,7 +210,7 @@ def test_what_did_not_exist_is_neither_learned_nor_forgotten() -> None:
     asked = {"method": "linear", "linear.weight": 0.5}
     rng = np.random.default_rng(0)
     for number in range(240):
-        sampler._learn(number, asked | {"linear.weight": float(rng.uniform())}, float(rng.uniform()))
+        sampler._add(number, asked | {"linear.weight": float(rng.uniform())}, float(rng.uniform()))
     optimizer, names = sampler._optimizer, sampler._coordinates._continuous
     spread = dict(zip(names, optimizer._sigma * np.sqrt(np.diag(optimizer._C)), strict=True))
     assert min(spread["ties.weight"], spread["ties.density"]) > 0.04  # from 0.2, by chance; 1e-6 if told as the mean
@@ -277,7 +278,7 @@ def test_long_degenerate_searches_stay_alive(kind: str, where: str) -> None:
                 for name, d in space.distributions.items()
             }
         params = {name: params[name] for name in space.active(params)}
-        sampler._learn(number, params, float(number) if where == "slope" else 0.0)
+        sampler._add(number, params, float(number) if where == "slope" else 0.0)
     optimizer = sampler._optimizer
     assert np.isfinite(optimizer._mean).all()
     assert 1e-7 < optimizer._sigma < 10.0

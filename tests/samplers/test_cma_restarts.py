@@ -18,8 +18,9 @@ from optuna.trial import TrialState
 from sampler_contract import Space, ask, box, tell
 
 from evomerge.errors import InvalidInput
-from evomerge.samplers import CmaSampler, build_sampler
-from evomerge.samplers.cma_evolution import Evolution, EvolutionSettings, Result, untied
+from evomerge.samplers import build_sampler
+from evomerge.samplers.cma import CmaSampler
+from evomerge.samplers.cma_evolution import Evaluation, Evolution, EvolutionSettings, break_ties
 from evomerge.seeding import derive
 
 Point = NDArray[np.float64]
@@ -123,7 +124,11 @@ def test_generations_are_those_of_a_barrier_whatever_finishes_first(workers: int
         points = [barrier.propose(ordinal) for ordinal in ordinals]
         assert [list(asked[ordinal].values()) for ordinal in ordinals] == [pytest.approx(list(p)) for p in points]
         for ordinal, point in zip(ordinals, points, strict=True):
-            barrier.learn(Result(ordinal, point, loss({str(axis): value for axis, value in enumerate(point)})))
+            barrier.learn(
+                Evaluation(
+                    ordinal=ordinal, point=point, loss=loss({str(axis): value for axis, value in enumerate(point)})
+                )
+            )
 
 
 def test_asking_too_early_is_refused_and_ready_says_when() -> None:
@@ -165,7 +170,7 @@ def evolution(dimensions: int, *, popsize: int = 6, seed: int = 1, **settings: A
 def search(searched: Evolution, value: Callable[[Point], float], evaluations: int) -> None:
     for ordinal in range(evaluations):
         point = searched.propose(ordinal)
-        searched.learn(Result(ordinal, point, value(point)))
+        searched.learn(Evaluation(ordinal=ordinal, point=point, loss=value(point)))
 
 
 def sphere(point: Point) -> float:
@@ -191,7 +196,7 @@ def test_bipop_takes_turns_between_large_and_small_populations() -> None:
     sizes: list[int] = []
     for ordinal in range(3000):
         point = searched.propose(ordinal)
-        searched.learn(Result(ordinal, point, sphere(point)))
+        searched.learn(Evaluation(ordinal=ordinal, point=point, loss=sphere(point)))
         if len(sizes) == searched.restarts:
             sizes.append(searched.popsize)
     assert sizes[:2] == [8, 16]
@@ -210,12 +215,12 @@ def test_results_of_the_run_before_do_not_pull_the_new_one_back() -> None:
     searched, ordinal = evolution(3), 0
     while not searched.restarts:
         late = searched.propose(ordinal)
-        searched.learn(Result(ordinal, late, sphere(late)))
+        searched.learn(Evaluation(ordinal=ordinal, point=late, loss=sphere(late)))
         ordinal += 1
     for number in range(20):
-        searched.learn(Result(ordinal + number, late, sphere(late)))
+        searched.learn(Evaluation(ordinal=ordinal + number, point=late, loss=sphere(late)))
     assert searched.waiting == 0
-    searched.learn(Result(ordinal + 20, searched.propose(ordinal + 20), 1.0))
+    searched.learn(Evaluation(ordinal=ordinal + 20, point=searched.propose(ordinal + 20), loss=1.0))
     assert searched.waiting == 1
 
 
@@ -224,12 +229,12 @@ def test_the_mean_is_proposed_when_it_is_its_turn_and_is_no_member_of_a_populati
     for ordinal in range(6):
         point = searched.propose(ordinal)
         assert not np.array_equal(point, searched.mean)  # the first population has none
-        searched.learn(Result(ordinal, point, sphere(point)))
+        searched.learn(Evaluation(ordinal=ordinal, point=point, loss=sphere(point)))
     assert searched.generation == 1
     for ordinal in range(6, 20):
         point, waiting = searched.propose(ordinal), searched.waiting
         assert np.array_equal(point, searched.mean) == (ordinal % 5 == 4)
-        searched.learn(Result(ordinal, point, sphere(point)))
+        searched.learn(Evaluation(ordinal=ordinal, point=point, loss=sphere(point)))
         if ordinal % 5 == 4:
             assert searched.waiting == waiting
 
@@ -251,12 +256,12 @@ def test_the_ordinal_and_not_the_number_of_the_trial_says_whose_turn_it_is() -> 
 
 
 def test_equal_values_are_ranked_by_their_companions_and_different_ones_never() -> None:
-    def result(number: int, value: float, companion: float) -> Result:
-        return Result(number, np.zeros(1), value, companion)
+    def result(number: int, value: float, companion: float) -> Evaluation:
+        return Evaluation(ordinal=number, point=np.zeros(1), loss=value, companion=companion)
 
     tiny = np.nextafter(1.0, 2.0)
     ranked = [result(0, 1.0, 3.0), result(1, 1.0, 2.0), result(2, 1.0, 2.0), result(3, tiny, 9.0), result(4, 5.0, 0.0)]
-    losses = untied(ranked)
+    losses = break_ties(ranked)
     assert losses[0] < losses[1] == losses[2] < losses[3] < losses[4] == 5.0
     assert losses == pytest.approx([1.0, 1.0, 1.0, 1.0, 5.0])
 

@@ -22,8 +22,9 @@ from optuna.trial import TrialState
 from sampler_contract import CATEGORIES, CONDITIONAL, NUMBERS, SamplerContract, Space, ask, box, run, tell
 
 from evomerge.errors import InvalidInput
-from evomerge.samplers import CmaSampler, build_sampler
-from evomerge.samplers.cma_evolution import Evolution, EvolutionSettings, Result
+from evomerge.samplers import build_sampler
+from evomerge.samplers.cma import CmaSampler
+from evomerge.samplers.cma_evolution import Evaluation, Evolution, EvolutionSettings
 from evomerge.storage.attributes import TELL
 
 
@@ -321,7 +322,7 @@ def test_validation_survives_optimised_python() -> None:
     script = """
 from optuna.distributions import FloatDistribution
 from evomerge.errors import InvalidInput
-from evomerge.samplers import CmaSampler
+from evomerge.samplers.cma import CmaSampler
 class Space:
     distributions = {"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)}
     centre = {"x": 0.5, "y": 0.5}
@@ -364,7 +365,7 @@ def test_long_degenerate_searches_stay_alive(dimensions: int, where: str) -> Non
     for number in range(3000):
         if where != "corner":
             point = np.clip(evolution.propose(number), 0.0, 1.0)
-        evolution.learn(Result(number, point, float(point.sum()) if where == "slope" else 0.0))
+        evolution.learn(Evaluation(ordinal=number, point=point, loss=float(point.sum()) if where == "slope" else 0.0))
     proposals = np.array([evolution.propose(number) for number in range(20)])
     assert np.isfinite(proposals).all()
     assert 1e-9 < float(np.max(evolution.strategy._strategy.stds)) < 10.0

@@ -15,8 +15,13 @@ from optuna.trial import TrialState
 from sampler_contract import CATEGORIES, CONDITIONAL, NUMBERS, Space, ask, box, crash_in_ask, loss, proposed
 
 from evomerge.errors import InvalidInput
-from evomerge.samplers import Goal, GoalsSampler, build_sampler, write_goals
-from evomerge.samplers.reference_points import read_goals
+from evomerge.samplers import build_sampler
+from evomerge.samplers.reference_points import (
+    ReferencePoint,
+    ReferencePointSampler,
+    read_reference_points,
+    write_reference_points,
+)
 from evomerge.storage.attributes import TELL
 
 SPACE = box(6)
@@ -36,17 +41,17 @@ def values(params: dict[str, Any]) -> list[float]:
     return [round(200 * float(np.exp(-np.sum((point - peak) ** 2)))) / 200 for peak in peaks()]
 
 
-def goal(params: dict[str, float], *, known: bool = True) -> Goal:
-    return Goal(tuple(values(params)), params if known else None)
+def goal(params: dict[str, float], *, known: bool = True) -> ReferencePoint:
+    return ReferencePoint(tuple(values(params)), params if known else None)
 
 
 GOALS = (goal(CORNER), goal(MIDDLE), goal({**MIDDLE, "x00": 0.4}, known=False))
 
 
-def new_study(*goals: Goal, workers: int = 1, space: Space = SPACE) -> optuna.Study:
+def new_study(*goals: ReferencePoint, workers: int = 1, space: Space = SPACE) -> optuna.Study:
     sampler = build_sampler("cma", {}, seed=5, space=space, workers=workers, directions=OBJECTIVES)
     study = optuna.create_study(directions=["maximize"] * OBJECTIVES, sampler=sampler)
-    write_goals(study, goals or GOALS)
+    write_reference_points(study, goals or GOALS)
     return study
 
 
@@ -61,7 +66,7 @@ def go_on(study: optuna.Study, n: int, space: Space = SPACE) -> None:
         study.tell(trial, values(trial.params) if space is SPACE else [loss(trial.params)] * OBJECTIVES)
 
 
-def dominating(study: optuna.Study, than: Goal) -> list[int]:
+def dominating(study: optuna.Study, than: ReferencePoint) -> list[int]:
     return [
         trial.number
         for trial in study.get_trials(states=(TrialState.COMPLETE,))
@@ -73,7 +78,7 @@ def test_every_goal_is_bettered_on_all_objectives_where_nsgaii_betters_the_easy_
     study = new_study()
     go_on(study, 120)
     assert all(dominating(study, each) for each in GOALS)
-    assert isinstance(study.sampler, GoalsSampler)
+    assert isinstance(study.sampler, ReferencePointSampler)
     assert study.sampler.dominated(study) == (True, True, True)
     genetic = build_sampler("nsgaii", {"population_size": 20}, seed=5, space=SPACE, workers=1, directions=OBJECTIVES)
     other = optuna.create_study(directions=["maximize"] * OBJECTIVES, sampler=genetic)
@@ -82,9 +87,11 @@ def test_every_goal_is_bettered_on_all_objectives_where_nsgaii_betters_the_easy_
 
 
 def test_proposals_go_to_the_goals_that_are_not_dominated_yet() -> None:
-    unreachable = Goal((2.0,) * OBJECTIVES, CORNER)
+    unreachable = ReferencePoint((2.0,) * OBJECTIVES, CORNER)
     study = new_study(goal(MIDDLE, known=False), unreachable)
-    write_goals(study, (Goal((-1.0,) * OBJECTIVES), unreachable))  # the first is dominated by any result
+    write_reference_points(
+        study, (ReferencePoint((-1.0,) * OBJECTIVES), unreachable)
+    )  # the first is dominated by any result
     go_on(study, 12)
     distances = [max(abs(value - 0.9) for value in trial.params.values()) for trial in study.trials]
     assert distances[0] > 0.2  # from the centre, with long steps
@@ -92,11 +99,11 @@ def test_proposals_go_to_the_goals_that_are_not_dominated_yet() -> None:
 
 
 def test_a_result_teaches_every_search_that_could_have_drawn_it() -> None:
-    far = Goal((2.0,) * OBJECTIVES, CORNER)
-    study = new_study(Goal((2.0,) * OBJECTIVES), Goal((2.0,) * OBJECTIVES), far)
+    far = ReferencePoint((2.0,) * OBJECTIVES, CORNER)
+    study = new_study(ReferencePoint((2.0,) * OBJECTIVES), ReferencePoint((2.0,) * OBJECTIVES), far)
     go_on(study, 13)  # alternately, the third begins at ordinal 2
     sampler = study.sampler
-    assert isinstance(sampler, GoalsSampler)
+    assert isinstance(sampler, ReferencePointSampler)
     sampler.dominated(study)
     learned = [search.evolution.waiting + search.evolution.generation * sampler.popsize for search in sampler._searches]
     assert learned[0] == learned[1] >= 9  # what the two from the centre drew, at least
@@ -105,7 +112,11 @@ def test_a_result_teaches_every_search_that_could_have_drawn_it() -> None:
 
 @pytest.mark.parametrize("space", [SPACE, NUMBERS], ids=["box", "numbers"])
 def test_a_resumed_study_continues_as_the_uninterrupted_one(space: Space) -> None:
-    goals = GOALS if space is SPACE else (Goal((9.0,) * OBJECTIVES), Goal((3.0,) * OBJECTIVES, dict(NUMBERS.centre)))
+    goals = (
+        GOALS
+        if space is SPACE
+        else (ReferencePoint((9.0,) * OBJECTIVES), ReferencePoint((3.0,) * OBJECTIVES, dict(NUMBERS.centre)))
+    )
     whole = new_study(*goals, space=space)
     go_on(whole, 40, space)
     pieces = new_study(*goals, space=space)
@@ -152,7 +163,7 @@ def test_what_cannot_be_learned_from_is_passed_over() -> None:
 def test_directions_may_be_mixed() -> None:
     sampler = build_sampler("cma", {}, seed=1, space=SPACE, workers=1, directions=2)
     study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
-    write_goals(study, [Goal((0.3, 0.2), MIDDLE)])
+    write_reference_points(study, [ReferencePoint((0.3, 0.2), MIDDLE)])
     for _ in range(60):
         trial = ask(study, SPACE)
         first, second, *_ = values(trial.params)
@@ -163,8 +174,8 @@ def test_directions_may_be_mixed() -> None:
 
 def test_goals_are_kept_with_the_study() -> None:
     study = new_study()
-    assert read_goals(study) == GOALS
-    assert read_goals(optuna.create_study()) == ()
+    assert read_reference_points(study) == GOALS
+    assert read_reference_points(optuna.create_study()) == ()
 
 
 def test_a_study_without_goals_is_told_what_to_do() -> None:

@@ -12,7 +12,7 @@ from evomerge.cli import run_command
 from evomerge.errors import InvalidInput
 from evomerge.leaderboard import Line, Part, _betters, leaderboard, leaderboard_document, pareto_front
 from evomerge.report.tables import _front, leaderboard_tables
-from evomerge.samplers.reference_points import read_goals
+from evomerge.samplers.reference_points import read_reference_points
 from evomerge.search.run import run_search
 from evomerge.spec import load_spec, override
 from evomerge.storage import attributes
@@ -106,13 +106,13 @@ def test_the_goals_of_cma_are_the_baselines_with_their_places_in_the_space(write
     study = search(path, trials=20)
     stored = read_search(load_spec(path))
     baselines = {row.label: [task["value"] for task in row.tasks.values()] for row in read_records(stored.baselines)}
-    goals = read_goals(study)
+    goals = read_reference_points(study)
     assert sorted(list(goal.values) for goal in goals) == sorted(
         baselines[name] for name in ("uniform-soup", "ties", "task-arithmetic")
     )
     assert sum(goal.params is not None for goal in goals) == 2  # ties is no point of the space
     assert search(path, trials=22).trials[-1].number == 21  # goes on
-    assert read_goals(study) == goals
+    assert read_reference_points(study) == goals
 
 
 def recording_console():

@@ -4,7 +4,7 @@ import pytest
 
 from evomerge.cli import run_command
 from evomerge.errors import InvalidInput, OtherSpec
-from evomerge.samplers import CmaSampler
+from evomerge.samplers.cma import CmaSampler
 from evomerge.search.run import run_search
 from evomerge.spec import load_spec, override
 from evomerge.study.trials import best_trials
