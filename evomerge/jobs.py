@@ -44,12 +44,13 @@ class FindBatchSize:
 
 @dataclass(frozen=True)
 class Train:
-    """Train the coefficients of a merge (DAM) on the calibration texts of its sources.
+    """Train a merge on the calibration texts of its sources.
 
     Attributes:
         recipe: what the training starts from.
-        settings: of the training, see `evomerge.training.DamSettings`.
+        settings: of the training, such as `evomerge.training.DamSettings`, as plain data.
         calibration: source name -> its texts; a source without an entry teaches nothing.
+        trainer: its name in `evomerge.training.TRAINERS`.
     """
 
     key: str
@@ -57,6 +58,7 @@ class Train:
     settings: Mapping[str, Any]
     calibration: Mapping[str, Calibration]
     attempt: int = 1
+    trainer: str = "dam"
 
 
 Job = Score | FindBatchSize | Train

@@ -161,31 +161,30 @@ class Worker:
             _PEAK_RESET.write_text("5")
 
     def _train(self, job: Train) -> Generator[Progress, None, tuple[Result, Cost]]:
-        from evomerge.training import DamSettings, train_dam
+        from evomerge.training import TrainingInputs, find_trainer
 
         if self._setup.artifacts is None:
             raise InvalidInput("a training needs the folder of the study's artifacts, to leave its coefficients there")
         texts = {name: self._texts(calibration) for name, calibration in job.calibration.items()}
         with self.bank.borrow() as (model, live):
-            training = train_dam(
+            inputs = TrainingInputs(
                 model=model,
                 live=live,
                 weights=self.bank.weights,
                 texts=texts,
                 initial=job.recipe,
-                settings=DamSettings.model_validate(dict(job.settings)),
                 seed=self._setup.seed,
                 files=files_folder(self._setup.artifacts),
                 checkpoints=Path(self._setup.artifacts) / "training",
             )
+            training = find_trainer(job.trainer)(inputs, job.settings)
             while True:
                 try:
                     step = next(training)
                 except StopIteration as end:
                     trained = end.value
                     break
-                penalties = {f"{name} penalty": value for name, value in step.penalties.items()}
-                yield Progress(job.key, step.step, step.steps, {**step.losses, **penalties})
+                yield Progress(job.key, step.step, step.steps, step.reported)
         losses = {name: (trained.before[name], trained.after[name]) for name in trained.after}
         cost = Cost(
             forward_tokens=trained.forward_tokens, gradient_tokens=trained.gradient_tokens, seconds=trained.seconds

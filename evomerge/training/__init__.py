@@ -1,7 +1,26 @@
-"""Merges that are trained: they start from a recipe, report their steps, and end in a recipe."""
+"""Merges that are trained: they start from a recipe, report their steps, and end in a recipe.
 
-from evomerge.training.plan import PlannedTokens, planned_tokens
-from evomerge.training.settings import DamSettings, LossWeights
-from evomerge.training.train import Step, Trained, train_dam
+Holds: trainers by name, and DAM: its losses, coefficients, optimiser, exact resumption from a checkpoint.
+Does not hold: the decision to train, which is a baseline's.
+Start reading at: `trainer.py`, then `dam_training.py`, beside `dam.py` for the losses.
+"""
 
-__all__ = ["DamSettings", "LossWeights", "PlannedTokens", "Step", "Trained", "planned_tokens", "train_dam"]
+from evomerge.training.batches import PlannedTokens, planned_tokens
+from evomerge.training.dam_settings import DamSettings, LossWeights
+from evomerge.training.dam_training import DamResult, DamStep, train_dam
+from evomerge.training.trainer import TRAINERS, Trainer, find_trainer
+from evomerge.training.training_inputs import TrainingInputs
+
+__all__ = [
+    "TRAINERS",
+    "DamResult",
+    "DamSettings",
+    "DamStep",
+    "LossWeights",
+    "PlannedTokens",
+    "Trainer",
+    "TrainingInputs",
+    "find_trainer",
+    "planned_tokens",
+    "train_dam",
+]

@@ -1,4 +1,4 @@
-"""The state of a training in one file, from which it goes on to the same bits."""
+"""The state of a training in one file: a training that resumes from it ends in the same bits."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch import Tensor
 from evomerge.checkpoints.recipe_files import from_bytes, to_bytes, write_whole
 from evomerge.errors import InvalidInput
 from evomerge.recipe import Recipe
-from evomerge.training.settings import DamSettings
+from evomerge.training.dam_settings import DamSettings
 
 _FORM = 1  # raised whenever the same training would give other numbers, or the file changes
 
 
-@dataclass(frozen=True)
-class State:
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
     """A training after some steps.
 
     Attributes:
         coefficients, first, second: the trained coefficients and their moments, by tensor name.
-        history: what every step so far reported: [losses, penalties].
+        history: [losses, penalties] of every step so far.
         before: loss of the uniform average by source.
         forward_tokens, gradient_tokens: read so far.
         seconds: of training so far.
@@ -42,9 +42,11 @@ class State:
 
 
 def checkpoint_path(
-    folder: Path, recipe: Recipe, settings: DamSettings, texts: str, seed: int, device: torch.device
+    folder: Path, recipe: Recipe, settings: DamSettings, *, texts: str, seed: int, device: torch.device
 ) -> Path:
-    """Where the state of exactly this training lies: another one has another name, and never finds it.
+    """Path of this training's checkpoint.
+
+    Its name hashes recipe, settings, texts, seed and device, so that no other training loads it.
 
     Args:
         texts: digest of the calibration texts.
@@ -54,7 +56,7 @@ def checkpoint_path(
     return folder / f"dam-{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
 
-def save_state(path: Path, state: State) -> None:
+def save_state(path: Path, state: TrainingState) -> None:
     """Replace the former state in one step: there is always a whole one."""
     parts = {"coefficients": state.coefficients, "first": state.first, "second": state.second}
     tensors = {f"{part}/{name}": tensor for part, values in parts.items() for name, tensor in values.items()}
@@ -68,8 +70,8 @@ def save_state(path: Path, state: State) -> None:
     write_whole(path, to_bytes(tensors, metadata))
 
 
-def load_state(path: Path, device: torch.device) -> State | None:
-    """The state that was saved last; None where there is none, or none that can be read: it is only a cache."""
+def load_state(path: Path, device: torch.device) -> TrainingState | None:
+    """The last saved state; None where there is none, or none that can be read: it is only a cache."""
     try:
         tensors, metadata = from_bytes(path.read_bytes())
     except (OSError, InvalidInput):
@@ -82,13 +84,13 @@ def load_state(path: Path, device: torch.device) -> State | None:
             if name.startswith(f"{prefix}/")
         }
 
-    return State(
-        part("coefficients"),
-        part("first"),
-        part("second"),
-        [(losses, penalties) for losses, penalties in json.loads(metadata["history"])],
-        json.loads(metadata["before"]),
-        int(metadata["forward_tokens"]),
-        int(metadata["gradient_tokens"]),
-        float(metadata["seconds"]),
+    return TrainingState(
+        coefficients=part("coefficients"),
+        first=part("first"),
+        second=part("second"),
+        history=[(losses, penalties) for losses, penalties in json.loads(metadata["history"])],
+        before=json.loads(metadata["before"]),
+        forward_tokens=int(metadata["forward_tokens"]),
+        gradient_tokens=int(metadata["gradient_tokens"]),
+        seconds=float(metadata["seconds"]),
     )

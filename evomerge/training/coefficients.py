@@ -1,10 +1,10 @@
-"""Which coefficient each tensor has, and what it starts from."""
+"""Trainable coefficients: their shapes by the role of a tensor, and their initial values."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,53 +18,53 @@ from evomerge.merging.column_linear import NONLINEARITIES
 from evomerge.methods import method_info
 from evomerge.recipe import Recipe, Rule
 
-ROLE = "coefficients"
+FILE_ROLE = "coefficients"
 
 Kind = Literal["linear", "embedding", "norm", "bias", "other"]
 _STRENGTH: tuple[Kind, ...] = ("other", "bias", "norm", "embedding", "linear")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a tensor stands in the model, and the shape of a coefficient of one source for it."""
+class ModuleRole:
+    """The role of a tensor in its module, and the shape of a coefficient of one source for it."""
 
     kind: Kind
     shape: tuple[int, ...]
 
 
-def places_of(model: torch.nn.Module, live: Mapping[str, Tensor]) -> dict[str, Place]:
-    """Tensor name -> its place, from the types of the modules that hold it, never from names of architectures.
+def roles_of(model: torch.nn.Module, live: Mapping[str, Tensor]) -> dict[str, ModuleRole]:
+    """Tensor name -> its role, from the types of the modules that hold it, never from names of architectures.
 
     A linear layer has a coefficient per input column, an embedding per column, a norm per element; a bias has one
-    number, and so has whatever stands elsewhere (mixture-of-experts weights that are no linear layers, convolutions). A
+    number, and so has every other tensor (mixture-of-experts weights that are no linear layers, convolutions). A
     tensor that several modules share is linear where one of them is a linear layer.
     """
     names = {id(tensor): name for name, tensor in live.items()}
-    places = {name: Place("other", ()) for name in live}
+    roles = {name: ModuleRole("other", ()) for name in live}
     for module in model.modules():
         for attribute, tensor in module.named_parameters(recurse=False):
             name = names.get(id(tensor))
             if name is not None:
-                found = _place(module, attribute, tensor)
-                places[name] = max(places[name], found, key=lambda place: _STRENGTH.index(place.kind))
-    return places
+                found = _role(module, attribute, tensor)
+                roles[name] = max(roles[name], found, key=lambda role: _STRENGTH.index(role.kind))
+    return roles
 
 
-def _place(module: torch.nn.Module, attribute: str, tensor: Tensor) -> Place:
+def _role(module: torch.nn.Module, attribute: str, tensor: Tensor) -> ModuleRole:
     if attribute == "bias" and tensor.ndim == 1:
-        return Place("bias", ())
+        return ModuleRole("bias", ())
     if attribute != "weight":
-        return Place("other", ())
+        return ModuleRole("other", ())
     if isinstance(module, Conv1D):
-        return Place("linear", (tensor.shape[0], 1))  # its weight is [in, out]
+        return ModuleRole("linear", (tensor.shape[0], 1))  # its weight is [in, out]
     if isinstance(module, torch.nn.Linear):
-        return Place("linear", (tensor.shape[1],))
+        return ModuleRole("linear", (tensor.shape[1],))
     if isinstance(module, torch.nn.Embedding):
-        return Place("embedding", (tensor.shape[1],))
-    return Place("norm", tuple(tensor.shape)) if tensor.ndim == 1 else Place("other", ())
+        return ModuleRole("embedding", (tensor.shape[1],))
+    return ModuleRole("norm", tuple(tensor.shape)) if tensor.ndim == 1 else ModuleRole("other", ())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Coefficients:
     """The raw coefficients (before phi) of all sources.
 
@@ -87,15 +87,19 @@ class Coefficients:
     def recipe(self, initial: Recipe, files: Path) -> Recipe:
         """The recipe of the merge, whose coefficients are stored in the folder `files`."""
         digest = store_tensors(files, self.values, {"phi": self.phi, "sources": json.dumps(list(self.sources))})
-        rule = Rule(tuple(sorted(self.values)), "column_linear", self.sources, {}, {"phi": self.phi})
-        return Recipe(
-            initial.base, initial.sources, (rule,), initial.dtype, initial.seed, initial.semantics, {ROLE: digest}
+        rule = Rule(
+            tensors=tuple(sorted(self.values)),
+            method="column_linear",
+            sources=self.sources,
+            parameters={},
+            options={"phi": self.phi},
         )
+        return replace(initial, rules=(rule,), files={FILE_ROLE: digest})
 
 
 def initial_coefficients(
     recipe: Recipe,
-    places: Mapping[str, Place],
+    roles: Mapping[str, ModuleRole],
     *,
     include_base: bool,
     uniform: bool,
@@ -106,11 +110,11 @@ def initial_coefficients(
 ) -> Coefficients:
     """Coefficients that give the merge of a recipe, exactly up to rounding.
 
-    The sources stand in the recipe's order, the base last where the recipe needs it and does not name it as a source:
+    The sources are in the recipe's order, the base last where the recipe needs it and does not name it as a source:
     for task arithmetic, whose base has the weight 1 − sum of the others, and for tensors that no rule names.
 
     Args:
-        places: of all floating-point tensors.
+        roles: of all floating-point tensors.
         include_base: the base is a source in any case.
         uniform: start with 1/n for each source, whatever weights the recipe has.
         trainable: kinds whose coefficients are trained.
@@ -122,23 +126,25 @@ def initial_coefficients(
     base = recipe.base.name
     rules = {name: rule for rule in recipe.rules for name in rule.tensors}
     names = [source.name for source in recipe.sources]
-    if base not in names and (include_base or (not uniform and _needs_base(recipe, places, rules))):
+    if base not in names and (include_base or (not uniform and _needs_base(recipe, roles, rules))):
         names.append(base)
     stored = _stored(recipe, files, phi) if not uniform else {}
     values: dict[str, Tensor] = {}
-    for name, place in places.items():
-        shape = place.shape if place.kind in trainable else ()
+    for name, role in roles.items():
+        shape = role.shape if role.kind in trainable else ()
         if uniform:
             weights = {source: 1 / len(names) for source in names}
         elif name in stored:
-            values[name] = _taken_over(name, stored[name], rules[name].sources, names, shape, phi).to(device)
+            values[name] = _reorder_stored(
+                name, stored[name], phi, order=rules[name].sources, sources=names, shape=shape
+            ).to(device)
             continue
         else:
             weights = _weights(rules[name], base) if name in rules else {base: 1.0}
         raw = torch.tensor([_raw(phi, weights.get(source, 0.0), name, source) for source in names])
         values[name] = raw.reshape(-1, *(1 for _ in shape)).expand(-1, *shape).contiguous().to(device)
-    chosen = tuple(name for name, place in places.items() if place.kind in trainable)
-    return Coefficients(tuple(names), phi, values, chosen)
+    chosen = tuple(name for name, role in roles.items() if role.kind in trainable)
+    return Coefficients(sources=tuple(names), phi=phi, values=values, trainable=chosen)
 
 
 def mean_weights(recipe: Recipe, files: Path) -> dict[str, dict[str, float]]:
@@ -155,9 +161,9 @@ def mean_weights(recipe: Recipe, files: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def _needs_base(recipe: Recipe, places: Mapping[str, Place], rules: Mapping[str, Rule]) -> bool:
+def _needs_base(recipe: Recipe, roles: Mapping[str, ModuleRole], rules: Mapping[str, Rule]) -> bool:
     used = any("base" in method_info(rule.method).needs or recipe.base.name in rule.sources for rule in recipe.rules)
-    return used or not places.keys() <= rules.keys()
+    return used or not roles.keys() <= rules.keys()
 
 
 def _weights(rule: Rule, base: str) -> dict[str, float]:
@@ -194,16 +200,16 @@ def _stored(recipe: Recipe, files: Path, phi: str) -> dict[str, Tensor]:
     rules = [rule for rule in recipe.rules if rule.method == "column_linear"]
     if not rules:
         return {}
-    if ROLE not in recipe.files:
-        raise InvalidInput(f"the initial recipe has a rule with column_linear, but names no file of {ROLE}")
+    if FILE_ROLE not in recipe.files:
+        raise InvalidInput(f"the initial recipe has a rule with column_linear, but names no file of {FILE_ROLE}")
     if others := {str(rule.options["phi"]) for rule in rules} - {phi}:
         raise InvalidInput(f"the initial recipe has phi {min(others)!r}, the training {phi!r}; set phi: {min(others)}")
-    tensors, _ = load_tensors(files, recipe.files[ROLE])
+    tensors, _ = load_tensors(files, recipe.files[FILE_ROLE])
     return {name: tensors[name] for rule in rules for name in rule.tensors}
 
 
-def _taken_over(
-    name: str, given: Tensor, order: Sequence[str], sources: Sequence[str], shape: tuple[int, ...], phi: str
+def _reorder_stored(
+    name: str, given: Tensor, phi: str, *, order: Sequence[str], sources: Sequence[str], shape: tuple[int, ...]
 ) -> Tensor:
     """Stored coefficients in another order of the sources, spread over columns where they were one number."""
     absent = torch.full_like(given[0], _raw(phi, 0.0, name, "")) if set(sources) - set(order) else given[0]

@@ -32,7 +32,7 @@ def factor_gradients(weight_gradient: Tensor, weights: Sequence[Tensor], shape: 
 
 
 def _sums_over_rows(gradient: Tensor, weights: Sequence[Tensor], spread: tuple[int, ...]) -> Tensor:
-    """Where all rows share a factor: blocks of products are added up element by element, and then their rows."""
+    """Sums for factors that all rows share: blocks of products are added element by element, and then their rows."""
     dtype, device = _dtype(gradient), gradient.device
     totals: list[Tensor] = []
     for block in row_blocks(tuple(gradient.shape), device):
@@ -50,7 +50,7 @@ def _sums_over_rows(gradient: Tensor, weights: Sequence[Tensor], spread: tuple[i
 
 
 def _sums_by_row(gradient: Tensor, weights: Sequence[Tensor], spread: tuple[int, ...]) -> Tensor:
-    """Where each row has factors of its own."""
+    """Sums for factors that differ by row."""
     dtype, device = _dtype(gradient), gradient.device
     sums = torch.zeros(len(weights), *spread, dtype=dtype, device=device)
     summed = [dimension for dimension, size in enumerate(spread) if size == 1 and dimension > 0]
@@ -67,10 +67,10 @@ def _dtype(gradient: Tensor) -> torch.dtype:
 
 
 @contextmanager
-def taken_at_once(parameters: Mapping[str, Tensor], take: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Inside, a backward pass hands over the gradient of each parameter as soon as it is complete, and frees it.
+def stream_gradients(parameters: Mapping[str, Tensor], take: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Let a backward pass inside hand over the gradient of each parameter as soon as it is complete, and free it.
 
-    So there is never more than one of them, except where the model itself uses a tensor twice.
+    So there is never more than one gradient, except where the model itself uses a tensor twice.
     """
 
     def hook_of(name: str) -> Callable[[Tensor], None]:

@@ -1,10 +1,10 @@
-"""The live model of a training: holds the merge while it learns, and each source while it teaches."""
+"""The live model of a training: it holds the merge while that learns, and a source while that teaches."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,8 +15,11 @@ from evomerge.merging.column_linear import write_column_linear
 from evomerge.merging.group import Group
 from evomerge.methods import OptionValue, resolve_options
 from evomerge.recipe import Recipe
-from evomerge.training.calibration import Batch
+from evomerge.training.batches import Batch
 from evomerge.training.coefficients import Coefficients
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Student:
@@ -28,7 +31,11 @@ class Student:
     """
 
     def __init__(
-        self, model: Any, live: Mapping[str, Tensor], weights: Mapping[str, Mapping[str, Tensor]], recipe: Recipe
+        self,
+        model: PreTrainedModel,
+        live: Mapping[str, Tensor],
+        weights: Mapping[str, Mapping[str, Tensor]],
+        recipe: Recipe,
     ) -> None:
         self.live = live
         self.names = tuple(sorted(name for name, tensor in live.items() if tensor.is_floating_point()))
@@ -47,14 +54,14 @@ class Student:
     def device(self) -> torch.device:
         return self.live[self.names[0]].device
 
-    def become_average(self, sources: Sequence[str]) -> None:
-        """The uniform average of some sources: the next forward pass writes it."""
+    def set_average(self, sources: Sequence[str]) -> None:
+        """Set the uniform average of some sources as the merge; the next forward pass writes it."""
         options = resolve_options("linear", {})
         self._merge = "linear", tuple(sources), {"weight": (1.0,) * len(sources)}, options
         self._stale = set(self.names)
 
-    def become(self, coefficients: Coefficients, changed: Iterable[str] | None = None) -> None:
-        """The merge of the coefficients: the next forward pass writes all, or what has changed."""
+    def set_merge(self, coefficients: Coefficients, changed: Iterable[str] | None = None) -> None:
+        """Set the merge of the coefficients; the next forward pass writes all tensors, or the changed ones."""
         parameters = {"coefficients": coefficients.by_source}
         self._merge = "column_linear", coefficients.sources, parameters, {"phi": coefficients.phi}
         self._stale |= set(self.names if changed is None else changed)
@@ -69,7 +76,16 @@ class Student:
         seed = self._recipe.seed
         with torch.no_grad():
             if method == "column_linear":
-                group = Group(names, base, weights, parameters, options, seed, None, names)
+                group = Group(
+                    names=names,
+                    base=base,
+                    sources=weights,
+                    parameters=parameters,
+                    options=options,
+                    seed=seed,
+                    thresholds=None,
+                    scope_names=names,
+                )
                 write_column_linear(group, self.live)
             else:
                 for name, tensor in merge_group(method, names, base, weights, parameters, options, seed=seed):
@@ -77,7 +93,7 @@ class Student:
         self._stale.clear()
 
     def logits(self, batch: Batch, *, gradients: bool = False) -> tuple[Tensor, Tensor]:
-        """The merge on a batch: logits [B, K, V] of the K positions where anything counts, and which count [B, K]."""
+        """Run the merge: logits [B, K, V] of the K positions where anything counts, and the counted of them [B, K]."""
         self.write()
         self._count(batch, gradients)
         with torch.set_grad_enabled(gradients):

@@ -1,4 +1,4 @@
-"""What the sources say to their own texts: in full at every step, or kept as the largest probabilities and a rest."""
+"""Predictions of the sources on their texts: in full at every step, or cached as largest probabilities and a rest."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from evomerge.training.calibration import Calibration
+from evomerge.training.batches import CalibrationBatches
 from evomerge.training.dam import kl_by_position, mse_by_position
-from evomerge.training.settings import DamSettings
+from evomerge.training.dam_settings import DamSettings
 from evomerge.training.student import Student
 
 
@@ -44,7 +44,7 @@ class TopKTargets:
 
     Attributes:
         log_probabilities: [N, k], float32.
-        indices: [N, k], int32: which entries of the vocabulary.
+        indices: [N, k], int32: entries of the vocabulary.
         log_rest: [N], the logarithm of the sum of the others; −inf where k is the whole vocabulary.
     """
 
@@ -64,7 +64,7 @@ class TopKTargets:
         return terms + torch.where(teacher_rest.isneginf(), 0.0, rest)
 
     def mse(self, student_logits: Tensor, part: slice) -> Tensor:
-        raise TypeError("logits are not kept; DamSettings allows no mse with a cached teacher")
+        raise TypeError("logits are not cached; DamSettings allows no mse with a cached teacher")
 
 
 def top_k_targets(logits: Tensor, k: int, temperature: float) -> TopKTargets:
@@ -89,43 +89,43 @@ def _top(logits: Tensor, indices: Tensor, temperature: float) -> tuple[Tensor, T
 class Teachers:
     """The sources as teachers of the texts of a step."""
 
-    def __init__(self, student: Student, calibration: Calibration, settings: DamSettings) -> None:
+    def __init__(self, student: Student, calibration: CalibrationBatches, settings: DamSettings) -> None:
         self._student = student
         self._calibration = calibration
         self._settings = settings
-        self._kept: dict[tuple[str, int], TopKTargets] = {}
+        self._cached: dict[tuple[str, int], TopKTargets] = {}
         self._ready: dict[str, FullTargets] = {}
 
     def prepare(self, chosen: Mapping[str, Sequence[int]]) -> None:
-        """Run what cannot be run later: before the student's forward pass of a step, with the texts of all sources.
+        """Run the teachers that cannot run after the student's forward pass of a step, with the texts of all sources.
 
-        Those are the sources that must be written into the live model, and texts whose targets are kept from now on.
+        Those are the sources that must be written into the live model, and texts whose targets are not cached yet.
         """
         for source, texts in chosen.items():
             if self._settings.teacher == "cached":
-                self._keep(source, texts)
+                self._cache(source, texts)
             elif not self._student.runs_in_place(source):
                 self._ready[source] = self._full(source, texts)
 
     def targets(self, source: str, texts: Sequence[int]) -> Targets:
-        """The targets of the texts of a source, after `prepare`; they are not held here any longer."""
+        """The targets of the texts of a source, after `prepare`; only cached ones are held any longer."""
         if self._settings.teacher == "cached":
-            return _joined([self._kept[source, text] for text in texts])
+            return _concatenated([self._cached[source, text] for text in texts])
         return self._ready.pop(source) if source in self._ready else self._full(source, texts)
 
     def _full(self, source: str, texts: Sequence[int]) -> FullTargets:
         batch = self._calibration.batch([self._calibration.texts[source][text] for text in texts], self._student.device)
         return FullTargets(self._student.logits_of_source(source, batch))
 
-    def _keep(self, source: str, texts: Sequence[int]) -> None:
-        """Each text by itself, so that what is kept does not depend on which texts came together."""
+    def _cache(self, source: str, texts: Sequence[int]) -> None:
+        """Run each text by itself, so that its cached targets do not depend on the other texts of its batch."""
         for text in texts:
-            if (source, text) not in self._kept:
+            if (source, text) not in self._cached:
                 logits = self._full(source, [text]).logits
-                self._kept[source, text] = top_k_targets(logits, self._settings.top_k, self._settings.temperature)
+                self._cached[source, text] = top_k_targets(logits, self._settings.top_k, self._settings.temperature)
 
 
-def _joined(targets: Sequence[TopKTargets]) -> TopKTargets:
+def _concatenated(targets: Sequence[TopKTargets]) -> TopKTargets:
     return TopKTargets(
         torch.cat([each.log_probabilities for each in targets]),
         torch.cat([each.indices for each in targets]),

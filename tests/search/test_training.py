@@ -25,7 +25,7 @@ from evomerge.search.run import Listener, run_baselines
 from evomerge.spec import override
 from evomerge.study.records import read_records
 from evomerge.training import DamSettings
-from evomerge.training.train import _Training
+from evomerge.training.dam_training import _Training
 from evomerge.worker import Worker
 
 ROOT = Path(__file__).parent.parent.parent

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrain
 from evomerge.evaluation.evaluator import CalibrationText
 from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule
-from evomerge.training import DamSettings, Step, Trained, train_dam
+from evomerge.training import DamResult, DamSettings, DamStep, TrainingInputs, train_dam
 
 VOCABULARY = 40
 _SIZES: dict[str, Any] = {
@@ -56,7 +56,7 @@ class Family:
     texts: dict[str, list[CalibrationText]]
     files: Path
     dtype: str
-    steps: list[Step] = field(default_factory=list)
+    steps: list[DamStep] = field(default_factory=list)
 
     @property
     def live(self) -> dict[str, Tensor]:
@@ -76,19 +76,19 @@ class Family:
         return Recipe(refs["base"], tuple(refs[name] for name in SOURCES), (rule,), self.dtype, seed=3)
 
     def start(self, initial: Recipe | None = None, checkpoints: Path | None = None, seed: int = 5, **settings: Any):
-        return train_dam(
+        inputs = TrainingInputs(
             model=self.model,
             live=self.live,
             weights=self.weights,
             texts=self.texts,
             initial=initial or self.recipe(),
-            settings=DamSettings.model_validate(settings),
             seed=seed,
             files=self.files,
             checkpoints=checkpoints,
         )
+        return train_dam(inputs, DamSettings.model_validate(settings))
 
-    def train(self, *arguments: Any, **settings: Any) -> Trained:
+    def train(self, *arguments: Any, **settings: Any) -> DamResult:
         training = self.start(*arguments, **settings)
         self.steps = []
         while True:

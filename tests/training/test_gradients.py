@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from evomerge.training.coefficients import places_of
+from evomerge.training.coefficients import roles_of
 from evomerge.training.dam import entropy_loss, kl_loss, merged_weight, mse_loss
 from evomerge.training.gradients import factor_gradients
 from evomerge.training.mofo import Mofo
@@ -70,10 +70,10 @@ def check(family, catch, phi, **settings):
     settings = {"losses": {"kl": 1, "similarity": 0}} | settings
     training = family.start(phi=phi, trainable=ALL, clip=1e6, **settings)
     caught = catch(training)
-    from evomerge.training.calibration import Calibration
-    from evomerge.training.settings import DamSettings
+    from evomerge.training.batches import CalibrationBatches
+    from evomerge.training.dam_settings import DamSettings
 
-    calibration = Calibration(family.texts, DamSettings.model_validate(settings), 5)
+    calibration = CalibrationBatches(family.texts, DamSettings.model_validate(settings), 5)
     for source, indices in calibration.step(0).items():
         chosen[source] = [family.texts[source][index] for index in indices]
     raw = {name: value.double() for name, (value, _) in caught.items()}
@@ -115,7 +115,7 @@ def test_gradients_of_other_losses_and_batches_agree_with_finite_differences(fam
     check(family("llama", "float64"), catch, "identity", **settings)
 
 
-def test_places_come_from_the_types_of_modules(family):
+def test_roles_come_from_the_types_of_modules(family):
     expected = {
         "llama": {
             "model.embed_tokens.weight": ("embedding", (16,)),
@@ -136,11 +136,11 @@ def test_places_come_from_the_types_of_modules(family):
             "transformer.wte.weight": ("linear", (16,)),  # it is the head as well
         },
     }
-    for kind, places in expected.items():
+    for kind, roles in expected.items():
         built = family(kind)
-        found = places_of(built.model, built.live)
-        for name, (place, shape) in places.items():
-            assert (found[name].kind, found[name].shape) == (place, shape), name
+        found = roles_of(built.model, built.live)
+        for name, (role, shape) in roles.items():
+            assert (found[name].kind, found[name].shape) == (role, shape), name
 
 
 @pytest.mark.parametrize("shape", [(7,), (5, 1), (), (1,), (5, 7)])

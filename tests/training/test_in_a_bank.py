@@ -15,7 +15,7 @@ from evomerge.evaluation.evaluator import CalibrationText
 from evomerge.mergekit.export_yaml import to_mergekit
 from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule
-from evomerge.training import DamSettings, train_dam
+from evomerge.training import DamSettings, TrainingInputs, train_dam
 
 TOY = Path(__file__).parent.parent.parent / "examples" / "toy" / "models"
 EXPERTS = ("reverse", "sort")
@@ -45,16 +45,10 @@ def train(bank, initial, files, **settings):
         for name in EXPERTS
     }
     with bank.borrow() as (model, live):
-        training = train_dam(
-            model=model,
-            live=live,
-            weights=bank.weights,
-            texts=texts,
-            initial=initial,
-            settings=DamSettings.model_validate({"steps": 2, "learning_rate": 0.01} | settings),
-            seed=1,
-            files=files,
+        inputs = TrainingInputs(
+            model=model, live=live, weights=bank.weights, texts=texts, initial=initial, seed=1, files=files
         )
+        training = train_dam(inputs, DamSettings.model_validate({"steps": 2, "learning_rate": 0.01} | settings))
         while True:
             try:
                 next(training)

@@ -15,8 +15,8 @@ from evomerge.errors import InvalidInput, MergeError
 from evomerge.evaluation.evaluator import CalibrationText
 from evomerge.merging import merge_state_dicts
 from evomerge.training import DamSettings
-from evomerge.training.calibration import Calibration
-from evomerge.training.coefficients import initial_coefficients, places_of
+from evomerge.training.batches import CalibrationBatches
+from evomerge.training.coefficients import initial_coefficients, roles_of
 from evomerge.training.mofo import Mofo
 from tests.training.conftest import KINDS, SOURCES
 
@@ -99,8 +99,8 @@ def test_the_first_losses_from_the_uniform_start_are_those_of_the_uniform_averag
 
 def starting(built, recipe, **settings):
     settings = {"include_base": False, "uniform": False, "phi": "identity", "trainable": ("linear", "bias")} | settings
-    places = places_of(built.model, built.live)
-    return initial_coefficients(recipe, places, files=built.files, device=torch.device("cpu"), **settings)
+    roles = roles_of(built.model, built.live)
+    return initial_coefficients(recipe, roles, files=built.files, device=torch.device("cpu"), **settings)
 
 
 def weights_at_start(built, coefficients):
@@ -299,8 +299,8 @@ def test_every_penalty_is_reported_and_moves_the_coefficients(family):
 
 def test_answer_tokens_alone_count_from_the_token_before_them():
     texts = {"a": [CalibrationText((5, 6, 7, 8, 9), 3)]}
-    everything = Calibration(texts, DamSettings(), 0).batch(texts["a"], torch.device("cpu"))
-    answer = Calibration(texts, DamSettings(token_mask="answer"), 0).batch(texts["a"], torch.device("cpu"))
+    everything = CalibrationBatches(texts, DamSettings(), 0).batch(texts["a"], torch.device("cpu"))
+    answer = CalibrationBatches(texts, DamSettings(token_mask="answer"), 0).batch(texts["a"], torch.device("cpu"))
     assert everything.counted.tolist() == [[True] * 5]
     assert answer.counted.tolist() == [[False, False, True, True, False]]
 
@@ -315,7 +315,7 @@ def test_only_answer_tokens_are_run_through_the_head(family):
 
 def test_a_long_text_loses_its_beginning():
     texts = {"a": [CalibrationText(tuple(range(10)), 8)]}
-    calibration = Calibration(texts, DamSettings(max_length=4), 0)
+    calibration = CalibrationBatches(texts, DamSettings(max_length=4), 0)
     assert calibration.texts["a"] == [CalibrationText((6, 7, 8, 9), 2)]
 
 
@@ -323,14 +323,14 @@ def test_the_order_of_texts_depends_on_seed_epoch_and_source_alone():
     texts = {
         name: [CalibrationText((index, index), 1) for index in range(count)] for name, count in (("a", 8), ("b", 9))
     }
-    calibration = Calibration(texts, DamSettings(epochs=3, batch_size=2), 1)
+    calibration = CalibrationBatches(texts, DamSettings(epochs=3, batch_size=2), 1)
     assert calibration.steps == 12
     epoch = [calibration.step(number)["a"] for number in range(4)]
     assert sorted(index for indices in epoch for index in indices) == list(range(8))
     assert epoch != [calibration.step(number)["a"] for number in range(4, 8)]
-    alone = Calibration({"a": texts["a"]}, DamSettings(epochs=3, batch_size=2), 1)
+    alone = CalibrationBatches({"a": texts["a"]}, DamSettings(epochs=3, batch_size=2), 1)
     assert epoch == [alone.step(number)["a"] for number in range(4)]
-    assert epoch != [Calibration(texts, DamSettings(batch_size=2), 2).step(number)["a"] for number in range(4)]
+    assert epoch != [CalibrationBatches(texts, DamSettings(batch_size=2), 2).step(number)["a"] for number in range(4)]
 
 
 def test_n13_global_generators_dtype_and_mode_are_untouched(family):

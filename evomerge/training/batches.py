@@ -1,4 +1,4 @@
-"""Calibration texts as batches, in an order that depends on the seed, the epoch and the source alone."""
+"""Batches of calibration texts, in an order that depends on the seed, the epoch and the source alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.evaluator import CalibrationText
 from evomerge.seeding import derive
-from evomerge.training.settings import DamSettings
+from evomerge.training.dam_settings import DamSettings
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Batch:
         return int(self.present.sum())
 
 
-class Calibration:
+class CalibrationBatches:
     """The texts of the sources that teach, cut to the longest allowed length.
 
     Attributes:
-        texts: source name -> its texts; sources without any are left out.
+        texts: source name -> its texts; sources without any are skipped.
     """
 
     def __init__(self, texts: Mapping[str, Sequence[CalibrationText]], settings: DamSettings, seed: int) -> None:
@@ -69,7 +69,7 @@ class Calibration:
         return self._epoch * (self._settings.epochs or 1)
 
     def step(self, number: int) -> dict[str, list[int]]:
-        """Source name -> which of its texts are used in a step, counted from 0."""
+        """Source name -> indices of its texts in a step; steps are counted from 0."""
         epoch, place = divmod(number, self._epoch)
         size = self._settings.batch_size
         return {
@@ -102,7 +102,7 @@ class Calibration:
             rest = rest[count:]
 
     def digest(self) -> str:
-        """Of all texts, in their order."""
+        """Digest of all texts, in their order."""
         content = {name: [(text.tokens, text.answer) for text in texts] for name, texts in self.texts.items()}
         return hashlib.sha256(repr(sorted(content.items())).encode()).hexdigest()
 
@@ -116,14 +116,42 @@ class Calibration:
 
 
 def _cut(text: CalibrationText, length: int) -> CalibrationText:
-    """The end of a text that is too long: the answer stands there."""
+    """Keep the end of a text that is too long: the answer is there."""
     surplus = len(text.tokens) - length
     return text if surplus <= 0 else CalibrationText(text.tokens[surplus:], max(0, text.answer - surplus))
 
 
 def _counts(text: CalibrationText, token_mask: str) -> Tensor:
-    """Which positions count. A position predicts the token after it, so that the answer's begin one before it."""
+    """Mark the positions that count. Each predicts the token after it, so that those of the answer begin one before."""
     positions = torch.arange(len(text.tokens))
     if token_mask == "all":
         return torch.ones(len(text.tokens), dtype=torch.bool)
     return (positions >= text.answer - 1) & (positions < len(text.tokens) - 1)
+
+
+@dataclass(frozen=True)
+class PlannedTokens:
+    """Steps of a training, and the tokens that it reads with and without gradients, padding excluded."""
+
+    steps: int
+    gradient_tokens: int
+    forward_tokens: int
+
+
+def planned_tokens(texts: Mapping[str, Sequence[CalibrationText]], settings: DamSettings, seed: int) -> PlannedTokens:
+    """Count what `train_dam` will read: student and teachers at every step, both at the two measurements.
+
+    Raises:
+        InvalidInput: no texts, or fewer than a batch needs.
+    """
+    calibration = CalibrationBatches(texts, settings, seed)
+    lengths = {name: [len(text.tokens) for text in given] for name, given in calibration.texts.items()}
+    read = sum(
+        lengths[name][index]
+        for number in range(calibration.steps)
+        for name, chosen in calibration.step(number).items()
+        for index in chosen
+    )
+    measured = sum(sum(each[: settings.measured_items]) for each in lengths.values())
+    taught = read if settings.teacher == "live" else sum(sum(each) for each in lengths.values())
+    return PlannedTokens(calibration.steps, read, taught + 4 * measured)

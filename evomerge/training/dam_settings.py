@@ -1,4 +1,4 @@
-"""The settings of a training, with the published values as defaults."""
+"""The settings of DAM, with the published values as defaults."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
-Group = Literal["linear", "bias", "norm", "embedding"]
+TrainableKind = Literal["linear", "bias", "norm", "embedding"]
 
 
 class _Frozen(BaseModel):
@@ -16,7 +16,7 @@ class _Frozen(BaseModel):
 
 
 class LossWeights(_Frozen):
-    """What each loss is multiplied by; 0 leaves it out. The losses themselves stand in `evomerge.training.dam`.
+    """Factor of each loss; 0 switches it off. The losses themselves are in `evomerge.training.dam`.
 
     Published values where they are switched on: mse 1 (in place of kl), entropy 0.1, overlap and weighted_overlap
     1e-5, l1_l2 1e-6.
@@ -32,7 +32,7 @@ class LossWeights(_Frozen):
 
 
 class DamSettings(_Frozen):
-    """How DAM is trained (arXiv 2410.08371; defaults as in the authors' code).
+    """Settings of a DAM training (arXiv 2410.08371; defaults as in the authors' code).
 
     Attributes:
         steps: number of steps; None: as many as `epochs` have.
@@ -71,7 +71,7 @@ class DamSettings(_Frozen):
     clip: Annotated[float, Field(gt=0)] = 1.0
     temperature: Annotated[float, Field(gt=0)] = 2.0
     losses: LossWeights = LossWeights()
-    trainable: tuple[Group, ...] = ("linear", "bias")
+    trainable: tuple[TrainableKind, ...] = ("linear", "bias")
     phi: Literal["identity", "tanh", "sigmoid", "relu"] = "identity"
     kl_norm: Literal["tokens_and_batch", "tokens"] = "tokens_and_batch"
     token_mask: Literal["all", "answer"] = "all"

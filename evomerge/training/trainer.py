@@ -1,0 +1,93 @@
+"""Trainers by name: each turns a recipe and texts of its sources into a trained merge."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from evomerge.errors import unknown_name
+from evomerge.recipe import Recipe
+from evomerge.training.dam_settings import DamSettings
+from evomerge.training.dam_training import train_dam
+from evomerge.training.training_inputs import TrainingInputs
+
+
+class TrainingStep(Protocol):
+    """A step of a training, as a person follows it."""
+
+    @property
+    def step(self) -> int:
+        """Its number, from 1."""
+
+    @property
+    def steps(self) -> int:
+        """The steps of the whole training."""
+
+    @property
+    def reported(self) -> Mapping[str, float]:
+        """Losses by name, before the step."""
+
+
+class TrainedMerge(Protocol):
+    """The end of a training."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The merge; its files are in the folder that the inputs name."""
+
+    @property
+    def before(self) -> Mapping[str, float]:
+        """Source -> loss of the uniform average on the texts of the source."""
+
+    @property
+    def after(self) -> Mapping[str, float]:
+        """Source -> the same loss of the trained merge."""
+
+    @property
+    def forward_tokens(self) -> int:
+        """Tokens read without gradients, padding excluded."""
+
+    @property
+    def gradient_tokens(self) -> int:
+        """Tokens read with gradients, padding excluded."""
+
+    @property
+    def seconds(self) -> float:
+        """Duration, including the time before an interruption."""
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """File of the last state, which may now be deleted; None without one."""
+
+
+class Trainer(Protocol):
+    """Trains a merge in the live model.
+
+    A trainer yields a step whenever the live model belongs to the caller again, and leaves its result in that model,
+    bit for bit as the recipe rebuilds it. It draws from no global generator. The same inputs give the same recipe; with
+    a folder of checkpoints also after a kill: the steps before it are then yielded again, not computed.
+    """
+
+    def __call__(
+        self, inputs: TrainingInputs, settings: Mapping[str, Any]
+    ) -> Generator[TrainingStep, None, TrainedMerge]:
+        """Train; `settings` are the trainer's, as plain data."""
+
+
+def _dam(inputs: TrainingInputs, settings: Mapping[str, Any]) -> Generator[TrainingStep, None, TrainedMerge]:
+    return train_dam(inputs, DamSettings.model_validate(dict(settings)))
+
+
+TRAINERS: Final[dict[str, Trainer]] = {"dam": _dam}
+
+
+def find_trainer(name: str) -> Trainer:
+    """The trainer of that name.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    if name not in TRAINERS:
+        raise unknown_name("trainer", name, TRAINERS)
+    return TRAINERS[name]

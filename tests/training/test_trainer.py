@@ -1,0 +1,83 @@
+"""Trainers by name: the worker runs the one that a job names, and knows no other thing about it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from evomerge.errors import InvalidInput
+from evomerge.evaluation.evaluator import CalibrationText
+from evomerge.jobs import Failed, Progress, Train, Trained
+from evomerge.methods import resolve_options, resolve_parameters
+from evomerge.recipe import ModelRef, Recipe, Rule
+from evomerge.training import TRAINERS, find_trainer
+from evomerge.worker import Worker, WorkerSetup
+
+TOY = Path(__file__).parent.parent.parent / "examples" / "toy"
+
+
+@dataclass(frozen=True)
+class _Step:
+    step: int
+    steps: int
+    reported: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Merge:
+    recipe: Recipe
+    before: dict[str, float]
+    after: dict[str, float]
+    forward_tokens: int = 7
+    gradient_tokens: int = 5
+    seconds: float = 1.5
+    checkpoint: Path | None = None
+
+
+def keeps_the_recipe(inputs, settings):
+    """A trainer that learns nothing."""
+    for step in range(1, settings["steps"] + 1):
+        yield _Step(step, settings["steps"], {"loss": 1 / step})
+    return _Merge(inputs.initial, dict.fromkeys(inputs.texts, 2.0), dict.fromkeys(inputs.texts, 1.0))
+
+
+class _Texts:
+    """An evaluator that has one text."""
+
+    def calibration(self, task, items):
+        return [CalibrationText((1, 2, 3), 1)]
+
+    read_calibration = calibration
+
+
+@pytest.fixture
+def worker(tmp_path, monkeypatch):
+    monkeypatch.setattr("evomerge.worker.build_evaluator", lambda setup: _Texts())
+    monkeypatch.setattr("evomerge.worker.calibration_texts", lambda evaluator, calibration: evaluator.calibration(0, 0))
+    base, expert = (ModelRef(name, str(TOY / "models" / name)) for name in ("base", "sort"))
+    return Worker(WorkerSetup(base, (expert,), "float32", 0, "none", device="cpu", artifacts=str(tmp_path)), "w")
+
+
+def job(trainer, worker):
+    base, expert = worker._setup.base, worker._setup.experts[0]
+    names = tuple(entry.name for entry in worker.bank.base.catalogue.mergeable)
+    rule = Rule(names, "linear", ("sort",), resolve_parameters("linear", {}, 1), resolve_options("linear", {}))
+    recipe = Recipe(base, (expert,), (rule,), "float32")
+    return Train("dam", recipe, {"steps": 2}, {"sort": "its texts"}, trainer=trainer)
+
+
+def test_a_job_is_done_by_the_trainer_that_it_names(worker, monkeypatch):
+    monkeypatch.setitem(TRAINERS, "fake", keeps_the_recipe)
+    train = job("fake", worker)
+    *steps, outcome = worker.events(train)
+    assert steps == [Progress("dam", 1, 2, {"loss": 1.0}), Progress("dam", 2, 2, {"loss": 0.5})]
+    assert outcome.result == Trained(train.recipe, {"sort": (2.0, 1.0)})
+    assert (outcome.cost.forward_tokens, outcome.cost.gradient_tokens, outcome.cost.seconds) == (7, 5, 1.5)
+
+
+def test_a_trainer_that_does_not_exist_is_refused_with_the_nearest_names(worker):
+    with pytest.raises(InvalidInput, match="unknown trainer 'damm'; did you mean 'dam'"):
+        find_trainer("damm")
+    outcome = worker.run(job("damm", worker))
+    assert isinstance(outcome.result, Failed)
+    assert outcome.result.invalid
