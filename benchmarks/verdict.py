@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "verdict"))
 
 from simulation import searched
 
-from evomerge.verdict.comparison import ALPHA
+from evomerge.verdict.verdict import ALPHA
 
 SCHEMA = 1
 DIFFERENCE = 0.05

@@ -19,7 +19,7 @@ from evomerge.study.standing import standing_of
 from evomerge.study.stored_search import StoredSearch
 from evomerge.study.trials import best_trials, is_feasible, read_cost
 from evomerge.verdict import read_winner
-from evomerge.verdict.stored import read_verdict
+from evomerge.verdict.records import read_verdict
 
 SCHEMA = 1
 SHOWN = 5  # trials, while nothing has been scored on the held-out items

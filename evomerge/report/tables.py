@@ -16,7 +16,7 @@ from evomerge.messages import duration, in_bytes, in_thousands
 from evomerge.study.command_line import command_line
 from evomerge.study.stored_search import StoredSearch
 from evomerge.verdict import Verdict, read_winner
-from evomerge.verdict.stored import read_verdict
+from evomerge.verdict.records import read_verdict
 
 FRONT_SHOWN = 20
 

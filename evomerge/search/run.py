@@ -62,7 +62,7 @@ from evomerge.verdict import (
     store_digests,
     winning_recipe,
 )
-from evomerge.verdict.stored import store_verdict
+from evomerge.verdict.records import store_verdict
 from evomerge.worker import files_folder
 
 EARLY = ("uniform-soup",)  # normalisation, constraints and warm starts need these before the first trial
@@ -359,19 +359,19 @@ class _Session:
     def _store_verdict(self, winner: Winner, baselines: Sequence[Record], held_out: dict[str, Scores]) -> None:
         study = self.opened.search.study
         sources = [
-            Entrant(name, held_out[name], self.objective.value(result.scores))
+            Entrant(label=name, held_out=held_out[name], search=self.objective.value(result.scores))
             for name, result in self.references.items()
         ]
         best_source = max(sources, key=lambda source: -math.inf if source.search is None else source.search)
         others = [
-            Entrant(each.label, held_out[each.label], each.value, chosen=each.label in CHOSEN)
+            Entrant(label=each.label, held_out=held_out[each.label], search=each.value, chosen=each.label in CHOSEN)
             for each in baselines
             if each.label in held_out
         ]
         search_items = self.opened.inputs.evaluator.split.items(ItemBlock("search"))
         verdict = judge(
             self.objective,
-            Entrant(winner.label, held_out[winner.label], winner.value),
+            Entrant(label=winner.label, held_out=held_out[winner.label], search=winner.value),
             winner.trial,
             [best_source, *others],
             sources,

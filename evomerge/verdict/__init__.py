@@ -1,23 +1,31 @@
-"""The verdict: the winner is named from the search items, and only then compared on the held-out items."""
+"""The verdict: the winner is named from the search items, and only then compared on the held-out items.
 
-from evomerge.verdict.comparison import Comparison, Lead, Verdict
-from evomerge.verdict.judgement import Entrant, compare, judge
-from evomerge.verdict.winner import (
+Holds: the winner, paired tests, Holm's correction, sentences.
+Does not hold: scoring; it compares outcomes that exist.
+Start reading at: `records.py`, then `judge.py`.
+"""
+
+from evomerge.verdict.judge import Entrant, compare, judge
+from evomerge.verdict.records import (
     Winner,
     name_winner,
     note_look,
     read_digests,
+    read_verdict,
     read_winner,
     store_digests,
+    store_verdict,
     winning_recipe,
 )
-from evomerge.verdict.wording import markdown, sentence
+from evomerge.verdict.sentences import markdown, sentence
+from evomerge.verdict.verdict import Comparison, Lead, Verdict, VerdictWord
 
 __all__ = [
     "Comparison",
     "Entrant",
     "Lead",
     "Verdict",
+    "VerdictWord",
     "Winner",
     "compare",
     "judge",
@@ -25,8 +33,10 @@ __all__ = [
     "name_winner",
     "note_look",
     "read_digests",
+    "read_verdict",
     "read_winner",
     "sentence",
     "store_digests",
+    "store_verdict",
     "winning_recipe",
 ]

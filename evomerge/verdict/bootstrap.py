@@ -25,7 +25,7 @@ _FEW_KINDS: Final = 64  # different pairs of outcomes, up to which counts of the
 _AT_ONCE: Final = 2_000_000  # drawn items held in memory
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskPair:
     """The outcomes of two models on the same items of a task.
 

@@ -2,7 +2,7 @@
 
 - Outcomes 0 or 1, objective a weighted mean: an exact test on the discordant items (`sign_flip`).
 - Anything else whose value can be recomputed from the items: the paired bootstrap (`bootstrap`).
-- A metric that is aggregated by a task's own function, or fewer than two items to resample: no test, and that is said.
+- A metric that is aggregated by a task's own function, or fewer than two items to resample: no test, named "none".
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ POWER = 0.8
 _NOTHING = 1e-12  # relative difference of two values that only rounding tells apart
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairedDifference:
-    """Of the objective, first model − second.
+    """The difference of the objective, first model − second, and its test.
 
     Attributes:
         difference: as scored.
         low, high: 95 % confidence interval; None without a test.
         p: two-sided; None without a test.
         test: "McNemar", "sign flip", "paired bootstrap" or "none".
-        items, discordant: how many items were compared, and on how many the outcomes differ.
-        null_variance, variance: of the difference with so many items, if there were none, and as observed.
+        items, discordant: number of items that were compared, and of those whose outcomes differ.
+        null_variance, variance: of the difference with as many items: if the models were equal, and as observed.
     """
 
     difference: float
@@ -50,7 +50,7 @@ class PairedDifference:
     variance: float | None = None
 
     def items_needed(self, level: float) -> int | None:
-        """How many items like these, shared among the tasks as here, tell such a difference with 80 % power.
+        """Number of such items, shared among the tasks as here, that shows this difference with 80 % power.
 
         Connor (1987), eq. 5, for a two-sided test at `level`; None where the first model is not ahead. It takes the
         observed difference for the true one, and so is no better known than that: a guide, not a promise.
@@ -60,7 +60,7 @@ class PairedDifference:
         reach = float(ndtri(1 - level / 2)) * math.sqrt(self.null_variance) + float(ndtri(POWER)) * math.sqrt(
             self.variance
         )
-        needed = self.items * (reach / self.difference) ** 2
+        needed = self.items * (reach / self.difference) ** 2  # (Connor 1987, eq. 5)
         if self.test in sign_flip.TESTS and self.discordant:
             # However one-sided, this many coins are needed before all of them on one side are rare enough.
             needed = max(needed, math.ceil(1 - math.log2(level)) * self.items / self.discordant)
@@ -86,16 +86,36 @@ def paired_difference(first: Scores, second: Scores, objective: Objective, *, se
         test, p = sign_flip.sign_flip(tasks, seed)
         low, high = sign_flip.interval(tasks)
         null_variance, variance = sign_flip.variances(tasks)
-        return PairedDifference(difference, low, high, p, test, items, discordant, null_variance, variance)
+        return PairedDifference(
+            difference=difference,
+            low=low,
+            high=high,
+            p=p,
+            test=test,
+            items=items,
+            discordant=discordant,
+            null_variance=null_variance,
+            variance=variance,
+        )
     if all(pair.kind in RECOMPUTED and pair.resamples for pair in pairs.values()):
         resampled = bootstrap.resample(pairs, first, objective, seed)
         if resampled.finite:
             low, high = resampled.interval()
             variance = resampled.variance
             return PairedDifference(
-                difference, low, high, resampled.p(), "paired bootstrap", items, discordant, variance, variance
+                difference=difference,
+                low=low,
+                high=high,
+                p=resampled.p(),
+                test="paired bootstrap",
+                items=items,
+                discordant=discordant,
+                null_variance=variance,
+                variance=variance,
             )
-    return PairedDifference(difference, None, None, None, "none", items, discordant)
+    return PairedDifference(
+        difference=difference, low=None, high=None, p=None, test="none", items=items, discordant=discordant
+    )
 
 
 def subtract(first: float, second: float) -> float:
@@ -138,11 +158,11 @@ def _pair_task(task: str, first: TaskScores, second: TaskScores) -> TaskPair:
         kind = "mean"
     if kind in WEIGHTED and weights is None:
         kind = CUSTOM  # written before weights were stored: as unknown as any other
-    return TaskPair(kind, ours, theirs, weights)
+    return TaskPair(kind=kind, first=ours, second=theirs, weights=weights)
 
 
 def _positions(task: str, first: tuple[int, ...], second: tuple[int, ...]) -> list[int] | None:
-    """Where the second model has the items of the first; None where the order is the same."""
+    """Positions of the first model's items among those of the second; None where the order is the same."""
     if first == second and first:
         return None
     if set(first) != set(second) or not first or len(first) != len(second):
@@ -166,4 +186,4 @@ def _is_binary(pair: TaskPair) -> bool:
 def _discordance(pair: TaskPair, gain: float) -> Discordance:
     up, down = int(np.count_nonzero(pair.first > pair.second)), int(np.count_nonzero(pair.first < pair.second))
     wins, losses = (up, down) if gain > 0 else (down, up)
-    return Discordance(abs(gain) / pair.items, pair.items, wins, losses)
+    return Discordance(stake=abs(gain) / pair.items, items=pair.items, wins=wins, losses=losses)

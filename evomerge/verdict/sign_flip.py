@@ -1,4 +1,4 @@
-"""Tests and intervals for right and wrong answers: what counts is who is right where the other one is wrong.
+"""Tests and intervals for right and wrong answers, on the items that one of the two models alone has right.
 
 If winner and baseline were equally good, each discordant item would be as likely to favour the one as the other, so
 that the signs of the differences are fair coins. Where all items weigh the same that is McNemar's exact test; where
@@ -25,7 +25,7 @@ TESTS: Final = ("McNemar", "sign flip")
 _SAME: Final = 1e-9  # sums of stakes that differ by less, relatively, are ties
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Discordance:
     """The outcomes of one task, 0 or 1, of two models on the same items.
 
@@ -46,7 +46,7 @@ class Discordance:
 
 
 def difference(tasks: Sequence[Discordance]) -> float:
-    """Of the objective, first model − second."""
+    """The difference of the objective, first model − second."""
     return math.fsum(task.stake * (task.wins - task.losses) for task in tasks)
 
 
@@ -95,9 +95,9 @@ def interval(tasks: Sequence[Discordance], level: float = 0.95) -> tuple[float, 
 
 
 def variances(tasks: Sequence[Discordance]) -> tuple[float, float]:
-    """Of the difference of the objective: if the models were equally good, and as observed (Connor 1987, eq. 4)."""
+    """Variances of this difference: if the models were equally good, and as observed (Connor 1987, eq. 4)."""
     null = math.fsum(task.stake**2 * task.count for task in tasks)
-    drift = math.fsum(task.stake**2 * (task.wins - task.losses) ** 2 / task.items for task in tasks)
+    drift = math.fsum(task.stake**2 * (task.wins - task.losses) ** 2 / task.items for task in tasks)  # (eq. 4)
     return null, max(0.0, null - drift)
 
 
@@ -109,10 +109,10 @@ def _by_stake(tasks: Sequence[Discordance]) -> list[Discordance]:
         groups[known].append(task)
     return [
         Discordance(
-            stake,
-            sum(task.items for task in group),
-            sum(task.wins for task in group),
-            sum(task.losses for task in group),
+            stake=stake,
+            items=sum(task.items for task in group),
+            wins=sum(task.wins for task in group),
+            losses=sum(task.losses for task in group),
         )
         for stake, group in groups.items()
     ]

@@ -30,7 +30,7 @@ from evomerge.study.records import read_failures, read_records, read_scores
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.stored_search import StoredSearch, read_search, read_stored_spec
 from evomerge.verdict import read_digests, read_winner
-from evomerge.verdict.stored import read_verdict
+from evomerge.verdict.records import read_verdict
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = Path(__file__).parent / "schema-1"

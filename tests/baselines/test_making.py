@@ -20,7 +20,7 @@ from evomerge.search.run import Listener, run_baselines
 from evomerge.storage import attributes
 from evomerge.study.records import Records, read_records
 from evomerge.study.stored_search import read_search
-from evomerge.verdict.stored import read_verdict
+from evomerge.verdict.records import read_verdict
 
 MERGED = ["uniform-soup", "greedy-soup", "task-arithmetic", "ties", "dare-ties"]
 

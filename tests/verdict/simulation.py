@@ -67,10 +67,10 @@ def searched(
     held_out = answers(generator, [*baseline_edges, edge], items, discordant)
     return judge(
         OBJECTIVE,
-        Entrant("trial", as_scores(held_out[-1]), float(on_search[winner])),
+        Entrant(label="trial", held_out=as_scores(held_out[-1]), search=float(on_search[winner])),
         winner - known,
         [
-            Entrant(f"baseline {number}", as_scores(held_out[number]), float(on_search[number]))
+            Entrant(label=f"baseline {number}", held_out=as_scores(held_out[number]), search=float(on_search[number]))
             for number in range(known)
         ],
         trials=candidates,

@@ -29,18 +29,22 @@ def test_mcnemar_is_the_binomial_test(wins, losses):
 
 
 def test_tasks_whose_items_are_worth_the_same_are_one_mcnemar_test():
-    tasks = [Discordance(0.01, 50, 8, 2), Discordance(0.01, 50, 9, 4)]
+    tasks = [Discordance(stake=0.01, items=50, wins=8, losses=2), Discordance(stake=0.01, items=50, wins=9, losses=4)]
     assert sign_flip.sign_flip(tasks, seed=0) == ("McNemar", mcnemar(17, 6))
 
 
 @pytest.mark.parametrize(
     "tasks",
     [
-        [Discordance(0.02, 25, 4, 1), Discordance(0.01, 50, 5, 2)],
-        [Discordance(0.03, 25, 0, 3), Discordance(0.01, 50, 5, 2)],
-        [Discordance(1 / 7, 7, 3, 1), Discordance(1 / 11, 11, 2, 2), Discordance(1 / 13, 13, 4, 0)],
-        [Discordance(1 / 7, 7, 0, 0), Discordance(1 / 11, 11, 5, 1)],
-        [Discordance(1 / 7, 7, 1, 1), Discordance(1 / 11, 11, 1, 1)],
+        [Discordance(stake=0.02, items=25, wins=4, losses=1), Discordance(stake=0.01, items=50, wins=5, losses=2)],
+        [Discordance(stake=0.03, items=25, wins=0, losses=3), Discordance(stake=0.01, items=50, wins=5, losses=2)],
+        [
+            Discordance(stake=1 / 7, items=7, wins=3, losses=1),
+            Discordance(stake=1 / 11, items=11, wins=2, losses=2),
+            Discordance(stake=1 / 13, items=13, wins=4, losses=0),
+        ],
+        [Discordance(stake=1 / 7, items=7, wins=0, losses=0), Discordance(stake=1 / 11, items=11, wins=5, losses=1)],
+        [Discordance(stake=1 / 7, items=7, wins=1, losses=1), Discordance(stake=1 / 11, items=11, wins=1, losses=1)],
     ],
 )
 def test_items_of_unequal_worth_are_all_combinations_of_coins(tasks):
@@ -50,7 +54,7 @@ def test_items_of_unequal_worth_are_all_combinations_of_coins(tasks):
 
 
 def test_many_combinations_are_sampled_to_nearly_the_same_p(monkeypatch):
-    tasks = [Discordance(1 / items, items, items // 5, items // 8) for items in (90, 100, 110)]
+    tasks = [Discordance(stake=1 / items, items=items, wins=items // 5, losses=items // 8) for items in (90, 100, 110)]
     _, exact = sign_flip.sign_flip(tasks, seed=0)
     monkeypatch.setattr(sign_flip, "ENUMERATED", 1)
     _, sampled = sign_flip.sign_flip(tasks, seed=0)
@@ -61,9 +65,9 @@ def test_many_combinations_are_sampled_to_nearly_the_same_p(monkeypatch):
 
 def test_sampled_coins_are_never_all_against_and_the_same_for_the_same_seed(monkeypatch):
     monkeypatch.setattr(sign_flip, "ENUMERATED", 1)
-    tasks = [Discordance(1 / items, items, items // 2, 0) for items in (90, 100, 110)]
+    tasks = [Discordance(stake=1 / items, items=items, wins=items // 2, losses=0) for items in (90, 100, 110)]
     assert sign_flip.sign_flip(tasks, seed=1)[1] == 1 / (1 + sign_flip.DRAWS)
-    even = [Discordance(1 / items, items, items // 8, items // 9) for items in (90, 100, 110)]
+    even = [Discordance(stake=1 / items, items=items, wins=items // 8, losses=items // 9) for items in (90, 100, 110)]
     assert sign_flip.sign_flip(even, seed=1) == sign_flip.sign_flip(even, seed=1) != sign_flip.sign_flip(even, seed=2)
 
 
@@ -71,16 +75,16 @@ def test_the_interval_is_that_of_bonett_and_price():
     """Against their formula for one table: 20 and 8 discordant of 100 pairs."""
     wins, losses = 21 / 102, 9 / 102
     half = 1.959963985 * math.sqrt((wins + losses - (wins - losses) ** 2) / 102)
-    low, high = interval([Discordance(0.01, 100, 20, 8)])
+    low, high = interval([Discordance(stake=0.01, items=100, wins=20, losses=8)])
     assert low == pytest.approx(wins - losses - half)
     assert high == pytest.approx(wins - losses + half)
 
 
 def test_the_interval_has_a_width_where_nothing_differs_and_stays_where_differences_can_be():
-    low, high = interval([Discordance(0.01, 100, 0, 0)])
+    low, high = interval([Discordance(stake=0.01, items=100, wins=0, losses=0)])
     assert low == pytest.approx(-high)
     assert 0.02 < high < 0.03
-    assert interval([Discordance(1.0, 1, 1, 0)]) == (pytest.approx(-0.733, abs=1e-3), 1.0)
+    assert interval([Discordance(stake=1.0, items=1, wins=1, losses=0)]) == (pytest.approx(-0.733, abs=1e-3), 1.0)
 
 
 @pytest.mark.parametrize("sizes", [(30,), (200,), (25,) * 4, (20,) * 10, (30, 300)])
@@ -92,7 +96,7 @@ def test_the_interval_covers_the_truth_in_at_least_93_of_100_cases(sizes, discor
     covered = 0
     for _ in range(1000):
         tasks = [
-            Discordance(1 / len(sizes) / items, items, int(up), int(down))
+            Discordance(stake=1 / len(sizes) / items, items=items, wins=int(up), losses=int(down))
             for items, (up, down, _) in ((items, generator.multinomial(items, chances)) for items in sizes)
         ]
         low, high = interval(tasks)

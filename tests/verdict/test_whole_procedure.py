@@ -78,9 +78,11 @@ def noise_search(seed):
     trials = [{"a": (number + 0.5) / 60} for number in range(60)]
     values = [value(params, RECIPES[0]) for params in trials]
     winner = int(np.argmax(values))
-    best = Entrant(f"trial {winner}", score(trials[winner], RECIPES[0], "held_out"), values[winner])
+    best = Entrant(
+        label=f"trial {winner}", held_out=score(trials[winner], RECIPES[0], "held_out"), search=values[winner]
+    )
     baselines = [
-        Entrant(f"baseline {number}", score({}, recipe, "held_out"), value({}, recipe))
+        Entrant(label=f"baseline {number}", held_out=score({}, recipe, "held_out"), search=value({}, recipe))
         for number, recipe in enumerate(RECIPES[1:5])
     ]
     searched_on = sum(map(len, evaluator.split.parts["search"].values()))

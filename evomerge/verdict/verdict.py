@@ -1,4 +1,4 @@
-"""What the held-out items say of the winner: plain values, stored in the study as one JSON document."""
+"""The verdict on a winner by the held-out items: plain values, stored in the study as one JSON document."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from evomerge.errors import InvalidInput
 SCHEMA: Final = 1
 ALPHA: Final = 0.05
 
-Outcome = Literal["beats", "does not beat", "cannot be told"]
+VerdictWord = Literal["beats", "does not beat", "cannot be told"]
 Unit = Literal["points", "normalised points", "plain"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """The winner against one baseline on the same held-out items. Differences are winner − baseline, more is better.
 
@@ -27,12 +27,12 @@ class Comparison:
         stderr: standard error of the difference; None where no test could be made.
         p: two-sided; None where no test could be made.
         adjusted_p: p after Holm's correction over all comparisons of the verdict.
-        test: what p comes from: "McNemar", "sign flip", "paired bootstrap" or "none".
-        items: how many items were compared.
-        discordant: on how many of them the outcomes differ.
-        items_needed: how many items like these tell a difference of the observed size with 80 % power, tested at the
+        test: the test that gives p: "McNemar", "sign flip", "paired bootstrap" or "none".
+        items: number of items that were compared.
+        discordant: number of those whose outcomes differ.
+        items_needed: number of such items that shows a difference of the observed size with 80 % power, tested at the
             level at which this one was tested; None where the winner is not ahead or nothing could be tested.
-        outcome: what may be said.
+        outcome: the answer.
         search_difference: the same difference on the search items, None where it is not known.
     """
 
@@ -47,7 +47,7 @@ class Comparison:
     items: int
     discordant: int
     items_needed: int | None
-    outcome: Outcome
+    outcome: VerdictWord
     search_difference: float | None = None
 
     @property
@@ -56,7 +56,7 @@ class Comparison:
         return self.difference < 0 and self.adjusted_p is not None and self.adjusted_p < ALPHA
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Lead:
     """The winner's lead over the baseline that is best on the search items: there, and on the held-out items.
 
@@ -78,7 +78,7 @@ class Lead:
     by_chance: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """The comparison of the winner with the baselines on items that the search never saw.
 
@@ -93,11 +93,11 @@ class Verdict:
         luck: gap − reference gap.
         lead: over the baseline that is best on the search items; None without baselines scored there.
         comparisons: one per baseline, in the order given.
-        items: how many held-out items were compared.
-        looks: how often a winner has been compared on these items, this time included.
+        items: number of held-out items that were compared.
+        looks: number of comparisons of a winner on these items, this one included.
         unit: how differences are shown: "points" (hundredths of scores between 0 and 1), "normalised points"
             (hundredths of the way from the sources' worst to their best) or "plain".
-        sentence: all this in plain words.
+        sentence: the same in plain words.
     """
 
     winner: str

@@ -11,7 +11,7 @@ from evomerge.errors import InvalidInput
 from evomerge.evaluation.evaluator import Scores, TaskScores
 from evomerge.objective import Objective
 from evomerge.verdict import Entrant, Verdict, compare, judge, markdown
-from evomerge.verdict.holm import adjust, ranks
+from evomerge.verdict.holm import adjust, multipliers
 
 
 def paired(wins, losses, items=1000, right=500):
@@ -27,16 +27,16 @@ def baseline(label, wins, losses, search=None):
     theirs = outcomes.copy()
     theirs[right[:wins]] = False
     theirs[wrong[:losses]] = True
-    return Entrant(label, as_scores(theirs), search)
+    return Entrant(label=label, held_out=as_scores(theirs), search=search)
 
 
 WINNER = as_scores(np.arange(1000) % 2 == 0)
-AHEAD = Entrant("trial 41", WINNER, 0.58)
+AHEAD = Entrant(label="trial 41", held_out=WINNER, search=0.58)
 
 
 def test_holm_is_the_example_worked_by_hand():
     assert adjust([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert ranks([0.01, 0.04, 0.03, 0.005]) == [3, 1, 2, 4]
+    assert multipliers([0.01, 0.04, 0.03, 0.005]) == [3, 1, 2, 4]
     assert adjust([0.6, 0.7]) == [1.0, 1.0]
     assert adjust([]) == []
 
@@ -143,7 +143,12 @@ def test_what_luck_gives_the_best_of_m_is_what_the_simulation_shows():
     lead = float(np.quantile(leads, 0.9))
     first, second = paired(101, 99)
     verdict = judge(
-        OBJECTIVE, Entrant("w", first, 0.5 + lead), 1, [Entrant("b", second, 0.5)], trials=20, search_items=400
+        OBJECTIVE,
+        Entrant(label="w", held_out=first, search=0.5 + lead),
+        1,
+        [Entrant(label="b", held_out=second, search=0.5)],
+        trials=20,
+        search_items=400,
     )
     assert 0.1 <= verdict.lead.by_chance <= 0.3  # 0.1 is the truth; leads over one baseline are not independent
 
@@ -158,7 +163,10 @@ def test_a_search_that_found_nothing_better_says_so():
 
 
 def test_luck_is_the_gap_beyond_that_of_rows_that_the_search_did_not_choose():
-    sources = [Entrant("base", as_scores(np.arange(1000) < 300), 0.35), Entrant("unseen", WINNER)]
+    sources = [
+        Entrant(label="base", held_out=as_scores(np.arange(1000) < 300), search=0.35),
+        Entrant(label="unseen", held_out=WINNER),
+    ]
     verdict = judge(OBJECTIVE, AHEAD, 41, [baseline("uniform-soup", 100, 70, 0.48)], sources)
     assert verdict.gap == pytest.approx(0.08)
     assert verdict.reference_gap == pytest.approx((0.01 + 0.05) / 2)
@@ -178,14 +186,14 @@ def test_a_baseline_that_was_picked_for_its_search_value_is_no_measure_of_luck()
 
 
 def test_without_baselines_nothing_is_claimed():
-    verdict = judge(OBJECTIVE, Entrant("trial 3", WINNER), 3, [])
+    verdict = judge(OBJECTIVE, Entrant(label="trial 3", held_out=WINNER), 3, [])
     assert (verdict.comparisons, verdict.lead, verdict.gap, verdict.luck) == ((), None, None, None)
     assert "was compared with nothing" in verdict.sentence
     assert "## Verdict" in markdown(verdict)
 
 
 def test_a_baseline_with_the_winners_recipe_has_the_same_outcomes():
-    verdict = judge(OBJECTIVE, AHEAD, 41, [Entrant("uniform-soup", WINNER, 0.58)])
+    verdict = judge(OBJECTIVE, AHEAD, 41, [Entrant(label="uniform-soup", held_out=WINNER, search=0.58)])
     assert verdict.comparisons[0].outcome == "does not beat"
     assert "has the same outcomes as uniform-soup on every item" in verdict.sentence
 
@@ -194,7 +202,12 @@ def test_a_comparison_that_no_test_fits_is_said_to_have_none():
     def own(value, outcomes):
         return Scores({"task": TaskScores("f1", True, (0, 1), outcomes, value, None)}, {})
 
-    verdict = judge(OBJECTIVE, Entrant("trial 1", own(0.9, (1.0, 0.5))), 1, [Entrant("soup", own(0.5, (0.5, 0.6)))])
+    verdict = judge(
+        OBJECTIVE,
+        Entrant(label="trial 1", held_out=own(0.9, (1.0, 0.5))),
+        1,
+        [Entrant(label="soup", held_out=own(0.5, (0.5, 0.6)))],
+    )
     assert verdict.comparisons[0].outcome == "cannot be told"
     assert verdict.sentence == (
         "The best merge found (trial 1) is ahead of soup, but no paired test can be made there."
@@ -215,7 +228,12 @@ def test_points_are_hundredths_of_shares_or_of_the_sources_range_and_perplexitie
         )
         for value, last in ((8.0, -2.1), (9.5, -2.9))
     ]
-    plain = judge(OBJECTIVE, Entrant("trial 1", perplexities[0], -7.0), 1, [Entrant("soup", perplexities[1], -9.25)])
+    plain = judge(
+        OBJECTIVE,
+        Entrant(label="trial 1", held_out=perplexities[0], search=-7.0),
+        1,
+        [Entrant(label="soup", held_out=perplexities[1], search=-9.25)],
+    )
     assert plain.unit == "plain"
     assert "lead of 2.25 over soup" in plain.sentence
     scaled = Objective("weighted_mean", {"task": 1.0}, {"task": (0.25, 0.75)})
@@ -228,7 +246,7 @@ def test_points_are_hundredths_of_shares_or_of_the_sources_range_and_perplexitie
 def test_the_verdict_survives_json():
     verdict = judge(OBJECTIVE, AHEAD, 41, [baseline("soup", 150, 50, 0.5), baseline("ties", 10, 50)], looks=2)
     assert Verdict.from_document(json.loads(json.dumps(verdict.to_document(), allow_nan=False))) == verdict
-    bare = judge(OBJECTIVE, Entrant("trial 3", WINNER), 3, [])
+    bare = judge(OBJECTIVE, Entrant(label="trial 3", held_out=WINNER), 3, [])
     assert Verdict.from_document(json.loads(json.dumps(bare.to_document(), allow_nan=False))) == bare
     with pytest.raises(InvalidInput, match="schema 99"):
         Verdict.from_document({**verdict.to_document(), "schema": 99})
@@ -248,6 +266,6 @@ def test_the_note_is_a_table_with_one_row_per_baseline():
 
 def test_a_baseline_with_other_items_and_two_of_one_name_are_refused():
     with pytest.raises(InvalidInput, match="needs the same items"):
-        judge(OBJECTIVE, AHEAD, 41, [Entrant("soup", as_scores(np.ones(10, bool)))])
+        judge(OBJECTIVE, AHEAD, 41, [Entrant(label="soup", held_out=as_scores(np.ones(10, bool)))])
     with pytest.raises(InvalidInput, match="two baselines are called 'soup'"):
         judge(OBJECTIVE, AHEAD, 41, [baseline("soup", 1, 2), baseline("soup", 2, 3)])

@@ -1,4 +1,4 @@
-"""The winner: named from the search items, before anything is scored on the held-out items."""
+"""Records of a study: the winner, named before any held-out item is scored, looks at these items, and the verdict."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from dataclasses import asdict, dataclass
 
 import optuna
 
-from evomerge.errors import StoppedByFailures
+from evomerge.errors import InvalidInput, StoppedByFailures
 from evomerge.jobs import TensorDigests
 from evomerge.recipe import Recipe
 from evomerge.storage import attributes
-from evomerge.storage.attributes import read_text
+from evomerge.storage.attributes import read_text, write_text
+from evomerge.study.dashboard import write_note
 from evomerge.study.search_study import SearchStudy
+from evomerge.verdict.sentences import markdown
+from evomerge.verdict.verdict import Verdict
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Winner:
-    """The trial that the search items name; `finished` trials were there to choose from."""
+    """The best trial on the search items, chosen from `finished` trials."""
 
     trial: int
     digest: str
@@ -35,26 +38,27 @@ def name_winner(search: SearchStudy) -> Winner:
     """Name the winner and store it, before any held-out item is scored.
 
     Raises:
-        StoppedByFailures: no trial has a score, so that there is nothing to name.
+        StoppedByFailures: no trial has a score.
     """
     best = search.best
     if best is None:
         raise StoppedByFailures("no trial has a score; there is no best merge to name")
     value, number = best
-    winner = Winner(number, search.trials()[number].user_attrs[attributes.RECIPE], value, search.finished)
+    digest = search.trials()[number].user_attrs[attributes.RECIPE]
+    winner = Winner(trial=number, digest=digest, value=value, finished=search.finished)
     if read_winner(search.study.user_attrs) != winner:
         search.set(attributes.WINNER, asdict(winner))
     return winner
 
 
 def read_winner(attrs: dict[str, object]) -> Winner | None:
-    """The winner that a study names, None before there is one."""
+    """The winner of a study, None before there is one."""
     content = attrs.get(attributes.WINNER)
     return Winner(**content) if isinstance(content, dict) else None
 
 
 def note_look(search: SearchStudy, winner: Winner, recipes: Iterable[Recipe]) -> None:
-    """Record that the held-out items are looked at: for this winner, beside these merges. The same look counts once."""
+    """Record a comparison of this winner with these merges on the held-out items. The same one in a row counts once."""
     compared = hashlib.sha256(json.dumps(sorted(recipe.digest for recipe in recipes)).encode()).hexdigest()[:16]
     looks = list(search.study.user_attrs.get(attributes.LOOKS, []))
     if looks[-1:] != [[winner.trial, compared]]:
@@ -62,7 +66,7 @@ def note_look(search: SearchStudy, winner: Winner, recipes: Iterable[Recipe]) ->
 
 
 def store_digests(search: SearchStudy, winner: Winner, digests: TensorDigests) -> None:
-    """Keep the digest of every tensor of the winner as it was scored, for exports to be verified against."""
+    """Store the digest of every tensor of the winner as it was scored, to verify exports against."""
     content = {"trial": winner.trial, "device": digests.device, "tensors": dict(digests.tensors)}
     search.set_text(attributes.DIGESTS, json.dumps(content))
 
@@ -78,3 +82,18 @@ def read_digests(study: optuna.Study, trial: int) -> TensorDigests | None:
 def winning_recipe(search: SearchStudy, winner: Winner) -> Recipe:
     """The winner's recipe, rebuilt from its params and checked against the digest that was scored."""
     return search.recipe_of(search.trials()[winner.trial])
+
+
+def store_verdict(study: optuna.Study, verdict: Verdict) -> None:
+    """Replace the stored verdict, and the note that Optuna Dashboard shows beside it."""
+    write_text(study, attributes.VERDICT, json.dumps(verdict.to_document()))
+    write_note(study, markdown(verdict))
+
+
+def read_verdict(study: optuna.Study) -> Verdict | None:
+    """The stored verdict; None before there is one, and where a crash tore its writing."""
+    try:
+        text = read_text(study, attributes.VERDICT)
+    except InvalidInput:  # `evomerge run` writes it again
+        return None
+    return None if text is None else Verdict.from_document(json.loads(text))

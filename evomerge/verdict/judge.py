@@ -1,4 +1,4 @@
-"""The judgement: compares the winner with every baseline on the held-out items, and its lead with what is left of it.
+"""Compares the winner with every baseline on the held-out items, and its lead there with that on the search items.
 
 Nothing is chosen here: the winner was named from the search items, and the family of comparisons is the caller's.
 """
@@ -17,12 +17,12 @@ from evomerge.evaluation.evaluator import Scores
 from evomerge.objective import Objective
 from evomerge.seeding import derive
 from evomerge.verdict import holm
-from evomerge.verdict.comparison import ALPHA, Comparison, Lead, Outcome, Unit, Verdict
 from evomerge.verdict.paired import PairedDifference, paired_difference, subtract
-from evomerge.verdict.wording import sentence
+from evomerge.verdict.sentences import sentence
+from evomerge.verdict.verdict import ALPHA, Comparison, Lead, Unit, Verdict, VerdictWord
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entrant:
     """A row that has been scored on the held-out items.
 
@@ -61,9 +61,9 @@ def judge(
         baselines: what it is compared with: the family that the p-values are corrected for.
         sources: further rows; with those baselines that were not `chosen` they show how much easier or harder the
             held-out items are. A row that is among the baselines too counts once.
-        trials, search_items: among how many candidates the winner was chosen and on how many items; without them
-            it is not said what luck alone would give the best of them.
-        looks: how often a winner has been compared on these items, this time included.
+        trials, search_items: number of candidates that the winner was chosen from, and of items that it was chosen on;
+            without them the verdict does not say what luck alone would give the best of them.
+        looks: number of comparisons of a winner on these items, this one included.
         seed: key of resamples and sampled coins.
 
     Raises:
@@ -131,7 +131,7 @@ def compare(
     }
     tested = {label: each.p for label, each in found.items() if each.p is not None}
     adjusted = dict(zip(tested, holm.adjust(list(tested.values())), strict=True))
-    ranks = dict(zip(tested, holm.ranks(list(tested.values())), strict=True))
+    multipliers = dict(zip(tested, holm.multipliers(list(tested.values())), strict=True))
     known = search_differences or {}
     return tuple(
         Comparison(
@@ -145,7 +145,7 @@ def compare(
             test=each.test,
             items=each.items,
             discordant=each.discordant,
-            items_needed=each.items_needed(ALPHA / ranks[label]) if label in ranks else None,
+            items_needed=each.items_needed(ALPHA / multipliers[label]) if label in multipliers else None,
             outcome=_outcome(each, adjusted.get(label)),
             search_difference=known.get(label),
         )
@@ -153,21 +153,27 @@ def compare(
     )
 
 
-def _outcome(found: PairedDifference, adjusted_p: float | None) -> Outcome:
+def _outcome(found: PairedDifference, adjusted_p: float | None) -> VerdictWord:
     if found.difference <= 0:
         return "does not beat"
     return "beats" if adjusted_p is not None and adjusted_p < ALPHA else "cannot be told"
 
 
 def _lead(comparisons: Sequence[Comparison], trials: int | None, search_items: int | None) -> Lead | None:
-    """Over the baseline that is best on the search items, which is the one with the smallest lead there."""
+    """The lead over the baseline that is best on the search items: the smallest lead there."""
     known = [(each.search_difference, each) for each in comparisons if each.search_difference is not None]
     if not known:
         return None
     search, closest = min(known, key=lambda pair: pair[0])
     left = closest.difference
     luck = search > 0 and closest.outcome != "beats" and left < search / 2
-    return Lead(closest.baseline, search, left, luck, _by_chance(search, closest, trials, search_items))
+    return Lead(
+        baseline=closest.baseline,
+        search=search,
+        held_out=left,
+        luck=luck,
+        by_chance=_by_chance(search, closest, trials, search_items),
+    )
 
 
 def _by_chance(search: float, closest: Comparison, trials: int | None, search_items: int | None) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from evomerge.verdict.comparison import ALPHA, Comparison, Lead, Unit, Verdict
+from evomerge.verdict.verdict import ALPHA, Comparison, Lead, Unit, Verdict
 
 _MANY = 4  # baselines that are named one by one, where all fared the same
 _BEYOND = 10_000_000
