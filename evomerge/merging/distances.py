@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import InvalidInput
+from evomerge.merging.named_tensors import common_names
 from evomerge.merging.sums import ordered_sum
 from evomerge.merging.thresholds import kth_smallest_magnitude
 from evomerge.merging.ties import kept_rank
@@ -118,20 +119,5 @@ def _pairs(x: Vector, y: Vector) -> Iterator[Pair]:
 
 def _tensors(x: Vector, y: Vector) -> list[Pair]:
     """Corresponding tensors of both vectors, by sorted name."""
-    named = [_named(vector) for vector in (x, y)]
-    if alone := sorted(named[0].keys() ^ named[1].keys()):
-        raise InvalidInput(f"two vectors with the same tensor names are compared; only one has {', '.join(alone[:5])}")
-    pairs = [(named[0][name], named[1][name]) for name in sorted(named[0])]
-    for name, (one, other) in zip(sorted(named[0]), pairs, strict=True):
-        if one.shape != other.shape:
-            raise InvalidInput(f"tensor {name!r} has shapes {tuple(one.shape)} and {tuple(other.shape)}")
-    return pairs
-
-
-def _named(vector: Vector) -> Mapping[str, Tensor]:
-    named = vector if isinstance(vector, Mapping) else {"": vector}
-    for name, tensor in named.items():
-        if not isinstance(tensor, Tensor) or tensor.is_complex():
-            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise InvalidInput(f"a distance is taken between real tensors or mappings of them, but {name!r} is {kind}")
-    return named
+    one, other = (vector if isinstance(vector, Mapping) else {"": vector} for vector in (x, y))
+    return [(one[name], other[name]) for name in common_names([one, other])]

@@ -1,0 +1,151 @@
+"""EMR-Merging: one elected task vector for all tasks, and for each task a mask and a rescaler. arXiv 2405.17461.
+
+The result is not one model but one per task. With float64 inside, a single source comes back as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from evomerge.errors import unknown_name
+from evomerge.merging.group import Group, Piece
+from evomerge.merging.named_tensors import common_names
+from evomerge.merging.sums import ordered_sum
+
+RESCALERS = ("flat_sum", "tensor_mean")
+
+
+def merge_emr(group: Group) -> Iterator[tuple[str, Tensor]]:
+    """theta = theta_0 + s_i M_i uni, the reconstruction for task i; see `elect`, `mask` and `rescaler`.
+
+    The option `task` is i, counted from 0. The rescaler s_i is one number for the whole model.
+
+    Yields:
+        (name, merged tensor), each once, in the order of the group's names.
+    """
+    task = int(group.options["task"])
+    factor = _rescaler(_magnitudes(group, task), str(group.options["rescaler"]))
+
+    def kernel(piece: Piece) -> Tensor:
+        vectors = _task_vectors(piece)
+        elected = elected_vector(vectors)
+        return elected.mul_(agreement(vectors[task], elected)).mul_(factor).add_(piece.the_base)
+
+    for name in group.names:
+        yield name, group.merge(name, kernel)
+
+
+def elect(task_vectors: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The unified vector: per element the elected sign, times the largest magnitude among the values of that sign.
+
+        g = +1 where mean_i tau_i > 0, else -1        uni = g * max_i(|tau_i| [tau_i g > 0])
+
+    Args:
+        task_vectors: tau_i, source minus base, of each source as `{tensor name: tensor}`.
+
+    Returns:
+        New tensors with the names and dtypes of the first task vector.
+
+    Raises:
+        InvalidInput: no task vector, or different names or shapes.
+    """
+    common_names(task_vectors)
+    return {
+        name: elected_vector([vector[name].detach().double() for vector in task_vectors]).to(tensor.dtype)
+        for name, tensor in task_vectors[0].items()
+    }
+
+
+def mask(task_vector: Mapping[str, Tensor], elected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """M_i = [tau_i g > 0]: the elements of a task vector that have the elected sign, as boolean tensors.
+
+    Args:
+        elected: from `elect`.
+
+    Raises:
+        InvalidInput: different names or shapes.
+    """
+    common_names([task_vector, elected])
+    return {name: agreement(vector.detach(), elected[name].detach()) for name, vector in task_vector.items()}
+
+
+def rescaler(task_vector: Mapping[str, Tensor], elected: Mapping[str, Tensor], rule: str = "flat_sum") -> float:
+    """s_i = sum |tau_i| / sum |M_i uni|: restores the mean magnitude of a task vector. 0 where nothing agrees.
+
+    Args:
+        elected: from `elect`.
+        rule: `flat_sum`, sums over all elements of the model; or `tensor_mean`, sums over tensors of their means, so
+            that a bias counts as much as a matrix.
+
+    Raises:
+        InvalidInput: an unknown rule, or different names or shapes.
+    """
+    common_names([task_vector, elected])
+    if rule not in RESCALERS:
+        raise unknown_name("rescaler", str(rule), RESCALERS)
+    pairs = ((vector.detach().double(), elected[name].detach().double()) for name, vector in task_vector.items())
+    return _rescaler([_Magnitudes.of([pair]) for pair in pairs], rule)
+
+
+def elected_vector(vectors: Sequence[Tensor]) -> Tensor:
+    """`elect` for one tensor of each source, all of one shape and dtype; in new memory."""
+    total = vectors[0].clone()
+    for vector in vectors[1:]:
+        total += vector
+    sign = (total > 0).to(total.dtype).mul_(2).sub_(1)
+    largest = torch.zeros_like(total)
+    for vector in vectors:
+        torch.maximum(largest, vector * sign, out=largest)
+    return largest.mul_(sign).add_(0.0)  # a zero of either sign becomes +0
+
+
+def agreement(vector: Tensor, elected: Tensor) -> Tensor:
+    """`mask` for one tensor. Signs are compared: the product of two small values would be 0."""
+    return (vector.sign() == elected.sign()) & (vector != 0)
+
+
+class _Magnitudes(NamedTuple):
+    """Sums over one tensor of one source."""
+
+    elements: int
+    own: float  # sum |tau_i|
+    reconstructed: float  # sum |M_i uni|
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[Tensor, Tensor]]) -> _Magnitudes:
+        """Of pieces of a task vector and of the elected vector, in float64."""
+        elements, own, reconstructed = 0, 0.0, 0.0
+        for vector, elected in pairs:
+            elements += vector.numel()
+            own += ordered_sum([vector.abs()])
+            reconstructed += ordered_sum([elected.abs().mul_(agreement(vector, elected))])
+        return cls(elements, own, reconstructed)
+
+
+def _magnitudes(group: Group, task: int) -> list[_Magnitudes]:
+    """Of every tensor that the rescaler of a task extends over."""
+
+    def pairs(name: str) -> Iterator[tuple[Tensor, Tensor]]:
+        for piece in group.pieces(name):
+            vectors = _task_vectors(piece)
+            yield vectors[task], elected_vector(vectors)
+
+    return [_Magnitudes.of(pairs(name)) for name in sorted(group.scope_names)]
+
+
+def _rescaler(tensors: Iterable[_Magnitudes], rule: str) -> float:
+    own, reconstructed = 0.0, 0.0
+    for each in tensors:
+        divisor = 1 if rule == "flat_sum" else max(1, each.elements)
+        own += each.own / divisor
+        reconstructed += each.reconstructed / divisor
+    return own / reconstructed if reconstructed > 0 else 0.0
+
+
+def _task_vectors(piece: Piece) -> list[Tensor]:
+    base = piece.the_base.double()
+    return [source.double() - base for source in piece.sources]
