@@ -20,7 +20,7 @@ Four definitions of the authors differ in c and inter_i; tn_i = sign(tau_i) mm(A
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -88,33 +88,34 @@ def balanced_sum(
         competition: the range of max(beta_i, b_i).
     """
     merged, divisor = torch.zeros_like(vectors[0]), torch.zeros_like(vectors[0])
-    for source, vector in enumerate(vectors):
-        score = beta(source, vectors, variant, magnitudes)
+    for source, score in enumerate(betas(vectors, variant, magnitudes)):
         score = competition[source].scale(competition[source].clip(score))
         divisor += score
-        merged += score.mul_(_clipped(vector, magnitudes[source])).mul_(weights[source])
+        merged += score.mul_(_clipped(vectors[source], magnitudes[source])).mul_(weights[source])
     return merged.div_(divisor.clamp_(min=1e-12))
 
 
-def beta(source: int, vectors: Sequence[Tensor], variant: str, magnitudes: Sequence[Bounds]) -> Tensor:
-    """beta_i = exp(n mm(A_i)^2) inter_i of one source, up to a factor that mm() takes out again."""
+def betas(
+    vectors: Sequence[Tensor], variant: str, magnitudes: Sequence[Bounds], sources: Iterable[int] | None = None
+) -> Iterator[Tensor]:
+    """beta_i = exp(n mm(A_i)^2) inter_i of all or some sources, up to a factor that mm() takes out again."""
     n = len(vectors)
-    own = magnitudes[source].scale(magnitudes[source].clip(vectors[source].abs()))
-    # exp(89) is more than float32 holds.
-    within = (own.square_().mul_(n) - max(0, n - 64)).exp_()
-    return within.mul_(_between(source, vectors, variant, magnitudes))
+    rivals = (
+        vectors if variant in ("main", "nlp") else [_scaled(*each) for each in zip(vectors, magnitudes, strict=True)]
+    )
+    total = None if variant == "vision_es" else _sum(rivals)
+    for source in range(n) if sources is None else sources:
+        # exp(89) is more than float32 holds.
+        within = (_scaled(vectors[source], magnitudes[source]).square_().mul_(n) - max(0, n - 64)).exp_()
+        if total is None:
+            yield within.mul_(_sum([(rivals[source] * rival).tanh_() for rival in rivals]))
+        else:
+            yield within.mul_((vectors[source] * total).tanh_())
 
 
-def _between(source: int, vectors: Sequence[Tensor], variant: str, magnitudes: Sequence[Bounds]) -> Tensor:
-    """inter_i of one source."""
-    if variant in ("main", "nlp"):
-        return (vectors[source] * _sum(vectors)).tanh_()
-    scaled = [
-        bounds.scale(bounds.clip(tau.abs())).mul_(tau.sign()) for tau, bounds in zip(vectors, magnitudes, strict=True)
-    ]
-    if variant == "vision":
-        return (vectors[source] * _sum(scaled)).tanh_()
-    return _sum([(scaled[source] * other).tanh_() for other in scaled])
+def _scaled(vector: Tensor, bounds: Bounds) -> Tensor:
+    """tn_i = sign(tau_i) mm(A_i)."""
+    return bounds.scale(bounds.clip(vector.abs())).mul_(vector.sign())
 
 
 def _clipped(vector: Tensor, bounds: Bounds) -> Tensor:
@@ -167,7 +168,7 @@ def competition_bounds(group: Group, variant: str, magnitudes: Sequence[Bounds],
     def values(source: int) -> Iterator[Tensor]:
         for name in scope:
             for piece in group.pieces(name):
-                yield beta(source, piece.task_vectors(), variant, magnitudes)
+                yield from betas(piece.task_vectors(), variant, magnitudes, [source])
 
     def bounds(source: int) -> Bounds:
         rank = _rank(int(elements * (1 - density)), elements)
