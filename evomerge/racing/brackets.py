@@ -57,7 +57,7 @@ def bracket(settings: BracketSettings, trial: int) -> int:
     if settings.rule == "successive_halving":
         return 0
     most = len(_ladder(settings)) - 1
-    sizes = [math.ceil((most + 1) * settings.eta**above / (above + 1)) for above in range(most, -1, -1)]
+    sizes = [_starting(most, above, settings.eta) for above in range(most, -1, -1)]
     place = trial % sum(sizes)
     for skipped, size in enumerate(sizes):
         if place < size:
@@ -80,6 +80,36 @@ def goes_on(value: float, at_rung: Sequence[float], eta: int) -> bool:
         return False
     ranked = sorted((other for other in [*at_rung, value] if not math.isnan(other)), reverse=True)
     return value >= ranked[max(1, len(ranked) // eta) - 1]
+
+
+def smac_brackets(minimum: float, maximum: float, eta: int = 3) -> list[list[tuple[int, float]]]:
+    """The brackets of Hyperband as SMAC runs them: (configurations, items) from the first rung of each to its last.
+
+    Items are counted down from the maximum by eta and are not rounded, so that the lowest rung is seldom the minimum.
+    There are s_max + 1 brackets with s_max = ⌊log(maximum / minimum) / log(eta)⌋, from the longest to the single rung.
+    The quotient of logarithms is in floating point as there: a maximum of 243 times the minimum gives five brackets for
+    eta = 3, not six.
+
+    Raises:
+        InvalidInput: not 0 < minimum <= maximum, or eta below 2.
+    """
+    if isinstance(eta, bool) or not isinstance(eta, int) or eta < 2:
+        raise InvalidInput(f"eta must be an integer of 2 or more, but is {eta!r}")
+    if not 0 < minimum <= maximum < math.inf:
+        raise InvalidInput(f"items must satisfy 0 < minimum <= maximum, but minimum is {minimum} and maximum {maximum}")
+    most = math.floor(math.log(maximum / minimum) / math.log(eta))
+    return [
+        [
+            (_starting(most, above, eta) // eta**rung, maximum * float(eta) ** (rung - above))
+            for rung in range(above + 1)
+        ]
+        for above in range(most, -1, -1)
+    ]
+
+
+def _starting(most: int, above: int, eta: int) -> int:
+    """Configurations that start in the bracket with `above` rungs above its first: ⌈(s_max + 1) / (s + 1) · eta^s⌉."""
+    return math.ceil((most + 1) * int(eta**above) / (above + 1))
 
 
 def _ladder(settings: BracketSettings) -> tuple[int, ...]:

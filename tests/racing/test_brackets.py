@@ -6,6 +6,7 @@ import pytest
 
 from evomerge.errors import InvalidInput
 from evomerge.racing import BracketSettings, bracket, goes_on, rungs
+from evomerge.racing.brackets import smac_brackets
 
 PAPER = BracketSettings(total=81, minimum=1, eta=3, rule="hyperband")
 
@@ -58,3 +59,32 @@ def test_while_few_got_there_the_best_goes_on():
 def test_settings_that_make_no_ladder_are_refused(arguments, message):
     with pytest.raises(InvalidInput, match=message):
         BracketSettings(total=100, **arguments)
+
+
+def test_smac_counts_the_items_down_from_the_maximum():
+    """The published brackets of LFS and DIS: 22 configurations and 8667 items per sweep."""
+    brackets = smac_brackets(100, 1000)
+    assert brackets == [
+        [(9, pytest.approx(1000 / 9)), (3, pytest.approx(1000 / 3)), (1, 1000.0)],
+        [(5, pytest.approx(1000 / 3)), (1, 1000.0)],
+        [(3, 1000.0)],
+    ]
+    assert sum(count for bracket in brackets for count, _ in bracket) == 22
+    assert round(sum(count * items for bracket in brackets for count, items in bracket)) == 8667
+
+
+def test_smac_has_the_brackets_of_the_paper_where_eta_divides_the_budget():
+    brackets = smac_brackets(1, 81)
+    assert [bracket[0] for bracket in brackets] == [(81, 1.0), (34, 3.0), (15, 9.0), (8, 27.0), (5, 81.0)]
+    assert brackets[0] == [(81, 1.0), (27, 3.0), (9, 9.0), (3, 27.0), (1, 81.0)]
+
+
+def test_smac_has_one_rung_where_minimum_and_maximum_are_near():
+    assert smac_brackets(10, 29) == [[(1, 29.0)]]
+    assert smac_brackets(10, 10, eta=2) == [[(1, 10.0)]]
+
+
+@pytest.mark.parametrize("arguments", [(0, 10), (11, 10), (1, float("inf")), (1, 10, 1), (1, 10, 2.5)])
+def test_smac_brackets_that_do_not_exist_are_refused(arguments):
+    with pytest.raises(InvalidInput):
+        smac_brackets(*arguments)
