@@ -34,8 +34,8 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge import load_spec, run_search
-from evomerge.bank import WeightBank, fused, passes
-from evomerge.bank.fused import KernelKind
+from evomerge.bank import WeightBank, fused_rule, kernels
+from evomerge.bank.kernels import KernelKind
 from evomerge.baselines import source_rows
 from evomerge.engine.live_state import LiveState
 from evomerge.errors import EvomergeError, InvalidInput
@@ -107,8 +107,8 @@ def _compiling() -> Iterator[None]:
         process.wait()
         return process
 
-    start = fused._start_compiling
-    with patch.object(fused, "_start_compiling", compile_and_wait), patch.object(passes, "WORTH_COMPILING", 0):
+    start = kernels._start_compiling
+    with patch.object(kernels, "_start_compiling", compile_and_wait), patch.object(fused_rule, "WORTH_COMPILING", 0):
         yield
 
 

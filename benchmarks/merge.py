@@ -15,10 +15,10 @@ import torch
 from machine import arguments, interleaved, progress, report
 from torch import Tensor
 
-from evomerge.bank.fused import Kernels
-from evomerge.bank.passes import Kept, fused_rule
-from evomerge.bank.thresholds import ThresholdTables
-from evomerge.merging.group import Group
+from evomerge.bank.fused_rule import SourceCache, fuse_rule
+from evomerge.bank.kernels import Kernels
+from evomerge.bank.threshold_tables import ThresholdTables
+from evomerge.merging import RuleTensors
 from evomerge.methods import resolve_options, resolve_parameters
 
 EXPERTS = 4
@@ -101,12 +101,19 @@ def fused_side(
     method, options = CASES[case]
     given: dict[str, dict[str, Any]] = {"ties": {"density": DENSITY}, "dare_ties": {"drop_rate": 0.5}}
     parameters = resolve_parameters(method, given.get(method, {}), len(sources))
-    tables, kept, waiting = ThresholdTables(base, sources), Kept(), _Waiting(kernels)
+    tables, cache, waiting = ThresholdTables(base, sources), SourceCache(), _Waiting(kernels)
 
     def write(live: dict[str, Tensor]) -> None:
         resolved = resolve_options(method, options)
-        group = Group(tuple(base), base, tuple(sources), parameters, resolved, 0, tables, tuple(base))
-        rule = fused_rule(method, group, waiting, torch.bfloat16, kernels.device, kept)
+        tensors = RuleTensors(
+            names=tuple(base),
+            base=base,
+            sources=tuple(sources),
+            parameters=parameters,
+            options=resolved,
+            thresholds=tables,
+        )
+        rule = fuse_rule(method, tensors, kernels=waiting, dtype=torch.bfloat16, device=kernels.device, cache=cache)
         if rule is None:
             raise SystemExit(f"{method} cannot be compiled here")
         rule.write(live)

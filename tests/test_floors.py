@@ -85,7 +85,11 @@ def test_no_import_of_the_package_runs_upward():
         ("search/run.py", "def late():\n    import evomerge as house", ["evomerge"]),
         ("shipped.py", "import evomerge.search.run", ["evomerge.search.run"]),
         ("storage/lock.py", "from evomerge.study.trials import best_trials", ["evomerge.study.trials"]),
-        ("bank/passes.py", "from evomerge.errors import InvalidInput\nfrom evomerge.bank.memory import MemoryNeed", []),
+        (
+            "bank/fused_rule.py",
+            "from evomerge.errors import InvalidInput\nfrom evomerge.bank.memory import MemoryNeed",
+            [],
+        ),
         ("cli.py", "from evomerge import __version__", []),
         ("__init__.py", "from evomerge.search.run import run_search", []),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,18 +11,17 @@ from typing import Any
 
 import torch
 
-from evomerge.bank.fused import Kernels
+from evomerge.bank.file_guard import FileGuard
+from evomerge.bank.fused_rule import FusedRule, SourceCache, fuse_rule
+from evomerge.bank.kernels import Kernels
 from evomerge.bank.memory import memory_need, total_memory
-from evomerge.bank.passes import FusedRule, Kept, fused_rule
 from evomerge.bank.placement import Machine, place_sources, placed, this_machine
-from evomerge.bank.source_files import SourceFiles
-from evomerge.bank.thresholds import ThresholdTables
+from evomerge.bank.recipe_tensors import RecipeTensors
+from evomerge.bank.threshold_tables import ThresholdTables
 from evomerge.checkpoints import Source, load_skeleton, open_source, tensor_digest
-from evomerge.checkpoints.recipe_files import load_tensors
 from evomerge.engine.live_state import LiveState
 from evomerge.errors import InvalidInput, MergeError
-from evomerge.merging import merge_group
-from evomerge.merging.group import Group
+from evomerge.merging import RuleTensors, merge_rule
 from evomerge.methods import method_info
 from evomerge.recipe import SEMANTICS_VERSION, ModelRef, Recipe, Rule
 
@@ -82,18 +80,17 @@ class WeightBank:
         self._weights = {
             source.ref.name: placed(_mapped(source), self.placement.place, device) for source in (base, *experts)
         }
-        self._source_files = SourceFiles((base, *experts))
+        self._file_guard = FileGuard((base, *experts))
         self._fingerprints = {source.ref.name: source.ref.fingerprint for source in (base, *experts)}
         self._mergeable = tuple(entry.name for entry in base.catalogue.mergeable)
         self._tables: dict[tuple[str, ...], ThresholdTables] = {}
         self._kernels = kernels or Kernels(device)
-        self._kept: dict[tuple[str, ...], Kept] = defaultdict(Kept)
+        self._caches: dict[tuple[str, ...], SourceCache] = defaultdict(SourceCache)
         self._model: Any = None
         self._state: LiveState | None = None
         self._live: dict[str, torch.Tensor] = {}
         self._written: dict[str, str] = {}
-        self._recipe_files = files
-        self._loaded: dict[str, tuple[dict[str, torch.Tensor], dict[str, str]]] = {}
+        self._recipe_tensors = RecipeTensors(files, device)
 
     def materialize(self, recipe: Recipe) -> Any:
         """The live model with the recipe's weights. It is the same object every time: use it before the next call.
@@ -210,52 +207,30 @@ class WeightBank:
 
     def _fused(self, rule: Rule, recipe: Recipe) -> FusedRule | None:
         """The rule compiled to one pass per tensor, where that can be had now."""
-        group = Group(
-            rule.tensors,
-            self._weights[recipe.base.name],
-            tuple(self._weights[name] for name in rule.sources),
-            rule.parameters,
-            rule.options,
-            recipe.seed,
-            self._thresholds(rule.sources),
-            self._mergeable,
+        return fuse_rule(
+            rule.method,
+            self._rule_tensors(rule, recipe),
+            kernels=self._kernels,
+            dtype=self.dtype,
+            device=self.device,
+            cache=self._caches[rule.sources],
         )
-        return fused_rule(rule.method, group, self._kernels, self.dtype, self.device, self._kept[rule.sources])
 
     def _merge(self, rule: Rule, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
-        return merge_group(
-            rule.method,
-            rule.tensors,
-            self._weights[recipe.base.name],
-            [self._weights[name] for name in rule.sources],
-            {**rule.parameters, **self._tensors(rule, recipe)},
-            rule.options,
+        return merge_rule(rule.method, self._rule_tensors(rule, recipe))
+
+    def _rule_tensors(self, rule: Rule, recipe: Recipe) -> RuleTensors:
+        return RuleTensors(
+            names=rule.tensors,
+            base=self._weights[recipe.base.name],
+            sources=tuple(self._weights[name] for name in rule.sources),
+            parameters={**rule.parameters, **self._recipe_tensors.parameters(rule, recipe)},
+            options=rule.options,
             seed=recipe.seed,
             thresholds=self._thresholds(rule.sources),
             scope_names=self._mergeable,
+            statistics=self._recipe_tensors.statistics(rule, recipe),
         )
-
-    def _tensors(self, rule: Rule, recipe: Recipe) -> dict[str, list[dict[str, torch.Tensor]]]:
-        """The parameters of the rule that are tensors: for each source its rows of every tensor in the file."""
-        return {each.name: self._by_source(each.name, rule, recipe) for each in method_info(rule.method).tensors}
-
-    def _by_source(self, role: str, rule: Rule, recipe: Recipe) -> list[dict[str, torch.Tensor]]:
-        digest = recipe.files.get(role)
-        if digest is None or self._recipe_files is None:
-            raise InvalidInput(
-                f"a rule with {rule.method} needs a file of {role}, but "
-                + ("the recipe names none" if digest is None else "this bank has no folder of files; give `files`")
-            )
-        if digest not in self._loaded:
-            tensors, metadata = load_tensors(self._recipe_files, digest)
-            self._loaded[digest] = {name: each.to(self.device) for name, each in tensors.items()}, metadata
-        tensors, metadata = self._loaded[digest]
-        described = {"phi": rule.options.get("phi"), "sources": json.dumps(list(rule.sources))}
-        if metadata != described or any(len(tensors.get(name, ())) != len(rule.sources) for name in rule.tensors):
-            raise InvalidInput(
-                f"the file of {role} {digest} belongs to another rule: it is for {metadata}, the rule is {described}"
-            )
-        return [{name: tensors[name][index] for name in rule.tensors} for index in range(len(rule.sources))]
 
     def _thresholds(self, sources: tuple[str, ...]) -> ThresholdTables:
         if sources not in self._tables:
@@ -264,7 +239,7 @@ class WeightBank:
         return self._tables[sources]
 
     def _check(self, recipe: Recipe) -> None:
-        self._source_files.check()
+        self._file_guard.check()
         if recipe.semantics != SEMANTICS_VERSION:
             raise InvalidInput(
                 f"the recipe was made with semantics version {recipe.semantics}, this is {SEMANTICS_VERSION}; "
@@ -292,6 +267,6 @@ def _mark(rule: Rule, recipe: Recipe) -> str:
     content: tuple[object, ...] = (
         rule.method, rule.sources, sorted(rule.parameters.items()), sorted(rule.options.items()), recipe.seed
     )  # fmt: skip
-    if method_info(rule.method).tensors:
+    if method_info(rule.method).roles:
         content += (sorted(recipe.files.items()),)
     return hashlib.sha256(repr((content, rule.tensors)).encode()).hexdigest()

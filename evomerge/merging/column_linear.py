@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import InvalidInput
-from evomerge.merging.group import CPU_PIECE, DEVICE_PIECE, Group
+from evomerge.merging.rule_tensors import CPU_PIECE, DEVICE_PIECE, RuleTensors
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ NONLINEARITIES: Mapping[str, NonLinearity] = {
 }  # fmt: skip
 
 
-def merge_column_linear(group: Group) -> Iterator[tuple[str, Tensor]]:
+def merge_column_linear(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
     """theta = sum_i phi(c_i) * theta_i, with c_i broadcast to the tensor (DAM, arXiv 2410.08371).
 
     Parameter `coefficients`: for each source, in source order, {tensor name: c_i}. A coefficient is a floating-point
@@ -55,25 +55,25 @@ def merge_column_linear(group: Group) -> Iterator[tuple[str, Tensor]]:
     coefficients give the bits of `linear` without the division by the sum.
 
     Yields:
-        (name, merged tensor), each once, in the order of the group's names.
+        (name, merged tensor), each once, in the order of the rule's names.
 
     Raises:
         InvalidInput: a tensor has no coefficient, or one that does not broadcast or is not finite.
     """
-    for name in group.names:
-        like = group.like(name)
-        merged = torch.empty(like.shape, dtype=group.dtype([name]), device=like.device)
-        _write(group, name, merged)
+    for name in tensors.names:
+        like = tensors.like(name)
+        merged = torch.empty(like.shape, dtype=tensors.dtype([name]), device=like.device)
+        _write(tensors, name, merged)
         yield name, merged
 
 
-def write_column_linear(group: Group, targets: Mapping[str, Tensor]) -> None:
+def write_column_linear(tensors: RuleTensors, targets: Mapping[str, Tensor]) -> None:
     """The same into tensors of any float dtype that are there already: the very bits that a cast of the merge gives.
 
     Nothing of the size of a tensor is made on the way, which counts where a merge is written at every step.
     """
-    for name in group.names:
-        _write(group, name, targets[name])
+    for name in tensors.names:
+        _write(tensors, name, targets[name])
 
 
 def apply(phi: str, coefficients: Tensor) -> Tensor:
@@ -93,12 +93,12 @@ def row_blocks(shape: tuple[int, ...], device: torch.device) -> Iterator[slice]:
         yield slice(start, min(start + rows, shape[0]))
 
 
-def _write(group: Group, name: str, target: Tensor) -> None:
-    device, dtype = target.device, group.dtype([name])
-    given, phi = group.per_source_tensors("coefficients"), str(group.options["phi"])
+def _write(tensors: RuleTensors, name: str, target: Tensor) -> None:
+    device, dtype = target.device, tensors.dtype([name])
+    given, phi = tensors.per_source_tensors("coefficients"), str(tensors.options["phi"])
     factors = [_factor(each, index, name, target.shape, phi) for index, each in enumerate(given)]
     shape = tuple(target.shape) or (1,)
-    weights = [source[name].detach().reshape(shape) for source in group.sources]
+    weights = [source[name].detach().reshape(shape) for source in tensors.sources]
     # Views with stride 0: no coefficient is ever written out to the size of its weight.
     spread = [factor.to(device, dtype).expand(shape) for factor in factors]
     rows = target.detach().view(shape)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from evomerge.errors import InvalidInput
 from evomerge.merging.named_tensors import common_names
+from evomerge.merging.order_statistics import kth_smallest_magnitude
 from evomerge.merging.sums import ordered_sum
-from evomerge.merging.thresholds import kth_smallest_magnitude
 from evomerge.merging.ties import kept_rank
 
 Vector = Tensor | Mapping[str, Tensor]

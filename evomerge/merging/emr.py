@@ -12,31 +12,31 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import unknown_name
-from evomerge.merging.group import Group, Piece
 from evomerge.merging.named_tensors import common_names
+from evomerge.merging.rule_tensors import Piece, RuleTensors
 from evomerge.merging.sums import ordered_sum
 
 RESCALERS = ("flat_sum", "tensor_mean")
 
 
-def merge_emr(group: Group) -> Iterator[tuple[str, Tensor]]:
+def merge_emr(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
     """theta = theta_0 + s_i M_i uni, the reconstruction for task i; see `elect`, `mask` and `rescaler`.
 
     The option `task` is i, counted from 0. The rescaler s_i is one number for the whole model.
 
     Yields:
-        (name, merged tensor), each once, in the order of the group's names.
+        (name, merged tensor), each once, in the order of the rule's names.
     """
-    task = int(group.options["task"])
-    factor = _rescaler(_magnitudes(group, task), str(group.options["rescaler"]))
+    task = int(tensors.options["task"])
+    factor = _rescaler(_magnitudes(tensors, task), str(tensors.options["rescaler"]))
 
     def kernel(piece: Piece) -> Tensor:
         vectors = _task_vectors(piece)
         elected = elected_vector(vectors)
         return elected.mul_(agreement(vectors[task], elected)).mul_(factor).add_(piece.the_base)
 
-    for name in group.names:
-        yield name, group.merge(name, kernel)
+    for name in tensors.names:
+        yield name, tensors.merge(name, kernel)
 
 
 def elect(task_vectors: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -126,15 +126,15 @@ class _Magnitudes(NamedTuple):
         return cls(elements, own, reconstructed)
 
 
-def _magnitudes(group: Group, task: int) -> list[_Magnitudes]:
+def _magnitudes(tensors: RuleTensors, task: int) -> list[_Magnitudes]:
     """Of every tensor that the rescaler of a task extends over."""
 
     def pairs(name: str) -> Iterator[tuple[Tensor, Tensor]]:
-        for piece in group.pieces(name):
+        for piece in tensors.pieces(name):
             vectors = _task_vectors(piece)
             yield vectors[task], elected_vector(vectors)
 
-    return [_Magnitudes.of(pairs(name)) for name in sorted(group.scope_names)]
+    return [_Magnitudes.of(pairs(name)) for name in tensors.whole_model]
 
 
 def _rescaler(tensors: Iterable[_Magnitudes], rule: str) -> float:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 
 from torch import Tensor
 
-from evomerge.merging.group import Group
+from evomerge.merging.plans import Formula, Plan, same_for_all
+from evomerge.merging.rule_tensors import RuleTensors
 
 
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -17,20 +18,31 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return total
 
 
-def merge_linear(group: Group) -> Iterator[tuple[str, Tensor]]:
+def merge_linear(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
     """theta = sum_i w_i theta_i / sum_i w_i, or without the divisor under `normalize: false`.
 
     Model soups, arXiv 2203.05482; with equal weights the uniform soup.
 
     Yields:
-        (name, merged tensor), each once, in the order of the group's names.
+        (name, merged tensor), each once, in the order of the rule's names.
 
     Raises:
         MergeError: `normalize` and the weights sum to zero.
     """
-    weights = group.per_source("weight")
-    if group.options["normalize"]:
-        total = group.normalisable(weights)
-        weights = tuple(weight / total for weight in weights)
-    for name in group.names:
-        yield name, group.merge(name, lambda piece: weighted_sum(piece.sources, weights))
+    weights = effective_weights(tensors)
+    for name in tensors.names:
+        yield name, tensors.merge(name, lambda piece: weighted_sum(piece.sources, weights))
+
+
+def plan_linear(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
+    """The formula of `merge_linear`."""
+    return Plan(formula=Formula(kind="average"), factors=same_for_all(effective_weights(tensors)))
+
+
+def effective_weights(tensors: RuleTensors) -> tuple[float, ...]:
+    """The factor of each source or task vector: w_i, divided by their sum under `normalize: true`."""
+    weights = tensors.per_source("weight")
+    if tensors.options["normalize"]:
+        total = tensors.normalisable(weights)
+        return tuple(weight / total for weight in weights)
+    return weights

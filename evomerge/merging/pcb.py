@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import MergeError
-from evomerge.merging.group import Group, Piece
-from evomerge.merging.thresholds import kth_smallest_magnitude
+from evomerge.merging.order_statistics import kth_smallest_magnitude
+from evomerge.merging.rule_tensors import Piece, RuleTensors
 
 CLIPPED_SHARE = {"main": 1e-4, "nlp": 1e-2, "vision": 1e-2, "vision_es": 1e-2}
 
@@ -51,26 +51,26 @@ class Bounds(NamedTuple):
 EMPTY = Bounds(0.0, 0.0)
 
 
-def merge_pcb(group: Group) -> Iterator[tuple[str, Tensor]]:
+def merge_pcb(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
     """theta = theta_0 + the balanced task vectors, PCB-Merging, arXiv 2410.02396; see the head of this file.
 
     Yields:
-        (name, merged tensor), each once, in the order of the group's names.
+        (name, merged tensor), each once, in the order of the rule's names.
 
     Raises:
         MergeError: a task vector has values that are not finite. Clipping would hide them.
     """
-    variant, weights = str(group.options["variant"]), group.per_source("weight")
-    magnitudes = magnitude_bounds(group, CLIPPED_SHARE[variant])
-    competition = competition_bounds(group, variant, magnitudes, group.shared("density"))
+    variant, weights = str(tensors.options["variant"]), tensors.per_source("weight")
+    magnitudes = magnitude_bounds(tensors, CLIPPED_SHARE[variant])
+    competition = competition_bounds(tensors, variant, magnitudes, tensors.shared("density"))
 
     def kernel(piece: Piece) -> Tensor:
         vectors = piece.task_vectors()
         balanced = balanced_sum(vectors, weights, variant, magnitudes, competition)
         return balanced.add_(piece.the_base)
 
-    for name in group.names:
-        yield name, group.merge(name, kernel)
+    for name in tensors.names:
+        yield name, tensors.merge(name, kernel)
 
 
 def balanced_sum(
@@ -130,18 +130,18 @@ def _sum(tensors: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def magnitude_bounds(group: Group, share: float) -> tuple[Bounds, ...]:
+def magnitude_bounds(tensors: RuleTensors, share: float) -> tuple[Bounds, ...]:
     """The order statistics int(d c) and int(d (1 - c)) - 1 of |tau_i| over the whole model, for each source.
 
     Raises:
         MergeError: a task vector has values that are not finite.
     """
-    scope = sorted(group.scope_names)
-    elements, dtype = group.elements(scope), group.dtype(scope)
+    scope = tensors.whole_model
+    elements, dtype = tensors.elements(scope), tensors.dtype(scope)
 
     def magnitudes(source: int) -> Iterator[Tensor]:
         for name in scope:
-            for piece in group.pieces(name, [source]):
+            for piece in tensors.pieces(name, [source]):
                 magnitude = piece.task_vectors()[0].abs_()
                 if not bool(torch.isfinite(magnitude).all()):
                     raise MergeError(f"tensor {name!r} of a source or of the base has values that are not finite")
@@ -151,30 +151,32 @@ def magnitude_bounds(group: Group, share: float) -> tuple[Bounds, ...]:
         return kth_smallest_magnitude(lambda: magnitudes(source), _rank(index, elements), dtype)
 
     low, high = int(elements * share), int(elements * (1 - share)) - 1
-    sources = range(len(group.sources))
+    sources = range(len(tensors.sources))
     return tuple(Bounds(at(source, low), at(source, high)) if elements else EMPTY for source in sources)
 
 
-def competition_bounds(group: Group, variant: str, magnitudes: Sequence[Bounds], density: float) -> tuple[Bounds, ...]:
+def competition_bounds(
+    tensors: RuleTensors, variant: str, magnitudes: Sequence[Bounds], density: float
+) -> tuple[Bounds, ...]:
     """b_i, the order statistic int(d (1 - r)) of beta_i over the whole model, and the largest beta_i, for each source.
 
     Args:
         magnitudes: from `magnitude_bounds`.
         density: r.
     """
-    scope = sorted(group.scope_names)
-    elements, dtype = group.elements(scope), group.dtype(scope)
+    scope = tensors.whole_model
+    elements, dtype = tensors.elements(scope), tensors.dtype(scope)
 
     def values(source: int) -> Iterator[Tensor]:
         for name in scope:
-            for piece in group.pieces(name):
+            for piece in tensors.pieces(name):
                 yield from betas(piece.task_vectors(), variant, magnitudes, [source])
 
     def bounds(source: int) -> Bounds:
         rank = _rank(int(elements * (1 - density)), elements)
         return Bounds(*_kth_smallest_and_largest(lambda: values(source), rank, dtype))
 
-    return tuple(bounds(source) if elements else EMPTY for source in range(len(group.sources)))
+    return tuple(bounds(source) if elements else EMPTY for source in range(len(tensors.sources)))
 
 
 def _rank(index: int, elements: int) -> int:

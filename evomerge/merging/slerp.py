@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 
 from torch import Tensor
 
-from evomerge.merging.group import Group
 from evomerge.merging.linear import weighted_sum
+from evomerge.merging.plans import Factors, Formula, Plan
+from evomerge.merging.rule_tensors import RuleTensors
 from evomerge.merging.sums import ordered_sum
 
 DOT_THRESHOLD = 0.9995
 EPS = 1e-8
 
 
-def merge_slerp(group: Group) -> Iterator[tuple[str, Tensor]]:
+def merge_slerp(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
     """sin((1-t) phi)/sin(phi) A + sin(t phi)/sin(phi) B, with phi the angle between A and B as flattened tensors.
 
     Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985. A and B keep their norms. Where they are nearly
     parallel or antiparallel (|cos phi| > 0.9995) the result is (1-t) A + t B.
 
     Yields:
-        (name, merged tensor), each once, in the order of the group's names.
+        (name, merged tensor), each once, in the order of the rule's names.
     """
-    t = group.shared("t")
-    for name in group.names:
-        shares = slerp_shares(cosine(group, name), t)
-        yield name, group.merge(name, lambda piece, shares=shares: weighted_sum(piece.sources, shares))  # type: ignore[misc]
+    t = tensors.shared("t")
+    for name in tensors.names:
+        shares = slerp_shares(cosine(tensors, name), t)
+        yield name, tensors.merge(name, lambda piece, shares=shares: weighted_sum(piece.sources, shares))  # type: ignore[misc]
+
+
+def plan_slerp(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
+    """The formula of `merge_slerp`; the cosine of a tensor is computed at most once for a pair of sources."""
+    t = tensors.shared("t")
+
+    def factors(name: str) -> list[Factors]:
+        if name not in cosines:
+            cosines[name] = cosine(tensors, name)
+        return [Factors(share) for share in slerp_shares(cosines[name], t)]
+
+    return Plan(formula=Formula(kind="average"), factors=factors)
 
 
 def slerp_shares(cosine: float, t: float) -> tuple[float, float]:
@@ -38,11 +51,11 @@ def slerp_shares(cosine: float, t: float) -> tuple[float, float]:
     return math.sin((1 - t) * phi) / math.sin(phi), math.sin(t * phi) / math.sin(phi)
 
 
-def cosine(group: Group, name: str) -> float:
+def cosine(tensors: RuleTensors, name: str) -> float:
     """<u, v> of the normalised tensors; a tensor whose norm is at most EPS stays as it is."""
 
     def inner(one: int, other: int) -> float:
-        pairs = (piece.sources for piece in group.pieces(name, [one, other]))
+        pairs = (piece.sources for piece in tensors.pieces(name, [one, other]))
         return ordered_sum(a.double() * b.double() for a, b in pairs)
 
     norms = [math.sqrt(inner(index, index)) for index in (0, 1)]

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from evomerge.catalogue import layer_of
 from evomerge.errors import InvalidInput, MergeError
-from evomerge.merging.merge import merge_group
-from evomerge.methods import OptionValue, method_info, validate
+from evomerge.merging.merge import merge_rule
+from evomerge.merging.rule_tensors import RuleTensors
+from evomerge.methods import OptionValue, resolve_statistics, validate
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -41,7 +42,8 @@ def merge_state_dicts(
         parameters: per-source values are lists in source order, and a number stands for all sources. A parameter that
             is tensors is a list of `{tensor name: tensor}`, likewise; of tied tensors the first name counts.
         options: semantics options, or `{"semantics": "mergekit"}` for mergekit's choices.
-        statistics: one `{name: tensor}` per source, for methods that need them.
+        statistics: one `{tensor name: tensor}` per source, in source order, for methods that take them; of tied tensors
+            the first name counts.
         seed: key of the random masks.
 
     Returns:
@@ -54,8 +56,7 @@ def merge_state_dicts(
     if isinstance(sources, Mapping):
         raise InvalidInput("sources is a list of state dicts, but got one state dict")
     resolved, chosen = validate(method, parameters, options, len(sources), has_base=base is not None)
-    if "statistics" not in method_info(method).needs and statistics is not None:
-        raise InvalidInput(f"{method} uses no statistics; leave them out")
+    measured = resolve_statistics(method, statistics, len(sources))
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise InvalidInput(f"seed must be an integer, but got {seed!r}")
     template = sources[0] if base is None else base
@@ -65,8 +66,17 @@ def merge_state_dicts(
     names = sorted({canonical[name] for name in template if template[name].is_floating_point()})
     merged: dict[str, Tensor] = {}
     for group in _groups(names, chosen):
-        tensors = merge_group(method, group, base, sources, resolved, chosen, seed=seed, scope_names=names)
-        for name, tensor in tensors:
+        tensors = RuleTensors(
+            names=tuple(group),
+            base=base,
+            sources=tuple(sources),
+            parameters=resolved,
+            options=chosen,
+            seed=seed,
+            scope_names=tuple(names),
+            statistics=measured,
+        )
+        for name, tensor in merge_rule(method, tensors):
             merged[name] = tensor.to(template[name].dtype)
     for name, tensor in merged.items():
         # Not every 8-bit float type knows isfinite.

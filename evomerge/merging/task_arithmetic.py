@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 
 from torch import Tensor
 
-from evomerge.merging.group import Group
-from evomerge.merging.linear import weighted_sum
+from evomerge.merging.linear import effective_weights, weighted_sum
+from evomerge.merging.plans import Formula, Plan, same_for_all
+from evomerge.merging.rule_tensors import RuleTensors
 
 
-def merge_task_arithmetic(group: Group) -> Iterator[tuple[str, Tensor]]:
+def merge_task_arithmetic(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
     """theta = theta_0 + sum_i lambda_i tau_i, with tau_i = theta_i - theta_0; lambda_i is the parameter `weight`.
 
     Editing models with task arithmetic, arXiv 2212.04089. Under `normalize: true` the sum is divided by sum_i lambda_i.
 
     Yields:
-        (name, merged tensor), each once, in the order of the group's names.
+        (name, merged tensor), each once, in the order of the rule's names.
 
     Raises:
         MergeError: `normalize` and the weights sum to zero.
     """
-    weights = task_weights(group)
-    for name in group.names:
-        yield name, group.merge(name, lambda piece: weighted_sum(piece.task_vectors(), weights).add_(piece.the_base))
+    weights = effective_weights(tensors)
+    for name in tensors.names:
+        yield name, tensors.merge(name, lambda piece: weighted_sum(piece.task_vectors(), weights).add_(piece.the_base))
 
 
-def task_weights(group: Group) -> tuple[float, ...]:
-    """The factor of each task vector."""
-    weights = group.per_source("weight")
-    if group.options["normalize"]:
-        total = group.normalisable(weights)
-        return tuple(weight / total for weight in weights)
-    return weights
+def plan_task_arithmetic(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
+    """The formula of `merge_task_arithmetic`."""
+    return Plan(formula=Formula(kind="sum"), factors=same_for_all(effective_weights(tensors)))

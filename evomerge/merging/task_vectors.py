@@ -1,4 +1,4 @@
-"""Task vectors of a group in pieces, as they stand or changed element by element."""
+"""Task vectors of a rule in pieces, as they stand or changed element by element."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from evomerge.merging.group import Group, Piece
+from evomerge.merging.rule_tensors import Piece, RuleTensors
 
 Change = Callable[[int, Tensor], Tensor]
 """(index of the first element, piece of a flattened task vector) -> the changed piece; may write into its argument."""
@@ -15,8 +15,10 @@ Change = Callable[[int, Tensor], Tensor]
 class TaskVectors:
     """tau_i = theta_i - theta_0 of each source, or what `change(source, tensor name)` makes of it (None: nothing)."""
 
-    def __init__(self, group: Group, change: Callable[[int, str], Change | None] = lambda source, name: None) -> None:
-        self._group = group
+    def __init__(
+        self, tensors: RuleTensors, change: Callable[[int, str], Change | None] = lambda source, name: None
+    ) -> None:
+        self._tensors = tensors
         self._change = change
 
     def of(self, name: str, piece: Piece) -> list[Tensor]:
@@ -25,7 +27,7 @@ class TaskVectors:
 
     def pieces(self, source: int, name: str) -> Iterator[Tensor]:
         """The vector of one source in element order."""
-        for piece in self._group.pieces(name, [source]):
+        for piece in self._tensors.pieces(name, [source]):
             yield self._changed(source, name, piece.start, piece.task_vectors()[0])
 
     def _changed(self, source: int, name: str, start: int, task_vector: Tensor) -> Tensor:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
 import torch
 from torch import Tensor
 
-from evomerge.merging.group import Group, Piece
+from evomerge.merging.dropping import Drop
+from evomerge.merging.order_statistics import KEEP_ALL, CountedThresholds, Cut, trim
+from evomerge.merging.plans import Factors, Formula, Plan
+from evomerge.merging.rule_tensors import Piece, RuleTensors
 from evomerge.merging.task_vectors import TaskVectors
-from evomerge.merging.thresholds import KEEP_ALL, CountedThresholds, Cut, trim
 
 Lookup = Callable[[int, tuple[str, ...], int], float | None]
 """(source, scope, k) -> the k-th smallest magnitude of the vectors to be trimmed, or None where it must be counted."""
 
 
-def merge_ties(group: Group) -> Iterator[tuple[str, Tensor]]:
+def merge_ties(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
     """theta = theta_0 + lambda * merged(trimmed tau_i), TIES-Merging, arXiv 2306.01708.
 
     trim    t_i = tau_i where |tau_i| is at least its k-th smallest in scope, else 0; k by `kept_rule`, see `kept_rank`
@@ -25,14 +27,55 @@ def merge_ties(group: Group) -> Iterator[tuple[str, Tensor]]:
     With a provider of thresholds, elements tied at the threshold are all kept, also under `kept_rule: topk`.
 
     Yields:
-        (name, merged tensor), each once, in the order of the group's names.
+        (name, merged tensor), each once, in the order of the rule's names.
 
     Raises:
         MergeError: all weights are zero and `weighting: norm` divides by them.
     """
-    vectors = TaskVectors(group)
-    trimming = Trimming(group, vectors, None if group.thresholds is None else group.thresholds.kth_magnitude)
-    return Election(group, vectors, trimming).merge()
+    vectors = TaskVectors(tensors)
+    trimming = Trimming(tensors, vectors, None if tensors.thresholds is None else tensors.thresholds.kth_magnitude)
+    return Election(tensors, vectors, trimming).merge()
+
+
+def plan_ties(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan | None:
+    """The formula of `merge_ties`, or None where it has none: see `plan_election`."""
+    lookup = None if tensors.thresholds is None else tensors.thresholds.kth_magnitude
+    return plan_election(tensors, Trimming(tensors, TaskVectors(tensors), lookup), None)
+
+
+def plan_election(
+    tensors: RuleTensors, trimming: Trimming | None, drops: Callable[[int, str], Drop | None] | None
+) -> Plan | None:
+    """The formula of an election, on vectors that are trimmed and masked or (None) are not.
+
+    None where thresholds are counted and only some of the elements at a threshold survive (`topk`): which ones is known
+    from the elements before them, not from a formula.
+
+    Raises:
+        MergeError: see `merge_ties`.
+    """
+    options = tensors.options
+    counted = tensors.thresholds is None or drops is not None
+    if trimming is not None and options["kept_rule"] == "topk" and counted:
+        return None
+    weights = tensors.per_source("weight")
+    agg, weighting = str(options["agg"]), str(options["weighting"])
+    if agg == "dis-mean" and weighting == "norm":
+        tensors.normalisable([abs(weight) for weight in weights])
+
+    def factors(name: str) -> list[Factors]:
+        cuts = [0.0] * len(weights) if trimming is None else [cut.threshold for cut in trimming.cuts(name)]
+        dropped = [None] * len(weights) if drops is None else [drops(i, name) for i in range(len(weights))]
+        return [Factors(*numbers) for numbers in zip(weights, cuts, dropped, strict=True)]
+
+    return Plan(
+        formula=Formula(
+            kind="election", drops=drops is not None, elect=str(options["elect"]), agg=agg, weighting=weighting
+        ),
+        factors=factors,
+        scale=tensors.shared("lambda"),
+        scope_of=tensors.scope_of if options["zero_sign"] == "global majority" else None,
+    )
 
 
 def kept_rank(kept_rule: str, density: float, elements: int) -> int:
@@ -96,19 +139,19 @@ def merge_agreeing(
 class Trimming:
     """The cut of each tensor of each source. What concerns a whole scope is determined once, at first use."""
 
-    def __init__(self, group: Group, vectors: TaskVectors, lookup: Lookup | None) -> None:
-        self._group = group
+    def __init__(self, tensors: RuleTensors, vectors: TaskVectors, lookup: Lookup | None) -> None:
+        self._tensors = tensors
         self._lookup = lookup
-        self._counted = CountedThresholds(vectors.pieces, group.dtype)
-        self._densities = group.per_source("density")
-        self._rule = str(group.options["kept_rule"])
+        self._counted = CountedThresholds(vectors.pieces, tensors.dtype)
+        self._densities = tensors.per_source("density")
+        self._rule = str(tensors.options["kept_rule"])
         self._cuts: dict[tuple[str, ...], list[dict[str, Cut]]] = {}
 
     def cuts(self, name: str) -> list[Cut]:
         """One cut per source."""
-        scope = self._group.scope_of(name)
+        scope = self._tensors.scope_of(name)
         if scope not in self._cuts:
-            elements = self._group.elements(scope)
+            elements = self._tensors.elements(scope)
             self._cuts[scope] = [self._cut(source, scope, elements) for source in range(len(self._densities))]
         return [cut[name] for cut in self._cuts[scope]]
 
@@ -129,27 +172,27 @@ class Trimming:
 class Election:
     """Elects signs and merges what agrees: the second half of TIES, on vectors that are trimmed or (None) are not."""
 
-    def __init__(self, group: Group, vectors: TaskVectors, trimming: Trimming | None) -> None:
-        self._group = group
+    def __init__(self, tensors: RuleTensors, vectors: TaskVectors, trimming: Trimming | None) -> None:
+        self._tensors = tensors
         self._vectors = vectors
         self._trimming = trimming
-        self._weights = group.per_source("weight")
-        self._factor = group.shared("lambda")
-        self._elect, self._agg, self._weighting = (str(group.options[key]) for key in ("elect", "agg", "weighting"))
-        self._by_majority = group.options["zero_sign"] == "global majority"
+        self._weights = tensors.per_source("weight")
+        self._factor = tensors.shared("lambda")
+        self._elect, self._agg, self._weighting = (str(tensors.options[key]) for key in ("elect", "agg", "weighting"))
+        self._by_majority = tensors.options["zero_sign"] == "global majority"
         self._majorities: dict[tuple[str, ...], bool] = {}
 
     def merge(self) -> Iterator[tuple[str, Tensor]]:
         """See `merge_ties`."""
         if self._agg == "dis-mean" and self._weighting == "norm":
-            self._group.normalisable([abs(weight) for weight in self._weights])
-        for name in self._group.names:
+            self._tensors.normalisable([abs(weight) for weight in self._weights])
+        for name in self._tensors.names:
             yield name, self._merge_tensor(name)
 
     def _merge_tensor(self, name: str) -> Tensor:
         # The sign of a zero sum matters only where values cancel exactly, and finding the majority takes a pass over
         # the scope. So until it is known a zero counts as positive, and the majority is asked for when it matters.
-        scope = self._group.scope_of(name) if self._by_majority else ()
+        scope = self._tensors.scope_of(name) if self._by_majority else ()
         assumed = self._majorities.get(scope, True)
         theta, cancelled = self._merge_with(name, zero_is_positive=assumed)
         if self._by_majority and cancelled and self._majority_is_positive(scope) != assumed:
@@ -162,14 +205,14 @@ class Election:
             balance = 0
             for name in scope:
                 vote = self._vote(name)
-                for piece in self._group.pieces(name):
+                for piece in self._tensors.pieces(name):
                     balance += int(vote(piece)[0].sign().sum())  # exact: a piece has at most 2**24 elements
             self._majorities[scope] = balance > 0
         return self._majorities[scope]
 
     def _merge_with(self, name: str, *, zero_is_positive: bool) -> tuple[Tensor, bool]:
         """The merged tensor, and whether somewhere kept values sum to exactly zero."""
-        cancelled = torch.zeros((), dtype=torch.bool, device=self._group.like(name).device)
+        cancelled = torch.zeros((), dtype=torch.bool, device=self._tensors.like(name).device)
         vote = self._vote(name)
 
         def kernel(piece: Piece) -> Tensor:
@@ -183,7 +226,7 @@ class Election:
             # A zero of either sign becomes +0, so that the sign of an irrelevant zero sum is seen nowhere.
             return merged.mul_(self._factor).add_(0.0).add_(piece.the_base)
 
-        return self._group.merge(name, kernel), bool(cancelled)
+        return self._tensors.merge(name, kernel), bool(cancelled)
 
     def _vote(self, name: str) -> Callable[[Piece], tuple[Tensor, list[Tensor]]]:
         """For the pieces of a tensor, in order: the tensor whose sign is elected, and the vectors w_i t_i."""

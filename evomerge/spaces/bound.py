@@ -14,7 +14,7 @@ from evomerge.catalogue import TensorCatalogue
 from evomerge.errors import InvalidInput
 from evomerge.methods import method_info, resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule
-from evomerge.spaces.groups import Group, divide, knot_labels
+from evomerge.spaces.groups import TensorGroup, divide, knot_labels
 from evomerge.spaces.space import MethodSpace, Range, SearchSpace
 
 
@@ -35,7 +35,7 @@ class BoundSpace:
     space: SearchSpace
     base: ModelRef
     sources: tuple[ModelRef, ...]
-    groups: tuple[Group, ...]
+    groups: tuple[TensorGroup, ...]
     distributions: Mapping[str, BaseDistribution]
     conditions: Mapping[str, tuple[str, tuple[str, ...]]]
     dtype: str
@@ -70,7 +70,7 @@ class BoundSpace:
         rules = tuple(self._rule(group, params) for group in self.groups)
         return Recipe(base=self.base, sources=self.sources, rules=rules, dtype=self.dtype, seed=self.seed)
 
-    def method_of(self, group: Group, params: Mapping[str, Any]) -> str:
+    def method_of(self, group: TensorGroup, params: Mapping[str, Any]) -> str:
         """The method by which a group is merged."""
         methods = list(self.space.methods)
         return methods[0] if len(methods) == 1 else str(params[_join(group.knots[0][0], "method")])
@@ -79,7 +79,7 @@ class BoundSpace:
         parent, values = self.conditions.get(name, (None, ()))
         return parent is None or params.get(parent) in values
 
-    def _rule(self, group: Group, params: Mapping[str, Any]) -> Rule:
+    def _rule(self, group: TensorGroup, params: Mapping[str, Any]) -> Rule:
         method = self.method_of(group, params)
         chosen = self.space.methods[method]
         names = tuple(source.name for source in self.sources)
@@ -177,7 +177,7 @@ def _value(
     method: str,
     parameter: str,
     value: Range | float,
-    group: Group,
+    group: TensorGroup,
     sources: tuple[str, ...],
     params: Mapping[str, Any],
 ) -> Any:

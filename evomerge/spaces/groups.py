@@ -12,7 +12,7 @@ from evomerge.spaces.space import Groups
 
 
 @dataclass(frozen=True)
-class Group:
+class TensorGroup:
     """Tensors merged by one rule.
 
     Attributes:
@@ -27,7 +27,7 @@ class Group:
     knots: tuple[tuple[str, float], ...]
 
 
-def divide(catalogue: TensorCatalogue, groups: Groups) -> tuple[Group, ...]:
+def divide(catalogue: TensorCatalogue, groups: Groups) -> tuple[TensorGroup, ...]:
     """The groups of a model, in order of depth, then part. Every floating-point tensor stands in exactly one.
 
     Raises:
@@ -40,7 +40,7 @@ def divide(catalogue: TensorCatalogue, groups: Groups) -> tuple[Group, ...]:
         order, label = _depth_label(entry, catalogue.depth, groups)
         members[order, label, _part_label(entry, groups)].append(entry.name)
     return tuple(
-        Group(_join(label, part), tuple(sorted(names)), _knots(order, label, part, catalogue.depth, groups))
+        TensorGroup(_join(label, part), tuple(sorted(names)), _knots(order, label, part, catalogue.depth, groups))
         for (order, label, part), names in sorted(members.items())
     )
 
@@ -81,6 +81,6 @@ def _join(*labels: str) -> str:
     return ".".join(label for label in labels if label)
 
 
-def knot_labels(groups: tuple[Group, ...]) -> Iterator[str]:
+def knot_labels(groups: tuple[TensorGroup, ...]) -> Iterator[str]:
     """All knots once, in order of first use."""
     yield from dict.fromkeys(label for group in groups for label, _ in group.knots)

@@ -12,16 +12,16 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from evomerge.methods import METHODS
 from evomerge.recipe import Recipe, Rule
 from evomerge.spaces.bound import BoundSpace, owners_of, param_name
-from evomerge.spaces.groups import Group
+from evomerge.spaces.groups import TensorGroup
 from evomerge.spaces.space import Range
 
 _SMALLEST = 1e-6  # share of a source that has none, where shares are searched as logarithms of ratios
 
-Weights = Mapping[str, Mapping[str, float]]
+MeanWeights = Mapping[str, Mapping[str, float]]
 """Tensor name -> source name -> its weight in a merge that is a sum of the sources."""
 
 
-def nearest_params(space: BoundSpace, recipe: Recipe, trained: Weights | None = None) -> dict[str, Any] | None:
+def nearest_params(space: BoundSpace, recipe: Recipe, trained: MeanWeights | None = None) -> dict[str, Any] | None:
     """The params whose recipe comes closest to this one, or None where the space has nothing like it.
 
     A recipe of the space itself comes back exactly, up to rounding. Others are averaged over the tensors of each group,
@@ -64,7 +64,7 @@ def _methods(space: BoundSpace, rules: Mapping[str, Rule]) -> Iterator[tuple[str
 
 
 def _values(
-    space: BoundSpace, group: Group, rules: Mapping[str, Rule], trained: Weights, params: Mapping[str, Any]
+    space: BoundSpace, group: TensorGroup, rules: Mapping[str, Rule], trained: MeanWeights, params: Mapping[str, Any]
 ) -> Iterator[tuple[str, float, float | None]]:
     """(param, share, value) of everything that is searched in a group."""
     method = space.method_of(group, params)

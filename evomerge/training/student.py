@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from evomerge.merging import merge_group
+from evomerge.merging import RuleTensors, merge_rule
 from evomerge.merging.column_linear import write_column_linear
-from evomerge.merging.group import Group
 from evomerge.methods import OptionValue, resolve_options
 from evomerge.recipe import Recipe
 from evomerge.training.batches import Batch
@@ -73,22 +72,19 @@ class Student:
         method, sources, parameters, options = self._merge
         names = tuple(name for name in self.names if name in self._stale)
         base, weights = self._weights[self._recipe.base.name], [self._weights[source] for source in sources]
-        seed = self._recipe.seed
+        tensors = RuleTensors(
+            names=names,
+            base=base,
+            sources=weights,
+            parameters=parameters,
+            options=options,
+            seed=self._recipe.seed,
+        )
         with torch.no_grad():
             if method == "column_linear":
-                group = Group(
-                    names=names,
-                    base=base,
-                    sources=weights,
-                    parameters=parameters,
-                    options=options,
-                    seed=seed,
-                    thresholds=None,
-                    scope_names=names,
-                )
-                write_column_linear(group, self.live)
+                write_column_linear(tensors, self.live)
             else:
-                for name, tensor in merge_group(method, names, base, weights, parameters, options, seed=seed):
+                for name, tensor in merge_rule(method, tensors):
                     self.live[name].copy_(tensor)
         self._stale.clear()
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AfmoeConfig, AutoModelForCausalLM, FlintConfig, GptOssConfig, PreTrainedConfig
 
 from evomerge.bank import WeightBank
-from evomerge.bank.fused import Kernels
+from evomerge.bank.kernels import Kernels
 from evomerge.checkpoints import Source, live, load_skeleton, open_source, tensor_digest, write_model
 from evomerge.errors import InvalidInput
 from evomerge.methods import resolve_options, resolve_parameters

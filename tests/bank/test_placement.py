@@ -7,9 +7,9 @@ import shutil
 import pytest
 import torch
 
+from evomerge.bank.file_guard import FileGuard
 from evomerge.bank.memory import MemoryNeed
 from evomerge.bank.placement import Machine, Place, place_sources, placed
-from evomerge.bank.source_files import SourceFiles
 from evomerge.checkpoints import open_source
 from evomerge.errors import InvalidInput
 from evomerge.recipe import ModelRef
@@ -50,7 +50,7 @@ def test_mapped_sources_are_the_mapped_memory_itself():
 def test_a_source_file_that_changes_under_a_search_is_noticed(tmp_path, toy_model, change):
     directory = tmp_path / "model"
     shutil.copytree(toy_model, directory)
-    files = SourceFiles([open_source(ModelRef("base", str(directory)))])
+    files = FileGuard([open_source(ModelRef("base", str(directory)))])
     files.check()
     weights = directory / "model.safetensors"
     match change:

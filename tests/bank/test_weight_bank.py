@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from evomerge.bank import WeightBank
-from evomerge.bank.fused import KernelKind, Kernels
+from evomerge.bank.kernels import KernelKind, Kernels
 from evomerge.bank.memory import memory_need
 from evomerge.checkpoints import open_source, tensor_digest
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.merging import merge_state_dicts
-from evomerge.merging.formulas import Formula
+from evomerge.merging.plans import Formula
 from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule
 from evomerge.spaces import load_space
@@ -117,10 +117,10 @@ def test_n9_compiled_and_eager_materialisation_and_export_have_the_same_bits(sou
     kernels = Kernels(cpu)
     kernels.compile(
         KernelKind(
-            Formula("election", elect="mass", agg="dis-mean", weighting="count"),
-            "bfloat16",
-            ("bfloat16",) * 3,
-            "bfloat16",
+            formula=Formula(kind="election", elect="mass", agg="dis-mean", weighting="count"),
+            base="bfloat16",
+            sources=("bfloat16",) * 3,
+            out="bfloat16",
         )
     )
     compiled = WeightBank(*sources, dtype=torch.bfloat16, device=cpu, kernels=kernels)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from evomerge.merging import merge_group, merge_state_dicts
+from evomerge.merging import RuleTensors, merge_rule, merge_state_dicts
 from evomerge.merging.masks import dropped, mask_key
 from evomerge.methods import validate
 
@@ -175,8 +175,15 @@ class SortedTable:
 
 def grouped(sources, base, table, parameters, options=None):
     resolved, chosen = validate("dare_ties", parameters, options or {}, len(sources))
-    names = sorted(base)
-    return dict(merge_group("dare_ties", names, base, sources, resolved, chosen, seed=0, thresholds=table))
+    tensors = RuleTensors(
+        names=tuple(sorted(base)),
+        base=base,
+        sources=sources,
+        parameters=resolved,
+        options=chosen,
+        thresholds=table,
+    )
+    return dict(merge_rule("dare_ties", tensors))
 
 
 @pytest.mark.parametrize("rescale", ["1/(1-p)", "none"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from evomerge.errors import InvalidInput
 from evomerge.merging.emr import elect, mask, merge_emr, rescaler
-from evomerge.merging.group import Group
+from evomerge.merging.rule_tensors import RuleTensors
 
 VALUES = st.sampled_from([0.0, 0.25, -0.25, 0.5, -1.0, 1.0, 2.0, -3.0])
 
@@ -28,7 +28,10 @@ SECOND = {"w": t(2.0, -1.0, -2.0, 0.0, -4.0)}
 def merged(base, sources, task, rule="flat_sum", scope_names=None):
     names = tuple(sorted(base))
     options = {"task": task, "rescaler": rule}
-    return dict(merge_emr(Group(names, base, tuple(sources), {}, options, 0, None, scope_names or names)))
+    tensors = RuleTensors(
+        names=names, base=base, sources=tuple(sources), parameters={}, options=options, scope_names=scope_names
+    )
+    return dict(merge_emr(tensors))
 
 
 def plain_elected(columns: list[tuple[float, ...]]) -> list[float]:
@@ -123,11 +126,16 @@ def test_the_rescaler_is_one_number_for_the_whole_model(monkeypatch):
     first = {"a": t(1.0, 1.0, 1.0, 1.0), "b": t(4.0, 4.0)}
     second = {"a": t(2.0, 2.0, 2.0, 2.0), "b": t(1.0, 1.0)}
     whole = merged(base, [first, second], 0)
-    monkeypatch.setattr("evomerge.merging.group.CPU_PIECE", 3)
+    monkeypatch.setattr("evomerge.merging.rule_tensors.CPU_PIECE", 3)
     alone = dict(
         merge_emr(
-            Group(
-                ("a",), base, (first, second), {}, {"task": 0, "rescaler": "flat_sum"}, 0, None, scope_names=("b", "a")
+            RuleTensors(
+                names=("a",),
+                base=base,
+                sources=(first, second),
+                parameters={},
+                options={"task": 0, "rescaler": "flat_sum"},
+                scope_names=("b", "a"),
             )
         )
     )

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.errors import MergeError
-from evomerge.merging.group import Group
+from evomerge.merging import RuleTensors
 from evomerge.merging.pcb import CLIPPED_SHARE, merge_pcb
 
 VARIANTS = sorted(CLIPPED_SHARE)
@@ -25,7 +25,15 @@ def merged(base, sources, density=0.1, weight=1.0, variant="main", names=None):
     weights = tuple(weight) if isinstance(weight, (list, tuple)) else (weight,) * len(sources)
     scope = tuple(sorted(base))
     parameters, options = {"density": density, "weight": weights}, {"variant": variant}
-    return dict(merge_pcb(Group(names or scope, base, tuple(sources), parameters, options, 0, None, scope)))
+    tensors = RuleTensors(
+        names=names or scope,
+        base=base,
+        sources=tuple(sources),
+        parameters=parameters,
+        options=options,
+        scope_names=scope,
+    )
+    return dict(merge_pcb(tensors))
 
 
 def pcb(*task_vectors: list[float], **settings_) -> list[float]:
@@ -133,7 +141,7 @@ def test_dividing_a_vector_into_tensors_changes_nothing(variant, monkeypatch):
     # One rule of a recipe merges some of the tensors, with the statistics of all of them.
     some = merged(cut(base), [cut(source) for source in sources], 0.1, 1.3, variant, names=("b",))
     assert torch.equal(some["b"], parts["b"])
-    monkeypatch.setattr("evomerge.merging.group.CPU_PIECE", 13)
+    monkeypatch.setattr("evomerge.merging.rule_tensors.CPU_PIECE", 13)
     assert torch.equal(merged({"w": base}, [{"w": source} for source in sources], 0.1, 1.3, variant)["w"], whole)
 
 

@@ -1,4 +1,4 @@
-"""What holds for every method: the contract of `merge_state_dicts` and `merge_group`."""
+"""What holds for every method: the contract of `merge_state_dicts` and `merge_rule`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ import torch
 
 import evomerge
 from evomerge.errors import InvalidInput, MergeError
-from evomerge.merging import METHOD_FUNCTIONS, group, merge_group, merge_state_dicts
+from evomerge.merging import RuleTensors, merge_rule, merge_state_dicts, rule_tensors
 from evomerge.merging.sums import ordered_sum
 from evomerge.methods import METHODS, validate
+from evomerge.methods.functions import load_function
 
 ALL = sorted(name for name, info in METHODS.items() if not info.tensors)  # those with tensors: test_column_linear
 SHAPES = {
@@ -60,7 +61,10 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 
 
 def test_every_method_has_exactly_one_function():
-    assert METHOD_FUNCTIONS.keys() == METHODS.keys()
+    functions = [load_function(info.merge) for info in METHODS.values()]
+    assert [function.__name__ for function in functions] == [f"merge_{name}" for name in METHODS]
+    assert len(set(functions)) == len(METHODS)
+    assert all(callable(load_function(info.plan)) for info in METHODS.values() if info.plan is not None)
 
 
 @pytest.mark.parametrize("method", ALL)
@@ -189,7 +193,10 @@ def test_an_overflow_of_the_final_cast_is_an_error():
 
 def grouped(method, base, sources, options, names, **arguments):
     resolved, chosen = validate(method, {}, options, len(sources))
-    yielded = list(merge_group(method, names, base, sources, resolved, chosen, seed=0, **arguments))
+    tensors = RuleTensors(
+        names=tuple(names), base=base, sources=sources, parameters=resolved, options=chosen, **arguments
+    )
+    yielded = list(merge_rule(method, tensors))
     assert [name for name, _ in yielded] == list(names)
     return dict(yielded)
 
@@ -239,7 +246,7 @@ def test_looked_up_thresholds_give_the_reference(kept_rule):
 def test_any_division_into_pieces_gives_the_same_bits(method, semantics, monkeypatch):
     options = {"semantics": semantics}
     whole = merge(method, options=options)
-    monkeypatch.setattr(group, "CPU_PIECE", 7)
+    monkeypatch.setattr(rule_tensors, "CPU_PIECE", 7)
     pieced = merge(method, options=options)
     if method == "slerp" or (method.startswith("dare") and semantics == "mergekit"):
         # Norms are sums over the pieces: fixed by the size of a piece, which is a constant.
@@ -356,7 +363,7 @@ def test_groups_refuse_integer_tensors_and_unknown_methods():
     with pytest.raises(InvalidInput, match="only floating-point"):
         grouped("linear", None, [model], {}, ["w"])
     with pytest.raises(InvalidInput, match="did you mean"):
-        merge_group("liner", ["w"], None, [model], {}, {}, seed=0)
+        merge_rule("liner", RuleTensors(names=("w",), base=None, sources=(model,), parameters={}, options={}))
 
 
 def test_n24_refusals_survive_optimised_python():

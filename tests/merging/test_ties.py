@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.errors import MergeError
-from evomerge.merging import merge_group, merge_state_dicts
+from evomerge.merging import RuleTensors, merge_rule, merge_state_dicts
 from evomerge.merging.ties import kept_rank
 from evomerge.methods import METHODS, validate
 
@@ -194,9 +194,17 @@ def test_the_majority_of_a_global_scope_counts_tensors_of_other_groups():
     two = {"a": torch.tensor([-1.0, 2.0]), "b": torch.tensor([-1.0, -1.0])}
     parameters, options = validate("ties", {"density": 1.0}, {}, 2)
     base = zeros_like(one)
-    for scope, expected in ((["a", "b"], -1.0), (["a"], 1.0), (None, 1.0)):
-        group = merge_group("ties", ["a"], base, [one, two], parameters, options, seed=0, scope_names=scope)
-        assert [(name, tensor.tolist()) for name, tensor in group] == [("a", [expected, 2.0])]
+    for scope, expected in ((("a", "b"), -1.0), (("a",), 1.0), (None, 1.0)):
+        tensors = RuleTensors(
+            names=("a",),
+            base=base,
+            sources=(one, two),
+            parameters=parameters,
+            options=options,
+            scope_names=scope,
+        )
+        merged = merge_rule("ties", tensors)
+        assert [(name, tensor.tolist()) for name, tensor in merged] == [("a", [expected, 2.0])]
 
 
 # --- the definition, one number at a time ---

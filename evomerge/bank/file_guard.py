@@ -1,7 +1,7 @@
 """A guard over the files that sources are mapped from: a file that changes under a search would change its candidates.
 
 What the files held when the search was made is in the fingerprints, which the controller compares before a run. From
-then on it is enough that they stay the same files: one look at each file's status per candidate, no byte of it read.
+then on it is enough that they stay the same files: one look at each file's stamp per candidate, no byte of it read.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from evomerge.errors import InvalidInput
 
 _PATTERNS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "config.json")
 
-Status = tuple[int, int, int, int]
+FileStamp = tuple[int, int, int, int]
 
 
-class SourceFiles:
+class FileGuard:
     """The weight files of some sources, as they were when this object was made."""
 
     def __init__(self, sources: Iterable[Source]) -> None:
-        self._seen = {path: _status(path) for source in sources for path in _files(source.directory)}
+        self._seen = {path: _stamp(path) for source in sources for path in _files(source.directory)}
 
     def check(self) -> None:
-        """
+        """Compare every file with its stamp.
+
         Raises:
             InvalidInput: a file is gone, was replaced, or was written to.
         """
         for path, seen in self._seen.items():
-            if _status(path) != seen:
+            if _stamp(path) != seen:
                 raise InvalidInput(
                     f"{path} has changed since this worker opened it, so the candidates would no longer be comparable; "
                     "restore the file and start again, or make a new study for the new weights"
@@ -40,8 +41,8 @@ def _files(directory: Path) -> list[Path]:
     return sorted({path for pattern in _PATTERNS for path in directory.glob(pattern)})
 
 
-def _status(path: Path) -> Status | None:
-    """Of the file itself: in a hub snapshot every name is a link."""
+def _stamp(path: Path) -> FileStamp | None:
+    """Device, inode, size and time of the file itself (in a hub snapshot every name is a link); None without a file."""
     try:
         found = path.stat()
     except OSError:

@@ -1,27 +1,22 @@
 """The tensors of one rule, merged in one pass over memory each, into outputs that the caller gives.
 
-What a rule's parameters and options mean stays where it is defined, in the functions of the methods: here they become
-the numbers of a formula. The bits are those of the methods' own functions.
+Each method turns parameters and options into a `Plan` beside its arithmetic; here the numbers of the plan meet the
+kernels. The bits are those of the methods' functions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from evomerge.bank.fused import DTYPES, LANES, SHORTEST, Kernel, KernelKind, Kernels
+from evomerge.bank.kernels import DTYPES, LANES, SHORTEST, Kernel, KernelKind, Kernels
 from evomerge.errors import MergeError
-from evomerge.merging.dare import Dropping, masked_lookup
-from evomerge.merging.formulas import Factors, Formula, moved, pack
-from evomerge.merging.group import Group
-from evomerge.merging.slerp import cosine, slerp_shares
-from evomerge.merging.task_arithmetic import task_weights
-from evomerge.merging.task_vectors import TaskVectors
-from evomerge.merging.ties import Trimming
+from evomerge.merging.plans import Factors, Plan, offset_words, pack, plan_rule
+from evomerge.merging.rule_tensors import RuleTensors
 
 # Elements per call of a kernel. Few enough that the sum of the votes is exact in float32, and that the copies of what
 # is streamed to a device stay small; many enough that a call costs nothing.
@@ -34,29 +29,13 @@ WORTH_COMPILING = 1 << 22
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A rule as a formula.
-
-    Attributes:
-        factors: tensor name -> the numbers of each source.
-        scale: lambda.
-        scope_of: tensor name -> the tensors whose votes decide its zero sums; None where no votes decide them.
-    """
-
-    formula: Formula
-    factors: Callable[[str], list[Factors]]
-    scale: float = 1.0
-    scope_of: Callable[[str], tuple[str, ...]] | None = None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Span:
     """A piece `[start, stop)` of one flattened tensor.
 
     Attributes:
-        compiled: whether a kernel takes it; what fills no vector is merged eagerly.
-        models: the piece of the base, where the formula has one, and of each source; where they lie.
+        compiled: whether a kernel takes it; a piece shorter than a vector is merged eagerly.
+        models: the piece of the base, where the formula has one, and of each source, on the device that holds them.
     """
 
     start: int
@@ -66,8 +45,8 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What does not depend on the candidate, for one set of sources: found when it is first needed.
+class SourceCache:
+    """Cache of values that no candidate changes, for one set of sources; filled on first use.
 
     Attributes:
         cosines: tensor name -> the cosine between two sources.
@@ -80,82 +59,6 @@ class Kept:
     spans: MutableMapping[tuple[str, bool], tuple[Span, ...]] = field(default_factory=dict)
 
 
-def plan(method: str, group: Group, cosines: MutableMapping[str, float]) -> Plan | None:
-    """The rule as a formula, or None where the method has none.
-
-    Raises:
-        MergeError: the parameters give no merge: weights that sum to zero are to be normalised.
-    """
-    match method:
-        case "linear":
-            return Plan(Formula("average"), _same(_linear_weights(group)))
-        case "slerp":
-            return Plan(Formula("average"), lambda name: _slerp_factors(group, name, cosines))
-        case "task_arithmetic":
-            return Plan(Formula("sum"), _same(task_weights(group)))
-        case "dare_linear":
-            dropping, weights = Dropping(group), task_weights(group)
-            return Plan(
-                Formula("sum", drops=True),
-                lambda name: [Factors(weight, drop=dropping(source, name)) for source, weight in enumerate(weights)],
-            )
-        case "ties":
-            lookup = None if group.thresholds is None else group.thresholds.kth_magnitude
-            return _election(group, Trimming(group, TaskVectors(group), lookup), None)
-        case "dare_ties":
-            return _dare_ties(group)
-        case _:
-            return None
-
-
-def _same(weights: Iterable[float]) -> Callable[[str], list[Factors]]:
-    factors = [Factors(weight) for weight in weights]
-    return lambda name: factors
-
-
-def _linear_weights(group: Group) -> list[float]:
-    weights = group.per_source("weight")
-    total = group.normalisable(weights) if group.options["normalize"] else 1.0
-    return [weight / total for weight in weights]
-
-
-def _slerp_factors(group: Group, name: str, cosines: MutableMapping[str, float]) -> list[Factors]:
-    if name not in cosines:
-        cosines[name] = cosine(group, name)
-    return [Factors(share) for share in slerp_shares(cosines[name], group.shared("t"))]
-
-
-def _dare_ties(group: Group) -> Plan | None:
-    dropping = Dropping(group)
-    if group.options["dare_ties"] == "no_trim":
-        return _election(group, None, dropping)
-    provider = group.thresholds
-    lookup = None if provider is None else (lambda *asked: masked_lookup(provider, group, dropping, *asked))
-    return _election(group, Trimming(group, TaskVectors(group, dropping), lookup), dropping)
-
-
-def _election(group: Group, trimming: Trimming | None, dropping: Dropping | None) -> Plan | None:
-    """TIES. None where thresholds are counted and only some of the elements at a threshold survive (`topk`): which ones
-    is known from the elements before them, not from a formula."""
-    options = group.options
-    counted = group.thresholds is None or dropping is not None
-    if trimming is not None and options["kept_rule"] == "topk" and counted:
-        return None
-    weights = group.per_source("weight")
-    agg, weighting = str(options["agg"]), str(options["weighting"])
-    if agg == "dis-mean" and weighting == "norm":
-        group.normalisable([abs(weight) for weight in weights])
-
-    def factors(name: str) -> list[Factors]:
-        cuts = [0.0] * len(weights) if trimming is None else [cut.threshold for cut in trimming.cuts(name)]
-        drops = [None] * len(weights) if dropping is None else [dropping(i, name) for i in range(len(weights))]
-        return [Factors(*numbers) for numbers in zip(weights, cuts, drops, strict=True)]
-
-    formula = Formula("election", dropping is not None, str(options["elect"]), agg, weighting)
-    scope_of = group.scope_of if options["zero_sign"] == "global majority" else None
-    return Plan(formula, factors, group.shared("lambda"), scope_of)
-
-
 class FusedRule:
     """A rule with a kernel for each of its tensors.
 
@@ -166,25 +69,26 @@ class FusedRule:
 
     def __init__(
         self,
-        group: Group,
+        tensors: RuleTensors,
         plan: Plan,
+        *,
         kernels: Mapping[str, tuple[KernelKind, Kernel]],
         dtype: torch.dtype,
         device: torch.device,
-        kept: Kept,
+        cache: SourceCache,
     ) -> None:
         """
         Args:
-            kernels: by tensor name, for all names of the group and all scopes that they vote in.
-            dtype, device: of what is merged. What of the sources lies elsewhere is streamed there.
-            kept: of these sources; kept up to date.
+            kernels: by tensor name, for all names of the rule and all scopes that they vote in.
+            dtype, device: of the merged tensors. Sources on another device are streamed to this one.
+            cache: of these sources; updated by every merge.
         """
-        self._group = group
+        self._tensors = tensors
         self._plan = plan
         self._kernels = kernels
         self._dtype = dtype
         self._device = device
-        self._kept = kept
+        self._cache = cache
         self._factors: dict[str, list[Factors]] = {}
         self._packed: dict[bool, dict[str, tuple[Tensor, Tensor]]] = {}
 
@@ -197,7 +101,7 @@ class FusedRule:
             MergeError: a merged tensor is not finite. Outputs are then partly written.
         """
         scopes = self._scopes()
-        assumed = {scope: self._kept.signs.get(scope, True) for scope in scopes}
+        assumed = {scope: self._cache.signs.get(scope, True) for scope in scopes}
         # A device works through all of the rule before it is asked for a result.
         votes = self._votes(
             {
@@ -219,14 +123,14 @@ class FusedRule:
         for scope, names in self._scopes().items():
             positive = self._settled(scope, {})
             for name in names:
-                merged = torch.empty(self._group.like(name).shape, dtype=self._dtype, device=self._device)
+                merged = torch.empty(self._tensors.like(name).shape, dtype=self._dtype, device=self._device)
                 self._votes({name: self._merge(name, merged, positive=positive)})
                 yield name, merged
 
     def _scopes(self) -> dict[tuple[str, ...], list[str]]:
         """Scope -> the rule's tensors in it, in order. Without a majority every tensor is by itself."""
         scopes: dict[tuple[str, ...], list[str]] = {}
-        for name in self._group.names:
+        for name in self._tensors.names:
             scope = (name,) if self._plan.scope_of is None else self._plan.scope_of(name)
             scopes.setdefault(scope, []).append(name)
         return scopes
@@ -238,7 +142,7 @@ class FusedRule:
         missing = sorted(set(scope).difference(counted))
         votes = self._votes({name: self._merge(name, None, positive=True) for name in missing})
         positive = math.fsum((*counted.values(), *votes.values())) > 0
-        self._kept.signs[scope] = positive
+        self._cache.signs[scope] = positive
         return positive
 
     def _merge(self, name: str, out: Tensor | None, *, positive: bool) -> list[Tensor]:
@@ -261,19 +165,19 @@ class FusedRule:
         for span in spans:
             pieces = [model.to(self._device, non_blocking=True) for model in span.models]
             written = discarded[: span.stop - span.start] if out is None else out[span.start : span.stop]
-            arguments = [*pieces, numbers, moved(words, self._factors[name], span.start), written]
+            arguments = [*pieces, numbers, offset_words(words, self._factors[name], span.start), written]
             checks.append(kernel(arguments) if span.compiled else kind.run(*arguments))
         return checks
 
     def _spans(self, name: str, kind: KernelKind) -> tuple[Span, ...]:
-        """The pieces of a tensor. They are kept, which takes no memory, unless flattening had to copy the tensor."""
+        """The pieces of a tensor. They are cached, which takes no memory, unless flattening had to copy the tensor."""
         key = name, kind.base is not None
-        if key in self._kept.spans:
-            return self._kept.spans[key]
-        tensors = [model[name] for model in _models(self._group, kind)]
+        if key in self._cache.spans:
+            return self._cache.spans[key]
+        tensors = [model[name] for model in _models(self._tensors, kind)]
         spans = tuple(_cut([tensor.reshape(-1) for tensor in tensors], self._device))
         if all(tensor.is_contiguous() for tensor in tensors):
-            self._kept.spans[key] = spans
+            self._cache.spans[key] = spans
         return spans
 
     def _numbers(self, name: str, positive: bool) -> tuple[Tensor, Tensor]:
@@ -297,46 +201,49 @@ class FusedRule:
         return votes
 
 
-def kinds(group: Group, plan: Plan, dtype: torch.dtype) -> dict[str, KernelKind] | None:
+def kinds(tensors: RuleTensors, plan: Plan, dtype: torch.dtype) -> dict[str, KernelKind] | None:
     """The kernels that a rule needs, by tensor name; None where one of its tensors is of a type that has none."""
     formula, found = plan.formula, {}
-    scopes = set() if plan.scope_of is None else {other for name in group.names for other in plan.scope_of(name)}
-    for name in sorted(scopes.union(group.names)):
-        base = None if group.base is None or not formula.has_base else _NAMES.get(group.base[name].dtype)
-        sources = [_NAMES.get(source[name].dtype) for source in group.sources]
+    scopes = set() if plan.scope_of is None else {other for name in tensors.names for other in plan.scope_of(name)}
+    for name in sorted(scopes.union(tensors.names)):
+        base = None if tensors.base is None or not formula.has_base else _NAMES.get(tensors.base[name].dtype)
+        sources = [_NAMES.get(source[name].dtype) for source in tensors.sources]
         out = _NAMES.get(dtype)
         if None in (*sources, out) or (base is None and formula.has_base):
             return None
-        found[name] = KernelKind(formula, base, tuple(map(str, sources)), str(out))
+        found[name] = KernelKind(formula=formula, base=base, sources=tuple(map(str, sources)), out=str(out))
     return found
 
 
-def fused_rule(
+def fuse_rule(
     method: str,
-    group: Group,
+    tensors: RuleTensors,
+    *,
     kernels: Kernels,
     dtype: torch.dtype,
     device: torch.device,
-    kept: Kept,
+    cache: SourceCache,
 ) -> FusedRule | None:
-    """The rule ready to be merged in one pass, or None where it is to be merged eagerly: the method has no formula, a
-    tensor a type without kernels, or a kernel is not there (yet).
+    """The rule with its kernels, or None where it has to be merged eagerly: the method has no formula, a tensor has a
+    type without kernels, or a kernel is not compiled (yet).
 
     Raises:
         MergeError: the parameters give no merge.
     """
-    made = plan(method, group, kept.cosines)
-    needed = None if made is None else kinds(group, made, dtype)
-    if made is None or needed is None:
+    plan = plan_rule(method, tensors, cache.cosines)
+    needed = None if plan is None else kinds(tensors, plan, dtype)
+    if plan is None or needed is None:
         return None
-    worthwhile = group.elements(group.names) >= WORTH_COMPILING
+    worthwhile = tensors.elements(tensors.names) >= WORTH_COMPILING
     found = {kind: kernels.find(kind, compile_missing=worthwhile) for kind in set(needed.values())}
     ready = {name: (kind, kernel) for name, kind in needed.items() if (kernel := found[kind]) is not None}
-    return FusedRule(group, made, ready, dtype, device, kept) if len(ready) == len(needed) else None
+    if len(ready) < len(needed):
+        return None
+    return FusedRule(tensors, plan, kernels=ready, dtype=dtype, device=device, cache=cache)
 
 
 def _cut(models: Sequence[Tensor], device: torch.device) -> Iterator[Span]:
-    """Pieces of so many elements, and what fills no vector."""
+    """Pieces of bounded size, and for each the rest that fills no vector."""
     size, lanes = (CPU_CHUNK, LANES) if device.type == "cpu" else (DEVICE_CHUNK, 1)
     for start in range(0, models[0].numel(), size):
         stop = min(start + size, models[0].numel())
@@ -345,8 +252,9 @@ def _cut(models: Sequence[Tensor], device: torch.device) -> Iterator[Span]:
             end = start
         for first, last, compiled in ((start, end, True), (end, stop, False)):
             if first < last:
-                yield Span(first, last, compiled, tuple(model[first:last] for model in models))
+                pieces = tuple(model[first:last] for model in models)
+                yield Span(start=first, stop=last, compiled=compiled, models=pieces)
 
 
-def _models(group: Group, kind: KernelKind) -> list[Mapping[str, Tensor]]:
-    return list(group.sources) if kind.base is None or group.base is None else [group.base, *group.sources]
+def _models(tensors: RuleTensors, kind: KernelKind) -> list[Mapping[str, Tensor]]:
+    return list(tensors.sources) if kind.base is None or tensors.base is None else [tensors.base, *tensors.sources]

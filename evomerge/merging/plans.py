@@ -1,4 +1,4 @@
-"""Elementwise methods as formulas: what one pass over memory computes for each element, as plain functions on tensors.
+"""Elementwise methods as formulas: one pass over memory per tensor, as plain functions on tensors.
 
 The functions of the other files are the definitions and go through the tensors operation by operation. The formulas
 here do the same operations on the same operands in the same order, so that the bits are the same; a test holds that for
@@ -10,7 +10,7 @@ small tensors, see `Numbers` and `Words`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -19,8 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.merging.dare import Drop
+from evomerge.merging.dropping import Drop
 from evomerge.merging.masks import index_words, mixed_index
+from evomerge.merging.rule_tensors import RuleTensors
+from evomerge.methods import METHODS
+from evomerge.methods.functions import load_function
 
 
 class Numbers(IntEnum):
@@ -44,9 +47,9 @@ class Words(IntEnum):
     START = 3  # low word of the index of the first element
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Formula:
-    """What is fixed when a formula is compiled.
+    """The part of a plan that is fixed when it is compiled.
 
     Attributes:
         kind: `average` of the sources, `sum` of task vectors on the base, or `election` (TIES).
@@ -73,6 +76,42 @@ class Factors(NamedTuple):
     drop: Drop | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A rule as a formula, with the numbers that change between candidates.
+
+    Attributes:
+        factors: tensor name -> the numbers of each source.
+        scale: lambda.
+        scope_of: tensor name -> the tensors whose votes decide its zero sums; None where no votes decide them.
+    """
+
+    formula: Formula
+    factors: Callable[[str], list[Factors]]
+    scale: float = 1.0
+    scope_of: Callable[[str], tuple[str, ...]] | None = None
+
+
+def plan_rule(method: str, tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan | None:
+    """The rule as a formula, or None where the method or its options have none: then it is merged eagerly.
+
+    Args:
+        cosines: tensor name -> the cosine between two sources: a cache that lives as long as the sources.
+
+    Raises:
+        MergeError: the parameters give no merge: weights that sum to zero are to be normalised.
+    """
+    path = METHODS[method].plan
+    plan: Plan | None = None if path is None else load_function(path)(tensors, cosines)
+    return plan
+
+
+def same_for_all(weights: Sequence[float]) -> Callable[[str], list[Factors]]:
+    """`Plan.factors` of a method with the same weights for every tensor."""
+    factors = [Factors(weight) for weight in weights]
+    return lambda name: factors
+
+
 def pack(tensors: Sequence[Sequence[Factors]], scale: float = 1.0, zero_sign: float = 1.0) -> tuple[Tensor, Tensor]:
     """`numbers` and `words` of several tensors, with one more dimension in front.
 
@@ -81,7 +120,7 @@ def pack(tensors: Sequence[Sequence[Factors]], scale: float = 1.0, zero_sign: fl
 
     Returns:
         float32 of shape (tensors, 7, sources) and int32 of shape (tensors, 4, sources), for the elements from index 0;
-        `moved` gives the words of later ones.
+        `offset_words` gives the words of later ones.
     """
     undropped = Drop(0, 0.0)
     # By way of numpy, which reads nested lists several times faster.
@@ -113,7 +152,7 @@ def _words(factors: Sequence[Factors], undropped: Drop) -> list[list[int]]:
     return [limits, [low for low, _, _ in keys], [high for _, high, _ in keys], [start for _, _, start in keys]]
 
 
-def moved(words: Tensor, factors: Sequence[Factors], start: int) -> Tensor:
+def offset_words(words: Tensor, factors: Sequence[Factors], start: int) -> Tensor:
     """The words for a piece that begins at element `start`. A piece may not cross a multiple of 2**31."""
     if start == 0 or not any(factor.drop for factor in factors):
         return words

@@ -32,8 +32,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.merging import formulas, masks
-from evomerge.merging.formulas import Formula, Numbers, Words, evaluate
+from evomerge.merging import masks, plans
+from evomerge.merging.plans import Formula, Numbers, Words, evaluate
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +56,9 @@ Kernel = Callable[[Sequence[Tensor]], Tensor]
 """Takes the tensors of `KernelKind.arguments` and writes the merged piece into `out`; returns what `run` does."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KernelKind:
-    """What a kernel is compiled for: a formula, and the dtypes of base (None: no base), sources and output by name."""
+    """Formula, and dtypes by name of base (None: no base), sources and output: all that a kernel is compiled for."""
 
     formula: Formula
     base: str | None
@@ -219,7 +219,7 @@ def _load(path: Path) -> Kernel:
 
 def _start_compiling(path: Path, kind: KernelKind) -> subprocess.Popen[bytes]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "evomerge.bank.fused", str(path), json.dumps(asdict(kind))]
+    command = [sys.executable, "-m", "evomerge.bank.kernels", str(path), json.dumps(asdict(kind))]
     # In an environment of its own: inductor keeps what it writes beside the packages, and takes no more than one core.
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(path.parent / "inductor"), "OMP_NUM_THREADS": "1"}
     package = str(Path(__file__).parent.parent.parent)
@@ -240,12 +240,13 @@ def _main(path: Path, kind: KernelKind) -> None:
 
 
 def _kind_from(content: dict[str, Any]) -> KernelKind:
-    return KernelKind(Formula(**content["formula"]), content["base"], tuple(content["sources"]), content["out"])
+    formula = Formula(**content["formula"])
+    return KernelKind(formula=formula, base=content["base"], sources=tuple(content["sources"]), out=content["out"])
 
 
 @cache
 def _sources_digest() -> str:
-    files = (formulas.__file__, masks.__file__, __file__)
+    files = (plans.__file__, masks.__file__, __file__)
     return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
 
 

@@ -12,14 +12,13 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from evomerge.bank import passes
-from evomerge.bank.fused import KernelKind, Kernels, package_path
-from evomerge.bank.passes import Kept, fused_rule, kinds, plan
-from evomerge.bank.thresholds import ThresholdTables
+from evomerge.bank import fused_rule
+from evomerge.bank.fused_rule import SourceCache, fuse_rule, kinds
+from evomerge.bank.kernels import KernelKind, Kernels, package_path
+from evomerge.bank.threshold_tables import ThresholdTables
 from evomerge.errors import MergeError
-from evomerge.merging.formulas import Formula
-from evomerge.merging.group import Group
-from evomerge.merging.merge import METHOD_FUNCTIONS
+from evomerge.merging import RuleTensors, merge_rule
+from evomerge.merging.plans import Formula, plan_rule
 from evomerge.methods import METHODS, resolve_options, resolve_parameters
 
 CPU = torch.device("cpu")
@@ -71,19 +70,28 @@ def models_of(count, dtypes, seed=0):
     return base, sources
 
 
-def group_of(method, options, dtypes, names=tuple(SIZES), tables=True, seed=0):
+def rule_of(method, options, dtypes, names=tuple(SIZES), tables=True, seed=0):
     count = METHODS[method].sources or 3
     base, sources = models_of(count, dtypes, seed)
     parameters = resolve_parameters(method, PARAMETERS[method], count)
     thresholds = ThresholdTables(base, sources) if tables else None
     resolved = resolve_options(method, options)
-    return Group(names, base, tuple(sources), parameters, resolved, 11, thresholds, tuple(SIZES))
+    return RuleTensors(
+        names=names,
+        base=base,
+        sources=tuple(sources),
+        parameters=parameters,
+        options=resolved,
+        seed=11,
+        thresholds=thresholds,
+        scope_names=tuple(SIZES),
+    )
 
 
-def assert_same_bits(method, group, dtype, kernels):
-    expected = {name: tensor.to(dtype) for name, tensor in METHOD_FUNCTIONS[method](group)}
-    rule = fused_rule(method, group, kernels, dtype, CPU, Kept())
-    written = {name: torch.full((SIZES[name],), 7.0, dtype=dtype) for name in group.names}
+def assert_same_bits(method, tensors, dtype, kernels):
+    expected = {name: tensor.to(dtype) for name, tensor in merge_rule(method, tensors)}
+    rule = fuse_rule(method, tensors, kernels=kernels, dtype=dtype, device=CPU, cache=SourceCache())
+    written = {name: torch.full((SIZES[name],), 7.0, dtype=dtype) for name in tensors.names}
     rule.write(written)
     for name, tensor in expected.items():
         assert torch.equal(bits(written[name]), bits(tensor)), name
@@ -109,15 +117,15 @@ def choices(method):
 
 @pytest.mark.parametrize("method", PARAMETERS)
 def test_the_formula_has_the_bits_of_the_method_for_every_option(method, monkeypatch):
-    monkeypatch.setattr(passes, "CPU_CHUNK", 1 << 13)  # votes and masks go on from piece to piece
+    monkeypatch.setattr(fused_rule, "CPU_CHUNK", 1 << 13)  # votes and masks go on from piece to piece
     dtypes = (torch.bfloat16,) * 4
     tested = 0
     for options in choices(method):
-        group = group_of(method, options, dtypes)
-        if plan(method, group, {}) is None:
+        tensors = rule_of(method, options, dtypes)
+        if plan_rule(method, tensors, {}) is None:
             assert (method, options) == ("dare_ties", {"kept_rule": "topk"})
             continue
-        assert_same_bits(method, group, torch.bfloat16, EagerKernels())
+        assert_same_bits(method, tensors, torch.bfloat16, EagerKernels())
         tested += 1
     assert tested >= 1
 
@@ -126,26 +134,26 @@ def test_the_formula_has_the_bits_of_the_method_for_every_option(method, monkeyp
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16, torch.float16), (torch.float16, torch.float32)])
 @pytest.mark.parametrize("method", PARAMETERS)
 def test_the_formula_has_the_bits_of_the_method_for_every_mixture_of_types(method, dtypes, out):
-    assert_same_bits(method, group_of(method, {}, dtypes), out, EagerKernels())
+    assert_same_bits(method, rule_of(method, {}, dtypes), out, EagerKernels())
 
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("scope", ["global", "tensor", "layer_group"])
 def test_zero_sums_take_the_sign_of_the_majority_of_all_tensors_in_scope(scope, seed):
-    group = group_of("ties", {"trim_scope": scope}, (torch.bfloat16,) * 4, names=("c", "d"), seed=seed)
-    assert_same_bits("ties", group, torch.bfloat16, EagerKernels())
+    tensors = rule_of("ties", {"trim_scope": scope}, (torch.bfloat16,) * 4, names=("c", "d"), seed=seed)
+    assert_same_bits("ties", tensors, torch.bfloat16, EagerKernels())
 
 
 def test_thresholds_can_be_counted_as_well_as_looked_up():
     for method in ("ties", "dare_ties"):
-        group = group_of(method, {"trim_scope": "tensor"}, (torch.float32,) * 4, tables=False)
-        assert_same_bits(method, group, torch.float32, EagerKernels())
-    assert plan("ties", group_of("ties", {"kept_rule": "topk"}, (torch.float32,) * 4, tables=False), {}) is None
+        tensors = rule_of(method, {"trim_scope": "tensor"}, (torch.float32,) * 4, tables=False)
+        assert_same_bits(method, tensors, torch.float32, EagerKernels())
+    assert plan_rule("ties", rule_of("ties", {"kept_rule": "topk"}, (torch.float32,) * 4, tables=False), {}) is None
 
 
 def test_an_output_that_is_not_contiguous_is_written_all_the_same():
-    group = group_of("ties", {}, (torch.bfloat16,) * 4, names=("d",))
-    rule = fused_rule("ties", group, EagerKernels(), torch.bfloat16, CPU, Kept())
+    tensors = rule_of("ties", {}, (torch.bfloat16,) * 4, names=("d",))
+    rule = fuse_rule("ties", tensors, kernels=EagerKernels(), dtype=torch.bfloat16, device=CPU, cache=SourceCache())
     straight, strided = torch.zeros(SIZES["d"]).bfloat16(), torch.zeros(SIZES["d"], 2).bfloat16()[:, 0]
     rule.write({"d": straight})
     rule.write({"d": strided})
@@ -155,18 +163,21 @@ def test_an_output_that_is_not_contiguous_is_written_all_the_same():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
 @pytest.mark.parametrize("method", PARAMETERS)
 def test_n5_what_is_not_finite_is_refused_by_name(method, bad):
-    group = group_of(method, {}, (torch.float32,) * 4, names=("c",))
-    group.sources[0]["c"][3] = bad
-    group.sources[1]["c"][3] = bad
-    rule = fused_rule(method, group, EagerKernels(), torch.float16, CPU, Kept())
+    tensors = rule_of(method, {}, (torch.float32,) * 4, names=("c",))
+    tensors.sources[0]["c"][3] = bad
+    tensors.sources[1]["c"][3] = bad
+    rule = fuse_rule(method, tensors, kernels=EagerKernels(), dtype=torch.float16, device=CPU, cache=SourceCache())
     with pytest.raises(MergeError, match="'c' of the merge is not finite in float16"):
         rule.write({"c": torch.zeros(SIZES["c"], dtype=torch.float16)})
 
 
 def test_a_type_without_kernels_is_merged_eagerly():
-    group = group_of("linear", {}, (torch.float64,) * 4)
-    assert kinds(group, plan("linear", group, {}), torch.float32) is None
-    assert fused_rule("linear", group, EagerKernels(), torch.float32, CPU, Kept()) is None
+    tensors = rule_of("linear", {}, (torch.float64,) * 4)
+    assert kinds(tensors, plan_rule("linear", tensors, {}), torch.float32) is None
+    assert (
+        fuse_rule("linear", tensors, kernels=EagerKernels(), dtype=torch.float32, device=CPU, cache=SourceCache())
+        is None
+    )
 
 
 BFLOAT16 = ("bfloat16",) * 3
@@ -185,23 +196,23 @@ def test_compiled_kernels_have_the_bits_of_the_method_with_any_chunks_and_thread
 ):
     kernels = CompiledKernels()
     for chunk, threads in ((1 << 22, 1), (1 << 13, 1), (1 << 14, 2)):
-        monkeypatch.setattr(passes, "CPU_CHUNK", chunk)
+        monkeypatch.setattr(fused_rule, "CPU_CHUNK", chunk)
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
             for scope in ("global", "tensor") if "ties" in method else (None,):
                 chosen = options if scope is None else {**options, "trim_scope": scope}
-                assert_same_bits(method, group_of(method, chosen, dtypes), out, kernels)
+                assert_same_bits(method, rule_of(method, chosen, dtypes), out, kernels)
         finally:
             torch.set_num_threads(before)
 
 
 def test_a_compiled_kernel_is_loaded_without_the_compiler():
-    kind = KernelKind(Formula("average"), None, BFLOAT16, "bfloat16")
+    kind = KernelKind(formula=Formula(kind="average"), base=None, sources=BFLOAT16, out="bfloat16")
     assert Kernels(CPU).compile(kind) is not None
     code = (
         "import json, os, sys, torch; before = dict(os.environ)\n"
-        "from evomerge.bank.fused import Kernels, _kind_from\n"
+        "from evomerge.bank.kernels import Kernels, _kind_from\n"
         f"kind = _kind_from(json.loads({json.dumps(json.dumps(asdict(kind)))}))\n"
         "kernel = Kernels(torch.device('cpu')).find(kind, compile_missing=False)\n"
         "kernel(kind.arguments(100))\n"
@@ -213,9 +224,12 @@ def test_a_compiled_kernel_is_loaded_without_the_compiler():
 
 
 def test_small_rules_never_start_a_compiler(tmp_path):
-    group = group_of("task_arithmetic", {}, (torch.bfloat16,) * 4)
+    tensors = rule_of("task_arithmetic", {}, (torch.bfloat16,) * 4)
     kernels = Kernels(CPU, tmp_path)
-    assert fused_rule("task_arithmetic", group, kernels, torch.bfloat16, CPU, Kept()) is None
+    assert (
+        fuse_rule("task_arithmetic", tensors, kernels=kernels, dtype=torch.bfloat16, device=CPU, cache=SourceCache())
+        is None
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -224,15 +238,15 @@ def test_without_a_compiler_it_is_said_once_and_the_eager_path_serves(tmp_path, 
     monkeypatch.setenv("PATH", "/nowhere")
     kernels = Kernels(CPU, tmp_path)
     with caplog.at_level(logging.WARNING):
-        for formula in (Formula("average"), Formula("average", weighting="another")):
-            assert kernels.compile(KernelKind(formula, None, BFLOAT16, "bfloat16")) is None
+        for formula in (Formula(kind="average"), Formula(kind="average", weighting="another")):
+            assert kernels.compile(KernelKind(formula=formula, base=None, sources=BFLOAT16, out="bfloat16")) is None
     assert [record.getMessage()[:15] for record in caplog.records] == ["merging eagerly"]
 
 
 def test_a_package_is_named_after_all_that_its_code_depends_on(tmp_path, monkeypatch):
-    kind = KernelKind(Formula("average"), None, BFLOAT16, "bfloat16")
-    other = KernelKind(Formula("average"), None, BFLOAT16, "float32")
+    kind = KernelKind(formula=Formula(kind="average"), base=None, sources=BFLOAT16, out="bfloat16")
+    other = KernelKind(formula=Formula(kind="average"), base=None, sources=BFLOAT16, out="float32")
     assert package_path(tmp_path, kind) != package_path(tmp_path, other)
     before = package_path(tmp_path, kind)
-    monkeypatch.setattr("evomerge.bank.fused._machine", lambda: "another processor")
+    monkeypatch.setattr("evomerge.bank.kernels._machine", lambda: "another processor")
     assert package_path(tmp_path, kind) != before

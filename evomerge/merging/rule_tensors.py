@@ -1,4 +1,4 @@
-"""What a method function is given: the tensors of one rule, with resolved parameters and options.
+"""The tensors of one rule, with resolved parameters and options: the argument of every method function.
 
 Every method goes through the tensors in pieces of bounded size, so that its temporaries stay small (on a CPU: in cache)
 whatever the size of the tensor. The arithmetic on a piece is element-wise and uses no fused multiply-add, which the
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import InvalidInput, MergeError
-from evomerge.merging.thresholds import Thresholds
+from evomerge.merging.order_statistics import Thresholds
 from evomerge.methods import OptionValue
 
 Tensors = Mapping[str, Tensor]
@@ -53,17 +53,23 @@ class Piece:
         return self.base
 
 
-@dataclass(frozen=True)
-class Group:
-    """The tensors of one recipe rule.
+@dataclass(frozen=True, kw_only=True)
+class RuleTensors:
+    """The tensors of one recipe rule, in all that a method may read.
 
     Attributes:
         names: the floating-point tensors to merge.
-        base, sources: name -> tensor of any float dtype, for all of `names` and `scope_names`; never written into.
-        parameters, options: as resolved by `evomerge.methods`.
+        base, sources: name -> tensor of any float dtype and possibly read-only, for all of `names` and `scope_names`;
+            never written into. A result is computed on the device of the base's tensor, without a base on that of the
+            first source's.
+        parameters, options: all of them, as resolved by `evomerge.methods.validate`.
         seed: key of the random masks.
-        thresholds: where order statistics are looked up, or None to count them.
-        scope_names: all tensors that a global statistic extends over.
+        thresholds: order statistics of the task vectors from a table; None counts them exactly. With a table, TIES
+            keeps all elements tied at a threshold, and `dare_ties` infers the thresholds of masked vectors.
+        scope_names: the tensors that `trim_scope: global` and other statistics of the whole model extend over, each
+            tied tensor once; None: `names`. Under `trim_scope: layer_group` the scope is `names`.
+        statistics: for each source, in source order, name -> statistic of that tensor, for methods that take some. It
+            may name other tensors than `names`; None where none were given.
     """
 
     names: tuple[str, ...]
@@ -71,9 +77,10 @@ class Group:
     sources: Sequence[Tensors]
     parameters: Mapping[str, float | Sequence[Any]]
     options: Mapping[str, OptionValue]
-    seed: int
-    thresholds: Thresholds | None
-    scope_names: tuple[str, ...]
+    seed: int = 0
+    thresholds: Thresholds | None = None
+    scope_names: tuple[str, ...] | None = None
+    statistics: Sequence[Tensors] | None = None
 
     def shared(self, name: str) -> float:
         value = self.parameters[name]
@@ -95,6 +102,16 @@ class Group:
             raise InvalidInput(f"parameter {name!r} has one mapping for each of {len(self.sources)} sources")
         return value
 
+    def statistic(self, name: str) -> list[Tensor | None]:
+        """The statistic of one tensor in each source, in source order; None for a source that has none for it.
+
+        Raises:
+            InvalidInput: the rule has no statistics.
+        """
+        if self.statistics is None:
+            raise InvalidInput("this method works on statistics of the sources; give `statistics`, one per source")
+        return [statistics.get(name) for statistics in self.statistics]
+
     def normalisable(self, weights: Sequence[float]) -> float:
         """The sum of the weights, which a normalised method divides by.
 
@@ -114,15 +131,16 @@ class Group:
             case "layer_group":
                 return self._layer_group
             case _:
-                return self._whole_model
+                return self.whole_model
 
     @cached_property
     def _layer_group(self) -> tuple[str, ...]:
         return tuple(sorted(self.names))
 
     @cached_property
-    def _whole_model(self) -> tuple[str, ...]:
-        return tuple(sorted(self.scope_names))
+    def whole_model(self) -> tuple[str, ...]:
+        """The tensors that statistics of the whole model extend over, in alphabetical order."""
+        return tuple(sorted(self.names if self.scope_names is None else self.scope_names))
 
     def elements(self, scope: Sequence[str]) -> int:
         return sum(self.like(name).numel() for name in scope)

@@ -1,0 +1,70 @@
+"""Dropping of elements of task vectors at random, by the parameter `drop_rate` and the options of DARE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from evomerge.merging.masks import dropped, mask_key
+from evomerge.merging.rule_tensors import RuleTensors
+from evomerge.merging.sums import ordered_sum
+from evomerge.merging.task_vectors import TaskVectors
+
+
+@dataclass(frozen=True)
+class Drop:
+    """t = tau (1 - m) / divisor * factor, with m ~ Bernoulli(drop_rate) for each element of one tensor of one source.
+
+    Divisor and factor are apart because the quotient that restores an L1 norm may exceed the largest float32.
+    """
+
+    key: int
+    drop_rate: float
+    divisor: float = 1.0
+    factor: float = 1.0
+
+    def __call__(self, start: int, task_vector: Tensor) -> Tensor:
+        """Drop and rescale, in place, the piece of the flattened tensor that begins at element `start`."""
+        mask = dropped(self.key, start, start + task_vector.numel(), self.drop_rate, task_vector.device)
+        # Dropped before they are rescaled: an L1 quotient that suits the survivors may overflow on what is dropped.
+        return self.rescale_(task_vector.mul_(mask.logical_not_()))
+
+    def rescale_(self, values: Tensor) -> Tensor:
+        if self.divisor != 1:
+            values /= self.divisor
+        if self.factor != 1:
+            values *= self.factor
+        return values
+
+
+class Dropping:
+    """The `Drop` of each tensor of each source, determined at first use."""
+
+    def __init__(self, tensors: RuleTensors) -> None:
+        self.rates = tensors.per_source("drop_rate")
+        self.rescale = tensors.options["rescale"]
+        self._tensors = tensors
+        self._drops: dict[tuple[int, str], Drop | None] = {}
+
+    def __call__(self, source: int, name: str) -> Drop | None:
+        """None: the tensor is left as it is."""
+        if (source, name) not in self._drops:
+            self._drops[source, name] = self._drop(source, name) if self.concerns(source, name) else None
+        return self._drops[source, name]
+
+    def concerns(self, source: int, name: str) -> bool:
+        targeted = self._tensors.options["targets"] == "all" or self._tensors.like(name).dim() == 2
+        return self.rates[source] > 0 and targeted
+
+    def _drop(self, source: int, name: str) -> Drop:
+        key, rate = mask_key(self._tensors.seed, source, name), self.rates[source]
+        plain = Drop(key, rate)
+        if self.rescale == "none" or rate == 1:  # at rate 1 nothing survives that could be rescaled
+            return plain
+        if self.rescale == "1/(1-p)":
+            return Drop(key, rate, divisor=1 - rate)
+        whole = ordered_sum(piece.abs() for piece in TaskVectors(self._tensors).pieces(source, name))
+        masked = TaskVectors(self._tensors, lambda source, name: plain)
+        left = ordered_sum(piece.abs() for piece in masked.pieces(source, name))
+        return Drop(key, rate, divisor=left, factor=whole) if left > 0 else plain
