@@ -210,7 +210,13 @@ def our_steps(folder: Path, options: dict[str, Any]) -> Iterator[None]:
     weights = mapped_sources(folder)
     count = options["steps"] + 1
     refs = tuple(ModelRef(name, name, fingerprint=name) for name in SOURCES)
-    rule = Rule(tuple(live), "linear", SOURCES, {"weight": (1.0,) * len(SOURCES)}, {"normalize": True})
+    rule = Rule(
+        tensors=tuple(live),
+        method="linear",
+        sources=SOURCES,
+        parameters={"weight": (1.0,) * len(SOURCES)},
+        options={"normalize": True},
+    )
     training = train_dam(
         model=model,
         live=live,
@@ -219,7 +225,7 @@ def our_steps(folder: Path, options: dict[str, Any]) -> Iterator[None]:
             name: [CalibrationText(token_ids(options, source, step), 0) for step in range(count)]
             for source, name in enumerate(SOURCES)
         },
-        initial=Recipe(refs[0], refs, (rule,), options["dtype"]),
+        initial=Recipe(base=refs[0], sources=refs, rules=(rule,), dtype=options["dtype"]),
         settings=DamSettings(measured_items=1, learning_rate=LEARNING_RATE),
         seed=0,
         files=folder,

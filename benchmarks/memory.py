@@ -132,8 +132,14 @@ def merge_candidates(folder: Path) -> WeightBank:
     bank = open_bank(refs[0], refs[1:], dtype=DTYPE, device="cpu")
     tensors = tuple(entry.name for entry in bank.base.catalogue.mergeable)
     for parameters in CANDIDATES:
-        rule = Rule(tensors, "ties", EXPERTS, resolve_parameters("ties", parameters, 4), resolve_options("ties", {}))
-        run_batch(bank.materialize(Recipe(refs[0], tuple(refs[1:]), (rule,), DTYPE)))
+        rule = Rule(
+            tensors=tensors,
+            method="ties",
+            sources=EXPERTS,
+            parameters=resolve_parameters("ties", parameters, 4),
+            options=resolve_options("ties", {}),
+        )
+        run_batch(bank.materialize(Recipe(base=refs[0], sources=tuple(refs[1:]), rules=(rule,), dtype=DTYPE)))
     return bank
 
 

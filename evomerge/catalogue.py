@@ -35,7 +35,7 @@ _TOWER = re.compile(r"(^|[._])(vision|visual|vit|image|img|video|audio|speech|vq
 _NUMBERED = re.compile(r"(?:^|\.)(\d+)\.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TensorEntry:
     """One tensor of the model. `layer` is None for tensors outside the layer stack."""
 
@@ -149,7 +149,12 @@ def build_catalogue(
         aliases[name].append(alias)
     entries = tuple(
         TensorEntry(
-            name, tuple(shape), dtype, layers[name], part_of(name, patterns), tuple(sorted(aliases.get(name, ())))
+            name=name,
+            shape=tuple(shape),
+            dtype=dtype,
+            layer=layers[name],
+            part=part_of(name, patterns),
+            aliases=tuple(sorted(aliases.get(name, ()))),
         )
         for name, (shape, dtype) in sorted(tensors.items())
         if name not in tied

@@ -24,13 +24,13 @@ class ModelRef:
 
     name: str
     location: str
-    revision: str | None = None
-    fingerprint: str | None = None
+    revision: str | None = field(default=None, kw_only=True)
+    fingerprint: str | None = field(default=None, kw_only=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rule:
-    """How a set of tensors is merged.
+    """The merge of a set of tensors: method, sources, parameters and options.
 
     `parameters` holds one number for shared parameters and one number per source (recipe order) for the others;
     `options` are the method's semantics options, all of them, defaults written out.
@@ -43,19 +43,19 @@ class Rule:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One merge. Tensors that no rule names are copied from the base (or from the first source without a base).
 
     Attributes:
         base: the model that task vectors are taken from; also gives config and tokenizer.
         sources: the experts, in the order that per-source values follow.
-        rules: each tensor stands in at most one rule.
+        rules: each tensor is in at most one rule.
         dtype: what the merged weights are rounded to, once, after fp32 arithmetic.
         seed: key of all random masks.
         semantics: version of the arithmetic.
-        files: role ("coefficients") -> content digest of a file that a rule needs, which lies with the study's
-            artifacts.
+        files: role ("coefficients", or the name of a method's statistics) -> content digest of a file that a rule
+            needs, which is stored with the study's artifacts.
     """
 
     base: ModelRef
@@ -68,7 +68,7 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over everything that determines the weights. Where the sources lie does not; what they hold does."""
+        """SHA-256 over everything that determines the weights: the content of the sources, not their location."""
         content = self._content()
         for model in (content["base"], *content["sources"]):
             if model["fingerprint"]:
@@ -80,7 +80,7 @@ class Recipe:
 
     def _content(self) -> dict[str, Any]:
         content = asdict(self)
-        if not self.files:  # a recipe without files says nothing of them
+        if not self.files:  # a recipe without files does not mention them
             del content["files"]
         return content
 
@@ -99,15 +99,25 @@ class Recipe:
 
 
 def single_source(base: ModelRef, source: ModelRef, tensors: tuple[str, ...], dtype: str) -> Recipe:
-    """The recipe that is one source as it stands."""
-    rule = Rule(tensors, "linear", (source.name,), {"weight": (1.0,)}, {"normalize": False})
+    """The recipe that copies one source."""
+    rule = Rule(
+        tensors=tensors,
+        method="linear",
+        sources=(source.name,),
+        parameters={"weight": (1.0,)},
+        options={"normalize": False},
+    )
     return Recipe(base=base, sources=(source,), rules=(rule,), dtype=dtype)
 
 
 def _rule_from(content: Mapping[str, Any]) -> Rule:
     parameters = {k: tuple(v) if isinstance(v, list) else v for k, v in content["parameters"].items()}
     return Rule(
-        tuple(content["tensors"]), content["method"], tuple(content["sources"]), parameters, dict(content["options"])
+        tensors=tuple(content["tensors"]),
+        method=content["method"],
+        sources=tuple(content["sources"]),
+        parameters=parameters,
+        options=dict(content["options"]),
     )
 
 

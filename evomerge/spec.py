@@ -63,7 +63,7 @@ class SourceSpec(_Frozen):
 
     @property
     def ref(self) -> ModelRef:
-        return ModelRef(self.name, self.location, self.revision)
+        return ModelRef(self.name, self.location, revision=self.revision)
 
 
 class ConstraintSpec(_Frozen):

@@ -8,12 +8,20 @@ import pytest
 
 from evomerge.recipe import ModelRef, Recipe, Rule, single_source
 
-BASE = ModelRef("base", "/models/base", None, "b" * 64)
-MATH = ModelRef("math", "org/math", "main", "c" * 64)
-CODE = ModelRef("code", "org/code", "main", "d" * 64)
-TIES = Rule(("x", "y"), "ties", ("math", "code"), {"density": (0.2, 0.5), "lambda": 1.0}, {"trim_scope": "tensor"})
-COPY = Rule(("z",), "linear", ("math",), {"weight": (1.0,)}, {"normalize": False})
-RECIPE = Recipe(BASE, (MATH, CODE), (TIES, COPY), "bfloat16", seed=7)
+BASE = ModelRef("base", "/models/base", revision=None, fingerprint="b" * 64)
+MATH = ModelRef("math", "org/math", revision="main", fingerprint="c" * 64)
+CODE = ModelRef("code", "org/code", revision="main", fingerprint="d" * 64)
+TIES = Rule(
+    tensors=("x", "y"),
+    method="ties",
+    sources=("math", "code"),
+    parameters={"density": (0.2, 0.5), "lambda": 1.0},
+    options={"trim_scope": "tensor"},
+)
+COPY = Rule(
+    tensors=("z",), method="linear", sources=("math",), parameters={"weight": (1.0,)}, options={"normalize": False}
+)
+RECIPE = Recipe(base=BASE, sources=(MATH, CODE), rules=(TIES, COPY), dtype="bfloat16", seed=7)
 
 
 def test_where_the_sources_lie_does_not_change_the_digest() -> None:

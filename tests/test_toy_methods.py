@@ -197,7 +197,12 @@ def test_inventory_and_mergekit_take_the_method_up():
     (entry,) = describe_methods("toy_precision")["methods"]
     assert entry["needs"] == ["statistics"]
     base = ModelRef("base", "org/base")
-    recipe = Recipe(base=base, sources=(base,), rules=(Rule(("w",), "toy_largest", ("base",)),), dtype="float32")
+    recipe = Recipe(
+        base=base,
+        sources=(base,),
+        rules=(Rule(tensors=("w",), method="toy_largest", sources=("base",)),),
+        dtype="float32",
+    )
     text, reason = to_mergekit(recipe, build_catalogue({"w": ((1,), "float32")}))
     assert text is None
     assert "no counterpart of the method toy_largest" in reason

@@ -75,7 +75,7 @@ class KernelKind:
         rest = list(arguments)
         base = rest.pop(0) if self.base else None
         sources, (numbers, words, out) = rest[: len(self.sources)], rest[len(self.sources) :]
-        merged, votes = evaluate(self.formula, base, sources, numbers, words)
+        merged, votes = evaluate(self.formula, base, sources, numbers=numbers, words=words)
         rounded = merged.to(out.dtype)
         out.copy_(rounded)
         if votes is None:

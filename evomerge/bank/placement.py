@@ -28,7 +28,7 @@ class Place(StrEnum):
     PINNED = "pinned host memory"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Placement:
     """What was chosen, with bytes.
 
@@ -91,13 +91,13 @@ def place_sources(need: MemoryNeed, machine: Machine, *, workers: int = 1) -> Pl
     """
     if machine.device is None:
         _refuse_excess(need.worker * workers, machine.host, "this machine")
-        return Placement(Place.MAPPED, "cpu", need.sources, need.worker, pageable=True)
+        return Placement(place=Place.MAPPED, device="cpu", sources=need.sources, worker=need.worker, pageable=True)
     _refuse_excess(need.worker, machine.device, "the GPU")
     if need.worker + need.sources <= DEVICE_SHARE * machine.device:
-        return Placement(Place.DEVICE, "cuda", need.sources, need.worker, pageable=False)
+        return Placement(place=Place.DEVICE, device="cuda", sources=need.sources, worker=need.worker, pageable=False)
     if need.sources * workers <= HOST_SHARE * machine.host:
-        return Placement(Place.PINNED, "cuda", need.sources, need.worker, pageable=False)
-    return Placement(Place.MAPPED, "cuda", need.sources, need.worker, pageable=True)
+        return Placement(place=Place.PINNED, device="cuda", sources=need.sources, worker=need.worker, pageable=False)
+    return Placement(place=Place.MAPPED, device="cuda", sources=need.sources, worker=need.worker, pageable=True)
 
 
 def placed(tensors: Mapping[str, torch.Tensor], place: Place, device: torch.device) -> Mapping[str, torch.Tensor]:

@@ -92,13 +92,13 @@ class Ingredients:
     ) -> Recipe:
         """The same of some of the experts."""
         rule = Rule(
-            tuple(entry.name for entry in self.catalogue.mergeable),
-            method,
-            tuple(ref.name for ref in experts),
-            resolve_parameters(method, parameters, len(experts)),
-            resolve_options(method, options),
+            tensors=tuple(entry.name for entry in self.catalogue.mergeable),
+            method=method,
+            sources=tuple(ref.name for ref in experts),
+            parameters=resolve_parameters(method, parameters, len(experts)),
+            options=resolve_options(method, options),
         )
-        return Recipe(self.base, tuple(experts), (rule,), self.spec.dtype, self.spec.seed)
+        return Recipe(base=self.base, sources=tuple(experts), rules=(rule,), dtype=self.spec.dtype, seed=self.spec.seed)
 
     def soup(self, experts: Sequence[ModelRef]) -> Recipe:
         """The plain average of some experts (Wortsman et al. 2022, arXiv 2203.05482)."""

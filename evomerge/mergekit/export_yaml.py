@@ -34,7 +34,8 @@ def to_mergekit(recipe: Recipe, catalogue: TensorCatalogue) -> tuple[str | None,
         method, sources, options = _one_method(recipe, catalogue)
         theirs = _counterpart(method)
         values = _values(recipe, theirs, options)
-        content = _document(recipe, theirs, sources, _switches(method, theirs, options), _settings(values, catalogue))
+        switches, settings = _switches(method, theirs, options), _settings(values, catalogue)
+        content = _document(recipe, theirs, sources, switches=switches, settings=settings)
     except _NotExpressible as reason:
         return None, str(reason)
     return _comments(recipe, method, options) + yaml.safe_dump(content, sort_keys=False, allow_unicode=True), ""
@@ -108,6 +109,7 @@ def _document(
     recipe: Recipe,
     theirs: MergekitMethod,
     sources: tuple[str, ...],
+    *,
     switches: Mapping[str, bool],
     settings: Mapping[tuple[str, str | None], Setting],
 ) -> dict[str, Any]:
@@ -196,7 +198,7 @@ def _position(catalogue: TensorCatalogue, name: str) -> float:
 
 
 def _evaluate(setting: Iterable[Mapping[str, Any]], name: str, position: float) -> float | None:
-    """What mergekit would read for a tensor: the first condition that fits, and a point on its gradient."""
+    """The value that mergekit would read for a tensor: of the first condition that fits, at a point on its gradient."""
     for condition in setting:
         if condition.get("filter", "") in name:
             value = condition["value"]

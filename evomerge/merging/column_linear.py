@@ -96,7 +96,7 @@ def row_blocks(shape: tuple[int, ...], device: torch.device) -> Iterator[slice]:
 def _write(tensors: RuleTensors, name: str, target: Tensor) -> None:
     device, dtype = target.device, tensors.dtype([name])
     given, phi = tensors.per_source_tensors("coefficients"), str(tensors.options["phi"])
-    factors = [_factor(each, index, name, target.shape, phi) for index, each in enumerate(given)]
+    factors = [_factor(each, name, target.shape, source=index, phi=phi) for index, each in enumerate(given)]
     shape = tuple(target.shape) or (1,)
     weights = [source[name].detach().reshape(shape) for source in tensors.sources]
     # Views with stride 0: no coefficient is ever written out to the size of its weight.
@@ -112,7 +112,7 @@ def _write(tensors: RuleTensors, name: str, target: Tensor) -> None:
             place.copy_(total)
 
 
-def _factor(coefficients: Mapping[str, Tensor], source: int, name: str, shape: torch.Size, phi: str) -> Tensor:
+def _factor(coefficients: Mapping[str, Tensor], name: str, shape: torch.Size, *, source: int, phi: str) -> Tensor:
     if name not in coefficients:
         raise InvalidInput(
             f"the coefficients of source {source} have no entry for tensor {name!r}; "

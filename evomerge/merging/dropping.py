@@ -26,7 +26,7 @@ class Drop:
 
     def __call__(self, start: int, task_vector: Tensor) -> Tensor:
         """Drop and rescale, in place, the piece of the flattened tensor that begins at element `start`."""
-        mask = dropped(self.key, start, start + task_vector.numel(), self.drop_rate, task_vector.device)
+        mask = dropped(self.key, start, start + task_vector.numel(), self.drop_rate, device=task_vector.device)
         # Dropped before they are rescaled: an L1 quotient that suits the survivors may overflow on what is dropped.
         return self.rescale_(task_vector.mul_(mask.logical_not_()))
 

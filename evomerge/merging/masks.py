@@ -32,7 +32,7 @@ def mask_key(seed: int, source: int, name: str) -> int:
     return derive(seed, source, name)
 
 
-def dropped(key: int, start: int, stop: int, drop_rate: float, device: torch.device | str = "cpu") -> Tensor:
+def dropped(key: int, start: int, stop: int, drop_rate: float, *, device: torch.device | str = "cpu") -> Tensor:
     """Which elements of the slice `[start, stop)` of a flattened tensor are dropped.
 
     Returns:

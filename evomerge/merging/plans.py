@@ -162,7 +162,7 @@ def offset_words(words: Tensor, factors: Sequence[Factors], start: int) -> Tenso
 
 
 def evaluate(
-    formula: Formula, base: Tensor | None, sources: Sequence[Tensor], numbers: Tensor, words: Tensor
+    formula: Formula, base: Tensor | None, sources: Sequence[Tensor], *, numbers: Tensor, words: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """One piece of the merged tensor.
 

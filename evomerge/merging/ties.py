@@ -106,7 +106,7 @@ def elected_sum(vectors: Sequence[Tensor], elect: str) -> Tensor:
 
 
 def merge_agreeing(
-    vectors: Sequence[Tensor], sign: Tensor, weights: Sequence[float], agg: str, weighting: str
+    vectors: Sequence[Tensor], sign: Tensor, weights: Sequence[float], *, agg: str, weighting: str
 ) -> Tensor:
     """Merge, element by element, those vectors that have the elected sign.
 
@@ -219,7 +219,7 @@ class Election:
             nonlocal cancelled
             total, vectors = vote(piece)
             sign = (total >= 0 if zero_is_positive else total > 0).to(total.dtype).mul_(2).sub_(1)
-            merged = merge_agreeing(vectors, sign, self._weights, self._agg, self._weighting)
+            merged = merge_agreeing(vectors, sign, self._weights, agg=self._agg, weighting=self._weighting)
             if self._by_majority:
                 # Kept values under a zero sum: there are some of this sign, and with them some of the other.
                 cancelled |= ((total == 0) & (merged != 0)).any()

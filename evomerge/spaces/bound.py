@@ -18,12 +18,12 @@ from evomerge.spaces.groups import TensorGroup, divide, knot_labels
 from evomerge.spaces.space import MethodSpace, Range, SearchSpace
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BoundSpace:
-    """What may be proposed, and what a proposal means.
+    """A search space with its tensors and sources: what may be proposed, and the recipe of each proposal.
 
     Attributes:
-        space: the space as its file says it.
+        space: the space as its file defines it.
         base: the base model; sources: what is merged, in the order of per-source values.
         groups: the tensors of each group.
         distributions: param -> Optuna distribution, in a fixed order.
@@ -84,12 +84,12 @@ class BoundSpace:
         chosen = self.space.methods[method]
         names = tuple(source.name for source in self.sources)
         values = {
-            parameter: _value(self.space, method, parameter, value, group, names, params)
+            parameter: _value(self.space, method, parameter, value, group=group, sources=names, params=params)
             for parameter, value in chosen.parameters.items()
         }
         resolved = resolve_parameters(method, values, n_sources=len(names))
         options = resolve_options(method, chosen.options, semantics=self.space.semantics, scope="layer_group")
-        return Rule(group.tensors, method, names, _frozen(resolved), options)
+        return Rule(tensors=group.tensors, method=method, sources=names, parameters=_frozen(resolved), options=options)
 
 
 def bind(
@@ -122,26 +122,36 @@ def bind(
         if len(space.methods) > 1:
             distributions[_join(knot, "method")] = CategoricalDistribution(tuple(space.methods))
         for method, chosen in space.methods.items():
-            for param, distribution in _genes(space, method, chosen, knot, names):
+            for param, distribution in _genes(space, method, chosen, knot=knot, sources=names):
                 distributions.setdefault(param, distribution)
                 if len(space.methods) > 1 and param.startswith(_join(knot, method)):
                     conditions[param] = (_join(knot, "method"), (method,))
     if not distributions:
         raise InvalidInput(f"search space {space.name!r} has nothing to search: every parameter is fixed")
-    return BoundSpace(space, base, sources, groups, distributions, conditions, dtype, seed)
+    return BoundSpace(
+        space=space,
+        base=base,
+        sources=sources,
+        groups=groups,
+        distributions=distributions,
+        conditions=conditions,
+        dtype=dtype,
+        seed=seed,
+    )
 
 
 def _genes(
-    space: SearchSpace, method: str, chosen: MethodSpace, knot: str, sources: Sequence[str]
+    space: SearchSpace, method: str, chosen: MethodSpace, *, knot: str, sources: Sequence[str]
 ) -> Iterator[tuple[str, BaseDistribution]]:
     for parameter, value in chosen.parameters.items():
         if isinstance(value, Range):
             for owner in owners_of(method, parameter, value, sources):
-                yield param_name(space, method, parameter, value, knot, owner), _distribution(value, len(sources))
+                name = param_name(space, method, parameter, value, knot=knot, source=owner)
+                yield name, _distribution(value, len(sources))
 
 
 def owners_of(method: str, parameter: str, value: Range, sources: Sequence[str]) -> Sequence[str | None]:
-    """Whose values are searched: each source's, all but the first one's for ratios to it, or the group's own."""
+    """The sources whose values are searched: all, or all but the first for ratios to it; [None] for a shared value."""
     if not _per_source(method, parameter):
         return (None,)
     return sources[1:] if value.log_ratio else sources
@@ -151,7 +161,7 @@ def _per_source(method: str, parameter: str) -> bool:
     return any(known.name == parameter for known in method_info(method).per_source)
 
 
-def param_name(space: SearchSpace, method: str, parameter: str, value: Range, knot: str, source: str | None) -> str:
+def param_name(space: SearchSpace, method: str, parameter: str, value: Range, *, knot: str, source: str | None) -> str:
     """The name of a param, such as "layers0-1.attention.reverse.weight"; where methods are chosen, with the method."""
     return _join(
         "" if value.shared in {"groups", "all"} else knot,
@@ -177,6 +187,7 @@ def _value(
     method: str,
     parameter: str,
     value: Range | float,
+    *,
     group: TensorGroup,
     sources: tuple[str, ...],
     params: Mapping[str, Any],
@@ -187,7 +198,8 @@ def _value(
     read = []
     for owner in owners_of(method, parameter, value, sources):
         values = [
-            (params[param_name(space, method, parameter, value, knot, owner)], share) for knot, share in group.knots
+            (params[param_name(space, method, parameter, value, knot=knot, source=owner)], share)
+            for knot, share in group.knots
         ]
         read.append(_interpolate(value, values))
     if value.log_ratio:

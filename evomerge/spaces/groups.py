@@ -40,7 +40,9 @@ def divide(catalogue: TensorCatalogue, groups: Groups) -> tuple[TensorGroup, ...
         order, label = _depth_label(entry, catalogue.depth, groups)
         members[order, label, _part_label(entry, groups)].append(entry.name)
     return tuple(
-        TensorGroup(_join(label, part), tuple(sorted(names)), _knots(order, label, part, catalogue.depth, groups))
+        TensorGroup(
+            _join(label, part), tuple(sorted(names)), _knots(order, label, part, depth=catalogue.depth, groups=groups)
+        )
         for (order, label, part), names in sorted(members.items())
     )
 
@@ -67,7 +69,7 @@ def _part_label(entry: TensorEntry, groups: Groups) -> str:
     return entry.part if entry.part in groups.parts else "rest"
 
 
-def _knots(order: int, label: str, part: str, depth: int, groups: Groups) -> tuple[tuple[str, float], ...]:
+def _knots(order: int, label: str, part: str, *, depth: int, groups: Groups) -> tuple[tuple[str, float], ...]:
     points = groups.depth.smooth
     if points is None or label == "outside":
         return ((_join(label, part), 1.0),)

@@ -25,7 +25,7 @@ def nearest_params(space: BoundSpace, recipe: Recipe, trained: MeanWeights | Non
     """The params whose recipe comes closest to this one, or None where the space has nothing like it.
 
     A recipe of the space itself comes back exactly, up to rounding. Others are averaged over the tensors of each group,
-    and what lies out of a range is moved to its end. Weighted averages, task arithmetic and trained coefficients
+    and a value outside of a range is moved to its end. Weighted averages, task arithmetic and trained coefficients
     (their mean in each group) can stand for each other.
 
     Args:
@@ -38,7 +38,7 @@ def nearest_params(space: BoundSpace, recipe: Recipe, trained: MeanWeights | Non
     params: dict[str, Any] = dict(_methods(space, rules))
     sums: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for group in space.groups:
-        for name, share, value in _values(space, group, rules, trained or {}, params):
+        for name, share, value in _values(space, group, params, rules=rules, trained=trained or {}):
             if value is None:
                 return None
             sums[name].append((value, share))
@@ -52,7 +52,7 @@ def nearest_params(space: BoundSpace, recipe: Recipe, trained: MeanWeights | Non
 
 
 def _methods(space: BoundSpace, rules: Mapping[str, Rule]) -> Iterator[tuple[str, str]]:
-    """Where methods are searched: the recipe's own in each group, if the space has it, else its first."""
+    """(param, method) of every knot where methods are searched: the recipe's own if the space has it, or its first."""
     allowed = list(space.space.methods)
     if len(allowed) == 1:
         return
@@ -64,7 +64,7 @@ def _methods(space: BoundSpace, rules: Mapping[str, Rule]) -> Iterator[tuple[str
 
 
 def _values(
-    space: BoundSpace, group: TensorGroup, rules: Mapping[str, Rule], trained: MeanWeights, params: Mapping[str, Any]
+    space: BoundSpace, group: TensorGroup, params: Mapping[str, Any], *, rules: Mapping[str, Rule], trained: MeanWeights
 ) -> Iterator[tuple[str, float, float | None]]:
     """(param, share, value) of everything that is searched in a group."""
     method = space.method_of(group, params)
@@ -74,34 +74,43 @@ def _values(
             continue
         for owner in owners_of(method, parameter, searched, names):
             read = [
-                _read(method, parameter, searched, owner, names[0], rules.get(tensor), trained.get(tensor))
+                _read(
+                    method,
+                    parameter,
+                    searched,
+                    owner=owner,
+                    first=names[0],
+                    rule=rules.get(tensor),
+                    trained=trained.get(tensor),
+                )
                 for tensor in group.tensors
             ]
             known = [value for value in read if value is not None]
             value = math.fsum(known) / len(known) if len(known) == len(read) else None
             for knot, share in group.knots:
-                yield param_name(space.space, method, parameter, searched, knot, owner), share, value
+                yield param_name(space.space, method, parameter, searched, knot=knot, source=owner), share, value
 
 
 def _read(
     method: str,
     parameter: str,
     searched: Range,
+    *,
     owner: str | None,
     first: str,
     rule: Rule | None,
     trained: Mapping[str, float] | None,
 ) -> float | None:
     if searched.log_ratio and owner is not None:
-        mine, other = (_one(method, parameter, name, rule, trained) for name in (owner, first))
+        mine, other = (_one(method, parameter, name, rule=rule, trained=trained) for name in (owner, first))
         if mine is None or other is None:
             return None
         return math.log(max(mine, _SMALLEST) / max(other, _SMALLEST))
-    return _one(method, parameter, owner, rule, trained)
+    return _one(method, parameter, owner, rule=rule, trained=trained)
 
 
 def _one(
-    method: str, parameter: str, owner: str | None, rule: Rule | None, trained: Mapping[str, float] | None
+    method: str, parameter: str, owner: str | None, *, rule: Rule | None, trained: Mapping[str, float] | None
 ) -> float | None:
     """The value of a parameter for one tensor and source (None: shared by the sources)."""
     if rule is not None and rule.method == method and parameter in rule.parameters:

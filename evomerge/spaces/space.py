@@ -1,4 +1,4 @@
-"""A search space as its YAML file says it: which methods, which groups of tensors, which ranges."""
+"""A search space as its YAML file defines it: methods, groups of tensors, ranges."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _depth(value: object) -> object:
 
 
 class Depth(_Frozen):
-    """How the layers are grouped: exactly one of these."""
+    """Division of the layers into groups: exactly one of these."""
 
     whole: bool = Field(default=False, alias="global")
     layers: bool = False
@@ -90,7 +90,7 @@ class Depth(_Frozen):
 
 
 class Groups(_Frozen):
-    """How the tensors are divided into groups that share parameters.
+    """Division of the tensors into groups that share parameters.
 
     Attributes:
         depth: `global` (one group), `layers` (each layer), `{blocks: k}` (k consecutive layers) or `{smooth: n}`

@@ -154,7 +154,9 @@ def mean_weights(recipe: Recipe, files: Path) -> dict[str, dict[str, float]]:
         if rule.method == "column_linear":
             phi = str(rule.options["phi"])
             for name, given in _stored(
-                Recipe(recipe.base, recipe.sources, (rule,), recipe.dtype, files=recipe.files), files, phi
+                Recipe(base=recipe.base, sources=recipe.sources, rules=(rule,), dtype=recipe.dtype, files=recipe.files),
+                files,
+                phi,
             ).items():
                 means = NONLINEARITIES[phi].value(given.double()).reshape(len(given), -1).mean(dim=1)
                 found[name] = dict(zip(rule.sources, means.tolist(), strict=True))

@@ -69,13 +69,13 @@ def kept(request, tmp_path) -> tuple[Source, Source, str, str]:
 
 def recipe_of(base: Source, expert: Source, dtype: str, names: tuple[str, ...] | None = None) -> Recipe:
     rule = Rule(
-        names or tuple(entry.name for entry in base.catalogue.mergeable),
-        "linear",
-        ("base", "expert"),
-        resolve_parameters("linear", {"weight": [0.3, 0.7]}, 2),
-        resolve_options("linear", {}),
+        tensors=names or tuple(entry.name for entry in base.catalogue.mergeable),
+        method="linear",
+        sources=("base", "expert"),
+        parameters=resolve_parameters("linear", {"weight": [0.3, 0.7]}, 2),
+        options=resolve_options("linear", {}),
     )
-    return Recipe(base.ref, (expert.ref,), (rule,), dtype)
+    return Recipe(base=base.ref, sources=(expert.ref,), rules=(rule,), dtype=dtype)
 
 
 def bank_of(base: Source, expert: Source, dtype: str, kernels: Any) -> WeightBank:

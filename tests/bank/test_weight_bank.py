@@ -45,13 +45,13 @@ def recipe_of(sources, method, dtype, parameters=None, options=None, experts=EXP
     base, opened = sources
     refs = tuple(source.ref for source in opened if source.ref.name in experts)
     rule = Rule(
-        tensors or tuple(entry.name for entry in base.catalogue.mergeable),
-        method,
-        experts,
-        resolve_parameters(method, parameters or {}, len(experts)),
-        resolve_options(method, options or {}),
+        tensors=tensors or tuple(entry.name for entry in base.catalogue.mergeable),
+        method=method,
+        sources=experts,
+        parameters=resolve_parameters(method, parameters or {}, len(experts)),
+        options=resolve_options(method, options or {}),
     )
-    return Recipe(base.ref, refs, (rule,), dtype, seed=7)
+    return Recipe(base=base.ref, sources=refs, rules=(rule,), dtype=dtype, seed=7)
 
 
 def live_bits(model):

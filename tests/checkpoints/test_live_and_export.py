@@ -37,8 +37,14 @@ def _average(base: Source, expert: Source, dtype: torch.dtype) -> dict[str, torc
 
 def _recipe(base: Source, expert: Source, dtype: str = "float32", tensors: tuple[str, ...] | None = None) -> Recipe:
     names = tensors if tensors is not None else tuple(entry.name for entry in base.catalogue.mergeable)
-    rule = Rule(names, "linear", (base.name, expert.name), {"weight": (0.5, 0.5)}, {"normalize": True})
-    return Recipe(base.ref, (expert.ref,), (rule,), dtype)
+    rule = Rule(
+        tensors=names,
+        method="linear",
+        sources=(base.name, expert.name),
+        parameters={"weight": (0.5, 0.5)},
+        options={"normalize": True},
+    )
+    return Recipe(base=base.ref, sources=(expert.ref,), rules=(rule,), dtype=dtype)
 
 
 def _pair(open_model: Callable[..., Source], kind: str) -> tuple[Source, Source]:

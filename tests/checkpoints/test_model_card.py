@@ -7,10 +7,18 @@ from evomerge.checkpoints import Parent, license_warnings, model_card
 from evomerge.recipe import ModelRef, Recipe, Rule
 
 RECIPE = Recipe(
-    ModelRef("base", "org/base"),
-    (ModelRef("math", "/home/me/math"),),
-    (Rule(("a", "b"), "ties", ("math",), {"density": (0.2,), "lambda": 1.0}, {"trim_scope": "tensor"}),),
-    "bfloat16",
+    base=ModelRef("base", "org/base"),
+    sources=(ModelRef("math", "/home/me/math"),),
+    rules=(
+        Rule(
+            tensors=("a", "b"),
+            method="ties",
+            sources=("math",),
+            parameters={"density": (0.2,), "lambda": 1.0},
+            options={"trim_scope": "tensor"},
+        ),
+    ),
+    dtype="bfloat16",
     seed=3,
 )
 BASE = Parent("base", "org/base", "apache-2.0", "f" * 64)

@@ -140,8 +140,14 @@ def _add(directory: Path, tensors: dict[str, torch.Tensor]) -> None:
 def _export(base: Source, out: Path, dtype: torch.dtype = torch.bfloat16, **settings: Any) -> dict[str, torch.Tensor]:
     """An export of doubled tensors of the language model; returns what was merged."""
     merged = {name: base.tensors[name].mul(2).to(dtype) for name in sorted(base.language)}
-    rule = Rule(tuple(merged), "linear", (base.name,), {"weight": (1.0,)}, {"normalize": True})
-    recipe = Recipe(base.ref, (), (rule,), str(dtype).removeprefix("torch."))
+    rule = Rule(
+        tensors=tuple(merged),
+        method="linear",
+        sources=(base.name,),
+        parameters={"weight": (1.0,)},
+        options={"normalize": True},
+    )
+    recipe = Recipe(base=base.ref, sources=(), rules=(rule,), dtype=str(dtype).removeprefix("torch."))
     write_model(out, base=base, tensors=merged.items(), dtype=dtype, recipe=recipe, **settings)
     return merged
 

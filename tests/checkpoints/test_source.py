@@ -119,7 +119,7 @@ def test_a_hub_model_is_downloaded_without_code_pickles_and_other_formats(
         return str(directory)
 
     monkeypatch.setattr(location, "snapshot_download", download)
-    source = open_source(ModelRef("expert", "owner/model", "v1"))
+    source = open_source(ModelRef("expert", "owner/model", revision="v1"))
     assert (asked["repo"], asked["revision"], source.hub_id) == ("owner/model", "v1", "owner/model")
     assert not {"*.py", "*.bin"} & set(asked["allow_patterns"])
 
@@ -175,7 +175,7 @@ def test_allowed_remote_code_makes_the_model(
 def test_allowed_remote_code_from_the_hub_needs_a_full_commit_hash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(location, "snapshot_download", lambda *_, **__: pytest.fail("must not download"))
     with pytest.raises(InvalidInput, match="full commit hash"):
-        open_source(ModelRef("expert", "owner/model", "main"), allow={"remote_code"})
+        open_source(ModelRef("expert", "owner/model", revision="main"), allow={"remote_code"})
 
 
 def _pickled(directory: Path) -> Path:

@@ -14,7 +14,7 @@ from evomerge.evaluation import Candidate, Evaluator, ItemBlock, Scores, Split, 
 from evomerge.evaluation.split import PARTS
 from evomerge.recipe import ModelRef, Recipe
 
-RECIPE = Recipe(ModelRef("base", "/nowhere"), (ModelRef("a", "/nowhere"),), (), "float32")
+RECIPE = Recipe(base=ModelRef("base", "/nowhere"), sources=(ModelRef("a", "/nowhere"),), rules=(), dtype="float32")
 
 
 class EvaluatorContract:

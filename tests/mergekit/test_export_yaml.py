@@ -16,12 +16,12 @@ CATALOGUE = build_catalogue(
     | dict.fromkeys(("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"), ((4, 4), "float32"))
 )
 BASE = ModelRef("base", "org/base")
-EXPERTS = (ModelRef("math", "org/math", "v2"), ModelRef("code", "/models/code"))
+EXPERTS = (ModelRef("math", "org/math", revision="v2"), ModelRef("code", "/models/code"))
 ALL = CATALOGUE.names
 
 
 def _recipe(*rules: Rule) -> Recipe:
-    return Recipe(BASE, EXPERTS, rules, "bfloat16", seed=7)
+    return Recipe(base=BASE, sources=EXPERTS, rules=rules, dtype="bfloat16", seed=7)
 
 
 def _rule(
@@ -30,7 +30,7 @@ def _rule(
     if "lambda_" in parameters:
         parameters["lambda"] = parameters.pop("lambda_")
     chosen = resolve_options(method, options or {}) if method in METHODS else {}
-    return Rule(tensors, method, ("math", "code"), parameters, chosen)
+    return Rule(tensors=tensors, method=method, sources=("math", "code"), parameters=parameters, options=chosen)
 
 
 def _content(recipe: Recipe, catalogue: TensorCatalogue = CATALOGUE) -> dict[str, Any]:
@@ -154,7 +154,13 @@ def test_integer_buffers_need_no_rule() -> None:
         (
             [
                 _rule("slerp", ALL[:3], t=0.5),
-                Rule(ALL[3:], "slerp", ("code", "math"), {"t": 0.5}, {"multi_model": "reject"}),
+                Rule(
+                    tensors=ALL[3:],
+                    method="slerp",
+                    sources=("code", "math"),
+                    parameters={"t": 0.5},
+                    options={"multi_model": "reject"},
+                ),
             ],
             "different sources",
         ),

@@ -99,12 +99,17 @@ def test_n2_candidates_that_kill_their_worker_fail_and_the_others_finish(cluster
 
 
 def setup(**settings):
-    ref = ModelRef("base", "nowhere", None, "f")
+    ref = ModelRef("base", "nowhere", revision=None, fingerprint="f")
     return WorkerSetup(ref, (), "float32", 0, "synthetic", {"items": 40, **settings}, bounds={"x": (0.0, 1.0)})
 
 
 def job(key, x=0.5):
-    return Score(key, Recipe(ModelRef("base", "nowhere", None, "f"), (), (), "float32"), ItemBlock("search"), {"x": x})
+    return Score(
+        key,
+        Recipe(base=ModelRef("base", "nowhere", revision=None, fingerprint="f"), sources=(), rules=(), dtype="float32"),
+        ItemBlock("search"),
+        {"x": x},
+    )
 
 
 def executor(timeout=60.0, count=1, **settings):

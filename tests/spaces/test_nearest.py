@@ -45,8 +45,14 @@ def test_a_recipe_of_the_space_comes_back(name):
 
 
 def whole(method, weights, options):
-    rule = Rule(tuple(sorted(TENSORS)), method, ("first", "second"), {"weight": weights}, options)
-    return Recipe(ModelRef("base", "none"), tuple(EXPERTS), (rule,), "float32")
+    rule = Rule(
+        tensors=tuple(sorted(TENSORS)),
+        method=method,
+        sources=("first", "second"),
+        parameters={"weight": weights},
+        options=options,
+    )
+    return Recipe(base=ModelRef("base", "none"), sources=tuple(EXPERTS), rules=(rule,), dtype="float32")
 
 
 def test_a_soup_is_task_arithmetic_with_the_same_shares():
@@ -58,8 +64,14 @@ def test_a_soup_is_task_arithmetic_with_the_same_shares():
 
 def test_an_expert_that_is_left_out_has_no_weight_and_large_weights_end_at_the_range():
     space = bound("task-arithmetic-per-block")
-    rule = Rule(tuple(sorted(TENSORS)), "task_arithmetic", ("second",), {"weight": (50.0,)}, {})
-    params = nearest_params(space, Recipe(space.base, (EXPERTS[1],), (rule,), "float32"))
+    rule = Rule(
+        tensors=tuple(sorted(TENSORS)),
+        method="task_arithmetic",
+        sources=("second",),
+        parameters={"weight": (50.0,)},
+        options={},
+    )
+    params = nearest_params(space, Recipe(base=space.base, sources=(EXPERTS[1],), rules=(rule,), dtype="float32"))
     highest = max(distribution.high for distribution in space.distributions.values())
     assert {value for name, value in params.items() if ".first." in name} == {0.0}
     assert {value for name, value in params.items() if ".second." in name} == {highest}
@@ -69,8 +81,16 @@ def test_trained_coefficients_become_the_means_of_the_groups():
     space = bound("task-arithmetic-per-block")
     trained = {name: {"first": 0.2, "second": 0.6} for name in TENSORS}
     trained["model.layers.0.mlp.up_proj.weight"] = {"first": 0.4, "second": 0.6}
-    rule = Rule(tuple(sorted(TENSORS)), "column_linear", ("first", "second"), {}, {"phi": "identity"})
-    params = nearest_params(space, Recipe(space.base, tuple(EXPERTS), (rule,), "float32"), trained)
+    rule = Rule(
+        tensors=tuple(sorted(TENSORS)),
+        method="column_linear",
+        sources=("first", "second"),
+        parameters={},
+        options={"phi": "identity"},
+    )
+    params = nearest_params(
+        space, Recipe(base=space.base, sources=tuple(EXPERTS), rules=(rule,), dtype="float32"), trained
+    )
     first = {name: value for name, value in params.items() if ".first." in name}
     assert first[min(first)] > 0.2
     assert list(first.values()).count(pytest.approx(0.2)) == len(first) - 1

@@ -13,8 +13,10 @@ from evomerge.spaces.bound import bind
 from evomerge.spaces.groups import divide
 from evomerge.spaces.space import Groups
 
-BASE = ModelRef("base", "somewhere", None, "f-base")
-EXPERTS = [ModelRef(name, "somewhere", None, f"f-{name}") for name in ("red", "green", "blue", "grey")]
+BASE = ModelRef("base", "somewhere", revision=None, fingerprint="f-base")
+EXPERTS = [
+    ModelRef(name, "somewhere", revision=None, fingerprint=f"f-{name}") for name in ("red", "green", "blue", "grey")
+]
 
 
 def catalogue(layers=6):

@@ -8,7 +8,7 @@ from evomerge.recipe import ModelRef, Recipe
 from evomerge.study.items import ItemOutcome, read_items, summary, write_items
 from evomerge.study.records import NewRow, Records
 
-RECIPE = Recipe(ModelRef("base", "/nowhere"), (ModelRef("a", "/nowhere"),), (), "float32")
+RECIPE = Recipe(base=ModelRef("base", "/nowhere"), sources=(ModelRef("a", "/nowhere"),), rules=(), dtype="float32")
 
 SCORES = Scores(
     {

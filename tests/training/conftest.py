@@ -71,9 +71,17 @@ class Family:
     ) -> Recipe:
         options = resolve_options(method, parameters.pop("options", {}))
         resolved: Any = resolve_parameters(method, parameters, len(sources))
-        rule = Rule(tuple(tensors) or self.names, method, tuple(sources), resolved, options)
+        rule = Rule(
+            tensors=tuple(tensors) or self.names,
+            method=method,
+            sources=tuple(sources),
+            parameters=resolved,
+            options=options,
+        )
         refs = {name: ModelRef(name, f"/{name}", fingerprint=name) for name in self.weights}
-        return Recipe(refs["base"], tuple(refs[name] for name in SOURCES), (rule,), self.dtype, seed=3)
+        return Recipe(
+            base=refs["base"], sources=tuple(refs[name] for name in SOURCES), rules=(rule,), dtype=self.dtype, seed=3
+        )
 
     def start(self, initial: Recipe | None = None, checkpoints: Path | None = None, seed: int = 5, **settings: Any):
         inputs = TrainingInputs(

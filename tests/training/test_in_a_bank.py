@@ -34,8 +34,14 @@ def bank_of(sources, files, dtype="float32"):
 def soup(sources, method="linear", dtype="float32"):
     base, experts = sources
     names = tuple(entry.name for entry in base.catalogue.mergeable)
-    rule = Rule(names, method, EXPERTS, resolve_parameters(method, {}, 2), resolve_options(method, {}))
-    return Recipe(base.ref, tuple(expert.ref for expert in experts), (rule,), dtype)
+    rule = Rule(
+        tensors=names,
+        method=method,
+        sources=EXPERTS,
+        parameters=resolve_parameters(method, {}, 2),
+        options=resolve_options(method, {}),
+    )
+    return Recipe(base=base.ref, sources=tuple(expert.ref for expert in experts), rules=(rule,), dtype=dtype)
 
 
 def train(bank, initial, files, **settings):

@@ -61,8 +61,14 @@ def worker(tmp_path, monkeypatch):
 def job(trainer, worker):
     base, expert = worker._setup.base, worker._setup.experts[0]
     names = tuple(entry.name for entry in worker.bank.base.catalogue.mergeable)
-    rule = Rule(names, "linear", ("sort",), resolve_parameters("linear", {}, 1), resolve_options("linear", {}))
-    recipe = Recipe(base, (expert,), (rule,), "float32")
+    rule = Rule(
+        tensors=names,
+        method="linear",
+        sources=("sort",),
+        parameters=resolve_parameters("linear", {}, 1),
+        options=resolve_options("linear", {}),
+    )
+    recipe = Recipe(base=base, sources=(expert,), rules=(rule,), dtype="float32")
     return Train("dam", recipe, {"steps": 2}, {"sort": "its texts"}, trainer=trainer)
 
 

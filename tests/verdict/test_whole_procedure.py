@@ -60,7 +60,8 @@ def test_the_luck_of_a_real_difference_is_not_called_so():
 
 
 RECIPES = [
-    Recipe(ModelRef("base", f"/nowhere/{number}"), (ModelRef("a", "/nowhere"),), (), "float32") for number in range(6)
+    Recipe(base=ModelRef("base", f"/nowhere/{number}"), sources=(ModelRef("a", "/nowhere"),), rules=(), dtype="float32")
+    for number in range(6)
 ]
 
 
