@@ -34,6 +34,7 @@ from sqlalchemy import insert
 from evomerge.catalogue import build_catalogue
 from evomerge.evaluation.evaluator import Scores, TaskScores
 from evomerge.jobs import Cost, Outcome, Scored
+from evomerge.objective import Assessment
 from evomerge.recipe import ModelRef
 from evomerge.samplers import build_sampler
 from evomerge.spaces.bound import BoundSpace, bind
@@ -99,7 +100,7 @@ def _one_trial(search: SearchStudy) -> float:
     started = time.perf_counter()
     proposal = search.ask()
     search.begin(proposal)
-    search.tell(proposal, outcome, random.Random(proposal.number).random(), 0.01)
+    search.tell(proposal, outcome, Assessment(value=random.Random(proposal.number).random(), stderr=0.01))
     return time.perf_counter() - started
 
 
@@ -119,7 +120,7 @@ def _opened(url: str, folder: Path) -> Iterator[SearchStudy]:
         study = optuna.create_study(
             storage=storage, study_name="sim", direction="maximize", sampler=sampler, load_if_exists=True
         )
-        yield SearchStudy(study, storage, space, folder / "artifacts")
+        yield SearchStudy(study, storage, space, artifacts=folder / "artifacts")
     finally:
         release(storage)
 

@@ -112,7 +112,7 @@ def export_text(document: dict[str, Any]) -> Text:
 
 def _choose(stored: StoredSearch, inputs: Inputs, which: str) -> _Chosen:
     if which == "best" or which.isdigit():
-        search = SearchStudy(stored.study, stored.storage, inputs.space, stored.artifacts)
+        search = SearchStudy(stored.study, stored.storage, inputs.space, artifacts=stored.artifacts)
         trial = _trial(stored, which)
         return _Chosen(f"trial {trial.number}", search.recipe_of(trial), trial.number)
     sources = source_rows(

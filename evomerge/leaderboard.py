@@ -17,7 +17,7 @@ from evomerge.storage import attributes
 from evomerge.study.records import Record, read_failures, read_record, read_records
 from evomerge.study.standing import standing_of
 from evomerge.study.stored_search import StoredSearch
-from evomerge.study.trials import best_trials, is_feasible, read_cost
+from evomerge.study.trials import best_trials, is_feasible, total_cost
 from evomerge.verdict import read_winner
 from evomerge.verdict.records import read_verdict
 
@@ -118,7 +118,7 @@ def pareto_front(study: optuna.Study) -> list[FrozenTrial]:
 
 def search_cost(study: optuna.Study) -> Cost:
     """What all trials of a search took together."""
-    return sum(map(read_cost, study.get_trials(deepcopy=False)), Cost())
+    return total_cost(study.get_trials(deepcopy=False))
 
 
 def leaderboard_document(stored: StoredSearch, lines: Sequence[Line]) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,7 +15,54 @@ from evomerge.evaluation.evaluator import Scores, TaskScores
 from evomerge.spec import ObjectiveSpec
 
 
+@dataclass(frozen=True, kw_only=True)
+class Assessment:
+    """The objective of a candidate that was scored on all items. Every number in it but the companion is finite.
+
+    Attributes:
+        value: the number that candidates are ranked by.
+        stderr: its standard error, None where a task has none.
+        objectives: one number per task where each task is an objective of its own, else None.
+        violations: by how much each constraint is missed, 0 or less where it is met.
+        companion: ranks candidates of the same value; more is better.
+    """
+
+    value: float
+    stderr: float | None
+    objectives: tuple[float, ...] | None = None
+    violations: tuple[float, ...] = ()
+    companion: float | None = None
+
+    @property
+    def is_feasible(self) -> bool:
+        """Whether all constraints are met."""
+        return max(self.violations, default=0.0) <= 0
+
+
 @dataclass(frozen=True)
+class Dropped:
+    """The objective of a candidate that was scored on a part of the items only.
+
+    Attributes:
+        estimate: of the objective on all items; the sampler learns from it.
+        stderr: standard error of the objective on the items that were scored.
+    """
+
+    estimate: float
+    stderr: float | None
+
+
+@dataclass(frozen=True)
+class Collapsed:
+    """Scores of which the objective is no finite number, with the reason: the candidate fails."""
+
+    reason: str
+
+
+_Computed = TypeVar("_Computed")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Objective:
     """Aggregates task scores. Every task counts, and more is better whatever the direction of its metric.
 
@@ -31,6 +79,34 @@ class Objective:
     scales: Mapping[str, tuple[float, float]] | None = None
     several: bool = False
     floors: tuple[tuple[str, float], ...] = ()
+
+    def assess(self, scores: Scores) -> Assessment | Collapsed:
+        """Compute the numbers that a study stores of a candidate; the reason where one of them is not finite."""
+        assessed = _computed(
+            lambda: Assessment(
+                value=self.value(scores),
+                stderr=self.stderr(scores),
+                objectives=tuple(self.points(scores)) if self.several else None,
+                violations=tuple(self.violations(scores)),
+                companion=self.companion(scores),
+            )
+        )
+        if isinstance(assessed, Collapsed):
+            return assessed
+        numbers = (assessed.value, *assessed.violations, *(assessed.objectives or ()))
+        return assessed if all(map(math.isfinite, numbers)) else Collapsed(f"the objective is {assessed.value}")
+
+    def assess_dropped(self, scores: Scores, estimate: float) -> Dropped | Collapsed:
+        """The same of a candidate that was dropped, with the estimate of its objective on all items."""
+        assessed = _computed(lambda: Dropped(estimate, self.stderr(scores)))
+        if isinstance(assessed, Dropped) and not math.isfinite(estimate):
+            return Collapsed(f"the objective is {estimate}")
+        return assessed
+
+    def value_or_nan(self, scores: Scores) -> float:
+        """`value`; NaN where the scores of a collapsed merge allow none. It may be infinite."""
+        value = _computed(lambda: self.value(scores))
+        return math.nan if isinstance(value, Collapsed) else value
 
     def value(self, scores: Scores) -> float:
         """The objective of one candidate. With normalisation 0 is the sources' worst on every task and 1 their best.
@@ -149,6 +225,13 @@ class Objective:
         return score.stderr / abs(best - worst)
 
 
+def _computed(compute: Callable[[], _Computed]) -> _Computed | Collapsed:
+    try:
+        return compute()
+    except (ArithmeticError, ValueError) as error:  # scores of a collapsed merge overflow, or are infinite
+        return Collapsed(f"the objective cannot be computed: {error}")
+
+
 def build_objective(spec: ObjectiveSpec, pack_weights: Mapping[str, float], sources: Sequence[Scores]) -> Objective:
     """The objective of a spec.
 
@@ -163,14 +246,16 @@ def build_objective(spec: ObjectiveSpec, pack_weights: Mapping[str, float], sour
     weights = task_weights(spec, pack_weights)
     several, floors = spec.aggregate == "pareto", _floors(spec, sources)
     if spec.normalise == "sources":
-        return Objective(spec.ranking, weights, _scales(sources), several, floors)
+        return Objective(
+            aggregate=spec.ranking, weights=weights, scales=_scales(sources), several=several, floors=floors
+        )
     low = [task for task, score in sources[0].tasks.items() if not score.higher_is_better]
     if spec.ranking == "geometric_mean" and low:
         raise InvalidInput(
             f"a geometric mean needs scores of which more is better, but that of task {low[0]!r} shall be low; "
             "write objective: {normalise: sources}, or use weighted_mean"
         )
-    return Objective(spec.ranking, weights, None, several, floors)
+    return Objective(aggregate=spec.ranking, weights=weights, several=several, floors=floors)
 
 
 def task_weights(spec: ObjectiveSpec, pack_weights: Mapping[str, float]) -> dict[str, float]:

@@ -20,8 +20,8 @@ FLOORS = (
     ("merging", "checkpoints", "mergekit"),
     ("bank", "evaluation"),
     ("training",),
-    ("jobs", "worker", "cluster", "study", "opening"),
-    ("objective", "racing", "loop", "baselines", "verdict", "search"),
+    ("objective", "jobs", "worker", "cluster", "study", "opening"),
+    ("racing", "loop", "baselines", "verdict", "search"),
     ("leaderboard", "preflight", "export", "report"),
     ("cli",),
 )

@@ -5,7 +5,7 @@ import pytest
 
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.evaluator import Scores, TaskScores
-from evomerge.objective import build_objective
+from evomerge.objective import Collapsed, build_objective
 from evomerge.spec import ObjectiveSpec
 
 
@@ -122,3 +122,39 @@ def test_the_companion_is_the_weighted_mean_log_probability_of_right_answers_whe
     assert objective().companion(both) == pytest.approx((1.0 * -2.0 + 3.0 * -6.0) / 4.0)
     assert objective().companion(Scores({"easy": task((-1.0, -3.0)), "hard": task(None)}, {})) == -2.0
     assert objective().companion(scores(easy=0.5, hard=0.5)) is None
+
+
+def test_an_assessment_has_all_that_a_study_stores_of_a_candidate():
+    assessed = objective(
+        aggregate="pareto", constraints=[{"task": "hard", "at_least": 0.3}], weights={"hard": 1.0}
+    ).assess(scores(easy=0.8, hard=0.4))
+    assert assessed.value == pytest.approx(0.6)
+    assert assessed.objectives == (0.8, 0.4)
+    assert assessed.violations == (pytest.approx(-0.1),)
+    assert assessed.is_feasible
+    assert assessed.stderr == pytest.approx(0.03 / np.sqrt(2))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"easy": np.nan, "hard": 0.5}, "the objective is nan"),
+        ({"easy": -np.inf, "hard": 0.5}, "the objective is -inf"),
+        ({"easy": np.inf, "hard": -np.inf}, "the objective cannot be computed: "),
+    ],
+)
+def test_scores_without_a_finite_objective_are_a_failure_with_its_reason(values, reason):
+    found = objective()
+    assert found.assess(scores(**values)).reason.startswith(reason)
+    assert np.isnan(found.value_or_nan(scores(**values))) or found.value_or_nan(scores(**values)) == -np.inf
+
+
+def test_a_constraint_that_cannot_be_measured_fails_the_candidate():
+    found = objective(aggregate="min", constraints=[{"task": "hard", "at_least": 0.3}])
+    assert found.assess(scores(easy=0.2, hard=np.inf)) == Collapsed("the objective is 0.2")
+
+
+def test_a_dropped_candidate_is_assessed_by_its_estimate():
+    found = objective().assess_dropped(scores(easy=0.8, hard=0.4), 0.45)
+    assert (found.estimate, found.stderr) == (0.45, objective().stderr(scores(easy=0.8, hard=0.4)))
+    assert objective().assess_dropped(scores(easy=0.8, hard=0.4), np.nan) == Collapsed("the objective is nan")

@@ -9,7 +9,7 @@ from evomerge.baselines.current import made_key, settings_of
 from evomerge.cluster import Executor
 from evomerge.errors import StoppedByFailures
 from evomerge.jobs import Cost
-from evomerge.loop.controller import Controller, Status
+from evomerge.loop.controller import Controller
 from evomerge.loop.stop import Stop
 from evomerge.objective import Objective
 from evomerge.opening.open_study import OpenSearch
@@ -17,6 +17,7 @@ from evomerge.samplers import build_sampler
 from evomerge.spec import BudgetSpec
 from evomerge.study.records import NewRow, read_record, read_scores
 from evomerge.study.standing import standing_of
+from evomerge.study.status import Status
 from evomerge.study.trials import best_trials, read_cost
 
 NAME = "random-search"
@@ -48,7 +49,7 @@ def random_search(
         stop,
         budget=BudgetSpec(
             trials=standing.trials,
-            items=None if spec.fidelity.name == "full" else max(1, opened.search.spent.items),
+            items=None if spec.fidelity.name == "full" else max(1, opened.search.tally.spent.items),
         ),
         batch_size=batch_size,
         on_status=on_status,

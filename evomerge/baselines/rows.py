@@ -134,10 +134,7 @@ def stored_row(row: Row, records: Records) -> RowResult | None:
 
 def has_value(objective: Objective, scores: Scores) -> bool:
     """Whether the objective is a number: scores of a collapsed merge overflow, or are infinite."""
-    try:
-        return math.isfinite(objective.value(scores))
-    except (ArithmeticError, ValueError):
-        return False
+    return math.isfinite(objective.value_or_nan(scores))
 
 
 def job_key(row: Row, records: Records) -> str:

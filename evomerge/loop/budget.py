@@ -1,17 +1,19 @@
-"""When a search ends, and how long that will take: the budget of a spec against what has been spent."""
+"""The budget of a search against what all its runs have spent: when the search ends, and the share that is spent."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from evomerge.spec import BudgetSpec
+from evomerge.storage import attributes
 from evomerge.study.search_study import SearchStudy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Spent:
-    """What the runs of a study have used so far. `trials` counts those in flight too, the others finished ones; `best`
-    is None while no trial meets all constraints."""
+    """Resources that the runs of a study have used so far. `trials` counts those in flight too, the others finished
+    ones; `best` is None while no trial meets all constraints."""
 
     trials: int
     hours: float
@@ -21,16 +23,53 @@ class Spent:
     best: float | None
 
 
-def spent_by(search: SearchStudy, in_flight: int, run_seconds: float) -> Spent:
-    """What a search has used, after `run_seconds` of running summed over all its runs."""
-    return Spent(
-        trials=search.finished + in_flight,
-        hours=run_seconds / 3600,
-        items=search.spent.items,
-        tokens=search.spent.forward_tokens,
-        since_best=search.since_best,
-        best=search.best[0] if search.best and search.is_best_feasible else None,
-    )
+class BudgetAccount:
+    """The budget of a study, and what its runs have spent of it, this one included."""
+
+    def __init__(self, budget: BudgetSpec, search: SearchStudy) -> None:
+        self.budget = budget
+        self._tally = search.tally
+        self._started = time.monotonic()
+        self._before = float((search.study.user_attrs.get(attributes.STATUS) or {}).get("run_seconds", 0.0))
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of this run."""
+        return time.monotonic() - self._started
+
+    @property
+    def run_seconds(self) -> float:
+        """Seconds of all runs of the study together."""
+        return self._before + self.elapsed
+
+    @property
+    def share(self) -> float:
+        """Share of the budget that finished trials have spent: that of the limit which will be reached first. Patience
+        and target cannot be foreseen."""
+        limits = _limits(self.budget, self.spent())
+        return min(1.0, max(used / limit for _, limit, used in limits if limit is not None))
+
+    def spent(self, in_flight: int = 0) -> Spent:
+        """All that has been used, after `in_flight` trials more have begun."""
+        tally = self._tally
+        return Spent(
+            trials=tally.finished + in_flight,
+            hours=self.run_seconds / 3600,
+            items=tally.spent.items,
+            tokens=tally.spent.forward_tokens,
+            since_best=tally.since_best,
+            best=tally.best[0] if tally.best and tally.is_best_feasible else None,
+        )
+
+    def ended(self, in_flight: int) -> str | None:
+        """The limit that finished trials and those in flight exhaust, in words; None while there is room."""
+        return reached(self.budget, self.spent(in_flight))
+
+    def has_room(self, in_flight: int) -> bool:
+        """Whether an interrupted trial is scored again. Only the limits of trials and hours apply: the original run
+        would have finished it."""
+        limits = BudgetSpec(trials=self.budget.trials, hours=self.budget.hours)
+        return reached(limits, self.spent(in_flight)) is None
 
 
 def reached(budget: BudgetSpec, spent: Spent) -> str | None:
@@ -43,12 +82,6 @@ def reached(budget: BudgetSpec, spent: Spent) -> str | None:
         if limit is not None and used >= limit:
             return f"the budget of {limit:,g} {name} is spent"
     return None
-
-
-def share(budget: BudgetSpec, spent: Spent) -> float:
-    """The share of the budget that is spent: that of the part which will be spent first. Patience and target cannot be
-    foreseen."""
-    return min(1.0, max(used / limit for _, limit, used in _limits(budget, spent) if limit is not None))
 
 
 def _limits(budget: BudgetSpec, spent: Spent) -> tuple[tuple[str, float | None, float], ...]:

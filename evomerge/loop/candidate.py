@@ -8,17 +8,19 @@ from dataclasses import dataclass, field, replace
 from evomerge.evaluation.evaluator import ItemBlock, Scores
 from evomerge.evaluation.joined import joined
 from evomerge.jobs import Cost, Outcome, Scored
-from evomerge.racing.fidelity import Finding, Look
+from evomerge.racing.fidelity import InterimLook, LookResult
 from evomerge.study.search_study import Proposal
 
 
-@dataclass
-class Running:
-    """What is known of a candidate while it is scored.
+@dataclass(kw_only=True)
+class CandidateInFlight:
+    """A candidate while it is scored, with the outcomes of its blocks so far.
 
     Attributes:
         blocks: the items that it is scored on, one block after another.
-        incumbent: whom it races against: the best one when it began, so that the error rate of its race holds.
+        incumbent: scores of the best candidate when this one started. Fixed for its whole race, otherwise the error
+            rate would not hold.
+        rungs: items -> its value on them, where it has been compared with others.
     """
 
     proposal: Proposal
@@ -38,7 +40,7 @@ class Running:
         return len(self._outcomes) == len(self.blocks)
 
     def add(self, outcome: Outcome) -> None:
-        """Take in the outcome of the latest block."""
+        """Add the outcome of the latest block."""
         self._outcomes.append(outcome)
 
     def outcome(self) -> Outcome:
@@ -54,8 +56,12 @@ class Running:
         scores = joined(self._scores())
         return replace(last, result=replace(last.result, scores=scores), seconds=seconds, cost=cost)
 
-    def look(self, at_rung: Mapping[int, Mapping[int, float]]) -> Look:
-        """What a decision is made from."""
+    def look(self, at_rung: Mapping[int, Mapping[int, float]]) -> InterimLook:
+        """The basis of the decision after a block.
+
+        Args:
+            at_rung: items -> trial -> its value on them, of all candidates that were compared there.
+        """
         parts = self._scores()
         earlier = []
         for count in range(1, len(parts)):
@@ -64,12 +70,18 @@ class Running:
                 for task, scores in part.tasks.items():
                     counts[task] = counts.get(task, 0) + len(scores.items)
             earlier.append(counts)
-        return Look(self.proposal.number, joined(parts), earlier, self.incumbent, at_rung)
+        return InterimLook(
+            trial=self.proposal.number,
+            seen=joined(parts),
+            earlier=earlier,
+            incumbent=self.incumbent,
+            at_rung=at_rung,
+        )
 
-    def note(self, finding: Finding) -> None:
-        """Remember where it was compared with others."""
-        if finding.rung is not None and finding.value is not None:
-            self.rungs[finding.rung] = finding.value
+    def note(self, result: LookResult) -> None:
+        """Note the value by which it was compared with others at a rung."""
+        if result.rung is not None and result.value is not None:
+            self.rungs[result.rung] = result.value
 
     def _scores(self) -> list[Scores]:
         return [each.result.scores for each in self._outcomes if isinstance(each.result, Scored)]

@@ -51,7 +51,7 @@ class OpenSearch:
                 load_if_exists=True,
             )
         )
-        return SearchStudy(study, self.storage, self.inputs.space, self.artifacts, self.check_hold)
+        return SearchStudy(study, self.storage, self.inputs.space, artifacts=self.artifacts, check_hold=self.check_hold)
 
 
 @contextmanager
@@ -94,10 +94,10 @@ def _open(
     study.sampler = build_search_sampler(inputs, workers, foundation.popsize)
     return OpenSearch(
         inputs,
-        SearchStudy(study, storage, inputs.space, folder, check_hold),
+        SearchStudy(study, storage, inputs.space, artifacts=folder, check_hold=check_hold),
         foundation,
-        Records(storage, f"{spec.name}/{BASELINES}", folder, check_hold),
-        Records(storage, f"{spec.name}/{HELD_OUT}", folder, check_hold),
+        Records(storage, f"{spec.name}/{BASELINES}", artifacts=folder, check_hold=check_hold),
+        Records(storage, f"{spec.name}/{HELD_OUT}", artifacts=folder, check_hold=check_hold),
         folder,
         storage,
         check_hold,

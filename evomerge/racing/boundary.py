@@ -1,7 +1,7 @@
-"""The boundary of a test that is repeated while data come in: how far the statistic must be out at each look.
+"""The boundary of a test that is repeated while data come in: the critical value of the statistic at each look.
 
-Alpha spending (Lan & DeMets, 1983): a function says how much of the error rate may be used up by each share of the
-information, so that neither the number nor the times of the looks are fixed beforehand. The boundary that uses up
+Alpha spending (Lan & DeMets, 1983): a function gives the part of the error rate that each share of the information may
+use up, so that neither the number nor the times of the looks are fixed beforehand. The boundary that uses up
 exactly that much is found by integrating the density of the statistic from look to look (Armitage, McPherson & Rowe,
 1969), with no Monte Carlo: the same looks give the same boundary.
 """
@@ -12,7 +12,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
@@ -42,15 +42,15 @@ def obrien_fleming(fraction: float, alpha: float) -> float:
 SPENDING: Final[dict[str, Callable[[float, float], float]]] = {"pocock": pocock, "obrien_fleming": obrien_fleming}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Look:
-    """What is known after a look: its boundary, and the races that still go on.
+    """State of the recursion after a look: its boundary, and the distribution of the races that continue.
 
     Attributes:
         bound: on the scale of a standard normal; infinite where the look is too close to the one before.
         spent: error rate that is used up.
         fraction: of the information, at the last look that was counted.
-        nodes, masses: the law of the Brownian motion B(fraction) = statistic · √fraction of the races that go on.
+        nodes, masses: the law of the Brownian motion B(fraction) = statistic · √fraction of the races that continue.
     """
 
     bound: float
@@ -60,13 +60,13 @@ class _Look:
     masses: FloatArray
 
 
-_START = _Look(math.inf, 0.0, 0.0, np.zeros(1), np.ones(1))
+_START = _Look(bound=math.inf, spent=0.0, fraction=0.0, nodes=np.zeros(1), masses=np.ones(1))
 
 
 def boundary(fractions: Sequence[float], alpha: float, spending: Spending = "pocock") -> float:
-    """How large a standard normal statistic must be at the last of these looks, in a one-sided test.
+    """Critical value of a standard normal statistic at the last of these looks, in a one-sided test.
 
-    It depends on the looks so far and on nothing that is still to come. If there is no difference, the chance that the
+    It depends on the looks so far only. If there is no difference, the chance that the
     statistic reaches the boundary at some look up to a fraction t is `SPENDING[spending](t, alpha)`.
 
     Args:
@@ -99,18 +99,19 @@ def _look(fractions: tuple[float, ...], alpha: float, spending: str) -> _Look:
     target = SPENDING[spending](fraction, alpha)
     if step**2 < _NEAREST * fraction or target - before.spent < 1e-15:
         # Nothing to spend yet: what this look would have got is left to the next.
-        return _Look(math.inf, before.spent, before.fraction, before.nodes, before.masses)
+        return replace(before, bound=math.inf)
     bound = _bound(before, step, math.sqrt(fraction), target - before.spent)
     low, high = -_FAR * math.sqrt(fraction), bound * math.sqrt(fraction)
     places, weights = _quadrature()
     nodes = low + (high - low) * places
     steps = (nodes[:, None] - before.nodes) / step
     density = np.exp(-(steps**2) / 2) @ before.masses / (step * math.sqrt(2 * math.pi))
-    return _Look(bound, target, fraction, nodes, (high - low) * weights * density)
+    masses = (high - low) * weights * density
+    return _Look(bound=bound, spent=target, fraction=fraction, nodes=nodes, masses=masses)
 
 
 def _bound(before: _Look, step: float, scale: float, spend: float) -> float:
-    """Where P(no crossing before, statistic above it now) = spend."""
+    """The bound at which P(no crossing before, statistic above it now) = spend."""
 
     def excess(bound: float) -> float:
         return float(before.masses @ ndtr((before.nodes - bound * scale) / step)) - spend

@@ -1,7 +1,7 @@
-"""Brackets: at fixed numbers of items only the best of the candidates that got there go on.
+"""Brackets: at fixed numbers of items only the best of the candidates that got there continue.
 
 Values at one rung are all of the same items, so that they can be ranked with each other, and never with those at
-another rung. Which bracket a candidate runs in depends on its number alone, so that a search that goes on repeats it.
+another rung. The bracket of a candidate depends on its number alone, so that a search which is resumed repeats it.
 """
 
 from __future__ import annotations
@@ -13,48 +13,50 @@ from typing import Literal
 
 from evomerge.errors import InvalidInput, unknown_name
 
-Rule = Literal["successive_halving", "hyperband"]
-RULES: tuple[Rule, ...] = ("successive_halving", "hyperband")
+BracketKind = Literal["successive_halving", "hyperband"]
+BRACKET_KINDS: tuple[BracketKind, ...] = ("successive_halving", "hyperband")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BracketSettings:
-    """Rungs and who climbs them.
+    """The rungs, and the share of candidates that survives each.
 
     Attributes:
         total: items of a complete candidate.
         minimum: items at the first rung.
-        eta: one of so many candidates goes on, to so many times as many items.
-        rule: successive_halving, where all start at the first rung, or hyperband, where some start higher.
+        eta: one of eta candidates continues, to eta times as many items.
+        kind: successive_halving, where all start at the first rung, or hyperband, where some start higher.
     """
 
     total: int
     minimum: int = 64
     eta: int = 3
-    rule: Rule = "successive_halving"
+    kind: BracketKind = "successive_halving"
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise unknown_name("bracket rule", self.rule, RULES)
+        if self.kind not in BRACKET_KINDS:
+            raise unknown_name("kind of bracket", self.kind, BRACKET_KINDS)
         if self.eta < 2:
-            raise InvalidInput(f"eta must be 2 or more, so that fewer candidates go on at each rung, but is {self.eta}")
+            raise InvalidInput(
+                f"eta must be 2 or more, so that fewer candidates continue at each rung, but is {self.eta}"
+            )
         if not 1 <= self.minimum <= self.total:
             raise InvalidInput(f"the first rung must have 1 to {self.total} items, but has {self.minimum}")
 
 
 def rungs(settings: BracketSettings, trial: int) -> tuple[int, ...]:
-    """At how many items a trial is compared with others; the last is all of them, where it is complete."""
+    """Numbers of items at which a trial is compared with others; the last is all of them, where it is complete."""
     return _ladder(settings)[bracket(settings, trial) :]
 
 
 def bracket(settings: BracketSettings, trial: int) -> int:
-    """How many rungs a trial skips at the start.
+    """Number of rungs that a trial skips at the start.
 
     Of hyperband, the brackets of Li et al. (2018, algorithm 1) with their numbers of candidates, the most thrifty first
     and from the first again after the last: ⌈(s_max + 1) / (s + 1) · eta^s⌉ where s rungs are above the first of the
     bracket.
     """
-    if settings.rule == "successive_halving":
+    if settings.kind == "successive_halving":
         return 0
     most = len(_ladder(settings)) - 1
     sizes = [_starting(most, above, settings.eta) for above in range(most, -1, -1)]
@@ -66,15 +68,15 @@ def bracket(settings: BracketSettings, trial: int) -> int:
     raise AssertionError("the place lies within the sum of the sizes")
 
 
-def goes_on(value: float, at_rung: Sequence[float], eta: int) -> bool:
+def survives_rung(value: float, at_rung: Sequence[float], eta: int) -> bool:
     """Whether a candidate is among the best 1 / eta at a rung: asynchronous successive halving (ASHA, Li et al., 2020).
 
-    Decided at once, from the candidates that got there before: nobody waits, and who is dropped is not called back when
-    later ones are worse. While fewer than eta got there, the best so far goes on. Ties go on.
+    Decided at once, from the candidates that got there before: none waits, and one that is dropped is not called back
+    when later ones are worse. While fewer than eta got there, the best so far continues. Ties continue.
 
     Args:
-        value: objective on the items of the rung; one that is not a number does not go on.
-        at_rung: that of the other candidates of the bracket which reached the rung before.
+        value: objective on the items of the rung; NaN does not continue.
+        at_rung: values there of the other candidates of the bracket which reached the rung before.
     """
     if math.isnan(value):
         return False

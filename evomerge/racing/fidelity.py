@@ -1,26 +1,28 @@
-"""On how many items a candidate is scored: what `fidelity` of a spec means, as decisions after each block."""
+"""Fidelity: the number of items that a candidate is scored on, decided again after each block of them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from evomerge.evaluation.evaluator import ItemBlock, Scores
 from evomerge.objective import Objective
-from evomerge.racing.brackets import BracketSettings, Rule, bracket, goes_on, rungs
+from evomerge.racing.brackets import BracketKind, BracketSettings, bracket, rungs, survives_rung
 from evomerge.racing.race import RaceSettings, decide, require_means
 from evomerge.spec import FidelitySpec
 
 
-@dataclass(frozen=True)
-class Look:
+@dataclass(frozen=True, kw_only=True)
+class InterimLook:
     """A candidate after some of its blocks.
 
     Attributes:
         trial: its number.
         seen: its scores on all blocks so far.
         earlier: task -> items that had been seen, after each block before the last.
-        incumbent: the best complete candidate, None before there is one.
+        incumbent: scores of the best complete candidate, None before there is one.
         at_rung: items -> values of the candidates that were compared there before, by trial.
     """
 
@@ -32,16 +34,18 @@ class Look:
 
     @property
     def items(self) -> int:
+        """Items seen so far, of all tasks."""
         return sum(len(task.items) for task in self.seen.tasks.values())
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What a look has found.
+@dataclass(frozen=True, kw_only=True)
+class LookResult:
+    """Decision of an interim look: drop the candidate, or continue with this estimate.
 
     Attributes:
         drop: whether the rest of the items is not worth scoring.
-        estimate: of the objective on all items: paired with the incumbent where there is one.
+        estimate: of the objective on all items: paired with the incumbent where there is one. NaN where the scores
+            allow none.
         rung: the number of items at which the candidate was compared with others by its `value` on them.
     """
 
@@ -51,26 +55,46 @@ class Finding:
     value: float | None = None
 
 
-class Full:
-    """Every candidate is scored on all items, at once."""
+class Fidelity(Protocol):
+    """Decides on how many items each candidate is scored. A pure function of the scores, so that a search which is
+    resumed decides as it did before."""
+
+    @property
+    def needs_incumbent(self) -> bool:
+        """Whether candidates are compared with the best complete one, so that the study must keep its outcomes."""
 
     def blocks(self, trial: int) -> Sequence[ItemBlock]:
         """The blocks of items that a trial is scored on, one after another."""
+
+    def look(self, look: InterimLook) -> LookResult:
+        """Decide about a candidate after one of its blocks but the last."""
+
+
+class Full:
+    """Every candidate is scored on all items, in one block."""
+
+    needs_incumbent = False
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+
+    def blocks(self, trial: int) -> Sequence[ItemBlock]:
         return (ItemBlock("search"),)
 
-    def look(self, look: Look) -> Finding:
-        """What to do with a candidate after one of its blocks but the last."""
-        raise AssertionError("there is only one block")
+    def look(self, look: InterimLook) -> LookResult:
+        return LookResult(drop=False, estimate=self._objective.value_or_nan(look.seen))
 
 
-class Race(Full):
-    """A candidate is dropped when it is clear that it is worse than the incumbent. Blocks hold a share of every task.
+class Race:
+    """A candidate is dropped when it is clear that it is worse than the incumbent. Blocks have a share of every task.
 
     Args:
-        blocks: how many there are; no more than the largest task has items.
+        blocks: their number; no more than the largest task has items.
     """
 
-    def __init__(self, settings: RaceSettings, objective: Objective, blocks: int) -> None:
+    needs_incumbent = True
+
+    def __init__(self, settings: RaceSettings, objective: Objective, *, blocks: int) -> None:
         self._settings = settings
         self._objective = objective
         self._count = blocks
@@ -79,18 +103,22 @@ class Race(Full):
         count = self._count
         return tuple(ItemBlock("search", number, number + 1, of=count) for number in range(count))
 
-    def look(self, look: Look) -> Finding:
+    def look(self, look: InterimLook) -> LookResult:
         if look.incumbent is None:
-            return Finding(False, self._objective.value(look.seen))
-        decision = decide(self._settings, self._objective, look.incumbent, look.seen, look.earlier)
-        return Finding(decision.drop, decision.estimate)
+            return LookResult(drop=False, estimate=self._objective.value_or_nan(look.seen))
+        decision = decide(
+            self._settings, self._objective, incumbent=look.incumbent, seen=look.seen, earlier=look.earlier
+        )
+        return LookResult(drop=decision.drop, estimate=decision.estimate)
 
 
-class Brackets(Full):
-    """A candidate goes on while it is among the best of those that were scored on as many items.
+class Brackets:
+    """A candidate continues while it is among the best of those that were scored on as many items.
 
-    What begins before there is an incumbent goes on to the end.
+    A candidate that begins before there is an incumbent is scored on all items.
     """
+
+    needs_incumbent = True
 
     def __init__(self, settings: BracketSettings, objective: Objective) -> None:
         self._settings = settings
@@ -102,9 +130,11 @@ class Brackets(Full):
         starts = (0, *stops[:-1])
         return tuple(ItemBlock("search", start, stop, of=total) for start, stop in zip(starts, stops, strict=True))
 
-    def look(self, look: Look) -> Finding:
-        value = self._objective.value(look.seen)
-        # By the bracket's own number of items: what a share of every task comes to is rounded.
+    def look(self, look: InterimLook) -> LookResult:
+        value = self._objective.value_or_nan(look.seen)
+        if math.isnan(value):  # of a collapsed merge
+            return LookResult(drop=True, estimate=value)
+        # By the bracket's own number of items: the items in a share of every task are rounded.
         rung = rungs(self._settings, look.trial)[len(look.earlier)]
         mine = bracket(self._settings, look.trial)
         others = [
@@ -112,13 +142,14 @@ class Brackets(Full):
             for trial, other in look.at_rung.get(rung, {}).items()
             if bracket(self._settings, trial) == mine and trial != look.trial
         ]
-        if look.incumbent is None:  # what a sampler would be told of it could not be ranked with full values
-            return Finding(False, value, rung, value)
-        paired = decide(RaceSettings(), self._objective, look.incumbent, look.seen, look.earlier)
-        return Finding(not goes_on(value, others, self._settings.eta), paired.estimate, rung, value)
+        if look.incumbent is None:  # an estimate without an incumbent could not be ranked with full values
+            return LookResult(drop=False, estimate=value, rung=rung, value=value)
+        paired = decide(RaceSettings(), self._objective, incumbent=look.incumbent, seen=look.seen, earlier=look.earlier)
+        drop = not survives_rung(value, others, self._settings.eta)
+        return LookResult(drop=drop, estimate=paired.estimate, rung=rung, value=value)
 
 
-def build_fidelity(spec: FidelitySpec, objective: Objective, references: Sequence[Scores]) -> Full:
+def build_fidelity(spec: FidelitySpec, objective: Objective, references: Sequence[Scores]) -> Fidelity:
     """The fidelity of a spec.
 
     Args:
@@ -128,13 +159,14 @@ def build_fidelity(spec: FidelitySpec, objective: Objective, references: Sequenc
         InvalidInput: a metric whose parts cannot be compared.
     """
     if spec.name == "full":
-        return Full()
+        return Full(objective)
     for reference in references:
         require_means(reference)
     sizes = [len(task.items) for task in references[0].tasks.values()]
     items = sum(sizes)
     if spec.name == "race":
         blocks = min(max(1, round(items / spec.block)), max(sizes))
-        return Race(RaceSettings(spec.alpha, spec.minimum), objective, blocks)
-    rule: Rule = "hyperband" if spec.name == "hyperband" else "successive_halving"
-    return Brackets(BracketSettings(items, min(spec.minimum, items), spec.eta, rule), objective)
+        return Race(RaceSettings(spec.alpha, spec.minimum), objective, blocks=blocks)
+    kind: BracketKind = "hyperband" if spec.name == "hyperband" else "successive_halving"
+    settings = BracketSettings(total=items, minimum=min(spec.minimum, items), eta=spec.eta, kind=kind)
+    return Brackets(settings, objective)

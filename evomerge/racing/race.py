@@ -17,7 +17,7 @@ The test is one-sided, and repeated after each block at a boundary that holds th
 - where all differences are zero there is no evidence, and nothing is dropped. Where all are equal but not zero, the
   variance around their mean is zero, but this statistic is about √items and decides as a sign test would.
 
-Everything here is a pure function of the outcomes, so that a search that goes on decides what it had decided.
+Everything here is a pure function of the outcomes, so that a search which is resumed decides as it did before.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _UNSEEN: Final = 0.5  # items that a task of which none was seen counts for in t
 
 @dataclass(frozen=True)
 class RaceSettings:
-    """When a race may be decided.
+    """Error rate of a race, and the point from which it may be decided.
 
     Attributes:
         alpha: the largest share of equally good candidates that may be dropped, over all looks together.
         minimum: items that are scored before the first look.
-        spending: how alpha is used up, see `evomerge.racing.boundary`.
+        spending: function by which alpha is used up, see `evomerge.racing.boundary`.
     """
 
     alpha: float = 0.02
@@ -58,13 +58,13 @@ class RaceSettings:
         boundary([1.0], self.alpha, self.spending)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What a look has found.
+    """Decision of an interim look of a race, with the test behind it.
 
     Attributes:
         drop: whether the candidate is worse, so that the rest of its items is not worth scoring.
-        estimate: the paired estimate of its objective on all items, what the sampler is told if it is dropped.
+        estimate: the paired estimate of its objective on all items; the sampler learns from it if it is dropped.
         difference: of the objective, candidate − incumbent, on the items seen.
         statistic: the difference in standard errors, negative where the candidate is behind.
         boundary: the candidate is dropped at a statistic of −boundary or less; infinite where no look was due.
@@ -88,7 +88,7 @@ def decide(
     seen: Scores,
     earlier: Sequence[Mapping[str, int]] = (),
 ) -> Decision:
-    """Compare a candidate with the incumbent on the items that it has been scored on, and say whether to drop it.
+    """Compare a candidate with the incumbent on the items that it has been scored on, and decide whether to drop it.
 
     Objectives that are no weighted mean, and perplexities, are linearised at the incumbent (the delta method). Weighted
     means are exact.
@@ -117,7 +117,7 @@ def decide(
 
 
 def information(objective: Objective, incumbent: Scores, counts: Mapping[str, int]) -> float:
-    """Share of the information about the difference after so many items of each task, 1 after all.
+    """Share of the information about the difference after `counts` items of each task, 1 after all.
 
     The variance of the difference at the end, over that now: Σ slope² / all items over Σ slope² / items seen, for
     outcomes that vary as much in every task. Where every task is seen to the same share, it is that share. A task that
@@ -185,7 +185,7 @@ def _information(slopes: Mapping[str, float], sizes: Mapping[str, int], counts: 
 
 
 def _contributions(slopes: Mapping[str, float], incumbent: Scores, seen: Scores) -> FloatArray:
-    """What every item seen adds to the difference of the objective."""
+    """Contribution of every item seen to the difference of the objective, as an array [items]."""
     parts = [np.zeros(0)]
     for task, score in seen.tasks.items():
         if task not in incumbent.tasks:

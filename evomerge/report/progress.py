@@ -15,11 +15,11 @@ from rich.live import Live
 from rich.text import Text
 
 from evomerge.jobs import Progress
-from evomerge.loop.controller import Status, status_of
 from evomerge.messages import duration
 from evomerge.report.terminal import Terminal
 from evomerge.search.run import Listener
 from evomerge.storage import attributes
+from evomerge.study.status import Status, status_of
 from evomerge.study.stored_search import StoredSearch
 
 SCHEMA = 1

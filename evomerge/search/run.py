@@ -30,7 +30,7 @@ from evomerge.cluster import Executor, ignored_without_ray, is_local, open_execu
 from evomerge.errors import InvalidInput, StoppedByFailures, unknown_name
 from evomerge.evaluation.evaluator import ItemBlock, Scores
 from evomerge.jobs import Cost, Progress
-from evomerge.loop.controller import Controller, Status
+from evomerge.loop.controller import Controller
 from evomerge.loop.dispatcher import find_batch_size
 from evomerge.loop.stop import Stop, stopping_on_signals
 from evomerge.objective import Objective, build_objective, task_weights
@@ -50,6 +50,7 @@ from evomerge.study.foundation import changed_versions
 from evomerge.study.incumbent import read_incumbent
 from evomerge.study.records import Record
 from evomerge.study.standing import standing_of
+from evomerge.study.status import Status
 from evomerge.study.trials import best_trials
 from evomerge.verdict import (
     Entrant,
@@ -142,7 +143,7 @@ def run_baselines(
             raise InvalidInput(f"baseline {early[0]!r} follows from a search that has ended; run the search first")
         session.say("making the baselines")
         left_out = session.make(wanted, again=True)
-        if winner is not None and winner.finished == session.opened.search.finished:
+        if winner is not None and winner.finished == session.opened.search.tally.finished:
             session.judge(winner)
         else:  # held-out items are looked at when the search has ended, and not before
             rest = command_line(spec, "run")
@@ -248,7 +249,7 @@ class _Session:
             {name: result.scores for name, result in self.references.items()},
             sum((self.references[ref.name].cost for ref in experts), Cost()),
             winning_recipe(search, winner) if winner is not None else None,
-            search.finished,
+            search.tally.finished,
             longest_text(inputs),
         )
         maker = BaselineMaker(
@@ -280,7 +281,7 @@ class _Session:
     def predict(self) -> float:
         """Say how long the search will take, from what scoring the experts took. Returns seconds per candidate."""
         seconds = statistics.fmean(self.references[ref.ref.name].cost.seconds for ref in self.opened.inputs.experts)
-        left = max(0, self.opened.inputs.spec.budget.trials - self.opened.search.finished)
+        left = max(0, self.opened.inputs.spec.budget.trials - self.opened.search.tally.finished)
         workers = self.executor.capacity
         self.listener.on_phase(
             f"a candidate takes about {seconds:.2g} s on all items: {left} trials on {workers} "
@@ -291,8 +292,8 @@ class _Session:
     def compare_with(self, predicted: float) -> None:
         """Say what candidates took, beside what was predicted."""
         search = self.opened.search
-        if search.finished:
-            measured = search.spent.seconds / search.finished
+        if search.tally.finished:
+            measured = search.tally.spent.seconds / search.tally.finished
             self.listener.on_phase(f"a candidate took {measured:.2g} s (predicted: {predicted:.2g} s)")
 
     def search(self) -> None:
@@ -375,7 +376,7 @@ class _Session:
             winner.trial,
             [best_source, *others],
             sources,
-            trials=self.opened.search.finished - self.opened.search.failed,
+            trials=self.opened.search.tally.finished - self.opened.search.tally.failed,
             search_items=sum(map(len, search_items.values())),
             looks=len(study.user_attrs[attributes.LOOKS]),
             seed=self.opened.inputs.spec.seed,

@@ -24,9 +24,10 @@ from evomerge.jobs import Cost
 from evomerge.recipe import Recipe
 from evomerge.storage import attributes
 from evomerge.storage.attributes import read_document, read_text, write_document, write_text
-from evomerge.storage.opening import at_once, with_retries
-from evomerge.study.items import ItemOutcome, read_items, summary
-from evomerge.study.trials import cost_to_json, finish_trial, read_cost, upload_items, value_of
+from evomerge.storage.opening import with_retries
+from evomerge.study.items import ItemOutcome, read_items
+from evomerge.study.trial_writer import TrialWriter
+from evomerge.study.trials import read_cost, value_of
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Records:
     """
 
     def __init__(
-        self, storage: BaseStorage, name: str, artifacts: Path, check_hold: Callable[[], None] = lambda: None
+        self, storage: BaseStorage, name: str, *, artifacts: Path, check_hold: Callable[[], None] = lambda: None
     ) -> None:
         self._check_hold = check_hold
         self.study = with_retries(
@@ -112,6 +113,7 @@ class Records:
         )
         self._storage = storage
         self._artifacts = artifacts
+        self._writer = TrialWriter(self.study, storage, artifacts=artifacts, check_hold=check_hold)
 
     def __iter__(self) -> Iterator[Record]:
         return iter(read_records(self.study))
@@ -133,24 +135,24 @@ class Records:
                 if trial.user_attrs.get(attributes.MADE) == made:
                     return trial.number
                 self._fail(trial.number)
-        return at_once(self._storage, partial(self._begin, label, made))
+        return self._writer.transaction(partial(self._begin, label, made))
 
     def _begin(self, label: str, made: str) -> int:
-        number = self.study.ask().number
-        self._set(number, attributes.LABEL, label)
-        self._set(number, attributes.MADE, made)
-        self._set(number, attributes.BEGUN, True)
+        number = self._writer.ask().number
+        self._writer.set(number, attributes.LABEL, label)
+        self._writer.set(number, attributes.MADE, made)
+        self._writer.set(number, attributes.BEGUN, True)
         return number
 
     def keep(self, number: int, trained: Kept) -> None:
         """Store what a training gave, before it is scored."""
 
         def store() -> None:
-            self._set(number, attributes.COST, cost_to_json(trained.cost))
-            self._set(number, attributes.LOSSES, {name: list(ends) for name, ends in trained.losses.items()})
-            write_text(_Row(self, number), attributes.MERGE, trained.recipe.to_json())
+            self._writer.set_cost(number, trained.cost)
+            self._writer.set(number, attributes.LOSSES, {name: list(ends) for name, ends in trained.losses.items()})
+            write_text(self._writer.attributes_of(number), attributes.MERGE, trained.recipe.to_json())
 
-        at_once(self._storage, store)
+        self._writer.transaction(store)
 
     def kept(self, number: int) -> Kept | None:
         """What the training of a row that was begun gave; None while it has not ended."""
@@ -162,39 +164,34 @@ class Records:
     def fail(self, label: str, made: str, reason: str, number: int | None = None) -> None:
         """Store why a baseline could not be made, in the row that was begun for it or in a new one."""
         number = self.begin(label, made) if number is None else number
-        self._fail(number, lambda: self._set(number, attributes.FAILURE, reason[:1000]))
+        self._fail(number, lambda: self._writer.set(number, attributes.FAILURE, reason[:1000]))
 
     def report(self, number: int, step: int, loss: float) -> None:
         """An intermediate value of a row: Optuna Dashboard shows them as a curve."""
-        self._check_hold()
-        with_retries(lambda: self._storage.set_trial_intermediate_value(self._id(number), step, loss))
+        with_retries(lambda: self._writer.report(number, step, loss))
 
     def add(self, row: NewRow, number: int | None = None) -> Record:
         """Store a scored row, as a trial of its own or in the place of one that was begun."""
         self._check_hold()
         self._fail_interrupted(but=number)
-        if number is None:
-            number = with_retries(self.study.ask).number
-        upload_items(self._artifacts, self._storage, self.study.get_trials(deepcopy=False)[number], row.scores)
-        note = partial(self._note, row, number)
-        finish_trial(self.study, self._storage, number, TrialState.COMPLETE, note, row.value)
+        number = with_retries(self._writer.ask).number if number is None else number
+        self._writer.upload(number, row.scores)
+        self._writer.finish(number, TrialState.COMPLETE, partial(self._set_row, row, number), row.value)
         return read_record(self.study.get_trials(deepcopy=False)[number])
 
-    def _note(self, row: NewRow, number: int) -> None:
-        target = _Row(self, number)
-        self._set(number, attributes.LABEL, row.label)
-        self._set(number, attributes.RECIPE, row.recipe.digest)
-        self._set(number, attributes.SECONDS, {phase: round(seconds, 4) for phase, seconds in row.seconds.items()})
-        self._set(number, attributes.COST, cost_to_json(row.cost))
+    def _set_row(self, row: NewRow, number: int) -> None:
+        target = self._writer.attributes_of(number)
+        self._writer.set(number, attributes.LABEL, row.label)
+        self._writer.set_result(number, row.recipe, row.scores, row.stderr)
+        self._writer.set_effort(number, row.seconds, row.cost)
         if row.made is not None:
-            self._set(number, attributes.MADE, row.made)
+            self._writer.set(number, attributes.MADE, row.made)
         if row.made is not None or row.keep_recipe:
             write_text(target, attributes.MERGE, row.recipe.to_json())
         if row.params:
             write_document(target, attributes.PARAMS, dict(row.params))
         if row.losses:
-            self._set(number, attributes.LOSSES, {name: list(ends) for name, ends in row.losses.items()})
-        write_document(target, attributes.SCORES, {"objective_stderr": row.stderr, "tasks": summary(row.scores)})
+            self._writer.set(number, attributes.LOSSES, {name: list(ends) for name, ends in row.losses.items()})
 
     def scores(self, row: Record) -> Scores | None:
         """The outcomes of a row by item; None where the artifact is gone: it is scored again then, never guessed."""
@@ -206,26 +203,8 @@ class Records:
             if trial.number != but and not trial.user_attrs.get(attributes.BEGUN):
                 self._fail(trial.number)
 
-    def _fail(self, number: int, note: Callable[[], None] = lambda: None) -> None:
-        finish_trial(self.study, self._storage, number, TrialState.FAIL, note)
-
-    def _id(self, number: int) -> int:
-        return self.study.get_trials(deepcopy=False)[number]._trial_id
-
-    def _set(self, number: int, key: str, value: Any) -> None:
-        self._check_hold()
-        self._storage.set_trial_user_attr(self._id(number), key, value)
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A row as something that attributes can be written to."""
-
-    records: Records
-    number: int
-
-    def set_user_attr(self, key: str, value: Any) -> None:
-        self.records._set(self.number, key, value)
+    def _fail(self, number: int, write: Callable[[], None] = lambda: None) -> None:
+        self._writer.finish(number, TrialState.FAIL, write)
 
 
 def read_records(study: optuna.Study) -> list[Record]:

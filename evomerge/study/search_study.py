@@ -21,24 +21,23 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.errors import InvalidInput
-from evomerge.evaluation.evaluator import Scores
 from evomerge.jobs import Cost, Outcome, Scored
+from evomerge.objective import Assessment, Dropped
 from evomerge.recipe import Recipe
 from evomerge.samplers.base import sampler_of
 from evomerge.samplers.reference_points import ReferencePoint, write_reference_points
 from evomerge.spaces.bound import BoundSpace
 from evomerge.storage import attributes
-from evomerge.storage.attributes import write_document, write_text
+from evomerge.storage.attributes import write_text
 from evomerge.storage.opening import at_once, with_retries
-from evomerge.study.items import summary
-from evomerge.study.trials import cost_to_json, finish_trial, is_feasible, read_cost, upload_items, value_of
+from evomerge.study.tally import Tally
+from evomerge.study.trial_writer import TrialWriter
+from evomerge.study.trials import FINISHED
 
 MAX_ATTEMPTS = 3
 
-_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Proposal:
     """A trial that is to be scored."""
 
@@ -52,7 +51,11 @@ class SearchStudy:
     """Asks, begins, tells and fails trials of one Optuna study. Only its owner, the controller, writes to the study.
 
     Args:
+        artifacts: folder of the outcomes of items.
         check_hold: raises when another controller has taken the study over.
+
+    Attributes:
+        tally: counts of the finished trials, kept up to date here.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class SearchStudy:
         study: optuna.Study,
         storage: BaseStorage,
         space: BoundSpace,
+        *,
         artifacts: Path,
         check_hold: Callable[[], None] = lambda: None,
     ) -> None:
@@ -67,66 +71,12 @@ class SearchStudy:
         self.study = study
         self._storage = storage
         self._space = space
-        self._artifacts = artifacts
-        # What follows from the trials is counted once here and kept up to date by the only writer, this object:
-        # reading all trials for every question would cost more than the answer, from a few hundred trials on.
-        finished = self.trials(*_FINISHED)
-        counted = [trial for trial in finished if not trial.user_attrs.get(attributes.INTERRUPTED)]
-        self._ids = {trial.number: trial._trial_id for trial in self.trials()}
-        self._told = sum(attributes.TELL in trial.user_attrs for trial in finished)
-        self._finished = len(counted)
-        self._failed = sum(trial.state is TrialState.FAIL for trial in counted)
-        self._dropped = sum(trial.state is TrialState.PRUNED for trial in counted)
-        self._spent = sum((read_cost(trial) for trial in counted), Cost())
-        self._best: tuple[bool, float, int] | None = None  # meets the constraints, value, less the number
-        self._told_at_best = 0
-        for trial in sorted(finished, key=lambda trial: trial.user_attrs.get(attributes.TELL, -1)):
-            value = value_of(trial)
-            if trial.state is TrialState.COMPLETE and value is not None:
-                told = int(trial.user_attrs.get(attributes.TELL, -1)) + 1
-                self._consider(value, trial.number, told, is_feasible(trial))
+        self._writer = TrialWriter(study, storage, artifacts=artifacts, check_hold=check_hold)
+        self.tally = Tally(self.trials(*FINISHED))
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         """The trials in these states, all without any. They are the storage's own: never change them."""
         return self.study.get_trials(deepcopy=False, states=states or None)
-
-    @property
-    def finished(self) -> int:
-        """Trials that count towards the budget: complete, pruned, or failed by their own fault."""
-        return self._finished
-
-    @property
-    def failed(self) -> int:
-        """Trials that count towards the budget and have no score."""
-        return self._failed
-
-    @property
-    def dropped(self) -> int:
-        """Trials that count towards the budget and were not scored on all items."""
-        return self._dropped
-
-    @property
-    def spent(self) -> Cost:
-        """What the trials that count towards the budget took together."""
-        return self._spent
-
-    @property
-    def since_best(self) -> int:
-        """How many trials were told since the best value was first reached."""
-        return self._told - self._told_at_best
-
-    @property
-    def best(self) -> tuple[float, int] | None:
-        """Value and number of the best trial: of those that meet all constraints, else of all, the one with the highest
-        value, of equal ones the earliest. None before the first."""
-        return None if self._best is None else (self._best[1], -self._best[2])
-
-    def _consider(self, value: float, number: int, told: int, feasible: bool) -> None:
-        rank = (feasible, value, -number)
-        if self._best is None or rank[:2] > self._best[:2]:
-            self._told_at_best = told
-        if self._best is None or rank > self._best:
-            self._best = rank
 
     def recipe_of(self, trial: FrozenTrial) -> Recipe:
         """The recipe of a trial, rebuilt from its params.
@@ -153,19 +103,15 @@ class SearchStudy:
             attempt = int(trial.user_attrs.get(attributes.ATTEMPT, 0))
             if not self._space.is_complete(trial.params):
                 self._enqueue_again(trial)
-                self._finish(trial.number, TrialState.FAIL, partial(self._note_interruption, trial.number))
+                self._writer.finish(trial.number, TrialState.FAIL, partial(self._set_interruption, trial.number))
             elif attempt >= MAX_ATTEMPTS:
                 self.fail(trial.number, f"not finished in {attempt} attempts: the controller died each time")
             else:
                 recipe = self._space.decode(trial.params)
-                proposals.append(Proposal(trial.number, dict(trial.params), recipe, attempt + 1))
+                params = dict(trial.params)
+                proposals.append(Proposal(number=trial.number, params=params, recipe=recipe, attempt=attempt + 1))
         at_once(self._storage, lambda: self._enqueue_missing(self._space.centre))
         return proposals
-
-    @property
-    def is_best_feasible(self) -> bool:
-        """Whether the best trial meets all constraints."""
-        return self._best is not None and self._best[0]
 
     @property
     def ready(self) -> bool:
@@ -175,12 +121,11 @@ class SearchStudy:
     def ask(self) -> Proposal:
         """A new trial with all its params, children of a choice after their parent."""
         self.check_hold()
-        trial, params = at_once(self._storage, self._ask)
-        self._ids[trial.number] = trial._trial_id
-        return Proposal(trial.number, params, self._space.decode(params), attempt=1)
+        number, params = self._writer.transaction(self._ask)
+        return Proposal(number=number, params=params, recipe=self._space.decode(params), attempt=1)
 
-    def _ask(self) -> tuple[optuna.Trial, dict[str, Any]]:
-        trial = self.study.ask()
+    def _ask(self) -> tuple[int, dict[str, Any]]:
+        trial = self._writer.ask()
         # Of an enqueued point nothing is drawn, and genetic samplers would not take it into their generation.
         trial.relative_params  # noqa: B018
         params: dict[str, Any] = {}
@@ -193,15 +138,15 @@ class SearchStudy:
                 params[name] = trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
             else:
                 raise TypeError(f"param {name!r} has a {type(distribution).__name__}, which no space makes")
-        return trial, params
+        return trial.number, params
 
     def begin(self, proposal: Proposal) -> None:
         """Note that a proposal is being submitted, so that one that kills us is not tried for ever."""
-        with_retries(lambda: self._set(proposal.number, attributes.ATTEMPT, proposal.attempt))
+        self._set_attempt(proposal.number, proposal.attempt)
 
-    def give_back(self, proposal: Proposal) -> None:
-        """Take the note back: a clean stop is no attempt."""
-        with_retries(lambda: self._set(proposal.number, attributes.ATTEMPT, proposal.attempt - 1))
+    def undo_attempt(self, proposal: Proposal) -> None:
+        """Take the note of `begin` back: a clean stop is no attempt."""
+        self._set_attempt(proposal.number, proposal.attempt - 1)
 
     def report(self, number: int, step: int, value: float, rungs: Mapping[int, float] | None = None) -> None:
         """An intermediate value of a trial, which Optuna Dashboard shows: the estimate after `step` items.
@@ -211,12 +156,11 @@ class SearchStudy:
         """
 
         def store() -> None:
-            self.check_hold()
-            self._storage.set_trial_intermediate_value(self._ids[number], step, value)
+            self._writer.report(number, step, value)
             if rungs:
-                self._set(number, attributes.RUNGS, {str(items): value for items, value in rungs.items()})
+                self._writer.set(number, attributes.RUNGS, {str(items): value for items, value in rungs.items()})
 
-        at_once(self._storage, store)
+        self._writer.transaction(store)
 
     def at_rungs(self) -> dict[int, dict[int, float]]:
         """Items -> trial -> its value on them, of all trials that have been compared with others."""
@@ -227,74 +171,47 @@ class SearchStudy:
         return found
 
     def tell(
-        self,
-        proposal: Proposal,
-        outcome: Outcome,
-        value: float,
-        stderr: float | None,
-        *,
-        objectives: Sequence[float] | None = None,
-        violations: Sequence[float] = (),
-        companion: float | None = None,
-        dropped: bool = False,
-        incumbent: str | None = None,
+        self, proposal: Proposal, outcome: Outcome, assessed: Assessment | Dropped, incumbent: str | None = None
     ) -> None:
         """Store a scored trial. Its artifact and attributes are there before it is finished, never after.
 
         Args:
-            value: of the objective; of a trial that was dropped, the estimate that the sampler learns from.
-            objectives: where there are several, all of them; `value` is then what trials are ranked by.
-            violations: by how much each constraint is missed, 0 or less where it is met.
-            companion: ranks it among trials of the same value; more is better.
-            dropped: it was not scored on all items, and ends as PRUNED.
-            incumbent: what the study shall keep of it for others to race against, see `evomerge.study.incumbent`.
+            assessed: the objective of its scores; a dropped trial ends as PRUNED.
+            incumbent: text of a new incumbent, which others race against, see `evomerge.study.incumbent`.
         """
         assert isinstance(outcome.result, Scored)  # the controller sends failures to `fail`
-        scores = outcome.result.scores
-        self._upload(proposal.number, scores)
+        number, scores = proposal.number, outcome.result.scores
+        self._writer.upload(number, scores)
 
-        def note() -> None:
-            self._set(proposal.number, attributes.RECIPE, proposal.recipe.digest)
-            document = {"objective_stderr": stderr, "tasks": summary(scores)}
-            write_document(_TrialAttributes(self, proposal.number), attributes.SCORES, document)
-            self._note(proposal.number, outcome)
-            self._set(proposal.number, attributes.TELL, self._told)
-            if objectives is not None:
-                self._set(proposal.number, attributes.VALUE, value)
-            if violations:
-                self._set(proposal.number, attributes.VIOLATIONS, list(violations))
-            if companion is not None and math.isfinite(companion):
-                self._set(proposal.number, attributes.COMPANION, companion)
-            if dropped:
-                self._report_last(proposal.number, value)
+        def write() -> None:
+            self._writer.set_result(number, proposal.recipe, scores, assessed.stderr)
+            self._set_outcome(number, outcome)
+            self._writer.set(number, attributes.TELL, self.tally.told)
+            if isinstance(assessed, Dropped):
+                self._writer.report_last(number, assessed.estimate)
+            else:
+                self._set_assessment(number, assessed)
             if incumbent is not None:
                 write_text(self.study, attributes.INCUMBENT, incumbent)
 
-        if dropped:
-            self._finish(proposal.number, TrialState.PRUNED, note)
-            self._dropped += 1
+        if isinstance(assessed, Dropped):
+            self._writer.finish(number, TrialState.PRUNED, write)
+            self.tally.add_dropped(outcome.cost)
         else:
-            told = value if objectives is None else list(objectives)
-            self._finish(proposal.number, TrialState.COMPLETE, note, told)
-        self._told += 1
-        self._finished += 1
-        self._spent += outcome.cost
-        if not dropped:
-            self._consider(value, proposal.number, self._told, max(violations, default=0.0) <= 0)
+            told = assessed.value if assessed.objectives is None else list(assessed.objectives)
+            self._writer.finish(number, TrialState.COMPLETE, write, told)
+            self.tally.add_complete(number, assessed, outcome.cost)
 
     def fail(self, number: int, reason: str, outcome: Outcome | None = None) -> None:
         """Store a trial that has no score, with the reason."""
 
-        def note() -> None:
-            self._set(number, attributes.FAILURE, reason[:1000])
+        def write() -> None:
+            self._writer.set(number, attributes.FAILURE, reason[:1000])
             if outcome is not None:
-                self._note(number, outcome)
+                self._set_outcome(number, outcome)
 
-        self._finish(number, TrialState.FAIL, note)
-        if outcome is not None:
-            self._spent += outcome.cost
-        self._finished += 1
-        self._failed += 1
+        self._writer.finish(number, TrialState.FAIL, write)
+        self.tally.add_failed(Cost() if outcome is None else outcome.cost)
 
     def set(self, key: str, value: Any) -> None:
         """A small attribute of the study."""
@@ -341,45 +258,21 @@ class SearchStudy:
         if fixed is not None:
             at_once(self._storage, lambda: self._enqueue_missing(fixed))
 
-    def _note_interruption(self, number: int) -> None:
-        self._set(number, attributes.INTERRUPTED, True)
-        self._set(number, attributes.FAILURE, "interrupted in ask")
+    def _set_attempt(self, number: int, attempt: int) -> None:
+        with_retries(lambda: self._writer.set(number, attributes.ATTEMPT, attempt))
 
-    def _note(self, number: int, outcome: Outcome) -> None:
-        seconds = {phase: round(value, 4) for phase, value in outcome.seconds.items()}
-        self._set(number, attributes.WORKER, {"name": outcome.worker, "attempt": outcome.attempt})
-        self._set(number, attributes.SECONDS, seconds)
-        self._set(number, attributes.COST, cost_to_json(outcome.cost))
+    def _set_interruption(self, number: int) -> None:
+        self._writer.set(number, attributes.INTERRUPTED, True)
+        self._writer.set(number, attributes.FAILURE, "interrupted in ask")
 
-    def _upload(self, number: int, scores: Scores) -> None:
-        upload_items(self._artifacts, self._storage, _reference(number, self._ids[number]), scores)
+    def _set_outcome(self, number: int, outcome: Outcome) -> None:
+        self._writer.set(number, attributes.WORKER, {"name": outcome.worker, "attempt": outcome.attempt})
+        self._writer.set_effort(number, outcome.seconds, outcome.cost)
 
-    def _finish(
-        self, number: int, state: TrialState, note: Callable[[], None], value: float | list[float] | None = None
-    ) -> None:
-        finish_trial(self.study, self._storage, number, state, note, value)
-
-    def _report_last(self, number: int, value: float) -> None:
-        # Optuna takes the last one for the value of a pruned trial. An earlier attempt may have got farther than this.
-        reported = self._storage.get_trial(self._ids[number]).intermediate_values
-        self._storage.set_trial_intermediate_value(self._ids[number], max(reported, default=0), value)
-
-    def _set(self, number: int, key: str, value: Any) -> None:
-        self.check_hold()
-        self._storage.set_trial_user_attr(self._ids[number], key, value)
-
-
-@dataclass(frozen=True)
-class _TrialAttributes:
-    """A trial of the search as something that attributes can be written to."""
-
-    search: SearchStudy
-    number: int
-
-    def set_user_attr(self, key: str, value: Any) -> None:
-        self.search._set(self.number, key, value)
-
-
-def _reference(number: int, trial_id: int) -> FrozenTrial:
-    """A trial to say which one is meant. Reading it would cost a query for each of its parts."""
-    return FrozenTrial(number, TrialState.RUNNING, None, None, None, {}, {}, {}, {}, {}, trial_id)
+    def _set_assessment(self, number: int, assessment: Assessment) -> None:
+        if assessment.objectives is not None:
+            self._writer.set(number, attributes.VALUE, assessment.value)
+        if assessment.violations:
+            self._writer.set(number, attributes.VIOLATIONS, list(assessment.violations))
+        if assessment.companion is not None and math.isfinite(assessment.companion):
+            self._writer.set(number, attributes.COMPANION, assessment.companion)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import optuna
-from optuna.trial import TrialState
 
 from evomerge.storage import attributes
+from evomerge.study.trials import FINISHED, is_counted
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,5 @@ class Standing:
 def standing_of(study: optuna.Study) -> Standing:
     """Where a search stands, read from its study."""
     winner = study.user_attrs.get(attributes.WINNER) or {}
-    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
-    counted = sum(not trial.user_attrs.get(attributes.INTERRUPTED) for trial in finished)
-    return Standing(winner.get("digest"), counted)
+    finished = study.get_trials(deepcopy=False, states=FINISHED)
+    return Standing(winner.get("digest"), sum(map(is_counted, finished)))

@@ -1,24 +1,16 @@
-"""Trials of a study: how they are ranked, what they took, and how one is ended with all that belongs to it."""
+"""Trials of a study as they are stored: rank, feasibility and cost."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Iterable
 
 import optuna
-from optuna.artifacts import FileSystemArtifactStore, upload_artifact
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from evomerge.evaluation.evaluator import Scores
 from evomerge.jobs import Cost
 from evomerge.storage import attributes
-from evomerge.storage.opening import at_once
-from evomerge.study.items import write_items
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 def best_trials(study: optuna.Study, count: int) -> list[FrozenTrial]:
@@ -40,45 +32,16 @@ def is_feasible(trial: FrozenTrial) -> bool:
     return max(trial.user_attrs.get(attributes.VIOLATIONS, ()), default=0.0) <= 0
 
 
+def is_counted(trial: FrozenTrial) -> bool:
+    """Whether a finished trial counts towards the budget: one whose ask was cut short does not."""
+    return not trial.user_attrs.get(attributes.INTERRUPTED)
+
+
 def read_cost(trial: FrozenTrial) -> Cost:
-    """What a trial or row took."""
+    """The cost of a trial or row."""
     return Cost(**trial.user_attrs.get(attributes.COST, {}))
 
 
-def cost_to_json(cost: Cost) -> dict[str, float]:
-    """What something took, as a small attribute."""
-    return {name: round(value, 4) for name, value in asdict(cost).items()}
-
-
-def finish_trial(
-    study: optuna.Study,
-    storage: BaseStorage,
-    number: int,
-    state: TrialState,
-    note: Callable[[], None],
-    value: float | Sequence[float] | None = None,
-) -> None:
-    """Tell a trial, with the attributes that `note` gives it."""
-
-    def store() -> None:
-        # What reported an error may have been stored all the same; its repetition then changes nothing.
-        with suppress(UpdateFinishedTrialError):
-            note()
-            study.tell(number, value, state=state, skip_if_finished=True)
-
-    at_once(storage, store)
-
-
-def upload_items(folder: Path, storage: BaseStorage, trial: FrozenTrial, scores: Scores) -> None:
-    """Keep the per-item outcomes of a trial that is not finished yet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "items.parquet"
-        write_items(path, scores)
-        upload_artifact(
-            artifact_store=FileSystemArtifactStore(folder),
-            file_path=str(path),
-            study_or_trial=trial,
-            storage=storage,
-            mimetype="application/vnd.apache.parquet",
-        )
+def total_cost(trials: Iterable[FrozenTrial]) -> Cost:
+    """The cost of these trials together."""
+    return sum(map(read_cost, trials), Cost())

@@ -40,12 +40,12 @@ def name_winner(search: SearchStudy) -> Winner:
     Raises:
         StoppedByFailures: no trial has a score.
     """
-    best = search.best
+    best = search.tally.best
     if best is None:
         raise StoppedByFailures("no trial has a score; there is no best merge to name")
     value, number = best
     digest = search.trials()[number].user_attrs[attributes.RECIPE]
-    winner = Winner(trial=number, digest=digest, value=value, finished=search.finished)
+    winner = Winner(trial=number, digest=digest, value=value, finished=search.tally.finished)
     if read_winner(search.study.user_attrs) != winner:
         search.set(attributes.WINNER, asdict(winner))
     return winner

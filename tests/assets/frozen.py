@@ -111,7 +111,7 @@ def without_measurements(content: Any, measured: bool = False) -> Any:
 
 def _trials(stored: StoredSearch) -> Iterator[Document]:
     inputs = open_inputs(stored.spec)
-    search = SearchStudy(stored.study, stored.storage, inputs.space, stored.artifacts)
+    search = SearchStudy(stored.study, stored.storage, inputs.space, artifacts=stored.artifacts)
     for trial in stored.study.get_trials(deepcopy=False):
         yield {
             **outcome(trial),

@@ -35,7 +35,9 @@ def ingredients(values, calibration=None):
     catalogue = build_catalogue({"w": ((2, 2), "float32"), "steps": ((1,), "int64")})
     references = {name: scores(value) for name, value in zip(NAMES, values, strict=True)}
     experts = tuple(REFS[name] for name in NAMES[1:])
-    return Ingredients(spec, REFS["base"], experts, catalogue, Objective("weighted_mean", {"task": 1.0}), references)
+    return Ingredients(
+        spec, REFS["base"], experts, catalogue, Objective(aggregate="weighted_mean", weights={"task": 1.0}), references
+    )
 
 
 def carry_out(plan, value_of):

@@ -12,7 +12,7 @@ from evomerge.objective import Objective
 from evomerge.racing import Decision, RaceSettings, decide
 
 TASKS = 4
-OBJECTIVE = Objective("weighted_mean", {f"task {number}": 1.0 for number in range(TASKS)})
+OBJECTIVE = Objective(aggregate="weighted_mean", weights={f"task {number}": 1.0 for number in range(TASKS)})
 
 
 def task_scores(

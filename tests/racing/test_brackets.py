@@ -1,14 +1,14 @@
-"""Brackets: the rungs of every trial, and who goes on at one."""
+"""Brackets: the rungs of every trial, and the candidates that survive one."""
 
 from collections import Counter
 
 import pytest
 
 from evomerge.errors import InvalidInput
-from evomerge.racing import BracketSettings, bracket, goes_on, rungs
+from evomerge.racing import BracketSettings, bracket, rungs, survives_rung
 from evomerge.racing.brackets import smac_brackets
 
-PAPER = BracketSettings(total=81, minimum=1, eta=3, rule="hyperband")
+PAPER = BracketSettings(total=81, minimum=1, eta=3, kind="hyperband")
 
 
 def test_successive_halving_starts_everybody_at_the_first_rung():
@@ -29,22 +29,22 @@ def test_hyperband_has_the_brackets_of_the_paper():
 
 
 def test_as_many_items_as_there_are_at_the_first_rung_make_one_rung():
-    assert rungs(BracketSettings(total=64, minimum=64, rule="hyperband"), 5) == (64,)
+    assert rungs(BracketSettings(total=64, minimum=64, kind="hyperband"), 5) == (64,)
 
 
-def test_the_best_third_goes_on():
+def test_the_best_third_survives():
     at_rung = [0.1, 0.2, 0.3, 0.4, 0.5]
-    assert goes_on(0.45, at_rung, 3)
-    assert not goes_on(0.35, at_rung, 3)
-    assert goes_on(0.4, at_rung, 3)  # a tie with the second of six
-    assert not goes_on(float("nan"), at_rung, 3)
+    assert survives_rung(0.45, at_rung, 3)
+    assert not survives_rung(0.35, at_rung, 3)
+    assert survives_rung(0.4, at_rung, 3)  # a tie with the second of six
+    assert not survives_rung(float("nan"), at_rung, 3)
 
 
-def test_while_few_got_there_the_best_goes_on():
-    assert goes_on(0.1, [], 3)
-    assert goes_on(0.2, [0.1], 3)
-    assert not goes_on(0.0, [0.1], 3)
-    assert goes_on(0.0, [float("nan")], 3)
+def test_while_few_got_there_the_best_survives():
+    assert survives_rung(0.1, [], 3)
+    assert survives_rung(0.2, [0.1], 3)
+    assert not survives_rung(0.0, [0.1], 3)
+    assert survives_rung(0.0, [float("nan")], 3)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_while_few_got_there_the_best_goes_on():
         ({"eta": 1}, "eta must be 2 or more"),
         ({"minimum": 0}, "first rung"),
         ({"minimum": 101}, "first rung"),
-        ({"rule": "hyperbend"}, "did you mean 'hyperband'"),
+        ({"kind": "hyperbend"}, "did you mean 'hyperband'"),
     ],
 )
 def test_settings_that_make_no_ladder_are_refused(arguments, message):

@@ -13,7 +13,7 @@ from evomerge.objective import Objective
 from evomerge.racing import RaceSettings, decide, information, require_means
 
 SETTINGS = RaceSettings()
-ONE = Objective("weighted_mean", {"task": 1.0})
+ONE = Objective(aggregate="weighted_mean", weights={"task": 1.0})
 
 
 def generator(seed):
@@ -71,7 +71,9 @@ def test_a_candidate_that_is_better_is_never_dropped():
 
 
 def test_long_tails_and_tasks_on_other_scales_are_no_trouble():
-    objective = Objective("weighted_mean", {"task 0": 5.0, "task 1": 1.0, "task 2": 1.0, "task 3": 0.0})
+    objective = Objective(
+        aggregate="weighted_mean", weights={"task 0": 5.0, "task 1": 1.0, "task 2": 1.0, "task 3": 0.0}
+    )
     dropped = 0
     for seed in range(200):
         incumbent, candidate = generator(seed).standard_exponential((2, 256)) * np.tile([1.0, 100.0, 0.01, 1.0], 64)
@@ -82,7 +84,7 @@ def test_long_tails_and_tasks_on_other_scales_are_no_trouble():
 def test_the_statistic_and_the_estimate_are_those_worked_by_hand():
     incumbent = scores({"first": [1, 1, 1, 0], "second": [1, 0]})
     seen = scores({"first": [0, 1], "second": [1, 1]}, {"first": 2, "second": 2})
-    objective = Objective("weighted_mean", {"first": 3.0, "second": 1.0})
+    objective = Objective(aggregate="weighted_mean", weights={"first": 3.0, "second": 1.0})
     decision = decide(RaceSettings(minimum=1), objective, incumbent, seen)
     # one loss of weight 3/4 of 2 items, one gain of weight 1/4 of 2 items; the larger square counts twice
     assert decision.difference == pytest.approx(-3 / 8 + 1 / 8)
@@ -129,7 +131,7 @@ def test_where_less_is_better_more_is_worse():
 
 @pytest.mark.parametrize("scale", [(0.2, 0.8), (0.8, 0.2)])
 def test_normalised_objectives_count_from_the_worst_source_to_the_best(scale):
-    objective = Objective("weighted_mean", {"task": 1.0}, {"task": scale})
+    objective = Objective(aggregate="weighted_mean", weights={"task": 1.0}, scales={"task": scale})
     incumbent = one([1.0, 0.0] * 100, higher_is_better=scale[0] < scale[1])
     seen = one([0.0] * 100, higher_is_better=scale[0] < scale[1])
     decision = decide(SETTINGS, objective, incumbent, seen)
@@ -139,14 +141,14 @@ def test_normalised_objectives_count_from_the_worst_source_to_the_best(scale):
 
 
 def test_a_minimum_races_on_the_incumbents_worst_task():
-    objective = Objective("min", {"easy": 1.0, "hard": 1.0})
+    objective = Objective(aggregate="min", weights={"easy": 1.0, "hard": 1.0})
     incumbent = scores({"easy": [1] * 200, "hard": [1, 0] * 100})
     assert not decide(SETTINGS, objective, incumbent, scores({"easy": [0] * 50, "hard": [1, 0] * 25})).drop
     assert decide(SETTINGS, objective, incumbent, scores({"easy": [1] * 50, "hard": [0] * 50})).drop
 
 
 def test_a_geometric_mean_is_linearised_at_the_incumbent():
-    objective = Objective("geometric_mean", {"easy": 1.0, "hard": 1.0})
+    objective = Objective(aggregate="geometric_mean", weights={"easy": 1.0, "hard": 1.0})
     incumbent = scores({"easy": [1] * 200, "hard": [1, 0, 0, 0] * 50})
     decision = decide(SETTINGS, objective, incumbent, scores({"easy": [1] * 100, "hard": [1, 1, 0, 0] * 25}))
     assert decision.difference == pytest.approx(0.5 / 2 / 0.25 * 0.25)  # value · weight / point · difference
@@ -205,14 +207,14 @@ def test_outcomes_that_are_not_finite_prove_nothing():
 
 def test_information_is_the_share_of_items_where_tasks_go_at_one_pace():
     incumbent = scores({"first": [1] * 100, "second": [1] * 300})
-    objective = Objective("weighted_mean", {"first": 2.0, "second": 1.0})
+    objective = Objective(aggregate="weighted_mean", weights={"first": 2.0, "second": 1.0})
     assert information(objective, incumbent, {"first": 25, "second": 75}) == pytest.approx(0.25)
     assert information(objective, incumbent, {"first": 100, "second": 300}) == 1
 
 
 def test_a_task_that_was_not_seen_holds_the_information_back_and_it_only_grows():
     incumbent = scores({"first": [1] * 100, "second": [1] * 100})
-    objective = Objective("weighted_mean", {"first": 1.0, "second": 1.0})
+    objective = Objective(aggregate="weighted_mean", weights={"first": 1.0, "second": 1.0})
     counts = [{"first": 50}, {"first": 100}, {"first": 100, "second": 1}, {"first": 100, "second": 50}]
     found = [information(objective, incumbent, each) for each in counts]
     assert found == sorted(found)
@@ -221,7 +223,7 @@ def test_a_task_that_was_not_seen_holds_the_information_back_and_it_only_grows()
 
 
 def test_an_objective_that_nothing_moves_goes_on():
-    objective = Objective("geometric_mean", {"first": 1.0, "second": 1.0})
+    objective = Objective(aggregate="geometric_mean", weights={"first": 1.0, "second": 1.0})
     incumbent = scores({"first": [1] * 100, "second": [0] * 100})
     decision = decide(SETTINGS, objective, incumbent, scores({"first": [0] * 50, "second": [0] * 50}))
     assert not decision.drop

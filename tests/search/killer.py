@@ -15,6 +15,7 @@ from evomerge.cli import run_command
 from evomerge.evaluation.synthetic import SyntheticEvaluator
 from evomerge.storage import attributes
 from evomerge.study.search_study import SearchStudy
+from evomerge.study.trial_writer import TrialWriter
 
 
 def die() -> None:
@@ -62,7 +63,7 @@ def _in_scoring(trial: int) -> None:
 def _in_upload(trial: int) -> None:
     """After Optuna has noted the artifact, with half of its bytes written."""
     current: list[int] = []
-    around(SearchStudy, "_upload", before=lambda self, number, scores: current.append(number))
+    _on_upload("before", current.append)
 
     def half(self: FileSystemArtifactStore, artifact_id: str, content: Any) -> None:
         if current and current[-1] == trial:
@@ -75,7 +76,17 @@ def _in_upload(trial: int) -> None:
 
 
 def _after_upload(trial: int) -> None:
-    around(SearchStudy, "_upload", after=lambda self, number, scores: number == trial and die())
+    _on_upload("after", lambda number: number == trial and die())
+
+
+def _on_upload(when: str, act: Callable[[int], object]) -> None:
+    """Act on the trials of the search; its sibling studies are written in the same way."""
+
+    def of_the_search(self: TrialWriter, number: int, *rest: Any) -> None:
+        if self._study.study_name == "sim":
+            act(number)
+
+    around(TrialWriter, "upload", **{when: of_the_search})
 
 
 def _on_tell(when: str) -> Callable[[int], None]:
@@ -91,7 +102,7 @@ def _on_tell(when: str) -> Callable[[int], None]:
 
 def _in_status(trial: int) -> None:
     def once_told(self: SearchStudy, key: str, value: Any) -> None:
-        if key == attributes.STATUS and self.finished >= trial:
+        if key == attributes.STATUS and self.tally.finished >= trial:
             die()
 
     around(SearchStudy, "set", before=once_told)

@@ -45,7 +45,7 @@ def test_the_study_keeps_how_outcomes_become_the_value():
 def test_stored_scores_are_the_scores_that_were_given(tmp_path):
     """Through a sibling study and its artifacts."""
     storage = optuna.storages.InMemoryStorage()
-    records = Records(storage, "sim/held-out", tmp_path / "artifacts")
+    records = Records(storage, "sim/held-out", artifacts=tmp_path / "artifacts")
     record = records.add(NewRow("soup", RECIPE, SCORES, 0.5, 0.1, {"total": 1.0}))
     stored = records.scores(record)
     assert stored is not None

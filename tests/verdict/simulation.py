@@ -18,7 +18,7 @@ from evomerge.objective import Objective
 from evomerge.verdict import Entrant, Verdict, judge
 
 Answers = NDArray[np.bool_]
-OBJECTIVE = Objective("weighted_mean", {"task": 1.0})
+OBJECTIVE = Objective(aggregate="weighted_mean", weights={"task": 1.0})
 
 
 def answers(generator: np.random.Generator, edges: Sequence[float], items: int, discordant: float) -> Answers:

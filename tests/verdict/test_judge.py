@@ -236,7 +236,7 @@ def test_points_are_hundredths_of_shares_or_of_the_sources_range_and_perplexitie
     )
     assert plain.unit == "plain"
     assert "lead of 2.25 over soup" in plain.sentence
-    scaled = Objective("weighted_mean", {"task": 1.0}, {"task": (0.25, 0.75)})
+    scaled = Objective(aggregate="weighted_mean", weights={"task": 1.0}, scales={"task": (0.25, 0.75)})
     verdict = judge(scaled, AHEAD, 41, [baseline("soup", 150, 50, 0.3)])
     assert verdict.unit == "normalised points"
     assert verdict.comparisons[0].difference == pytest.approx(0.2)

@@ -25,7 +25,8 @@ def scores(*tasks):
 
 
 def objective(count=1, kind="weighted_mean", **scales):
-    return Objective(kind, {f"task_{number}": 1.0 for number in range(count)}, scales or None)
+    weights = {f"task_{number}": 1.0 for number in range(count)}
+    return Objective(aggregate=kind, weights=weights, scales=scales or None)
 
 
 def compare(first, second, over=None, seed=0):

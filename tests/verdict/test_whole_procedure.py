@@ -68,7 +68,7 @@ RECIPES = [
 def noise_search(seed):
     """A search of 60 trials whose evaluator is noise, and its verdict against 4 baselines."""
     evaluator = SyntheticEvaluator({"function": "noise", "items": 500}, bounds={"a": (0.0, 1.0)}, seed=seed)
-    objective = Objective("weighted_mean", evaluator.weights)
+    objective = Objective(aggregate="weighted_mean", weights=evaluator.weights)
 
     def score(params, recipe, part):
         return evaluator.score(Candidate("x", params, recipe, lambda: None), ItemBlock(part))

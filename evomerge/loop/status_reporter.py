@@ -1,0 +1,75 @@
+"""The status of a run: counted from the tally, the budget and the workers, passed on, and stored now and then."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+from evomerge.cluster import Executor
+from evomerge.loop.budget import BudgetAccount
+from evomerge.storage import attributes
+from evomerge.study.search_study import SearchStudy
+from evomerge.study.status import Status
+
+STATUS_SECONDS = 2.0  # between two writes of the status attribute, at least
+
+
+class StatusReporter:
+    """Reports the status of one run of a search.
+
+    Args:
+        on_status: called with each status; only some are stored in the study.
+    """
+
+    def __init__(
+        self, search: SearchStudy, executor: Executor, account: BudgetAccount, on_status: Callable[[Status], None]
+    ) -> None:
+        self._search = search
+        self._executor = executor
+        self._account = account
+        self._on_status = on_status
+        self._results = 0
+        self._share_before = account.share
+        self._written = -math.inf
+
+    def add_result(self) -> None:
+        """Count a result of this run, for its rate."""
+        self._results += 1
+
+    def report(self, state: str, in_flight: int, *, force: bool = False) -> None:
+        """Pass the status on, and store it where the stored one is old, or with `force`."""
+        status = self._status(state, in_flight)
+        self._on_status(status)
+        if force or time.monotonic() - self._written >= STATUS_SECONDS:
+            self._search.set(attributes.STATUS, asdict(status))
+            self._written = time.monotonic()
+
+    def _status(self, state: str, in_flight: int) -> Status:
+        tally, account = self._search.tally, self._account
+        used, elapsed = account.share, account.elapsed
+        gained = used - self._share_before
+        workers = self._executor.workers()
+        states = [worker.state for worker in workers]
+        return Status(
+            state=state,
+            finished=tally.finished,
+            budget=account.budget.trials,
+            failed=tally.failed,
+            dropped=tally.dropped,
+            running=in_flight,
+            best=tally.best[0] if tally.best else None,
+            best_trial=tally.best[1] if tally.best else None,
+            trials_per_hour=self._results / elapsed * 3600 if self._results else None,
+            seconds_left=(1 - used) / gained * elapsed if gained > 0 else None,
+            run_seconds=account.run_seconds,
+            workers={name: states.count(name) for name in sorted(set(states))},
+            restarts=sum(worker.restarts for worker in workers),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            updated=time.time(),
+            ended=account.ended(in_flight) if state == "finished" else None,
+        )

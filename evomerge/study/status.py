@@ -1,0 +1,45 @@
+"""The status of a search as its study stores it: small enough to be read without reading any trial."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """The state of a search: shown by the progress line, and read from the study by `evomerge status`.
+
+    Attributes:
+        state: running, finished, interrupted or failed.
+        trials_per_hour: of this run, None before its first result.
+        seconds_left: of the part of the budget that will be spent first, None while nothing was spent.
+        run_seconds: of all runs of the study together.
+        workers: state -> number of workers.
+        updated: seconds since the epoch.
+        ended: the part of the budget that is spent, in words; None while the search has not finished.
+    """
+
+    state: str
+    finished: int
+    budget: int
+    failed: int
+    running: int
+    best: float | None
+    best_trial: int | None
+    trials_per_hour: float | None
+    seconds_left: float | None
+    run_seconds: float
+    workers: Mapping[str, int]
+    restarts: int
+    host: str
+    pid: int
+    updated: float
+    dropped: int = 0
+    ended: str | None = None
+
+
+def status_of(content: Mapping[str, Any]) -> Status:
+    """The status that a study stores."""
+    return Status(**content)

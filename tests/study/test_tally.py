@@ -1,0 +1,97 @@
+"""The tally of a search: what its writer has counted is what the trials in the study add up to."""
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+
+from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.jobs import Cost, Outcome, Scored
+from evomerge.objective import Assessment, Dropped
+from evomerge.recipe import ModelRef, single_source
+from evomerge.storage import attributes
+from evomerge.storage.opening import open_storage, release
+from evomerge.study.search_study import SearchStudy
+from evomerge.study.tally import Tally
+from evomerge.study.trials import FINISHED
+
+RECIPE = single_source(ModelRef("base", "none"), ModelRef("expert", "none"), ("weight",), "float32")
+TASK = TaskScores(metric="acc", higher_is_better=True, items=(0, 1), outcomes=(0.0, 1.0), value=0.5, stderr=0.1)
+OUTCOME = Outcome(
+    key="key",
+    attempt=1,
+    result=Scored(Scores({"task": TASK}, {})),
+    seconds={"total": 0.5},
+    worker="worker-0",
+    cost=Cost(items=2, seconds=0.5),
+)
+
+
+class OneNumber:
+    """A space with one param, whatever it means."""
+
+    def __init__(self):
+        self.distributions = {"x": FloatDistribution(0.0, 1.0)}
+
+    def decode(self, params):
+        return RECIPE
+
+    def active(self, params):
+        return self.distributions
+
+
+@pytest.fixture(params=["sqlite", "journal"])
+def search(request, tmp_path):
+    storage = open_storage(f"{request.param}:///{tmp_path}/study.{request.param}", owned=True)
+    study = optuna.create_study(storage=storage, direction="maximize", sampler=optuna.samplers.RandomSampler(seed=1))
+    yield SearchStudy(study, storage, OneNumber(), artifacts=tmp_path / "artifacts")
+    release(storage)
+
+
+def tell_one_of_each(search):
+    for assessed in (
+        Assessment(value=0.7, stderr=0.1, violations=(0.2,)),
+        Assessment(value=0.4, stderr=0.1, violations=(-0.1,)),
+        Dropped(estimate=0.9, stderr=0.1),
+        Assessment(value=0.4, stderr=None),
+    ):
+        search.tell(search.ask(), OUTCOME, assessed)
+    search.fail(search.ask().number, "collapsed", OUTCOME)
+
+
+def test_a_tally_that_is_kept_is_the_one_that_is_read_again(search):
+    tell_one_of_each(search)
+    again = Tally(search.trials(*FINISHED))
+    assert vars(search.tally) == vars(again)
+    assert (again.spent.items, again.spent.seconds) == (10, 2.5)
+
+
+def test_the_best_trial_meets_the_constraints_and_is_the_first_of_equals(search):
+    search.tell(search.ask(), OUTCOME, Assessment(value=0.7, stderr=None, violations=(0.2,)))
+    assert (search.tally.best, search.tally.is_best_feasible) == ((0.7, 0), False)
+    tell_one_of_each(search)
+    assert (search.tally.best, search.tally.is_best_feasible) == ((0.4, 2), True)
+    assert search.tally.since_best == 2
+
+
+def test_trials_are_counted_by_what_became_of_them(search):
+    tell_one_of_each(search)
+    assert (search.tally.finished, search.tally.failed, search.tally.dropped, search.tally.told) == (5, 1, 1, 4)
+
+
+def test_a_trial_whose_ask_was_cut_short_does_not_count(search):
+    trial = search.study.ask()
+    trial.set_user_attr(attributes.INTERRUPTED, True)
+    search.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    assert Tally(search.trials(*FINISHED)).finished == 0
+
+
+def test_a_told_trial_has_its_artifact_and_its_attributes(search):
+    tell_one_of_each(search)
+    first, _, dropped, *_ = search.trials()
+    assert first.user_attrs[attributes.VIOLATIONS] == [0.2]
+    assert first.user_attrs[attributes.RECIPE] == RECIPE.digest
+    assert first.user_attrs[attributes.SCORES]["objective_stderr"] == 0.1
+    assert dropped.value == 0.9
+    for trial in (first, dropped):
+        (meta,) = optuna.artifacts.get_all_artifact_meta(trial, storage=search.study._storage)
+        assert meta.filename == "items.parquet"
