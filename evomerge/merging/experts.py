@@ -1,0 +1,264 @@
+"""Experts inside one checkpoint become one shared tower: vision, language and cross-modal copies of the same modules.
+
+An empirical study of multimodal model merging, arXiv 2304.14933. Patterns say which tensors are experts; everything
+else is kept as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evomerge.errors import InvalidInput, MergeError, unknown_name
+from evomerge.merging.expert_names import find_experts
+
+Tensors = Mapping[str, Tensor]
+
+PARAMETERS: Mapping[str, float] = MappingProxyType({"a": 0.5, "lambda": 0.75, "scaling": 1.0})
+OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType({"arithmetic": ("sum", "sequential_legacy")})
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedTensor:
+    """The copies of one tensor, and what they are merged with.
+
+    Attributes:
+        name: the shared name.
+        names: the full names of the copies that are there, in the order of the experts.
+        copies: their tensors in the dtype of the arithmetic; two or more.
+        parameters, options: complete.
+        seed: the common initial value of all copies, where the method needs one.
+        grams: X'X of each copy's inputs in float64, or None where one of them has none.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    copies: tuple[Tensor, ...]
+    parameters: Mapping[str, float]
+    options: Mapping[str, str]
+    seed: Tensor | None
+    grams: tuple[Tensor, ...] | None
+
+
+def merge_experts(
+    tensors: Tensors,
+    patterns: Sequence[str],
+    experts: Sequence[str],
+    method: str,
+    parameters: Mapping[str, float] = _NOTHING,
+    options: Mapping[str, str] = _NOTHING,
+    seed: Tensors | None = None,
+    statistics: Tensors | None = None,
+) -> dict[str, Tensor]:
+    """Replace the experts of a checkpoint by shared tensors.
+
+    A tensor of an expert that is missing for a shared name is left out; a copy that is alone becomes the shared tensor.
+    Integer tensors are not merged: the copies must be equal. Arithmetic is in float32 (float64 where a copy is, and for
+    Grams) and the result is rounded once, to the dtype of the first copy.
+
+    Args:
+        tensors: the checkpoint, `{tensor name: tensor}`.
+        patterns, experts: name patterns and the names of the experts in order, see `find_experts`.
+        method: `interpolation`, a W_1 + (1-a) W_2, or with three copies 2/3 of that and 1/3 of the third;
+            `arithmetic`, W_seed + lambda sum_m (W_m - W_seed); `regmean`, (sum_m W_m G_m) (sum_m G_m)^-1 with Grams
+            whose elements off the diagonal are multiplied by `scaling`.
+        parameters: `a`, `lambda` and `scaling`; each method reads its own.
+        options: `arithmetic: sequential_legacy` moves the seed towards one copy after the other, so that their order
+            matters.
+        seed: for `arithmetic`, `{shared name: tensor}`, the weights from which all experts were trained.
+        statistics: for `regmean`, `{full name of an expert's tensor: Gram [in, in]}`. A shared name for which one of
+            its copies has none becomes their mean.
+
+    Returns:
+        New tensors by name; a shared tensor is at the position of its first copy.
+
+    Raises:
+        InvalidInput: a pattern matches nothing, or one tensor in two ways; copies of different shapes; a shared name
+            that another tensor has; an unknown method, parameter or option; no seed or Gram where one is needed, or one
+            of another shape; a singular sum of Grams.
+        MergeError: a merged tensor is not finite.
+    """
+    request = _request(method, parameters, options, seed, statistics)
+    _require_tensors("checkpoint", tensors)
+    shared = find_experts(tensors, patterns, experts)
+    if method == "regmean" and not any(name in request.statistics for copies in shared.values() for name in copies):
+        raise InvalidInput("regmean has a Gram for no expert's tensor; name them by their full names in `statistics`")
+    owner = {name: key for key, copies in shared.items() for name in copies}
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        key = owner.get(name)
+        if key is None:
+            result[name] = tensor.detach().clone()
+        elif key not in result:
+            result[key] = _merged(key, {each: tensors[each].detach() for each in shared[key]}, request)
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """How experts are merged, checked and with all defaults."""
+
+    merge: Callable[[SharedTensor], Tensor]
+    parameters: Mapping[str, float]
+    options: Mapping[str, str]
+    seed: Tensors
+    statistics: Tensors
+
+
+def _request(
+    method: str,
+    parameters: Mapping[str, float],
+    options: Mapping[str, str],
+    seed: Tensors | None,
+    statistics: Tensors | None,
+) -> _Request:
+    if method not in METHODS:
+        raise unknown_name("method for experts", str(method), METHODS)
+    if method == "arithmetic" and seed is None:
+        raise InvalidInput("arithmetic starts from the common initial weights of all experts; give them as `seed`")
+    if method == "regmean" and statistics is None:
+        raise InvalidInput("regmean needs the Grams of the experts' inputs; give them as `statistics`")
+    _require_tensors("seed", seed or {})
+    _require_tensors("statistics", statistics or {})
+    return _Request(
+        merge=METHODS[method],
+        parameters=_parameters(parameters),
+        options=_options(options),
+        seed=seed or {},
+        statistics=statistics or {},
+    )
+
+
+def _merged(key: str, copies: Mapping[str, Tensor], request: _Request) -> Tensor:
+    names, first = tuple(copies), next(iter(copies.values()))
+    for name, copy in copies.items():
+        if copy.shape != first.shape or copy.is_floating_point() != first.is_floating_point() or copy.is_complex():
+            kinds = f"{_kind(copy)} and {_kind(first)}"
+            raise InvalidInput(f"experts of one shape are merged, but {name!r} and {names[0]!r} are {kinds}")
+    if len(copies) == 1:
+        return first.clone()
+    if not first.is_floating_point():
+        if not all(torch.equal(copy, first) for copy in copies.values()):
+            raise InvalidInput(f"{', '.join(map(repr, names))} are {first.dtype} and differ: integers cannot be merged")
+        return first.clone()
+    wide = any(copy.dtype == torch.float64 for copy in copies.values())
+    merged = request.merge(
+        SharedTensor(
+            name=key,
+            names=names,
+            copies=tuple(copy.to(torch.float64 if wide else torch.float32) for copy in copies.values()),
+            parameters=request.parameters,
+            options=request.options,
+            seed=request.seed.get(key),
+            grams=_grams(names, request.statistics),
+        )
+    ).to(first.dtype)
+    if not bool(torch.isfinite(merged.float()).all()):
+        raise MergeError(f"the experts merge to values that are not finite in tensor {key!r} ({merged.dtype})")
+    return merged
+
+
+def _interpolated(shared: SharedTensor) -> Tensor:
+    a, copies = shared.parameters["a"], shared.copies
+    if len(copies) > 3:
+        raise InvalidInput(f"interpolation takes two or three experts, but {shared.name!r} has {len(copies)}")
+    merged = a * copies[0] + (1 - a) * copies[1]
+    return merged if len(copies) == 2 else merged * (2 / 3) + copies[2] * (1 / 3)
+
+
+def _sum_of_differences(shared: SharedTensor) -> Tensor:
+    if shared.seed is None:
+        raise InvalidInput(f"the seed has no tensor {shared.name!r}; give the common initial value of its experts")
+    first, factor = shared.copies[0], shared.parameters["lambda"]
+    if shared.seed.shape != first.shape or not shared.seed.is_floating_point():
+        raise InvalidInput(f"{shared.name!r} is {_kind(shared.seed)} in the seed, and its experts are {_kind(first)}")
+    seed = shared.seed.detach().to(first.device, first.dtype)
+    merged = seed
+    for copy in shared.copies:
+        start = merged if shared.options["arithmetic"] == "sequential_legacy" else seed
+        merged = merged + factor * (copy - start)
+    return merged
+
+
+def _regression_mean(shared: SharedTensor) -> Tensor:
+    if shared.grams is None:
+        return torch.stack(shared.copies).mean(0)
+    size = shared.copies[0].shape[-1] if shared.copies[0].dim() == 2 else None
+    for name, gram in zip(shared.names, shared.grams, strict=True):
+        if size is None or gram.shape != (size, size):
+            raise InvalidInput(
+                f"the Gram of {name!r} is {_kind(gram)}; a weight [out, in] needs one of shape [in, in], and the "
+                f"weight is {_kind(shared.copies[0])}"
+            )
+    scaling = shared.parameters["scaling"]
+    grams = [scaling * gram + (1 - scaling) * torch.diag(gram.diagonal()) for gram in shared.grams]
+    moments = [copy.double() @ gram for copy, gram in zip(shared.copies, grams, strict=True)]
+    return _solve(torch.stack(grams).sum(0), torch.stack(moments).sum(0).T, shared.name).T
+
+
+def _solve(matrix: Tensor, right: Tensor, name: str) -> Tensor:
+    """The solution X of matrix' X = right in float64.
+
+    Raises:
+        InvalidInput: the matrix is singular to working precision.
+    """
+    factors, pivots, _ = torch.linalg.lu_factor_ex(matrix.T)
+    sizes = factors.diagonal().abs()
+    smallest = float(sizes.max()) * len(sizes) * torch.finfo(torch.float64).eps if len(sizes) else 0.0
+    if not bool((sizes > smallest).all()):
+        raise InvalidInput(
+            f"the sum of the Grams of {name!r} is singular: fewer independent inputs than columns were seen; measure "
+            "more of them, or choose `scaling` below 1"
+        )
+    solution: Tensor = torch.linalg.lu_solve(factors, pivots, right)
+    return solution
+
+
+METHODS: Mapping[str, Callable[[SharedTensor], Tensor]] = MappingProxyType(
+    {"interpolation": _interpolated, "arithmetic": _sum_of_differences, "regmean": _regression_mean}
+)
+
+
+def _grams(names: Sequence[str], statistics: Tensors) -> tuple[Tensor, ...] | None:
+    if not all(name in statistics for name in names):
+        return None
+    return tuple(statistics[name].detach().double() for name in names)
+
+
+def _require_tensors(what: str, given: Tensors) -> None:
+    if not isinstance(given, Mapping):
+        raise InvalidInput(f"the {what} must be {{tensor name: tensor}}, but got {type(given).__name__}")
+    for name, tensor in given.items():
+        if not isinstance(tensor, Tensor):
+            raise InvalidInput(f"{name!r} in the {what} must be a tensor, but is {type(tensor).__name__}")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+
+
+def _parameters(given: Mapping[str, float]) -> dict[str, float]:
+    for name, value in given.items():
+        if name not in PARAMETERS:
+            raise unknown_name("parameter for experts", str(name), PARAMETERS)
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise InvalidInput(f"{name} must be a finite number, but got {value!r}")
+    return {name: float(given.get(name, default)) for name, default in PARAMETERS.items()}
+
+
+def _options(given: Mapping[str, str]) -> dict[str, str]:
+    for name, value in given.items():
+        if name not in OPTIONS:
+            raise unknown_name("option for experts", str(name), OPTIONS)
+        if value not in OPTIONS[name]:
+            raise unknown_name(f"value of option {name!r}:", str(value), OPTIONS[name])
+    return {name: given.get(name, choices[0]) for name, choices in OPTIONS.items()}
