@@ -19,7 +19,7 @@ FLOORS = (
     ("engine",),
     ("merging", "checkpoints", "mergekit"),
     ("bank", "evaluation"),
-    ("training",),
+    ("statistics", "training"),
     ("objective", "jobs", "worker", "cluster", "study", "opening"),
     ("racing", "loop", "baselines", "verdict", "search"),
     ("leaderboard", "preflight", "export", "report"),
