@@ -1,19 +1,27 @@
-"""The table of merge methods, written out by hand."""
+"""The table of merge methods: all descriptions in the files of this folder."""
 
 from __future__ import annotations
 
-from evomerge.errors import unknown_name
-from evomerge.methods.column_linear import COLUMN_LINEAR
-from evomerge.methods.dare import DARE_LINEAR, DARE_TIES
-from evomerge.methods.info import MethodInfo, OptionValue
-from evomerge.methods.linear import LINEAR
-from evomerge.methods.slerp import SLERP
-from evomerge.methods.task_arithmetic import TASK_ARITHMETIC
-from evomerge.methods.ties import TIES
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
 
-METHODS: dict[str, MethodInfo] = {
-    info.name: info for info in (LINEAR, COLUMN_LINEAR, SLERP, TASK_ARITHMETIC, TIES, DARE_LINEAR, DARE_TIES)
-}
+from evomerge.errors import unknown_name
+from evomerge.methods.info import MethodInfo, OptionValue
+
+_WITHOUT_DESCRIPTIONS = {"info", "resolve", "table"}
+
+
+def _descriptions() -> Iterator[MethodInfo]:
+    """Every `MethodInfo` of the folder, in alphabetical order of the files and in the order of each file."""
+    for module in sorted(each.name for each in iter_modules([str(Path(__file__).parent)])):
+        if module not in _WITHOUT_DESCRIPTIONS:
+            values = vars(import_module(f"evomerge.methods.{module}")).values()
+            yield from (value for value in values if isinstance(value, MethodInfo))
+
+
+METHODS: dict[str, MethodInfo] = {info.name: info for info in _descriptions()}
 
 MERGEKIT_SEMANTICS: dict[str, dict[str, OptionValue]] = {
     name: dict(info.mergekit.semantics) if info.mergekit else {} for name, info in METHODS.items()
