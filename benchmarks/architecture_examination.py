@@ -36,7 +36,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from evomerge import load_spec, run_search
 from evomerge.bank import WeightBank, fused_rule, kernels
 from evomerge.bank.kernels import KernelKind
-from evomerge.baselines import source_rows
+from evomerge.baselines.named_recipes import source_rows
 from evomerge.engine.live_state import LiveState
 from evomerge.errors import EvomergeError, InvalidInput
 from evomerge.evaluation import Candidate, ItemBlock, Pack, load_pack

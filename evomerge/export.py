@@ -13,14 +13,15 @@ from rich.text import Text
 
 from evomerge.bank import WeightBank
 from evomerge.bank.weight_bank import DTYPES, default_device
-from evomerge.baselines import current_baselines, source_rows
+from evomerge.baselines.freshness import current_baselines
+from evomerge.baselines.named_recipes import source_rows
 from evomerge.checkpoints import Parent, differing, model_card, tensor_digest, verify_digests, write_model
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.leaderboard import Line, leaderboard
 from evomerge.mergekit.export_yaml import to_mergekit
 from evomerge.opening.inputs import Inputs, open_inputs
 from evomerge.recipe import Recipe
-from evomerge.search.run import MEAN
+from evomerge.search.stages import MEAN
 from evomerge.study.command_line import command_line
 from evomerge.study.records import read_records
 from evomerge.study.search_study import SearchStudy

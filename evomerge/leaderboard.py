@@ -10,9 +10,9 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from evomerge.baselines import current_baselines, left_out
+from evomerge.baselines.freshness import current_baselines, left_out
 from evomerge.jobs import Cost
-from evomerge.search.run import MEAN
+from evomerge.search.stages import MEAN
 from evomerge.storage import attributes
 from evomerge.study.records import Record, read_failures, read_record, read_records
 from evomerge.study.standing import standing_of

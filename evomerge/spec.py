@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from evomerge.baselines.info import BASELINES
 from evomerge.documents import read_document, validate
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.recipe import ModelRef
@@ -19,20 +20,6 @@ from evomerge.spaces.space import SearchSpace, load_space
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 Positive = Annotated[int, Field(gt=0)]
 Allowed = Literal["pickle_weights", "remote_code", "task_code", "benchmark_test_sets"]
-
-BASELINES = (
-    "uniform-soup",
-    "greedy-soup",
-    "task-arithmetic",
-    "ties",
-    "dare-ties",
-    "dam",
-    "dam-from-best",
-    "random-search",
-)
-ON_REQUEST = ("dam-from-best", "random-search")  # they need the search, or its budget once more
-TRAINED = ("dam", "dam-from-best")
-RESERVED_NAMES = ("best", *BASELINES)  # rows of the leaderboard that are not sources
 
 
 class _Frozen(BaseModel):
@@ -236,6 +223,11 @@ class WorkersSpec(_Frozen):
     timeout: Annotated[float, Field(gt=0)] = 3600.0
 
 
+def _needs_search(baseline: BaselineSpec) -> bool:
+    """Whether a baseline can be built only after the search. An unknown name is refused later, by `resolve`."""
+    return baseline.name in BASELINES and BASELINES[baseline.name].needs_search
+
+
 def _named(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
@@ -278,7 +270,8 @@ class SearchSpec(_Frozen):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> SearchSpec:
-        if self.needs_reference_points and all(baseline.name in ON_REQUEST for baseline in self.chosen_baselines):
+        built_before = [each for each in self.chosen_baselines if not _needs_search(each)]
+        if self.needs_reference_points and not built_before:
             raise ValueError(
                 "the sampler cma with several objectives searches for what is better than the baselines; name some, or "
                 "use nsgaii, nsgaiii, tpe or gp"
@@ -303,7 +296,7 @@ class SearchSpec(_Frozen):
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise ValueError(f"source name {min(twice)!r} is used twice")
-        reserved = set(names) & set(RESERVED_NAMES)
+        reserved = set(names) & {"best", *BASELINES}  # rows of the leaderboard that are not sources
         if reserved:
             raise ValueError(f"source name {min(reserved)!r} is a row of the leaderboard; choose another")
         return tuple(sorted(sources, key=lambda source: source.name != "base"))
@@ -321,8 +314,8 @@ class SearchSpec(_Frozen):
         """The baselines that the spec names, else all that are not made on request only: training needs texts."""
         if self.baselines is not None:
             return self.baselines
-        without = ON_REQUEST if self.has_calibration else (*ON_REQUEST, *TRAINED)
-        return tuple(BaselineSpec(name=name) for name in BASELINES if name not in without)
+        unasked = [info for info in BASELINES.values() if not info.on_request]
+        return tuple(BaselineSpec(name=info.name) for info in unasked if self.has_calibration or not info.trained)
 
     @property
     def needs_reference_points(self) -> bool:

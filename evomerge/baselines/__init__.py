@@ -1,23 +1,8 @@
-"""What the search is compared with: sources as they stand, and merges that cost no search or a small one."""
+"""Baselines: sources, and merges that cost no search or a small one, which the winner of a search is compared with.
 
-from evomerge.baselines.current import current_baselines, left_out, settings_of
-from evomerge.baselines.making import BaselineMaker
-from evomerge.baselines.merges import Ingredients, candidates, check_baseline, training_settings
-from evomerge.baselines.rows import Row, RowResult, new_row, record_row, score_rows, source_rows
+Holds: a row of facts for each baseline (`info.py`), a plan that builds it (`plans.py`), the runner that carries plans
+out side by side, and the check that a stored baseline is still valid. Does not hold: tests of significance, which are
+in `verdict/`. Start reading at `info.py`, then `plans.py`.
 
-__all__ = [
-    "BaselineMaker",
-    "Ingredients",
-    "Row",
-    "RowResult",
-    "candidates",
-    "check_baseline",
-    "current_baselines",
-    "left_out",
-    "new_row",
-    "record_row",
-    "score_rows",
-    "settings_of",
-    "source_rows",
-    "training_settings",
-]
+`info.py` is below the rest of this folder: a spec reads it, and loads neither torch nor Optuna for it.
+"""

@@ -1,11 +1,12 @@
-"""Random search with the budget of the search, in a study of its own: what the sampler's cleverness is worth."""
+"""Random search with the budget of the search, in a study of its own: it measures the advantage of the sampler."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 
-from evomerge.baselines.current import made_key, settings_of
+from evomerge.baselines.freshness import build_key
+from evomerge.baselines.info import BASELINES
 from evomerge.cluster import Executor
 from evomerge.errors import StoppedByFailures
 from evomerge.jobs import Cost
@@ -14,34 +15,35 @@ from evomerge.loop.stop import Stop
 from evomerge.objective import Objective
 from evomerge.opening.open_study import OpenSearch
 from evomerge.samplers import build_sampler
-from evomerge.spec import BudgetSpec
+from evomerge.spec import BaselineSpec, BudgetSpec
 from evomerge.study.records import NewRow, read_record, read_scores
 from evomerge.study.standing import standing_of
 from evomerge.study.status import Status
 from evomerge.study.trials import best_trials, read_cost
 
-NAME = "random-search"
-
 
 def random_search(
+    baseline: BaselineSpec,
     opened: OpenSearch,
     executor: Executor,
     objective: Objective,
+    *,
     stop: Stop,
     batch_size: int | None,
     on_status: Callable[[Status], None] = lambda status: None,
 ) -> None:
-    """Draw as many merges from the search space as the search has finished trials, and keep the best as a baseline.
+    """Draw one merge from the search space per finished trial of the search, and store the best one as a baseline.
 
     Raises:
         StoppedByFailures: most merges of the space fail, or what the best one scored is lost.
     """
     spec, standing = opened.inputs.spec, standing_of(opened.search.study)
-    made = made_key(settings_of(NAME, spec), spec, standing)
-    if opened.baselines.find_made(NAME, made) is not None:
+    made = build_key(baseline, spec, standing)
+    if opened.baselines.find_made(baseline.name, made) is not None:
         return
-    sampler = build_sampler("random", {}, seed=spec.seed, space=opened.inputs.space, workers=executor.capacity)
-    search = opened.sibling(NAME, sampler)
+    name = str(BASELINES[baseline.name].sampler)
+    sampler = build_sampler(name, {}, seed=spec.seed, space=opened.inputs.space, workers=executor.capacity)
+    search = opened.sibling(baseline.name, sampler)
     Controller(
         search,
         executor,
@@ -62,7 +64,7 @@ def random_search(
         cost = sum(map(read_cost, search.trials()), Cost())
         opened.baselines.add(
             NewRow(
-                NAME,
+                baseline.name,
                 search.recipe_of(best),
                 scores,
                 record.value,

@@ -51,6 +51,12 @@ class Inputs:
         """Base and experts, in that order."""
         return (self.base.ref, *(source.ref for source in self.experts))
 
+    @property
+    def longest_text(self) -> int | None:
+        """Tokens that the model can hold, None if its config has no limit."""
+        longest = self.base.settings.get("max_position_embeddings")
+        return longest if isinstance(longest, int) else None
+
     def setup(self, foundation: Foundation | None = None) -> WorkerSetup:
         """What workers are built from; with the foundation of the study once there is one."""
         spec = self.spec

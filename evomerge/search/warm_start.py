@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from evomerge.baselines import current_baselines
+from evomerge.baselines.freshness import current_baselines
 from evomerge.checkpoints.export import RECIPE_FILES
 from evomerge.documents import read_text
 from evomerge.errors import InvalidInput

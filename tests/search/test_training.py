@@ -230,10 +230,17 @@ def test_it_can_start_from_the_winner_of_the_search(spec, tmp_path):
 
 
 def train_job(inputs):
-    from evomerge.baselines import Ingredients
+    from evomerge.baselines.plans import Ingredients
 
     experts = tuple(source.ref for source in inputs.experts)
-    given = Ingredients(inputs.spec, inputs.base.ref, experts, inputs.catalogue, None, {})
+    given = Ingredients(
+        spec=inputs.spec,
+        base=inputs.base.ref,
+        experts=experts,
+        catalogue=inputs.catalogue,
+        objective=None,
+        references={},
+    )
     calibration = {expert.name: expert.calibration for expert in inputs.spec.experts}
     settings = DamSettings(steps=3, learning_rate=0.01).model_dump(mode="json")
     return Train("sim/baselines/dam/training", given.soup(experts), settings, calibration)

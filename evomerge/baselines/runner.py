@@ -7,9 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from evomerge.baselines.current import made_key
-from evomerge.baselines.merges import Choice, Ingredients, Plan, Training, plan_of
-from evomerge.baselines.rows import Row, RowResult, has_value, job_key, new_row, record_row, stored_row
+from evomerge.baselines.freshness import build_key
+from evomerge.baselines.named_recipes import (
+    NamedRecipe,
+    NamedResult,
+    has_value,
+    job_key,
+    new_row,
+    record_row,
+    stored_row,
+)
+from evomerge.baselines.plans import BaselinePlan, Choice, Ingredients, Training, plan_of
 from evomerge.cluster import Executor
 from evomerge.errors import EvomergeError
 from evomerge.evaluation.evaluator import ItemBlock
@@ -42,17 +50,17 @@ class _Baseline:
 
     spec: BaselineSpec
     made: str
-    plan: Plan
-    results: list[RowResult | Kept | None] = field(default_factory=list)
+    plan: BaselinePlan
+    results: list[NamedResult | Kept | None] = field(default_factory=list)
     waiting: dict[str, int] = field(default_factory=dict)
-    scored: list[RowResult] = field(default_factory=list)
+    scored: list[NamedResult] = field(default_factory=list)
     trial: int | None = None
     cost: Cost = field(default_factory=Cost)
     choice: Choice | None = None
     is_scored: bool = False
     reason: str = ""
 
-    def next_steps(self) -> Sequence[Row | Training]:
+    def next_steps(self) -> Sequence[NamedRecipe | Training]:
         """What the plan wants to know next; once it has chosen, the score of its choice.
 
         Raises:
@@ -66,18 +74,18 @@ class _Baseline:
                 self.choice = end.value
         assert self.choice is not None  # plans return one
         self.is_scored = True
-        return [Row(self.spec.name, self.choice.recipe)]
+        return [NamedRecipe(self.spec.name, self.choice.recipe)]
 
-    def take(self, place: int, result: RowResult | Kept | None) -> None:
+    def take(self, place: int, result: NamedResult | Kept | None) -> None:
         """Note the result of a step."""
         self.results[place] = result
-        if isinstance(result, RowResult):
+        if isinstance(result, NamedResult):
             self.scored.append(result)
         if result is not None and not self.is_scored:
             self.cost += result.cost
 
 
-class BaselineMaker:
+class BaselineRunner:
     """Makes the baselines that a study does not have yet, and stores them. Killed anywhere, the next run goes on.
 
     Args:
@@ -91,6 +99,7 @@ class BaselineMaker:
         ingredients: Ingredients,
         records: Records,
         executor: Executor,
+        *,
         stop: Stop,
         batch_size: int | None,
         files: Path,
@@ -120,7 +129,7 @@ class BaselineMaker:
         """
         failed = {} if again else read_failures(self._records.study)
         for spec in baselines:
-            made = made_key(spec, self._ingredients.spec, self._ingredients.standing)
+            made = build_key(spec, self._ingredients.spec, self._ingredients.standing)
             if (spec.name, made) in failed:
                 self._left_out[spec.name] = failed[spec.name, made]
                 continue
@@ -131,7 +140,7 @@ class BaselineMaker:
                     continue
                 # Only the outcomes of its items are lost.
                 baseline.choice = Choice(record.recipe, record.cost, record.losses)
-            self._go_on(baseline)
+            self._advance(baseline)
         while self._dispatcher.jobs:
             done = self._dispatcher.wait()
             if done is not None:
@@ -143,12 +152,12 @@ class BaselineMaker:
     def _has_files(self, recipe: Recipe) -> bool:
         return all((self._files / f"{digest}.safetensors").is_file() for digest in recipe.files.values())
 
-    def _go_on(self, baseline: _Baseline) -> None:
+    def _advance(self, baseline: _Baseline) -> None:
         """Let the plan go on until it waits for a worker or has chosen, and then let its choice be scored."""
         while not baseline.waiting:
             if baseline.is_scored and baseline.choice is not None:
                 (result,) = baseline.results
-                if isinstance(result, RowResult):
+                if isinstance(result, NamedResult):
                     self._store(baseline, baseline.choice, result)
                 else:
                     self._leave_out(baseline, baseline.reason)
@@ -166,10 +175,10 @@ class BaselineMaker:
         self._left_out[baseline.spec.name] = reason
         self._records.fail(baseline.spec.name, baseline.made, reason, baseline.trial)
 
-    def _submit(self, baseline: _Baseline, place: int, step: Row | Training) -> RowResult | Kept | None:
+    def _submit(self, baseline: _Baseline, place: int, step: NamedRecipe | Training) -> NamedResult | Kept | None:
         """What is stored of a step; otherwise None, and a job for it is on its way."""
         name = baseline.spec.name
-        if isinstance(step, Row):
+        if isinstance(step, NamedRecipe):
             known = self._known(baseline, step)
             if known is not None:
                 return known
@@ -187,7 +196,7 @@ class BaselineMaker:
         self._dispatcher.submit(job)
         return None
 
-    def _known(self, baseline: _Baseline, row: Row) -> RowResult | None:
+    def _known(self, baseline: _Baseline, row: NamedRecipe) -> NamedResult | None:
         """The scores of a row, from the study, or from the step of the same plan that its recipe was chosen in."""
         for result in baseline.scored:
             if result.row.recipe.digest == row.recipe.digest:
@@ -201,17 +210,17 @@ class BaselineMaker:
         if result is None:
             _log.warning("a step of baseline %s failed: %s", baseline.spec.name, baseline.reason)
         baseline.take(place, result)
-        self._go_on(baseline)
+        self._advance(baseline)
 
-    def _result(self, baseline: _Baseline, job: Job, outcome: Outcome) -> RowResult | Kept | None:
+    def _result(self, baseline: _Baseline, job: Job, outcome: Outcome) -> NamedResult | Kept | None:
         """What came of a step, stored; None where it failed, and the reason is noted."""
         found, objective = outcome.result, self._ingredients.objective
         if isinstance(found, Scored) and isinstance(job, Score):
             if not has_value(objective, found.scores):
                 baseline.reason = "its objective is not a number: the merge has collapsed"
                 return None
-            row = Row(job.key.removeprefix(f"{self._records.study.study_name}/"), job.recipe)
-            result = RowResult(row, found.scores, outcome, outcome.cost, outcome.seconds)
+            row = NamedRecipe(job.key.removeprefix(f"{self._records.study.study_name}/"), job.recipe)
+            result = NamedResult(row, found.scores, outcome, outcome.cost, outcome.seconds)
             if not baseline.is_scored:
                 record_row(result, self._records, objective)
             return result
@@ -224,7 +233,7 @@ class BaselineMaker:
         baseline.reason = found.reason if isinstance(found, Failed) else "a job of another kind came back"
         return None
 
-    def _store(self, baseline: _Baseline, choice: Choice, result: RowResult) -> None:
+    def _store(self, baseline: _Baseline, choice: Choice, result: NamedResult) -> None:
         made = replace(
             new_row(result, self._ingredients.objective),
             cost=choice.cost + baseline.cost,

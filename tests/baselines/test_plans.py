@@ -3,15 +3,16 @@
 import pytest
 import yaml
 
-from evomerge.baselines import Ingredients, RowResult, candidates, check_baseline
-from evomerge.baselines.merges import Training, plan_of
+from evomerge.baselines.info import BASELINES
+from evomerge.baselines.named_recipes import NamedResult
+from evomerge.baselines.plans import Ingredients, Training, candidates, check_baseline, plan_of
 from evomerge.catalogue import build_catalogue
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.evaluator import Scores, TaskScores
 from evomerge.jobs import Cost
 from evomerge.objective import Objective
 from evomerge.recipe import ModelRef
-from evomerge.spec import BASELINES, BaselineSpec, SearchSpec, load_spec
+from evomerge.spec import BaselineSpec, SearchSpec, load_spec
 from evomerge.study.records import Kept
 
 NAMES = ("base", "a", "b", "c")
@@ -36,7 +37,12 @@ def ingredients(values, calibration=None):
     references = {name: scores(value) for name, value in zip(NAMES, values, strict=True)}
     experts = tuple(REFS[name] for name in NAMES[1:])
     return Ingredients(
-        spec, REFS["base"], experts, catalogue, Objective(aggregate="weighted_mean", weights={"task": 1.0}), references
+        spec=spec,
+        base=REFS["base"],
+        experts=experts,
+        catalogue=catalogue,
+        objective=Objective(aggregate="weighted_mean", weights={"task": 1.0}),
+        references=references,
     )
 
 
@@ -49,7 +55,7 @@ def carry_out(plan, value_of):
         except StopIteration as end:
             return tried, end.value
         tried += steps
-        results = [None if value_of(step) is None else RowResult(step, scores(value_of(step))) for step in steps]
+        results = [None if value_of(step) is None else NamedResult(step, scores(value_of(step))) for step in steps]
 
 
 def names_in(row):
@@ -136,8 +142,8 @@ def test_settings_that_a_baseline_does_not_have_are_refused_before_anything_runs
 
 def test_dam_is_made_by_default_only_where_every_expert_names_its_texts():
     without, with_texts = ingredients([0] * 4).spec, ingredients([0] * 4, {"task": "task", "items": 3}).spec
-    assert [each.name for each in without.chosen_baselines] == [*BASELINES[:5]]
-    assert [each.name for each in with_texts.chosen_baselines] == [*BASELINES[:5], "dam"]
+    assert [each.name for each in without.chosen_baselines] == [*BASELINES][:5]
+    assert [each.name for each in with_texts.chosen_baselines] == [*[*BASELINES][:5], "dam"]
 
 
 def test_the_number_of_merges_that_a_baseline_scores_is_known_beforehand():

@@ -143,7 +143,7 @@ def test_a_random_search_that_fails_does_not_hide_the_verdict(write_spec, monkey
     def fails(*args, **kwargs):
         raise StoppedByFailures("most candidates failed")
 
-    monkeypatch.setattr("evomerge.search.run.random_search", fails)
+    monkeypatch.setattr("evomerge.search.stages.random_search", fails)
     study = run_search(load_spec(write_spec(baselines=["random-search"])), ray="none")
     assert read_verdict(study) is not None
 

@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Row:
+class NamedRecipe:
     """A line of the leaderboard that is to be scored. Without `required` ones there is no search to compare.
 
     `params` are those of a trial of the search, for evaluators that need no model. With `keep_recipe` the recipe is
@@ -38,17 +38,19 @@ class Row:
     keep_recipe: bool = False
 
 
-def source_rows(base: ModelRef, experts: Sequence[ModelRef], catalogue: TensorCatalogue, dtype: str) -> list[Row]:
+def source_rows(
+    base: ModelRef, experts: Sequence[ModelRef], catalogue: TensorCatalogue, dtype: str
+) -> list[NamedRecipe]:
     """Base and experts as they stand, in the scoring dtype."""
     names = tuple(entry.name for entry in catalogue.mergeable)
-    return [Row(ref.name, single_source(base, ref, names, dtype), required=True) for ref in (base, *experts)]
+    return [NamedRecipe(ref.name, single_source(base, ref, names, dtype), required=True) for ref in (base, *experts)]
 
 
 @dataclass(frozen=True)
-class RowResult:
+class NamedResult:
     """The scores of a row; with the outcome where they are new. `cost` and `seconds` are those of scoring it once."""
 
-    row: Row
+    row: NamedRecipe
     scores: Scores
     outcome: Outcome | None = None
     cost: Cost = field(default_factory=Cost)
@@ -62,15 +64,16 @@ class RowResult:
 
 
 def score_rows(
-    rows: Sequence[Row],
+    rows: Sequence[NamedRecipe],
     block: ItemBlock,
+    *,
     records: Records,
     executor: Executor,
     stop: Stop,
     batch_size: int | None,
-    on_scored: Callable[[RowResult], None] = lambda result: None,
+    on_scored: Callable[[NamedResult], None] = lambda result: None,
     again: Collection[str] = (),
-) -> dict[str, RowResult]:
+) -> dict[str, NamedResult]:
     """The scores of all rows by label. Only what is not in the sibling study, or has lost its items, is scored.
 
     Args:
@@ -92,7 +95,7 @@ def score_rows(
     for job, outcome in run_all(executor, stop, scores):
         row = jobs[job.key]
         if isinstance(outcome.result, Scored):
-            results[row.label] = RowResult(row, outcome.result.scores, outcome, outcome.cost, outcome.seconds)
+            results[row.label] = NamedResult(row, outcome.result.scores, outcome, outcome.cost, outcome.seconds)
             on_scored(results[row.label])
         elif row.required:
             refuse_invalid(outcome)
@@ -103,13 +106,13 @@ def score_rows(
     return {row.label: results[row.label] for row in rows if row.label in results}
 
 
-def record_row(result: RowResult, records: Records, objective: Objective) -> None:
+def record_row(result: NamedResult, records: Records, objective: Objective) -> None:
     """Store a row that is new. One whose items were lost was scored again, and takes the place of its former self."""
     if result.outcome is not None:
         records.add(new_row(result, objective))
 
 
-def new_row(result: RowResult, objective: Objective) -> NewRow:
+def new_row(result: NamedResult, objective: Objective) -> NewRow:
     """A row as the sibling studies keep it."""
     return NewRow(
         result.row.label,
@@ -123,13 +126,13 @@ def new_row(result: RowResult, objective: Objective) -> NewRow:
     )
 
 
-def stored_row(row: Row, records: Records) -> RowResult | None:
+def stored_row(row: NamedRecipe, records: Records) -> NamedResult | None:
     """The result of a row that has been scored before; None where it has not, or the outcomes of its items are lost."""
     record = records.find(row.label, row.recipe)
     scores = records.scores(record) if record is not None else None
     if record is None or scores is None:
         return None
-    return RowResult(row, scores, cost=record.cost, seconds=record.seconds)
+    return NamedResult(row, scores, cost=record.cost, seconds=record.seconds)
 
 
 def has_value(objective: Objective, scores: Scores) -> bool:
@@ -137,6 +140,6 @@ def has_value(objective: Objective, scores: Scores) -> bool:
     return math.isfinite(objective.value_or_nan(scores))
 
 
-def job_key(row: Row, records: Records) -> str:
+def job_key(row: NamedRecipe, records: Records) -> str:
     """The key of the job that scores a row, e.g. "toy/held-out/ties"."""
     return f"{records.study.study_name}/{row.label}"

@@ -1,4 +1,4 @@
-"""The baselines that are merged: each one is a plan, which asks for scores and trainings and ends in a recipe.
+"""Plans of the baselines: each one asks for scores and trainings, and ends in the choice of a recipe.
 
 A plan is a generator. It yields a list of steps that may be done at the same time, is given a result for each of them
 (None for one that failed), and returns the recipe that it has chosen. It never waits, so that the plans of several
@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from evomerge.baselines.rows import Row, RowResult
+from evomerge.baselines.info import BASELINES, WeightGrid
+from evomerge.baselines.named_recipes import NamedRecipe, NamedResult
 from evomerge.catalogue import TensorCatalogue
 from evomerge.documents import validate
 from evomerge.errors import InvalidInput, unknown_name
@@ -22,12 +22,9 @@ from evomerge.jobs import Cost
 from evomerge.methods import METHODS, resolve_options, resolve_parameters
 from evomerge.objective import Objective
 from evomerge.recipe import ModelRef, Recipe, Rule
-from evomerge.spec import TRAINED, BaselineSpec, Calibration, SearchSpec
+from evomerge.spec import BaselineSpec, Calibration, SearchSpec
 from evomerge.study.records import Kept
 from evomerge.study.standing import Standing
-
-# Of a single weight for all experts: 1.0 adds the task vectors up, which collapses with many of them.
-WEIGHTS = tuple(number / 10 for number in range(1, 11))
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a plan has chosen.
+    """Recipe that a plan has chosen.
 
     Attributes:
         cost: of choosing it that is not the cost of the plan's own steps.
@@ -53,19 +50,19 @@ class Choice:
     losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
-Plan = Generator[Sequence[Row | Training], Sequence[RowResult | Kept | None], Choice]
+BaselinePlan = Generator[Sequence[NamedRecipe | Training], Sequence[NamedResult | Kept | None], Choice]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ingredients:
-    """What baselines are made of.
+    """Inputs of the plans: the sources with their scores, and the state of the search.
 
     Attributes:
         references: source name -> its scores on the search items.
         reference_cost: of scoring the experts there.
-        best: recipe of the winner, once it has been named.
+        best: recipe of the winner, None before it has been named.
         trials: finished trials of the search.
-        longest: tokens that the model can hold, None where its config does not say.
+        longest: tokens that the model can hold, None if its config has no limit.
     """
 
     spec: SearchSpec
@@ -85,12 +82,12 @@ class Ingredients:
 
     def recipe(self, method: str, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> Recipe:
         """All mergeable tensors of all experts, merged in one way."""
-        return self.part(self.experts, method, parameters, options)
+        return self.recipe_of(self.experts, method, parameters, options)
 
-    def part(
+    def recipe_of(
         self, experts: Sequence[ModelRef], method: str, parameters: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Recipe:
-        """The same of some of the experts."""
+        """All mergeable tensors of some experts, merged in one way."""
         rule = Rule(
             tensors=tuple(entry.name for entry in self.catalogue.mergeable),
             method=method,
@@ -102,16 +99,19 @@ class Ingredients:
 
     def soup(self, experts: Sequence[ModelRef]) -> Recipe:
         """The plain average of some experts (Wortsman et al. 2022, arXiv 2203.05482)."""
-        return self.part(experts, "linear", {"weight": 1.0}, {})
+        return self.recipe_of(experts, "linear", {"weight": 1.0}, {})
 
 
-def plan_of(baseline: BaselineSpec, ingredients: Ingredients) -> Plan:
+def plan_of(baseline: BaselineSpec, ingredients: Ingredients) -> BaselinePlan:
     """The plan of a baseline.
 
     Raises:
         InvalidInput: a setting that the baseline does not have, or that is out of its range.
     """
-    return _PLANS[baseline.name](ingredients, baseline)
+    method = BASELINES[baseline.name].method
+    if method is not None:
+        return _merged(ingredients, baseline, method)
+    return PLANS[baseline.name].build(ingredients, baseline)
 
 
 def check_baseline(baseline: BaselineSpec, spec: SearchSpec) -> None:
@@ -120,9 +120,10 @@ def check_baseline(baseline: BaselineSpec, spec: SearchSpec) -> None:
     Raises:
         InvalidInput: see `plan_of`; or dam without calibration texts.
     """
-    if baseline.name in ("ties", "dare-ties"):
-        _merge_settings(baseline, len(spec.experts))
-    elif baseline.name in TRAINED:
+    info = BASELINES[baseline.name]
+    if info.method is not None:
+        _merge_settings(baseline, info.method, len(spec.experts))
+    elif info.trained:
         training_settings(baseline)
         if not spec.has_calibration:
             without = [expert.name for expert in spec.experts if expert.calibration is None]
@@ -131,48 +132,29 @@ def check_baseline(baseline: BaselineSpec, spec: SearchSpec) -> None:
                 "calibration; write calibration: {task: NAME, items: N} beside them, or leave it out"
             )
         sums = {name for name, info in METHODS.items() if info.weighted_sum}
-        if baseline.name == "dam-from-best" and not set(spec.search_space.methods) <= sums:
+        if info.built_from == "best" and not set(spec.search_space.methods) <= sums:
             raise InvalidInput(
-                f"baseline 'dam-from-best' starts from a weighted sum of the sources, but the space has "
+                f"baseline {baseline.name!r} starts from a weighted sum of the sources, but the space has "
                 f"{', '.join(sorted(set(spec.search_space.methods) - sums))}; use dam, which starts from their average"
             )
-    elif baseline.name == "task-arithmetic":
-        _grid(baseline)
     else:
-        validate(_Nothing, baseline.settings, f"baseline {baseline.name!r}")
+        validate(info.settings, baseline.settings, f"baseline {baseline.name!r}")
 
 
 def candidates(baseline: BaselineSpec, spec: SearchSpec) -> int:
-    """How many merges are scored on the search items to make a baseline, at most."""
-    if baseline.name == "greedy-soup":
-        return len(spec.experts)
-    if baseline.name == "task-arithmetic":
-        return len(_grid(baseline))
-    return spec.budget.trials if baseline.name == "random-search" else 1
+    """Number of merges, at most, that are scored on the search items to build a baseline."""
+    if BASELINES[baseline.name].sampler is not None:
+        return spec.budget.trials
+    return PLANS[baseline.name].candidates(baseline, spec) if baseline.name in PLANS else 1
 
 
-class _Nothing(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Grid(BaseModel):
-    """The weights that are tried, the same for all experts."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    weights: Annotated[tuple[float, ...], Field(min_length=1)] = WEIGHTS
-
-
-def _grid(baseline: BaselineSpec) -> tuple[float, ...]:
-    return validate(_Grid, baseline.settings, f"baseline {baseline.name!r}").weights
-
-
-def _uniform_soup(given: Ingredients, baseline: BaselineSpec) -> Plan:
+def _uniform_soup(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
     """The plain average of all experts."""
     yield []
     return Choice(given.soup(given.experts))
 
 
-def _greedy_soup(given: Ingredients, baseline: BaselineSpec) -> Plan:
+def _greedy_soup(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
     """Experts from the best to the worst; each joins the average if that scores higher with it (arXiv 2203.05482)."""
     value = {ref.name: given.objective.value(given.references[ref.name]) for ref in given.experts}
     # Ascending and reversed, as the authors do it: of equal experts the last comes first.
@@ -180,36 +162,33 @@ def _greedy_soup(given: Ingredients, baseline: BaselineSpec) -> Plan:
     chosen, best = [best_first[0]], value[best_first[0].name]
     for expert in best_first[1:]:
         tried = [*chosen, expert]
-        (result,) = yield [Row(f"{baseline.name}/{'+'.join(ref.name for ref in tried)}", given.soup(tried))]
-        if isinstance(result, RowResult) and given.objective.value(result.scores) > best:
+        (result,) = yield [NamedRecipe(f"{baseline.name}/{'+'.join(ref.name for ref in tried)}", given.soup(tried))]
+        if isinstance(result, NamedResult) and given.objective.value(result.scores) > best:
             chosen, best = tried, given.objective.value(result.scores)
     return Choice(given.soup(chosen), given.reference_cost)
 
 
-def _task_arithmetic(given: Ingredients, baseline: BaselineSpec) -> Plan:
+def _task_arithmetic(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
     """One weight for all task vectors, the best of a grid on the search items (arXiv 2212.04089)."""
     weights = _grid(baseline)
     recipes = {weight: given.recipe("task_arithmetic", {"weight": weight}, {}) for weight in weights}
-    results = yield [Row(f"{baseline.name}/{weight:g}", recipe) for weight, recipe in recipes.items()]
-    values = [given.objective.value(result.scores) if isinstance(result, RowResult) else None for result in results]
+    results = yield [NamedRecipe(f"{baseline.name}/{weight:g}", recipe) for weight, recipe in recipes.items()]
+    values = [given.objective.value(result.scores) if isinstance(result, NamedResult) else None for result in results]
     scored = [(value, -place) for place, value in enumerate(values) if value is not None]
     if not scored:
         raise InvalidInput(f"none of the weights {list(weights)} gives a merge that can be scored")
     return Choice(recipes[weights[-max(scored)[1]]])
 
 
-def _by_method(method: str) -> Callable[[Ingredients, BaselineSpec], Plan]:
-    def plan(given: Ingredients, baseline: BaselineSpec) -> Plan:
-        yield []
-        parameters, options = _merge_settings(baseline, len(given.experts))
-        return Choice(given.recipe(method, parameters, options))
-
-    return plan
+def _merged(given: Ingredients, baseline: BaselineSpec, method: str) -> BaselinePlan:
+    """One merge method with its published settings, where the spec gives no others."""
+    yield []
+    parameters, options = _merge_settings(baseline, method, len(given.experts))
+    return Choice(given.recipe(method, parameters, options))
 
 
-def _merge_settings(baseline: BaselineSpec, experts: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters and options of a merge method among a baseline's settings; what is not given is as published."""
-    method = baseline.name.replace("-", "_")
+def _merge_settings(baseline: BaselineSpec, method: str, experts: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters and options of a merge method among a baseline's settings; the others are as published."""
     known = {parameter.name for parameter in METHODS[method].parameters}
     allowed = known | {option.name for option in METHODS[method].options} | {"semantics"}
     for name in baseline.settings:
@@ -220,19 +199,19 @@ def _merge_settings(baseline: BaselineSpec, experts: int) -> tuple[dict[str, Any
     return dict(resolve_parameters(method, parameters, experts)), dict(resolve_options(method, options))
 
 
-def _dam(given: Ingredients, baseline: BaselineSpec) -> Plan:
+def _dam(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
     """Differentiable adaptive merging from the uniform average (arXiv 2410.08371)."""
     return (yield from _trained(given, baseline, given.soup(given.experts)))
 
 
-def _dam_from_best(given: Ingredients, baseline: BaselineSpec) -> Plan:
+def _dam_from_best(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
     """The same from the winner of the search, whose merge has to be a weighted sum of the sources."""
     if given.best is None:
         raise InvalidInput("the search has not named its best merge yet; run the search first")
     return (yield from _trained(given, baseline, given.best))
 
 
-def _trained(given: Ingredients, baseline: BaselineSpec, initial: Recipe) -> Plan:
+def _trained(given: Ingredients, baseline: BaselineSpec, initial: Recipe) -> BaselinePlan:
     calibration = {expert.name: expert.calibration for expert in given.spec.experts if expert.calibration is not None}
     (kept,) = yield [Training(initial, training_settings(baseline, given.longest), calibration)]
     if not isinstance(kept, Kept):
@@ -256,12 +235,29 @@ def training_settings(baseline: BaselineSpec, longest: int | None = None) -> dic
     return settings.model_copy(update={"max_length": max_length}).model_dump(mode="json")
 
 
-_PLANS: dict[str, Callable[[Ingredients, BaselineSpec], Plan]] = {
-    "uniform-soup": _uniform_soup,
-    "greedy-soup": _greedy_soup,
-    "task-arithmetic": _task_arithmetic,
-    "ties": _by_method("ties"),
-    "dare-ties": _by_method("dare_ties"),
-    "dam": _dam,
-    "dam-from-best": _dam_from_best,
-}
+def _grid(baseline: BaselineSpec) -> tuple[float, ...]:
+    return validate(WeightGrid, baseline.settings, f"baseline {baseline.name!r}").weights
+
+
+@dataclass(frozen=True)
+class BaselinePlanner:
+    """Builds the plan of a baseline.
+
+    Attributes:
+        build: begins the plan.
+        candidates: number of merges, at most, that the plan has scored on the search items.
+    """
+
+    build: Callable[[Ingredients, BaselineSpec], BaselinePlan]
+    candidates: Callable[[BaselineSpec, SearchSpec], int] = lambda baseline, spec: 1
+
+
+PLANS: Final[Mapping[str, BaselinePlanner]] = MappingProxyType(
+    {
+        "uniform-soup": BaselinePlanner(_uniform_soup),
+        "greedy-soup": BaselinePlanner(_greedy_soup, candidates=lambda baseline, spec: len(spec.experts)),
+        "task-arithmetic": BaselinePlanner(_task_arithmetic, candidates=lambda baseline, spec: len(_grid(baseline))),
+        "dam": BaselinePlanner(_dam),
+        "dam-from-best": BaselinePlanner(_dam_from_best),
+    }
+)

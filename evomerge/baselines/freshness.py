@@ -1,4 +1,4 @@
-"""Which rows of the baselines hold for a spec as it is now: other settings, texts, budget or winner make others."""
+"""Finds the stored baselines that are still valid: other settings, texts, budget or winner make a baseline stale."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from evomerge.baselines.info import BASELINES
 from evomerge.errors import InvalidInput
-from evomerge.spec import BASELINES, TRAINED, BaselineSpec, SearchSpec
+from evomerge.spec import BaselineSpec, SearchSpec
 from evomerge.study.records import Record
 from evomerge.study.standing import Standing
 
 
-def made_key(baseline: BaselineSpec, spec: SearchSpec, standing: Standing) -> str:
-    """Identifies how a baseline is made: its name, its settings, and what else it follows from.
+def build_key(baseline: BaselineSpec, spec: SearchSpec, standing: Standing) -> str:
+    """Digest of all that a baseline is built from: its name, its settings, its texts and the state of the search.
 
     Raises:
         InvalidInput: a calibration file cannot be read.
     """
     content: dict[str, object] = {"name": baseline.name, "settings": baseline.settings}
-    if baseline.name == "dam-from-best":
-        content["best"] = standing.best
-    if baseline.name == "random-search":
-        content["trials"] = standing.trials
-    if baseline.name in TRAINED:
+    info = BASELINES[baseline.name]
+    if info.built_from is not None:
+        content[info.built_from] = standing.best if info.built_from == "best" else standing.trials
+    if info.trained:
         calibrations = {expert.name: expert.calibration for expert in spec.experts}
         content["calibration"] = {
             name: each and (each.task or _digest_of(name, str(each.file)), each.items)
@@ -34,28 +34,28 @@ def made_key(baseline: BaselineSpec, spec: SearchSpec, standing: Standing) -> st
 
 
 def current_baselines(rows: Iterable[Record], spec: SearchSpec, standing: Standing) -> list[Record]:
-    """The latest row of every baseline that was made as the spec says now, in the order of `BASELINES`."""
-    latest = {row.label: row for row in rows if row.made is not None and _holds(row.made, row.label, spec, standing)}
+    """The latest valid row of every baseline, in the order of `BASELINES`."""
+    latest = {row.label: row for row in rows if row.made is not None and _is_fresh(row.made, row.label, spec, standing)}
     return [latest[name] for name in BASELINES if name in latest]
 
 
 def left_out(failures: Mapping[tuple[str, str], str], spec: SearchSpec, standing: Standing) -> dict[str, str]:
-    """Baseline -> why it could not be made as the spec says now.
+    """Baseline -> reason why it could not be built for the present spec.
 
     Args:
         failures: see `evomerge.study.records.read_failures`.
     """
-    return {name: reason for (name, made), reason in failures.items() if _holds(made, name, spec, standing)}
+    return {name: reason for (name, made), reason in failures.items() if _is_fresh(made, name, spec, standing)}
 
 
 def settings_of(name: str, spec: SearchSpec) -> BaselineSpec:
-    """A baseline with the settings that the spec gives it, if it does."""
+    """A baseline with its settings in the spec, or with the defaults."""
     return next((each for each in spec.chosen_baselines if each.name == name), BaselineSpec(name=name))
 
 
-def _holds(made: str, name: str, spec: SearchSpec, standing: Standing) -> bool:
+def _is_fresh(made: str, name: str, spec: SearchSpec, standing: Standing) -> bool:
     try:
-        return made == made_key(settings_of(name, spec), spec, standing)
+        return made == build_key(settings_of(name, spec), spec, standing)
     except InvalidInput:  # the texts are not on this machine, where the study is only read
         return True
 

@@ -1,0 +1,77 @@
+"""The baselines as data: one row each, with all that other rooms have to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["BASELINES", "BaselineInfo", "NoSettings", "WeightGrid"]
+
+
+class NoSettings(BaseModel):
+    """Settings of a baseline that has none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WeightGrid(BaseModel):
+    """A grid of weights, each one the same for all experts.
+
+    The default ends at 1.0, which adds the task vectors up and collapses with many of them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    weights: Annotated[tuple[float, ...], Field(min_length=1)] = tuple(number / 10 for number in range(1, 11))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineInfo:
+    """A baseline as data. The plan that builds it is in `PLANS` of `plans.py` under the same name.
+
+    Attributes:
+        name: in search.yaml, and the label of its row in the leaderboard.
+        settings: its settings in search.yaml, for one that neither applies a merge method nor trains.
+        method: merge method that it applies to all experts. Its settings are the parameters and options of the method,
+            and it needs no entry in `PLANS`.
+        trained: it trains on text of every expert, and its settings are those of a training.
+        sampler: it is a search with this sampler, and needs no entry in `PLANS`.
+        built_from: part of the search that it is built from: the winner's recipe (`best`) or the number of finished
+            trials (`trials`). A change of that part makes another baseline.
+        on_request: built only when it is named: it costs a search or a training more.
+        early: built before the first trial, since normalisation, constraints and warm starts may need it.
+        chosen_on_search_items: chosen by its own value on the search items, whose luck it shares.
+    """
+
+    name: str
+    settings: type[BaseModel] = NoSettings
+    method: str | None = None
+    trained: bool = False
+    sampler: str | None = None
+    built_from: Literal["best", "trials"] | None = None
+    on_request: bool = False
+    early: bool = False
+    chosen_on_search_items: bool = False
+
+    @property
+    def needs_search(self) -> bool:
+        """Whether it can be built only after the search."""
+        return self.built_from is not None
+
+
+_ALL = (
+    BaselineInfo(name="uniform-soup", early=True),
+    BaselineInfo(name="greedy-soup", chosen_on_search_items=True),
+    BaselineInfo(name="task-arithmetic", settings=WeightGrid, chosen_on_search_items=True),
+    BaselineInfo(name="ties", method="ties"),
+    BaselineInfo(name="dare-ties", method="dare_ties"),
+    BaselineInfo(name="dam", trained=True),
+    BaselineInfo(name="dam-from-best", trained=True, built_from="best", on_request=True, chosen_on_search_items=True),
+    BaselineInfo(
+        name="random-search", sampler="random", built_from="trials", on_request=True, chosen_on_search_items=True
+    ),
+)
+BASELINES: Final[Mapping[str, BaselineInfo]] = MappingProxyType({info.name: info for info in _ALL})

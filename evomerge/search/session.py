@@ -1,0 +1,147 @@
+"""The session of a run: a study that is written to, with workers, a batch size, and the scores of the sources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from evomerge.baselines.named_recipes import NamedRecipe, NamedResult, record_row, score_rows, source_rows
+from evomerge.baselines.planned_training import planned_training
+from evomerge.baselines.plans import check_baseline
+from evomerge.cluster import Executor, ignored_without_ray, is_local, open_executor, worker_count
+from evomerge.evaluation.evaluator import ItemBlock
+from evomerge.jobs import Progress
+from evomerge.loop.dispatcher import find_batch_size
+from evomerge.loop.stop import Stop
+from evomerge.objective import Objective, build_objective, task_weights
+from evomerge.opening.capacity import placement_of
+from evomerge.opening.inputs import Inputs, open_inputs
+from evomerge.opening.open_study import OpenSearch, open_search
+from evomerge.opening.readiness import check_requests
+from evomerge.recipe import Recipe
+from evomerge.spec import BaselineSpec, SearchSpec
+from evomerge.storage import attributes
+from evomerge.storage.url import run_directory
+from evomerge.study.foundation import changed_versions
+from evomerge.study.status import Status
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Progress callbacks of a run; each defaults to a no-op.
+
+    Attributes:
+        on_open: receives the folder of the run, as soon as the study is held and may be written to.
+        worker_output: let Ray print here what its workers print; it is in Ray's own logs in any case.
+    """
+
+    on_phase: Callable[[str], None] = lambda text: None
+    on_status: Callable[[Status], None] = lambda status: None
+    on_progress: Callable[[Progress], None] = lambda progress: None
+    on_open: Callable[[Path], None] = lambda folder: None
+    worker_output: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """The study, the workers and the scored sources that all stages of a run share.
+
+    Attributes:
+        batch_size: of the study; None for an evaluator without batches.
+        sources: base and experts as rows.
+        references: source name -> its result on the search items.
+    """
+
+    opened: OpenSearch
+    executor: Executor
+    stop: Stop
+    listener: Listener
+    batch_size: int | None
+    objective: Objective
+    sources: Sequence[NamedRecipe]
+    references: Mapping[str, NamedResult]
+
+    def say(self, phase: str) -> None:
+        """Report the phase to the listener, and to `evomerge status` by way of the study."""
+        self.listener.on_phase(phase)
+        self.opened.search.set(attributes.PHASE, phase)
+
+
+@contextmanager
+def open_session(
+    spec: SearchSpec, ray: str | None, listener: Listener, stop: Stop, further: Sequence[BaselineSpec] = ()
+) -> Iterator[Session]:
+    """Check the inputs, open the study, start the workers, and score the sources that have no scores yet.
+
+    Args:
+        further: baselines that will be built beside those of the spec.
+
+    Raises:
+        EvomergeError: see `evomerge.errors`.
+    """
+    inputs = open_inputs(spec)
+    for warning in inputs.warnings:
+        listener.on_phase(f"warning: {warning}")
+    _refuse_unfit(inputs, (*spec.chosen_baselines, *further))
+    if not_applicable := ignored_without_ray(spec.workers, ray):
+        listener.on_phase(
+            f"warning: without Ray there is one worker, this process; ignored: {', '.join(not_applicable)}"
+        )
+    workers = worker_count(spec.workers, ray)
+    placement_of(inputs, workers if is_local(ray) else 1)  # refuses what cannot fit
+    with open_search(inputs, workers=workers) as opened:
+        listener.on_open(run_directory(spec.storage_url, spec.name))
+        for name, (then, now) in changed_versions(opened.search.study).items():
+            listener.on_phase(f"warning: {name} was {then} when the study was made, now it is {now}")
+        setup = inputs.setup(opened.foundation)
+        listener.on_phase("starting workers")
+        with closing(open_executor(setup, spec.workers, ray, worker_output=listener.worker_output)) as executor:
+            stop.listen()
+            yield _begin(opened, executor, stop, listener)
+
+
+def _refuse_unfit(inputs: Inputs, baselines: Sequence[BaselineSpec]) -> None:
+    """Refuse, before anything is created, what would end the run later."""
+    task_weights(inputs.spec.objective, inputs.evaluator.weights)
+    for baseline in baselines:
+        check_baseline(baseline, inputs.spec)
+        planned_training(baseline, inputs)
+    check_requests(inputs)
+
+
+def _begin(opened: OpenSearch, executor: Executor, stop: Stop, listener: Listener) -> Session:
+    inputs = opened.inputs
+    spec = inputs.spec
+    sources = source_rows(inputs.base.ref, [expert.ref for expert in inputs.experts], inputs.catalogue, spec.dtype)
+    batch_size = opened.foundation.batch_size
+    if batch_size is None:
+        batch_size = _find_batch_size(opened, executor, stop, sources[0].recipe)
+    listener.on_phase("scoring the sources on the search items")
+    results = score_rows(
+        sources, ItemBlock("search"), records=opened.baselines, executor=executor, stop=stop, batch_size=batch_size
+    )
+    scores = [results[source.name].scores for source in spec.sources]
+    objective = build_objective(spec.objective, inputs.evaluator.weights, scores)
+    for result in results.values():
+        record_row(result, opened.baselines, objective)
+    return Session(
+        opened=opened,
+        executor=executor,
+        stop=stop,
+        listener=listener,
+        batch_size=batch_size,
+        objective=objective,
+        sources=sources,
+        references=results,
+    )
+
+
+def _find_batch_size(opened: OpenSearch, executor: Executor, stop: Stop, recipe: Recipe) -> int | None:
+    """Let a worker find the batch size of the study, and store it there."""
+    found, search = find_batch_size(executor, stop, recipe), opened.search
+    search.set(attributes.ONE_BY_ONE, found.harness_scores.one_by_one)
+    search.set(attributes.NO_HARNESS_SCORES, found.harness_scores.never)
+    search.set(attributes.BATCH_SIZE, found.batch_size)
+    return found.batch_size

@@ -1,0 +1,243 @@
+"""The stages of a run: baselines, the search itself, and the comparison of its winner on the held-out items."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from evomerge.baselines.freshness import current_baselines
+from evomerge.baselines.info import BASELINES
+from evomerge.baselines.named_recipes import NamedRecipe, NamedResult, record_row, score_rows
+from evomerge.baselines.plans import Ingredients
+from evomerge.baselines.random_search import random_search
+from evomerge.baselines.runner import BaselineRunner
+from evomerge.errors import StoppedByFailures
+from evomerge.evaluation.evaluator import ItemBlock, Scores
+from evomerge.jobs import Cost
+from evomerge.loop.controller import Controller
+from evomerge.racing import build_fidelity
+from evomerge.samplers.base import sampler_of
+from evomerge.samplers.reference_points import ReferencePoint
+from evomerge.search.session import Session
+from evomerge.search.warm_start import reference_points, warm_points
+from evomerge.spec import BaselineSpec, SearchSpec
+from evomerge.storage import attributes
+from evomerge.study.incumbent import read_incumbent
+from evomerge.study.records import Record
+from evomerge.study.standing import standing_of
+from evomerge.study.trials import best_trials
+from evomerge.verdict import (
+    Entrant,
+    Winner,
+    judge,
+    note_look,
+    read_digests,
+    read_winner,
+    store_digests,
+    winning_recipe,
+)
+from evomerge.verdict.records import store_verdict
+from evomerge.worker import files_folder
+
+MEAN = "mean of cma"
+
+
+def early_and_late(spec: SearchSpec) -> tuple[list[BaselineSpec], list[BaselineSpec]]:
+    """The baselines of a spec that are built before the first trial, and those that are built after the search."""
+    start_from_them = spec.warm_start.baselines > 0 or spec.needs_reference_points
+    early: list[BaselineSpec] = []
+    late: list[BaselineSpec] = []
+    for baseline in spec.chosen_baselines:
+        info = BASELINES[baseline.name]
+        before = (start_from_them or info.early) and not info.needs_search
+        (early if before else late).append(baseline)
+    return early, late
+
+
+def make_baselines(session: Session, baselines: Sequence[BaselineSpec], *, again: bool = False) -> dict[str, str]:
+    """Build the baselines that the study does not have yet.
+
+    Args:
+        again: try also those that could not be built before.
+
+    Returns:
+        Baseline -> reason why it cannot be built.
+    """
+    runner = BaselineRunner(
+        _ingredients(session),
+        session.opened.baselines,
+        session.executor,
+        stop=session.stop,
+        batch_size=session.batch_size,
+        files=files_folder(session.opened.artifacts),
+        on_progress=session.listener.on_progress,
+    )
+    searches = [each for each in baselines if BASELINES[each.name].sampler is not None]
+    left_out = runner.make([each for each in baselines if each not in searches], again=again)
+    for baseline in searches:
+        session.say("searching at random")
+        try:
+            random_search(
+                baseline,
+                session.opened,
+                session.executor,
+                session.objective,
+                stop=session.stop,
+                batch_size=session.batch_size,
+                on_status=session.listener.on_status,
+            )
+        except StoppedByFailures as error:  # the search itself has ended well
+            left_out[baseline.name] = str(error)
+            session.listener.on_phase(f"warning: {baseline.name} is left out: {error}")
+    return left_out
+
+
+def _ingredients(session: Session) -> Ingredients:
+    inputs, search = session.opened.inputs, session.opened.search
+    experts = tuple(expert.ref for expert in inputs.experts)
+    winner = read_winner(search.study.user_attrs)
+    return Ingredients(
+        spec=inputs.spec,
+        base=inputs.base.ref,
+        experts=experts,
+        catalogue=inputs.catalogue,
+        objective=session.objective,
+        references={name: result.scores for name, result in session.references.items()},
+        reference_cost=sum((session.references[ref.name].cost for ref in experts), Cost()),
+        best=winning_recipe(search, winner) if winner is not None else None,
+        trials=search.tally.finished,
+        longest=inputs.longest_text,
+    )
+
+
+def enqueue_known_merges(session: Session) -> None:
+    """Have the centre and the warm start's points proposed first, and store the reference points; once in a study."""
+    opened = session.opened
+
+    def points_to_improve() -> list[ReferencePoint]:
+        return reference_points(opened, session.objective) if opened.inputs.spec.needs_reference_points else []
+
+    opened.search.start(lambda: warm_points(opened), points_to_improve)
+
+
+def explore(session: Session) -> None:
+    """Spend the budget of the search, and report the duration of a candidate before and after it."""
+    session.say("searching")
+    opened = session.opened
+    spec, study = opened.inputs.spec, opened.search.study
+    predicted = _predict_duration(session)
+    references = [session.references[source.name].scores for source in spec.sources]
+    Controller(
+        opened.search,
+        session.executor,
+        session.objective,
+        session.stop,
+        budget=spec.budget,
+        fidelity=build_fidelity(spec.fidelity, session.objective, references),
+        incumbent=read_incumbent(study, opened.storage, opened.artifacts) if spec.fidelity.name != "full" else None,
+        batch_size=session.batch_size,
+        on_status=session.listener.on_status,
+    ).run()
+    if opened.search.tally.finished:
+        measured = opened.search.tally.spent.seconds / opened.search.tally.finished
+        session.listener.on_phase(f"a candidate took {measured:.2g} s (predicted: {predicted:.2g} s)")
+
+
+def _predict_duration(session: Session) -> float:
+    """Report the duration of the search, as the experts' scoring predicts it. Returns seconds per candidate."""
+    inputs = session.opened.inputs
+    seconds = statistics.fmean(session.references[expert.ref.name].cost.seconds for expert in inputs.experts)
+    left = max(0, inputs.spec.budget.trials - session.opened.search.tally.finished)
+    workers = session.executor.capacity
+    session.listener.on_phase(
+        f"a candidate takes about {seconds:.2g} s on all items: {left} trials on {workers} "
+        f"{'worker' if workers == 1 else 'workers'} about {left * seconds / workers / 60:.1f} min"
+    )
+    return seconds
+
+
+def judge_winner(session: Session, winner: Winner) -> None:
+    """Score the winner and all that it is compared with on the held-out items, and store the verdict."""
+    session.say("scoring the winner and what it is compared with on the held-out items")
+    opened, search = session.opened, session.opened.search
+    params = search.trials()[winner.trial].params
+    best = NamedRecipe(winner.label, winning_recipe(search, winner), params=params, required=True, digests=True)
+    baselines = current_baselines(opened.baselines, opened.inputs.spec, standing_of(search.study))
+    rows = [
+        best,
+        *_shown(session, winner),
+        *session.sources,
+        *(NamedRecipe(record.label, record.recipe, params=record.params) for record in baselines),
+    ]
+    note_look(search, winner, [row.recipe for row in rows])
+
+    def store(result: NamedResult) -> None:
+        if result.digests is not None:
+            store_digests(search, winner, result.digests)
+        record_row(result, opened.held_out, session.objective)
+
+    results = score_rows(
+        rows,
+        ItemBlock("held_out"),
+        records=opened.held_out,
+        executor=session.executor,
+        stop=session.stop,
+        batch_size=session.batch_size,
+        on_scored=store,
+        # A row that was shown before it won has no digests, against which its export is verified.
+        again=[best.label] if read_digests(search.study, winner.trial) is None else [],
+    )
+    _store_verdict(session, winner, baselines, {label: result.scores for label, result in results.items()})
+    session.say("finished")
+
+
+def _shown(session: Session, winner: Winner) -> list[NamedRecipe]:
+    """The other best trials and the sampler's mean: shown beside the winner, never promoted to it."""
+    opened, search = session.opened, session.opened.search
+    trials = best_trials(search.study, opened.inputs.spec.verdict.best)
+    others = [
+        NamedRecipe(f"trial {trial.number}", search.recipe_of(trial), params=trial.params)
+        for trial in trials
+        if trial.number != winner.trial
+    ]
+    mean = sampler_of(search.study).mean(search.study)
+    if mean is None:
+        return others
+    return [*others, NamedRecipe(MEAN, opened.inputs.space.decode(mean), params=mean, keep_recipe=True)]
+
+
+def _store_verdict(
+    session: Session, winner: Winner, baselines: Sequence[Record], held_out: Mapping[str, Scores]
+) -> None:
+    opened, objective = session.opened, session.objective
+    study = opened.search.study
+    sources = [
+        Entrant(label=name, held_out=held_out[name], search=objective.value(result.scores))
+        for name, result in session.references.items()
+    ]
+    best_source = max(sources, key=lambda source: -math.inf if source.search is None else source.search)
+    others = [
+        Entrant(
+            label=each.label,
+            held_out=held_out[each.label],
+            search=each.value,
+            chosen=BASELINES[each.label].chosen_on_search_items,
+        )
+        for each in baselines
+        if each.label in held_out
+    ]
+    search_items = opened.inputs.evaluator.split.items(ItemBlock("search"))
+    verdict = judge(
+        objective,
+        Entrant(label=winner.label, held_out=held_out[winner.label], search=winner.value),
+        winner.trial,
+        [best_source, *others],
+        sources,
+        trials=opened.search.tally.finished - opened.search.tally.failed,
+        search_items=sum(map(len, search_items.values())),
+        looks=len(study.user_attrs[attributes.LOOKS]),
+        seed=opened.inputs.spec.seed,
+    )
+    opened.check_hold()
+    store_verdict(study, verdict)
