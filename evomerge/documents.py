@@ -1,4 +1,4 @@
-"""Reading YAML that somebody else wrote: safely, and with errors of one line."""
+"""Reads YAML that somebody else wrote: safely, and with errors of one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from evomerge.errors import InvalidInput, nearest
 
@@ -22,6 +22,12 @@ _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (code
 _BRANCH = re.compile(r"[\[(]|^(float|str|int|bool|Range|SearchSpace)$")
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class Frozen(BaseModel):
+    """Base class of what is read from YAML: unknown keys and numbers that are not finite are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
 
 class _Loader(yaml.SafeLoader):
@@ -57,7 +63,7 @@ def read_document(path: Path, kind: str) -> dict[str, Any]:
             raise InvalidInput(f"{kind} {str(path)!r} has {aliases} YAML aliases, {MAX_ALIASES} are allowed")
         content = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise InvalidInput(f"{kind} {str(path)!r} is not valid YAML: {_one_line(error)}") from None
+        raise InvalidInput(f"{kind} {str(path)!r} is not valid YAML: {_problem(error)}") from None
     if not isinstance(content, dict):
         raise InvalidInput(f"{kind} {str(path)!r} must hold 'key: value' pairs at the top, but holds {_type(content)}")
     return content
@@ -126,7 +132,7 @@ def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     return node
 
 
-def _one_line(error: yaml.YAMLError) -> str:
+def _problem(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
     return f"{getattr(error, 'problem', None) or error}{place}"

@@ -1,20 +1,38 @@
-"""Words of messages: a few of many names, foreign errors in one line, durations, bytes, large numbers."""
+"""Words of messages: lists, foreign errors in one line, durations, bytes, large numbers, p-values."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 
-def some(names: Collection[str], shown: int = 3) -> str:
-    """The first few names, and how many more there are."""
-    first = ", ".join(list(names)[:shown])
-    return first if len(names) <= shown else f"{first} and {len(names) - shown} more"
+def some(names: Collection[str], shown: int = 3, separator: str = ", ") -> str:
+    """The first few names, and the number of the others: a, b, c and 4 more."""
+    first = separator.join(list(names)[:shown])
+    if len(names) <= shown:
+        return first
+    return f"{first}{'' if separator == ', ' else separator.rstrip()} and {len(names) - shown} more"
 
 
-def one_line(error: Exception) -> str:
-    """The first line of an error that another library raised, or its type where it says nothing."""
-    lines = str(error).strip().splitlines()
+def listed(names: Sequence[str]) -> str:
+    """All names: a, b and c."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error that another library raised, or its type where it has no text."""
+    lines = _lines(error)
     return lines[0] if lines else type(error).__name__
+
+
+def last_line(error: Exception, longest: int = 300) -> str:
+    """The last line of an error, or its type where it has no text: the cause, where machinery comes first."""
+    lines = _lines(error)
+    return (lines[-1] if lines else type(error).__name__)[:longest]
+
+
+def in_one_line(error: BaseException, longest: int = 400) -> str:
+    """Type and whole text of an error, its lines joined, cut after `longest` characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:longest]
 
 
 def duration(seconds: float) -> str:
@@ -28,12 +46,15 @@ def duration(seconds: float) -> str:
 
 
 def in_bytes(count: int) -> str:
-    """Bytes in decimal units: 640 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count //= 1000
-    return f"{count} TB"
+    """Bytes in decimal units, with one decimal below 100: 640 MB, 1.4 GB, 12 B."""
+    if count < 1000:
+        return f"{count} B"
+    size = float(count)
+    for unit in ("kB", "MB", "GB"):
+        size /= 1000
+        if size < 999.5:
+            return f"{size:.1f} {unit}" if size < 99.95 else f"{size:.0f} {unit}"
+    return f"{size / 1000:.1f} TB"
 
 
 def in_thousands(count: int) -> str:
@@ -42,3 +63,14 @@ def in_thousands(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return str(count)
+
+
+def p_value(p: float | None) -> str:
+    """A p-value with two digits: 0.043, 0.00043, < 0.0001; a dash where nothing could be tested."""
+    if p is None:
+        return "–"
+    return "< 0.0001" if p < 0.0001 else f"{p:.2g}"
+
+
+def _lines(error: Exception) -> list[str]:
+    return [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -13,7 +13,7 @@ from evomerge.baselines.plans import candidates, check_baseline
 from evomerge.cluster import worker_count
 from evomerge.errors import InvalidInput
 from evomerge.evaluation import code_files, known_evaluators, load_pack
-from evomerge.messages import duration, in_bytes
+from evomerge.messages import duration, in_bytes, some
 from evomerge.objective import task_weights
 from evomerge.opening.capacity import memory_of, placement_of
 from evomerge.opening.inputs import Inputs
@@ -201,6 +201,4 @@ def _rest_warnings(inputs: Inputs) -> list[str]:
     rest = [entry.name for entry in inputs.catalogue.mergeable if entry.part == "rest"]
     if not rest:
         return []
-    return [
-        f"{len(rest)} tensors belong to no known part: {', '.join(rest[:5])}; the space's part_patterns can name them"
-    ]
+    return [f"{len(rest)} tensors belong to no known part: {some(rest, 5)}; the space's part_patterns can name them"]

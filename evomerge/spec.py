@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from evomerge.baselines.info import BASELINES
-from evomerge.documents import read_document, validate
+from evomerge.documents import Frozen, read_document, validate
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.recipe import ModelRef
 from evomerge.samplers import SAMPLERS, SamplerInfo
@@ -22,11 +22,7 @@ Positive = Annotated[int, Field(gt=0)]
 Allowed = Literal["pickle_weights", "remote_code", "task_code", "benchmark_test_sets"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
-
-
-class Calibration(_Frozen):
+class Calibration(Frozen):
     """Text that a source is good at: a task of the evaluator's pack, or a text file; and how many items of it."""
 
     task: str | None = None
@@ -40,7 +36,7 @@ class Calibration(_Frozen):
         return self
 
 
-class SourceSpec(_Frozen):
+class SourceSpec(Frozen):
     """A model that goes in. `location` is a directory (relative to the spec) or a hub id."""
 
     name: Name
@@ -53,7 +49,7 @@ class SourceSpec(_Frozen):
         return ModelRef(self.name, self.location, revision=self.revision)
 
 
-class ConstraintSpec(_Frozen):
+class ConstraintSpec(Frozen):
     """A condition that the best candidate has to meet: a task's score is not worse than something.
 
     Attributes:
@@ -68,7 +64,7 @@ class ConstraintSpec(_Frozen):
     tolerance: Annotated[float, Field(ge=0)] = 0.0
 
 
-class ObjectiveSpec(_Frozen):
+class ObjectiveSpec(Frozen):
     """How the scores of the tasks become the one number that is maximised.
 
     Attributes:
@@ -137,13 +133,13 @@ class BaselineSpec(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
-class VerdictSpec(_Frozen):
+class VerdictSpec(Frozen):
     """The held-out comparison: how many of the best trials are scored on the held-out items, the winner among them."""
 
     best: Positive = 5
 
 
-class BudgetSpec(_Frozen):
+class BudgetSpec(Frozen):
     """When the search ends: as soon as one of these is reached. All are counted over all runs of the study.
 
     Attributes:
@@ -163,7 +159,7 @@ class BudgetSpec(_Frozen):
     target: float | None = None
 
 
-class FidelitySpec(_Frozen):
+class FidelitySpec(Frozen):
     """On how many items a candidate is scored.
 
     Attributes:
@@ -190,7 +186,7 @@ class FidelitySpec(_Frozen):
         return self
 
 
-class OtherStudy(_Frozen):
+class OtherStudy(Frozen):
     """The best trials of another study of the same space."""
 
     name: str
@@ -198,7 +194,7 @@ class OtherStudy(_Frozen):
     trials: Positive = 1
 
 
-class WarmStartSpec(_Frozen):
+class WarmStartSpec(Frozen):
     """Merges that are scored right after the centre, and that the sampler learns from: the nearest points of the space.
 
     Attributes:
@@ -213,7 +209,7 @@ class WarmStartSpec(_Frozen):
     studies: tuple[OtherStudy, ...] = ()
 
 
-class WorkersSpec(_Frozen):
+class WorkersSpec(Frozen):
     """The workers: how many, what each one gets, and after how many seconds a candidate is given up."""
 
     count: Positive | None = None
@@ -247,7 +243,7 @@ def _located(content: object) -> dict[str, Any]:
     return {"location": content} if isinstance(content, str) else dict(content) if isinstance(content, dict) else {}
 
 
-class SearchSpec(_Frozen):
+class SearchSpec(Frozen):
     """One search. The first source is the base (or the one named `base`), the others are the experts."""
 
     name: Name

@@ -16,6 +16,7 @@ import torch
 
 from evomerge.bank.memory import MemoryNeed, total_memory
 from evomerge.errors import InvalidInput
+from evomerge.messages import in_bytes
 
 # The rest of a device is for activations and what its allocator wastes, the rest of a host for everything else on it.
 DEVICE_SHARE = 0.75
@@ -56,8 +57,8 @@ class Placement:
         shared = "shared by the workers of a machine" if self.place is Place.MAPPED else "for each worker"
         streamed = ", streamed to the device tensor by tensor" if self.streams else ""
         return (
-            f"sources in {self.place} ({_gigabytes(self.sources)}, {shared}){streamed}; "
-            f"each worker holds {_gigabytes(self.worker)} more on the {self.device}"
+            f"sources in {self.place} ({in_bytes(self.sources)}, {shared}){streamed}; "
+            f"each worker holds {in_bytes(self.worker)} more on the {self.device}"
         )
 
     @property
@@ -114,10 +115,6 @@ def placed(tensors: Mapping[str, torch.Tensor], place: Place, device: torch.devi
 def _refuse_excess(wanted: int, there: int, where: str) -> None:
     if wanted > there:
         raise InvalidInput(
-            f"the search needs {_gigabytes(wanted)} and {where} has {_gigabytes(there)}; "
+            f"the search needs {in_bytes(wanted)} and {where} has {in_bytes(there)}; "
             "use fewer workers, a smaller dtype, or smaller models"
         )
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

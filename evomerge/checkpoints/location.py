@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from evomerge.errors import InvalidInput
-from evomerge.messages import one_line
+from evomerge.messages import first_line
 from evomerge.recipe import ModelRef
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -75,5 +75,5 @@ def _download(ref: ModelRef, allow: Collection[str]) -> Path:
         raise InvalidInput(
             f"source {ref.name!r}: there is no directory {Path(ref.location).absolute()}, and {ref.location!r}, which "
             f"looks like a hub id, could not be had from the hub or its cache at revision {ref.revision or 'main'!r}: "
-            f"{one_line(error)}"
+            f"{first_line(error)}"
         ) from error

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from evomerge.checkpoints.location import find_directory
 from evomerge.errors import InvalidInput
-from evomerge.messages import one_line
+from evomerge.messages import first_line
 from evomerge.recipe import ModelRef
 
 PATTERNS = (
@@ -68,7 +68,7 @@ def tokenizer_in(directory: Path, source: str, *, allow: Collection[str] = ()) -
         )
     except Exception as error:  # each tokenizer class reads its files with exceptions of its own
         raise InvalidInput(
-            f"source {source!r}: no tokenizer can be loaded from {directory}: {one_line(error)}"
+            f"source {source!r}: no tokenizer can be loaded from {directory}: {first_line(error)}"
         ) from None
     if tokenizer.get_vocab().keys() <= {str(token) for token in tokenizer.added_tokens_decoder.values()}:
         raise InvalidInput(

@@ -26,7 +26,7 @@ from evomerge.checkpoints.safetensors_files import (
     stored_digest,
 )
 from evomerge.errors import InvalidInput
-from evomerge.messages import one_line, some
+from evomerge.messages import first_line, some
 
 PICKLE_FILE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
@@ -130,7 +130,7 @@ def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise InvalidInput(f"cannot read {path}: {one_line(error)}") from error
+        raise InvalidInput(f"cannot read {path}: {first_line(error)}") from error
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise InvalidInput(f"{path} does not hold a dictionary of tensors")
     return content

@@ -19,6 +19,7 @@ import ray.exceptions
 from evomerge.cluster.executor import Executor, WorkerState
 from evomerge.errors import InvalidInput, StoppedByFailures
 from evomerge.jobs import Failed, Job, Outcome, Progress, Score, Train
+from evomerge.messages import last_line
 from evomerge.worker import Worker, WorkerSetup
 
 LOCAL = "local"
@@ -215,7 +216,7 @@ class RayExecutor:
         """Replace a dead worker; its job, if it had one, comes back as an infrastructural failure."""
         job = slot.job
         slot.deaths += 1
-        reason = f"worker {slot.name} died: {_first_line(error)}"
+        reason = f"worker {slot.name} died: {last_line(error)}"
         if slot.deaths >= MAX_DEATHS and job is None:
             raise StoppedByFailures(f"{reason}; it could not be started {slot.deaths} times in a row")
         self._replace(slot)
@@ -262,7 +263,7 @@ def _connect(
         try:
             ray.init(address=address, **quiet)
         except Exception as error:  # Ray raises many kinds, and none of them is about what we hold
-            raise InvalidInput(f"no Ray cluster answers at {address!r}: {_first_line(error)}") from None
+            raise InvalidInput(f"no Ray cluster answers at {address!r}: {last_line(error)}") from None
         return True
     try:
         ray.init(
@@ -279,7 +280,7 @@ def _connect(
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
         raise InvalidInput(
-            f"Ray cannot be started: {type(error).__name__}: {_first_line(error)}; mend that, or score in this "
+            f"Ray cannot be started: {type(error).__name__}: {last_line(error)}; mend that, or score in this "
             "process: --ray none"
         ) from error
     return True
@@ -306,12 +307,6 @@ def _short_folder() -> str | None:
 
 def _fits(folder: str) -> bool:
     return len(os.fsencode(Path(folder) / _SOCKET)) <= LONGEST_SOCKET
-
-
-def _first_line(error: Exception) -> str:
-    """The line of a Ray error that says what happened: the last one is the cause, the first ones are the machinery."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:300]
 
 
 def _proof(executor: RayExecutor) -> Executor:

@@ -11,7 +11,7 @@ from evomerge.engine.flat import forward, not_a_number
 from evomerge.engine.live_state import LiveState
 from evomerge.engine.probe import made_up_tokens, same_numbers
 from evomerge.errors import InvalidInput, MergeError
-from evomerge.messages import some
+from evomerge.messages import in_one_line, some
 
 _COMPARED = 16  # positions at each end of a sequence whose logits are compared
 
@@ -80,7 +80,7 @@ def _logits(model: Any, state: LiveState, tokens: list[int], positions: list[int
     except (MergeError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:  # whatever a model's code raises for a sequence that it cannot run
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = in_one_line(error, 300)
         raise InvalidInput(
             f"{type(model).__name__} cannot run a sequence of {len(tokens)} tokens: {reason}; if that is beyond what "
             "the model holds, set max_length of the evaluator lower"

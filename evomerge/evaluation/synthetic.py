@@ -17,9 +17,9 @@ from itertools import pairwise
 from statistics import NormalDist
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from evomerge.documents import validate
+from evomerge.documents import Frozen, validate
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.evaluation.evaluator import Candidate, ItemBlock, Scores, Split, TaskScores
 from evomerge.evaluation.packs.pack import HashSplit
@@ -32,7 +32,7 @@ EXIT_STATUS = 70
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class SyntheticSettings(BaseModel):
+class SyntheticSettings(Frozen):
     """What is simulated.
 
     Attributes:
@@ -52,8 +52,6 @@ class SyntheticSettings(BaseModel):
         exiting: share of the candidates that end the process at once, as a worker does that runs out of memory.
         bounds: param -> [low, high]; those that the search gives come first.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     function: Literal["sphere", "valley", "plateau", "noise"] = "sphere"
     tasks: Annotated[int, Field(ge=1)] = 2

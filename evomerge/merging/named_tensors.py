@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from evomerge.errors import InvalidInput
+from evomerge.messages import some
 
 
 def common_names(vectors: Sequence[Mapping[str, Tensor]]) -> list[str]:
@@ -27,7 +28,7 @@ def common_names(vectors: Sequence[Mapping[str, Tensor]]) -> list[str]:
     first, names = vectors[0], sorted(vectors[0])
     for other in vectors[1:]:
         if alone := sorted(first.keys() ^ other.keys()):
-            raise InvalidInput(f"vectors need the same tensor names; only some have {', '.join(alone[:5])}")
+            raise InvalidInput(f"vectors need the same tensor names; only some have {some(alone, 5)}")
         for name in names:
             if first[name].shape != other[name].shape:
                 shapes = f"{tuple(first[name].shape)} and {tuple(other[name].shape)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +14,7 @@ from evomerge.catalogue import layer_of
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.merging.merge import merge_rule
 from evomerge.merging.rule_tensors import RuleTensors
+from evomerge.messages import some
 from evomerge.methods import OptionValue, resolve_statistics, validate
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -122,24 +123,19 @@ def _refuse_misfits(template: Mapping[str, Tensor], models: Mapping[str, Mapping
     whose = next(iter(models))
     for owner, model in models.items():
         if missing := sorted(template.keys() - model.keys()):
-            raise InvalidInput(f"{owner} lacks tensors that {whose} has: {_some(missing)}")
+            raise InvalidInput(f"{owner} lacks tensors that {whose} has: {some(missing, 5)}")
         if extra := sorted(model.keys() - template.keys()):
-            raise InvalidInput(f"{owner} has tensors that {whose} lacks: {_some(extra)}")
+            raise InvalidInput(f"{owner} has tensors that {whose} lacks: {some(extra, 5)}")
         misfits = [
             f"{name} ({_kind(model[name])}, {whose} {_kind(tensor)})"
             for name, tensor in sorted(template.items())
             if model[name].shape != tensor.shape or model[name].is_floating_point() != tensor.is_floating_point()
         ]
         if misfits:
-            raise InvalidInput(f"{owner} does not fit {whose}: {_some(misfits)}")
+            raise InvalidInput(f"{owner} does not fit {whose}: {some(misfits, 5)}")
     if complex_names := sorted(name for name, tensor in template.items() if tensor.is_complex()):
-        raise InvalidInput(f"complex tensors cannot be merged: {_some(complex_names)}")
+        raise InvalidInput(f"complex tensors cannot be merged: {some(complex_names, 5)}")
 
 
 def _kind(tensor: Tensor) -> str:
     return f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-
-
-def _some(items: Iterable[str]) -> str:
-    listed = list(items)
-    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

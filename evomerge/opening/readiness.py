@@ -8,6 +8,7 @@ from evomerge.bank.memory import BYTES, available_memory
 from evomerge.bank.weight_bank import DTYPES
 from evomerge.checkpoints import check_scorable, load_skeleton, meta_model
 from evomerge.evaluation.evaluator import ModelEvaluator
+from evomerge.messages import in_bytes
 from evomerge.opening.inputs import Inputs
 
 _SHARE = 0.5  # of the available memory that the base may take, to be run beside everything else
@@ -42,7 +43,7 @@ def check_model(inputs: Inputs) -> str | None:
     needed, there = sum(entry.numel for entry in inputs.catalogue.entries) * BYTES[spec.dtype], available_memory()
     if needed > _SHARE * there:
         return (
-            f"the base was not tried out: it takes {needed / 1e9:.1f} GB, and of {there / 1e9:.1f} GB of free memory "
+            f"the base was not tried out: it takes {in_bytes(needed)}, and of {in_bytes(there)} of free memory "
             f"here a check uses {_SHARE:.0%}; the first worker tries it"
         )
     model, _ = load_skeleton(inputs.base, dtype=DTYPES[spec.dtype], device=torch.device("cpu"))

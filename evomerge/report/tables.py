@@ -12,7 +12,7 @@ from rich.text import Text
 
 from evomerge.jobs import Cost
 from evomerge.leaderboard import SHOWN, Line, Part, left_out_of, meets_constraints
-from evomerge.messages import duration, in_bytes, in_thousands
+from evomerge.messages import duration, in_bytes, in_thousands, p_value
 from evomerge.study.command_line import command_line
 from evomerge.study.stored_search import StoredSearch
 from evomerge.verdict import Verdict, read_winner
@@ -123,12 +123,8 @@ def _comparisons(verdict: Verdict) -> Table:
         ends = [f"{end * scale:+.1f}" for end in (each.low, each.high) if end is not None]
         interval = " … ".join(ends) or "–"
         said = "is beaten" if each.worse else each.outcome
-        table.add_row(each.baseline, f"{each.difference * scale:+.1f}", interval, _p(each.adjusted_p), said)
+        table.add_row(each.baseline, f"{each.difference * scale:+.1f}", interval, p_value(each.adjusted_p), said)
     return table
-
-
-def _p(value: float | None) -> str:
-    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

@@ -14,10 +14,12 @@ from datetime import datetime
 from typing import Any, Protocol, cast
 
 from optuna.distributions import BaseDistribution
+from optuna.pruners import HyperbandPruner
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from evomerge.errors import InvalidInput
 from evomerge.seeding import derive
 from evomerge.storage.attributes import TELL
 
@@ -114,6 +116,16 @@ class SearchSampler(BaseSampler):
     def mean(self, study: Study) -> dict[str, Any] | None:
         """The params at the mean of the distribution after all results of the study; None without a mean."""
         return None
+
+
+def refuse_hyperband(study: Study, sampler: str) -> None:
+    """Refuse a pruner that splits the trials into brackets.
+
+    Raises:
+        InvalidInput: the study has Optuna's `HyperbandPruner`.
+    """
+    if isinstance(study.pruner, HyperbandPruner):
+        raise InvalidInput(f"the {sampler} sampler cannot learn from Hyperband's brackets; use another pruner, or tpe")
 
 
 def sampler_of(study: Study) -> SearchSampler:

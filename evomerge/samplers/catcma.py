@@ -23,13 +23,12 @@ import numpy as np
 from cmaes import CatCMAwM
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
-from optuna.pruners import HyperbandPruner
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
 from evomerge.errors import InvalidInput
 from evomerge.samplers import settings
-from evomerge.samplers.base import SEEDS, ReplayingSampler, SamplerInputs, SamplerSpace
+from evomerge.samplers.base import SEEDS, ReplayingSampler, SamplerInputs, SamplerSpace, refuse_hyperband
 from evomerge.samplers.unit_cube import UnitCube
 from evomerge.seeding import derive
 
@@ -119,8 +118,7 @@ class CatCmaSampler(ReplayingSampler):
         return len(self._told) // self._popsize
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        if isinstance(study.pruner, HyperbandPruner):
-            raise InvalidInput("the catcma sampler cannot learn from Hyperband's brackets; use another pruner, or tpe")
+        refuse_hyperband(study, "catcma")
         if len(study.directions) > 1:
             raise InvalidInput("the catcma sampler optimises one objective; weigh them into one, or use nsgaii")
         super().before_trial(study, trial)

@@ -25,13 +25,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.pruners import HyperbandPruner
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.errors import InvalidInput
 from evomerge.samplers import settings
-from evomerge.samplers.base import ReplayingSampler, SamplerInputs, SamplerSpace
+from evomerge.samplers.base import ReplayingSampler, SamplerInputs, SamplerSpace, refuse_hyperband
 from evomerge.samplers.cma_evolution import (
     GENERATION_MODES,
     RESTARTS,
@@ -168,8 +167,7 @@ class CmaSampler(ReplayingSampler):
             return self._room(trials)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        if isinstance(study.pruner, HyperbandPruner):
-            raise InvalidInput("the cma sampler cannot learn from Hyperband's brackets; use another pruner, or tpe")
+        refuse_hyperband(study, "cma")
         if len(study.directions) > 1:
             raise InvalidInput(
                 "this sampler optimises one objective; weigh them into one, or use ReferencePointSampler"

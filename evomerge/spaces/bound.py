@@ -12,6 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from evomerge.catalogue import TensorCatalogue
 from evomerge.errors import InvalidInput
+from evomerge.messages import some
 from evomerge.methods import method_info, resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule
 from evomerge.spaces.groups import TensorGroup, divide, knot_labels
@@ -66,7 +67,7 @@ class BoundSpace:
         """The recipe that the params stand for. Pure: the same params always give the same recipe."""
         missing = [name for name in self.active(params) if name not in params]
         if missing:
-            raise InvalidInput(f"params are incomplete: {', '.join(missing[:3])} missing of {self.dimensions}")
+            raise InvalidInput(f"params are incomplete: {some(missing)} missing of {self.dimensions}")
         rules = tuple(self._rule(group, params) for group in self.groups)
         return Recipe(base=self.base, sources=self.sources, rules=rules, dtype=self.dtype, seed=self.seed)
 

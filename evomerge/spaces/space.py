@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from evomerge.catalogue import PART_PATTERNS, PARTS
-from evomerge.documents import read_document, validate
+from evomerge.documents import Frozen, read_document, validate
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.methods import method_info, resolve_options
 from evomerge.shipped import shipped_folder
@@ -18,11 +18,7 @@ from evomerge.shipped import shipped_folder
 Positive = Annotated[int, Field(gt=0)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Range(_Frozen):
+class Range(Frozen):
     """The values that one parameter may take.
 
     Attributes:
@@ -63,7 +59,7 @@ class Range(_Frozen):
         return self
 
 
-class MethodSpace(_Frozen):
+class MethodSpace(Frozen):
     """One method of the space: a range (searched) or a number (fixed) per parameter, and its semantics options."""
 
     parameters: Mapping[str, Range | float] = {}
@@ -74,7 +70,7 @@ def _depth(value: object) -> object:
     return {value: True} if isinstance(value, str) else value
 
 
-class Depth(_Frozen):
+class Depth(Frozen):
     """Division of the layers into groups: exactly one of these."""
 
     whole: bool = Field(default=False, alias="global")
@@ -89,7 +85,7 @@ class Depth(_Frozen):
         return self
 
 
-class Groups(_Frozen):
+class Groups(Frozen):
     """Division of the tensors into groups that share parameters.
 
     Attributes:
@@ -105,7 +101,7 @@ class Groups(_Frozen):
     outside: Literal["neighbours", "own"] = "neighbours"
 
 
-class SearchSpace(_Frozen):
+class SearchSpace(Frozen):
     """A search space, independent of any model. `evomerge.spaces.bound.bind` gives it tensors and sources."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]

@@ -17,6 +17,7 @@ from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from evomerge.errors import Interrupted, InvalidInput, nearest
+from evomerge.messages import first_line
 from evomerge.storage.journal_repair import repair_tail
 from evomerge.storage.single_writer import OwnedStorage
 from evomerge.storage.url import SQLITE, file_of, redact, resolve_url, scheme_of
@@ -195,7 +196,7 @@ def _relational(given: str, url: str, engine_options: dict[str, Any]) -> RDBStor
             f"cannot read the storage URL {redact(given)!r}; special characters in a password must be percent-encoded"
         ) from error
     except (SQLAlchemyError, StorageInternalError) as error:
-        reason = _without_secrets(str(error).splitlines()[0], given)
+        reason = _without_secrets(first_line(error), given)
         raise InvalidInput(f"cannot open {redact(given)}: {reason}") from error
 
 

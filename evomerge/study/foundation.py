@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 
 from evomerge.errors import InvalidInput, OtherSpec
+from evomerge.messages import some
 from evomerge.storage import attributes
 from evomerge.storage.attributes import read_text, write_text
 from evomerge.storage.opening import at_once
@@ -63,7 +64,7 @@ def lay_foundation(study: optuna.Study, foundation: Foundation) -> Foundation:
     changes = difference(stored.identity, json.loads(json.dumps(foundation.identity)))
     if changes:
         raise OtherSpec(
-            f"study {study.study_name!r} was made with another spec: {'; '.join(changes[:5])}. "
+            f"study {study.study_name!r} was made with another spec: {some(changes, 5, '; ')}. "
             "Give the search a new name, or take the change back"
         )
     at_once(study._storage, lambda: write_text(study, attributes.SPEC, foundation.spec))

@@ -9,6 +9,7 @@ from typing import Any
 import optuna
 
 from evomerge.errors import InvalidInput
+from evomerge.messages import some
 from evomerge.spec import SearchSpec, SourceSpec, spec_from_json
 from evomerge.storage import attributes
 from evomerge.study.foundation import difference, read_foundation
@@ -57,8 +58,7 @@ def with_own_baselines(stored: SearchSpec, given: SearchSpec) -> SearchSpec:
 def differences(stored: SearchSpec, given: SearchSpec) -> str:
     """List in one line the differences of a given spec from the stored one; empty where there are none."""
     found = difference(_comparable(stored, given), _comparable(given, given))
-    more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return "; ".join(found[:SHOWN]) + more
+    return some(found, SHOWN, "; ")
 
 
 def _relocated(stored: SourceSpec, given: SourceSpec | None) -> SourceSpec:

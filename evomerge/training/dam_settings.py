@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from evomerge.documents import Frozen
 
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 TrainableKind = Literal["linear", "bias", "norm", "embedding"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class LossWeights(_Frozen):
+class LossWeights(Frozen):
     """Factor of each loss; 0 switches it off. The losses themselves are in `evomerge.training.dam`.
 
     Published values where they are switched on: mse 1 (in place of kl), entropy 0.1, overlap and weighted_overlap
@@ -31,7 +29,7 @@ class LossWeights(_Frozen):
     l1_l2: Weight = 0.0
 
 
-class DamSettings(_Frozen):
+class DamSettings(Frozen):
     """Settings of a DAM training (arXiv 2410.08371; defaults as in the authors' code).
 
     Attributes:

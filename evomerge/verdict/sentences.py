@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from evomerge.messages import listed, p_value
 from evomerge.verdict.verdict import ALPHA, Comparison, Lead, Unit, Verdict
 
 _MANY = 4  # baselines that are named one by one, where all fared the same
@@ -89,7 +90,7 @@ def _undecided(comparisons: Sequence[Comparison], items: int) -> str:
     if len(comparisons) == 1:
         return f"cannot be told apart from {comparisons[0].baseline} {with_items}{needs[0]}"
     named = [f"{each.baseline}{need}" for each, need in zip(comparisons, needs, strict=True)]
-    return f"cannot be told apart {with_items} from {_listed(named)}"
+    return f"cannot be told apart {with_items} from {listed(named)}"
 
 
 def _luck(verdict: Verdict) -> str:
@@ -134,7 +135,7 @@ def _row(comparison: Comparison, unit: Unit) -> str:
         comparison.baseline.replace("|", "\\|"),
         amount(comparison.difference, unit, signed=True),
         interval,
-        nothing if comparison.adjusted_p is None else _p(comparison.adjusted_p),
+        p_value(comparison.adjusted_p),
         comparison.test,
         f"{comparison.discordant:,} of {comparison.items:,}",
         nothing if comparison.items_needed is None else _about(comparison.items_needed),
@@ -142,10 +143,6 @@ def _row(comparison: Comparison, unit: Unit) -> str:
         nothing if search is None else amount(search, unit, signed=True),
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def _p(value: float) -> str:
-    return "< 0.0001" if value < 0.0001 else f"{value:.2g}"
 
 
 def _about(number: int) -> str:
@@ -163,8 +160,4 @@ def _count(number: int, noun: str) -> str:
 def _names(comparisons: Sequence[Comparison], every: int) -> str:
     if len(comparisons) == every > _MANY:
         return f"all {every} baselines"
-    return _listed([each.baseline for each in comparisons])
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return listed([each.baseline for each in comparisons])

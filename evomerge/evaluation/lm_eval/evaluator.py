@@ -59,6 +59,7 @@ from evomerge.evaluation.lm_eval.tasks import (
 )
 from evomerge.evaluation.packs.pack import Pack
 from evomerge.evaluation.split import check_split, make_split
+from evomerge.messages import in_one_line
 from evomerge.seeding import derive
 
 CPU_BATCH = 64
@@ -354,7 +355,7 @@ class HarnessEvaluator:
                     chat_template=self._render_chat if pack.chat_template else None,
                 )
         except Exception as error:  # anything: templates of the task and of the tokenizer are run here
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+            reason = in_one_line(error)
             raise InvalidInput(f"task {task.task_name!r}: its prompts cannot be built: {reason}") from error
         requests: dict[int, list[Instance]] = {item: [] for item in ids}
         for instance in task.instances:

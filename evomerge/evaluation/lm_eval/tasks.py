@@ -14,6 +14,7 @@ from evomerge.evaluation.evaluator import Split
 from evomerge.evaluation.packs.benchmarks import refuse_test_split
 from evomerge.evaluation.packs.pack import FieldSplit, Pack, PackTask, check_allowed
 from evomerge.evaluation.split import content_hash
+from evomerge.messages import in_one_line
 
 
 class PreparedTask(ConfigurableTask):  # type: ignore[misc]
@@ -69,7 +70,7 @@ def load_tasks(pack: Pack, allow: Collection[str]) -> dict[str, Any]:
         tasks: dict[str, Any] = manager.load({"group": pack.name, "task": members})["tasks"]
     except Exception as error:  # anything: templates, data and code of the pack are run here for the first time
         cause = error.__cause__ or error
-        reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:400]
+        reason = in_one_line(cause)
         raise InvalidInput(f"lm-eval cannot load the tasks of evaluator {pack.name!r}: {reason}") from error
     for entry in pack.tasks:
         _check_task(tasks[entry.task], entry, allow, builtin=pack.tasks_path is None)

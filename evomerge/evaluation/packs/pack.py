@@ -19,9 +19,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from evomerge.documents import read_document, validate
+from evomerge.documents import Frozen, read_document, validate
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.evaluation.evaluator import Part
 from evomerge.evaluation.packs.benchmarks import refuse_benchmark
@@ -31,11 +31,7 @@ from evomerge.shipped import shipped_folder
 PACK_FILE = "evaluator.yaml"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
-
-
-class PackTask(_Frozen):
+class PackTask(Frozen):
     """One task of the objective.
 
     Attributes:
@@ -55,14 +51,14 @@ class PackTask(_Frozen):
     limit: Annotated[int, Field(gt=0)] | None = None
 
 
-class FieldSplit(_Frozen):
+class FieldSplit(Frozen):
     """Every document says which part it belongs to."""
 
     by: Literal["field"]
     field: Annotated[str, Field(min_length=1)]
 
 
-class HashSplit(_Frozen):
+class HashSplit(Frozen):
     """The part follows from the content of the document, so that new documents move no old one to another part."""
 
     by: Literal["hash"]
@@ -83,7 +79,7 @@ class HashSplit(_Frozen):
 SplitRule = Annotated[FieldSplit | HashSplit, Field(discriminator="by")]
 
 
-class Pack(_Frozen):
+class Pack(Frozen):
     """An evaluator pack, as its evaluator.yaml describes it."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
