@@ -18,10 +18,11 @@ from made_up_models import toy_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from evomerge.bank.kernels import DTYPES
+
 NAMES = ("base", "first", "second")
 REMOTE_CODE = Path(__file__).with_name("remote_model.py")
 PERTURBATION = 0.2  # of an expert, in standard deviations of each tensor
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 State = dict[str, torch.Tensor]
 

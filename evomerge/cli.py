@@ -86,7 +86,7 @@ def run(
 def status(
     context: typer.Context, spec: SpecPath = None, storage: Storage = None, study: Study = None, json_: Json = False
 ) -> None:
-    """Where the search stands: counts by state, best so far, rate, time left, workers."""
+    """The state of the search: counts by state, best so far, rate, time left, workers."""
     terminal = _terminal(context)
     from evomerge.report.progress import status_document, status_text
 
@@ -106,7 +106,7 @@ def leaderboard(
     terminal = _terminal(context)
     from evomerge.leaderboard import leaderboard as lines_of
     from evomerge.leaderboard import leaderboard_document
-    from evomerge.report.places import places
+    from evomerge.report.paths import described_paths
     from evomerge.report.tables import leaderboard_tables
 
     stored = _stored(terminal, spec, storage, study)
@@ -117,7 +117,7 @@ def leaderboard(
         lines = with_commands(stored, lines, spec if storage is None else None)
     _print(terminal, leaderboard_document(stored, lines), json_, lambda _: leaderboard_tables(stored, lines))
     if not json_:
-        terminal.write(places(stored))
+        terminal.write(described_paths(stored))
 
 
 @app.command()
@@ -186,7 +186,7 @@ def dashboard(
     from evomerge.study.dashboard import serve
 
     stored = _stored(terminal, spec, storage, study)
-    serve(stored.storage, stored.study.study_name, stored.artifacts, host, port, terminal.tell)
+    serve(stored.storage, stored.study.study_name, stored.artifacts, host=host, port=port, say=terminal.tell)
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 EvomergeError
 ├── InvalidInput       2  the spec, a file or an argument is wrong; nothing was run
-├── Interrupted        3  stopped by a signal; the same command goes on
+├── Interrupted        3  stopped by a signal; the same command resumes
 ├── OtherSpec          4  the study was made with another spec
 ├── StoppedByFailures  5  most candidates fail, or no worker can be started
 ├── StudyHeld          6  another controller holds the study
@@ -30,7 +30,7 @@ class InvalidInput(EvomergeError):
 
 
 class Interrupted(EvomergeError):
-    """The run was stopped from outside; everything finished is stored and the same command goes on."""
+    """The run was stopped from outside; everything finished is stored and the same command resumes."""
 
     exit_code = 3
 

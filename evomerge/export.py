@@ -12,7 +12,8 @@ import torch
 from rich.text import Text
 
 from evomerge.bank import WeightBank
-from evomerge.bank.weight_bank import DTYPES, default_device
+from evomerge.bank.kernels import DTYPES
+from evomerge.bank.weight_bank import default_device
 from evomerge.baselines.freshness import current_baselines
 from evomerge.baselines.named_recipes import source_rows
 from evomerge.checkpoints import Parent, differing, model_card, tensor_digest, verify_digests, write_model
@@ -35,7 +36,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class _Chosen:
-    """What is to be exported: a trial, or a baseline by its label."""
+    """The merge to export: a trial, or a baseline by its label."""
 
     label: str
     recipe: Recipe
@@ -179,5 +180,6 @@ def _row(line: Line, tasks: list[str]) -> list[str]:
 
 
 def export_command(stored: StoredSearch, which: str, out: Path, file: Path | None) -> str:
-    """The command line that makes an export."""
-    return command_line(stored.spec, "export", "--trial", which, "--out", str(out.resolve()), file=file)
+    """The command line of an export."""
+    arguments = ("--trial", which, "--out", str(out.resolve()))
+    return command_line(stored.spec, "export", *arguments, file=file)

@@ -1,4 +1,4 @@
-"""`evomerge check`: everything that can be known before a run, and every warning that should be read before it."""
+"""`evomerge check`: facts and warnings that are known before a run."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ BYTES_PER_ITEM = 8  # of a compressed Parquet file of outcomes
 
 
 def preflight(inputs: Inputs) -> dict[str, Any]:
-    """Validate a spec, run its base on made-up tokens, and say what a run will be like.
+    """Validate a spec, run its base on made-up tokens, and predict cost and memory of a run.
 
     Raises:
-        InvalidInput: whatever would make `evomerge run` fail.
+        InvalidInput: `evomerge run` would fail.
     """
     spec, space = inputs.spec, inputs.space
     build_search_sampler(inputs, workers=1)
@@ -125,7 +125,7 @@ def _tensors(inputs: Inputs) -> dict[str, Any]:
 
 
 def _centre(recipe: Recipe) -> str:
-    """What the centre merges, in words: the distinct rules."""
+    """The distinct rules of the centre in words."""
     said = dict.fromkeys(
         f"{rule.method}({', '.join(f'{name}={_values(value)}' for name, value in rule.parameters.items())})"
         for rule in recipe.rules
@@ -168,7 +168,7 @@ def _cost(inputs: Inputs) -> dict[str, int]:
 
 
 def _training(inputs: Inputs) -> dict[str, dict[str, int]]:
-    """Baseline -> what its training will read, losses at its ends included."""
+    """Baseline -> tokens that its training will read, measurements at both ends included."""
     planned = {each.name: planned_training(each, inputs) for each in inputs.spec.chosen_baselines}
     return {name: asdict(each) for name, each in planned.items() if each is not None}
 

@@ -1,4 +1,4 @@
-"""Keyed randomness: every draw is keyed by what it is for, and nothing draws from a global generator."""
+"""Keyed randomness: every draw is keyed by its purpose, and nothing draws from a global generator."""
 
 from __future__ import annotations
 

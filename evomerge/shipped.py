@@ -1,4 +1,4 @@
-"""Where the YAML folders that ship with evomerge lie: inside the installed package, or beside it in a checkout."""
+"""Locates the YAML folders that ship with evomerge: inside the installed package, or beside it in a checkout."""
 
 from __future__ import annotations
 

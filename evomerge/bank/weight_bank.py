@@ -13,7 +13,7 @@ import torch
 
 from evomerge.bank.file_guard import FileGuard
 from evomerge.bank.fused_rule import FusedRule, SourceCache, fuse_rule
-from evomerge.bank.kernels import Kernels
+from evomerge.bank.kernels import DTYPES, Kernels
 from evomerge.bank.memory import memory_need, total_memory
 from evomerge.bank.placement import Machine, place_sources, placed, this_machine
 from evomerge.bank.recipe_tensors import RecipeTensors
@@ -24,8 +24,6 @@ from evomerge.errors import InvalidInput, MergeError
 from evomerge.merging import RuleTensors, merge_rule
 from evomerge.methods import method_info
 from evomerge.recipe import SEMANTICS_VERSION, ModelRef, Recipe, Rule
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def open_bank(

@@ -1,4 +1,4 @@
-"""What transformers makes of a checkpoint: which stored tensor becomes which live one, and which are tied.
+"""A checkpoint as transformers loads it: live names of the stored tensors, and ties between them.
 
 The answer comes from the model class itself, built on the meta device, so no architecture is named here. This is the
 only file that touches transformers' conversion machinery (`conversion_mapping`, `core_model_loading`), which is not
@@ -21,6 +21,8 @@ from transformers import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
 )
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
@@ -81,7 +83,7 @@ def describe(directory: Path, config: Mapping[str, Any], header: Header, *, remo
     places, converted = _places(model, live, header)
     _check_shapes(directory, header, live, places)
     encoder_decoder = _is_encoder_decoder(settings)
-    lacking = [] if encoder_decoder else _lacking(model, live, ties, places, converted)
+    lacking = [] if encoder_decoder else _lacking(model, live, ties, places=places, converted=converted)
     if lacking:
         raise InvalidInput(
             f"{directory}: {type(model).__name__} needs {len(lacking)} tensors that the checkpoint lacks: "
@@ -108,40 +110,40 @@ def lacking_in(
     None where transformers has no such class, or cannot build it here.
     """
     named = getattr(transformers, class_name, None)
-    if not (isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)):
+    if not (isinstance(named, type) and issubclass(named, PreTrainedModel)):
         return None
     try:
         with torch.device("meta"):
-            model: Any = named(read_settings(directory, remote_code))
+            model = named(read_settings(directory, remote_code))
     except Exception:  # whatever a model class raises, such as the ImportError of a tower's library
         return None
     model.tie_weights()
     live = model.state_dict(keep_vars=True)
     places, converted = _places(model, live, {name: header[name] for name in stored})
-    return _lacking(model, live, _ties(live), places, converted)
+    return _lacking(model, live, _ties(live), places=places, converted=converted)
 
 
-def read_settings(directory: Path, remote_code: bool) -> Any:
+def read_settings(directory: Path, remote_code: bool) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=remote_code, local_files_only=True)
     except Exception as error:  # each config class validates with exceptions of its own
         raise InvalidInput(f"transformers cannot read {directory / 'config.json'}: {error}") from error
 
 
-def _language(model: Any, live: Mapping[str, torch.Tensor]) -> frozenset[str]:
+def _language(model: PreTrainedModel, live: Mapping[str, torch.Tensor]) -> frozenset[str]:
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     inside = {id(tensor) for tensor in (decoder or model).state_dict(keep_vars=True).values()}
     return frozenset(name for name, tensor in live.items() if id(tensor) in inside)
 
 
-def _is_encoder_decoder(settings: Any) -> bool:
+def _is_encoder_decoder(settings: PreTrainedConfig) -> bool:
     """By the config, or as lm-eval judges: by the type, also of a class that keeps the decoder alone."""
     return bool(getattr(settings, "is_encoder_decoder", False)) or (
         type(settings) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
     )
 
 
-def build_on_meta(directory: Path, settings: Any, remote_code: bool) -> Any:
+def build_on_meta(directory: Path, settings: PreTrainedConfig, remote_code: bool) -> PreTrainedModel:
     """The model of a configuration on the meta device: all of it but the numbers.
 
     Raises InvalidInput where the model class cannot be built from the configuration.
@@ -158,7 +160,7 @@ def build_on_meta(directory: Path, settings: Any, remote_code: bool) -> Any:
 
 
 def _ties(live: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Further name -> first name, for names that stand for the same tensor."""
+    """Further name -> first name, for names of the same tensor."""
     first: dict[int, str] = {}
     ties = {}
     for name, tensor in live.items():
@@ -168,7 +170,9 @@ def _ties(live: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return ties
 
 
-def _places(model: Any, live: Mapping[str, torch.Tensor], header: Header) -> tuple[dict[str, str], dict[str, str]]:
+def _places(
+    model: PreTrainedModel, live: Mapping[str, torch.Tensor], header: Header
+) -> tuple[dict[str, str], dict[str, str]]:
     """Stored name -> live name of the tensors kept as they are, and of those kept in another form."""
     transforms = get_model_conversion_mapping(model)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
@@ -194,15 +198,16 @@ def _check_shapes(directory: Path, header: Header, live: Mapping[str, torch.Tens
 
 
 def _lacking(
-    model: Any,
+    model: PreTrainedModel,
     live: Mapping[str, torch.Tensor],
     ties: Mapping[str, str],
+    *,
     places: Mapping[str, str],
     converted: Mapping[str, str],
 ) -> list[str]:
     """The parameters that the checkpoint does not fill, apart from those that the class itself does without.
 
-    None where tensors are kept in another form: one of them may fill parameters of several modules.
+    Empty where tensors are kept in another form: one of them may fill parameters of several modules.
     """
     if converted:
         return []
@@ -217,7 +222,7 @@ def _lacking(
 
 
 def _wrapping(live: Mapping[str, torch.Tensor], unmatched: Iterable[str]) -> str:
-    """Why names do not match, where it is that the model was saved inside of another module."""
+    """Explanation for names that do not match because the model was saved inside of another module."""
     found: set[str] = set()
     for name in unmatched:
         if ".lora_" in name or ".base_layer." in name:

@@ -1,6 +1,6 @@
-"""Digests of tensors: what a worker stores for the winner, and what an export is checked against (law 3).
+"""Digests of tensors: stored for the winner by a worker, verified at an export (law 3).
 
-The fingerprint of a model is one over what it computes with, wherever and in however many files it lies.
+The fingerprint of a model depends on the content it computes with, not on location and number of its files.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def tensor_digests(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, str
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
-    """SHA-256 over dtype, shape and the raw bytes in row-major order, on whatever device the tensor lies."""
+    """SHA-256 over dtype, shape and the raw bytes in row-major order, on any device."""
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
     return bytes_digest(dtype_name(tensor.dtype), tuple(tensor.shape), flat.view(torch.uint8).numpy().data)
 
@@ -48,14 +48,14 @@ def bytes_digest(dtype: str, shape: tuple[int, ...], content: memoryview) -> str
 
 
 def verify_digests(expected: Mapping[str, str], actual: Mapping[str, str]) -> None:
-    """Raises WeightsDiffer naming every tensor whose digest differs or that stands on one side only."""
+    """Raises WeightsDiffer naming every tensor whose digest differs or that is on one side only."""
     different = differing(expected, actual)
     if different:
         raise WeightsDiffer(different, len(expected.keys() | actual.keys()))
 
 
 def differing(expected: Mapping[str, str], actual: Mapping[str, str]) -> list[str]:
-    """The tensors whose digest differs or that stand on one side only."""
+    """The tensors whose digest differs or that are on one side only."""
     return sorted(name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name))
 
 

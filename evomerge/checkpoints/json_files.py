@@ -28,7 +28,7 @@ def read_object_if_there(path: Path) -> dict[str, Any] | None:
 
 
 def parse_object(text: bytes, what: str) -> dict[str, Any]:
-    """The JSON object in `text`; `what` names it in errors. A key that stands twice is an error, not a choice."""
+    """The JSON object in `text`; `what` names it in errors. A key given twice is an error."""
     try:
         content = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:

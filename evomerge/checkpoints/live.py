@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from evomerge.checkpoints.architecture import Architecture, build_on_meta, read_settings
 from evomerge.checkpoints.digests import dtype_name
@@ -17,7 +16,7 @@ from evomerge.messages import some
 
 def load_skeleton(
     source: Source, *, dtype: torch.dtype, device: torch.device | str = "cpu"
-) -> tuple[Any, dict[str, torch.Tensor]]:
+) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
     """The source as a live model for scoring, and its tensors by the names of the source's catalogue.
 
     The model is in eval mode, needs no gradients, and holds the source's own weights until they are replaced:
@@ -69,8 +68,8 @@ def _check_loaded_as_stored(source: Source, parameters: Mapping[str, torch.Tenso
         )
 
 
-def meta_model(source: Source) -> Any:
-    """The source as a model without weights, on the meta device, in eval mode: what `load_skeleton` gives, for nothing.
+def meta_model(source: Source) -> PreTrainedModel:
+    """The source as a model without weights, on the meta device, in eval mode: `load_skeleton` without its cost.
 
     Raises InvalidInput where the source is not scorable (`check_scorable`).
     """
@@ -96,9 +95,9 @@ def _check_wide_enough(source: Source, parameters: Mapping[str, torch.Tensor], d
 
 
 def check_scorable(source: Source) -> None:
-    """Raises InvalidInput where merges into this source cannot be scored, as far as the files alone tell.
+    """Raises InvalidInput where merges into this source cannot be scored, as far as the files show it.
 
-    So it is where transformers has no causal language model for the source, or one that reads with an encoder; where
+    That is so where transformers has no causal language model for the source, or one that reads with an encoder; where
     the live model keeps tensors in another form than they are stored in; and where numbers of one kind, integers or
     floating-point, are stored for the other kind.
     """

@@ -1,4 +1,4 @@
-"""Where a model lies: a local directory, or a repository of the Hugging Face hub."""
+"""Location of a model: a local directory, or a repository of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def find_directory(ref: ModelRef, *, allow: Collection[str] = ()) -> Path:
     """The directory that holds the model, downloaded into the hub's cache where the location is a hub id.
 
     Files of a hub snapshot are symbolic links into the cache's blobs, and that is how they are read.
-    Raises InvalidInput saying what was looked for.
+    Raises InvalidInput with the places that were searched.
     """
     directory = Path(ref.location).expanduser()
     if directory.is_dir():

@@ -12,12 +12,12 @@ from evomerge.recipe import Recipe
 
 @dataclass(frozen=True)
 class Parent:
-    """What the card says about one source.
+    """Facts of the card about one source.
 
     Attributes:
         name: what the user called it.
         hub_id: its id on the hub, None for a local directory, whose path is nobody's business.
-        license: what its README declares, None where it declares nothing.
+        license: as its README declares it, None where it does not.
         fingerprint: content hash of config and weights.
     """
 
@@ -41,7 +41,7 @@ def model_card(
 
     Args:
         parents: the base first, then the experts.
-        columns, rows: the score table, as it shall be printed; no table where there are no rows.
+        columns, rows: the score table as printed; no table where there are no rows.
         reproduce: the command that makes this model again.
         notes: further sentences, one paragraph each, such as the verdict.
     """

@@ -1,4 +1,4 @@
-"""The YAML front matter of a model's README.md, where the hub keeps its licence."""
+"""The YAML front matter of a model's README.md, which holds its licence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LIMIT = 100_000  # characters; front matter stands first
 def read_license(directory: Path) -> str | None:
     """The licence that README.md declares; of `license: other` its `license_name`. None where it is not declared.
 
-    A README that cannot be read is not an error: it says nothing about the weights.
+    A README that cannot be read is not an error: the weights do not depend on it.
     """
     path = directory / "README.md"
     if not path.is_file():

@@ -68,7 +68,7 @@ def to_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -
 
 
 def from_bytes(content: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """What `to_bytes` was given.
+    """Tensors and metadata of a file that `to_bytes` made.
 
     Raises:
         InvalidInput: this is no such file.

@@ -56,9 +56,9 @@ DTYPES: Mapping[str, tuple[str, int]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """Where a tensor lies: its bytes are [start, stop) of the file."""
+    """Location of a tensor: its bytes are [start, stop) of the file."""
 
     file: Path
     shape: tuple[int, ...]
@@ -206,7 +206,7 @@ def _stored(path: Path, offset: int, entry: Mapping[str, Any]) -> StoredTensor:
     start, stop = entry["data_offsets"]
     if min(start, *shape, 0) < 0 or stop - start != math.prod(shape) * itemsize:
         raise ValueError(entry)
-    return StoredTensor(path, shape, dtype, offset + start, offset + stop)
+    return StoredTensor(file=path, shape=shape, dtype=dtype, start=offset + start, stop=offset + stop)
 
 
 def _open(path: Path) -> Any:

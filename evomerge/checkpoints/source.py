@@ -24,19 +24,19 @@ from evomerge.recipe import ModelRef
 
 @dataclass(frozen=True)
 class Source:
-    """An opened model. Nothing of its weights is in memory until a tensor is asked for.
+    """An opened model. None of its weights is in memory until a tensor is read.
 
-    A tensor is named as the base's checkpoint names it. A tied tensor stands once, and tensors that the model class
-    does not load (old buffers) do not stand at all.
+    A tensor is named as the base's checkpoint names it. A tied tensor has one entry, and tensors that the model class
+    does not load (old buffers) have none.
 
     Attributes:
-        ref: what the user gave, with the fingerprint filled in.
-        directory: where the files lie.
+        ref: as the user gave it, with the fingerprint filled in.
+        directory: folder of the files.
         hub_id: the hub id that it was downloaded from, None for a local directory.
-        config: config.json as it stands.
-        generation_config: generation_config.json as it stands, None where there is none.
+        config: content of config.json.
+        generation_config: content of generation_config.json, None without one.
         tokenizer_files: names of the tokenizer's files in the directory.
-        license: what the README declares, None where it declares nothing.
+        license: as the README declares it, None where it does not.
         catalogue: the tensors, with layer and part.
         header: name -> (shape, dtype name).
         tensors: the tensors, read lazily; they may share memory with the mapped files: nobody writes to them.
@@ -46,8 +46,8 @@ class Source:
         weights: all tensors as they are stored, under the names of the files.
         stored_names: name -> name in the files.
         live_names: name -> name in the live model, where the live model keeps the tensor as it is stored.
-        architecture: what transformers makes of the checkpoint, None where it has no causal language model for it.
-        allow: what the user allowed beyond reading tensors.
+        architecture: the checkpoint as transformers loads it, None where it has no causal language model for it.
+        allow: permissions beyond reading tensors.
         remote_code: whether the model's own code may run.
         pickled: whether the weights are pickles.
     """

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from evomerge.checkpoints.location import find_directory
 from evomerge.errors import InvalidInput
@@ -45,8 +44,8 @@ def tokenizer_files(directory: Path) -> tuple[str, ...]:
     return tuple(sorted(name for name in names if any(fnmatch(name, pattern) for pattern in PATTERNS)))
 
 
-def load_tokenizer(ref: ModelRef, *, allow: Collection[str] = ()) -> Any:
-    """The tokenizer that lies beside the model's weights.
+def load_tokenizer(ref: ModelRef, *, allow: Collection[str] = ()) -> PreTrainedTokenizerBase:
+    """The tokenizer in the folder of the model's weights.
 
     Raises:
         InvalidInput: there is none, or transformers cannot load it.
@@ -54,7 +53,7 @@ def load_tokenizer(ref: ModelRef, *, allow: Collection[str] = ()) -> Any:
     return tokenizer_in(find_directory(ref, allow=allow), ref.name, allow=allow)
 
 
-def tokenizer_in(directory: Path, source: str, *, allow: Collection[str] = ()) -> Any:
+def tokenizer_in(directory: Path, source: str, *, allow: Collection[str] = ()) -> PreTrainedTokenizerBase:
     """The tokenizer in a model directory; `source` names the model in errors.
 
     Raises:

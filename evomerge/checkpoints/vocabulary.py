@@ -1,4 +1,4 @@
-"""Vocabularies as the tokenizers have them: which token each id stands for, whichever of its files says so."""
+"""Vocabularies of the tokenizers: the token of each id, from whichever of the files names it."""
 
 from __future__ import annotations
 

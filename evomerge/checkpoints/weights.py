@@ -1,4 +1,4 @@
-"""The weights of a model directory, whatever kind of file they lie in.
+"""The weights of a model directory, in any kind of file.
 
 PyTorch's older files (`pytorch_model.bin`) are pickles: they are read only where the user allowed it.
 """
@@ -49,7 +49,7 @@ class Weights:
     pickled: bool
 
     def digests(self) -> dict[str, str]:
-        """All digests. Hashing releases the interpreter lock, so a few threads read as fast as the disk gives."""
+        """All digests. Hashing releases the interpreter lock, so a few threads read as fast as the disk."""
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             return dict(zip(self.header, pool.map(self.digest, self.header), strict=True))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from evomerge.bank.kernels import DTYPES
 from evomerge.bank.memory import BYTES, available_memory
-from evomerge.bank.weight_bank import DTYPES
 from evomerge.checkpoints import check_scorable, load_skeleton, meta_model
 from evomerge.evaluation.evaluator import ModelEvaluator
 from evomerge.messages import in_bytes

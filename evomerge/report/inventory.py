@@ -1,4 +1,4 @@
-"""What exists: search spaces, evaluators and merge methods, with their parameters and papers."""
+"""Inventory of search spaces, evaluators and merge methods, with their parameters and papers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log of what libraries, their threads and their processes print while a command runs."""
+"""Log of the output of libraries, their threads and their processes while a command runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ERROR_FILE = "evomerge-error.log"
 
 
 class OutputLog:
-    """A file in the place of this process's standard output and standard error, for whoever writes to them.
+    """A file that replaces this process's standard output and standard error.
 
     It takes over the file descriptors, which compiled code and processes that are started write to as well. Until it is
     given a name it is a temporary file, and gone with the process. Only a command line may do that to its process.
@@ -40,7 +40,7 @@ class OutputLog:
         )
 
     def move(self, path: Path) -> None:
-        """Go on in a file, after what is there, with what has been logged so far; in the temporary one if it cannot."""
+        """Continue in a file, after its content, with the log so far; do nothing if the file cannot be written."""
         if self._file is None or self.path is not None:
             return
         try:
@@ -54,7 +54,7 @@ class OutputLog:
         self.path = path
 
     def keep(self, text: str) -> Path:
-        """Add a text and say in which file it is: the log's, else one in the working directory or a temporary one."""
+        """Add a text; return its file: the log's, else one in the working directory or a temporary one."""
         if self.path is not None:
             with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)

@@ -1,4 +1,4 @@
-"""Where a search stands, for a terminal, for a log file, and for `evomerge status`."""
+"""Progress of a search, for a terminal, for a log file, and for `evomerge status`."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def progress_line(progress: Progress) -> Text:
 
 
 def status_document(stored: StoredSearch) -> dict[str, Any]:
-    """What `evomerge status --json` prints, from the small attribute that the controller keeps: no trial is read."""
+    """The document of `evomerge status --json`, from an attribute that the controller writes: no trial is read."""
     content = stored.study.user_attrs.get(attributes.STATUS)
     counts = {"complete": 0, "dropped": 0, "failed": 0, "running": 0}
     if content is not None:

@@ -1,4 +1,4 @@
-"""How somebody else gets the numbers of the leaderboard: the exact `lm_eval` command of each row."""
+"""Reproduction of the leaderboard by others: the exact `lm_eval` command of each row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from evomerge.evaluation import known_evaluators, split_from_json
 from evomerge.evaluation.evaluator import ItemBlock
 from evomerge.export import export_command
 from evomerge.leaderboard import Line
-from evomerge.report.places import exported_digest, exports, models_folder, run_folder
+from evomerge.report.paths import exported_digest, exports, models_folder, run_folder
 from evomerge.storage import attributes
 from evomerge.study.foundation import read_foundation
 from evomerge.study.stored_search import StoredSearch
@@ -77,7 +77,7 @@ def _with_command(
 def _model(
     stored: StoredSearch, line: Line, exported: dict[str | None, Path], file: Path | None
 ) -> tuple[str, str | None]:
-    """Where the row's model lies, and the command that puts it there if it is not there yet."""
+    """Location of the row's model, and the command that exports it there if it is missing."""
     if line.kind == "source":
         source = next(source for source in stored.spec.sources if source.name == line.label)
         return str(find_directory(source.ref, allow=stored.spec.allow)), None

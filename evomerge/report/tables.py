@@ -51,7 +51,7 @@ def _summary(stored: StoredSearch, lines: Sequence[Line]) -> Table:
 
 
 def _not_only_of_the_front(lines: Sequence[Line]) -> list[Line]:
-    """Without the trials that are there for the front alone, which may be hundreds and have a table of their own."""
+    """Without trials that are listed for the front alone: they may be hundreds, and the front has its own table."""
     unproven = [line for line in lines if line.kind == "trial" and line.front and not line.held_out]
     hidden = {line.trial for line in unproven[0 if any(line.held_out for line in lines) else SHOWN :]}
     return [line for line in lines if line.trial not in hidden]
@@ -60,7 +60,7 @@ def _not_only_of_the_front(lines: Sequence[Line]) -> list[Line]:
 def _front(lines: Sequence[Line]) -> list[Table]:
     """The Pareto front, on the items that it was found on; nothing with one objective.
 
-    First what betters baselines that few others better, so that the table has a point for each of them.
+    First the points that dominate rarely dominated baselines, so that the table has a point for each of them.
     """
     found = [line for line in lines if line.front]
     if not found:
@@ -122,8 +122,9 @@ def _comparisons(verdict: Verdict) -> Table:
     for each in verdict.comparisons:
         ends = [f"{end * scale:+.1f}" for end in (each.low, each.high) if end is not None]
         interval = " … ".join(ends) or "–"
-        said = "is beaten" if each.worse else each.outcome
-        table.add_row(each.baseline, f"{each.difference * scale:+.1f}", interval, p_value(each.adjusted_p), said)
+        answer = "is beaten" if each.worse else each.outcome
+        cells = (f"{each.difference * scale:+.1f}", interval, p_value(each.adjusted_p), answer)
+        table.add_row(each.baseline, *cells)
     return table
 
 

@@ -1,4 +1,4 @@
-"""The terminal of a command: our own lines reach it, and what libraries and their processes print goes to a log."""
+"""The terminal of a command: our own lines reach it, output of libraries and their processes goes to a log."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Terminal:
         return self._log.path if self._log is not None else None
 
     def divert(self) -> None:
-        """Leave the terminal to our own lines: from now on everything else that the process prints goes to the log."""
+        """Leave the terminal to our own lines: all other output of the process goes to the log from now on."""
         if self._log is not None and not self._log.is_open:
             self._log.open()
             logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", force=True)
@@ -58,12 +58,12 @@ class Terminal:
             logging.getLogger("evomerge").addHandler(ours)
 
     def log_to(self, file: Path) -> None:
-        """Keep the log in a file, after what is there."""
+        """Write the log to a file, after its content."""
         if self._log is not None:
             self._log.move(file)
 
     def keep(self, text: str) -> Path:
-        """Add a text, such as a traceback, to the log, and keep it where there was no reason to keep it before."""
+        """Add a text, such as a traceback, to the log, and keep the log from now on."""
         return (self._log or OutputLog()).keep(text)
 
     def show(self, renderable: RenderableType) -> None:
@@ -111,7 +111,7 @@ class _Messages(logging.Handler):
 
 
 class _Pipe(io.FileIO):
-    """A file descriptor that drops what nobody reads any more, as a reader that has left or a terminal that closed."""
+    """A file descriptor that drops output without a reader, such as a closed pipe or terminal."""
 
     def write(self, data: Any, /) -> int:
         try:

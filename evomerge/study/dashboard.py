@@ -19,7 +19,9 @@ def write_note(study: optuna.Study, markdown: str) -> None:
     with_retries(lambda: save_note(study, markdown))
 
 
-def serve(storage: BaseStorage, study: str, artifacts: Path, host: str, port: int, say: Callable[[str], None]) -> None:
+def serve(
+    storage: BaseStorage, study: str, artifacts: Path, *, host: str, port: int, say: Callable[[str], None]
+) -> None:
     """Serve until interrupted.
 
     Args:

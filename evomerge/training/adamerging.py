@@ -106,9 +106,8 @@ def train_coefficients(
         raise InvalidInput(f"steps must be a whole number from 1 on, but got {steps!r}")
     names = [name for name, tensor in base.items() if tensor.is_floating_point()]
     _refuse_misfits(base, names, task_vectors)
-    return _steps(
-        _Merge(base, task_vectors, names, granularity, clamp), loss, float(initial), float(learning_rate), steps
-    )
+    merge = _Merge(base, task_vectors, names, granularity=granularity, clamp=clamp)
+    return _steps(merge, loss, initial=float(initial), learning_rate=float(learning_rate), steps=steps)
 
 
 class _Merge:
@@ -119,6 +118,7 @@ class _Merge:
         base: Mapping[str, Tensor],
         task_vectors: Sequence[Mapping[str, Tensor]],
         names: Sequence[str],
+        *,
         granularity: Granularity,
         clamp: bool,
     ) -> None:
@@ -161,7 +161,7 @@ class _Merge:
         return total.to(raw.dtype)
 
 
-def _steps(merge: _Merge, loss: Loss, initial: float, learning_rate: float, steps: int) -> Iterator[AdaStep]:
+def _steps(merge: _Merge, loss: Loss, *, initial: float, learning_rate: float, steps: int) -> Iterator[AdaStep]:
     raw = merge.initial(initial)
     # Adam works element by element, so that one matrix of all coefficients moves as each of its rows would.
     optimizer = torch.optim.Adam([raw], lr=learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0, foreach=False)

@@ -1,4 +1,4 @@
-"""Where things lie, for a person who wants to look at them."""
+"""Paths of a study, its items and its exported models, for a person who wants to look at them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from evomerge.study.stored_search import StoredSearch
 
 
 def models_folder(stored: StoredSearch) -> Path:
-    """Where exports go when nobody says otherwise."""
+    """Default folder of exports."""
     return run_folder(stored) / "models"
 
 
@@ -33,8 +33,8 @@ def exported_digest(directory: Path) -> str | None:
         return None
 
 
-def places(stored: StoredSearch) -> str:
-    """Study, items and exported models, one per line."""
+def described_paths(stored: StoredSearch) -> str:
+    """Locations of study, items and exported models, one per line."""
     lines = [f"study: {redact(resolve_url(stored.spec.storage_url))}", f"items: {stored.artifacts.resolve()}"]
     lines += [f"model: {directory}" for directory in exports(stored)]
     return "\n".join(lines)
