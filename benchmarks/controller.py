@@ -114,7 +114,7 @@ def _resume(url: str, folder: Path) -> float:
 
 @contextmanager
 def _opened(url: str, folder: Path) -> Iterator[SearchStudy]:
-    storage, space = open_storage(url, owned=True), _space()
+    storage, space = open_storage(url, single_writer=True), _space()
     try:
         sampler = build_sampler("cma", {"popsize": 14}, seed=1, space=space, workers=1)
         study = optuna.create_study(

@@ -136,6 +136,32 @@ def test_n36_a_library_with_private_handles_is_imported_in_one_file_or_folder(li
     assert all(Path(place) in (user, *user.parents) for user in users)
 
 
+def private_names_of_optuna(path: Path) -> list[str]:
+    """Names with an underscore that a file takes from Optuna or from objects that are not its own.
+
+    Attributes of `self` and `super()` are the class's own, and those of its base class.
+    """
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "optuna":
+            names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+            found += [name for name in names if name.startswith("_")]
+        elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            own = ("self", "cls", "super()")
+            found += [node.attr] if ast.unparse(node.value) not in own else []
+    return found
+
+
+def test_n36_private_names_of_optuna_are_used_in_one_file():
+    rooms = ("storage", "samplers", "study", "opening", "verdict", "search", "loop", "racing", "baselines")
+    users = {
+        str(path.relative_to(PACKAGE)): names
+        for path in FILES
+        if unit_of(path) in rooms and (names := private_names_of_optuna(path))
+    }
+    assert set(users) == {"storage/optuna_internals.py"}, users
+
+
 def test_optuna_stays_with_spaces_and_study_and_what_reads_them():
     users = {unit_of(path) for path in FILES if any(module.split(".")[0] == "optuna" for module in imports_of(path))}
     assert users <= {

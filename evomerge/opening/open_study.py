@@ -67,7 +67,7 @@ def open_search(inputs: Inputs, *, workers: int) -> Iterator[OpenSearch]:
     url = resolve_url(spec.storage_url)
     wanted = _foundation(inputs, workers)
     with hold(url, spec.name, directions=["maximize"] * directions_of(inputs)) as held:
-        storage = open_storage(url, owned=True)
+        storage = open_storage(url, single_writer=True)
         try:
             yield _open(inputs, storage, wanted, workers, held.check)
         finally:

@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from evomerge.errors import InvalidInput
 from evomerge.seeding import derive
 from evomerge.storage.attributes import TELL
+from evomerge.storage.optuna_internals import cached_trials
 
 __all__ = [
     "SEEDS",
@@ -164,7 +165,7 @@ class SeededSampler(SearchSampler):
 
 
 def _ordinal(study: Study, trial: FrozenTrial, space: SamplerSpace) -> int:
-    failed = study._get_trials(deepcopy=False, states=(TrialState.FAIL,), use_cache=True)
+    failed = cached_trials(study, (TrialState.FAIL,))
     half_asked = sum(1 for other in failed if other.number < trial.number and not space.is_complete(other.params))
     return trial.number - half_asked
 

@@ -31,6 +31,7 @@ from evomerge.samplers import settings
 from evomerge.samplers.base import SEEDS, ReplayingSampler, SamplerInputs, SamplerSpace, refuse_hyperband
 from evomerge.samplers.unit_cube import UnitCube
 from evomerge.seeding import derive
+from evomerge.storage.optuna_internals import cached_trials
 
 __all__ = ["CatCmaSampler", "build"]
 
@@ -131,7 +132,7 @@ class CatCmaSampler(ReplayingSampler):
     ) -> dict[str, Any]:
         with self._lock:
             # As they were when the proposal was begun: Optuna's own samplers read them once per trial, too.
-            self._replay_new_results(study, study._get_trials(deepcopy=False, use_cache=True))
+            self._replay_new_results(study, cached_trials(study))
             self._key("proposal", self.ordinal(study, trial))
             params = self._coordinates.decode(self._optimizer.ask())
         # Those of other methods are among them. Optuna takes the ones that are asked for, and stores no others.

@@ -42,6 +42,7 @@ from evomerge.samplers.cma_evolution import (
 from evomerge.samplers.cma_strategy import default_popsize
 from evomerge.samplers.unit_cube import UnitCube
 from evomerge.seeding import derive
+from evomerge.storage.optuna_internals import cached_trials
 
 __all__ = ["SIGMA0", "CmaSampler", "build", "default_popsize", "refuse_unsuitable"]
 
@@ -182,7 +183,7 @@ class CmaSampler(ReplayingSampler):
     ) -> dict[str, Any]:
         with self._lock:
             # As they were when the proposal was begun: Optuna's own samplers read them once per trial, too.
-            trials = study._get_trials(deepcopy=False, use_cache=True)
+            trials = cached_trials(study)
             self._replay_new_results(study, trials)
             if self._settings.generation_mode == "sync" and not self._room(trials[: trial.number]):
                 raise InvalidInput(

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.errors import InvalidInput
 from evomerge.samplers.base import SearchSampler
+from evomerge.storage.optuna_internals import id_of, storage_of
 
 __all__ = ["ConstrainedSampler", "Constraints"]
 
@@ -70,7 +71,7 @@ class ConstrainedSampler(SearchSampler):
         if state in (TrialState.COMPLETE, TrialState.PRUNED):
             for key, value in self._measured(trial, state, values).items():
                 # What Trial.set_constraint writes. A frozen trial cannot, and a sampler is not given the trial itself.
-                study._storage.set_trial_system_attr(trial._trial_id, f"constraints:{key}", value)
+                storage_of(study).set_trial_system_attr(id_of(trial), f"constraints:{key}", value)
         self.sampler.after_trial(study, trial, state, values)
 
     def _measured(self, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> Mapping[str, float]:

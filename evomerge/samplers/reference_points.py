@@ -44,6 +44,7 @@ from evomerge.samplers.cma_strategy import default_popsize
 from evomerge.samplers.unit_cube import UnitCube
 from evomerge.seeding import derive
 from evomerge.storage.attributes import GOALS, Readable, Writable, read_text, write_text
+from evomerge.storage.optuna_internals import cached_trials
 
 __all__ = ["ReferencePoint", "ReferencePointSampler", "build", "read_reference_points", "write_reference_points"]
 
@@ -145,7 +146,7 @@ class ReferencePointSampler(ReplayingSampler):
     ) -> dict[str, Any]:
         with self._lock:
             # As they were when the proposal was begun: Optuna's own samplers read them once per trial, too.
-            self._learn_all(study, study._get_trials(deepcopy=False, use_cache=True))
+            self._learn_all(study, cached_trials(study))
             ordinal = self.ordinal(study, trial)
             open_ones = [search for search in self._searches if not search.dominated] or self._searches
             point = open_ones[ordinal % len(open_ones)].evolution.propose(ordinal)

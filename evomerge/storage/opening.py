@@ -1,4 +1,4 @@
-"""Where a study is kept: one table from storage URLs to Optuna storages."""
+"""Opening of storages: one table from URLs to Optuna storages, and writes that survive a storage that is away."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage, _CachedStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from evomerge.errors import Interrupted, InvalidInput, nearest
 from evomerge.messages import first_line
 from evomerge.storage.journal_repair import repair_tail
-from evomerge.storage.single_writer import OwnedStorage
+from evomerge.storage.optuna_internals import CachedStorage, backend_of
+from evomerge.storage.single_writer import SingleWriterStorage
 from evomerge.storage.url import SQLITE, file_of, redact, resolve_url, scheme_of
 
-__all__ = ["at_once", "open_storage", "with_retries"]
+__all__ = ["in_transaction", "open_storage", "with_retries"]
 
 
 _Result = TypeVar("_Result")
@@ -37,8 +38,8 @@ ALLOWED: Final = (
     "env:NAME (the URL is in that environment variable)",
 )
 
-# scheme -> what SQLAlchemy shall use, and the extra that installs its driver. A bare postgresql:// means psycopg 3 only
-# from SQLAlchemy 2.1 on.
+# scheme -> that for SQLAlchemy, and the extra that installs its driver. A bare postgresql:// means psycopg 3 only from
+# SQLAlchemy 2.1 on.
 _SERVERS: Final = {
     "postgresql": ("postgresql+psycopg", "postgres"),
     "postgresql+psycopg": ("postgresql+psycopg", "postgres"),
@@ -46,7 +47,7 @@ _SERVERS: Final = {
 }
 _REDIS: Final = ("redis", "rediss")
 
-# As /proc/mounts names them. On these, SQLite's locks are unreliable: it says "database is locked" or loses data.
+# As /proc/mounts names them. On these, SQLite's locks are unreliable: it reports "database is locked" or loses data.
 _NETWORK_FILESYSTEMS: Final = frozenset({
     "nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "glusterfs", "ceph", "afs",
     "ncpfs", "pvfs2", "orangefs", "panfs", "wekafs", "fuse.beegfs", "fuse.glusterfs", "fuse.ceph", "fuse.ceph-fuse",
@@ -56,7 +57,7 @@ _NETWORK_FILESYSTEMS: Final = frozenset({
 _SQLITE_TIMEOUT = 60  # seconds that a write waits for a reader's lock; the default of 5 kills studies
 
 
-def open_storage(url: str, *, owned: bool = False) -> BaseStorage:
+def open_storage(url: str, *, single_writer: bool = False) -> BaseStorage:
     """Open a storage, and create its file or tables if there are none.
 
     The folder of a file is created; a journal file whose last line was torn by a crash is repaired first. Relational
@@ -64,14 +65,14 @@ def open_storage(url: str, *, owned: bool = False) -> BaseStorage:
     `create_study` would otherwise put another one around it at each call.
 
     Args:
-        owned: this process holds what it will read, so that nothing has to be read twice.
+        single_writer: this process holds the studies that it will read, so that it need not read anything twice.
 
     Raises:
         InvalidInput: unknown scheme, missing driver, unreachable server, SQLite on a network file system, or a damaged
             journal. No message shows a password.
     """
     url = resolve_url(url)
-    scheme, cache = scheme_of(url), OwnedStorage if owned else _CachedStorage
+    scheme, cache = scheme_of(url), SingleWriterStorage if single_writer else CachedStorage
     if scheme in SQLITE:
         return cache(_open_sqlite(url))
     if scheme == "journal":
@@ -105,7 +106,7 @@ def with_retries(write: Callable[[], _Result], *, attempts: int = 6, first_wait:
         raise Interrupted("the storage does not answer; run the same command again to go on") from error
 
 
-def at_once(storage: BaseStorage, write: Callable[[], _Result]) -> _Result:
+def in_transaction(storage: BaseStorage, write: Callable[[], _Result]) -> _Result:
     """Store everything that `write` writes, or nothing of it, in one transaction; repeated like `with_retries`.
 
     Optuna commits each parameter and attribute by itself, and each commit waits for the disk: some 45 times per trial
@@ -116,7 +117,7 @@ def at_once(storage: BaseStorage, write: Callable[[], _Result]) -> _Result:
     """
 
     def once() -> _Result:
-        with storage.transaction() if isinstance(storage, OwnedStorage) else nullcontext():
+        with storage.transaction() if isinstance(storage, SingleWriterStorage) else nullcontext():
             return write()
 
     return with_retries(once)
@@ -125,7 +126,7 @@ def at_once(storage: BaseStorage, write: Callable[[], _Result]) -> _Result:
 def release(storage: BaseStorage) -> None:
     """Close the connections that a storage keeps open. It can still be used, and then opens new ones."""
     storage.remove_session()
-    relational = storage._backend if isinstance(storage, _CachedStorage) else storage
+    relational = backend_of(storage)
     if isinstance(relational, RDBStorage):
         relational.engine.dispose()
 

@@ -1,7 +1,7 @@
-"""The storage of a study's only writer: what this process has written is never read back from the database.
+"""The storage of a study's only writer: it never reads back from the database what this process has written.
 
 Optuna's cache reads every unfinished trial again for each question, at two to three milliseconds each: with 32 workers
-that is most of what a proposal costs. Whoever holds a study (see `lock`) knows of every change to it.
+that is most of what a proposal costs. The process that holds a study (see `lock`) knows every change of it.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from optuna._typing import JSONSerializable
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError
-from optuna.storages import RDBStorage, _CachedStorage
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-__all__ = ["OwnedStorage"]
+from evomerge.storage.optuna_internals import CachedStorage, JSONSerializable
+
+__all__ = ["SingleWriterStorage"]
 
 
-class OwnedStorage(_CachedStorage):
+class SingleWriterStorage(CachedStorage):
     """A relational storage that keeps all trials in memory and writes through. For studies that nobody else writes to.
 
     Trials that are given out are never changed afterwards: a write puts a new one in the place of the old one.

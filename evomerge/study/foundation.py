@@ -14,7 +14,8 @@ from evomerge.errors import InvalidInput, OtherSpec
 from evomerge.messages import some
 from evomerge.storage import attributes
 from evomerge.storage.attributes import read_text, write_text
-from evomerge.storage.opening import at_once
+from evomerge.storage.opening import in_transaction
+from evomerge.storage.optuna_internals import storage_of
 
 SCHEMA = 1
 PACKAGES = ("evomerge", "torch", "transformers", "lm_eval", "optuna", "cma", "numpy", "ray")
@@ -53,7 +54,7 @@ def lay_foundation(study: optuna.Study, foundation: Foundation) -> Foundation:
     if schema is None or _is_unused(study):
         if study.get_trials(deepcopy=False):
             raise InvalidInput(f"study {study.study_name!r} has trials that evomerge did not make; choose another name")
-        at_once(study._storage, lambda: _write(study, foundation))
+        in_transaction(storage_of(study), lambda: _write(study, foundation))
         return foundation
     if schema > SCHEMA:
         raise InvalidInput(
@@ -67,7 +68,7 @@ def lay_foundation(study: optuna.Study, foundation: Foundation) -> Foundation:
             f"study {study.study_name!r} was made with another spec: {some(changes, 5, '; ')}. "
             "Give the search a new name, or take the change back"
         )
-    at_once(study._storage, lambda: write_text(study, attributes.SPEC, foundation.spec))
+    in_transaction(storage_of(study), lambda: write_text(study, attributes.SPEC, foundation.spec))
     return stored
 
 

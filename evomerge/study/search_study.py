@@ -29,7 +29,7 @@ from evomerge.samplers.reference_points import ReferencePoint, write_reference_p
 from evomerge.spaces.bound import BoundSpace
 from evomerge.storage import attributes
 from evomerge.storage.attributes import write_text
-from evomerge.storage.opening import at_once, with_retries
+from evomerge.storage.opening import with_retries
 from evomerge.study.tally import Tally
 from evomerge.study.trial_writer import TrialWriter
 from evomerge.study.trials import FINISHED
@@ -69,7 +69,6 @@ class SearchStudy:
     ) -> None:
         self.check_hold = check_hold
         self.study = study
-        self._storage = storage
         self._space = space
         self._writer = TrialWriter(study, storage, artifacts=artifacts, check_hold=check_hold)
         self.tally = Tally(self.trials(*FINISHED))
@@ -110,7 +109,7 @@ class SearchStudy:
                 recipe = self._space.decode(trial.params)
                 params = dict(trial.params)
                 proposals.append(Proposal(number=trial.number, params=params, recipe=recipe, attempt=attempt + 1))
-        at_once(self._storage, lambda: self._enqueue_missing(self._space.centre))
+        self._writer.transaction(lambda: self._enqueue_missing(self._space.centre))
         return proposals
 
     @property
@@ -221,7 +220,7 @@ class SearchStudy:
     def set_text(self, key: str, text: str) -> None:
         """A text of any length as an attribute of the study."""
         self.check_hold()
-        at_once(self._storage, lambda: write_text(self.study, key, text))
+        self._writer.transaction(lambda: write_text(self.study, key, text))
 
     def start(
         self, find: Callable[[], Sequence[Mapping[str, Any]]], aims: Callable[[], Sequence[ReferencePoint]] = list
@@ -242,7 +241,7 @@ class SearchStudy:
                 write_reference_points(self.study, goals)
             self.study.set_user_attr(attributes.WARM, True)
 
-        at_once(self._storage, store)
+        self._writer.transaction(store)
 
     def _enqueue_missing(self, point: Mapping[str, Any]) -> None:
         """Enqueue a point that was not proposed yet, or whose proposal was interrupted."""
@@ -256,7 +255,7 @@ class SearchStudy:
         """A point that was enqueued and whose proposal was interrupted."""
         fixed = trial.system_attrs.get("fixed_params")
         if fixed is not None:
-            at_once(self._storage, lambda: self._enqueue_missing(fixed))
+            self._writer.transaction(lambda: self._enqueue_missing(fixed))
 
     def _set_attempt(self, number: int, attempt: int) -> None:
         with_retries(lambda: self._writer.set(number, attributes.ATTEMPT, attempt))

@@ -20,7 +20,8 @@ from evomerge.jobs import Cost
 from evomerge.recipe import Recipe
 from evomerge.storage import attributes
 from evomerge.storage.attributes import Writable, write_document
-from evomerge.storage.opening import at_once
+from evomerge.storage.opening import in_transaction
+from evomerge.storage.optuna_internals import id_of
 from evomerge.study.items import summary, write_items
 
 _Result = TypeVar("_Result")
@@ -52,12 +53,12 @@ class TrialWriter:
         """Add a trial to the study."""
         self._check_hold()
         trial = self._study.ask()
-        self._ids[trial.number] = trial._trial_id
+        self._ids[trial.number] = id_of(trial)
         return trial
 
     def transaction(self, write: Callable[[], _Result]) -> _Result:
-        """Store all that `write` writes, or nothing of it; see `evomerge.storage.opening.at_once`."""
-        return at_once(self._storage, write)
+        """Store all that `write` writes, or nothing of it; see `evomerge.storage.opening.in_transaction`."""
+        return in_transaction(self._storage, write)
 
     def finish(
         self,
@@ -130,7 +131,7 @@ class TrialWriter:
 
     def _id(self, number: int) -> int:
         if number not in self._ids:
-            self._ids = {trial.number: trial._trial_id for trial in self._study.get_trials(deepcopy=False)}
+            self._ids = {trial.number: id_of(trial) for trial in self._study.get_trials(deepcopy=False)}
         return self._ids[number]
 
 

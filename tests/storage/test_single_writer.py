@@ -11,8 +11,8 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from evomerge.errors import Interrupted
-from evomerge.storage.opening import at_once, open_storage, release
-from evomerge.storage.single_writer import OwnedStorage
+from evomerge.storage.opening import in_transaction, open_storage, release
+from evomerge.storage.single_writer import SingleWriterStorage
 
 SPACE = {
     "x": FloatDistribution(0.0, 1.0),
@@ -29,7 +29,7 @@ def url(tmp_path):
 
 @pytest.fixture
 def storage(url):
-    storage = open_storage(url, owned=True)
+    storage = open_storage(url, single_writer=True)
     yield storage
     release(storage)
 
@@ -103,7 +103,7 @@ def test_an_ask_is_one_commit(storage):
     study.get_trials()
     commits = []
     event.listen(storage._backend.engine, "commit", commits.append)
-    at_once(storage, lambda: study.ask(SPACE))
+    in_transaction(storage, lambda: study.ask(SPACE))
     assert len(commits) == 1
 
 
@@ -117,10 +117,10 @@ def test_a_block_that_raises_leaves_nothing(storage, url):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        at_once(storage, half)
+        in_transaction(storage, half)
     assert study.get_trials() == []
-    assert isinstance(storage, OwnedStorage)
-    trial = at_once(storage, lambda: study.ask(SPACE))
+    assert isinstance(storage, SingleWriterStorage)
+    trial = in_transaction(storage, lambda: study.ask(SPACE))
     assert trial.number == 0
     study.tell(trial, 1.0)
     reader = open_storage(url)
@@ -141,17 +141,17 @@ def test_a_commit_that_fails_is_tried_again(storage, monkeypatch):
             raise OperationalError("COMMIT", {}, Exception("database is locked"))
 
     event.listen(storage._backend.engine, "commit", fail)
-    trial = at_once(storage, lambda: study.ask(SPACE))
+    trial = in_transaction(storage, lambda: study.ask(SPACE))
     assert failures == []
     assert [each.number for each in study.get_trials()] == [trial.number] == [0]
     failures += [1] * 6
     with pytest.raises(Interrupted):
-        at_once(storage, lambda: study.ask(SPACE))
+        in_transaction(storage, lambda: study.ask(SPACE))
     assert len(study.get_trials()) == 1
 
 
 def test_a_journal_stores_each_write_as_it_comes(tmp_path, monkeypatch):
-    storage = open_storage(f"journal:///{tmp_path}/study.journal", owned=True)
+    storage = open_storage(f"journal:///{tmp_path}/study.journal", single_writer=True)
     study = create(storage)
 
     def half() -> None:
@@ -160,5 +160,5 @@ def test_a_journal_stores_each_write_as_it_comes(tmp_path, monkeypatch):
 
     monkeypatch.setattr("evomerge.storage.opening.with_retries", lambda write: write())
     with pytest.raises(StorageInternalError):
-        at_once(storage, half)
+        in_transaction(storage, half)
     assert len(study.get_trials()) == 1

@@ -41,7 +41,7 @@ class OneNumber:
 
 @pytest.fixture(params=["sqlite", "journal"])
 def search(request, tmp_path):
-    storage = open_storage(f"{request.param}:///{tmp_path}/study.{request.param}", owned=True)
+    storage = open_storage(f"{request.param}:///{tmp_path}/study.{request.param}", single_writer=True)
     study = optuna.create_study(storage=storage, direction="maximize", sampler=optuna.samplers.RandomSampler(seed=1))
     yield SearchStudy(study, storage, OneNumber(), artifacts=tmp_path / "artifacts")
     release(storage)

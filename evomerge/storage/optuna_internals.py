@@ -1,0 +1,36 @@
+"""Private names of Optuna: no other file uses them, but for `single_writer`, which extends Optuna's cache.
+
+They may change with any release. Each is used because the public way is slow (a query per trial) or does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from optuna import Study, Trial
+from optuna._typing import JSONSerializable
+from optuna.storages import BaseStorage
+from optuna.storages import _CachedStorage as CachedStorage
+from optuna.trial import FrozenTrial, TrialState
+
+__all__ = ["CachedStorage", "JSONSerializable", "backend_of", "cached_trials", "id_of", "storage_of"]
+
+
+def id_of(trial: Trial | FrozenTrial) -> int:
+    """The number by which a storage knows a trial; storages take no other."""
+    return trial._trial_id
+
+
+def storage_of(study: Study) -> BaseStorage:
+    """The storage of a study, with the cache around it."""
+    return study._storage
+
+
+def backend_of(storage: BaseStorage) -> BaseStorage:
+    """The storage behind Optuna's cache, or the storage itself where it has none."""
+    return storage._backend if isinstance(storage, CachedStorage) else storage
+
+
+def cached_trials(study: Study, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+    """The trials of a study, read at most once per proposal. They are the study's own: never change them."""
+    return study._get_trials(deepcopy=False, states=states, use_cache=True)
