@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.text import Text
 
+from evomerge.baselines.baseline_plans import candidates, check_baseline
 from evomerge.baselines.planned_training import planned_training
-from evomerge.baselines.plans import candidates, check_baseline
 from evomerge.cluster import worker_count
 from evomerge.errors import InvalidInput
 from evomerge.evaluation import code_files, known_evaluators, load_pack

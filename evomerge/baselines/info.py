@@ -30,15 +30,17 @@ class WeightGrid(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineInfo:
-    """A baseline as data. The plan that builds it is in `PLANS` of `plans.py` under the same name.
+    """A baseline as data. Functions are named as "module:function", and loaded when the baseline is built.
 
     Attributes:
         name: in search.yaml, and the label of its row in the leaderboard.
+        plan: function that builds it, from `Ingredients` and `BaselineSpec` to a `BaselinePlan`; empty for a search.
+        candidates: function from `BaselineSpec` and `SearchSpec` to the number of merges, at most, that the plan has
+            scored on the search items; None for one.
         settings: its settings in search.yaml, for one that neither applies a merge method nor trains.
-        method: merge method that it applies to all experts. Its settings are the parameters and options of the method,
-            and it needs no entry in `PLANS`.
-        trained: it trains on text of every expert, and its settings are those of a training.
-        sampler: it is a search with this sampler, and needs no entry in `PLANS`.
+        method: merge method that `one_method` applies to all experts. Its parameters and options are the settings.
+        trainer: trainer that it uses, on text of every expert. Its settings are those of the training.
+        sampler: it is a search with this sampler, and has no plan.
         built_from: part of the search that it is built from: the winner's recipe (`best`) or the number of finished
             trials (`trials`). A change of that part makes another baseline.
         on_request: built only when it is named: it costs a search or a training more.
@@ -47,9 +49,11 @@ class BaselineInfo:
     """
 
     name: str
+    plan: str = ""
+    candidates: str | None = None
     settings: type[BaseModel] = NoSettings
     method: str | None = None
-    trained: bool = False
+    trainer: str | None = None
     sampler: str | None = None
     built_from: Literal["best", "trials"] | None = None
     on_request: bool = False
@@ -57,19 +61,43 @@ class BaselineInfo:
     chosen_on_search_items: bool = False
 
     @property
+    def trained(self) -> bool:
+        """Whether it needs texts of every expert."""
+        return self.trainer is not None
+
+    @property
     def needs_search(self) -> bool:
         """Whether it can be built only after the search."""
         return self.built_from is not None
 
 
+_PLANS = "evomerge.baselines.baseline_plans"
 _ALL = (
-    BaselineInfo(name="uniform-soup", early=True),
-    BaselineInfo(name="greedy-soup", chosen_on_search_items=True),
-    BaselineInfo(name="task-arithmetic", settings=WeightGrid, chosen_on_search_items=True),
-    BaselineInfo(name="ties", method="ties"),
-    BaselineInfo(name="dare-ties", method="dare_ties"),
-    BaselineInfo(name="dam", trained=True),
-    BaselineInfo(name="dam-from-best", trained=True, built_from="best", on_request=True, chosen_on_search_items=True),
+    BaselineInfo(name="uniform-soup", plan=f"{_PLANS}:uniform_soup", early=True),
+    BaselineInfo(
+        name="greedy-soup",
+        plan=f"{_PLANS}:greedy_soup",
+        candidates=f"{_PLANS}:one_per_expert",
+        chosen_on_search_items=True,
+    ),
+    BaselineInfo(
+        name="task-arithmetic",
+        plan=f"{_PLANS}:task_arithmetic",
+        candidates=f"{_PLANS}:one_per_weight",
+        settings=WeightGrid,
+        chosen_on_search_items=True,
+    ),
+    BaselineInfo(name="ties", plan=f"{_PLANS}:one_method", method="ties"),
+    BaselineInfo(name="dare-ties", plan=f"{_PLANS}:one_method", method="dare_ties"),
+    BaselineInfo(name="dam", plan=f"{_PLANS}:dam", trainer="dam"),
+    BaselineInfo(
+        name="dam-from-best",
+        plan=f"{_PLANS}:dam_from_best",
+        trainer="dam",
+        built_from="best",
+        on_request=True,
+        chosen_on_search_items=True,
+    ),
     BaselineInfo(
         name="random-search", sampler="random", built_from="trials", on_request=True, chosen_on_search_items=True
     ),

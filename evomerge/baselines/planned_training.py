@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from evomerge.baselines.baseline_plans import training_settings
 from evomerge.baselines.info import BASELINES
-from evomerge.baselines.plans import training_settings
 from evomerge.opening.inputs import Inputs
 from evomerge.spec import BaselineSpec
 from evomerge.training import DamSettings, PlannedTokens, planned_tokens

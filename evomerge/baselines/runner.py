@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from evomerge.baselines.baseline_plans import BaselinePlan, Choice, Ingredients, Training, plan_of
 from evomerge.baselines.freshness import build_key
 from evomerge.baselines.named_recipes import (
     NamedRecipe,
@@ -17,7 +18,6 @@ from evomerge.baselines.named_recipes import (
     record_row,
     stored_row,
 )
-from evomerge.baselines.plans import BaselinePlan, Choice, Ingredients, Training, plan_of
 from evomerge.cluster import Executor
 from evomerge.errors import EvomergeError
 from evomerge.evaluation.evaluator import ItemBlock
@@ -190,7 +190,7 @@ class BaselineRunner:
             if kept is not None:
                 return kept
             key = f"{self._records.study.study_name}/{name}/training"
-            job = Train(key, step.recipe, step.settings, step.calibration)
+            job = Train(key, step.recipe, step.settings, step.calibration, trainer=step.trainer)
         baseline.waiting[key] = place
         self._owners[key] = baseline
         self._dispatcher.submit(job)

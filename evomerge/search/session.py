@@ -7,9 +7,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from evomerge.baselines.baseline_plans import check_baseline
 from evomerge.baselines.named_recipes import NamedRecipe, NamedResult, record_row, score_rows, source_rows
 from evomerge.baselines.planned_training import planned_training
-from evomerge.baselines.plans import check_baseline
 from evomerge.cluster import Executor, ignored_without_ray, is_local, open_executor, worker_count
 from evomerge.evaluation.evaluator import ItemBlock
 from evomerge.jobs import Progress

@@ -6,10 +6,10 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
+from evomerge.baselines.baseline_plans import Ingredients
 from evomerge.baselines.freshness import current_baselines
 from evomerge.baselines.info import BASELINES
 from evomerge.baselines.named_recipes import NamedRecipe, NamedResult, record_row, score_rows
-from evomerge.baselines.plans import Ingredients
 from evomerge.baselines.random_search import random_search
 from evomerge.baselines.runner import BaselineRunner
 from evomerge.errors import StoppedByFailures

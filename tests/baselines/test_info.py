@@ -6,19 +6,24 @@ import sys
 import pytest
 
 from evomerge.baselines.info import BASELINES
-from evomerge.baselines.plans import PLANS
 from evomerge.methods import METHODS
+from evomerge.methods.functions import load_function
+from evomerge.training import TRAINERS
 
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_every_baseline_is_built_in_one_way(name):
     info = BASELINES[name]
     assert info.name == name
-    assert [info.method in METHODS, info.sampler is not None, name in PLANS].count(True) == 1
+    assert bool(info.plan) != bool(info.sampler)
+    assert info.method is None or info.method in METHODS
+    assert info.trainer is None or info.trainer in TRAINERS
 
 
-def test_every_plan_has_a_row():
-    assert set(PLANS) <= set(BASELINES)
+@pytest.mark.parametrize("name", BASELINES)
+def test_the_functions_that_a_row_names_exist(name):
+    for function in (BASELINES[name].plan, BASELINES[name].candidates):
+        assert not function or callable(load_function(function))
 
 
 @pytest.mark.parametrize("name", BASELINES)

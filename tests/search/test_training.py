@@ -230,7 +230,7 @@ def test_it_can_start_from_the_winner_of_the_search(spec, tmp_path):
 
 
 def train_job(inputs):
-    from evomerge.baselines.plans import Ingredients
+    from evomerge.baselines.baseline_plans import Ingredients
 
     experts = tuple(source.ref for source in inputs.experts)
     given = Ingredients(

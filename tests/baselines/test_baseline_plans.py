@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
+from evomerge.baselines.baseline_plans import Ingredients, Training, candidates, check_baseline, plan_of
 from evomerge.baselines.info import BASELINES
 from evomerge.baselines.named_recipes import NamedResult
-from evomerge.baselines.plans import Ingredients, Training, candidates, check_baseline, plan_of
 from evomerge.catalogue import build_catalogue
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.evaluator import Scores, TaskScores

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, cast
 
 from evomerge.baselines.info import BASELINES, WeightGrid
 from evomerge.baselines.named_recipes import NamedRecipe, NamedResult
@@ -20,6 +19,7 @@ from evomerge.errors import InvalidInput, unknown_name
 from evomerge.evaluation.evaluator import Scores
 from evomerge.jobs import Cost
 from evomerge.methods import METHODS, resolve_options, resolve_parameters
+from evomerge.methods.functions import load_function
 from evomerge.objective import Objective
 from evomerge.recipe import ModelRef, Recipe, Rule
 from evomerge.spec import BaselineSpec, Calibration, SearchSpec
@@ -27,13 +27,14 @@ from evomerge.study.records import Kept
 from evomerge.study.standing import Standing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Training:
-    """A step of a plan: train a merge, starting from this recipe."""
+    """A step of a plan: train a merge, starting from this recipe. `trainer` is its name among the trainers."""
 
     recipe: Recipe
     settings: Mapping[str, Any]
     calibration: Mapping[str, Calibration]
+    trainer: str
 
 
 @dataclass(frozen=True)
@@ -102,16 +103,17 @@ class Ingredients:
         return self.recipe_of(experts, "linear", {"weight": 1.0}, {})
 
 
+PlanBuilder = Callable[[Ingredients, BaselineSpec], BaselinePlan]
+
+
 def plan_of(baseline: BaselineSpec, ingredients: Ingredients) -> BaselinePlan:
     """The plan of a baseline.
 
     Raises:
         InvalidInput: a setting that the baseline does not have, or that is out of its range.
     """
-    method = BASELINES[baseline.name].method
-    if method is not None:
-        return _merged(ingredients, baseline, method)
-    return PLANS[baseline.name].build(ingredients, baseline)
+    build = cast(PlanBuilder, load_function(BASELINES[baseline.name].plan))
+    return build(ingredients, baseline)
 
 
 def check_baseline(baseline: BaselineSpec, spec: SearchSpec) -> None:
@@ -143,18 +145,30 @@ def check_baseline(baseline: BaselineSpec, spec: SearchSpec) -> None:
 
 def candidates(baseline: BaselineSpec, spec: SearchSpec) -> int:
     """Number of merges, at most, that are scored on the search items to build a baseline."""
-    if BASELINES[baseline.name].sampler is not None:
+    info = BASELINES[baseline.name]
+    if info.sampler is not None:
         return spec.budget.trials
-    return PLANS[baseline.name].candidates(baseline, spec) if baseline.name in PLANS else 1
+    if info.candidates is None:
+        return 1
+    count = cast(Callable[[BaselineSpec, SearchSpec], int], load_function(info.candidates))
+    return count(baseline, spec)
 
 
-def _uniform_soup(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
+def one_per_expert(baseline: BaselineSpec, spec: SearchSpec) -> int:
+    return len(spec.experts)
+
+
+def one_per_weight(baseline: BaselineSpec, spec: SearchSpec) -> int:
+    return len(_grid(baseline))
+
+
+def uniform_soup(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
     """The plain average of all experts."""
     yield []
     return Choice(given.soup(given.experts))
 
 
-def _greedy_soup(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
+def greedy_soup(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
     """Experts from the best to the worst; each joins the average if that scores higher with it (arXiv 2203.05482)."""
     value = {ref.name: given.objective.value(given.references[ref.name]) for ref in given.experts}
     # Ascending and reversed, as the authors do it: of equal experts the last comes first.
@@ -168,7 +182,7 @@ def _greedy_soup(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
     return Choice(given.soup(chosen), given.reference_cost)
 
 
-def _task_arithmetic(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
+def task_arithmetic(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
     """One weight for all task vectors, the best of a grid on the search items (arXiv 2212.04089)."""
     weights = _grid(baseline)
     recipes = {weight: given.recipe("task_arithmetic", {"weight": weight}, {}) for weight in weights}
@@ -180,9 +194,10 @@ def _task_arithmetic(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan
     return Choice(recipes[weights[-max(scored)[1]]])
 
 
-def _merged(given: Ingredients, baseline: BaselineSpec, method: str) -> BaselinePlan:
+def one_method(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
     """One merge method with its published settings, where the spec gives no others."""
     yield []
+    method = str(BASELINES[baseline.name].method)
     parameters, options = _merge_settings(baseline, method, len(given.experts))
     return Choice(given.recipe(method, parameters, options))
 
@@ -199,12 +214,12 @@ def _merge_settings(baseline: BaselineSpec, method: str, experts: int) -> tuple[
     return dict(resolve_parameters(method, parameters, experts)), dict(resolve_options(method, options))
 
 
-def _dam(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
+def dam(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
     """Differentiable adaptive merging from the uniform average (arXiv 2410.08371)."""
     return (yield from _trained(given, baseline, given.soup(given.experts)))
 
 
-def _dam_from_best(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
+def dam_from_best(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
     """The same from the winner of the search, whose merge has to be a weighted sum of the sources."""
     if given.best is None:
         raise InvalidInput("the search has not named its best merge yet; run the search first")
@@ -213,7 +228,13 @@ def _dam_from_best(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
 
 def _trained(given: Ingredients, baseline: BaselineSpec, initial: Recipe) -> BaselinePlan:
     calibration = {expert.name: expert.calibration for expert in given.spec.experts if expert.calibration is not None}
-    (kept,) = yield [Training(initial, training_settings(baseline, given.longest), calibration)]
+    training = Training(
+        recipe=initial,
+        settings=training_settings(baseline, given.longest),
+        calibration=calibration,
+        trainer=str(BASELINES[baseline.name].trainer),
+    )
+    (kept,) = yield [training]
     if not isinstance(kept, Kept):
         raise InvalidInput("the training failed")
     return Choice(kept.recipe, losses=kept.losses)
@@ -237,27 +258,3 @@ def training_settings(baseline: BaselineSpec, longest: int | None = None) -> dic
 
 def _grid(baseline: BaselineSpec) -> tuple[float, ...]:
     return validate(WeightGrid, baseline.settings, f"baseline {baseline.name!r}").weights
-
-
-@dataclass(frozen=True)
-class BaselinePlanner:
-    """Builds the plan of a baseline.
-
-    Attributes:
-        build: begins the plan.
-        candidates: number of merges, at most, that the plan has scored on the search items.
-    """
-
-    build: Callable[[Ingredients, BaselineSpec], BaselinePlan]
-    candidates: Callable[[BaselineSpec, SearchSpec], int] = lambda baseline, spec: 1
-
-
-PLANS: Final[Mapping[str, BaselinePlanner]] = MappingProxyType(
-    {
-        "uniform-soup": BaselinePlanner(_uniform_soup),
-        "greedy-soup": BaselinePlanner(_greedy_soup, candidates=lambda baseline, spec: len(spec.experts)),
-        "task-arithmetic": BaselinePlanner(_task_arithmetic, candidates=lambda baseline, spec: len(_grid(baseline))),
-        "dam": BaselinePlanner(_dam),
-        "dam-from-best": BaselinePlanner(_dam_from_best),
-    }
-)
