@@ -159,7 +159,10 @@ def _bank(inputs: Inputs, files: Path) -> WeightBank:
 
 def _card(stored: StoredSearch, inputs: Inputs, chosen: _Chosen, reproduce: str) -> str:
     sources = (inputs.base, *inputs.experts)
-    parents = [Parent(source.name, source.hub_id, source.license, source.ref.fingerprint) for source in sources]
+    parents = [
+        Parent(name=source.name, hub_id=source.hub_id, license=source.license, fingerprint=source.ref.fingerprint)
+        for source in sources
+    ]
     lines = leaderboard(stored)
     tasks = sorted({task for line in lines for part in (line.search, line.held_out) if part for task in part.tasks})
     return model_card(

@@ -38,7 +38,7 @@ _WRAPPERS = re.compile(
 Header = Mapping[str, tuple[tuple[int, ...], str]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """A checkpoint seen through its model class.
 

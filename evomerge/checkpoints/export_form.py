@@ -12,7 +12,7 @@ from evomerge.checkpoints.architecture import Architecture, lacking_in
 from evomerge.checkpoints.source import Source
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExportForm:
     """A config, and the names under which tensors are written so that its class loads them.
 
@@ -43,13 +43,15 @@ def export_form(base: Source) -> ExportForm:
     once = {name: (base.stored_names[name],) for name in base.catalogue.names}
     architecture, named = base.architecture, _named_class(base)
     if architecture is None or named in (None, architecture.name):
-        return ExportForm(base, base.config, once, base.unused)
+        return ExportForm(base=base, config=base.config, names=once, copied=base.unused)
     for names in (once, _all_names(base, architecture)):
         stored = [*(each for group in names.values() for each in group), *base.unused]
         # None where the class cannot be built here, which says nothing against the files.
         if not lacking_in(named, base.directory, base.weights.header, stored, remote_code=base.remote_code):
-            return ExportForm(base, base.config, names, base.unused)
-    return ExportForm(base, {**base.config, "architectures": [architecture.name]}, once, base.unused)
+            return ExportForm(base=base, config=base.config, names=names, copied=base.unused)
+    return ExportForm(
+        base=base, config={**base.config, "architectures": [architecture.name]}, names=once, copied=base.unused
+    )
 
 
 def _named_class(base: Source) -> str | None:

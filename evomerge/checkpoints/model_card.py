@@ -10,7 +10,7 @@ import yaml
 from evomerge.recipe import Recipe
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Parent:
     """Facts of the card about one source.
 

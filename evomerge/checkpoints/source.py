@@ -22,7 +22,7 @@ from evomerge.errors import InvalidInput
 from evomerge.recipe import ModelRef
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """An opened model. None of its weights is in memory until a tensor is read.
 

@@ -11,7 +11,7 @@ from evomerge.checkpoints.tokenizer import tokenizer_files, tokenizer_in
 from evomerge.messages import some
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Vocabulary:
     """Tokens and ids of a tokenizer.
 

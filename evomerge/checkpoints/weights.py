@@ -32,7 +32,7 @@ PICKLE_FILE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Weights:
     """Tensors as they are stored, under the names of the file.
 
@@ -97,13 +97,18 @@ def _other_weights(directory: Path) -> str:
 def _safetensors(directory: Path, file: str | None = None) -> Weights:
     stored = read_headers(directory, file)
     header = {name: (tensor.shape, tensor.dtype) for name, tensor in stored.items()}
-    return Weights(header, SafetensorsTensors(stored), lambda name: stored_digest(stored[name]), pickled=False)
+    return Weights(
+        header=header,
+        tensors=SafetensorsTensors(stored),
+        digest=lambda name: stored_digest(stored[name]),
+        pickled=False,
+    )
 
 
 def _pickles(directory: Path) -> Weights:
     tensors = read_pickles(directory)
     header = {name: (tuple(tensor.shape), dtype_name(tensor.dtype)) for name, tensor in tensors.items()}
-    return Weights(header, tensors, lambda name: tensor_digest(tensors[name]), pickled=True)
+    return Weights(header=header, tensors=tensors, digest=lambda name: tensor_digest(tensors[name]), pickled=True)
 
 
 def has_pickles(directory: Path) -> bool:

@@ -21,7 +21,7 @@ RECIPE = Recipe(
     dtype="bfloat16",
     seed=3,
 )
-BASE = Parent("base", "org/base", "apache-2.0", "f" * 64)
+BASE = Parent(name="base", hub_id="org/base", license="apache-2.0", fingerprint="f" * 64)
 
 
 def _card(*parents: Parent, rows: tuple[tuple[str, ...], ...] = (("merge", "0.71"),)) -> str:
@@ -34,7 +34,7 @@ def _front_matter(card: str) -> dict[str, object]:
 
 
 def test_equal_licences_are_the_licence_of_the_merge() -> None:
-    card = _card(BASE, Parent("math", "org/math", "apache-2.0", None))
+    card = _card(BASE, Parent(name="math", hub_id="org/math", license="apache-2.0", fingerprint=None))
     assert _front_matter(card) == {
         "base_model": ["org/base", "org/math"],
         "base_model_relation": "merge",
@@ -46,7 +46,7 @@ def test_equal_licences_are_the_licence_of_the_merge() -> None:
 
 
 def test_different_licences_are_listed() -> None:
-    content = _front_matter(_card(BASE, Parent("math", None, "mit", None)))
+    content = _front_matter(_card(BASE, Parent(name="math", hub_id=None, license="mit", fingerprint=None)))
     assert content["license"] == "other"
     assert content["licenses_of_the_sources"] == ["apache-2.0", "mit"]
     assert content["base_model"] == ["org/base"]
@@ -57,14 +57,14 @@ def test_different_licences_are_listed() -> None:
     [(None, "is unknown"), ("cc-by-nc-nd-4.0", "forbids derivatives"), ("cc-by-nc-4.0", "forbids commercial use")],
 )
 def test_a_licence_that_a_merge_may_not_respect_is_a_warning(license_name: str | None, words: str) -> None:
-    (warning,) = license_warnings([BASE, Parent("math", None, license_name, None)])
+    (warning,) = license_warnings([BASE, Parent(name="math", hub_id=None, license=license_name, fingerprint=None)])
     assert words in warning
     assert "`math`" in warning
-    assert warning in _card(BASE, Parent("math", None, license_name, None))
+    assert warning in _card(BASE, Parent(name="math", hub_id=None, license=license_name, fingerprint=None))
 
 
 def test_a_card_tells_what_was_merged_the_scores_and_how_to_reproduce_it() -> None:
-    card = _card(BASE, Parent("math", None, "mit", "a" * 64))
+    card = _card(BASE, Parent(name="math", hub_id=None, license="mit", fingerprint="a" * 64))
     assert "| ties | 2 | math | density 0.2; lambda 1 | trim_scope tensor |" in card
     assert "| model | arith \\| acc |" in card
     assert "| merge | 0.71 |" in card
@@ -73,7 +73,7 @@ def test_a_card_tells_what_was_merged_the_scores_and_how_to_reproduce_it() -> No
 
 
 def test_a_card_tells_no_local_path() -> None:
-    assert "/home/me" not in _card(BASE, Parent("math", None, "mit", None))
+    assert "/home/me" not in _card(BASE, Parent(name="math", hub_id=None, license="mit", fingerprint=None))
 
 
 def test_a_card_without_scores_has_no_table_of_scores() -> None:
