@@ -1,6 +1,6 @@
 """The catalogue: what tensors a model has, and which layer and part of the model each belongs to.
 
-Plain data, made from names and shapes alone. No architecture is known here: a layer is an index in the longest numbered
+Plain data, built from names and shapes alone. It knows no architecture: a layer is an index in the longest numbered
 module list of the language model ("model.layers.7."), a part is found by name patterns, which a search space may
 override.
 """
@@ -29,7 +29,7 @@ PART_PATTERNS: tuple[tuple[str, str], ...] = (
     ("mlp", r"(^|\.)(mlp|ffn|feed_forward|feedforward|fc1|fc2|gate_proj|up_proj|down_proj|experts|block_sparse_moe)\."),
 )
 
-# Parts of names that say that a module reads something else than text.
+# Parts of names of modules that read something else than text.
 _TOWER = re.compile(r"(^|[._])(vision|visual|vit|image|img|video|audio|speech|vq|vqmodel|codec)([._]|$)")
 
 _NUMBERED = re.compile(r"(?:^|\.)(\d+)\.")
@@ -60,7 +60,7 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class TensorCatalogue:
-    """All tensors of a model by name, in sorted order. A tied tensor stands once, its other names are `aliases`."""
+    """All tensors of a model by name, in sorted order. A tied tensor is listed once; its other names are `aliases`."""
 
     entries: tuple[TensorEntry, ...]
     _by_name: Mapping[str, TensorEntry] = field(init=False, repr=False, compare=False)
@@ -137,7 +137,7 @@ def build_catalogue(
 
     Args:
         tensors: name -> (shape, dtype name such as "bfloat16").
-        tied: alias -> the name under which the shared tensor stands in `tensors`.
+        tied: alias -> the name of the shared tensor in `tensors`.
         patterns: (part, regular expression) pairs, tried in order.
         language: the tensors of the language model, where they are known: its layers are the layers.
     """

@@ -1,7 +1,7 @@
 """A guard over the files that sources are mapped from: a file that changes under a search would change its candidates.
 
-What the files held when the search was made is in the fingerprints, which the controller compares before a run. From
-then on it is enough that they stay the same files: one look at each file's stamp per candidate, no byte of it read.
+The content of the files when the search was created is in the fingerprints, which the controller compares before a
+run. From then on it is enough that they stay the same files: one look at each file's stamp per candidate, no byte read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FileStamp = tuple[int, int, int, int]
 
 
 class FileGuard:
-    """The weight files of some sources, as they were when this object was made."""
+    """The weight files of some sources, as they were when this object was built."""
 
     def __init__(self, sources: Iterable[Source]) -> None:
         self._seen = {path: _stamp(path) for source in sources for path in _files(source.directory)}

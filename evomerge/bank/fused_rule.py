@@ -115,7 +115,7 @@ class FusedRule:
                 self._votes({name: self._merge(name, outputs[name], positive=not assumed[scope]) for name in names})
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, merged tensor in memory of its own), one after another, with the same bits as `write`.
+        """(name, merged tensor in new memory), one after another, with the same bits as `write`.
 
         Raises:
             MergeError: a merged tensor is not finite.

@@ -1,4 +1,4 @@
-"""Formulas compiled to one loop over memory: all of the compiler machinery, and nothing else, stands in this file.
+"""Formulas compiled to one loop over memory: this file has all of the compiler machinery, and nothing else.
 
 On a CPU a formula is compiled ahead of time (torch.export and AOTInductor) into a package on disk, by a process of its
 own in the background; until the package is there the caller merges eagerly, with the same bits. A package is loaded in
@@ -8,7 +8,7 @@ again for another size, another candidate or another worker. Elsewhere torch.com
 first use, so that a device has one path from the first candidate on.
 
 Covered: base and sources in float32, bfloat16 or float16 in any mixture, outputs in the same types. Fused
-multiply-adds, which round differently, are switched off on the CPU (they are off by default there; it is said anyway).
+multiply-adds, which round differently, are switched off on the CPU, where they are also off by default.
 Not covered: float64, and compilers for which inductor has no vectorised code.
 """
 
@@ -92,10 +92,10 @@ class KernelKind:
 
 
 class Kernels:
-    """The kernels of one bank: compiled ones where they are there, and word of those that are not."""
+    """The kernels of one bank: compiled ones where they exist, None for those that do not yet."""
 
     def __init__(self, device: torch.device, folder: Path | None = None) -> None:
-        """`folder` is where packages are kept, by default `default_folder()`; it need not exist."""
+        """`folder` holds the packages, by default `default_folder()`; it need not exist."""
         self.device = device
         self._folder = folder or default_folder()
         self._loaded: dict[KernelKind, Kernel] = {}
@@ -118,7 +118,7 @@ class Kernels:
         return self._loaded[kind]
 
     def compile(self, kind: KernelKind) -> Kernel | None:
-        """The compiled kernel, waiting until it is. None: it cannot be compiled here, which has been said."""
+        """The compiled kernel, waiting until it is. None: it cannot be compiled here, and a warning was logged."""
         while (kernel := self.find(kind, compile_missing=True)) is None and self._can_compile:
             if self._compiling is not None:
                 self._compiling[1].wait()
@@ -175,7 +175,7 @@ def default_folder() -> Path:
 
 
 def package_path(folder: Path, kind: KernelKind) -> Path:
-    """Where the package of a kernel lies. The name depends on all that goes into its machine code."""
+    """Path of a kernel's package. The name depends on everything that determines its machine code."""
     content = json.dumps([asdict(kind), _sources_digest(), _machine()], sort_keys=True)
     return folder / f"{kind.formula.kind}-{hashlib.sha256(content.encode()).hexdigest()[:24]}.pt2"
 
@@ -220,7 +220,7 @@ def _load(path: Path) -> Kernel:
 def _start_compiling(path: Path, kind: KernelKind) -> subprocess.Popen[bytes]:
     path.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "evomerge.bank.kernels", str(path), json.dumps(asdict(kind))]
-    # In an environment of its own: inductor keeps what it writes beside the packages, and takes no more than one core.
+    # In an environment of its own: inductor writes its files beside the packages, and takes no more than one core.
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(path.parent / "inductor"), "OMP_NUM_THREADS": "1"}
     package = str(Path(__file__).parent.parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
@@ -252,7 +252,7 @@ def _sources_digest() -> str:
 
 @cache
 def _machine() -> str:
-    """What machine code is made for: inductor compiles for the processor that it runs on."""
+    """The target of machine code: inductor compiles for the processor that it runs on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")

@@ -1,4 +1,4 @@
-"""How much memory a search will take, from the catalogue alone: said before a run, refused where it cannot be had."""
+"""Memory that a search takes, from the catalogue alone: reported before a run, refused where the machine lacks it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class MemoryNeed:
     Attributes:
         worker: of each worker alone: the live model in the scoring dtype, threshold tables, and the temporaries of the
             largest merge.
-        sources: base and experts; where they live is for `placement` to choose.
+        sources: base and experts; `placement` chooses their memory.
     """
 
     worker: int
@@ -29,7 +29,7 @@ class MemoryNeed:
 
 
 def memory_need(catalogue: TensorCatalogue, models: int, dtype: str, *, largest_scope: int = 0) -> MemoryNeed:
-    """What a search over this many models (base included) holds. Activations come on top: they depend on the items.
+    """Bytes that a search over this many models (base included) holds. Activations are extra: they depend on the items.
 
     Args:
         largest_scope: elements of the largest scope whose magnitudes are sorted, once per worker, for threshold tables.
@@ -45,7 +45,7 @@ def memory_need(catalogue: TensorCatalogue, models: int, dtype: str, *, largest_
 
 def available_memory() -> int:
     """Bytes of main memory that a new process could have, the system's file cache included; all of it where the system
-    does not say."""
+    does not report them."""
     with suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):

@@ -1,4 +1,4 @@
-"""Where the sources live during a search: chosen from sizes before anything is loaded, and said with the bytes.
+"""Memory in which the sources are held during a search: chosen from sizes before anything is loaded.
 
 On a CPU they stay in the mapped files: all workers of a machine read the same pages, and the system may drop them. On a
 device they are copied there where they fit beside the live model; else every worker holds them in pinned host memory,
@@ -31,10 +31,10 @@ class Place(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """What was chosen, with bytes.
+    """The chosen memory placement and its size in bytes.
 
     Attributes:
-        place: where the sources live.
+        place: the memory of the sources.
         device: "cpu" or "cuda".
         sources: bytes of base and experts: per machine in mapped files, per worker elsewhere.
         worker: bytes that each worker holds on the device beside the sources: live model, tables, temporaries.
@@ -80,15 +80,15 @@ def this_machine() -> Machine:
 
 
 def place_sources(need: MemoryNeed, machine: Machine, *, workers: int = 1) -> Placement:
-    """Choose where the sources live, for workers that each have an accelerator of their own, if there is one.
+    """Choose the memory of the sources, for workers that each have an accelerator to themselves, if there is one.
 
     Args:
-        need: as `memory_need` says from the catalogue.
+        need: from `memory_need`.
         machine: what the workers of one machine share, and the accelerator of each.
         workers: on that machine.
 
     Raises:
-        InvalidInput: the search cannot fit; says what is needed, what there is, and what to change.
+        InvalidInput: the search cannot fit; the message has the need, the memory of the machine and the remedy.
     """
     if machine.device is None:
         _refuse_excess(need.worker * workers, machine.host, "this machine")
@@ -102,7 +102,7 @@ def place_sources(need: MemoryNeed, machine: Machine, *, workers: int = 1) -> Pl
 
 
 def placed(tensors: Mapping[str, torch.Tensor], place: Place, device: torch.device) -> Mapping[str, torch.Tensor]:
-    """The tensors of one source where they are to live: the mapped memory itself, or a copy."""
+    """The tensors of one source in their place: the mapped memory itself, or a copy."""
     match place:
         case Place.DEVICE:
             return {name: tensor.to(device) for name, tensor in tensors.items()}

@@ -72,8 +72,8 @@ class Table:
 class ThresholdTables:
     """Order statistics of |source − base| over any scope of tensors, for one fixed list of sources.
 
-    A table is made when its scope is first asked for: once per worker, since the groups of a search do not change. With
-    a threshold from it at most one element in 10⁵ of the scope is kept or dropped otherwise than with the exact one; in
+    A table is built on first use of its scope: once per worker, since the groups of a search do not change. With a
+    threshold from it at most one element in 10⁵ of the scope is kept or dropped otherwise than with the exact one; in
     scopes of up to 10⁵ elements none is. The tables hold as many knots as that takes: few for large scopes, whose
     magnitudes are smooth on the scale of the tolerance, and nearly all magnitudes for scopes below 2·10⁵ elements.
     """
@@ -85,7 +85,7 @@ class ThresholdTables:
 
     @property
     def nbytes(self) -> int:
-        """What the tables made so far hold."""
+        """Bytes of the tables built so far."""
         return sum(table.nbytes for table in self._tables.values())
 
     def kth_magnitude(self, source: int, scope: tuple[str, ...], k: int) -> float:
@@ -110,12 +110,12 @@ class ThresholdTables:
 
 
 def sorted_together(elements: int) -> int:
-    """How many magnitudes of a scope of so many elements are sorted together."""
+    """Number of magnitudes that are sorted together in a scope of this many elements."""
     return min(elements, max(SORTED_AT_ONCE, elements // PARTS))
 
 
 def make_table(magnitudes: Pieces, elements: int) -> Table:
-    """The table of a scope.
+    """Build the table of a scope.
 
     Between two fine knots the error is at most that at the knots, plus the elements between them, plus the longest run
     of equal values that is no step: with the shares below that is TOLERANCE.
@@ -140,7 +140,7 @@ def _fine_knots(magnitudes: Pieces, elements: int, spacing: int) -> tuple[Ranks,
         count = len(part)
         wanted = np.arange(-(-start // spacing) * spacing, start + count, spacing) - start
         found = np.unique(part[np.concatenate([[0], wanted, [count - 1]])])
-        # A value never stands in two parts, so that the first and the last of its rank are in this one.
+        # A value is never in two parts, so that the first and the last of its rank are in this one.
         ends = np.stack([np.searchsorted(part, found, "left"), np.searchsorted(part, found, "right") - 1], axis=1)
         twice = np.unique(ends.ravel())
         ranks.append(twice + start)
@@ -183,7 +183,7 @@ def _digit_ranges(counts: Sequence[int], limit: int) -> Iterator[tuple[int, int,
 
 
 def _sorted(pieces: Iterable[torch.Tensor], elements: int) -> Floats:
-    """The elements of all pieces in ascending order, gathered in one buffer that is made for them."""
+    """The elements of all pieces in ascending order, gathered in one new buffer."""
     whole, filled = torch.empty(elements), 0
     for piece in pieces:
         whole[filled : filled + len(piece)] = piece

@@ -1,4 +1,4 @@
-"""Sources held once, a live model whose weights are replaced in place, and nothing read or built per candidate."""
+"""Sources held once, and a live model whose weights are replaced in place without reading a file per candidate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,6 +24,9 @@ from evomerge.errors import InvalidInput, MergeError
 from evomerge.merging import RuleTensors, merge_rule
 from evomerge.methods import method_info
 from evomerge.recipe import SEMANTICS_VERSION, ModelRef, Recipe, Rule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def open_bank(
@@ -84,13 +87,13 @@ class WeightBank:
         self._tables: dict[tuple[str, ...], ThresholdTables] = {}
         self._kernels = kernels or Kernels(device)
         self._caches: dict[tuple[str, ...], SourceCache] = defaultdict(SourceCache)
-        self._model: Any = None
+        self._model: PreTrainedModel | None = None
         self._state: LiveState | None = None
         self._live: dict[str, torch.Tensor] = {}
         self._written: dict[str, str] = {}
         self._recipe_tensors = RecipeTensors(files, device)
 
-    def materialize(self, recipe: Recipe) -> Any:
+    def materialize(self, recipe: Recipe) -> PreTrainedModel:
         """The live model with the recipe's weights. It is the same object every time: use it before the next call.
 
         Only tensors whose rule differs from the one that they were last written by are written again.
@@ -99,7 +102,7 @@ class WeightBank:
             MergeError: the recipe has no merge, or a merged tensor is not finite.
         """
         self._check(recipe)
-        self._load_model()
+        model = self._load_model()
         self._reset_state()
         for rule in recipe.rules:
             mark = _mark(rule, recipe)
@@ -107,14 +110,14 @@ class WeightBank:
             if stale:
                 self._write(rule, recipe, mark)
         self._restore(set(self._written).difference(*(rule.tensors for rule in recipe.rules)))
-        return self._model
+        return model
 
-    def base_model(self) -> Any:
+    def base_model(self) -> PreTrainedModel:
         """The live model with the weights of the base, in the scoring dtype. See `materialize`."""
-        self._load_model()
+        model = self._load_model()
         self._reset_state()
         self._restore(set(self._written))
-        return self._model
+        return model
 
     def merged(self, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor of the model that the recipe describes, in its scoring dtype, one after another.
@@ -148,25 +151,27 @@ class WeightBank:
         return self._weights
 
     @contextmanager
-    def borrow(self) -> Iterator[tuple[Any, Mapping[str, torch.Tensor]]]:
+    def borrow(self) -> Iterator[tuple[PreTrainedModel, Mapping[str, torch.Tensor]]]:
         """The live model and its tensors by name, to train in: inside, anything may be written to them.
 
-        Afterwards they need no gradients and hold none, and whatever is materialised next is written anew.
+        Afterwards they need no gradients and hold none, and the next recipe is written completely.
         """
-        self._load_model()
+        model = self._load_model()
         self._reset_state()
         try:
-            yield self._model, self._live
+            yield model, self._live
         finally:
             for tensor in self._live.values():
                 tensor.requires_grad_(False)
                 tensor.grad = None
             self._written = dict.fromkeys(self._live, "")
 
-    def _load_model(self) -> None:
+    def _load_model(self) -> PreTrainedModel:
+        """The live model, loaded on first use."""
         if self._model is None:
             self._model, self._live = load_skeleton(self.base, dtype=self.dtype, device=self.device)
             self._state = LiveState(self._model)
+        return self._model
 
     def _reset_state(self) -> None:
         """Nothing that the candidate before has left in the model, beside its weights, reaches the next one."""
@@ -175,7 +180,7 @@ class WeightBank:
 
     @property
     def table_bytes(self) -> int:
-        """What the threshold tables made so far hold."""
+        """Bytes of the threshold tables built so far."""
         return sum(tables.nbytes for tables in self._tables.values())
 
     def _write(self, rule: Rule, recipe: Recipe, mark: str) -> None:

@@ -1,1 +1,1 @@
-"""mergekit: our recipes in its configuration files."""
+"""mergekit: recipes as its configuration files."""

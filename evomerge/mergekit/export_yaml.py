@@ -1,6 +1,6 @@
-"""A recipe said in mergekit's YAML, where that language can say it.
+"""A recipe in mergekit's YAML, where that language can express it.
 
-mergekit is a separate program that others may run on this file; nothing of it is used here. What the YAML can say: one
+mergekit is a separate program that others may run on this file; nothing of it is used here. The YAML can express one
 method for the whole model, and for each parameter one value, values by layer (a gradient over the layers), and values
 by name (a filter is a part of a tensor's name; the first that fits decides).
 """
@@ -26,7 +26,7 @@ class _NotExpressible(Exception):
 
 
 def to_mergekit(recipe: Recipe, catalogue: TensorCatalogue) -> tuple[str | None, str]:
-    """The recipe as mergekit YAML and an empty reason, or None and a sentence that says why it cannot be said.
+    """The recipe as mergekit YAML and an empty reason, or None and the reason why it cannot be expressed.
 
     The YAML opens with comments that name every choice in which mergekit's arithmetic differs from the recipe's.
     """
@@ -127,7 +127,7 @@ def _document(
 
 
 def _switches(method: str, theirs: MergekitMethod, options: Mapping[str, Any]) -> dict[str, bool]:
-    """mergekit's switches that stand for options of ours; written out, because its defaults differ by method."""
+    """mergekit's switches that correspond to our options; written out, because its defaults differ by method."""
     ours: dict[str, Option] = {option.name: option for option in METHODS[method].options}
     return {switch: options.get(name, ours[name].default) != off for switch, (name, off) in theirs.switches.items()}
 

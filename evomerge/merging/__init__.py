@@ -1,7 +1,10 @@
 """Merge arithmetic: plain functions on tensors, one file per method.
 
-`merge_state_dicts` merges whole state dicts and is the reference. `merge_rule` merges the tensors of one recipe rule
-one at a time; the reference and the weight bank both call it, so that they share the arithmetic.
+- Holds: the definition of every method, beside it its formula for one pass over memory, and `merge_state_dicts`, the
+  reference path, which merges whole state dicts. `merge_rule` merges the tensors of one recipe rule one at a time; the
+  reference and the weight bank both call it, so that they share the arithmetic.
+- Does not hold: names, ranges and options of methods (`evomerge.methods`), files, and compiled code (`evomerge.bank`).
+- Start reading at: `rule_tensors.py`, then `task_arithmetic.py`.
 """
 
 from evomerge.merging.merge import merge_rule

@@ -15,7 +15,7 @@ from evomerge.merging.rule_tensors import CPU_PIECE, DEVICE_PIECE, RuleTensors
 
 @dataclass(frozen=True)
 class NonLinearity:
-    """What a raw coefficient c goes through before it multiplies a weight.
+    """The function phi of a raw coefficient c, which gives the factor of a weight.
 
     Attributes:
         value: phi(c).
@@ -70,7 +70,7 @@ def merge_column_linear(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
 def write_column_linear(tensors: RuleTensors, targets: Mapping[str, Tensor]) -> None:
     """The same into tensors of any float dtype that are there already: the very bits that a cast of the merge gives.
 
-    Nothing of the size of a tensor is made on the way, which counts where a merge is written at every step.
+    No temporary has the size of a tensor, which matters where a merge is written at every step.
     """
     for name in tensors.names:
         _write(tensors, name, targets[name])

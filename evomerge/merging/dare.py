@@ -92,7 +92,7 @@ def masked_lookup(
     The survivors are a random sample of all d elements. Of those at or above rank r, (d - r + 1) (1 - p) survive on
     average; this equals the d - k + 1 elements to be kept where
 
-        r = d + 1 - (d - k + 1) / (1 - p)
+        r = d + 1 - (d - k + 1) / (1 - p)         (1)
 
     and the threshold is the r-th smallest of the unmasked vector, rescaled like the survivors; with r < 1 there are
     fewer survivors than are to be kept, and all are. The number kept is right up to its sampling error, a share of
@@ -109,7 +109,7 @@ def masked_lookup(
     mixed = len(scope) > 1 and (dropping.rescale == "l1_match" or not all(drops.values()))
     if elements < SMALL_SCOPE or mixed:
         return None
-    rank = elements + 1 - round((elements - k + 1) / (1 - rate)) if rate < 1 else 0
+    rank = elements + 1 - round((elements - k + 1) / (1 - rate)) if rate < 1 else 0  # (1)
     drop = drops[scope[0]]
     if rank < 1 or drop is None:
         return 0.0

@@ -85,7 +85,7 @@ def tssd(x: Vector, y: Vector, keep: float = 0.5) -> float:
         return ssd(x, y)
     narrow = all(tensor.dtype in _NARROW for pair in tensors for tensor in pair)
     dtype = torch.float32 if narrow else torch.float64
-    cuts = [_kth_magnitude(x, y, index, rank, dtype) for index in (0, 1)]
+    cuts = [_kth_magnitude(x, y, index, k=rank, dtype=dtype) for index in (0, 1)]
     return _ssd(lambda: ((_trimmed(one, cuts[0]), _trimmed(other, cuts[1])) for one, other in _pairs(x, y)))
 
 

@@ -14,7 +14,10 @@ from evomerge.merging.task_vectors import TaskVectors
 
 @dataclass(frozen=True)
 class Drop:
-    """t = tau (1 - m) / divisor * factor, with m ~ Bernoulli(drop_rate) for each element of one tensor of one source.
+    """The change of one tensor of one source's task vector:
+
+        t = tau (1 - m) / divisor * factor        (1)
+        m ~ Bernoulli(drop_rate)                  (2) by element, see `masks`
 
     Divisor and factor are apart because the quotient that restores an L1 norm may exceed the largest float32.
     """
@@ -27,7 +30,7 @@ class Drop:
     def __call__(self, start: int, task_vector: Tensor) -> Tensor:
         """Drop and rescale, in place, the piece of the flattened tensor that begins at element `start`."""
         mask = dropped(self.key, start, start + task_vector.numel(), self.drop_rate, device=task_vector.device)
-        # Dropped before they are rescaled: an L1 quotient that suits the survivors may overflow on what is dropped.
+        # (1), dropped before rescaling: an L1 quotient that suits the survivors may overflow on dropped elements.
         return self.rescale_(task_vector.mul_(mask.logical_not_()))
 
     def rescale_(self, values: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ Nothing is stored and no generator has a state.
 The hash runs on 32-bit integers. With `mix` a bijective finaliser of xor-shifts and odd multipliers (that of Wellons,
 "lowbias32", whose bias is near the limit for two multiplications):
 
-    x = mix(low ^ key_low)
-    x = mix(x ^ key_high ^ high * 0x9E3779B9)
-    u = (x >> 8) * 2**-24                        dropped where u < p
+    x = mix(low ^ key_low)                       (1)
+    x = mix(x ^ key_high ^ high * 0x9E3779B9)    (2)
+    u = (x >> 8) * 2**-24                        (3)
+    dropped where u < p                          (4)
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ def mask_key(seed: int, source: int, name: str) -> int:
 
 
 def dropped(key: int, start: int, stop: int, drop_rate: float, *, device: torch.device | str = "cpu") -> Tensor:
-    """Which elements of the slice `[start, stop)` of a flattened tensor are dropped.
+    """The mask of the slice `[start, stop)` of a flattened tensor.
 
     Returns:
         Boolean tensor of shape `(stop - start,)`, true with probability `drop_rate` (in steps of 2**-24, rounded up).
     """
-    # u < p in integers: u * 2**24 is one, and the product p * 2**24 is exact.
+    # (4) in integers: u * 2**24 is one, and the product p * 2**24 is exact.
     return uniform_bits(key, start, stop, device) < math.ceil(drop_rate * (1 << 24))
 
 
@@ -60,12 +61,14 @@ def index_words(key: int, start: int) -> tuple[int, int, int]:
     mixed in, and the index's low word. They hold up to the next multiple of 2**31."""
     high, low = divmod(start, _WORD)
     key_high, key_low = divmod(key, _WORD)
-    return _signed(key_low), _signed(key_high ^ (high * 0x9E3779B9) % _WORD), _signed(low)
+    return _signed(key_low), _signed(key_high ^ (high * 0x9E3779B9) % _WORD), _signed(low)  # the constants of (2)
 
 
 def mixed_index(low: Tensor, key_low: Tensor | int, key_high: Tensor | int) -> Tensor:
     """The hash: 24 random bits of each element from the low word of its index. All int32."""
-    return _shifted(_mixed(_mixed(low ^ key_low) ^ key_high), 8)
+    x = _mixed(low ^ key_low)  # (1)
+    x = _mixed(x ^ key_high)  # (2), with the index's high word already in key_high
+    return _shifted(x, 8)  # (3), times 2**24
 
 
 def _uniform_bits(key: int, start: int, stop: int, device: torch.device | str) -> Tensor:

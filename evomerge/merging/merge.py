@@ -15,7 +15,7 @@ def merge_rule(method: str, tensors: RuleTensors) -> Iterator[tuple[str, Tensor]
     """Merge the tensors of one recipe rule, one after the other.
 
     Yields:
-        (name, merged tensor) in float32 (float64 where an input is) and in memory of its own, each once, in the
+        (name, merged tensor) in float32 (float64 where an input is) and in new memory, each once, in the
         order of the rule's names.
 
     Raises:

@@ -20,7 +20,7 @@ Vector = Callable[[int, str], Iterator[Tensor]]
 
 
 class Thresholds(Protocol):
-    """Where order statistics of task vectors are looked up."""
+    """Order statistics of task vectors, looked up instead of counted."""
 
     def kth_magnitude(self, source: int, scope: tuple[str, ...], k: int) -> float:
         """The k-th smallest |theta_source - theta_0| over all elements of the tensors in `scope`.
@@ -34,7 +34,7 @@ class Thresholds(Protocol):
 
 
 class Cut(NamedTuple):
-    """Which elements of one tensor survive trimming.
+    """The condition under which an element of one tensor survives trimming.
 
     Attributes:
         threshold: larger magnitudes survive.
@@ -56,13 +56,13 @@ class CountedThresholds:
         self._dtype = dtype
 
     def kth_magnitude(self, source: int, scope: tuple[str, ...], k: int) -> float:
-        """As in `Thresholds`, of whatever vectors this object was made for."""
+        """As in `Thresholds`, of the vectors that this object was built for."""
         return kth_smallest_magnitude(
             lambda: (piece for name in scope for piece in self._vector(source, name)), k, self._dtype(scope)
         )
 
     def ties_to_keep(self, source: int, scope: tuple[str, ...], threshold: float, kept: int) -> dict[str, int]:
-        """For each tensor how many elements at the threshold survive, so that exactly `kept` survive in the scope.
+        """For each tensor the number of elements at the threshold that survive, so that the scope keeps exactly `kept`.
 
         Ties are kept lowest index first, in the order of `scope`.
         """

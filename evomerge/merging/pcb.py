@@ -66,7 +66,7 @@ def merge_pcb(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
 
     def kernel(piece: Piece) -> Tensor:
         vectors = piece.task_vectors()
-        balanced = balanced_sum(vectors, weights, variant, magnitudes, competition)
+        balanced = balanced_sum(vectors, weights, variant, magnitudes=magnitudes, competition=competition)
         return balanced.add_(piece.the_base)
 
     for name in tensors.names:

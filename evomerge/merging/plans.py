@@ -2,9 +2,11 @@
 
 The functions of the other files are the definitions and go through the tensors operation by operation. The formulas
 here do the same operations on the same operands in the same order, so that the bits are the same; a test holds that for
-every option. What differs is the form: no operation in place, no Python number that changes between candidates, so that
-a compiler makes one loop of a whole formula and never has to make it again. Weights, thresholds and keys come in two
-small tensors, see `Numbers` and `Words`.
+every option. Only the form differs: no operation in place, no Python number that changes between candidates, so that a
+compiler turns a whole formula into one loop and never compiles it again. Weights, thresholds and keys come in two small
+tensors, see `Numbers` and `Words`.
+
+Equation numbers are those of `ties.merge_ties` (TIES), `dropping.Drop` (DARE) and `masks`, as "TIES (1)".
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from evomerge.methods.functions import load_function
 
 
 class Numbers(IntEnum):
-    """Rows of the float32 tensor `numbers` of shape (7, sources). What all sources share stands in each column."""
+    """Rows of the float32 tensor `numbers` of shape (7, sources). A value that all sources share is in each column."""
 
     WEIGHT = 0
     THRESHOLD = 1  # smaller magnitudes are trimmed
@@ -173,7 +175,7 @@ def evaluate(
 
     Returns:
         float32 of shape (n,), and for elections the votes: the sign of each elected sum, -1, 0 or +1. Where a weight is
-        NaN the vote is, and what is merged says nothing.
+        NaN the vote is NaN, and the merged value has no meaning.
     """
     if base is None:
         return _weighted_sum([source.float() for source in sources], numbers), None
@@ -184,7 +186,7 @@ def evaluate(
     if formula.kind == "sum":
         return _weighted_sum(vectors, numbers) + origin, None
     merged, votes = _elect(formula, vectors, numbers)
-    return merged * numbers[Numbers.LAMBDA, 0] + 0.0 + origin, votes
+    return merged * numbers[Numbers.LAMBDA, 0] + 0.0 + origin, votes  # TIES (6)
 
 
 def _weighted_sum(tensors: Sequence[Tensor], numbers: Tensor) -> Tensor:
@@ -199,28 +201,29 @@ def _sum(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _drop(vector: Tensor, numbers: Tensor, words: Tensor) -> Tensor:
-    """What `dare.Drop` does; the limit 0 drops nothing."""
+    """Drop and rescale as `dropping.Drop` does; the limit 0 drops nothing."""
     indices = torch.arange(vector.shape[0], dtype=torch.int32, device=vector.device) + words[Words.START]
     bits = mixed_index(indices, words[Words.KEY_LOW], words[Words.KEY_HIGH])
-    kept = torch.where(bits < words[Words.LIMIT], 0.0, 1.0)
-    return vector * kept / numbers[Numbers.DIVISOR] * numbers[Numbers.FACTOR]
+    kept = torch.where(bits < words[Words.LIMIT], 0.0, 1.0)  # masks (4)
+    return vector * kept / numbers[Numbers.DIVISOR] * numbers[Numbers.FACTOR]  # DARE (1)
 
 
 def _elect(formula: Formula, vectors: Sequence[Tensor], numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """What `ties.Election` does, for task vectors that are not trimmed yet."""
+    """Trim, elect and merge as `ties.Election` does, for task vectors that are not trimmed yet."""
     weights, zero = numbers[Numbers.WEIGHT], numbers[Numbers.ZERO, 0]
-    trimmed = [
+    trimmed = [  # TIES (1), (2)
         torch.where(vector.abs() < numbers[Numbers.THRESHOLD, i], zero, vector) * weights[i]
         for i, vector in enumerate(vectors)
     ]
-    total = mass = _sum(trimmed)
+    total = mass = _sum(trimmed)  # TIES (3)
     if formula.elect == "count":
         total = _sum([torch.where(each < zero, -1.0, torch.where(each > zero, 1.0, zero)) for each in trimmed])
     votes = torch.where(total < zero, -1.0, torch.where(total > zero, 1.0, total))
     if formula.elect == "count":
         votes = torch.where(mass == mass, votes, mass)  # counting lost the NaN
-    sign = torch.where(votes == zero, numbers[Numbers.ZERO_SIGN, 0], votes)
+    sign = torch.where(votes == zero, numbers[Numbers.ZERO_SIGN, 0], votes)  # TIES (4)
     sized = [each * sign for each in trimmed]
+    # TIES (5)
     if formula.agg == "dis-max":
         largest = torch.where(sized[0] > zero, sized[0], zero)
         for each in sized[1:]:

@@ -1,7 +1,7 @@
 """The tensors of one rule, with resolved parameters and options: the argument of every method function.
 
 Every method goes through the tensors in pieces of bounded size, so that its temporaries stay small (on a CPU: in cache)
-whatever the size of the tensor. The arithmetic on a piece is element-wise and uses no fused multiply-add, which the
+for tensors of any size. The arithmetic on a piece is element-wise and uses no fused multiply-add, which the
 vectorised loops and their remainders would not use alike: any division into pieces and any number of threads gives the
 same bits.
 """
@@ -43,7 +43,7 @@ class Piece:
         return self.start + self.sources[0].numel()
 
     def task_vectors(self) -> list[Tensor]:
-        """tau_i = theta_i - theta_0, in memory of their own."""
+        """tau_i = theta_i - theta_0, in new memory."""
         return [source - self.the_base for source in self.sources]
 
     @property
@@ -171,7 +171,7 @@ class RuleTensors:
             yield Piece(start, base, [widened(flat, start) for flat in flat_sources])
 
     def merge(self, name: str, kernel: Callable[[Piece], Tensor]) -> Tensor:
-        """The merged tensor, in the dtype of the arithmetic and in memory of its own."""
+        """The merged tensor, in the dtype of the arithmetic and in new memory."""
         like = self.like(name)
         merged = torch.empty(like.shape, dtype=self.dtype([name]), device=like.device)
         flat = merged.view(-1)

@@ -1,4 +1,4 @@
-"""Task vectors of a rule in pieces, as they stand or changed element by element."""
+"""Task vectors of a rule in pieces, unchanged or changed element by element."""
 
 from __future__ import annotations
 

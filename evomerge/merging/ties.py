@@ -18,11 +18,14 @@ Lookup = Callable[[int, tuple[str, ...], int], float | None]
 
 
 def merge_ties(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
-    """theta = theta_0 + lambda * merged(trimmed tau_i), TIES-Merging, arXiv 2306.01708.
+    """TIES-Merging, arXiv 2306.01708, for every element of every tensor:
 
-    trim    t_i = tau_i where |tau_i| is at least its k-th smallest in scope, else 0; k by `kept_rule`, see `kept_rank`
-    elect   g = sign(sum_i w_i t_i), or of the sum of signs; g = 0 takes the majority sign of g over the scope, or +1
-    merge   of the w_i t_i with sign g (negative where g is still 0): mean, sum or largest, see `merge_agreeing`
+        t_i = tau_i where |tau_i| >= its k-th smallest in scope, else 0        (1) trim; k by `kept_rule`, `kept_rank`
+        x_i = w_i t_i                                                          (2)
+        g   = sign(sum_i x_i), or sign(sum_i sign(x_i)) under `elect: count`   (3) elect
+        g   = the majority sign of g over the scope, or +1, where g = 0        (4) `zero_sign`
+        m   = mean, sum or largest of the x_i with sign g                      (5) merge; `agg`, `weighting`
+        theta = theta_0 + lambda m                                             (6)
 
     With a provider of thresholds, elements tied at the threshold are all kept, also under `kept_rule: topk`.
 
@@ -97,7 +100,7 @@ def kept_rank(kept_rule: str, density: float, elements: int) -> int:
 
 
 def elected_sum(vectors: Sequence[Tensor], elect: str) -> Tensor:
-    """The tensor whose sign is elected: sum_i x_i (`mass`) or sum_i sign(x_i) (`count`)."""
+    """The tensor whose sign is elected, (3): sum_i x_i (`mass`) or sum_i sign(x_i) (`count`)."""
     votes = [vector.sign() for vector in vectors] if elect == "count" else vectors
     total = votes[0].clone()
     for vote in votes[1:]:
@@ -108,7 +111,7 @@ def elected_sum(vectors: Sequence[Tensor], elect: str) -> Tensor:
 def merge_agreeing(
     vectors: Sequence[Tensor], sign: Tensor, weights: Sequence[float], *, agg: str, weighting: str
 ) -> Tensor:
-    """Merge, element by element, those vectors that have the elected sign.
+    """Merge, element by element, those vectors that have the elected sign: m of (5).
 
     Args:
         vectors: x_i = w_i t_i of each source, of one shape.
@@ -137,7 +140,7 @@ def merge_agreeing(
 
 
 class Trimming:
-    """The cut of each tensor of each source. What concerns a whole scope is determined once, at first use."""
+    """The cut of each tensor of each source, which is (1). Those of a whole scope are determined once, at first use."""
 
     def __init__(self, tensors: RuleTensors, vectors: TaskVectors, lookup: Lookup | None) -> None:
         self._tensors = tensors
@@ -218,29 +221,29 @@ class Election:
         def kernel(piece: Piece) -> Tensor:
             nonlocal cancelled
             total, vectors = vote(piece)
-            sign = (total >= 0 if zero_is_positive else total > 0).to(total.dtype).mul_(2).sub_(1)
+            sign = (total >= 0 if zero_is_positive else total > 0).to(total.dtype).mul_(2).sub_(1)  # (3), (4)
             merged = merge_agreeing(vectors, sign, self._weights, agg=self._agg, weighting=self._weighting)
             if self._by_majority:
                 # Kept values under a zero sum: there are some of this sign, and with them some of the other.
                 cancelled |= ((total == 0) & (merged != 0)).any()
             # A zero of either sign becomes +0, so that the sign of an irrelevant zero sum is seen nowhere.
-            return merged.mul_(self._factor).add_(0.0).add_(piece.the_base)
+            return merged.mul_(self._factor).add_(0.0).add_(piece.the_base)  # (6)
 
         return self._tensors.merge(name, kernel), bool(cancelled)
 
     def _vote(self, name: str) -> Callable[[Piece], tuple[Tensor, list[Tensor]]]:
-        """For the pieces of a tensor, in order: the tensor whose sign is elected, and the vectors w_i t_i."""
+        """For the pieces of a tensor, in order: the tensor whose sign is elected, and the vectors x_i of (2)."""
         cuts = None if self._trimming is None else self._trimming.cuts(name)
 
         def vote(piece: Piece) -> tuple[Tensor, list[Tensor]]:
             nonlocal cuts
             vectors = self._vectors.of(name, piece)
             if cuts is not None:
-                trimmed = [trim(vector, cut) for vector, cut in zip(vectors, cuts, strict=True)]
+                trimmed = [trim(vector, cut) for vector, cut in zip(vectors, cuts, strict=True)]  # (1)
                 vectors, cuts = [vector for vector, _ in trimmed], [cut for _, cut in trimmed]
             for vector, weight in zip(vectors, self._weights, strict=True):
                 if weight != 1:
-                    vector *= weight
+                    vector *= weight  # (2)
             return elected_sum(vectors, self._elect), vectors
 
         return vote

@@ -20,8 +20,8 @@ Resolved = float | tuple[Any, ...]  # a number, one per source, or one mapping o
 def resolve_parameters(method: str, parameters: Mapping[str, ParameterValue], n_sources: int) -> dict[str, Resolved]:
     """All parameters of the method: one float for shared ones, a tuple in source order for per-source ones.
 
-    What is not given takes its default; a number given for a per-source parameter stands for all sources. Tensors have
-    no default and are passed on as they are, a tuple of mappings in source order.
+    A missing parameter takes its default; a number given for a per-source parameter holds for all sources. Tensors have
+    no default and are passed on unchanged, a tuple of mappings in source order.
 
     Raises:
         InvalidInput: unknown parameter, a list of the wrong length, a value that is no number, not finite, or one for
@@ -48,12 +48,12 @@ def resolve_options(
 ) -> dict[str, OptionValue]:
     """All options of the method, with their canonical values.
 
-    What is given wins over the preset `semantics` ("evomerge" or "mergekit"; it may also stand among the options), the
+    A given value wins over the preset `semantics` ("evomerge" or "mergekit"; it may also be one of the options), the
     preset over `scope`, and that over the defaults. Case does not matter in values, nor whether words are joined by
     spaces, hyphens or underscores.
 
     Args:
-        scope: the `trim_scope` of methods that have one, where neither the options nor the preset say it.
+        scope: the `trim_scope` of methods that have one, where neither the options nor the preset set it.
 
     Raises:
         InvalidInput: unknown option, value or preset.
@@ -82,7 +82,7 @@ def validate(
     """`resolve_parameters` and `resolve_options` in one, and a check that a base is there where the method needs one.
 
     Raises:
-        InvalidInput: whatever is wrong, see there.
+        InvalidInput: see there.
     """
     if "base" in method_info(method).needs and not has_base:
         raise InvalidInput(f"{method} works on task vectors (source minus base); give the base model")

@@ -1,4 +1,9 @@
-"""Search spaces: what may be merged and how. YAML files without code; `evomerge.spaces.bound` gives them tensors."""
+"""Search spaces: what may be merged and how, as YAML files without code.
+
+- Holds: the files as data, their binding to a model's tensors and sources, params decoded to recipes and back.
+- Does not hold: the choice of params, which is a sampler's, and tensors' values.
+- Start reading at: `space.py`, then `BoundSpace.decode` in `bound.py`.
+"""
 
 from evomerge.spaces.space import SearchSpace, known_spaces, load_space
 

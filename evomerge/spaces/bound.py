@@ -64,7 +64,7 @@ class BoundSpace:
         return all(name in params for name in self.active(params))
 
     def decode(self, params: Mapping[str, Any]) -> Recipe:
-        """The recipe that the params stand for. Pure: the same params always give the same recipe."""
+        """The recipe of the params. Pure: the same params always give the same recipe."""
         missing = [name for name in self.active(params) if name not in params]
         if missing:
             raise InvalidInput(f"params are incomplete: {some(missing)} missing of {self.dimensions}")

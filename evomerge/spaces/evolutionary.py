@@ -61,7 +61,7 @@ def evo_initial(
     method: str, sources: Sequence[str], layers: int, layer_granularity: int = 0, filters: Sequence[str] = ()
 ) -> list[float]:
     """The first genome, in C order of the shape: weights (scores) 1 / n, densities 1. Arguments as of `evo_shape`."""
-    shape = evo_shape(method, sources, layers, layer_granularity, filters)
+    shape = evo_shape(method, sources, layers, layer_granularity=layer_granularity, filters=filters)
     genome = np.ones(shape)
     genome[..., 0] = 1 / len(sources)
     return [float(value) for value in genome.reshape(-1)]
@@ -91,7 +91,7 @@ def evo_decode(
         InvalidInput: arguments as in `evo_shape`, a genome of another length or with values that are not finite
             numbers, or slerp with `smooth`.
     """
-    shape = evo_shape(method, sources, layers, layer_granularity, filters)
+    shape = evo_shape(method, sources, layers, layer_granularity=layer_granularity, filters=filters)
     genome = _checked(x, shape)
     names, spans = list(sources), _spans(shape, layers)
     if method == "slerp":
@@ -107,8 +107,8 @@ def evo_decode(
     if smooth:
         # (sources, groups) for each part and parameter
         curves = np.moveaxis(genome, 0, -1)
-        return [_group(curves, method, names, parts, (0, layers))]
-    return [_group(values, method, names, parts, span) for values, span in zip(genome, spans, strict=True)]
+        return [_group(curves, method, names, parts=parts, span=(0, layers))]
+    return [_group(values, method, names, parts=parts, span=span) for values, span in zip(genome, spans, strict=True)]
 
 
 def _group(

@@ -28,7 +28,7 @@ class TensorGroup:
 
 
 def divide(catalogue: TensorCatalogue, groups: Groups) -> tuple[TensorGroup, ...]:
-    """The groups of a model, in order of depth, then part. Every floating-point tensor stands in exactly one.
+    """The groups of a model, in order of depth, then part. Every floating-point tensor is in exactly one.
 
     Raises:
         InvalidInput: the space divides by layers and the model has no numbered module list.

@@ -86,7 +86,7 @@ def lfs_decode(
     names, groups, parts = _checked(sources, layers, granularity, filters)
     genome = Genome(params, lfs_distributions(names, layers, granularity, filters))
     return [
-        _decode_group(genome, names, group, parts, (group * granularity, (group + 1) * granularity))
+        _decode_group(genome, names, group, parts, layers=(group * granularity, (group + 1) * granularity))
         for group in range(groups)
     ]
 
@@ -96,7 +96,7 @@ def _decode_group(
 ) -> LayerGroup:
     method = genome.choice(_method(group))
     if method == "slerp":
-        return _decode_slerp(genome, names, group, parts, layers)
+        return _decode_slerp(genome, names, group, parts, layers=layers)
     parameters: dict[str, dict[str, Any]] = {}
     for part in parts:
         match method:
