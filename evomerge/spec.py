@@ -65,7 +65,7 @@ class ConstraintSpec(Frozen):
 
 
 class ObjectiveSpec(Frozen):
-    """How the scores of the tasks become the one number that is maximised.
+    """Rule that turns the scores of the tasks into the one number that is maximised.
 
     Attributes:
         aggregate: weighted_mean, min (the worst task counts), geometric_mean, or pareto: each task is an objective.
@@ -335,15 +335,15 @@ class SearchSpec(Frozen):
         return self.storage or f"sqlite:///runs/{self.name}/study.db"
 
     def to_json(self) -> str:
-        """What the study stores: the whole spec without the storage URLs, which may hold passwords."""
+        """JSON that the study stores: the whole spec without the storage URLs, which may hold passwords."""
         exclude: Any = {"storage": True, "warm_start": {"studies": {"__all__": {"storage"}}}}
         # The order of keys carries meaning: methods and parameters of the space are searched in it.
         return json.dumps(self.model_dump(mode="json", by_alias=True, exclude=exclude))
 
     def identity(self, fingerprints: Mapping[str, str], evaluator: str, params: Mapping[str, str]) -> dict[str, Any]:
-        """What makes two runs the same study: all that the value of a trial, or the next proposal, depends on.
+        """Everything that the value of a trial, or the next proposal, depends on. Runs of a study must agree in it.
 
-        Budget, workers, storage, artifacts, baselines, calibration and verdict may change while a study goes on.
+        Budget, workers, storage, artifacts, baselines, calibration and verdict may change when a study is resumed.
 
         Args:
             fingerprints: source name -> content hash of its files.

@@ -1,11 +1,11 @@
-"""Rows of the leaderboard: a label and a recipe, scored on a part of the items and kept in a sibling study."""
+"""Named recipes: rows of the leaderboard to be scored on a part of the items and stored in a sibling study."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from evomerge.catalogue import TensorCatalogue
@@ -24,14 +24,19 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class NamedRecipe:
-    """A line of the leaderboard that is to be scored. Without `required` ones there is no search to compare.
+    """A row of the leaderboard that is to be scored.
 
-    `params` are those of a trial of the search, for evaluators that need no model. With `keep_recipe` the recipe is
-    stored with the scores: nothing else in the study tells it.
+    Attributes:
+        label: of the row, e.g. "ties" or "trial 17".
+        params: of the trial of the search that it is, for evaluators that need no model.
+        required: the search stops if it cannot be scored.
+        digests: ask the worker for digests of the merged weights.
+        keep_recipe: store the recipe with the scores, since nothing else in the study has it.
     """
 
     label: str
     recipe: Recipe
+    _: KW_ONLY
     params: Mapping[str, Any] = field(default_factory=dict)
     required: bool = False
     digests: bool = False
@@ -48,10 +53,11 @@ def source_rows(
 
 @dataclass(frozen=True)
 class NamedResult:
-    """The scores of a row; with the outcome where they are new. `cost` and `seconds` are those of scoring it once."""
+    """Scores of a row; with the outcome if they are new. `cost` and `seconds` are those of scoring it once."""
 
     row: NamedRecipe
     scores: Scores
+    _: KW_ONLY
     outcome: Outcome | None = None
     cost: Cost = field(default_factory=Cost)
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -74,14 +80,14 @@ def score_rows(
     on_scored: Callable[[NamedResult], None] = lambda result: None,
     again: Collection[str] = (),
 ) -> dict[str, NamedResult]:
-    """The scores of all rows by label. Only what is not in the sibling study, or has lost its items, is scored.
+    """Score rows, by label. Only rows that the sibling study does not have, or whose items were lost, are scored.
 
     Args:
-        on_scored: is given each new result as it comes, to store it before the next one.
+        on_scored: receives each new result as it comes, to store it before the next one.
         again: labels of rows that are scored although they are stored.
 
     Raises:
-        InvalidInput: a required row, such as a source, cannot be scored, and the reason is what the user gave.
+        InvalidInput: a required row, such as a source, cannot be scored because of the user's input.
         StoppedByFailures: a required row cannot be scored for another reason.
         Interrupted: a signal asked for a stop.
     """
@@ -95,7 +101,7 @@ def score_rows(
     for job, outcome in run_all(executor, stop, scores):
         row = jobs[job.key]
         if isinstance(outcome.result, Scored):
-            results[row.label] = NamedResult(row, outcome.result.scores, outcome, outcome.cost, outcome.seconds)
+            results[row.label] = new_result(row, outcome.result.scores, outcome)
             on_scored(results[row.label])
         elif row.required:
             refuse_invalid(outcome)
@@ -106,6 +112,11 @@ def score_rows(
     return {row.label: results[row.label] for row in rows if row.label in results}
 
 
+def new_result(row: NamedRecipe, scores: Scores, outcome: Outcome) -> NamedResult:
+    """The result of a row that a worker has just scored."""
+    return NamedResult(row, scores, outcome=outcome, cost=outcome.cost, seconds=outcome.seconds)
+
+
 def record_row(result: NamedResult, records: Records, objective: Objective) -> None:
     """Store a row that is new. One whose items were lost was scored again, and takes the place of its former self."""
     if result.outcome is not None:
@@ -113,21 +124,21 @@ def record_row(result: NamedResult, records: Records, objective: Objective) -> N
 
 
 def new_row(result: NamedResult, objective: Objective) -> NewRow:
-    """A row as the sibling studies keep it."""
+    """A row in the form that the sibling studies store."""
     return NewRow(
-        result.row.label,
-        result.row.recipe,
-        result.scores,
-        objective.value(result.scores),
-        objective.stderr(result.scores),
-        result.seconds,
-        result.cost,
+        label=result.row.label,
+        recipe=result.row.recipe,
+        scores=result.scores,
+        value=objective.value(result.scores),
+        stderr=objective.stderr(result.scores),
+        seconds=result.seconds,
+        cost=result.cost,
         keep_recipe=result.row.keep_recipe,
     )
 
 
 def stored_row(row: NamedRecipe, records: Records) -> NamedResult | None:
-    """The result of a row that has been scored before; None where it has not, or the outcomes of its items are lost."""
+    """The stored result of a row; None if it was not scored before, or the outcomes of its items are lost."""
     record = records.find(row.label, row.recipe)
     scores = records.scores(record) if record is not None else None
     if record is None or scores is None:

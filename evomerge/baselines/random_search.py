@@ -35,7 +35,7 @@ def random_search(
     """Draw one merge from the search space per finished trial of the search, and store the best one as a baseline.
 
     Raises:
-        StoppedByFailures: most merges of the space fail, or what the best one scored is lost.
+        StoppedByFailures: most merges of the space fail, or the scores of the best one are lost.
     """
     spec, standing = opened.inputs.spec, standing_of(opened.search.study)
     made = build_key(baseline, spec, standing)
@@ -64,14 +64,14 @@ def random_search(
         cost = sum(map(read_cost, search.trials()), Cost())
         opened.baselines.add(
             NewRow(
-                baseline.name,
-                search.recipe_of(best),
-                scores,
-                record.value,
-                record.stderr,
-                record.seconds,
-                cost,
-                made,
+                label=baseline.name,
+                recipe=search.recipe_of(best),
+                scores=scores,
+                value=record.value,
+                stderr=record.stderr,
+                seconds=record.seconds,
+                cost=cost,
+                made=made,
                 params=best.params,
             )
         )

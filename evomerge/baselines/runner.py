@@ -1,4 +1,4 @@
-"""Making baselines: their plans side by side on the same workers, each step stored as it ends."""
+"""Builds baselines: runs their plans side by side on the same workers, and stores each step as it ends."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from evomerge.baselines.named_recipes import (
     NamedResult,
     has_value,
     job_key,
+    new_result,
     new_row,
     record_row,
     stored_row,
@@ -35,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class _Baseline:
-    """A baseline that is being made.
+    """A baseline that is being built.
 
     Attributes:
         results: of the steps that the plan waits for, or of scoring its choice.
@@ -43,9 +44,9 @@ class _Baseline:
         scored: every row that was scored on the way.
         trial: number of the row that was begun, for one that is trained.
         cost: of its steps so far. Scoring the choice is no part of it: every row costs that.
-        choice: what the plan has chosen, once it has.
+        choice: of the plan; None before it has chosen.
         is_scored: whether `results` are those of scoring the choice.
-        reason: why the latest step that failed did.
+        reason: of the latest step that failed.
     """
 
     spec: BaselineSpec
@@ -61,7 +62,7 @@ class _Baseline:
     reason: str = ""
 
     def next_steps(self) -> Sequence[NamedRecipe | Training]:
-        """What the plan wants to know next; once it has chosen, the score of its choice.
+        """The steps that the plan asks for next; after its choice, the step that scores the choice.
 
         Raises:
             EvomergeError: the plan has found nothing to choose.
@@ -86,12 +87,12 @@ class _Baseline:
 
 
 class BaselineRunner:
-    """Makes the baselines that a study does not have yet, and stores them. Killed anywhere, the next run goes on.
+    """Builds the baselines that a study does not have yet, and stores them. After a kill the next run resumes.
 
     Args:
         records: the sibling study of the baselines.
         files: folder of the files of recipes.
-        on_progress: is told how far trainings are.
+        on_progress: receives the progress of trainings.
     """
 
     def __init__(
@@ -115,13 +116,13 @@ class BaselineRunner:
         self._left_out: dict[str, str] = {}
 
     def make(self, baselines: Sequence[BaselineSpec], *, again: bool = False) -> dict[str, str]:
-        """Make what is not there. A baseline that cannot be made is left out, with the reason in its row.
+        """Build the baselines that are not stored. One that cannot be built is skipped, with the reason in its row.
 
         Args:
-            again: try also those that could not be made before.
+            again: try also those that could not be built before.
 
         Returns:
-            Baseline -> why it was left out.
+            Baseline -> reason why it was skipped.
 
         Raises:
             InvalidInput: a setting that a baseline does not have.
@@ -153,7 +154,7 @@ class BaselineRunner:
         return all((self._files / f"{digest}.safetensors").is_file() for digest in recipe.files.values())
 
     def _advance(self, baseline: _Baseline) -> None:
-        """Let the plan go on until it waits for a worker or has chosen, and then let its choice be scored."""
+        """Advance the plan until it waits for a worker, or has chosen and its choice was scored."""
         while not baseline.waiting:
             if baseline.is_scored and baseline.choice is not None:
                 (result,) = baseline.results
@@ -176,7 +177,7 @@ class BaselineRunner:
         self._records.fail(baseline.spec.name, baseline.made, reason, baseline.trial)
 
     def _submit(self, baseline: _Baseline, place: int, step: NamedRecipe | Training) -> NamedResult | Kept | None:
-        """What is stored of a step; otherwise None, and a job for it is on its way."""
+        """The stored result of a step; None if there is none, and a job for it was submitted."""
         name = baseline.spec.name
         if isinstance(step, NamedRecipe):
             known = self._known(baseline, step)
@@ -213,14 +214,14 @@ class BaselineRunner:
         self._advance(baseline)
 
     def _result(self, baseline: _Baseline, job: Job, outcome: Outcome) -> NamedResult | Kept | None:
-        """What came of a step, stored; None where it failed, and the reason is noted."""
+        """Store and return the result of a step; None if it failed, with the reason in `baseline.reason`."""
         found, objective = outcome.result, self._ingredients.objective
         if isinstance(found, Scored) and isinstance(job, Score):
             if not has_value(objective, found.scores):
                 baseline.reason = "its objective is not a number: the merge has collapsed"
                 return None
             row = NamedRecipe(job.key.removeprefix(f"{self._records.study.study_name}/"), job.recipe)
-            result = NamedResult(row, found.scores, outcome, outcome.cost, outcome.seconds)
+            result = new_result(row, found.scores, outcome)
             if not baseline.is_scored:
                 record_row(result, self._records, objective)
             return result

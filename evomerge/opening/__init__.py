@@ -1,1 +1,1 @@
-"""Opening a search: its inputs are checked, its memory is computed, and its study is created or gone on with."""
+"""Opening a search: its inputs are checked, its memory is computed, and its study is created or resumed."""

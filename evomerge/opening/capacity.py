@@ -1,4 +1,4 @@
-"""Memory that a search takes, and where its sources are placed on this machine."""
+"""Memory that a search needs, and the placement of its sources on this machine."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def _sorts_magnitudes(method: str | None) -> bool:
 
 
 def placement_of(inputs: Inputs, workers: int) -> Placement:
-    """Where the sources will live on this machine.
+    """Placement of the sources in the memory of this machine.
 
     Raises:
-        InvalidInput: the search cannot fit; says what is needed and what there is.
+        InvalidInput: the search cannot fit; the message has the memory that is needed and that is free.
     """
     return place_sources(memory_of(inputs), this_machine(), workers=workers)

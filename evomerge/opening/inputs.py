@@ -1,4 +1,4 @@
-"""Inputs of a search: what its spec names, opened and found to fit together."""
+"""Inputs of a search: sources, space and evaluator of its spec, opened and found to fit together."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from evomerge.study.stored_search import artifacts_folder
 from evomerge.worker import WorkerSetup, build_evaluator
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a spec names, opened and found to fit together. Nothing has been run or written."""
+    """The inputs of a spec, opened and found to fit together. Nothing has been run or written."""
 
     spec: SearchSpec
     base: Source
@@ -58,7 +58,7 @@ class Inputs:
         return longest if isinstance(longest, int) else None
 
     def setup(self, foundation: Foundation | None = None) -> WorkerSetup:
-        """What workers are built from; with the foundation of the study once there is one."""
+        """Everything that a worker is built from; with the settled values of the study once there is one."""
         spec = self.spec
         ranges = {
             name: (distribution.low, distribution.high)
@@ -81,17 +81,17 @@ class Inputs:
 
 
 def _pinned(source: Source) -> ModelRef:
-    """The source for workers elsewhere: a hub model at the commit that was opened here, whatever is pushed since."""
+    """The source for workers elsewhere: a hub model at the commit that was opened here."""
     return source.ref if source.hub_id is None else replace(source.ref, revision=source.directory.name)
 
 
 def open_inputs(spec: SearchSpec) -> Inputs:
-    """Open and check what a spec names.
+    """Open and check the inputs of a spec.
 
     Raises:
-        InvalidInput: whatever is missing or does not fit, naming the sources and tensors.
+        InvalidInput: an input is missing or does not fit; names the sources and tensors.
     """
     base = open_source(spec.base.ref, allow=spec.allow)
     experts = tuple(open_source(expert.ref, allow=spec.allow, like=base) for expert in spec.experts)
     warnings = check_compatible(base, experts)
-    return Inputs(spec, base, experts, tuple(warnings))
+    return Inputs(spec=spec, base=base, experts=experts, warnings=tuple(warnings))

@@ -1,4 +1,4 @@
-"""The study of a search, created or gone on with by its only writer."""
+"""The study of a search, created or resumed by its only writer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from evomerge.study.search_study import SearchStudy
 from evomerge.study.stored_search import BASELINES, HELD_OUT, artifacts_folder, from_anywhere
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OpenSearch:
     """A study that this process may write to, with its siblings."""
 
@@ -56,7 +56,7 @@ class OpenSearch:
 
 @contextmanager
 def open_search(inputs: Inputs, *, workers: int) -> Iterator[OpenSearch]:
-    """Create the spec's study or go on with it, as its only writer.
+    """Create or resume the study of a spec, as its only writer.
 
     Raises:
         StudyHeld: another controller writes to it.
@@ -69,13 +69,13 @@ def open_search(inputs: Inputs, *, workers: int) -> Iterator[OpenSearch]:
     with hold(url, spec.name, directions=["maximize"] * directions_of(inputs)) as held:
         storage = open_storage(url, single_writer=True)
         try:
-            yield _open(inputs, storage, wanted, workers, held.check)
+            yield _open(inputs, storage, wanted, workers=workers, check_hold=held.check)
         finally:
             release(storage)
 
 
 def _open(
-    inputs: Inputs, storage: BaseStorage, wanted: Foundation, workers: int, check_hold: Callable[[], None]
+    inputs: Inputs, storage: BaseStorage, wanted: Foundation, *, workers: int, check_hold: Callable[[], None]
 ) -> OpenSearch:
     spec, folder = inputs.spec, artifacts_folder(inputs.spec)
     study = with_retries(
@@ -93,14 +93,14 @@ def _open(
             study.set_metric_names(list(inputs.evaluator.weights))  # what Optuna Dashboard calls the objectives
     study.sampler = build_search_sampler(inputs, workers, foundation.popsize)
     return OpenSearch(
-        inputs,
-        SearchStudy(study, storage, inputs.space, artifacts=folder, check_hold=check_hold),
-        foundation,
-        Records(storage, f"{spec.name}/{BASELINES}", artifacts=folder, check_hold=check_hold),
-        Records(storage, f"{spec.name}/{HELD_OUT}", artifacts=folder, check_hold=check_hold),
-        folder,
-        storage,
-        check_hold,
+        inputs=inputs,
+        search=SearchStudy(study, storage, inputs.space, artifacts=folder, check_hold=check_hold),
+        foundation=foundation,
+        baselines=Records(storage, f"{spec.name}/{BASELINES}", artifacts=folder, check_hold=check_hold),
+        held_out=Records(storage, f"{spec.name}/{HELD_OUT}", artifacts=folder, check_hold=check_hold),
+        artifacts=folder,
+        storage=storage,
+        check_hold=check_hold,
     )
 
 
@@ -142,7 +142,7 @@ def build_search_sampler(inputs: Inputs, workers: int, popsize: int | None = Non
 
 
 def directions_of(inputs: Inputs) -> int:
-    """How many objectives are maximised."""
+    """Number of objectives."""
     return len(inputs.evaluator.weights) if inputs.spec.objective.aggregate == "pareto" else 1
 
 

@@ -63,7 +63,7 @@ def build(inputs: SamplerInputs) -> CatCmaSampler:
 
 
 def _default_popsize(dimensions: int) -> int:
-    return 4 + math.floor(3 * math.log(max(dimensions, 1)))
+    return 4 + math.floor(3 * math.log(max(dimensions, 1)))  # as CMA-ES (Hansen, arXiv:1604.00772, eq. 48)
 
 
 class CatCmaSampler(ReplayingSampler):
@@ -115,7 +115,7 @@ class CatCmaSampler(ReplayingSampler):
 
     @property
     def generation(self) -> int:
-        """How often the distribution has been updated."""
+        """Number of updates of the distribution."""
         return len(self._told) // self._popsize
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:

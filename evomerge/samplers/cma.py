@@ -137,12 +137,12 @@ class CmaSampler(ReplayingSampler):
 
     @property
     def generation(self) -> int:
-        """How often the distribution has been updated."""
+        """Number of updates of the distribution."""
         return self._evolution.generation
 
     @property
     def restarts(self) -> int:
-        """How often the search has begun again."""
+        """Number of restarts."""
         return self._evolution.restarts
 
     def mean(self, study: Study) -> dict[str, Any]:

@@ -125,7 +125,7 @@ class Evolution:
 
     @property
     def restarts(self) -> int:
-        """How often the search has begun again."""
+        """Number of restarts."""
         return len(self._ended)
 
     @property
@@ -189,22 +189,24 @@ class Evolution:
         return self._ended[-1].strategy.is_plausible_draw(result.point)
 
     def _first(self) -> _Run:
-        strategy = Strategy(self._centre, self._settings.sigma0, self._settings.popsize, self._bins, self._normal)
-        return _Run(strategy, small=False)
+        return _Run(self._strategy_from(self._centre, self._settings.sigma0, self._settings.popsize), small=False)
 
     def _next(self) -> _Run:
-        """From a random point of the cube, as both papers do; with the size that it is the turn of."""
+        """A run from a random point of the cube, as in both papers, with a large or a small population in turn."""
         self._normal.key(_RESTART, len(self._ended))
         start = self._normal.uniform(len(self._centre))
         first = self._settings.popsize
         large = first * 2 ** (1 + sum(not run.small for run in self._ended[1:]))
         if self._settings.restarts == "ipop" or self._spent(small=False) <= self._spent(small=True):
-            return _Run(Strategy(start, self._settings.sigma0, large, self._bins, self._normal), small=False)
+            return _Run(self._strategy_from(start, self._settings.sigma0, large), small=False)
         # Hansen 2009, "Benchmarking a BI-population CMA-ES on the BBOB-2009 function testbed", section 2.
         size_exponent, step_exponent = self._normal.uniform(2)
         popsize = max(SMALLEST_POPSIZE, math.floor(first * (large / 4 / first) ** (size_exponent**2)))
         sigma0 = self._settings.sigma0 * 10 ** (-2 * step_exponent)
-        return _Run(Strategy(start, sigma0, popsize, self._bins, self._normal), small=True)
+        return _Run(self._strategy_from(start, sigma0, popsize), small=True)
+
+    def _strategy_from(self, start: Point, sigma0: float, popsize: int) -> Strategy:
+        return Strategy(start, sigma0, popsize, bins=self._bins, normal=self._normal)
 
     def _spent(self, *, small: bool) -> int:
         """Evaluations of the large or the small runs; the first run is neither."""

@@ -1,6 +1,6 @@
 """One run of CMA-ES whose only randomness is keyed: pycma, set up so that a replay gives the same bits.
 
-N. Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv:1604.00772.
+Equations are those of N. Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv:1604.00772.
 """
 
 from __future__ import annotations
@@ -38,19 +38,20 @@ _COARSE: Final = frozenset({"flat fitness", "tolflatfitness", "tolfun", "tolfunh
 # Of the clock, the caller and the budget: they say nothing about the search.
 _FOREIGN: Final = frozenset({"callback", "ftarget", "maxfevals", "timeout"})
 
-# Damping of the step size, as a share of the tutorial's, times the dimensions; never below 0.3, which is close to
+# Damping of the step size, as a share of the tutorial's d_sigma (eq. 55), times the dimensions; never below 0.3, which is close to
 # optimal on a sphere (pycma, on its option CSA_dampfac). The tutorial's value is for budgets that are many times larger
 # than the dimensions: a few hundred results are some thirty updates, within which the steps have to become shorter.
 _DAMPED_DIMENSIONS: Final = 8.0
 
 
 def default_popsize(dimensions: int, workers: int = 1, *, synchronous: bool = False) -> int:
-    """The tutorial's population (eq. 48), but at least one member per two workers, or per worker if all wait for all.
+    """The tutorial's population, but at least one member per two workers, or per worker if all wait for all.
 
     With more workers than members, a proposal is older than a generation when its result arrives; with larger
     populations there are too few updates. In benchmarks/search.py half the workers was best.
     """
-    return max(4 + math.floor(3 * math.log(max(dimensions, 1))), workers if synchronous else math.ceil(workers / 2))
+    least = workers if synchronous else math.ceil(workers / 2)
+    return max(4 + math.floor(3 * math.log(max(dimensions, 1))), least)  # lambda (eq. 48)
 
 
 class KeyedNormal:
@@ -82,7 +83,7 @@ class Strategy:
         normal: the draws; the caller names them before each `draw` and `tell`.
     """
 
-    def __init__(self, start: Point, sigma0: float, popsize: int, bins: Sequence[int], normal: KeyedNormal) -> None:
+    def __init__(self, start: Point, sigma0: float, popsize: int, *, bins: Sequence[int], normal: KeyedNormal) -> None:
         self.popsize = popsize
         self._size = len(start)
         # pycma does not support one dimension (its issues 86 and 302): a second one is added that means nothing.
@@ -110,7 +111,7 @@ class Strategy:
 
     @property
     def mean(self) -> Point:
-        """Where the distribution stands."""
+        """The mean of the distribution."""
         return np.asarray(self._strategy.result.xfavorite, dtype=np.float64)[: self._size]
 
     @property
@@ -121,13 +122,13 @@ class Strategy:
 
     def draw(self) -> Point:
         """A point from the distribution."""
-        return self._ask(1)[0][: self._size]
+        return self._ask(1)[0][: self._size]  # x ~ m + sigma N(0, C) (eqs. 38 to 40)
 
     def tell(self, points: Sequence[Point], losses: Sequence[float]) -> None:
         """Learn from a population, wherever its points come from."""
         drawn = self._ask(len(points))  # pycma wants an ask before each tell; gives the spare coordinate its values
         whole = [np.append(point, spare[self._size :]) for point, spare in zip(points, drawn, strict=True)]
-        self._strategy.tell(whole, list(losses))
+        self._strategy.tell(whole, list(losses))  # mean, step size and covariance (eqs. 41 to 47)
         largest = float(np.max(self._strategy.stds))
         if largest < _SMALLEST_STEP:
             self._strategy.sigma *= _SMALLEST_STEP / largest

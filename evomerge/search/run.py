@@ -35,7 +35,8 @@ def run_search(spec: SearchSpec, *, ray: str | None = None, listener: Listener |
     Raises:
         EvomergeError: see `evomerge.errors`; everything that finished is stored, and the same call resumes.
     """
-    with stopping_on_signals() as stop, open_session(spec, ray, listener or Listener(), stop) as session:
+    listener = listener or Listener()
+    with stopping_on_signals() as stop, open_session(spec, stop, ray=ray, listener=listener) as session:
         early, late = early_and_late(spec)
         make_baselines(session, early)
         enqueue_known_merges(session)
@@ -65,7 +66,11 @@ def run_baselines(
         if name not in BASELINES:
             raise unknown_name("baseline", name, BASELINES)
     wanted = [settings_of(name, spec) for name in dict.fromkeys(names)]
-    with stopping_on_signals() as stop, open_session(spec, ray, listener or Listener(), stop, wanted) as session:
+    listener = listener or Listener()
+    with (
+        stopping_on_signals() as stop,
+        open_session(spec, stop, ray=ray, listener=listener, further=wanted) as session,
+    ):
         study = session.opened.search.study
         winner = read_winner(study.user_attrs)
         if winner is None and (early := [name for name in names if BASELINES[name].needs_search]):
@@ -76,7 +81,7 @@ def run_baselines(
             judge_winner(session, winner)
         else:  # held-out items are looked at when the search has ended, and not before
             rest = command_line(spec, "run")
-            session.listener.on_phase(f"the verdict will take them in when `{rest}` has ended the search")
+            listener.on_phase(f"the verdict will take them in when `{rest}` has ended the search")
         for name, reason in left_out.items():
             raise StoppedByFailures(f"baseline {name!r} cannot be made: {reason}")
         return study

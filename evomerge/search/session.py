@@ -71,7 +71,7 @@ class Session:
 
 @contextmanager
 def open_session(
-    spec: SearchSpec, ray: str | None, listener: Listener, stop: Stop, further: Sequence[BaselineSpec] = ()
+    spec: SearchSpec, stop: Stop, *, ray: str | None, listener: Listener, further: Sequence[BaselineSpec] = ()
 ) -> Iterator[Session]:
     """Check the inputs, open the study, start the workers, and score the sources that have no scores yet.
 
@@ -103,7 +103,7 @@ def open_session(
 
 
 def _refuse_unfit(inputs: Inputs, baselines: Sequence[BaselineSpec]) -> None:
-    """Refuse, before anything is created, what would end the run later."""
+    """Refuse, before anything is created, inputs that would end the run later."""
     task_weights(inputs.spec.objective, inputs.evaluator.weights)
     for baseline in baselines:
         check_baseline(baseline, inputs.spec)

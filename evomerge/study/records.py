@@ -71,7 +71,7 @@ class Record:
         return Recipe.from_json(text)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NewRow:
     """A row that is to be stored. Only baselines have `made`; their recipe is kept with them, or with `keep_recipe`."""
 

@@ -46,7 +46,9 @@ def test_stored_scores_are_the_scores_that_were_given(tmp_path):
     """Through a sibling study and its artifacts."""
     storage = optuna.storages.InMemoryStorage()
     records = Records(storage, "sim/held-out", artifacts=tmp_path / "artifacts")
-    record = records.add(NewRow("soup", RECIPE, SCORES, 0.5, 0.1, {"total": 1.0}))
+    record = records.add(
+        NewRow(label="soup", recipe=RECIPE, scores=SCORES, value=0.5, stderr=0.1, seconds={"total": 1.0})
+    )
     stored = records.scores(record)
     assert stored is not None
     assert stored.tasks == SCORES.tasks
