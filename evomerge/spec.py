@@ -1,4 +1,4 @@
-"""search.yaml: everything that a user says about one search, validated once at the door and frozen."""
+"""search.yaml: the whole description of one search, validated when it is loaded, and frozen."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ConstraintSpec(Frozen):
     Attributes:
         task: its name, or `all`, which means every task by itself.
         at_least: a score; `best-source`, the best score of base and experts on that task; or `base`, that of the base.
-            Of metrics that shall be low it is the most that is allowed.
+            For metrics that should be low it is the largest value that is allowed.
         tolerance: how much worse than that is still allowed, in the units of the score: 0.02 are two points.
     """
 
@@ -69,7 +69,7 @@ class ObjectiveSpec(Frozen):
 
     Attributes:
         aggregate: weighted_mean, min (the worst task counts), geometric_mean, or pareto: each task is an objective.
-        reference: with pareto, the aggregate that says which candidate is called the best.
+        reference: with pareto, the aggregate that ranks candidates, and so defines the best one.
         normalise: `sources` maps each task to 0 at the sources' worst score and 1 at their best.
         weights: task -> weight; tasks that are not named keep the weight of the evaluator's pack.
         constraints: conditions; a candidate that misses one is the best only where all miss some.
@@ -168,7 +168,7 @@ class FidelitySpec(Frozen):
         block: items that are scored between two looks, over all tasks together.
         minimum: items before the first look.
         alpha: of a race, the largest share of equally good candidates that may be dropped.
-        eta: of the brackets, one of so many candidates goes on to so many times as many items.
+        eta: of the brackets, one of `eta` candidates continues, on `eta` times as many items.
     """
 
     name: Literal["full", "race", "successive_halving", "hyperband"] = "full"
@@ -198,7 +198,7 @@ class WarmStartSpec(Frozen):
     """Merges that are scored right after the centre, and that the sampler learns from: the nearest points of the space.
 
     Attributes:
-        baselines: so many of the best baselines, which are then made before the search. Of a trained one (`dam`), the
+        baselines: number of best baselines, which are then built before the search. Of a trained one (`dam`), the
             mean weight of each source in each group.
         recipes: files as `evomerge export` writes them (recipe.json), relative to the spec.
         studies: best trials of other studies; without a storage, of this one's.
@@ -427,7 +427,7 @@ def override(
     workers: int | None = None,
     seed: int | None = None,
 ) -> SearchSpec:
-    """The spec with what the command line says instead.
+    """The spec with the values of the command line in place of its own.
 
     Raises:
         InvalidInput: a value that the spec would not take either.
@@ -452,7 +452,7 @@ def _resolved(source: SourceSpec, directory: Path) -> SourceSpec:
 
 
 def _absolute(source: SourceSpec, directory: Path) -> str:
-    """A directory as an absolute path; anything that can only be a hub id as it stands."""
+    """A directory as an absolute path; anything that can only be a hub id, unchanged."""
     location = Path(source.location).expanduser()
     if (directory / location).is_dir():
         return str((directory / location).resolve())

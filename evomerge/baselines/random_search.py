@@ -1,4 +1,4 @@
-"""Random search with the budget of the search, in a study of its own: it measures the advantage of the sampler."""
+"""Random search with the budget of the search, in a sibling study: it measures the advantage of the sampler."""
 
 from __future__ import annotations
 

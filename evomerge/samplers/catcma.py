@@ -73,7 +73,7 @@ class CatCmaSampler(ReplayingSampler):
     that the centre does not have), each category with the same probability for all its values.
 
     COMPLETE trials are told with their value and PRUNED ones with theirs, if it is finite and their params are complete
-    and lie in the space. All others are ignored. In a conditional space, parameters that did not exist in a trial
+    and in the space. All others are ignored. In a conditional space, parameters that did not exist in a trial
     do not learn from it: see `_Optimizer.complete`.
 
     Args:
@@ -206,7 +206,7 @@ class _Coordinates:
         )
 
     def contain(self, params: Mapping[str, Any]) -> bool:
-        """Whether the params that there are lie in the space."""
+        """Whether all given params are in the space."""
         return all(axis.contains(params) for name, axis in self._axes.items() if name in params)
 
     def encode(self, params: Mapping[str, Any]) -> tuple[Vector, list[int | None]]:

@@ -73,7 +73,7 @@ class CmaSampler(ReplayingSampler):
     """Covariance matrix adaptation over the unit cube, starting at the centre of the space.
 
     COMPLETE trials are told with their value and PRUNED ones with theirs (the last one reported), if it is finite and
-    their params lie in the space. All others are ignored, FAILed ones among them: they are proposals that did not
+    their params are in the space. All others are ignored, FAILed ones among them: they are proposals that did not
     happen. Seeds that were enqueued are learned from like any other trial.
 
     The order in which trials are told is that of the user attribute `evomerge:tell`; trials without it come first, in
@@ -88,7 +88,7 @@ class CmaSampler(ReplayingSampler):
         sigma0: initial standard deviation, as a share of each parameter's range.
         popsize: number of results that make one update of the distribution.
         generation_mode: `async` never waits. `sync` draws a whole population from one distribution and updates it when
-            all its results are there, whatever the order in which they arrive: ask only while `ready` says so.
+            all its results are there, whatever the order in which they arrive: ask only while `ready` is true.
         restarts: what happens after the distribution has shrunk to a point: `ipop`, `bipop` or `none`.
         mean_every: propose the distribution's mean every `mean_every` trials; 0 disables it. In 24 dimensions
             13, the population, made the best of 200 trials 5 to 10 % better, and that of 400 hardly.

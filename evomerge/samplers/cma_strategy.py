@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 with warnings.catch_warnings():
-    # pycma says at import that it cannot plot without matplotlib; nobody here asks it to.
+    # pycma warns at import that it cannot plot without matplotlib, which is not needed here.
     warnings.simplefilter("ignore", UserWarning)
     import cma
 
@@ -27,20 +27,21 @@ Point = NDArray[np.float64]
 # until floating point ends; a step that is smaller changes no merge.
 _SMALLEST_STEP: Final = 1e-6
 
-# A search whose largest standard deviation is below this share of the box has arrived: what pycma says about fitness
-# values that are all alike is believed only then.
+# A search whose largest standard deviation is below this share of the box has arrived: only then does a signal of
+# pycma about equal fitness values count.
 _ARRIVED: Final = 1e-4
 
 # Signals of `stop()` that come from the values alone. A score that counts right answers is flat over wide regions, and
-# flatness then says nothing about having arrived.
+# flatness is then no sign of convergence.
 _COARSE: Final = frozenset({"flat fitness", "tolflatfitness", "tolfun", "tolfunhist", "tolfunrel", "tolstagnation"})
 
 # Of the clock, the caller and the budget: they say nothing about the search.
 _FOREIGN: Final = frozenset({"callback", "ftarget", "maxfevals", "timeout"})
 
-# Damping of the step size, as a share of the tutorial's d_sigma (eq. 55), times the dimensions; never below 0.3, which is close to
-# optimal on a sphere (pycma, on its option CSA_dampfac). The tutorial's value is for budgets that are many times larger
-# than the dimensions: a few hundred results are some thirty updates, within which the steps have to become shorter.
+# Damping of the step size, as a share of the tutorial's d_sigma (eq. 55), times the dimensions; never below 0.3, which
+# is close to optimal on a sphere (pycma, on its option CSA_dampfac). The tutorial's value is for budgets that are many
+# times larger than the dimensions: a few hundred results are some thirty updates, within which the steps have to become
+# shorter.
 _DAMPED_DIMENSIONS: Final = 8.0
 
 
@@ -73,7 +74,7 @@ class KeyedNormal:
 
 
 class Strategy:
-    """A distribution over the unit cube that is told populations of results, from one starting point to convergence.
+    """A distribution over the unit cube that learns from populations of results, from its start to convergence.
 
     Args:
         start: the first mean.
@@ -116,7 +117,7 @@ class Strategy:
 
     @property
     def arrived(self) -> bool:
-        """Whether pycma would stop, for a reason that lies in the search and not in how coarse the values are."""
+        """Whether pycma would stop, for a reason in the search and not in the coarseness of the values."""
         signals = set(self._strategy.stop()) - _FOREIGN
         return bool(signals - _COARSE) or (bool(signals) and float(np.max(self._strategy.stds)) < _ARRIVED)
 
@@ -134,7 +135,7 @@ class Strategy:
             self._strategy.sigma *= _SMALLEST_STEP / largest
 
     def is_plausible_draw(self, point: Point) -> bool:
-        """Whether a draw of this distribution could lie so far away: within twice the usual length of a step."""
+        """Whether the point is as near as draws of this distribution are: within twice the usual length of a step."""
         step = np.append(point, self._strategy.mean[self._size :])
         genotype = self._strategy.gp.geno(step, from_bounds=self._strategy.boundary_handler.inverse)
         length = float(self._strategy.mahalanobis_norm(genotype - self._strategy.mean))

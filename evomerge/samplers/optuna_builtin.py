@@ -1,4 +1,4 @@
-"""Optuna's own samplers, built anew for every proposal so that nothing lives in the process.
+"""Optuna's own samplers, built for every proposal so that no state is in the process.
 
 A sampler of Optuna's keeps its random state in memory, and a resumed study would continue with other draws. Built anew
 with a seed that is derived from the study's seed and the ordinal of the proposal, it depends on the study alone. What
@@ -76,7 +76,7 @@ def build_nsgaii(inputs: SamplerInputs) -> StatelessSampler:
     """NSGA-II: an evolutionary algorithm for two or three objectives and big budgets.
 
     K. Deb et al., "A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II", doi:10.1109/4235.996017. `crossover`
-    and `mutation` are by default those of that paper, simulated binary crossover and polynomial mutation: children lie
+    and `mutation` are by default those of that paper, simulated binary crossover and polynomial mutation: children are
     near their parents. `uniform` takes each parameter from one of the parents, and draws one anew. In a conditional
     space only the parameters that every trial has are inherited; the others are drawn at random.
     """
@@ -123,7 +123,7 @@ def _genetic_options(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class StatelessSampler(SeededSampler):
-    """Another sampler, made anew by `make(seed)` whenever it is needed.
+    """Another sampler, built by `make(seed)` for every proposal.
 
     In a space without conditions the relative search space is the space itself, and not what Optuna would infer from
     the trials: a completed trial without params does not switch the sampler off.

@@ -97,7 +97,7 @@ def build(inputs: SamplerInputs) -> ReferencePointSampler:
 class ReferencePointSampler(ReplayingSampler):
     """Searches what is better than known merges on every objective.
 
-    COMPLETE trials are learned from if their values are finite and their params lie in the space.
+    COMPLETE trials are learned from if their values are finite and their params are in the space.
 
     Args:
         space: what is searched; numbers only.

@@ -1,4 +1,4 @@
-"""Reading the settings of a sampler: each one is known, has the right type and lies in its range, or is refused."""
+"""Readers of the settings of a sampler: an unknown name, a wrong type or a value out of its range is refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def only(sampler: str, settings: Mapping[str, Any], known: Collection[str]) -> N
 
 
 def integer(settings: Mapping[str, Any], name: str, default: int, *, low: int) -> int:
-    """An integer that is at least `low`. None, like an absent setting, stands for the default."""
+    """An integer that is at least `low`. None, like an absent setting, is the default."""
     value = settings.get(name)
     if value is None:
         return default
