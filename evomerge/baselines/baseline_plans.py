@@ -176,7 +176,8 @@ def greedy_soup(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
     chosen, best = [best_first[0]], value[best_first[0].name]
     for expert in best_first[1:]:
         tried = [*chosen, expert]
-        (result,) = yield [NamedRecipe(f"{baseline.name}/{'+'.join(ref.name for ref in tried)}", given.soup(tried))]
+        label = f"{baseline.name}/{'+'.join(ref.name for ref in tried)}"
+        (result,) = yield [NamedRecipe(label=label, recipe=given.soup(tried))]
         if isinstance(result, NamedResult) and given.objective.value(result.scores) > best:
             chosen, best = tried, given.objective.value(result.scores)
     return Choice(given.soup(chosen), given.reference_cost)
@@ -186,7 +187,9 @@ def task_arithmetic(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
     """One weight for all task vectors, the best of a grid on the search items (arXiv 2212.04089)."""
     weights = _grid(baseline)
     recipes = {weight: given.recipe("task_arithmetic", {"weight": weight}, {}) for weight in weights}
-    results = yield [NamedRecipe(f"{baseline.name}/{weight:g}", recipe) for weight, recipe in recipes.items()]
+    results = yield [
+        NamedRecipe(label=f"{baseline.name}/{weight:g}", recipe=recipe) for weight, recipe in recipes.items()
+    ]
     values = [given.objective.value(result.scores) if isinstance(result, NamedResult) else None for result in results]
     scored = [(value, -place) for place, value in enumerate(values) if value is not None]
     if not scored:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from evomerge.catalogue import TensorCatalogue
@@ -22,7 +22,7 @@ from evomerge.study.records import NewRow, Records
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NamedRecipe:
     """A row of the leaderboard that is to be scored.
 
@@ -36,7 +36,6 @@ class NamedRecipe:
 
     label: str
     recipe: Recipe
-    _: KW_ONLY
     params: Mapping[str, Any] = field(default_factory=dict)
     required: bool = False
     digests: bool = False
@@ -48,16 +47,18 @@ def source_rows(
 ) -> list[NamedRecipe]:
     """Base and experts as they stand, in the scoring dtype."""
     names = tuple(entry.name for entry in catalogue.mergeable)
-    return [NamedRecipe(ref.name, single_source(base, ref, names, dtype), required=True) for ref in (base, *experts)]
+    return [
+        NamedRecipe(label=ref.name, recipe=single_source(base, ref, names, dtype), required=True)
+        for ref in (base, *experts)
+    ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NamedResult:
     """Scores of a row; with the outcome if they are new. `cost` and `seconds` are those of scoring it once."""
 
     row: NamedRecipe
     scores: Scores
-    _: KW_ONLY
     outcome: Outcome | None = None
     cost: Cost = field(default_factory=Cost)
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -114,7 +115,7 @@ def score_rows(
 
 def new_result(row: NamedRecipe, scores: Scores, outcome: Outcome) -> NamedResult:
     """The result of a row that a worker has just scored."""
-    return NamedResult(row, scores, outcome=outcome, cost=outcome.cost, seconds=outcome.seconds)
+    return NamedResult(row=row, scores=scores, outcome=outcome, cost=outcome.cost, seconds=outcome.seconds)
 
 
 def record_row(result: NamedResult, records: Records, objective: Objective) -> None:
@@ -143,7 +144,7 @@ def stored_row(row: NamedRecipe, records: Records) -> NamedResult | None:
     scores = records.scores(record) if record is not None else None
     if record is None or scores is None:
         return None
-    return NamedResult(row, scores, cost=record.cost, seconds=record.seconds)
+    return NamedResult(row=row, scores=scores, cost=record.cost, seconds=record.seconds)
 
 
 def has_value(objective: Objective, scores: Scores) -> bool:

@@ -34,7 +34,7 @@ POINTS = 100  # of a loss curve, about: every one is a write to the study
 _log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Baseline:
     """A baseline that is being built.
 
@@ -75,7 +75,7 @@ class _Baseline:
                 self.choice = end.value
         assert self.choice is not None  # plans return one
         self.is_scored = True
-        return [NamedRecipe(self.spec.name, self.choice.recipe)]
+        return [NamedRecipe(label=self.spec.name, recipe=self.choice.recipe)]
 
     def take(self, place: int, result: NamedResult | Kept | None) -> None:
         """Note the result of a step."""
@@ -134,7 +134,7 @@ class BaselineRunner:
             if (spec.name, made) in failed:
                 self._left_out[spec.name] = failed[spec.name, made]
                 continue
-            baseline = _Baseline(spec, made, plan_of(spec, self._ingredients))
+            baseline = _Baseline(spec=spec, made=made, plan=plan_of(spec, self._ingredients))
             record = self._records.find_made(spec.name, made)
             if record is not None and self._has_files(record.recipe):
                 if self._records.scores(record) is not None:
@@ -220,7 +220,7 @@ class BaselineRunner:
             if not has_value(objective, found.scores):
                 baseline.reason = "its objective is not a number: the merge has collapsed"
                 return None
-            row = NamedRecipe(job.key.removeprefix(f"{self._records.study.study_name}/"), job.recipe)
+            row = NamedRecipe(label=job.key.removeprefix(f"{self._records.study.study_name}/"), recipe=job.recipe)
             result = new_result(row, found.scores, outcome)
             if not baseline.is_scored:
                 record_row(result, self._records, objective)

@@ -41,7 +41,13 @@ def listening(terminal: Terminal) -> Iterator[Listener]:
     console = terminal.console
     if not console.is_terminal:
         lines = _Lines(terminal)
-        yield Listener(lines.phase, lines.status, lines.progress, log_in, worker_output=True)
+        yield Listener(
+            on_phase=lines.phase,
+            on_status=lines.status,
+            on_progress=lines.progress,
+            on_open=log_in,
+            worker_output=True,
+        )
         return
     # What others print is not rich's to redirect: it would come out above the live line.
     with Live(Text(), console=console, refresh_per_second=4, redirect_stdout=False, redirect_stderr=False) as live:

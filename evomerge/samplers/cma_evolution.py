@@ -82,7 +82,7 @@ class Evaluation:
     companion: float = -math.inf
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Run:
     """One strategy, from its start to its convergence."""
 
@@ -189,7 +189,9 @@ class Evolution:
         return self._ended[-1].strategy.is_plausible_draw(result.point)
 
     def _first(self) -> _Run:
-        return _Run(self._strategy_from(self._centre, self._settings.sigma0, self._settings.popsize), small=False)
+        return _Run(
+            strategy=self._strategy_from(self._centre, self._settings.sigma0, self._settings.popsize), small=False
+        )
 
     def _next(self) -> _Run:
         """A run from a random point of the cube, as in both papers, with a large or a small population in turn."""
@@ -198,12 +200,12 @@ class Evolution:
         first = self._settings.popsize
         large = first * 2 ** (1 + sum(not run.small for run in self._ended[1:]))
         if self._settings.restarts == "ipop" or self._spent(small=False) <= self._spent(small=True):
-            return _Run(self._strategy_from(start, self._settings.sigma0, large), small=False)
+            return _Run(strategy=self._strategy_from(start, self._settings.sigma0, large), small=False)
         # Hansen 2009, "Benchmarking a BI-population CMA-ES on the BBOB-2009 function testbed", section 2.
         size_exponent, step_exponent = self._normal.uniform(2)
         popsize = max(SMALLEST_POPSIZE, math.floor(first * (large / 4 / first) ** (size_exponent**2)))
         sigma0 = self._settings.sigma0 * 10 ** (-2 * step_exponent)
-        return _Run(self._strategy_from(start, sigma0, popsize), small=True)
+        return _Run(strategy=self._strategy_from(start, sigma0, popsize), small=True)
 
     def _strategy_from(self, start: Point, sigma0: float, popsize: int) -> Strategy:
         return Strategy(start, sigma0, popsize, bins=self._bins, normal=self._normal)

@@ -69,7 +69,7 @@ def _axis(name: str, distribution: BaseDistribution) -> _Axis:
         case CategoricalDistribution():
             return _Choice(distribution)
         case FloatDistribution(step=None):
-            return _Continuous(distribution.low, distribution.high, distribution.log)
+            return _Continuous(low=distribution.low, high=distribution.high, log=distribution.log)
         case IntDistribution(log=True):
             return _LogInteger(distribution.low, distribution.high)
         case FloatDistribution() | IntDistribution():
@@ -77,7 +77,7 @@ def _axis(name: str, distribution: BaseDistribution) -> _Axis:
     raise InvalidInput(f"parameter {name!r} has a distribution that no sampler here knows: {distribution!r}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Continuous:
     low: float
     high: float

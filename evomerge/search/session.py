@@ -28,7 +28,7 @@ from evomerge.study.foundation import changed_versions
 from evomerge.study.status import Status
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Listener:
     """Progress callbacks of a run; each defaults to a no-op.
 

@@ -162,13 +162,19 @@ def judge_winner(session: Session, winner: Winner) -> None:
     session.say("scoring the winner and what it is compared with on the held-out items")
     opened, search = session.opened, session.opened.search
     params = search.trials()[winner.trial].params
-    best = NamedRecipe(winner.label, winning_recipe(search, winner), params=params, required=True, digests=True)
+    best = NamedRecipe(
+        label=winner.label,
+        recipe=winning_recipe(search, winner),
+        params=params,
+        required=True,
+        digests=True,
+    )
     baselines = current_baselines(opened.baselines, opened.inputs.spec, standing_of(search.study))
     rows = [
         best,
         *_shown(session, winner),
         *session.sources,
-        *(NamedRecipe(record.label, record.recipe, params=record.params) for record in baselines),
+        *(NamedRecipe(label=record.label, recipe=record.recipe, params=record.params) for record in baselines),
     ]
     note_look(search, winner, [row.recipe for row in rows])
 
@@ -197,14 +203,15 @@ def _shown(session: Session, winner: Winner) -> list[NamedRecipe]:
     opened, search = session.opened, session.opened.search
     trials = best_trials(search.study, opened.inputs.spec.verdict.best)
     others = [
-        NamedRecipe(f"trial {trial.number}", search.recipe_of(trial), params=trial.params)
+        NamedRecipe(label=f"trial {trial.number}", recipe=search.recipe_of(trial), params=trial.params)
         for trial in trials
         if trial.number != winner.trial
     ]
     mean = sampler_of(search.study).mean(search.study)
     if mean is None:
         return others
-    return [*others, NamedRecipe(MEAN, opened.inputs.space.decode(mean), params=mean, keep_recipe=True)]
+    recipe = opened.inputs.space.decode(mean)
+    return [*others, NamedRecipe(label=MEAN, recipe=recipe, params=mean, keep_recipe=True)]
 
 
 def _store_verdict(

@@ -55,7 +55,9 @@ def carry_out(plan, value_of):
         except StopIteration as end:
             return tried, end.value
         tried += steps
-        results = [None if value_of(step) is None else NamedResult(step, scores(value_of(step))) for step in steps]
+        results = [
+            None if value_of(step) is None else NamedResult(row=step, scores=scores(value_of(step))) for step in steps
+        ]
 
 
 def names_in(row):
