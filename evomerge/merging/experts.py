@@ -87,7 +87,7 @@ def merge_experts(
             of another shape; a singular sum of Grams.
         MergeError: a merged tensor is not finite.
     """
-    request = _request(method, parameters, options, seed, statistics)
+    request = _request(method, parameters, options, seed=seed, statistics=statistics)
     _require_tensors("checkpoint", tensors)
     shared = find_experts(tensors, patterns, experts)
     if method == "regmean" and not any(name in request.statistics for copies in shared.values() for name in copies):
@@ -105,7 +105,7 @@ def merge_experts(
 
 @dataclass(frozen=True, kw_only=True)
 class _Request:
-    """How experts are merged, checked and with all defaults."""
+    """Method and arguments of a merge of experts, checked and with all defaults."""
 
     merge: Callable[[SharedTensor], Tensor]
     parameters: Mapping[str, float]
@@ -118,6 +118,7 @@ def _request(
     method: str,
     parameters: Mapping[str, float],
     options: Mapping[str, str],
+    *,
     seed: Tensors | None,
     statistics: Tensors | None,
 ) -> _Request:
