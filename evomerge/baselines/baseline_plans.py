@@ -28,7 +28,7 @@ from evomerge.study.standing import Standing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class TrainingRequest:
     """A step of a plan: train a merge, starting from this recipe. `trainer` is its name among the trainers."""
 
     recipe: Recipe
@@ -51,7 +51,7 @@ class Choice:
     losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
-BaselinePlan = Generator[Sequence[NamedRecipe | Training], Sequence[NamedResult | Kept | None], Choice]
+BaselinePlan = Generator[Sequence[NamedRecipe | TrainingRequest], Sequence[NamedResult | Kept | None], Choice]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +231,7 @@ def dam_from_best(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
 
 def _trained(given: Ingredients, baseline: BaselineSpec, initial: Recipe) -> BaselinePlan:
     calibration = {expert.name: expert.calibration for expert in given.spec.experts if expert.calibration is not None}
-    training = Training(
+    training = TrainingRequest(
         recipe=initial,
         settings=training_settings(baseline, given.longest),
         calibration=calibration,

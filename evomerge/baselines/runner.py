@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from evomerge.baselines.baseline_plans import BaselinePlan, Choice, Ingredients, Training, plan_of
+from evomerge.baselines.baseline_plans import BaselinePlan, Choice, Ingredients, TrainingRequest, plan_of
 from evomerge.baselines.freshness import build_key
 from evomerge.baselines.named_recipes import (
     NamedRecipe,
@@ -61,7 +61,7 @@ class _Baseline:
     is_scored: bool = False
     reason: str = ""
 
-    def next_steps(self) -> Sequence[NamedRecipe | Training]:
+    def next_steps(self) -> Sequence[NamedRecipe | TrainingRequest]:
         """The steps that the plan asks for next; after its choice, the step that scores the choice.
 
         Raises:
@@ -176,7 +176,9 @@ class BaselineRunner:
         self._left_out[baseline.spec.name] = reason
         self._records.fail(baseline.spec.name, baseline.made, reason, baseline.trial)
 
-    def _submit(self, baseline: _Baseline, place: int, step: NamedRecipe | Training) -> NamedResult | Kept | None:
+    def _submit(
+        self, baseline: _Baseline, place: int, step: NamedRecipe | TrainingRequest
+    ) -> NamedResult | Kept | None:
         """The stored result of a step; None if there is none, and a job for it was submitted."""
         name = baseline.spec.name
         if isinstance(step, NamedRecipe):

@@ -67,7 +67,7 @@ class _Axis(Protocol):
 def _axis(name: str, distribution: BaseDistribution) -> _Axis:
     match distribution:
         case CategoricalDistribution():
-            return _Choice(distribution)
+            return _Category(distribution)
         case FloatDistribution(step=None):
             return _Continuous(low=distribution.low, high=distribution.high, log=distribution.log)
         case IntDistribution(log=True):
@@ -145,7 +145,7 @@ class _Grid:
 
 
 @dataclass(frozen=True)
-class _Choice:
+class _Category:
     distribution: CategoricalDistribution
 
     @property

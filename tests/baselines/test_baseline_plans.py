@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from evomerge.baselines.baseline_plans import Ingredients, Training, candidates, check_baseline, plan_of
+from evomerge.baselines.baseline_plans import Ingredients, TrainingRequest, candidates, check_baseline, plan_of
 from evomerge.baselines.info import BASELINES
 from evomerge.baselines.named_recipes import NamedResult
 from evomerge.catalogue import build_catalogue
@@ -116,7 +116,7 @@ def test_dam_is_trained_from_the_uniform_soup_on_the_texts_of_every_expert():
     given = ingredients([0, 0, 0, 0], calibration={"task": "task", "items": 3})
     plan = plan_of(BaselineSpec(name="dam", learning_rate=0.01), given)
     (training,) = plan.send(None)
-    assert isinstance(training, Training)
+    assert isinstance(training, TrainingRequest)
     assert training.recipe == given.soup(given.experts)
     assert set(training.calibration) == {"a", "b", "c"}
     assert training.settings["learning_rate"] == 0.01
