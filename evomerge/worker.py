@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from evomerge.errors import EvomergeError, InvalidInput, unknown_name
 from evomerge.evaluation import find_evaluator, known_evaluators, known_packs, load_pack
+from evomerge.evaluation.calibration_texts import calibration_texts
 from evomerge.evaluation.evaluator import (
     BatchedEvaluator,
-    CalibratingEvaluator,
     CalibrationText,
     Candidate,
     Evaluator,
@@ -226,19 +226,6 @@ class Worker:
 def files_folder(artifacts: str | Path) -> Path:
     """Where the files of recipes lie in a folder of artifacts."""
     return Path(artifacts) / "files"
-
-
-def calibration_texts(evaluator: Evaluator, calibration: Calibration) -> list[CalibrationText]:
-    """The texts that a calibration names.
-
-    Raises:
-        InvalidInput: the evaluator has no texts, or not those.
-    """
-    if not isinstance(evaluator, CalibratingEvaluator):
-        raise InvalidInput("this evaluator has no texts to train on; leave the baseline dam out")
-    if calibration.task is not None:
-        return evaluator.calibration(calibration.task, calibration.items)
-    return evaluator.read_calibration(Path(str(calibration.file)), calibration.items)
 
 
 def _peak_memory() -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from evomerge.baselines.baseline_plans import training_settings
 from evomerge.baselines.info import BASELINES
+from evomerge.evaluation.calibration_texts import calibration_texts
 from evomerge.opening.inputs import Inputs
 from evomerge.spec import BaselineSpec
 from evomerge.training import DamSettings, PlannedTokens, planned_tokens
-from evomerge.worker import calibration_texts
 
 
 def planned_training(baseline: BaselineSpec, inputs: Inputs) -> PlannedTokens | None:

@@ -9,9 +9,23 @@ from typing import Any
 
 from evomerge.documents import read_text
 from evomerge.errors import InvalidInput
-from evomerge.evaluation.evaluator import CalibrationText
+from evomerge.evaluation.evaluator import CalibratingEvaluator, CalibrationText, Evaluator
+from evomerge.spec import Calibration
 
 Encode = Callable[[str], list[int]]
+
+
+def calibration_texts(evaluator: Evaluator, calibration: Calibration) -> list[CalibrationText]:
+    """The texts that a calibration of the spec names.
+
+    Raises:
+        InvalidInput: the evaluator has no texts, or not those.
+    """
+    if not isinstance(evaluator, CalibratingEvaluator):
+        raise InvalidInput("this evaluator has no texts to train on; leave the baseline dam out")
+    if calibration.task is not None:
+        return evaluator.calibration(calibration.task, calibration.items)
+    return evaluator.read_calibration(Path(str(calibration.file)), calibration.items)
 
 
 def tokenised(prompt: str, answer: str, encode: Encode) -> CalibrationText:
