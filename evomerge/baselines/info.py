@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -102,4 +100,4 @@ _ALL = (
         name="random-search", sampler="random", built_from="trials", on_request=True, chosen_on_search_items=True
     ),
 )
-BASELINES: Final[Mapping[str, BaselineInfo]] = MappingProxyType({info.name: info for info in _ALL})
+BASELINES: Final[dict[str, BaselineInfo]] = {info.name: info for info in _ALL}

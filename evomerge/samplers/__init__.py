@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from evomerge.errors import InvalidInput, unknown_name
@@ -168,4 +167,4 @@ _ALL = (
     SamplerInfo(name="random", build=_random, build_several=_random),
     SamplerInfo(name="tpe", build=_tpe, build_several=_tpe),
 )
-SAMPLERS: Final[Mapping[str, SamplerInfo]] = MappingProxyType({info.name: info for info in _ALL})
+SAMPLERS: Final[dict[str, SamplerInfo]] = {info.name: info for info in _ALL}
