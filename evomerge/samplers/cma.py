@@ -1,20 +1,20 @@
 """CMA-ES whose state is a function of the results in the study and of nothing else.
 
-pycma does the arithmetic (N. Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv:1604.00772). What is added here:
+pycma does the arithmetic (N. Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv:1604.00772). Added here:
 
-* **Nothing is stored.** The state is rebuilt by telling the study's finished trials again, in the order in which they
-  were told. A running sampler and a resumed one execute the same code, hence their states agree bit for bit.
-* **Asynchronous.** A proposal is drawn from the distribution as it is when a worker becomes free, and every finished
-  trial is told, whatever distribution it was drawn from. There are no generations to wait for, and no evaluation is
-  lost to a generation that has passed: the `popsize` next results form the next population. Whoever prefers
-  generations has them with `generation_mode: sync`.
-* **Keyed randomness.** Each draw has its own generator, keyed by the seed and the ordinal of the proposal, so that it
-  does not matter what was drawn before, or by whom, or in which process.
+* **Nothing is stored.** The state is rebuilt by learning from the study's finished trials again, in the order of
+  telling. A running sampler and a resumed one execute the same code, hence their states agree bit for bit.
+* **Asynchronous.** A proposal is drawn from the present distribution when a worker becomes free, and the sampler learns
+  from every finished trial, even one that was drawn from an earlier distribution. There are no generations to wait
+  for, and no evaluation is lost to a generation that has passed: the next `popsize` results form the next population.
+  `generation_mode: sync` waits for generations.
+* **Keyed randomness.** Each draw has its own generator, keyed by the seed and the ordinal of the proposal, so that
+  earlier draws and other processes do not matter.
 
-This module speaks with Optuna; `cma_evolution` holds populations and restarts, and `cma_strategy` one run of pycma.
+This module implements Optuna's interface; `cma_evolution` has populations and restarts, and `cma_strategy` one run of
+pycma.
 
-Not covered: categorical parameters and conditional spaces. For several objectives see
-`reference_points`.
+Not covered: categorical parameters and conditional spaces. For several objectives see `reference_points`.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def warm_points(opened: OpenSearch) -> list[Params]:
     """The points that the spec's warm start names, in its order, each once.
 
     Raises:
-        InvalidInput: a recipe or a study that has no place in the search space.
+        InvalidInput: a recipe or a study has no point in the search space.
     """
     wanted = opened.inputs.spec.warm_start
     points = [*_of_baselines(opened, wanted.baselines), *_of_recipes(opened, wanted)]
@@ -43,7 +43,7 @@ def warm_points(opened: OpenSearch) -> list[Params]:
 def reference_points(opened: OpenSearch, objective: Objective) -> list[ReferencePoint]:
     """The baselines, the best first, as reference points of a search with several objectives.
 
-    A trained merge is no point of the space: its place in it is only near.
+    A trained merge has no params: it is no point of the space, only near one.
 
     Raises:
         InvalidInput: none of the baselines could be made.
@@ -73,7 +73,7 @@ def _place(opened: OpenSearch, row: Record) -> Params | None:
 
 
 def _of_baselines(opened: OpenSearch, count: int) -> list[Params]:
-    """Of the best baselines that have a place in the space. Those that have none are passed over."""
+    """Points of the best baselines. Baselines without a point in the space are skipped."""
     if not count:
         return []
     places = (_place(opened, row) for row in _best_first(opened))
@@ -105,7 +105,7 @@ def _of_recipes(opened: OpenSearch, wanted: WarmStartSpec) -> list[Params]:
 
 def _exported(opened: OpenSearch, recipe: Recipe, files: Path) -> Params | None:
     with tempfile.TemporaryDirectory() as folder:
-        for role, digest in recipe.files.items():  # an export names them by what they are for
+        for role, digest in recipe.files.items():  # an export names them by their roles
             try:
                 shutil.copy(files / f"{role}.safetensors", Path(folder) / f"{digest}.safetensors")
             except OSError as error:
