@@ -52,7 +52,7 @@ def check(
 def run(
     context: typer.Context,
     spec: SpecPath = None,
-    trials: Annotated[int | None, typer.Option(help="Finished trials that the study shall hold.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Finished trials at which the search ends.")] = None,
     hours: Annotated[float | None, typer.Option(help="Hours of running, over all runs of the study.")] = None,
     workers: Annotated[int | None, typer.Option(help="Number of workers.")] = None,
     ray: Annotated[str | None, typer.Option(metavar="ADDRESS|local|none", help="Where the workers run.")] = None,
@@ -61,7 +61,7 @@ def run(
     study: Study = None,
     json_: Json = False,
 ) -> None:
-    """Create the study or go on with it until its budget is spent; then compare the winner on held-out items."""
+    """Create or resume the study until its budget is spent; then compare the winner on held-out items."""
     terminal = _terminal(context)
     from evomerge.leaderboard import leaderboard, leaderboard_document
     from evomerge.report.progress import listening
@@ -133,8 +133,8 @@ def baseline(
 ) -> None:
     """Make baselines beside the search; where a winner has been named, the verdict takes them in.
 
-    The search is that of the study, whatever SPEC says of it by now; workers, baselines, calibration texts and the
-    verdict are what SPEC says.
+    The search is that of the study, even where SPEC differs by now; workers, baselines, calibration texts and the
+    verdict are those of SPEC.
     """
     terminal = _terminal(context)
     from evomerge.leaderboard import leaderboard, leaderboard_document
@@ -288,7 +288,7 @@ def _spec(path: Path | None, storage: str | None, study: str | None) -> SearchSp
 
 
 def _stored(terminal: Terminal, path: Path | None, storage: str | None, study: str | None) -> StoredSearch:
-    """The study that a command reads, as it is stored. A file is only what it is found by; its differences are told."""
+    """The stored study that a command reads. A file only locates it; differences of the file are reported."""
     from evomerge.spec import read_spec, resolve
     from evomerge.study.stored_search import read_search
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import codecs
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from evomerge.errors import InvalidInput, nearest
 
@@ -22,6 +22,7 @@ _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (code
 _BRANCH = re.compile(r"[\[(]|^(float|str|int|bool|Range|SearchSpace)$")
 
 Model = TypeVar("Model", bound=BaseModel)
+Positive = Annotated[int, Field(gt=0)]
 
 
 class Frozen(BaseModel):
@@ -112,7 +113,7 @@ def _describe(model: type[BaseModel], error: ValidationError) -> str:
 
 
 def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys that are allowed where the unknown key stands, found by walking the model's JSON schema."""
+    """The allowed keys beside the unknown one, found by walking the model's JSON schema."""
     schema = model.model_json_schema()
     node: Any = schema
     for part in location[:-1]:

@@ -125,7 +125,7 @@ def _choose(stored: StoredSearch, inputs: Inputs, which: str) -> _Chosen:
         standing = standing_of(stored.study)
         rows = current_baselines(read_records(stored.baselines), stored.spec, standing)
         recipes |= {record.label: record.recipe for record in rows}
-    if which == MEAN and stored.held_out is not None:  # the latest one: it moves while the search goes on
+    if which == MEAN and stored.held_out is not None:  # the latest one: it moves during the search
         recipes |= {record.label: record.recipe for record in read_records(stored.held_out) if record.label == MEAN}
     if which not in recipes:
         raise unknown_name("trial or baseline", which, ["best", *recipes])

@@ -126,11 +126,11 @@ def _tensors(inputs: Inputs) -> dict[str, Any]:
 
 def _centre(recipe: Recipe) -> str:
     """The distinct rules of the centre in words."""
-    said = dict.fromkeys(
+    rules = dict.fromkeys(
         f"{rule.method}({', '.join(f'{name}={_values(value)}' for name, value in rule.parameters.items())})"
         for rule in recipe.rules
     )
-    return "; ".join(said)
+    return "; ".join(rules)
 
 
 def _values(value: float | tuple[float, ...]) -> str:

@@ -11,14 +11,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from evomerge.baselines.info import BASELINES
-from evomerge.documents import Frozen, read_document, validate
+from evomerge.documents import Frozen, Positive, read_document, validate
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.recipe import ModelRef
 from evomerge.samplers import SAMPLERS, SamplerInfo
 from evomerge.spaces.space import SearchSpace, load_space
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
-Positive = Annotated[int, Field(gt=0)]
 Allowed = Literal["pickle_weights", "remote_code", "task_code", "benchmark_test_sets"]
 
 

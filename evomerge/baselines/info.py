@@ -5,24 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
+
+from evomerge.documents import Frozen
 
 __all__ = ["BASELINES", "BaselineInfo", "NoSettings", "WeightGrid"]
 
 
-class NoSettings(BaseModel):
+class NoSettings(Frozen):
     """Settings of a baseline that has none."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
-
-class WeightGrid(BaseModel):
+class WeightGrid(Frozen):
     """A grid of weights, each one the same for all experts.
 
     The default ends at 1.0, which adds the task vectors up and collapses with many of them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     weights: Annotated[tuple[float, ...], Field(min_length=1)] = tuple(number / 10 for number in range(1, 11))
 
 

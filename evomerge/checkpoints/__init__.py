@@ -2,9 +2,9 @@
 
 from evomerge.checkpoints.compatibility import check_compatible
 from evomerge.checkpoints.digests import WeightsDiffer, differing, tensor_digest, tensor_digests, verify_digests
-from evomerge.checkpoints.export import write_model
 from evomerge.checkpoints.live import check_scorable, load_skeleton, meta_model
 from evomerge.checkpoints.model_card import Parent, license_warnings, model_card
+from evomerge.checkpoints.model_writer import write_model
 from evomerge.checkpoints.source import Source, open_source
 
 __all__ = [

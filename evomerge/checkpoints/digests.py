@@ -41,7 +41,7 @@ def tensor_digest(tensor: torch.Tensor) -> str:
 
 
 def bytes_digest(dtype: str, shape: tuple[int, ...], content: memoryview) -> str:
-    """The digest of a tensor from its raw bytes: the same whether it lies in a file or in memory."""
+    """The digest of a tensor from its raw bytes: the same in a file and in memory."""
     digest = hashlib.sha256(f"{dtype} {list(shape)}\n".encode())
     digest.update(content)
     return digest.hexdigest()

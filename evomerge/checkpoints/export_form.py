@@ -46,7 +46,7 @@ def export_form(base: Source) -> ExportForm:
         return ExportForm(base=base, config=base.config, names=once, copied=base.unused)
     for names in (once, _all_names(base, architecture)):
         stored = [*(each for group in names.values() for each in group), *base.unused]
-        # None where the class cannot be built here, which says nothing against the files.
+        # None where the class cannot be built here, which is no fault of the files.
         if not lacking_in(named, base.directory, base.weights.header, stored, remote_code=base.remote_code):
             return ExportForm(base=base, config=base.config, names=names, copied=base.unused)
     return ExportForm(

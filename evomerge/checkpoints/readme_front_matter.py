@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
-_LIMIT = 100_000  # characters; front matter stands first
+_LIMIT = 100_000  # characters; front matter comes first
 
 
 def read_license(directory: Path) -> str | None:

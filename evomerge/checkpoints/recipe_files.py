@@ -1,23 +1,21 @@
 """Files that a recipe needs beside the sources, such as trained coefficients: safetensors, named by their content.
 
-A name says what is in the file, so that a file is never changed, two that are equal are one, and one that was damaged
-is noticed. Nothing here reads or writes a pickle.
+The name is a digest of the content: a file is never changed, equal files are one, and a damaged one is noticed. Nothing
+here reads or writes a pickle.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from evomerge.checkpoints.whole_files import write_whole
 from evomerge.errors import InvalidInput
 
 _METADATA = "evomerge"  # one entry that holds all: the library writes several in an order that differs from run to run
@@ -45,7 +43,7 @@ def load_tensors(folder: Path, digest: str) -> tuple[dict[str, torch.Tensor], di
     """The tensors (on the CPU) and metadata of a stored file.
 
     Raises:
-        InvalidInput: the file is missing, or does not hold what its name says.
+        InvalidInput: the file is missing, or its content does not match its name.
     """
     path = _path(folder, digest)
     try:
@@ -79,27 +77,6 @@ def from_bytes(content: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]
         return tensors, json.loads(header["__metadata__"][_METADATA])
     except (SafetensorError, ValueError, KeyError) as error:
         raise InvalidInput(f"this is no safetensors file that evomerge wrote: {error!r}") from error
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file aside, make sure that it is on the disk, and put it in the place of the former one in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.writing-{secrets.token_hex(4)}")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    with suppress(OSError):  # some network file systems know no fsync of directories
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _path(folder: Path, digest: str) -> Path:

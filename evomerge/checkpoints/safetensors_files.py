@@ -70,7 +70,7 @@ class StoredTensor:
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one file, from its header alone.
 
-    Raises InvalidInput where the header is not one, or the file is shorter or longer than its header says.
+    Raises InvalidInput where the header is not one, or the file is shorter or longer than its header states.
     """
     size, start, header = _raw_header(path)
     header.pop("__metadata__", None)
@@ -119,7 +119,7 @@ def read_headers(directory: Path, file: str | None = None) -> dict[str, StoredTe
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
-    """Tensor name -> shard name, as an index says, of shards that are there.
+    """Tensor name -> shard name, of the existing shards, from an index.
 
     Raises InvalidInput for names that are not plain file names, and where transformers could not read the index.
     """

@@ -34,7 +34,7 @@ def read_vocabulary(source: Source) -> Vocabulary:
     """The vocabulary of a source's tokenizer.
 
     Raises:
-        InvalidInput: no tokenizer lies beside the weights, or transformers cannot load it.
+        InvalidInput: there is no tokenizer beside the weights, or transformers cannot load it.
     """
     tokenizer = tokenizer_in(source.directory, source.name, allow=source.allow)
     ids = tokenizer.get_vocab()
@@ -62,16 +62,16 @@ def same_tokenizer(ours: Source, theirs: Source) -> bool:
 
 
 def contradictions(ours: Vocabulary, theirs: Vocabulary) -> list[str]:
-    """Tokens that have different ids, and ids that stand for different tokens, as text."""
+    """Tokens that have different ids, and ids of different tokens, as text."""
     moved = sorted(
         (t for t, number in ours.ids.items() if theirs.ids.get(t, number) != number), key=ours.ids.__getitem__
     )
-    said = [f"{token!r} is {ours.ids[token]} and {theirs.ids[token]}" for token in moved]
+    found = [f"{token!r} is {ours.ids[token]} and {theirs.ids[token]}" for token in moved]
     for number in sorted(ours.tokens.keys() & theirs.tokens.keys()):
         pair = ours.tokens[number], theirs.tokens[number]
         if pair[0] != pair[1] and set(pair).isdisjoint(moved):
-            said.append(f"{number} is {pair[0]!r} and {pair[1]!r}")
-    return said
+            found.append(f"{number} is {pair[0]!r} and {pair[1]!r}")
+    return found
 
 
 def differences(ours: Vocabulary, theirs: Vocabulary) -> Iterator[str]:

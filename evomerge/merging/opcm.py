@@ -26,6 +26,7 @@ from evomerge.catalogue import part_of
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.merging.sums import ordered_sum
 from evomerge.merging.tied_names import canonical_names
+from evomerge.messages import some
 
 Tensors = Mapping[str, Tensor]
 
@@ -264,7 +265,7 @@ def _resolve(alpha: float, options: Mapping[str, str | bool]) -> dict[str, str |
 
 def _refuse_misfits(expected: Tensors, given: Tensors) -> None:
     if alone := sorted(expected.keys() ^ given.keys()):
-        raise InvalidInput(f"base, source and state need the same tensor names; only some have {', '.join(alone[:5])}")
+        raise InvalidInput(f"base, source and state need the same tensor names; only some have {some(alone, 5)}")
     for name, tensor in expected.items():
         for each in (tensor, given[name]):
             if not isinstance(each, Tensor):

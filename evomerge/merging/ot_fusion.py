@@ -28,6 +28,7 @@ from evomerge.merging.transport import (
     exact_plan,
     sinkhorn_plan,
 )
+from evomerge.messages import some
 
 Tensors = Mapping[str, Tensor]
 
@@ -155,7 +156,7 @@ def chain_of(source: Tensors, target: Tensors) -> list[str]:
         InvalidInput: no layers, other names, or layers whose inputs are not the outputs of the layer before.
     """
     if alone := sorted(source.keys() ^ target.keys()):
-        raise InvalidInput(f"both models need the same tensor names; only one has {', '.join(alone[:5])}")
+        raise InvalidInput(f"both models need the same tensor names; only one has {some(alone, 5)}")
     layers = [name for name, tensor in source.items() if tensor.is_floating_point() and tensor.dim() == 2]
     if not layers:
         raise InvalidInput("ot_fusion aligns layers with two-dimensional weights, but the models have none")

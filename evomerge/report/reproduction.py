@@ -32,9 +32,9 @@ NO_COMMAND = (
 def with_commands(stored: StoredSearch, lines: Sequence[Line], file: Path | None = None) -> list[Line]:
     """The lines with the command that repeats their held-out scores (search scores where nothing was held out yet).
 
-    A merge has to be exported before lm-eval can read it; `prepare` is the command that does it, None where an export
-    of that very recipe lies in the run's folder. Evaluators other than packs have no such command, and models whose
-    scores in lm-eval depend on the order of the requests have `no_command`.
+    A merge has to be exported before lm-eval can read it; `prepare` is the command for that, None where the run's
+    folder has an export of that recipe. Evaluators other than packs have no such command, and models whose scores in
+    lm-eval depend on the order of the requests have `no_command`.
 
     Args:
         file: the search.yaml that names the storage, see `command_line`.
@@ -51,13 +51,14 @@ def with_commands(stored: StoredSearch, lines: Sequence[Line], file: Path | None
         samples[part] = folder / f"{stored.spec.name}-{part}-items.json"
         evaluator.write_samples(samples[part], ItemBlock(part))
     exported = {exported_digest(directory): directory for directory in exports(stored)}
-    return [_with_command(stored, evaluator, line, samples, exported, file) for line in lines]
+    return [_with_command(line, stored, evaluator, samples=samples, exported=exported, file=file) for line in lines]
 
 
 def _with_command(
+    line: Line,
     stored: StoredSearch,
     evaluator: HarnessEvaluator,
-    line: Line,
+    *,
     samples: dict[str, Path],
     exported: dict[str | None, Path],
     file: Path | None,

@@ -123,7 +123,7 @@ class _Pipe(io.FileIO):
 
 
 def _stream(given: TextIO | None, descriptor: int) -> TextIO:
-    """A stream of ours to where one of Python's goes, whatever that descriptor is redirected to later."""
+    """A stream of ours to the target of one of Python's, also after that descriptor has been redirected."""
     if given is None:  # it was closed when the process began
         return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123
     given.flush()
@@ -149,7 +149,7 @@ def _console(file: TextIO | None, *, stderr: bool = False) -> Console:
             if "COLUMNS" not in os.environ:
                 with suppress(OSError, ValueError):
                     width, height = os.get_terminal_size(self.file.fileno())
-                    if width and height:  # a terminal that does not know its size says 0
+                    if width and height:  # a terminal of unknown size reports 0
                         return ConsoleDimensions(width, height)
             return super().size
 

@@ -16,6 +16,7 @@ from evomerge.errors import StoppedByFailures
 from evomerge.evaluation.evaluator import ItemBlock, Scores
 from evomerge.jobs import Cost
 from evomerge.loop.controller import Controller
+from evomerge.messages import duration
 from evomerge.racing import build_fidelity
 from evomerge.samplers.base import sampler_of
 from evomerge.samplers.reference_points import ReferencePoint
@@ -152,7 +153,7 @@ def _predict_duration(session: Session) -> float:
     workers = session.executor.capacity
     session.listener.on_phase(
         f"a candidate takes about {seconds:.2g} s on all items: {left} trials on {workers} "
-        f"{'worker' if workers == 1 else 'workers'} about {left * seconds / workers / 60:.1f} min"
+        f"{'worker' if workers == 1 else 'workers'} about {duration(left * seconds / workers)}"
     )
     return seconds
 

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from evomerge.baselines.freshness import current_baselines
-from evomerge.checkpoints.export import RECIPE_FILES
+from evomerge.checkpoints.model_writer import RECIPE_FILES
 from evomerge.documents import read_text
 from evomerge.errors import InvalidInput
 from evomerge.objective import Objective

@@ -10,12 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from evomerge.catalogue import PART_PATTERNS, PARTS
-from evomerge.documents import Frozen, read_document, validate
+from evomerge.documents import Frozen, Positive, read_document, validate
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.methods import method_info, resolve_options
 from evomerge.shipped import shipped_folder
-
-Positive = Annotated[int, Field(gt=0)]
 
 
 class Range(Frozen):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import InvalidInput
+from evomerge.messages import first_line
 
 Inputs = Tensor | Mapping[str, Any]
 
@@ -40,8 +41,7 @@ def run(model: torch.nn.Module, inputs: Inputs, what: str, tensors: Mapping[str,
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InvalidInput(f"the model cannot be run on {what}: {reason}") from error
+        raise InvalidInput(f"the model cannot be run on {what}: {first_line(error)}") from error
 
 
 def logits_of(output: Any, what: str) -> Tensor:

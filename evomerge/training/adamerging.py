@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import InvalidInput, MergeError, unknown_name
+from evomerge.messages import some
 
 Granularity = Literal["tensor", "task"]
 Loss = Callable[[dict[str, Tensor]], Tensor]
@@ -204,9 +205,9 @@ def _refuse_misfits(
         raise InvalidInput("task_vectors is a list with one {tensor name: tensor} per source, at least one")
     for source, vectors in enumerate(task_vectors):
         if missing := [name for name in names if name not in vectors]:
-            raise InvalidInput(f"task vector {source} lacks tensors of the base: {', '.join(missing[:5])}")
+            raise InvalidInput(f"task vector {source} lacks tensors of the base: {some(missing, 5)}")
         if extra := [name for name in vectors if name not in base]:
-            raise InvalidInput(f"task vector {source} has tensors that the base lacks: {', '.join(extra[:5])}")
+            raise InvalidInput(f"task vector {source} has tensors that the base lacks: {some(extra, 5)}")
         for name in names:
             if vectors[name].shape != base[name].shape or not vectors[name].is_floating_point():
                 raise InvalidInput(

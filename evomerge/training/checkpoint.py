@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from evomerge.checkpoints.recipe_files import from_bytes, to_bytes, write_whole
+from evomerge.checkpoints.recipe_files import from_bytes, to_bytes
+from evomerge.checkpoints.whole_files import write_whole
 from evomerge.errors import InvalidInput
 from evomerge.recipe import Recipe
 from evomerge.training.dam_settings import DamSettings

@@ -116,7 +116,7 @@ def initial_coefficients(
     Args:
         roles: of all floating-point tensors.
         include_base: the base is a source in any case.
-        uniform: start with 1/n for each source, whatever weights the recipe has.
+        uniform: start with 1/n for each source, regardless of the recipe's weights.
         trainable: kinds whose coefficients are trained.
         files: folder of the recipe's own coefficients.
 

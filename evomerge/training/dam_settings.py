@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from evomerge.documents import Frozen
+from evomerge.documents import Frozen, Positive
 
-Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 TrainableKind = Literal["linear", "bias", "norm", "embedding"]
 

@@ -19,11 +19,11 @@ class Mofo:
     (at least one; entries tied with the last of them too). A vector of one element is moved always. The weight decay
     applies to all entries.
 
-    Everything is in the tensors and the number of steps, so that an optimiser that is given them goes on exactly.
+    Everything is in the tensors and the number of steps, so that an optimiser that is given them resumes exactly.
 
     Attributes:
         first, second: the moments by name, of the shapes of the values.
-        steps: how many steps were made.
+        steps: number of steps made.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class Mofo:
         corrections = [1 - beta**self.steps for beta in BETAS]
         for name, value in self.values.items():
             gradient, first, second = gradients[name], self.first[name], self.second[name]
-            first.lerp_(gradient, 1 - BETAS[0])
-            second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-            update = first / corrections[0] / ((second / corrections[1]).sqrt_().add_(EPSILON))
+            first.lerp_(gradient, 1 - BETAS[0])  # m = b1 m + (1 - b1) g
+            second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])  # v = b2 v + (1 - b2) g²
+            update = first / corrections[0] / ((second / corrections[1]).sqrt_().add_(EPSILON))  # m' / (√v' + eps)
             if self._alpha is not None:
-                update *= _largest(first, self._alpha)
+                update *= _largest(first, self._alpha)  # the filter of MoFO
             value.mul_(1 - self._learning_rate * self._weight_decay).sub_(update, alpha=self._learning_rate)
 
 

@@ -46,7 +46,7 @@ class TaskPair:
 
     @property
     def resamples(self) -> bool:
-        """Whether there is something to draw: two items or more, none of them infinitely bad."""
+        """Whether items can be drawn: two or more, none of them infinitely bad."""
         return self.items > 1 and bool(np.isfinite(self.first).all() and np.isfinite(self.second).all())
 
 
@@ -94,7 +94,7 @@ def resample(pairs: Mapping[str, TaskPair], scores: Scores, objective: Objective
     for task, pair in pairs.items():
         generator = np.random.Generator(np.random.Philox(derive(seed, "paired bootstrap", task)))
         firsts[task], seconds[task] = _task_values(pair, generator)
-    with np.errstate(invalid="ignore"):  # two infinite perplexities have no difference, which `finite` says
+    with np.errstate(invalid="ignore"):  # two infinite perplexities have no difference, which `finite` reports
         differences = objective.values(scores, firsts) - objective.values(scores, seconds)
     return Resampled(np.sort(differences), sum(pair.items for pair in pairs.values()) - len(pairs))
 

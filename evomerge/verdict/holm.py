@@ -1,4 +1,4 @@
-"""Holm's correction (Holm 1979): one false win in all comparisons together is as rare as the level says."""
+"""Holm's correction (Holm 1979): the level bounds the chance of a single false win in all comparisons together."""
 
 from __future__ import annotations
 

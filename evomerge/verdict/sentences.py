@@ -1,4 +1,4 @@
-"""The verdict in words: what beats what, what cannot be told and what would tell it, and how much was luck."""
+"""The verdict in words: comparisons won, lost and open, the items that would decide them, and the share of luck."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BEYOND = 10_000_000
 
 
 def sentence(verdict: Verdict) -> str:
-    """The verdict in plain words: one sentence on the baselines, then what must be known to believe it."""
+    """The verdict in plain words: one sentence on the baselines, then the caveats."""
     texts = [_outcomes(verdict), _luck(verdict)]
     if verdict.looks > 1:
         texts.append(

@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from evomerge.checkpoints.recipe_files import load_tensors, store_tensors, write_whole
+from evomerge.checkpoints.recipe_files import load_tensors, store_tensors
+from evomerge.checkpoints.whole_files import write_whole
 from evomerge.errors import InvalidInput
 
 TENSORS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(1.5), "c": torch.ones(3, 2).bfloat16().T}

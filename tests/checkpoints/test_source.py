@@ -18,7 +18,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors.torch import load_file, save_file
 
 from evomerge.checkpoints import Source, load_skeleton, location, open_source
-from evomerge.checkpoints.export import exported_config
+from evomerge.checkpoints.model_writer import exported_config
 from evomerge.errors import InvalidInput
 from evomerge.recipe import ModelRef
 

@@ -21,7 +21,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from evomerge.documents import Frozen, read_document, validate
+from evomerge.documents import Frozen, Positive, read_document, validate
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.evaluation.evaluator import Part
 from evomerge.evaluation.packs.benchmarks import refuse_benchmark
@@ -48,7 +48,7 @@ class PackTask(Frozen):
     filter: str | None = None
     weight: Annotated[float, Field(gt=0)] = 1.0
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
-    limit: Annotated[int, Field(gt=0)] | None = None
+    limit: Positive | None = None
 
 
 class FieldSplit(Frozen):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from evomerge.checkpoints.export_form import export_form
 from evomerge.checkpoints.safetensors_files import INDEX, ONE_FILE
 from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.tokenizer import PATTERNS as TOKENIZER_PATTERNS
+from evomerge.checkpoints.whole_files import flush, flush_folder
 from evomerge.errors import InvalidInput
 from evomerge.messages import some
 from evomerge.recipe import Recipe
@@ -229,7 +229,9 @@ def _renamed_into_place(out: Path) -> Iterator[Path]:
     folder.mkdir()
     try:
         yield folder
-        _flush(folder)
+        for path in folder.rglob("*"):
+            flush(path)
+        flush_folder(folder)
         _take_place(folder, out, out.with_name(f".{out.name}.replaced-{token}"))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -247,22 +249,6 @@ def _take_place(folder: Path, out: Path, aside: Path) -> None:
         aside.rename(out)
         raise
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    """Contents reach the disk before the rename does: after a power cut the model is there whole or not at all."""
-    for path in folder.rglob("*"):
-        _fsync(path)
-    with suppress(OSError):  # some network file systems know no fsync of directories
-        _fsync(folder)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_text(path: Path, text: str) -> None:
