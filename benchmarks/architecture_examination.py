@@ -46,7 +46,7 @@ from evomerge.opening.inputs import Inputs, open_inputs
 from evomerge.preflight import preflight
 from evomerge.recipe import Recipe, Rule
 from evomerge.spec import SearchSpec
-from evomerge.study.records import read_records, read_scores
+from evomerge.study.rows import read_records, read_scores
 from evomerge.study.stored_search import read_search
 from evomerge.verdict import read_winner
 from evomerge.worker import build_evaluator

@@ -26,7 +26,7 @@ from scipy.stats import t as student
 from evomerge.evaluation.evaluator import Scores
 from evomerge.search.run import run_search
 from evomerge.spec import SearchSpec, load_spec
-from evomerge.study.records import read_records, read_scores
+from evomerge.study.rows import read_records, read_scores
 from evomerge.study.stored_search import read_search
 from evomerge.study.trials import read_cost
 

@@ -24,9 +24,9 @@ from evomerge.opening.inputs import Inputs, open_inputs
 from evomerge.recipe import Recipe
 from evomerge.search.stages import MEAN
 from evomerge.study.command_line import command_line
-from evomerge.study.records import read_records
+from evomerge.study.rows import read_records
 from evomerge.study.search_study import SearchStudy
-from evomerge.study.standing import standing_of
+from evomerge.study.snapshot import snapshot_of
 from evomerge.study.stored_search import StoredSearch
 from evomerge.verdict import read_digests, read_winner
 from evomerge.worker import files_folder
@@ -122,7 +122,7 @@ def _choose(stored: StoredSearch, inputs: Inputs, which: str) -> _Chosen:
     )
     recipes = {row.label: row.recipe for row in sources}
     if stored.baselines is not None:
-        standing = standing_of(stored.study)
+        standing = snapshot_of(stored.study)
         rows = current_baselines(read_records(stored.baselines), stored.spec, standing)
         recipes |= {record.label: record.recipe for record in rows}
     if which == MEAN and stored.held_out is not None:  # the latest one: it moves during the search

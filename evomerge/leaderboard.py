@@ -14,8 +14,8 @@ from evomerge.baselines.freshness import current_baselines, left_out
 from evomerge.jobs import Cost
 from evomerge.search.stages import MEAN
 from evomerge.storage import attributes
-from evomerge.study.records import Record, read_failures, read_record, read_records
-from evomerge.study.standing import standing_of
+from evomerge.study.rows import Record, read_failures, read_record, read_records
+from evomerge.study.snapshot import snapshot_of
 from evomerge.study.stored_search import StoredSearch
 from evomerge.study.trials import best_trials, is_feasible, total_cost
 from evomerge.verdict import read_winner
@@ -26,7 +26,7 @@ SHOWN = 5  # trials, while nothing has been scored on the held-out items
 
 
 @dataclass(frozen=True)
-class Part:
+class PartScore:
     """How a row does on one part of the items: the objective and the tasks, each with its standard error."""
 
     value: float
@@ -56,8 +56,8 @@ class Line:
     kind: str
     trial: int | None
     recipe: str
-    search: Part | None
-    held_out: Part | None
+    search: PartScore | None
+    held_out: PartScore | None
     seconds: float | None
     cost: Cost | None = None
     losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -155,7 +155,7 @@ def _sources(stored: StoredSearch, held_out: _HeldOut) -> list[Line]:
 
 
 def _baselines(stored: StoredSearch, held_out: _HeldOut) -> list[Line]:
-    rows = current_baselines(_rows(stored.baselines), stored.spec, standing_of(stored.study))
+    rows = current_baselines(_rows(stored.baselines), stored.spec, snapshot_of(stored.study))
     return [_line(row.label, "baseline", None, row, held_out, row.cost) for row in rows]
 
 
@@ -167,11 +167,11 @@ def _line(label: str, kind: str, trial: int | None, search: Record, held_out: _H
 
 def left_out_of(stored: StoredSearch) -> dict[str, str]:
     failures = read_failures(stored.baselines) if stored.baselines is not None else {}
-    return left_out(failures, stored.spec, standing_of(stored.study))
+    return left_out(failures, stored.spec, snapshot_of(stored.study))
 
 
-def _part(row: Record | None) -> Part | None:
-    return None if row is None else Part(row.value, row.stderr, row.tasks)
+def _part(row: Record | None) -> PartScore | None:
+    return None if row is None else PartScore(row.value, row.stderr, row.tasks)
 
 
 def _rank(line: Line) -> tuple[float, float]:

@@ -23,8 +23,8 @@ from evomerge.methods.functions import load_function
 from evomerge.objective import Objective
 from evomerge.recipe import ModelRef, Recipe, Rule
 from evomerge.spec import BaselineSpec, Calibration, SearchSpec
-from evomerge.study.records import Kept
-from evomerge.study.standing import Standing
+from evomerge.study.rows import TrainingResult
+from evomerge.study.snapshot import SearchSnapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Choice:
     losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
-BaselinePlan = Generator[Sequence[NamedRecipe | TrainingRequest], Sequence[NamedResult | Kept | None], Choice]
+BaselinePlan = Generator[Sequence[NamedRecipe | TrainingRequest], Sequence[NamedResult | TrainingResult | None], Choice]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +78,8 @@ class Ingredients:
     longest: int | None = None
 
     @property
-    def standing(self) -> Standing:
-        return Standing(self.best.digest if self.best is not None else None, self.trials)
+    def standing(self) -> SearchSnapshot:
+        return SearchSnapshot(self.best.digest if self.best is not None else None, self.trials)
 
     def recipe(self, method: str, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> Recipe:
         """All mergeable tensors of all experts, merged in one way."""
@@ -238,7 +238,7 @@ def _trained(given: Ingredients, baseline: BaselineSpec, initial: Recipe) -> Bas
         trainer=str(BASELINES[baseline.name].trainer),
     )
     (kept,) = yield [training]
-    if not isinstance(kept, Kept):
+    if not isinstance(kept, TrainingResult):
         raise InvalidInput("the training failed")
     return Choice(kept.recipe, losses=kept.losses)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from evomerge.baselines.info import BASELINES
 from evomerge.errors import InvalidInput
 from evomerge.spec import BaselineSpec, SearchSpec
-from evomerge.study.records import Record
-from evomerge.study.standing import Standing
+from evomerge.study.rows import Record
+from evomerge.study.snapshot import SearchSnapshot
 
 
-def build_key(baseline: BaselineSpec, spec: SearchSpec, standing: Standing) -> str:
+def build_key(baseline: BaselineSpec, spec: SearchSpec, standing: SearchSnapshot) -> str:
     """Digest of all that a baseline is built from: its name, its settings, its texts and the state of the search.
 
     Raises:
@@ -33,17 +33,17 @@ def build_key(baseline: BaselineSpec, spec: SearchSpec, standing: Standing) -> s
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def current_baselines(rows: Iterable[Record], spec: SearchSpec, standing: Standing) -> list[Record]:
+def current_baselines(rows: Iterable[Record], spec: SearchSpec, standing: SearchSnapshot) -> list[Record]:
     """The latest valid row of every baseline, in the order of `BASELINES`."""
     latest = {row.label: row for row in rows if row.made is not None and _is_fresh(row.made, row.label, spec, standing)}
     return [latest[name] for name in BASELINES if name in latest]
 
 
-def left_out(failures: Mapping[tuple[str, str], str], spec: SearchSpec, standing: Standing) -> dict[str, str]:
+def left_out(failures: Mapping[tuple[str, str], str], spec: SearchSpec, standing: SearchSnapshot) -> dict[str, str]:
     """Baseline -> reason why it could not be built for the present spec.
 
     Args:
-        failures: see `evomerge.study.records.read_failures`.
+        failures: see `evomerge.study.rows.read_failures`.
     """
     return {name: reason for (name, made), reason in failures.items() if _is_fresh(made, name, spec, standing)}
 
@@ -53,7 +53,7 @@ def settings_of(name: str, spec: SearchSpec) -> BaselineSpec:
     return next((each for each in spec.chosen_baselines if each.name == name), BaselineSpec(name=name))
 
 
-def _is_fresh(made: str, name: str, spec: SearchSpec, standing: Standing) -> bool:
+def _is_fresh(made: str, name: str, spec: SearchSpec, standing: SearchSnapshot) -> bool:
     try:
         return made == build_key(settings_of(name, spec), spec, standing)
     except InvalidInput:  # the texts are not on this machine, where the study is only read

@@ -17,7 +17,7 @@ from evomerge.loop.dispatcher import refuse_invalid, run_all
 from evomerge.loop.stop import Stop
 from evomerge.objective import Objective
 from evomerge.recipe import ModelRef, Recipe, single_source
-from evomerge.study.records import NewRow, Records
+from evomerge.study.rows import NewRow, Records
 
 _log = logging.getLogger(__name__)
 

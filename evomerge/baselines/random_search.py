@@ -16,8 +16,8 @@ from evomerge.objective import Objective
 from evomerge.opening.open_study import OpenSearch
 from evomerge.samplers import build_sampler
 from evomerge.spec import BaselineSpec, BudgetSpec
-from evomerge.study.records import NewRow, read_record, read_scores
-from evomerge.study.standing import standing_of
+from evomerge.study.rows import NewRow, read_record, read_scores
+from evomerge.study.snapshot import snapshot_of
 from evomerge.study.status import Status
 from evomerge.study.trials import best_trials, read_cost
 
@@ -37,7 +37,7 @@ def random_search(
     Raises:
         StoppedByFailures: most merges of the space fail, or the scores of the best one are lost.
     """
-    spec, standing = opened.inputs.spec, standing_of(opened.search.study)
+    spec, standing = opened.inputs.spec, snapshot_of(opened.search.study)
     made = build_key(baseline, spec, standing)
     if opened.baselines.find_made(baseline.name, made) is not None:
         return

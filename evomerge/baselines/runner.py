@@ -27,7 +27,7 @@ from evomerge.loop.dispatcher import Dispatcher
 from evomerge.loop.stop import Stop
 from evomerge.recipe import Recipe
 from evomerge.spec import BaselineSpec
-from evomerge.study.records import Kept, Records, read_failures
+from evomerge.study.rows import Records, TrainingResult, read_failures
 
 POINTS = 100  # of a loss curve, about: every one is a write to the study
 
@@ -52,7 +52,7 @@ class _Baseline:
     spec: BaselineSpec
     made: str
     plan: BaselinePlan
-    results: list[NamedResult | Kept | None] = field(default_factory=list)
+    results: list[NamedResult | TrainingResult | None] = field(default_factory=list)
     waiting: dict[str, int] = field(default_factory=dict)
     scored: list[NamedResult] = field(default_factory=list)
     trial: int | None = None
@@ -77,7 +77,7 @@ class _Baseline:
         self.is_scored = True
         return [NamedRecipe(label=self.spec.name, recipe=self.choice.recipe)]
 
-    def take(self, place: int, result: NamedResult | Kept | None) -> None:
+    def take(self, place: int, result: NamedResult | TrainingResult | None) -> None:
         """Note the result of a step."""
         self.results[place] = result
         if isinstance(result, NamedResult):
@@ -178,7 +178,7 @@ class BaselineRunner:
 
     def _submit(
         self, baseline: _Baseline, place: int, step: NamedRecipe | TrainingRequest
-    ) -> NamedResult | Kept | None:
+    ) -> NamedResult | TrainingResult | None:
         """The stored result of a step; None if there is none, and a job for it was submitted."""
         name = baseline.spec.name
         if isinstance(step, NamedRecipe):
@@ -215,7 +215,7 @@ class BaselineRunner:
         baseline.take(place, result)
         self._advance(baseline)
 
-    def _result(self, baseline: _Baseline, job: Job, outcome: Outcome) -> NamedResult | Kept | None:
+    def _result(self, baseline: _Baseline, job: Job, outcome: Outcome) -> NamedResult | TrainingResult | None:
         """Store and return the result of a step; None if it failed, with the reason in `baseline.reason`."""
         found, objective = outcome.result, self._ingredients.objective
         if isinstance(found, Scored) and isinstance(job, Score):
@@ -228,7 +228,7 @@ class BaselineRunner:
                 record_row(result, self._records, objective)
             return result
         if isinstance(found, Trained) and baseline.trial is not None:
-            kept = Kept(found.recipe, outcome.cost, found.losses)
+            kept = TrainingResult(found.recipe, outcome.cost, found.losses)
             self._records.keep(baseline.trial, kept)
             if found.checkpoint is not None:
                 Path(found.checkpoint).unlink(missing_ok=True)

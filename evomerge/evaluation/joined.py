@@ -11,7 +11,7 @@ from evomerge.evaluation.aggregates import RECOMPUTED, aggregate, standard_error
 from evomerge.evaluation.evaluator import Scores, TaskScores
 
 
-def joined(parts: Sequence[Scores]) -> Scores:
+def combine_scores(parts: Sequence[Scores]) -> Scores:
     """The scores of all items of the blocks together, as if they had been scored at once.
 
     Args:

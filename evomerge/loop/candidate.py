@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from evomerge.evaluation.evaluator import ItemBlock, Scores
-from evomerge.evaluation.joined import joined
+from evomerge.evaluation.joined import combine_scores
 from evomerge.jobs import Cost, Outcome, Scored
 from evomerge.racing.fidelity import InterimLook, LookResult
 from evomerge.study.search_study import Proposal
@@ -53,7 +53,7 @@ class CandidateInFlight:
         cost = replace(sum((each.cost for each in self._outcomes), Cost()), candidates=last.cost.candidates)
         if not isinstance(last.result, Scored):
             return replace(last, seconds=seconds, cost=cost)
-        scores = joined(self._scores())
+        scores = combine_scores(self._scores())
         return replace(last, result=replace(last.result, scores=scores), seconds=seconds, cost=cost)
 
     def look(self, at_rung: Mapping[int, Mapping[int, float]]) -> InterimLook:
@@ -72,7 +72,7 @@ class CandidateInFlight:
             earlier.append(counts)
         return InterimLook(
             trial=self.proposal.number,
-            seen=joined(parts),
+            seen=combine_scores(parts),
             earlier=earlier,
             incumbent=self.incumbent,
             at_rung=at_rung,

@@ -14,7 +14,7 @@ from evomerge.evaluation.split import split_from_json
 from evomerge.recipe import ModelRef
 from evomerge.spaces.bound import BoundSpace, bind
 from evomerge.spec import SearchSpec
-from evomerge.study.foundation import Foundation
+from evomerge.study.identity import StudyIdentity
 from evomerge.study.stored_search import artifacts_folder
 from evomerge.worker import WorkerSetup, build_evaluator
 
@@ -57,7 +57,7 @@ class Inputs:
         longest = self.base.settings.get("max_position_embeddings")
         return longest if isinstance(longest, int) else None
 
-    def setup(self, foundation: Foundation | None = None) -> WorkerSetup:
+    def setup(self, identity: StudyIdentity | None = None) -> WorkerSetup:
         """Everything that a worker is built from; with the settled values of the study once there is one."""
         spec = self.spec
         ranges = {
@@ -72,8 +72,8 @@ class Inputs:
             seed=spec.seed,
             evaluator=spec.evaluator.name,
             settings=spec.evaluator.settings,
-            split=split_from_json(foundation.split) if foundation else None,
-            batch_size=foundation.batch_size if foundation else None,
+            split=split_from_json(identity.split) if identity else None,
+            batch_size=identity.batch_size if identity else None,
             bounds=ranges,
             allow=spec.allow,
             artifacts=str(artifacts_folder(spec).resolve()),

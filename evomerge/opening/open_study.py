@@ -21,8 +21,8 @@ from evomerge.storage import attributes
 from evomerge.storage.lock import hold
 from evomerge.storage.opening import open_storage, release, with_retries
 from evomerge.storage.url import resolve_url
-from evomerge.study.foundation import Foundation, lay_foundation
-from evomerge.study.records import Records
+from evomerge.study.identity import StudyIdentity, create_or_verify
+from evomerge.study.rows import Records
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.stored_search import BASELINES, HELD_OUT, artifacts_folder, from_anywhere
 
@@ -33,7 +33,7 @@ class OpenSearch:
 
     inputs: Inputs
     search: SearchStudy
-    foundation: Foundation
+    identity: StudyIdentity
     baselines: Records
     held_out: Records
     artifacts: Path
@@ -75,7 +75,7 @@ def open_search(inputs: Inputs, *, workers: int) -> Iterator[OpenSearch]:
 
 
 def _open(
-    inputs: Inputs, storage: BaseStorage, wanted: Foundation, *, workers: int, check_hold: Callable[[], None]
+    inputs: Inputs, storage: BaseStorage, wanted: StudyIdentity, *, workers: int, check_hold: Callable[[], None]
 ) -> OpenSearch:
     spec, folder = inputs.spec, artifacts_folder(inputs.spec)
     study = with_retries(
@@ -86,16 +86,16 @@ def _open(
             load_if_exists=True,
         )
     )
-    foundation = lay_foundation(study, wanted)
+    identity = create_or_verify(study, wanted)
     if len(study.directions) > 1 and study.metric_names is None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             study.set_metric_names(list(inputs.evaluator.weights))  # what Optuna Dashboard calls the objectives
-    study.sampler = build_search_sampler(inputs, workers, foundation.popsize)
+    study.sampler = build_search_sampler(inputs, workers, identity.popsize)
     return OpenSearch(
         inputs=inputs,
         search=SearchStudy(study, storage, inputs.space, artifacts=folder, check_hold=check_hold),
-        foundation=foundation,
+        identity=identity,
         baselines=Records(storage, f"{spec.name}/{BASELINES}", artifacts=folder, check_hold=check_hold),
         held_out=Records(storage, f"{spec.name}/{HELD_OUT}", artifacts=folder, check_hold=check_hold),
         artifacts=folder,
@@ -104,11 +104,11 @@ def _open(
     )
 
 
-def _foundation(inputs: Inputs, workers: int) -> Foundation:
+def _foundation(inputs: Inputs, workers: int) -> StudyIdentity:
     spec = inputs.spec
     sampler = build_search_sampler(inputs, workers)
     fingerprints = {source.ref.name: str(source.ref.fingerprint) for source in (inputs.base, *inputs.experts)}
-    return Foundation(
+    return StudyIdentity(
         spec=from_anywhere(spec).to_json(),
         identity=spec.identity(
             fingerprints,

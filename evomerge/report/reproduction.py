@@ -15,7 +15,7 @@ from evomerge.export import export_command
 from evomerge.leaderboard import Line
 from evomerge.report.paths import exported_digest, exports, models_folder, run_folder
 from evomerge.storage import attributes
-from evomerge.study.foundation import read_foundation
+from evomerge.study.identity import read_identity
 from evomerge.study.stored_search import StoredSearch
 from evomerge.worker import WorkerSetup, build_evaluator
 
@@ -92,15 +92,15 @@ def _model(
 def _evaluator(stored: StoredSearch) -> HarnessEvaluator:
     from evomerge.evaluation.lm_eval.evaluator import HarnessEvaluator
 
-    spec, foundation = stored.spec, read_foundation(stored.study)
+    spec, identity = stored.spec, read_identity(stored.study)
     setup = WorkerSetup(
         base=spec.base.ref,
         experts=(),
         dtype=spec.dtype,
         seed=spec.seed,
         evaluator=spec.evaluator.name,
-        split=split_from_json(foundation.split),
-        batch_size=foundation.batch_size,
+        split=split_from_json(identity.split),
+        batch_size=identity.batch_size,
         allow=spec.allow,
         device=default_device(),
     )

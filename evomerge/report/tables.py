@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evomerge.jobs import Cost
-from evomerge.leaderboard import SHOWN, Line, Part, left_out_of, meets_constraints
+from evomerge.leaderboard import SHOWN, Line, PartScore, left_out_of, meets_constraints
 from evomerge.messages import duration, in_bytes, in_thousands, p_value
 from evomerge.study.command_line import command_line
 from evomerge.study.stored_search import StoredSearch
@@ -147,7 +147,7 @@ def _name(line: Line) -> Text:
     return Text(f"best found ({line.label})" if line.kind == "best" else line.label)
 
 
-def _cells(part: Part | None) -> tuple[str, str]:
+def _cells(part: PartScore | None) -> tuple[str, str]:
     return ("–", "") if part is None else (_number(part.value), _number(part.stderr))
 
 

@@ -24,7 +24,7 @@ from evomerge.recipe import Recipe
 from evomerge.spec import BaselineSpec, SearchSpec
 from evomerge.storage import attributes
 from evomerge.storage.url import run_directory
-from evomerge.study.foundation import changed_versions
+from evomerge.study.identity import changed_versions
 from evomerge.study.status import Status
 
 
@@ -95,7 +95,7 @@ def open_session(
         listener.on_open(run_directory(spec.storage_url, spec.name))
         for name, (then, now) in changed_versions(opened.search.study).items():
             listener.on_phase(f"warning: {name} was {then} when the study was made, now it is {now}")
-        setup = inputs.setup(opened.foundation)
+        setup = inputs.setup(opened.identity)
         listener.on_phase("starting workers")
         with closing(open_executor(setup, spec.workers, ray, worker_output=listener.worker_output)) as executor:
             stop.listen()
@@ -115,7 +115,7 @@ def _begin(opened: OpenSearch, executor: Executor, stop: Stop, listener: Listene
     inputs = opened.inputs
     spec = inputs.spec
     sources = source_rows(inputs.base.ref, [expert.ref for expert in inputs.experts], inputs.catalogue, spec.dtype)
-    batch_size = opened.foundation.batch_size
+    batch_size = opened.identity.batch_size
     if batch_size is None:
         batch_size = _find_batch_size(opened, executor, stop, sources[0].recipe)
     listener.on_phase("scoring the sources on the search items")

@@ -25,8 +25,8 @@ from evomerge.search.warm_start import reference_points, warm_points
 from evomerge.spec import BaselineSpec, SearchSpec
 from evomerge.storage import attributes
 from evomerge.study.incumbent import read_incumbent
-from evomerge.study.records import Record
-from evomerge.study.standing import standing_of
+from evomerge.study.rows import Record
+from evomerge.study.snapshot import snapshot_of
 from evomerge.study.trials import best_trials
 from evomerge.verdict import (
     Entrant,
@@ -170,7 +170,7 @@ def judge_winner(session: Session, winner: Winner) -> None:
         required=True,
         digests=True,
     )
-    baselines = current_baselines(opened.baselines, opened.inputs.spec, standing_of(search.study))
+    baselines = current_baselines(opened.baselines, opened.inputs.spec, snapshot_of(search.study))
     rows = [
         best,
         *_shown(session, winner),

@@ -16,8 +16,8 @@ from evomerge.recipe import Recipe
 from evomerge.samplers.reference_points import ReferencePoint
 from evomerge.spaces.nearest import nearest_params
 from evomerge.spec import OtherStudy, WarmStartSpec
-from evomerge.study.records import Record, read_scores
-from evomerge.study.standing import standing_of
+from evomerge.study.rows import Record, read_scores
+from evomerge.study.snapshot import snapshot_of
 from evomerge.study.stored_search import find_study
 from evomerge.study.trials import best_trials
 from evomerge.training.coefficients import mean_weights
@@ -64,7 +64,7 @@ def reference_points(opened: OpenSearch, objective: Objective) -> list[Reference
 
 
 def _best_first(opened: OpenSearch) -> list[Record]:
-    rows = current_baselines(opened.baselines, opened.inputs.spec, standing_of(opened.search.study))
+    rows = current_baselines(opened.baselines, opened.inputs.spec, snapshot_of(opened.search.study))
     return sorted(rows, key=lambda row: -row.value)
 
 

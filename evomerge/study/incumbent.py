@@ -14,7 +14,7 @@ from evomerge.errors import InvalidInput
 from evomerge.evaluation.evaluator import Scores, TaskScores
 from evomerge.storage import attributes
 from evomerge.storage.attributes import read_text
-from evomerge.study.records import read_scores
+from evomerge.study.rows import read_scores
 from evomerge.study.trials import best_trials
 
 _ASKED = 20  # trials whose artifacts are looked at before racing goes on without an incumbent

@@ -12,7 +12,7 @@ from evomerge.errors import InvalidInput
 from evomerge.messages import some
 from evomerge.spec import SearchSpec, SourceSpec, spec_from_json
 from evomerge.storage import attributes
-from evomerge.study.foundation import difference, read_foundation
+from evomerge.study.identity import difference, read_identity
 
 SHOWN = 5  # differences in a message
 
@@ -31,7 +31,7 @@ def stored_spec(study: optuna.Study, storage: str) -> SearchSpec:
             f"study {study.study_name!r} is empty or not one of evomerge; where `evomerge run` was interrupted while "
             "it made the study, the same command goes on"
         )
-    return spec_from_json(read_foundation(study).spec).model_copy(update={"storage": storage})
+    return spec_from_json(read_identity(study).spec).model_copy(update={"storage": storage})
 
 
 def relocated(stored: SearchSpec, given: SearchSpec) -> SearchSpec:

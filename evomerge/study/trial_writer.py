@@ -22,7 +22,7 @@ from evomerge.storage import attributes
 from evomerge.storage.attributes import Writable, write_document
 from evomerge.storage.opening import in_transaction
 from evomerge.storage.optuna_internals import id_of
-from evomerge.study.items import summary, write_items
+from evomerge.study.item_outcomes import summary, write_items
 
 _Result = TypeVar("_Result")
 

@@ -13,7 +13,7 @@ from evomerge.jobs import Cost
 from evomerge.objective import Objective
 from evomerge.recipe import ModelRef
 from evomerge.spec import BaselineSpec, SearchSpec, load_spec
-from evomerge.study.records import Kept
+from evomerge.study.rows import TrainingResult
 
 NAMES = ("base", "a", "b", "c")
 REFS = {name: ModelRef(name, f"models/{name}", fingerprint=name * 8) for name in NAMES}
@@ -120,7 +120,7 @@ def test_dam_is_trained_from_the_uniform_soup_on_the_texts_of_every_expert():
     assert training.recipe == given.soup(given.experts)
     assert set(training.calibration) == {"a", "b", "c"}
     assert training.settings["learning_rate"] == 0.01
-    kept = Kept(given.soup(given.experts), Cost(gradient_tokens=7), {"a": (2.0, 1.0)})
+    kept = TrainingResult(given.soup(given.experts), Cost(gradient_tokens=7), {"a": (2.0, 1.0)})
     with pytest.raises(StopIteration) as end:
         plan.send([kept])
     assert end.value.value.losses == {"a": (2.0, 1.0)}

@@ -18,7 +18,7 @@ from evomerge.leaderboard import leaderboard
 from evomerge.objective import Objective
 from evomerge.search.run import Listener, run_baselines
 from evomerge.storage import attributes
-from evomerge.study.records import Records, read_records
+from evomerge.study.rows import Records, read_records
 from evomerge.study.stored_search import read_search
 from evomerge.verdict.records import read_verdict
 

@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 
 from evomerge.errors import InvalidInput, OtherSpec
 from evomerge.evaluation.evaluator import Candidate, ItemBlock
-from evomerge.evaluation.joined import joined
+from evomerge.evaluation.joined import combine_scores
 from evomerge.evaluation.synthetic import SyntheticEvaluator
 from evomerge.search.run import run_search
 from evomerge.spec import load_spec, override
@@ -85,7 +85,7 @@ def test_blocks_together_are_the_whole_part():
         for task, items in evaluator.split.items(whole).items():
             assert sum((evaluator.split.items(block)[task] for block in blocks), ()) == items
     candidate = Candidate("x", {"x": 0.3}, None, lambda: None)
-    parts = joined([evaluator.score(candidate, block) for block in blocks])
+    parts = combine_scores([evaluator.score(candidate, block) for block in blocks])
     together = evaluator.score(candidate, whole)
     assert {task: score.value for task, score in parts.tasks.items()} == {
         task: pytest.approx(score.value) for task, score in together.tasks.items()

@@ -10,13 +10,13 @@ from rich.console import Console
 
 from evomerge.cli import run_command
 from evomerge.errors import InvalidInput
-from evomerge.leaderboard import Line, Part, _betters, leaderboard, leaderboard_document, pareto_front
+from evomerge.leaderboard import Line, PartScore, _betters, leaderboard, leaderboard_document, pareto_front
 from evomerge.report.tables import _front, leaderboard_tables
 from evomerge.samplers.reference_points import read_reference_points
 from evomerge.search.run import run_search
 from evomerge.spec import load_spec, override
 from evomerge.storage import attributes
-from evomerge.study.records import read_records
+from evomerge.study.rows import read_records
 from evomerge.study.stored_search import read_search
 from evomerge.study.trials import best_trials, value_of
 from evomerge.verdict import read_winner
@@ -80,7 +80,7 @@ def test_the_front_says_which_baselines_it_betters_and_hides_no_row_that_was_hel
 def test_the_table_of_the_front_has_a_point_for_every_baseline_that_is_bettered():
     def line(label, trial, values, **more):
         tasks = {name: {"value": value, "higher_is_better": name != "loss"} for name, value in values.items()}
-        return Line(label, "trial", trial, "", Part(0.0, None, tasks), None, None, **more)
+        return Line(label, "trial", trial, "", PartScore(0.0, None, tasks), None, None, **more)
 
     soup, ties = line("soup", None, {"a": 0.5, "loss": 2.0}), line("ties", None, {"a": 0.8, "loss": 1.0})
     assert _betters(line("", 1, {"a": 0.5, "loss": 1.9}), soup)

@@ -24,7 +24,7 @@ from evomerge.search.run import Listener
 from evomerge.spec import override, spec_from_json
 from evomerge.storage import attributes
 from evomerge.storage.lock import hold
-from evomerge.study.foundation import lay_foundation, read_foundation
+from evomerge.study.identity import create_or_verify, read_identity
 from evomerge.study.search_study import SearchStudy
 
 TOY = Path(__file__).parent.parent.parent / "examples" / "toy" / "models"
@@ -200,12 +200,12 @@ def test_the_stored_spec_searches_the_same_space_in_the_same_order(write_spec, n
 def test_a_spec_that_was_torn_while_it_was_written_again_is_written_once_more(write_spec, tmp_path):
     search(write_spec(), trials=2)
     study = study_of(tmp_path)
-    foundation = read_foundation(study)
+    identity = read_identity(study)
     study.set_user_attr(f"{attributes.SPEC}:1", "half of another spec")
     with pytest.raises(InvalidInput, match="torn"):
-        read_foundation(study)
+        read_identity(study)
     search(write_spec(), trials=3)
-    assert read_foundation(study_of(tmp_path)).identity == foundation.identity
+    assert read_identity(study_of(tmp_path)).identity == identity.identity
 
 
 def test_every_row_that_was_scored_is_kept_when_the_run_dies_between_rows(write_spec, monkeypatch):
@@ -299,14 +299,14 @@ def test_a_second_controller_is_refused_with_exit_code_six(write_spec, capsys, t
         assert run_command(["run", str(spec), "--ray", "none"]) == 6
 
 
-def test_a_foundation_that_was_cut_short_is_laid_again(write_spec, tmp_path):
+def test_a_study_whose_creation_was_cut_short_is_created_again(write_spec, tmp_path):
     spec = write_spec()
     whole = search(spec, trials=2)
-    foundation = read_foundation(whole)
+    identity = read_identity(whole)
     torn = optuna.create_study(study_name="torn")
     torn.set_user_attr(f"{attributes.SPEC}:1", "half")
-    assert lay_foundation(torn, foundation) == foundation
-    assert read_foundation(torn).identity == foundation.identity
+    assert create_or_verify(torn, identity) == identity
+    assert read_identity(torn).identity == identity.identity
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

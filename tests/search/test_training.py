@@ -23,7 +23,7 @@ from evomerge.jobs import Outcome, Progress, Scored, Train, Trained
 from evomerge.opening.inputs import open_inputs
 from evomerge.search.run import Listener, run_baselines
 from evomerge.spec import override
-from evomerge.study.records import read_records
+from evomerge.study.rows import read_records
 from evomerge.training import DamSettings
 from evomerge.training.dam_training import _Training
 from evomerge.worker import Worker

@@ -5,8 +5,8 @@ import pyarrow.parquet as pq
 
 from evomerge.evaluation.evaluator import Scores, TaskScores
 from evomerge.recipe import ModelRef, Recipe
-from evomerge.study.items import ItemOutcome, read_items, summary, write_items
-from evomerge.study.records import NewRow, Records
+from evomerge.study.item_outcomes import ItemOutcome, read_items, summary, write_items
+from evomerge.study.rows import NewRow, Records
 
 RECIPE = Recipe(base=ModelRef("base", "/nowhere"), sources=(ModelRef("a", "/nowhere"),), rules=(), dtype="float32")
 

@@ -1,4 +1,4 @@
-"""What is settled when a study is created: stored in it, read ever after, and compared with what is asked now."""
+"""The identity of a study: settled when it is created, stored in it, and compared with the spec at each resumption."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SCHEMA = 1
 PACKAGES = ("evomerge", "torch", "transformers", "lm_eval", "optuna", "cma", "numpy", "ray")
 
 
-@dataclass(frozen=True)
-class Foundation:
-    """What is settled when a study is created, and read from it ever after.
+@dataclass(frozen=True, kw_only=True)
+class StudyIdentity:
+    """Values that are settled when a study is created, and read from it from then on.
 
     Attributes:
         spec: the spec in JSON, without the storage URL.
-        identity: what may not change, see `SearchSpec.identity`.
+        identity: the part of the spec that may not change, see `SearchSpec.identity`.
         split: the item split in JSON.
         batch_size: the evaluator's batch size.
         popsize: the sampler's population size, None for samplers without one.
@@ -40,11 +40,11 @@ class Foundation:
     popsize: int | None
 
 
-def lay_foundation(study: optuna.Study, foundation: Foundation) -> Foundation:
-    """Store the foundation in a new study, or compare it with the one that is there and return that.
+def create_or_verify(study: optuna.Study, identity: StudyIdentity) -> StudyIdentity:
+    """Store the identity in a new study, or compare it with the one that is there and return that.
 
     The schema number is written last: a study without it was interrupted while it was made, and is made again. So is
-    one in which nothing has been scored: a worker found its input invalid, and the user has mended it.
+    one in which nothing has been scored: a worker found its input invalid, and the user has corrected it.
 
     Raises:
         OtherSpec: the study was made with another identity; the message shows what differs.
@@ -54,21 +54,21 @@ def lay_foundation(study: optuna.Study, foundation: Foundation) -> Foundation:
     if schema is None or _is_unused(study):
         if study.get_trials(deepcopy=False):
             raise InvalidInput(f"study {study.study_name!r} has trials that evomerge did not make; choose another name")
-        in_transaction(storage_of(study), lambda: _write(study, foundation))
-        return foundation
+        in_transaction(storage_of(study), lambda: _write(study, identity))
+        return identity
     if schema > SCHEMA:
         raise InvalidInput(
             f"study {study.study_name!r} has schema {schema}, this evomerge reads up to {SCHEMA}; update it"
         )
     # The spec is not read: it may have been torn by a crash, and is written again below.
-    stored = replace(_settled(study), spec=foundation.spec)
-    changes = difference(stored.identity, json.loads(json.dumps(foundation.identity)))
+    stored = replace(_settled(study), spec=identity.spec)
+    changes = difference(stored.identity, json.loads(json.dumps(identity.identity)))
     if changes:
         raise OtherSpec(
             f"study {study.study_name!r} was made with another spec: {some(changes, 5, '; ')}. "
             "Give the search a new name, or take the change back"
         )
-    in_transaction(storage_of(study), lambda: write_text(study, attributes.SPEC, foundation.spec))
+    in_transaction(storage_of(study), lambda: write_text(study, attributes.SPEC, identity.spec))
     return stored
 
 
@@ -78,14 +78,14 @@ def _is_unused(study: optuna.Study) -> bool:
     return not ran and not study.get_trials(deepcopy=False)
 
 
-def read_foundation(study: optuna.Study) -> Foundation:
-    """The foundation of a study that evomerge made."""
+def read_identity(study: optuna.Study) -> StudyIdentity:
+    """The identity of a study that evomerge made."""
     return replace(_settled(study), spec=_text(study, attributes.SPEC))
 
 
-def _settled(study: optuna.Study) -> Foundation:
-    """The foundation without the spec, the only part that is ever written again."""
-    return Foundation(
+def _settled(study: optuna.Study) -> StudyIdentity:
+    """The identity without the spec, the only part that is ever written again."""
+    return StudyIdentity(
         spec="",
         identity=json.loads(_text(study, attributes.IDENTITY)),
         split=_text(study, attributes.SPLIT),
@@ -119,13 +119,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _write(study: optuna.Study, foundation: Foundation) -> None:
-    write_text(study, attributes.SPEC, foundation.spec)
-    write_text(study, attributes.IDENTITY, json.dumps(foundation.identity))
-    write_text(study, attributes.SPLIT, foundation.split)
+def _write(study: optuna.Study, identity: StudyIdentity) -> None:
+    write_text(study, attributes.SPEC, identity.spec)
+    write_text(study, attributes.IDENTITY, json.dumps(identity.identity))
+    write_text(study, attributes.SPLIT, identity.split)
     study.set_user_attr(attributes.VERSIONS, versions())
-    study.set_user_attr(attributes.BATCH_SIZE, foundation.batch_size)
-    study.set_user_attr(attributes.POPSIZE, foundation.popsize)
+    study.set_user_attr(attributes.BATCH_SIZE, identity.batch_size)
+    study.set_user_attr(attributes.POPSIZE, identity.popsize)
     study.set_user_attr(attributes.SCHEMA, SCHEMA)
 
 

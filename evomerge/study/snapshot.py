@@ -1,4 +1,4 @@
-"""Where a search stands, as far as anything made beside it may follow from that."""
+"""The part of a search's state that baselines depend on: the winner's digest and the number of finished trials."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from evomerge.study.trials import FINISHED, is_counted
 
 
 @dataclass(frozen=True)
-class Standing:
-    """What of the search itself a baseline may follow from.
+class SearchSnapshot:
+    """Search state that a baseline was built from.
 
     Attributes:
         best: digest of the winner's recipe, None before it has been named.
@@ -23,8 +23,8 @@ class Standing:
     trials: int
 
 
-def standing_of(study: optuna.Study) -> Standing:
-    """Where a search stands, read from its study."""
+def snapshot_of(study: optuna.Study) -> SearchSnapshot:
+    """Read the snapshot of a search from its study."""
     winner = study.user_attrs.get(attributes.WINNER) or {}
     finished = study.get_trials(deepcopy=False, states=FINISHED)
-    return Standing(winner.get("digest"), sum(map(is_counted, finished)))
+    return SearchSnapshot(winner.get("digest"), sum(map(is_counted, finished)))

@@ -25,7 +25,7 @@ from evomerge.recipe import Recipe
 from evomerge.storage import attributes
 from evomerge.storage.attributes import read_document, read_text, write_document, write_text
 from evomerge.storage.opening import with_retries
-from evomerge.study.items import ItemOutcome, read_items
+from evomerge.study.item_outcomes import ItemOutcome, read_items
 from evomerge.study.trial_writer import TrialWriter
 from evomerge.study.trials import read_cost, value_of
 
@@ -89,7 +89,7 @@ class NewRow:
 
 
 @dataclass(frozen=True)
-class Kept:
+class TrainingResult:
     """What a training gave: a recipe, what it took, and source -> (loss of the uniform soup, loss at the end)."""
 
     recipe: Recipe
@@ -144,7 +144,7 @@ class Records:
         self._writer.set(number, attributes.BEGUN, True)
         return number
 
-    def keep(self, number: int, trained: Kept) -> None:
+    def keep(self, number: int, trained: TrainingResult) -> None:
         """Store what a training gave, before it is scored."""
 
         def store() -> None:
@@ -154,12 +154,14 @@ class Records:
 
         self._writer.transaction(store)
 
-    def kept(self, number: int) -> Kept | None:
+    def kept(self, number: int) -> TrainingResult | None:
         """What the training of a row that was begun gave; None while it has not ended."""
         trial = self.study.get_trials(deepcopy=False)[number]
         if attributes.MERGE not in trial.user_attrs:
             return None
-        return Kept(Recipe.from_json(str(read_text(trial, attributes.MERGE))), read_cost(trial), _losses(trial))
+        return TrainingResult(
+            Recipe.from_json(str(read_text(trial, attributes.MERGE))), read_cost(trial), _losses(trial)
+        )
 
     def fail(self, label: str, made: str, reason: str, number: int | None = None) -> None:
         """Store why a baseline could not be made, in the row that was begun for it or in a new one."""
