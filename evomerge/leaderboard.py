@@ -27,22 +27,22 @@ SHOWN = 5  # trials, while nothing has been scored on the held-out items
 
 @dataclass(frozen=True)
 class PartScore:
-    """How a row does on one part of the items: the objective and the tasks, each with its standard error."""
+    """Result of a row on one part of the items: the objective and the tasks, each with its standard error."""
 
     value: float
     stderr: float | None
     tasks: Mapping[str, Mapping[str, Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Line:
     """One row of the leaderboard.
 
     Attributes:
         kind: source, baseline, best (the winner), trial, or mean (of the sampler's distribution).
-        seconds: what scoring it once cost, merge included.
-        cost: what it took to choose it: of a baseline its steps and training, of the winner the whole search. None for
-            rows that nobody chose.
+        seconds: of scoring it once, merge included.
+        cost: of choosing it: of a baseline its steps and training, of the winner the whole search. None for rows that
+            were not chosen.
         losses: of a trained baseline: source -> [loss of the uniform soup, loss at the end].
         command: reproduces the held-out scores (search scores where nothing was held out yet), None where the
             evaluator is not lm-eval, or no command can.
@@ -77,16 +77,15 @@ def leaderboard(stored: StoredSearch, top: int = SHOWN) -> list[Line]:
     front = {trial.number: trial for trial in pareto_front(stored.study)}
     for trial in ({trial.number: trial for trial in best_trials(stored.study, top)} | front).values():
         row = read_record(trial)
-        label = f"trial {trial.number}"
         best = winner is not None and trial.number == winner.trial
         cost = search_cost(stored.study) if best else None
-        line = _line(label, "best" if best else "trial", trial.number, row, held_out, cost)
+        line = _line(row, held_out, kind="best" if best else "trial", trial=trial.number, cost=cost)
         if trial.number in front:
             line = replace(line, front=True, betters=tuple(each.label for each in baselines if _betters(line, each)))
         lines.append(line)
     means = [row for row in held_out.values() if row.label == MEAN]
-    if means:  # the latest one: the mean moves while the search goes on
-        lines.append(Line(MEAN, "mean", None, means[-1].digest, None, _part(means[-1]), None))
+    if means:  # the latest one: the mean moves during the search
+        lines.append(_mean_line(means[-1]))
     return sorted(lines, key=_rank)
 
 
@@ -117,12 +116,12 @@ def pareto_front(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def search_cost(study: optuna.Study) -> Cost:
-    """What all trials of a search took together."""
+    """The cost of all trials of a search together."""
     return total_cost(study.get_trials(deepcopy=False))
 
 
 def leaderboard_document(stored: StoredSearch, lines: Sequence[Line]) -> dict[str, Any]:
-    """What `evomerge leaderboard --json` prints."""
+    """The JSON document of `evomerge leaderboard --json`."""
     winner = read_winner(stored.study.user_attrs)
     verdict = read_verdict(stored.study)
     return {
@@ -138,6 +137,7 @@ def leaderboard_document(stored: StoredSearch, lines: Sequence[Line]) -> dict[st
 
 
 def meets_constraints(study: optuna.Study, number: int) -> bool:
+    """Whether a trial meets all constraints."""
     return is_feasible(study.get_trials(deepcopy=False)[number])
 
 
@@ -151,21 +151,35 @@ _HeldOut = Mapping[tuple[str, str], Record]
 def _sources(stored: StoredSearch, held_out: _HeldOut) -> list[Line]:
     latest = {row.label: row for row in _rows(stored.baselines)}
     names = [source.name for source in stored.spec.sources if source.name in latest]
-    return [_line(name, "source", None, latest[name], held_out, None) for name in names]
+    return [_line(latest[name], held_out, kind="source") for name in names]
 
 
 def _baselines(stored: StoredSearch, held_out: _HeldOut) -> list[Line]:
     rows = current_baselines(_rows(stored.baselines), stored.spec, snapshot_of(stored.study))
-    return [_line(row.label, "baseline", None, row, held_out, row.cost) for row in rows]
+    return [_line(row, held_out, kind="baseline", cost=row.cost) for row in rows]
 
 
-def _line(label: str, kind: str, trial: int | None, search: Record, held_out: _HeldOut, cost: Cost | None) -> Line:
-    seconds = search.seconds.get("total")
-    other = held_out.get((label, search.digest))
-    return Line(label, kind, trial, search.digest, _part(search), _part(other), seconds, cost, search.losses)
+def _line(row: Record, held_out: _HeldOut, *, kind: str, trial: int | None = None, cost: Cost | None = None) -> Line:
+    return Line(
+        label=row.label,
+        kind=kind,
+        trial=trial,
+        recipe=row.digest,
+        search=_part(row),
+        held_out=_part(held_out.get((row.label, row.digest))),
+        seconds=row.seconds.get("total"),
+        cost=cost,
+        losses=row.losses,
+    )
+
+
+def _mean_line(row: Record) -> Line:
+    """The line of the sampler's mean, which was scored on held-out items only."""
+    return Line(label=MEAN, kind="mean", trial=None, recipe=row.digest, search=None, held_out=_part(row), seconds=None)
 
 
 def left_out_of(stored: StoredSearch) -> dict[str, str]:
+    """Baseline -> reason why it could not be built."""
     failures = read_failures(stored.baselines) if stored.baselines is not None else {}
     return left_out(failures, stored.spec, snapshot_of(stored.study))
 

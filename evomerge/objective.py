@@ -124,14 +124,14 @@ class Objective:
         return math.exp(math.fsum(self.weights[task] * math.log(point) for task, point in points.items()) / total)
 
     def companion(self, scores: Scores) -> float | None:
-        """Weighted mean over tasks of the mean log-probability of the right answers: what ranks candidates of the same
-        value. Tasks without one do not count; None where no task has one."""
+        """Weighted mean over tasks of the mean log-probability of the right answers, which ranks candidates of the
+        same value. Tasks without one do not count; None where no task has one."""
         means = {task: math.fsum(score.gold) / len(score.gold) for task, score in scores.tasks.items() if score.gold}
         total = math.fsum(self.weights[task] for task in means)
         return math.fsum(self.weights[task] * mean for task, mean in means.items()) / total if total else None
 
     def points(self, scores: Scores) -> list[float]:
-        """One number per task, in the tasks' order: what several objectives maximise."""
+        """One number per task, in the tasks' order, all to be maximised."""
         return [self._point(task, score) for task, score in scores.tasks.items()]
 
     def violations(self, scores: Scores) -> list[float]:
@@ -143,7 +143,7 @@ class Objective:
         """`value` of many samples at once, such as resampled items.
 
         Args:
-            scores: say which tasks there are, and the direction of their metrics.
+            scores: give the tasks and the direction of their metrics.
             values: task -> the task's value in each sample, an array [samples].
         """
         tasks = list(scores.tasks)
@@ -161,9 +161,9 @@ class Objective:
         return np.where(positive, np.exp(weights @ logarithms), 0.0)
 
     def gains(self, scores: Scores) -> dict[str, float] | None:
-        """What the objective gains per unit of each task's value, negative for metrics that shall be low.
+        """Gain of the objective per unit of each task's value, negative for metrics that are minimised.
 
-        None where that is not the same everywhere: the objective is no weighted mean.
+        None where it is not the same everywhere: the objective is no weighted mean.
         """
         if self.aggregate != "weighted_mean":
             return None
@@ -171,7 +171,7 @@ class Objective:
         return {task: self.weights[task] / total * self._gain(task, score) for task, score in scores.tasks.items()}
 
     def slopes(self, scores: Scores) -> dict[str, float]:
-        """Derivative of `value` by each task's value at these scores, negative for metrics that shall be low.
+        """Derivative of `value` by each task's value at these scores, negative for metrics that are minimised.
 
         `gains` where the objective is a weighted mean. Of a minimum, only the worst task counts.
         """
@@ -240,8 +240,8 @@ def build_objective(spec: ObjectiveSpec, pack_weights: Mapping[str, float], sour
         sources: scores of base and experts on the search items, in that order.
 
     Raises:
-        InvalidInput: a weight for a task that the evaluator does not have, a geometric mean over a metric that shall be
-            low, or a task on which all sources score the same, so that there is no scale to normalise to.
+        InvalidInput: a weight for a task that the evaluator does not have, a geometric mean over a metric that is
+            minimised, or a task on which all sources score the same, so that there is no scale to normalise to.
     """
     weights = task_weights(spec, pack_weights)
     several, floors = spec.aggregate == "pareto", _floors(spec, sources)

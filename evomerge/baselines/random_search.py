@@ -9,7 +9,6 @@ from evomerge.baselines.freshness import build_key
 from evomerge.baselines.info import BASELINES
 from evomerge.cluster import Executor
 from evomerge.errors import StoppedByFailures
-from evomerge.jobs import Cost
 from evomerge.loop.controller import Controller
 from evomerge.loop.stop import Stop
 from evomerge.objective import Objective
@@ -19,7 +18,7 @@ from evomerge.spec import BaselineSpec, BudgetSpec
 from evomerge.study.rows import NewRow, read_record, read_scores
 from evomerge.study.snapshot import snapshot_of
 from evomerge.study.status import Status
-from evomerge.study.trials import best_trials, read_cost
+from evomerge.study.trials import best_trials, total_cost
 
 
 def random_search(
@@ -61,7 +60,6 @@ def random_search(
         if scores is None:
             raise StoppedByFailures(f"the items of trial {best.number} of {search.study.study_name} are lost")
         record = read_record(best)
-        cost = sum(map(read_cost, search.trials()), Cost())
         opened.baselines.add(
             NewRow(
                 label=baseline.name,
@@ -70,7 +68,7 @@ def random_search(
                 value=record.value,
                 stderr=record.stderr,
                 seconds=record.seconds,
-                cost=cost,
+                cost=total_cost(search.trials()),
                 made=made,
                 params=best.params,
             )

@@ -65,7 +65,7 @@ def open_search(inputs: Inputs, *, workers: int) -> Iterator[OpenSearch]:
     """
     spec = inputs.spec
     url = resolve_url(spec.storage_url)
-    wanted = _foundation(inputs, workers)
+    wanted = _identity(inputs, workers)
     with hold(url, spec.name, directions=["maximize"] * directions_of(inputs)) as held:
         storage = open_storage(url, single_writer=True)
         try:
@@ -104,7 +104,7 @@ def _open(
     )
 
 
-def _foundation(inputs: Inputs, workers: int) -> StudyIdentity:
+def _identity(inputs: Inputs, workers: int) -> StudyIdentity:
     spec = inputs.spec
     sampler = build_search_sampler(inputs, workers)
     fingerprints = {source.ref.name: str(source.ref.fingerprint) for source in (inputs.base, *inputs.experts)}

@@ -1,4 +1,4 @@
-"""What evomerge writes into an Optuna study: the documented attribute keys, and texts of any length as attributes.
+"""Attributes of an Optuna study: the documented keys, and texts of any length.
 
 Every key starts with `evomerge:`. Small values (numbers, short strings, short dictionaries) are ordinary user
 attributes. Longer texts are cut into chunks by `write_text`, because MySQL's `Text` column holds
@@ -65,14 +65,14 @@ _CHUNK = 1500  # characters; JSON escapes each of them to at most 1 byte, so tha
 
 
 class Readable(Protocol):
-    """What has user attributes: a study, a trial, a frozen trial."""
+    """An object with user attributes: a study, a trial, a frozen trial."""
 
     @property
     def user_attrs(self) -> dict[str, Any]: ...
 
 
 class Writable(Protocol):
-    """What can be given user attributes: a study, or a trial that is not finished."""
+    """An object that takes user attributes: a study, or a trial that is not finished."""
 
     def set_user_attr(self, key: str, value: Any) -> None: ...
 
@@ -80,9 +80,9 @@ class Writable(Protocol):
 def write_text(target: Writable, key: str, text: str) -> None:
     """Store a text of any length under `key`, in chunks below 2 kB.
 
-    The chunks stand under `key:1`, `key:2`, … and `key` itself, written last, holds their number and a digest: a write
-    that was cut short, or that overwrote only part of an older text, is noticed by `read_text`. On a study, a shorter
-    text leaves chunks of a longer one behind, which nobody reads.
+    The chunks are `key:1`, `key:2`, … and `key` itself, written last, holds their number and a digest: a write that was
+    cut short, or that overwrote only part of an older text, is noticed by `read_text`. On a study, a shorter text
+    leaves chunks of a longer one behind, which are never read.
     """
     # ASCII JSON: what any database and collation gives back unchanged, lone surrogates and NULs included.
     encoded = json.dumps(text, ensure_ascii=True)

@@ -40,7 +40,7 @@ class Hold:
         self._taken_by: str | None = None
 
     def check(self) -> None:
-        """Raise StudyHeld if another controller has taken the study over, because we were silent for too long."""
+        """Raise StudyHeld if another controller has taken the study over, because this one was silent for too long."""
         if self._taken_by is not None:
             raise StudyHeld(f"this controller was silent for too long, and the study is now held by {self._taken_by}")
 
@@ -48,16 +48,16 @@ class Hold:
         self._taken_by = to
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Patience:
     """Times in seconds, by which a server's study is refreshed and taken over.
 
     Attributes:
-        refresh: how often the holder says that it lives.
-        silence: how long it may be silent before another one takes over, by the other one's monotonic clock, so that
+        refresh: between two signs of life of the holder.
+        silence: without a sign of life, after which another one takes over, by the other one's monotonic clock, so that
             it does not matter what the two wall clocks say.
-        skew: how far wall clocks may be apart: a hold that expired longer ago is taken over without waiting.
-        settle: how long a write may need until all see it.
+        skew: the largest difference of two wall clocks: a hold that expired longer ago is taken over without waiting.
+        settle: until all see a write.
     """
 
     refresh: float = 5.0
@@ -122,7 +122,7 @@ def _hold_file(file: Path, name: str) -> Iterator[Hold]:
             lock.truncate(0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Process:
     """A process, told apart from a later one with the same number by the time of its start."""
 
@@ -154,7 +154,7 @@ def _hold_study(storage: BaseStorage, name: str, directions: Sequence[str], pati
 
 
 class _Record:
-    """The attribute that says who holds a study."""
+    """The attribute that names the holder of a study."""
 
     def __init__(self, storage: BaseStorage, study_id: int, patience: Patience) -> None:
         self.id = uuid.uuid4().hex
@@ -225,7 +225,7 @@ def _me() -> _Process:
 
 
 def _boot() -> str:
-    """Within what process numbers mean something: this run of this machine, and in it this container."""
+    """The scope of process numbers: this run of this machine, and in it this container."""
     try:
         return f"{_read('/proc/sys/kernel/random/boot_id').strip()} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:  # not Linux

@@ -65,7 +65,7 @@ def absolute_url(url: str) -> str:
 
 
 def run_directory(url: str, name: str) -> Path:
-    """Where a search keeps what is not in its study: the folder of the file, or `runs/<name>` for servers."""
+    """Folder of all that a search stores outside its study: that of the file, or `runs/<name>` for servers."""
     file = local_file(url)
     return Path("runs") / name if file is None else file.parent
 

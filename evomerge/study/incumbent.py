@@ -1,4 +1,4 @@
-"""The outcomes of the best candidate, item by item: what others race against. Kept in the study itself."""
+"""The incumbent: outcomes of the best candidate, item by item, which others race against. Stored in the study."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from evomerge.storage.attributes import read_text
 from evomerge.study.rows import read_scores
 from evomerge.study.trials import best_trials
 
-_ASKED = 20  # trials whose artifacts are looked at before racing goes on without an incumbent
+_ASKED = 20  # trials whose artifacts are looked at before racing continues without an incumbent
 
 
 def incumbent_text(trial: int, scores: Scores) -> str:
-    """What the study keeps of an incumbent."""
+    """The text that a study stores of an incumbent."""
     return json.dumps({"trial": trial, "tasks": {task: asdict(score) for task, score in scores.tasks.items()}})
 
 
@@ -30,17 +30,17 @@ def read_incumbent(study: optuna.Study, storage: BaseStorage, artifacts: Path) -
 
     Where both are lost, those of the next best trial that has them. None where there is none.
     """
-    kept = _kept(study)
+    stored = _stored(study)
     for trial in best_trials(study, _ASKED):
-        if kept is not None and kept["trial"] == trial.number:
-            return Scores({task: _task(content) for task, content in kept["tasks"].items()}, {})
+        if stored is not None and stored["trial"] == trial.number:
+            return Scores({task: _task(content) for task, content in stored["tasks"].items()}, {})
         scores = read_scores(artifacts, storage, trial)
         if scores is not None:
             return scores
     return None
 
 
-def _kept(study: optuna.Study) -> dict[str, Any] | None:
+def _stored(study: optuna.Study) -> dict[str, Any] | None:
     try:
         text = read_text(study, attributes.INCUMBENT)
     except InvalidInput:  # its writing was cut short

@@ -1,4 +1,4 @@
-"""Per-item outcomes as Parquet: one row per task and item, kept as an artifact of the trial."""
+"""Per-item outcomes as Parquet: one row per task and item, stored as an artifact of the trial."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write_items(path: Path, scores: Scores) -> None:
 
 @dataclass(frozen=True)
 class ItemOutcome:
-    """What is stored of one item; without a weight where the task's aggregate has none."""
+    """The stored outcome of one item; without a weight where the task's aggregate has none."""
 
     outcome: float
     weight: float | None
@@ -61,7 +61,7 @@ def read_items(path: Path) -> dict[str, dict[int, ItemOutcome]]:
 
 
 def summary(scores: Scores) -> dict[str, dict[str, float | str | bool | int | None]]:
-    """What the study itself keeps of the scores: per task the aggregate, its standard error and what it is of."""
+    """Scores as the study itself stores them: per task the aggregate, its standard error, metric, number of items."""
     return {task: _summary(score) for task, score in scores.tasks.items()}
 
 

@@ -1,7 +1,7 @@
 """Sibling studies: `NAME/baselines` and `NAME/held-out`. Trials without params, one per row of the leaderboard.
 
-They stand apart from the search because one finished trial without params would switch an Optuna sampler off that takes
-its space from the trials.
+They are separate from the search because one finished trial without params would switch off an Optuna sampler that
+takes its space from the trials.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from evomerge.study.trial_writer import TrialWriter
 from evomerge.study.trials import read_cost, value_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """A row that has been scored.
 
@@ -40,7 +40,7 @@ class Record:
         value, stderr: the objective.
         tasks: task -> {value, stderr, metric, higher_is_better, aggregate, items}.
         seconds: of scoring it, by phase.
-        cost: of a baseline: what it took to choose it; of other rows: what scoring it once took.
+        cost: of choosing a baseline; of other rows: of scoring it once.
         made: of a baseline: digest of its name, settings and data.
         losses: of a trained baseline: source -> (loss of the uniform soup, loss at the end).
         params: of a baseline that is a point of the search space.
@@ -73,7 +73,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class NewRow:
-    """A row that is to be stored. Only baselines have `made`; their recipe is kept with them, or with `keep_recipe`."""
+    """A row that is to be stored. Only baselines have `made`; their recipe is stored, too, or with `keep_recipe`."""
 
     label: str
     recipe: Recipe
@@ -90,7 +90,7 @@ class NewRow:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training gave: a recipe, what it took, and source -> (loss of the uniform soup, loss at the end)."""
+    """Result of a training: a recipe, its cost, and source -> (loss of the uniform soup, loss at the end)."""
 
     recipe: Recipe
     cost: Cost
@@ -98,7 +98,7 @@ class TrainingResult:
 
 
 class Records:
-    """The rows of one sibling study. A row is scored once per recipe and found again when the search goes on.
+    """The rows of one sibling study. A row is scored once per recipe and found again when the search is resumed.
 
     Args:
         check_hold: raises when another controller has taken the study over.
@@ -145,7 +145,7 @@ class Records:
         return number
 
     def keep(self, number: int, trained: TrainingResult) -> None:
-        """Store what a training gave, before it is scored."""
+        """Store the result of a training, before it is scored."""
 
         def store() -> None:
             self._writer.set_cost(number, trained.cost)
@@ -155,7 +155,7 @@ class Records:
         self._writer.transaction(store)
 
     def kept(self, number: int) -> TrainingResult | None:
-        """What the training of a row that was begun gave; None while it has not ended."""
+        """Result of the training of a row that was begun; None while it has not ended."""
         trial = self.study.get_trials(deepcopy=False)[number]
         if attributes.MERGE not in trial.user_attrs:
             return None
@@ -164,7 +164,7 @@ class Records:
         )
 
     def fail(self, label: str, made: str, reason: str, number: int | None = None) -> None:
-        """Store why a baseline could not be made, in the row that was begun for it or in a new one."""
+        """Store the reason why a baseline could not be built, in the row that was begun for it or in a new one."""
         number = self.begin(label, made) if number is None else number
         self._fail(number, lambda: self._writer.set(number, attributes.FAILURE, reason[:1000]))
 
@@ -196,11 +196,11 @@ class Records:
             self._writer.set(number, attributes.LOSSES, {name: list(ends) for name, ends in row.losses.items()})
 
     def scores(self, row: Record) -> Scores | None:
-        """The outcomes of a row by item; None where the artifact is gone: it is scored again then, never guessed."""
+        """The outcomes of a row by item; None where the artifact is gone: it is scored again then."""
         return read_scores(self._artifacts, self._storage, row.trial)
 
     def _fail_interrupted(self, but: int | None) -> None:
-        """Fail what a killed run was storing. Rows that were begun, and can be gone on with, stay."""
+        """Fail the rows that a killed run was storing. Those that were begun, and can be resumed, stay."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if trial.number != but and not trial.user_attrs.get(attributes.BEGUN):
                 self._fail(trial.number)
@@ -215,6 +215,7 @@ def read_records(study: optuna.Study) -> list[Record]:
 
 
 def read_record(trial: FrozenTrial) -> Record:
+    """A finished trial as a row."""
     attrs = trial.user_attrs
     scores = read_document(trial, attributes.SCORES)
     return Record(
@@ -233,7 +234,7 @@ def read_record(trial: FrozenTrial) -> Record:
 
 
 def read_failures(study: optuna.Study) -> dict[tuple[str, str], str]:
-    """(label, how it was to be made) -> why a baseline could not be made, of those that were not made later."""
+    """(label, digest of name, settings and data) -> reason of a baseline that could not be built, and was not later."""
     failures: dict[tuple[str, str], str] = {}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)):
         attrs = trial.user_attrs

@@ -1,4 +1,4 @@
-"""The search's study: its one writer. Everything that is needed to go on after a crash is in it, and nothing else is.
+"""The search's study and its one writer. It contains all that is needed to resume after a crash, and nothing else.
 
 Each trial lives through ask (params), `begin` (attempt), artifact, and tell (attributes, tell order, state). Killed
 anywhere between, it is RUNNING when the study is opened again, and is scored again under its own number. A database
@@ -93,9 +93,10 @@ class SearchStudy:
         return recipe
 
     def recover(self) -> list[Proposal]:
-        """What a killed controller left RUNNING: proposals to score again, half-asked trials failed and proposed anew.
+        """Resume the trials that a killed controller left RUNNING: complete proposals are returned, to be scored again;
+        half-asked ones are failed and proposed anew.
 
-        A trial that was begun `MAX_ATTEMPTS` times and never finished is failed: it may be what kills us.
+        A trial that was begun `MAX_ATTEMPTS` times and never finished is failed: it may be the one that kills us.
         """
         proposals = []
         for trial in self.trials(TrialState.RUNNING):

@@ -19,13 +19,13 @@ BASELINES = "baselines"
 HELD_OUT = "held-out"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StoredSearch:
     """A study that this process only reads.
 
     Attributes:
-        spec: what the study was last run with, as it stores it, in the storage where it was found.
-        differences: what the spec that it was found by says otherwise, in one line; empty where that says the same.
+        spec: the one that the study was last run with, as it stores it, in the storage where it was found.
+        differences: of the spec that it was found by, in one line; empty where there are none.
     """
 
     spec: SearchSpec
@@ -48,7 +48,13 @@ def read_search(spec: SearchSpec) -> StoredSearch:
     baselines, held_out = (_load(storage, f"{spec.name}/{sibling}") for sibling in (BASELINES, HELD_OUT))
     given = spec if spec.artifacts is None else from_anywhere(spec)
     return StoredSearch(
-        stored, storage, study, baselines, held_out, artifacts_folder(stored), differences(stored, given)
+        spec=stored,
+        storage=storage,
+        study=study,
+        baselines=baselines,
+        held_out=held_out,
+        artifacts=artifacts_folder(stored),
+        differences=differences(stored, given),
     )
 
 
@@ -80,7 +86,7 @@ def continued(spec: SearchSpec) -> tuple[SearchSpec, str]:
 
 
 def artifacts_folder(spec: SearchSpec) -> Path:
-    """Where per-item outcomes are kept: the spec's `artifacts`, else beside the study."""
+    """Folder of the outcomes of items: the spec's `artifacts`, else beside the study."""
     if spec.artifacts is None:
         return run_directory(resolve_url(spec.storage_url), spec.name) / "artifacts"
     parts = urlsplit(spec.artifacts)

@@ -80,7 +80,10 @@ def test_the_front_says_which_baselines_it_betters_and_hides_no_row_that_was_hel
 def test_the_table_of_the_front_has_a_point_for_every_baseline_that_is_bettered():
     def line(label, trial, values, **more):
         tasks = {name: {"value": value, "higher_is_better": name != "loss"} for name, value in values.items()}
-        return Line(label, "trial", trial, "", PartScore(0.0, None, tasks), None, None, **more)
+        search = PartScore(0.0, None, tasks)
+        return Line(
+            label=label, kind="trial", trial=trial, recipe="", search=search, held_out=None, seconds=None, **more
+        )
 
     soup, ties = line("soup", None, {"a": 0.5, "loss": 2.0}), line("ties", None, {"a": 0.8, "loss": 1.0})
     assert _betters(line("", 1, {"a": 0.5, "loss": 1.9}), soup)

@@ -26,7 +26,8 @@ from evomerge.storage import lock
 from evomerge.storage.opening import open_storage
 url, remote = sys.argv[1:]
 if remote == "server":  # the rules for servers, without a server
-    held = lock._hold_study(open_storage(url), "s", ["maximize"], lock.Patience(0.1, 1.5, 900.0, 0.1))
+    patience = lock.Patience(refresh=0.1, silence=1.5, skew=900.0, settle=0.1)
+    held = lock._hold_study(open_storage(url), "s", ["maximize"], patience)
 else:
     held = lock.hold(url, "s")
 with held:
