@@ -64,7 +64,7 @@ _Computed = TypeVar("_Computed")
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """Aggregates task scores. Every task counts, and more is better whatever the direction of its metric.
+    """Aggregates task scores. Every task counts, and more is better, also where the metric is minimised.
 
     Attributes:
         aggregate: weighted_mean, min or geometric_mean.

@@ -1,4 +1,4 @@
-"""Jobs in flight: every loop over an executor needs them."""
+"""Jobs in flight, for every loop over an executor."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def find_batch_size(executor: Executor, stop: Stop, recipe: Recipe) -> Found:
 
     Raises:
         InvalidInput: the model or a request cannot be scored, whatever the weights.
-        StoppedByFailures: not even this recipe, a source as it stands, can be run.
+        StoppedByFailures: not even this recipe, an unchanged source, can be run.
     """
     for _, outcome in run_all(executor, stop, [FindBatchSize("batch size", recipe)]):
         if isinstance(outcome.result, Found):
@@ -91,7 +91,7 @@ def find_batch_size(executor: Executor, stop: Stop, recipe: Recipe) -> Found:
 
 
 def refuse_invalid(outcome: Outcome) -> None:
-    """Raise what a worker has found wrong with the user's input, which no other worker would find right.
+    """Raise the fault that a worker found in the user's input: every other worker would find it, too.
 
     Raises:
         InvalidInput: as the worker raised it.
@@ -101,5 +101,5 @@ def refuse_invalid(outcome: Outcome) -> None:
 
 
 def reason_of(outcome: Outcome) -> str:
-    """Why a job gave nothing."""
+    """Reason of a job without a result."""
     return outcome.result.reason if isinstance(outcome.result, Failed) else "a job of another kind came back"

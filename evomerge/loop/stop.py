@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-    """Set by a signal: the loop ends at the next event and leaves what is in flight to the next run."""
+    """Set by a signal: the loop ends at the next event and leaves the trials in flight to the next run."""
 
     def __init__(self) -> None:
         self.reason: str | None = None

@@ -65,7 +65,7 @@ def bracket(settings: BracketSettings, trial: int) -> int:
         if place < size:
             return skipped
         place -= size
-    raise AssertionError("the place lies within the sum of the sizes")
+    raise AssertionError("the place is within the sum of the sizes")
 
 
 def survives_rung(value: float, at_rung: Sequence[float], eta: int) -> bool:

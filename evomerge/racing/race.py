@@ -11,7 +11,7 @@ The test is one-sided, and repeated after each block at a boundary that holds th
   centred: if no task has a difference, that is their variance with no degrees of freedom lost, as in McNemar's test,
   and small blocks of many tasks cause no trouble. If there are differences of opposite sign, it is a little careful.
 - one more square, as large as the largest, is added: without it, seven losses of seven would be an event of 2.6
-  standard deviations, and small blocks would drop more good candidates than the error rate says. For differences
+  standard deviations, and small blocks would drop more good candidates than the error rate allows. For differences
   whose law is symmetric, P(sum > z · root) ≤ exp(−z² / 2) for any number of items (Efron, 1969), which is what makes
   such a statistic safe with few of them.
 - where all differences are zero there is no evidence, and nothing is dropped. Where all are equal but not zero, the

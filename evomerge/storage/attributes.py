@@ -21,44 +21,44 @@ PREFIX: Final = "evomerge:"
 SCHEMA: Final = "evomerge:schema"  # number of this layout; raised when an older program could misread a study
 SPEC: Final = "evomerge:spec"  # text: the spec in JSON, without the storage URL
 IDENTITY: Final = "evomerge:identity"  # text: the part of the spec that may not change, in JSON
-SPLIT: Final = "evomerge:split"  # text: which items belong to search and held-out, in JSON
+SPLIT: Final = "evomerge:split"  # text: the items of search and held-out, in JSON
 VERSIONS: Final = "evomerge:versions"  # package versions at creation
 POPSIZE: Final = "evomerge:popsize"  # fixed at creation, because its default depends on the number of workers
 BATCH_SIZE: Final = "evomerge:batch_size"  # fixed at creation, because padding may change the last bits of a score
 ONE_BY_ONE: Final = "evomerge:one_by_one"  # whether lm-eval gives our scores only in batches of one request
 NO_HARNESS_SCORES: Final = "evomerge:no_harness_scores"  # whether lm-eval gives our scores in no way
 STATUS: Final = "evomerge:status"  # small summary that `evomerge status` prints
-WRITER: Final = "evomerge:writer"  # who writes, on storages without a file to lock
+WRITER: Final = "evomerge:writer"  # the writer, on storages without a file to lock
 WINNER: Final = "evomerge:winner"  # trial, digest and value of the trial that the search items name
 WARM: Final = "evomerge:warm_started"  # the points of the warm start have been enqueued
-GOALS: Final = "evomerge:goals"  # text: merges that a search of several objectives shall better, in JSON
+GOALS: Final = "evomerge:goals"  # text: merges that a search of several objectives should dominate, in JSON
 LOOKS: Final = "evomerge:held_out_looks"  # [winner's trial, digest of all that was compared] of each look at held-out
 DIGESTS: Final = "evomerge:digests"  # text: the winner's trial and the digest of each of its tensors as scored
 INCUMBENT: Final = (
     "evomerge:incumbent"  # text: the best trial and its outcome on every item, for others to race against
 )
-PHASE: Final = "evomerge:phase"  # what the controller is doing
+PHASE: Final = "evomerge:phase"  # current activity of the controller
 VERDICT: Final = "evomerge:verdict"  # text: the held-out comparison, in JSON
 
 # of a trial
 TELL: Final = "evomerge:tell"  # position in the order in which results were told; counts only on finished trials
 RECIPE: Final = "evomerge:recipe"  # digest of the recipe
-ATTEMPT: Final = "evomerge:attempt"  # how often the trial has been submitted
-FAILURE: Final = "evomerge:failure"  # why it failed
+ATTEMPT: Final = "evomerge:attempt"  # number of times that the trial has been submitted
+FAILURE: Final = "evomerge:failure"  # reason of the failure
 SCORES: Final = "evomerge:scores"  # task -> score
 SECONDS: Final = "evomerge:seconds"  # phase -> seconds
 INTERRUPTED: Final = "evomerge:interrupted"  # failed because its ask was cut short; does not count towards the budget
 LABEL: Final = "evomerge:label"  # of a row in a sibling study: a source, a baseline, or "trial 17"
-WORKER: Final = "evomerge:worker"  # who scored it
+WORKER: Final = "evomerge:worker"  # name of the worker that scored it
 VALUE: Final = "evomerge:value"  # with several objectives: the one number that trials are ranked by
 COMPANION: Final = "evomerge:companion"  # ranks trials of the same value: mean log-probability of the right answers
 VIOLATIONS: Final = "evomerge:violations"  # by how much each constraint is missed; 0 or less where it is met
 RUNGS: Final = "evomerge:rungs"  # items -> value on them, where the trial was compared with others (brackets)
-COST: Final = "evomerge:cost"  # what it took: tokens read forward and for gradients, seconds, GPU-seconds, peak memory
+COST: Final = "evomerge:cost"  # tokens read forward and for gradients, seconds, GPU-seconds, peak memory
 MADE: Final = "evomerge:made"  # of a baseline: digest of its name, settings and data
 MERGE: Final = "evomerge:merge"  # text: the recipe of a baseline in JSON
 PARAMS: Final = "evomerge:params"  # of a baseline that is a point of the search space
-BEGUN: Final = "evomerge:begun"  # of a baseline that is being trained: the next run goes on with it
+BEGUN: Final = "evomerge:begun"  # of a baseline that is being trained: the next run resumes it
 LOSSES: Final = "evomerge:losses"  # of a trained baseline: source -> [loss of the uniform soup, loss at the end]
 
 _CHUNK = 1500  # characters; JSON escapes each of them to at most 1 byte, so that an attribute stays below 2 kB

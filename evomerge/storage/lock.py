@@ -82,7 +82,7 @@ def hold(
         patience: other times than the default ones.
 
     Raises:
-        StudyHeld: another controller holds it; the message says which.
+        StudyHeld: another controller holds it; the message names it.
     """
     url = resolve_url(url)
     file = local_file(url)

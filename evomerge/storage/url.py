@@ -71,7 +71,7 @@ def run_directory(url: str, name: str) -> Path:
 
 
 def scheme_of(url: str) -> str:
-    """The scheme in small letters; a path without one is a journal if its name says so, else ""."""
+    """The scheme in small letters; a path without one is a journal if its name ends like one, else ""."""
     scheme, separator, _ = url.partition("://")
     if separator:
         return scheme.lower()

@@ -1,4 +1,4 @@
-"""Command lines of evomerge that work as they are printed: from any working directory, whatever a run was told."""
+"""Command lines of evomerge that work as they are printed, from any working directory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ VARIABLE = "EVOMERGE_STORAGE"
 def command_line(spec: SearchSpec, command: str, *options: str, file: Path | None = None) -> str:
     """A command on the study of a spec. The study is named by its storage, so that its own spec serves.
 
-    Printed lines are published: none holds a password. Where the URL has one, the file that names the storage stands
-    in its place, or `env:EVOMERGE_STORAGE`, which asks for the URL in that variable.
+    Printed lines are published: none holds a password. Where the URL has one, the file that names the storage takes
+    its place, or `env:EVOMERGE_STORAGE`, which asks for the URL in that variable.
 
     Args:
         command: the name of the command.
-        options: what follows.
+        options: appended to it.
         file: the search.yaml that names the storage, where one does.
     """
     line = shlex.join(["evomerge", command, *_search(spec, file), *options])

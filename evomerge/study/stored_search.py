@@ -70,10 +70,10 @@ def read_stored_spec(url: str, name: str) -> SearchSpec:
 def continued(spec: SearchSpec) -> tuple[SearchSpec, str]:
     """The spec that baselines are made by beside a search: that of the study where there is one.
 
-    Workers, baselines, calibration texts and verdict are the given spec's: they may change while a study goes on.
+    Workers, baselines, calibration texts and verdict are the given spec's: they may change during a study.
 
     Returns:
-        The spec, and what the given one says otherwise, in one line.
+        The spec, and the differences of the given one, in one line.
     """
     try:
         _, study = find_study(spec)

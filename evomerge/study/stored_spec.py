@@ -16,7 +16,7 @@ from evomerge.study.identity import difference, read_identity
 
 SHOWN = 5  # differences in a message
 
-# What may change beside a search that goes on: how its baselines are made, by whom, and what they are compared on.
+# Parts that may change during a search: how and by whom its baselines are built, and what they are compared on.
 _OF_BASELINES = ("workers", "baselines", "verdict", "storage", "allow")
 
 
