@@ -1,8 +1,9 @@
-"""The tally of a search: what its writer has counted is what the trials in the study add up to."""
+"""The search's study: its tally is what its trials add up to, and a trial is stored whole, in few transactions."""
 
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
+from sqlalchemy import event
 
 from evomerge.evaluation.evaluator import Scores, TaskScores
 from evomerge.jobs import Cost, Outcome, Scored
@@ -95,3 +96,34 @@ def test_a_told_trial_has_its_artifact_and_its_attributes(search):
     for trial in (first, dropped):
         (meta,) = optuna.artifacts.get_all_artifact_meta(trial, storage=search.study._storage)
         assert meta.filename == "items.parquet"
+
+
+def test_a_trial_is_four_transactions(tmp_path):
+    """Ask, attempt, artifact, result: each waits for the disk."""
+    storage = open_storage(f"sqlite:///{tmp_path}/study.db", single_writer=True)
+    study = optuna.create_study(storage=storage, direction="maximize", sampler=optuna.samplers.RandomSampler(seed=1))
+    search = SearchStudy(study, storage, OneNumber(), artifacts=tmp_path / "artifacts")
+    tell_one_of_each(search)  # the first ones read what is not in memory yet
+    commits = []
+    event.listen(storage._backend.engine, "commit", commits.append)
+    proposal = search.ask()
+    search.begin(proposal)
+    search.tell(proposal, OUTCOME, Assessment(value=0.5, stderr=0.1, violations=(0.1,), companion=-1.0))
+    assert len(commits) == 4
+    release(storage)
+
+
+def test_a_result_whose_writing_fails_leaves_nothing_of_itself(tmp_path, monkeypatch):
+    storage = open_storage(f"sqlite:///{tmp_path}/study.db", single_writer=True)
+    study = optuna.create_study(storage=storage, direction="maximize", sampler=optuna.samplers.RandomSampler(seed=1))
+    search = SearchStudy(study, storage, OneNumber(), artifacts=tmp_path / "artifacts")
+    proposal = search.ask()
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "tell", lambda *arguments, **named: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            search.tell(proposal, OUTCOME, Assessment(value=0.5, stderr=0.1))
+    (trial,) = search.trials()
+    assert trial.state is optuna.trial.TrialState.RUNNING
+    assert not trial.user_attrs
+    assert search.tally.finished == 0
+    release(storage)
