@@ -115,6 +115,10 @@ def choices(method):
         yield from ({option.name: choice} for choice in option.choices)
 
 
+def test_every_method_with_a_formula_is_compared_with_it():
+    assert PARAMETERS.keys() == {name for name, info in METHODS.items() if info.plan is not None}
+
+
 @pytest.mark.parametrize("method", PARAMETERS)
 def test_the_formula_has_the_bits_of_the_method_for_every_option(method, monkeypatch):
     monkeypatch.setattr(fused_rule, "CPU_CHUNK", 1 << 13)  # votes and masks go on from piece to piece
