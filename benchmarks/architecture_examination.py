@@ -40,7 +40,7 @@ from evomerge.baselines.named_recipes import source_rows
 from evomerge.engine.live_state import LiveState
 from evomerge.errors import EvomergeError, InvalidInput
 from evomerge.evaluation import Candidate, ItemBlock, Pack, load_pack
-from evomerge.evaluation.evaluator import Scores
+from evomerge.evaluation.scores import Scores
 from evomerge.export import export_merge
 from evomerge.opening.inputs import Inputs, open_inputs
 from evomerge.preflight import preflight
@@ -49,7 +49,6 @@ from evomerge.spec import SearchSpec
 from evomerge.study.rows import read_records, read_scores
 from evomerge.study.stored_search import read_search
 from evomerge.verdict import read_winner
-from evomerge.worker import build_evaluator
 
 EQUAL, REFUSED, FAILED = "equal", "refused by check", "FAILED"
 SPACES = ("task-arithmetic-per-block", "linear-global")
@@ -173,7 +172,7 @@ class _Scoring:
     """The winner, another candidate on longer sequences, and the winner again, on one live model."""
 
     def __init__(self, inputs: Inputs, recipe: Recipe) -> None:
-        self.evaluator: Any = build_evaluator(inputs.setup())
+        self.evaluator: Any = inputs.evaluator
         bank = WeightBank(inputs.base, inputs.experts, dtype=DTYPES[recipe.dtype], device=torch.device("cpu"))
         experts = [expert.ref for expert in inputs.experts]
         other = source_rows(inputs.base.ref, experts, inputs.catalogue, recipe.dtype)[-1].recipe
@@ -184,7 +183,9 @@ class _Scoring:
         self._responses_again = self._responses()
 
     def _score(self, bank: WeightBank, recipe: Recipe, items: ItemBlock) -> Scores:
-        candidate = Candidate("", {}, recipe, lambda: bank.materialize(recipe), bank.base_model)
+        candidate = Candidate(
+            key="", params={}, recipe=recipe, model=lambda: bank.materialize(recipe), base=bank.base_model
+        )
         scores: Scores = self.evaluator.score(candidate, items)
         return scores
 
@@ -192,13 +193,13 @@ class _Scoring:
         """(task, item) -> the response to each of its requests."""
         return {
             (task, item): [instance.resps[0] for instance in instances]
-            for task, items in self.evaluator._part(SEARCH.part).items()
+            for task, items in self.evaluator.prompts.part(SEARCH.part).items()
             for item, instances in items.items()
         }
 
     @property
     def engine(self) -> str:
-        return "tree" if "Tree" in type(self.evaluator._blocks[SEARCH].scored).__name__ else "flat"
+        return "tree" if "Tree" in type(self.evaluator.prepared(SEARCH).scored).__name__ else "flat"
 
     def differences_of_another_time(self) -> list[str]:
         changed = [

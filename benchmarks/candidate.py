@@ -106,7 +106,7 @@ def _measure(spec: Path, runs: int) -> dict[str, Any]:
     with _timed_forwards(worker.bank.materialize(_recipe(inputs, rng))) as forwards:
         for run in range(runs + 1):
             forwards.clear()
-            job = Score(str(run), _recipe(inputs, rng), ItemBlock("search"), batch_size=batch_size)
+            job = Score(key=str(run), recipe=_recipe(inputs, rng), items=ItemBlock("search"), batch_size=batch_size)
             outcome = worker.run(job)
             if not isinstance(outcome.result, Scored):
                 sys.exit(f"a candidate failed: {outcome.result}")

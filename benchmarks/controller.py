@@ -32,7 +32,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import insert
 
 from evomerge.catalogue import build_catalogue
-from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.jobs import Cost, Outcome, Scored
 from evomerge.objective import Assessment
 from evomerge.recipe import ModelRef
@@ -90,12 +90,12 @@ def _measure(folder: Path, scheme: str, before: int) -> dict[str, Any]:
 
 def _one_trial(search: SearchStudy) -> float:
     outcome = Outcome(
-        "key",
-        1,
-        Scored(_scores()),
-        {"merge": 0.1, "total": 1.0},
-        "worker-0",
-        Cost(candidates=1, items=1_200, forward_tokens=10_000, seconds=1.0),
+        key="key",
+        attempt=1,
+        result=Scored(_scores()),
+        seconds={"merge": 0.1, "total": 1.0},
+        worker="worker-0",
+        cost=Cost(candidates=1, items=1_200, forward_tokens=10_000, seconds=1.0),
     )
     started = time.perf_counter()
     proposal = search.ask()
@@ -193,7 +193,15 @@ def _space() -> BoundSpace:
 
 def _scores() -> Scores:
     outcomes = tuple(float(item % 2) for item in range(ITEMS))
-    task = TaskScores("acc", True, tuple(range(ITEMS)), outcomes, 0.5, 0.035, aggregate="mean")
+    task = TaskScores(
+        metric="acc",
+        higher_is_better=True,
+        items=tuple(range(ITEMS)),
+        outcomes=outcomes,
+        value=0.5,
+        stderr=0.035,
+        aggregate="mean",
+    )
     return Scores({f"task_{number}": task for number in range(TASKS)}, {"forward": 0.9}, 10_000)
 
 

@@ -23,7 +23,7 @@ import torch
 from machine import arguments, progress, report
 from scipy.stats import t as student
 
-from evomerge.evaluation.evaluator import Scores
+from evomerge.evaluation.scores import Scores
 from evomerge.search.run import run_search
 from evomerge.spec import SearchSpec, load_spec
 from evomerge.study.rows import read_records, read_scores

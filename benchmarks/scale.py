@@ -134,7 +134,7 @@ class Side:
 
     def candidate(self) -> dict[str, float]:
         """Seconds of one candidate."""
-        job = Score("candidate", self._recipe(), ItemBlock("search"), batch_size=self._batch_size)
+        job = Score(key="candidate", recipe=self._recipe(), items=ItemBlock("search"), batch_size=self._batch_size)
         outcome = self._worker.run(job)
         if not isinstance(outcome.result, Scored):
             sys.exit(f"a candidate failed: {outcome.result}")

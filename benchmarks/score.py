@@ -96,7 +96,7 @@ def _case(name: str, folder: Path, arguments: argparse.Namespace) -> tuple[Pack,
 def _compare(pack: Pack, model: Any, runs: int) -> dict[str, Any]:
     """Seconds of every side, and the tokens."""
     evaluator = HarnessEvaluator(pack, toy_tokenizer(), seed=1)
-    candidate = Candidate("benchmark", {}, Recipe.__new__(Recipe), lambda: model)
+    candidate = Candidate(key="benchmark", params={}, recipe=Recipe.__new__(Recipe), model=lambda: model)
     ours = evaluator.score(candidate, SEARCH)
     ids = {task: sorted(items) for task, items in evaluator.split.items(SEARCH).items()}
     lm = HFLM(
@@ -130,7 +130,7 @@ def _compare(pack: Pack, model: Any, runs: int) -> dict[str, Any]:
                 seconds[side].append(time.perf_counter() - started)
     values = {task: scores.value for task, scores in ours.tasks.items()}
     _check_same(values, {task: _value(theirs[task], scores.metric) for task, scores in ours.tasks.items()})
-    scored = evaluator._blocks[SEARCH].scored
+    prepared = evaluator.prepared(SEARCH)
     medians = {side: statistics.median(each) for side, each in seconds.items()}
     return {
         "seconds": medians,
@@ -141,10 +141,10 @@ def _compare(pack: Pack, model: Any, runs: int) -> dict[str, Any]:
         "items": {task: len(items) for task, items in ids.items()},
         "batch_size": evaluator.batch_size,
         "tokens": {
-            "forwarded": scored.tokens,
-            "distinct": scored.distinct,
-            "ratio": scored.tokens / max(1, scored.distinct),
-            "with_texts": evaluator._blocks[SEARCH].tokens,
+            "forwarded": prepared.scored.tokens,
+            "distinct": prepared.scored.distinct,
+            "ratio": prepared.scored.tokens / max(1, prepared.scored.distinct),
+            "with_texts": prepared.tokens,
         },
     }
 

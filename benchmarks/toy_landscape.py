@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from evomerge import load_spec
 from evomerge.evaluation import ItemBlock
-from evomerge.evaluation.evaluator import Part
+from evomerge.evaluation.items import Part
 from evomerge.jobs import Score, Scored
 from evomerge.opening.inputs import open_inputs
 from evomerge.worker import Worker
@@ -51,7 +51,9 @@ class ToyModels:
     def _score(self, point: Point, part: Part) -> float:
         ranges = self._space.distributions.items()
         params = {name: r.low + (r.high - r.low) * float(x) for (name, r), x in zip(ranges, point, strict=True)}
-        outcome = self._worker.run(Score("", self._space.decode(params), ItemBlock(part), batch_size=BATCH_SIZE))
+        outcome = self._worker.run(
+            Score(key="", recipe=self._space.decode(params), items=ItemBlock(part), batch_size=BATCH_SIZE)
+        )
         if not isinstance(outcome.result, Scored):
             raise SystemExit(f"a merge of the toy models cannot be scored: {outcome.result}")
         return statistics.fmean(task.value for task in outcome.result.scores.tasks.values())

@@ -1,17 +1,48 @@
-"""Jobs and what comes of them: the plain values that controller and workers send each other."""
+"""Jobs, their results and the setup of workers: the plain values that controller and workers send each other."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from evomerge.evaluation.evaluator import HarnessScores, ItemBlock, Scores
-from evomerge.recipe import Recipe
+from evomerge.evaluation.evaluator import HarnessScores
+from evomerge.evaluation.items import ItemBlock, Split
+from evomerge.evaluation.scores import Scores
+from evomerge.recipe import ModelRef, Recipe
 from evomerge.spec import Calibration
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class WorkerSetup:
+    """Everything that a worker is built from: plain data, sent once.
+
+    Attributes:
+        evaluator: name or path of a pack, or the name of an evaluator class.
+        settings: settings of an evaluator class.
+        split: the study's item split; None lets the evaluator compute it (at creation).
+        batch_size: the study's batch size; None lets the evaluator find it (at creation).
+        bounds: param -> (low, high), for analytic evaluators.
+        gpus: how many GPUs, or what share of one, the worker holds.
+        artifacts: the study's folder of artifacts, where the files of recipes lie. All workers have to see it.
+    """
+
+    base: ModelRef
+    experts: tuple[ModelRef, ...]
+    dtype: str
+    seed: int
+    evaluator: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    split: Split | None = None
+    batch_size: int | None = None
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    allow: tuple[str, ...] = ()
+    device: str | None = None
+    gpus: float = 1.0
+    artifacts: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Score:
     """Score one recipe on a block of items.
 
@@ -22,6 +53,8 @@ class Score:
         batch_size: the study's; None where the evaluator has none.
         worker: the one that is preferred, because it has these weights in memory.
     """
+
+    streams: ClassVar[bool] = False
 
     key: str
     recipe: Recipe
@@ -37,12 +70,14 @@ class Score:
 class FindBatchSize:
     """Find the batch size for this model on this kind of device. Done once per study, before anything is scored."""
 
+    streams: ClassVar[bool] = False
+
     key: str
     recipe: Recipe
     attempt: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """Train a merge on the calibration texts of its sources.
 
@@ -53,6 +88,8 @@ class Train:
         trainer: its name in `evomerge.training.TRAINERS`.
     """
 
+    streams: ClassVar[bool] = True
+
     key: str
     recipe: Recipe
     settings: Mapping[str, Any]
@@ -61,7 +98,7 @@ class Train:
     trainer: str = "dam"
 
 
-Job = Score | FindBatchSize | Train
+Job = Score | FindBatchSize | Train  # `streams`: whether it sends its `Progress` before the outcome
 
 
 @dataclass(frozen=True)
@@ -123,9 +160,9 @@ class Failed:
 Result = Scored | Found | Trained | Failed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What something took.
+    """Resources used by a job, a trial or a whole search.
 
     Attributes:
         candidates: merges that were scored to choose it.
@@ -147,19 +184,19 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
-            self.candidates + other.candidates,
-            self.items + other.items,
-            self.forward_tokens + other.forward_tokens,
-            self.gradient_tokens + other.gradient_tokens,
-            self.seconds + other.seconds,
-            self.gpu_seconds + other.gpu_seconds,
-            max(self.peak_bytes, other.peak_bytes),
+            candidates=self.candidates + other.candidates,
+            items=self.items + other.items,
+            forward_tokens=self.forward_tokens + other.forward_tokens,
+            gradient_tokens=self.gradient_tokens + other.gradient_tokens,
+            seconds=self.seconds + other.seconds,
+            gpu_seconds=self.gpu_seconds + other.gpu_seconds,
+            peak_bytes=max(self.peak_bytes, other.peak_bytes),
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a job is that takes long: steps of a training and its losses by name."""
+    """Progress of a long job: training steps and current losses by name."""
 
     key: str
     step: int
@@ -167,9 +204,9 @@ class Progress:
     losses: Mapping[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of a job: its key and attempt, the result, seconds by phase, who did it, and what it took."""
+    """The result of a job, with its key and attempt, seconds by phase, the worker's name and the cost."""
 
     key: str
     attempt: int

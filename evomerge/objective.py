@@ -11,7 +11,7 @@ import numpy as np
 
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.evaluation.aggregates import FloatArray
-from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.spec import ObjectiveSpec
 
 

@@ -8,14 +8,13 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
-from evomerge.errors import EvomergeError, InvalidInput, unknown_name
-from evomerge.evaluation import find_evaluator, known_evaluators, known_packs, load_pack
+from evomerge.errors import EvomergeError, InvalidInput
 from evomerge.evaluation.calibration_texts import calibration_texts
 from evomerge.evaluation.evaluator import (
     BatchedEvaluator,
@@ -23,8 +22,8 @@ from evomerge.evaluation.evaluator import (
     Candidate,
     Evaluator,
     ModelEvaluator,
-    Split,
 )
+from evomerge.evaluation.factory import build_evaluator
 from evomerge.jobs import (
     Cost,
     Failed,
@@ -39,11 +38,14 @@ from evomerge.jobs import (
     TensorDigests,
     Train,
     Trained,
+    WorkerSetup,
 )
-from evomerge.recipe import ModelRef, Recipe
+from evomerge.recipe import Recipe
 from evomerge.spec import Calibration
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from evomerge.bank import WeightBank
 
 
@@ -51,35 +53,6 @@ REASON_LENGTH = 1500  # characters of what is wrong with the input, so that a st
 
 _STATUS = Path("/proc/self/status")
 _PEAK_RESET = Path("/proc/self/clear_refs")
-
-
-@dataclass(frozen=True)
-class WorkerSetup:
-    """Everything that a worker is built from: plain data, sent once.
-
-    Attributes:
-        evaluator: name or path of a pack, or the name of an evaluator class.
-        settings: settings of an evaluator class.
-        split: the study's item split; None lets the evaluator compute it (at creation).
-        batch_size: the study's batch size; None lets the evaluator find it (at creation).
-        bounds: param -> (low, high), for analytic evaluators.
-        gpus: how many GPUs, or what share of one, the worker holds.
-        artifacts: the study's folder of artifacts, where the files of recipes lie. All workers have to see it.
-    """
-
-    base: ModelRef
-    experts: tuple[ModelRef, ...]
-    dtype: str
-    seed: int
-    evaluator: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    split: Split | None = None
-    batch_size: int | None = None
-    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    allow: tuple[str, ...] = ()
-    device: str | None = None
-    gpus: float = 1.0
-    artifacts: str | None = None
 
 
 class Worker:
@@ -90,7 +63,17 @@ class Worker:
         self._setup = setup
         self._bank: WeightBank | None = None
         self._merge_seconds = 0.0
-        self.evaluator: Evaluator = build_evaluator(setup)
+        self.evaluator: Evaluator = build_evaluator(
+            setup.evaluator,
+            base=setup.base,
+            seed=setup.seed,
+            settings=setup.settings,
+            bounds=setup.bounds,
+            split=setup.split,
+            batch_size=setup.batch_size,
+            device=setup.device,
+            allow=setup.allow,
+        )
 
     @property
     def bank(self) -> WeightBank:
@@ -138,10 +121,17 @@ class Worker:
             seconds.update(result.scores.seconds)
             items = sum(len(task.items) for task in result.scores.tasks.values())
             cost = Cost(candidates=1, items=items, forward_tokens=result.scores.tokens)
-        yield Outcome(job.key, job.attempt, result, seconds, self.name, self._cost(cost, total))
+        yield Outcome(
+            key=job.key,
+            attempt=job.attempt,
+            result=result,
+            seconds=seconds,
+            worker=self.name,
+            cost=self._cost(cost, total),
+        )
 
     def _cost(self, known: Cost, seconds: float) -> Cost:
-        """What is known with the time and memory of this process; on a GPU with its memory."""
+        """Complete a cost by the time and memory of this process; on a GPU by its memory."""
         seconds = known.seconds or seconds
         device = self._bank.device if self._bank is not None else None
         if device is not None and device.type == "cuda":
@@ -184,7 +174,7 @@ class Worker:
                 except StopIteration as end:
                     trained = end.value
                     break
-                yield Progress(job.key, step.step, step.steps, step.reported)
+                yield Progress(key=job.key, step=step.step, steps=step.steps, losses=step.reported)
         losses = {name: (trained.before[name], trained.after[name]) for name in trained.after}
         cost = Cost(
             forward_tokens=trained.forward_tokens, gradient_tokens=trained.gradient_tokens, seconds=trained.seconds
@@ -207,7 +197,11 @@ class Worker:
         if job.batch_size is not None and isinstance(self.evaluator, BatchedEvaluator):
             self.evaluator.batch_size = job.batch_size
         candidate = Candidate(
-            job.key, job.params, job.recipe, lambda: self._materialize(job.recipe), lambda: self.bank.base_model()
+            key=job.key,
+            params=job.params,
+            recipe=job.recipe,
+            model=lambda: self._materialize(job.recipe),
+            base=lambda: self.bank.base_model(),
         )
         scores = self.evaluator.score(candidate, job.items)
         return Scored(scores, self._digests(job.recipe) if job.digests else None)
@@ -215,7 +209,7 @@ class Worker:
     def _digests(self, recipe: Recipe) -> TensorDigests:
         return TensorDigests(self.bank.device.type, self.bank.live_digests(recipe))
 
-    def _materialize(self, recipe: Recipe) -> Any:
+    def _materialize(self, recipe: Recipe) -> PreTrainedModel:
         started = time.perf_counter()
         try:
             return self.bank.materialize(recipe)
@@ -224,7 +218,7 @@ class Worker:
 
 
 def files_folder(artifacts: str | Path) -> Path:
-    """Where the files of recipes lie in a folder of artifacts."""
+    """The folder of the files of recipes, in a folder of artifacts."""
     return Path(artifacts) / "files"
 
 
@@ -247,40 +241,6 @@ def _is_broken_device(error: Exception) -> bool:
     import torch
 
     return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
-
-
-def build_evaluator(setup: WorkerSetup) -> Evaluator:
-    """The evaluator of a setup: a class that an installed package offers under that name, or else a pack.
-
-    Raises:
-        InvalidInput: there is neither, or its tasks or metrics do not exist.
-    """
-    classes = known_evaluators()
-    if setup.evaluator in classes:
-        made = find_evaluator(setup.evaluator)(
-            dict(setup.settings), bounds=setup.bounds, seed=setup.seed, split=setup.split
-        )
-        return cast(Evaluator, made)
-    if not Path(setup.evaluator).is_dir() and setup.evaluator not in known_packs():
-        raise unknown_name("evaluator", setup.evaluator, [*known_packs(), *classes])
-    pack = load_pack(setup.evaluator)
-    if setup.settings:
-        raise InvalidInput(
-            f"evaluator {pack.name!r} is a pack and takes no settings, but the spec gives "
-            f"{', '.join(sorted(setup.settings))}; change its evaluator.yaml"
-        )
-    from evomerge.checkpoints.tokenizer import load_tokenizer
-    from evomerge.evaluation.lm_eval.evaluator import HarnessEvaluator
-
-    return HarnessEvaluator(
-        pack,
-        load_tokenizer(setup.base, allow=setup.allow),
-        split=setup.split,
-        seed=setup.seed,
-        batch_size=setup.batch_size,
-        device=setup.device,
-        allow=setup.allow,
-    )
 
 
 def _reason(error: BaseException) -> str:

@@ -178,7 +178,7 @@ def test_optuna_stays_with_spaces_and_study_and_what_reads_them():
     }
 
 
-@pytest.mark.parametrize("unit", ["recipe", "spec", "merging", "engine.block", "bank", "worker"])
+@pytest.mark.parametrize("unit", ["recipe", "spec", "merging", "engine.transformers_engine", "bank", "worker"])
 def test_arithmetic_and_workers_load_neither_optuna_nor_ray(unit):
     code = f"import sys, evomerge.{unit}; print(sorted({{'optuna', 'ray', 'lm_eval'}} & set(sys.modules)))"
     assert (

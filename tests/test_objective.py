@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evomerge.errors import InvalidInput
-from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.objective import Collapsed, build_objective
 from evomerge.spec import ObjectiveSpec
 
@@ -13,7 +13,14 @@ def scores(higher_is_better=None, stderr=0.03, **values):
     directions = higher_is_better or {}
     return Scores(
         {
-            task: TaskScores("metric", directions.get(task, True), (0, 1), (0.0, 1.0), value, stderr)
+            task: TaskScores(
+                metric="metric",
+                higher_is_better=directions.get(task, True),
+                items=(0, 1),
+                outcomes=(0.0, 1.0),
+                value=value,
+                stderr=stderr,
+            )
             for task, value in values.items()
         },
         {},
@@ -116,7 +123,9 @@ def test_the_gain_per_unit_of_a_task_is_the_same_everywhere_for_a_weighted_mean_
 
 def test_the_companion_is_the_weighted_mean_log_probability_of_right_answers_where_a_task_has_them():
     def task(gold):
-        return TaskScores("metric", True, (0, 1), (0.0, 1.0), 0.5, None, gold=gold)
+        return TaskScores(
+            metric="metric", higher_is_better=True, items=(0, 1), outcomes=(0.0, 1.0), value=0.5, stderr=None, gold=gold
+        )
 
     both = Scores({"easy": task((-1.0, -3.0)), "hard": task((-4.0, -8.0))}, {})
     assert objective().companion(both) == pytest.approx((1.0 * -2.0 + 3.0 * -6.0) / 4.0)

@@ -16,7 +16,7 @@ from evomerge.baselines.named_recipes import NamedRecipe, NamedResult
 from evomerge.catalogue import TensorCatalogue
 from evomerge.documents import validate
 from evomerge.errors import InvalidInput, unknown_name
-from evomerge.evaluation.evaluator import Scores
+from evomerge.evaluation.scores import Scores
 from evomerge.jobs import Cost
 from evomerge.methods import METHODS, resolve_options, resolve_parameters
 from evomerge.methods.functions import load_function

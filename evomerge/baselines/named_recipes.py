@@ -11,7 +11,8 @@ from typing import Any
 from evomerge.catalogue import TensorCatalogue
 from evomerge.cluster import Executor
 from evomerge.errors import StoppedByFailures
-from evomerge.evaluation.evaluator import ItemBlock, Scores
+from evomerge.evaluation.items import ItemBlock
+from evomerge.evaluation.scores import Scores
 from evomerge.jobs import Cost, Failed, Outcome, Score, Scored, TensorDigests
 from evomerge.loop.dispatcher import refuse_invalid, run_all
 from evomerge.loop.stop import Stop
@@ -96,7 +97,7 @@ def score_rows(
     results = {label: result for label, result in stored.items() if result is not None}
     jobs = {job_key(row, records): row for row in rows if row.label not in results}
     scores = [
-        Score(key, row.recipe, block, row.params, digests=row.digests, batch_size=batch_size)
+        Score(key=key, recipe=row.recipe, items=block, params=row.params, digests=row.digests, batch_size=batch_size)
         for key, row in jobs.items()
     ]
     for job, outcome in run_all(executor, stop, scores):

@@ -21,7 +21,7 @@ from evomerge.baselines.named_recipes import (
 )
 from evomerge.cluster import Executor
 from evomerge.errors import EvomergeError
-from evomerge.evaluation.evaluator import ItemBlock
+from evomerge.evaluation.items import ItemBlock
 from evomerge.jobs import Cost, Failed, Job, Outcome, Progress, Score, Scored, Train, Trained
 from evomerge.loop.dispatcher import Dispatcher
 from evomerge.loop.stop import Stop
@@ -186,14 +186,20 @@ class BaselineRunner:
             if known is not None:
                 return known
             key = job_key(step, self._records)
-            job: Job = Score(key, step.recipe, ItemBlock("search"), batch_size=self._batch_size)
+            job: Job = Score(key=key, recipe=step.recipe, items=ItemBlock("search"), batch_size=self._batch_size)
         else:
             baseline.trial = self._records.begin(name, baseline.made)
             kept = self._records.kept(baseline.trial)
             if kept is not None:
                 return kept
             key = f"{self._records.study.study_name}/{name}/training"
-            job = Train(key, step.recipe, step.settings, step.calibration, trainer=step.trainer)
+            job = Train(
+                key=key,
+                recipe=step.recipe,
+                settings=step.settings,
+                calibration=step.calibration,
+                trainer=step.trainer,
+            )
         baseline.waiting[key] = place
         self._owners[key] = baseline
         self._dispatcher.submit(job)

@@ -18,9 +18,9 @@ import ray.exceptions
 
 from evomerge.cluster.executor import Executor, WorkerState
 from evomerge.errors import InvalidInput, StoppedByFailures
-from evomerge.jobs import Failed, Job, Outcome, Progress, Score, Train
+from evomerge.jobs import Failed, Job, Outcome, Progress, Score, WorkerSetup
 from evomerge.messages import last_line
-from evomerge.worker import Worker, WorkerSetup
+from evomerge.worker import Worker
 
 LOCAL = "local"
 
@@ -31,7 +31,7 @@ MAX_DEATHS = 3  # deaths of one pool slot in a row, without an outcome between t
 
 
 class WorkerActor:
-    """What runs in the actor's process."""
+    """A worker in the process of a Ray actor."""
 
     def __init__(self, setup: WorkerSetup, name: str, threads: int) -> None:
         import torch
@@ -94,7 +94,15 @@ class RayExecutor:
         worker_output: bool = False,
     ) -> None:
         self._folder = _short_folder() if address == LOCAL and not ray.is_initialized() else None
-        self._started_ray = _connect(address, count, cpus, gpus or 0.0, resources, worker_output, self._folder)
+        self._started_ray = _connect(
+            address,
+            count=count,
+            cpus=cpus,
+            gpus=gpus or 0.0,
+            resources=resources,
+            worker_output=worker_output,
+            folder=self._folder,
+        )
         if gpus is None:
             gpus = float(ray.cluster_resources().get("GPU", 0) > 0)
         self._setup = replace(setup, device="cuda" if gpus else "cpu", gpus=gpus)
@@ -184,7 +192,7 @@ class RayExecutor:
             preferred = job.worker if isinstance(job, Score) else None
             slot = next((slot for slot in free if slot.name == preferred), free[0])
             slot.job = job
-            if isinstance(job, Train):
+            if job.streams:
                 slot.running = slot.actor.events.options(num_returns="streaming").remote(job)
             else:
                 slot.running = slot.actor.run.remote(job)
@@ -195,7 +203,7 @@ class RayExecutor:
         try:
             result = ray.get(next(ref) if isinstance(ref, ray.ObjectRefGenerator) else ref)
         except ray.exceptions.RayError as error:
-            return self._bury(slot, error)
+            return self._replace_dead_worker(slot, error)
         if ref is slot.starting:
             if result is not None:
                 raise InvalidInput(result)
@@ -212,7 +220,7 @@ class RayExecutor:
             self._replace(slot)  # its device has failed, and would fail the next job too
         return result
 
-    def _bury(self, slot: _Slot, error: Exception) -> Outcome | None:
+    def _replace_dead_worker(self, slot: _Slot, error: Exception) -> Outcome | None:
         """Replace a dead worker; its job, if it had one, comes back as an infrastructural failure."""
         job = slot.job
         slot.deaths += 1
@@ -222,14 +230,14 @@ class RayExecutor:
         self._replace(slot)
         if job is None:
             return None
-        return Outcome(job.key, job.attempt, Failed(reason, infrastructural=True), {}, slot.name)
+        return _outcome(slot, job, Failed(reason, infrastructural=True), {})
 
     def _give_up(self, slot: _Slot) -> Outcome:
         job = slot.job
         assert job is not None  # only a running job has a deadline
         self._replace(slot)
         reason = f"no outcome after {self._timeout:g} s; the worker was ended (workers.timeout)"
-        return Outcome(job.key, job.attempt, Failed(reason), {"total": self._timeout}, slot.name)
+        return _outcome(slot, job, Failed(reason), {"total": self._timeout})
 
     def _replace(self, slot: _Slot) -> None:
         ray.kill(slot.actor)
@@ -239,8 +247,14 @@ class RayExecutor:
         self._start(slot)
 
 
+def _outcome(slot: _Slot, job: Job, failed: Failed, seconds: Mapping[str, float]) -> Outcome:
+    """The outcome of a job whose worker sent none."""
+    return Outcome(key=job.key, attempt=job.attempt, result=failed, seconds=seconds, worker=slot.name)
+
+
 def _connect(
     address: str,
+    *,
     count: int,
     cpus: int,
     gpus: float,

@@ -14,14 +14,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from evomerge.engine.flat import forward, not_a_number
+from evomerge.engine.flat import forward
 from evomerge.engine.probe import Reset, made_up_tokens, same_numbers
+from evomerge.engine.protocol import not_a_number
 from evomerge.engine.rotary import changes_within
 from evomerge.engine.tree_support import shares_prefixes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _COMPARED = 8  # positions at the end of a sequence whose logits are compared
 
@@ -61,7 +65,7 @@ ANY_SCORING = Scoring(company=True, padding=True, prefixes=True)
 ANY_WRITING = Writing(padding=True, prefixes=True)
 
 
-def find_scoring(model: Any, lengths: Collection[int], reset: Reset) -> Scoring:
+def find_scoring(model: PreTrainedModel, lengths: Collection[int], reset: Reset) -> Scoring:
     """Try out how a model can score sequences of these lengths.
 
     Args:
@@ -82,7 +86,7 @@ def find_scoring(model: Any, lengths: Collection[int], reset: Reset) -> Scoring:
     return Scoring(company, padding, company and shares_prefixes(model, ordered[0], longest, reset))
 
 
-def find_writing(model: Any, lengths: Collection[tuple[int, int]], reset: Reset) -> Writing:
+def find_writing(model: PreTrainedModel, lengths: Collection[tuple[int, int]], reset: Reset) -> Writing:
     """Try out how a model can continue prompts of these lengths.
 
     Args:
@@ -101,7 +105,7 @@ def find_writing(model: Any, lengths: Collection[tuple[int, int]], reset: Reset)
     return Writing(padding, padding and shares_prefixes(model, prompts[0], longest, reset))
 
 
-def depends_on_order(model: Any, lengths: Collection[int], longest: int, reset: Reset) -> bool:
+def depends_on_order(model: PreTrainedModel, lengths: Collection[int], longest: int, reset: Reset) -> bool:
     """Whether a sequence has other logits after longer ones, as in a run that never resets the model's state.
 
     Args:
@@ -124,11 +128,11 @@ def _no_reset() -> None:
     pass
 
 
-def _agree(model: Any, found: Iterable[torch.Tensor], wanted: Iterable[torch.Tensor]) -> bool:
+def _agree(model: PreTrainedModel, found: Iterable[torch.Tensor], wanted: Iterable[torch.Tensor]) -> bool:
     return all(same_numbers(mine, theirs, model.dtype) for mine, theirs in zip(found, wanted, strict=True))
 
 
-def _changes_within(model: Any, shortest: int, longest: int) -> bool:
+def _changes_within(model: PreTrainedModel, shortest: int, longest: int) -> bool:
     return changes_within(model.config.get_text_config(), shortest, longest)
 
 
@@ -145,7 +149,7 @@ def _spread(lengths: Collection[int]) -> list[int]:
     return sorted({*quartiles, *ordered[-3:]})
 
 
-def _scores_alike(model: Any, lengths: Sequence[int], reset: Reset) -> bool:
+def _scores_alike(model: PreTrainedModel, lengths: Sequence[int], reset: Reset) -> bool:
     """Whether sequences of these lengths, padded on the right, have the logits in one batch that each has alone."""
     sequences = [made_up_tokens(model, length, seed) for seed, length in enumerate(lengths)]
     together = _logits(model, sequences, reset)
@@ -153,7 +157,7 @@ def _scores_alike(model: Any, lengths: Sequence[int], reset: Reset) -> bool:
     return _agree(model, together, alone)
 
 
-def _logits(model: Any, sequences: Sequence[list[int]], reset: Reset) -> list[torch.Tensor]:
+def _logits(model: PreTrainedModel, sequences: Sequence[list[int]], reset: Reset) -> list[torch.Tensor]:
     """Logits of the last positions of each sequence of a batch, flattened, in fp64."""
     reset()
     ends = [range(max(0, len(sequence) - _COMPARED), len(sequence)) for sequence in sequences]
@@ -166,7 +170,7 @@ def _logits(model: Any, sequences: Sequence[list[int]], reset: Reset) -> list[to
     return [row[[places.index(place) for place in end]].flatten() for row, end in zip(logits, ends, strict=True)]
 
 
-def _writes_alike(model: Any, lengths: Sequence[int], reset: Reset) -> bool:
+def _writes_alike(model: PreTrainedModel, lengths: Sequence[int], reset: Reset) -> bool:
     """Whether prompts of these lengths have the same next-token logits in one batch of `generate` as each alone."""
     prompts = [made_up_tokens(model, length, seed) for seed, length in enumerate(lengths)]
     width = max(lengths)
@@ -180,7 +184,7 @@ def _writes_alike(model: Any, lengths: Sequence[int], reset: Reset) -> bool:
     return _agree(model, together, alone)
 
 
-def _next_logits(model: Any, tokens: torch.Tensor, mask: torch.Tensor, reset: Reset) -> torch.Tensor:
+def _next_logits(model: PreTrainedModel, tokens: torch.Tensor, mask: torch.Tensor, reset: Reset) -> torch.Tensor:
     """Logits [prompts, vocabulary] of the first token that `generate` writes."""
     reset()
     written = model.generate(

@@ -12,13 +12,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from evomerge.engine.prefix_tree import Tokens, distinct_tokens
-from evomerge.engine.protocol import Pair, Scored, distinct_inputs
-from evomerge.errors import InvalidInput, MergeError
+from evomerge.engine.protocol import Loglikelihood, Pair, ScoredSuffix, distinct_inputs, not_a_number
+from evomerge.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 GPU_BATCH = 1024  # sequences in a batch, at most
 CELL_BUDGET = 2**27  # logits that are normalised at once: 512 MiB in fp32
@@ -56,14 +59,14 @@ class Answers:
         self._values.append(values.where(normaliser.isfinite(), torch.nan))
         self._hits.append(torch.cat(likeliest)[place] == target)
 
-    def results(self) -> list[tuple[float, bool]]:
+    def results(self) -> list[Loglikelihood]:
         """See `Loglikelihoods.run`."""
         if not self._values:
             return [(0.0, True)] * self._requests
         values, hits = torch.cat(self._values).tolist(), torch.cat(self._hits).tolist()
         if any(map(math.isnan, values)):
             raise not_a_number()
-        found: list[list[tuple[float, bool]]] = [[] for _ in range(self._requests)]
+        found: list[list[Loglikelihood]] = [[] for _ in range(self._requests)]
         start = 0
         for request, length in self._order:
             stop = start + length
@@ -72,7 +75,7 @@ class Answers:
         return [(math.fsum(value for value, _ in each), all(hit for _, hit in each)) for each in found]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Batch:
     """Right-padded sequences, and where in them the scored tokens are.
 
@@ -116,7 +119,7 @@ class FlatLoglikelihoods:
         self.tokens = sum(batch.tokens.numel() for batch in self._batches)
         self.distinct = distinct_tokens(inputs)
 
-    def run(self, model: Any, reset: Callable[[], None]) -> list[tuple[float, bool]]:
+    def run(self, model: PreTrainedModel, reset: Callable[[], None]) -> list[Loglikelihood]:
         answers = Answers(self._count, self._order)
         for batch in self._batches:
             reset()
@@ -124,7 +127,7 @@ class FlatLoglikelihoods:
             answers.add(logits[batch.cells[0], batch.cells[1]], batch.scored)
         return answers.results()
 
-    def _prepare(self, rows: Sequence[tuple[Tokens, list[Scored]]], device: Any) -> _Batch:
+    def _prepare(self, rows: Sequence[tuple[Tokens, list[ScoredSuffix]]], device: torch.device) -> _Batch:
         width = len(rows[0][0])
         cells: dict[tuple[int, int], int] = {}
         scored: list[tuple[int, int]] = []
@@ -137,23 +140,18 @@ class FlatLoglikelihoods:
         index = {position: at for at, position in enumerate(positions)}
         padded = [[*tokens, *[0] * (width - len(tokens))] for tokens, _ in rows]
         return _Batch(
-            torch.tensor(padded, device=device),
-            torch.tensor(positions, device=device),
-            torch.tensor([(row, index[position]) for row, position in cells], device=device).T.contiguous(),
-            torch.tensor(scored, device=device).T.contiguous(),
+            tokens=torch.tensor(padded, device=device),
+            positions=torch.tensor(positions, device=device),
+            cells=torch.tensor([(row, index[position]) for row, position in cells], device=device).T.contiguous(),
+            scored=torch.tensor(scored, device=device).T.contiguous(),
         )
 
 
-def _input_length(row: tuple[Tokens, list[Scored]]) -> int:
+def _input_length(row: tuple[Tokens, list[ScoredSuffix]]) -> int:
     return len(row[0])
 
 
-def not_a_number() -> MergeError:
-    """The error for a candidate that computes nothing."""
-    return MergeError("the logits of the candidate are not numbers (NaN): its weights overflow or are not finite")
-
-
-def forward(model: Any, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def forward(model: PreTrainedModel, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Logits [sequences, positions, vocabulary] at the wanted positions only, where the model can do that."""
     accepted = inspect.signature(model.forward).parameters
     options: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
@@ -165,7 +163,7 @@ def forward(model: Any, tokens: torch.Tensor, positions: torch.Tensor) -> torch.
         return logits[:, positions]
 
 
-def largest_batch(model: Any, length: int) -> int:
+def largest_batch(model: PreTrainedModel, length: int) -> int:
     """On a GPU: one step, of powers of two, below the largest batch of this length that fits into its memory.
 
     Raises:

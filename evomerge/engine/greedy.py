@@ -11,14 +11,17 @@ import inspect
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from evomerge.engine.flat import not_a_number
-from evomerge.engine.prefix_tree import PASS_COST, PrefixTree, Step, Tokens, arrange, schedule
+from evomerge.engine.prefix_tree import PASS_COST, PrefixTree, TreePass, arrange, schedule
+from evomerge.engine.protocol import Prompt, not_a_number
 from evomerge.engine.tree import KeysValues
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _RETIRE = 8  # one in this many rows has to be finished before the others are moved together
 
@@ -28,26 +31,9 @@ _HARMLESS |= {"use_cache", "max_length", "transformers_version", "_from_model_co
 _NEUTRAL = {"repetition_penalty": 1.0, "length_penalty": 1.0, "num_beams": 1}
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A request for a text.
-
-    Attributes:
-        tokens: the prompt, at least one token.
-        limit: how many tokens may be written.
-        stops: strings of which each ends the text where it first occurs.
-        plain: whether greedy decoding up to the end token gives the text, and no stop string is empty.
-    """
-
-    tokens: Tokens
-    limit: int
-    stops: tuple[str, ...]
-    plain: bool = True
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reader:
-    """How the evaluation reads what was written.
+    """Decoding functions that turn generated ids into the text that lm-eval compares.
 
     Attributes:
         decode: the text of some tokens.
@@ -62,12 +48,12 @@ class Reader:
     lookahead: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Batch:
     """Rows that are written together, after one stem; or a stem itself.
 
     Attributes:
-        stem, keeps: see `prefix_tree.Step`.
+        stem, keeps: see `prefix_tree.TreePass`.
         prompts: which prompt each row is; empty for a stem.
         tokens: [rows, width], left-padded.
         mask: [rows, stem + width], 1 where there is a token, None where there is no padding.
@@ -98,6 +84,7 @@ class GreedyTexts:
         prompts: Sequence[Prompt],
         reader: Reader,
         ends: Collection[int],
+        *,
         budget: int,
         device: torch.device,
     ) -> None:
@@ -110,7 +97,7 @@ class GreedyTexts:
         self._last_use = {each.stem: at for at, each in enumerate(self._batches)}
         self.tokens = 0  # tokens that the last run forwarded, padding among them
 
-    def run(self, model: Any, reset: Callable[[], None]) -> list[str | None]:
+    def run(self, model: PreTrainedModel, reset: Callable[[], None]) -> list[str | None]:
         """The text of every prompt, cut at its stop strings.
 
         None where a stop string is found in the name of a special token, such as "a" in "<pad>": that ends a text of
@@ -154,7 +141,7 @@ class GreedyTexts:
         tree = arrange(sequences, 0, pass_cost=cost, join=False)
         return [self._batch(tree, step) for step in schedule(tree, budget, growth=growth, pass_cost=cost)]
 
-    def _batch(self, tree: PrefixTree, step: Step) -> _Batch:
+    def _batch(self, tree: PrefixTree, step: TreePass) -> _Batch:
         rows = [tree.rows[index] for index in step.rows]
         prompts = [-1 - row.tokens[-1] for row in rows] if step.keeps is None else []
         tokens = [row.tokens for row in rows]
@@ -169,20 +156,20 @@ class GreedyTexts:
         padded = [[0] * gap + row for gap, row in zip(missing, tokens, strict=True)]
         positions = [[0] * gap + [*range(behind, behind + width - gap)] for gap in missing]
         return _Batch(
-            step.stem,
-            step.keeps,
-            prompts,
-            torch.tensor(padded, device=self._device),
-            None if mask is None else torch.tensor(mask, device=self._device),
-            torch.tensor(positions, device=self._device),
+            stem=step.stem,
+            keeps=step.keeps,
+            prompts=prompts,
+            tokens=torch.tensor(padded, device=self._device),
+            mask=None if mask is None else torch.tensor(mask, device=self._device),
+            positions=torch.tensor(positions, device=self._device),
         )
 
-    def _read_stem(self, model: Any, batch: _Batch, stem: KeysValues) -> KeysValues:
+    def _read_stem(self, model: PreTrainedModel, batch: _Batch, stem: KeysValues) -> KeysValues:
         cache = _cache(stem, 1, batch.tokens.shape[1])
-        self._forward(model, batch.tokens, None, batch.positions, cache)
+        self._forward(model, batch.tokens, mask=None, positions=batch.positions, cache=cache)
         return [(layer.keys, layer.values) for layer in cache.layers]
 
-    def _write(self, model: Any, batch: _Batch, stem: KeysValues, written: list[list[int]]) -> None:
+    def _write(self, model: PreTrainedModel, batch: _Batch, stem: KeysValues, written: list[list[int]]) -> None:
         """Write the texts of a batch, token by token."""
         rows = batch.prompts
         longest = max(self._prompts[prompt].limit for prompt in rows)
@@ -190,7 +177,7 @@ class GreedyTexts:
         tokens, mask, positions = batch.tokens, batch.mask, batch.positions
         done: set[int] = set()
         while True:
-            logits = self._forward(model, tokens, mask, positions, cache)
+            logits = self._forward(model, tokens, mask=mask, positions=positions, cache=cache)
             likeliest = logits.float().argmax(-1)
             for prompt, token in zip(rows, likeliest.tolist(), strict=True):
                 if prompt not in done:
@@ -216,7 +203,15 @@ class GreedyTexts:
             return True
         return self._stops[settings.stops].reached(written)
 
-    def _forward(self, model: Any, tokens: Any, mask: Any, positions: Any, cache: Cache) -> torch.Tensor:
+    def _forward(
+        self,
+        model: PreTrainedModel,
+        tokens: torch.Tensor,
+        *,
+        mask: torch.Tensor | None,
+        positions: torch.Tensor,
+        cache: Cache,
+    ) -> torch.Tensor:
         """Logits [rows, vocabulary] after the last token of every row."""
         self.tokens += tokens.numel()
         only_last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
@@ -228,7 +223,7 @@ class GreedyTexts:
         return logits
 
 
-def is_plain_greedy(model: Any) -> bool:
+def is_plain_greedy(model: PreTrainedModel) -> bool:
     """Whether nothing in the model's generation settings changes what greedy decoding gives."""
     if getattr(model, "generation_config", None) is None:
         return False
@@ -236,14 +231,14 @@ def is_plain_greedy(model: Any) -> bool:
     return not {name for name, value in settings.items() if value and value != _NEUTRAL.get(name)} - _HARMLESS
 
 
-def end_tokens(model: Any) -> frozenset[int]:
+def end_tokens(model: PreTrainedModel) -> frozenset[int]:
     """The tokens after which the model's own `generate` writes nothing more."""
     ends = model.generation_config.eos_token_id
     return frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
-    """What lm-eval keeps of a text: what stands before the first stop string, one after the other.
+    """Cut a text before the first occurrence of each stop string, one after the other, as lm-eval does.
 
     The source is `postprocess_generated_text` of lm-eval 0.4.
     """

@@ -10,7 +10,6 @@ and dictionaries that a module changes in place; `model_check` refuses a model t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -38,7 +37,7 @@ class LiveState:
     Weights, stored buffers and inputs are not part of it.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: torch.nn.Module) -> None:
         self._modules = [_ModuleState(module) for module in model.modules()]
         self._changing: list[_ModuleState] = []
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from evomerge.engine.flat import forward, not_a_number
+from evomerge.engine.flat import forward
 from evomerge.engine.live_state import LiveState
 from evomerge.engine.probe import made_up_tokens, same_numbers
+from evomerge.engine.protocol import not_a_number
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.messages import in_one_line, some
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _COMPARED = 16  # positions at each end of a sequence whose logits are compared
 
 
-def check_model(model: Any, state: LiveState, shortest: int, longest: int) -> None:
+def check_model(model: PreTrainedModel, state: LiveState, shortest: int, longest: int) -> None:
     """Run a model on sequences of `shortest` and `longest` tokens.
 
     Args:
@@ -42,7 +46,7 @@ def check_model(model: Any, state: LiveState, shortest: int, longest: int) -> No
         )
 
 
-def _check_weights_stay(model: Any, before: Mapping[str, float]) -> None:
+def _check_weights_stay(model: PreTrainedModel, before: Mapping[str, float]) -> None:
     changed = sorted(key for key, value in _magnitudes(model).items() if value != before[key])
     if changed:
         raise InvalidInput(
@@ -51,7 +55,7 @@ def _check_weights_stay(model: Any, before: Mapping[str, float]) -> None:
         )
 
 
-def _check_causal(model: Any, state: LiveState, length: int) -> None:
+def _check_causal(model: PreTrainedModel, state: LiveState, length: int) -> None:
     """Compare what the model says of the first half of two sequences that differ in the second half."""
     half = max(1, length // 2)
     start = made_up_tokens(model, half, 2)
@@ -71,7 +75,7 @@ def _ends_of(length: int) -> list[int]:
     return sorted({*range(min(_COMPARED, length)), *range(max(0, length - _COMPARED), length)})
 
 
-def _logits(model: Any, state: LiveState, tokens: list[int], positions: list[int]) -> torch.Tensor:
+def _logits(model: PreTrainedModel, state: LiveState, tokens: list[int], positions: list[int]) -> torch.Tensor:
     """Logits [positions, vocabulary], in fp32 on the CPU."""
     state.restore()
     places = torch.tensor(positions, device=model.device)
@@ -92,6 +96,6 @@ def _logits(model: Any, state: LiveState, tokens: list[int], positions: list[int
     return logits
 
 
-def _magnitudes(model: Any) -> Mapping[str, float]:
+def _magnitudes(model: PreTrainedModel) -> Mapping[str, float]:
     """Tensor -> the sum of its magnitudes, in fp64: no copy of the weights is needed to see a change."""
     return {name: float(tensor.detach().abs().sum(dtype=torch.float64)) for name, tensor in model.named_parameters()}

@@ -20,7 +20,7 @@ WIDEST_ROW = 1024  # tokens in a row that has more than one sequence
 
 
 @dataclass
-class Row:
+class TreeRow:
     """A tree laid out flat, in depth-first order, so that the descendants of a node stand right behind it.
 
     A stem is a row of one branch, from where its own stem stops to where others go on from it.
@@ -52,7 +52,7 @@ class Row:
         return way
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrefixTree:
     """Rows that hold all tokens of some sequences.
 
@@ -63,13 +63,13 @@ class PrefixTree:
         ways: sequence -> the row that it ends in, and the nodes of its tokens there. None if it ends in a stem.
     """
 
-    rows: list[Row]
+    rows: list[TreeRow]
     stems: int
     last_stems: list[int | None]
     ways: list[tuple[int, list[int]] | None]
 
     def place(self, sequence: int, position: int) -> tuple[int, int]:
-        """Where a token of a sequence is: the row, and the node there."""
+        """The row and the node that hold a token of a sequence."""
         way = self.ways[sequence]
         if way is not None and position >= self.rows[way[0]].start:
             row, nodes = way
@@ -81,7 +81,7 @@ class PrefixTree:
 
 
 @dataclass(frozen=True)
-class Step:
+class TreePass:
     """Rows that go through the model together: those of one stem, or a stem itself (`keeps` is then its index)."""
 
     stem: int | None
@@ -100,26 +100,26 @@ def arrange(sequences: Sequence[Tokens], hidden: int, *, pass_cost: int = PASS_C
         join: whether sequences may share a row; if not, only stems are shared.
     """
     shared = _shared(sequences)
-    rows, last_stems = _stems(sequences, shared, hidden, pass_cost, join)
+    rows, last_stems = _stems(sequences, shared, hidden=hidden, pass_cost=pass_cost, join=join)
     stems = len(rows)
     ways: list[tuple[int, list[int]] | None] = [None] * len(sequences)
     for stem, run in _runs(last_stems):
         cut = 0 if stem is None else _stop(rows[stem])
         longer = [each for each in run if len(sequences[each]) > cut]
-        for members in _rows(sequences, shared, longer, cut, hidden, join):
-            row = Row(stem, cut)
+        for members in _rows(sequences, shared, longer, cut=cut, hidden=hidden, join=join):
+            row = TreeRow(stem, cut)
             way: list[int] = []
             for each in members:
                 kept = shared[each] - cut if way else 0
                 way = row.grow(sequences[each][cut + kept :], way[:kept])
                 ways[each] = (len(rows), way)
             rows.append(row)
-    return PrefixTree(rows, stems, last_stems, ways)
+    return PrefixTree(rows=rows, stems=stems, last_stems=last_stems, ways=ways)
 
 
 def schedule(
     tree: PrefixTree, budget: int, *, most: int | None = None, growth: int = 0, pass_cost: int = PASS_COST
-) -> list[Step]:
+) -> list[TreePass]:
     """The order in which to compute a tree: a stem, its rows in batches, and only then the next stem.
 
     Args:
@@ -132,22 +132,23 @@ def schedule(
     below: dict[int | None, list[int]] = {}
     for index, row in enumerate(tree.rows):
         below.setdefault(row.stem, []).append(index)
-    steps: list[Step] = []
+    steps: list[TreePass] = []
     pending: list[int | None] = [None]
     while pending:
         stem = pending.pop()
         if stem is not None:
-            steps.append(Step(tree.rows[stem].stem, stem, [stem]))
+            steps.append(TreePass(tree.rows[stem].stem, stem, [stem]))
         children = below.get(stem, [])
         pending += [each for each in reversed(children) if each < tree.stems]
         # Widest first, so that memory runs out at once or never.
         rows = sorted((each for each in children if each >= tree.stems), key=lambda each: -len(tree.rows[each].tokens))
-        steps += [Step(stem, None, batch) for batch in _batches(tree, rows, budget, most or budget, growth, pass_cost)]
+        batches = _batches(tree, rows, budget=budget, most=most or budget, growth=growth, pass_cost=pass_cost)
+        steps += [TreePass(stem, None, batch) for batch in batches]
     return steps
 
 
 def _batches(
-    tree: PrefixTree, rows: Sequence[int], budget: int, most: int, growth: int, pass_cost: int
+    tree: PrefixTree, rows: Sequence[int], *, budget: int, most: int, growth: int, pass_cost: int
 ) -> Iterator[list[int]]:
     """Divide the rows of a stem, widest first, where the budget ends or narrower ones would be padded too much."""
     batch: list[int] = []
@@ -174,12 +175,12 @@ def distinct_tokens(sequences: Iterable[Tokens]) -> int:
 
 
 def _shared(sequences: Sequence[Tokens]) -> list[int]:
-    """How many tokens each of the ordered sequences shares with the one before it."""
+    """Number of tokens that each of the ordered sequences shares with the one before it."""
     return [0, *map(_common, sequences, sequences[1:])]
 
 
 def _common(one: Tokens, other: Tokens) -> int:
-    """How many tokens two sequences share at their beginning."""
+    """Length of the common prefix of two sequences, in tokens."""
     stop = min(len(one), len(other))
     if one[:stop] == other[:stop]:
         return stop
@@ -187,19 +188,19 @@ def _common(one: Tokens, other: Tokens) -> int:
 
 
 def _stems(
-    sequences: Sequence[Tokens], shared: Sequence[int], hidden: int, pass_cost: int, join: bool
-) -> tuple[list[Row], list[int | None]]:
+    sequences: Sequence[Tokens], shared: Sequence[int], *, hidden: int, pass_cost: int, join: bool
+) -> tuple[list[TreeRow], list[int | None]]:
     """Find the prefixes that are worth a pass, from the shortest on; and the longest such prefix of every sequence."""
-    stems: list[Row] = []
+    stems: list[TreeRow] = []
     last: list[int | None] = [None] * len(sequences)
     pending: list[tuple[range, int, int | None]] = [(range(len(sequences)), 0, None)]
     while pending:
         span, cut, stem = pending.pop()
-        rows = sum(1 for _ in _rows(sequences, shared, span, cut, hidden, join))
+        rows = sum(1 for _ in _rows(sequences, shared, span, cut=cut, hidden=hidden, join=join))
         if rows > 1:
             branch = min(shared[each] for each in span[1:])
             if (branch - cut) * (rows - 1) > pass_cost:
-                stems.append(Row(stem, cut))
+                stems.append(TreeRow(stem, cut))
                 stems[-1].grow(sequences[span[0]][cut:branch], [])
                 stem, cut = len(stems) - 1, branch
             borders = [span.start, *(each for each in span[1:] if shared[each] == branch), span.stop]
@@ -210,7 +211,7 @@ def _stems(
     return stems, last
 
 
-def _stop(stem: Row) -> int:
+def _stop(stem: TreeRow) -> int:
     """The position after the last token of a stem."""
     return stem.start + len(stem.tokens)
 
@@ -228,7 +229,7 @@ def _runs(last: Sequence[int | None]) -> Iterator[tuple[int | None, list[int]]]:
 
 
 def _rows(
-    sequences: Sequence[Tokens], shared: Sequence[int], members: Sequence[int], cut: int, hidden: int, join: bool
+    sequences: Sequence[Tokens], shared: Sequence[int], members: Sequence[int], *, cut: int, hidden: int, join: bool
 ) -> Iterator[list[int]]:
     """Divide neighbouring sequences among rows: one joins the row before it if it saves more than it costs there."""
     row: list[int] = []

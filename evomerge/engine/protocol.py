@@ -1,15 +1,160 @@
-"""Requests as every engine takes them, and the protocol of what scores them."""
+"""The engine protocol: token ids in, log-likelihoods and texts out, with whatever weights the engine holds.
+
+An engine has one model, whose weights change from candidate to candidate while its requests stay the same. So requests
+are prepared once and run for every candidate: arranging them costs as much as scoring a small model, and the trial
+passes that decide how they may share forward passes have to see the weights of the base, not those of a candidate.
+
+`TransformersEngine` runs a live model of transformers, `ScriptedEngine` answers without one. An engine with a scheduler
+of its own, such as vLLM's, has little to prepare: it returns the requests in its own form, asks for the log-probability
+of every prompt token in `run`, and hands the tensors of `load` to its workers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from evomerge.engine.prefix_tree import Tokens
-from evomerge.errors import InvalidInput
+from evomerge.errors import InvalidInput, MergeError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 Pair = tuple[list[int], list[int]]  # token ids of a context and of the continuation that is scored
-Scored = tuple[int, list[int]]  # a request, and the tokens to be scored at the end of its input
+Loglikelihood = tuple[float, bool]  # of a continuation in nats, and whether greedy decoding would write it
+ScoredSuffix = tuple[int, list[int]]  # a request, and the tokens to be scored at the end of its input
+Prepared = TypeVar("Prepared")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A request for a text: what greedy decoding writes behind some tokens.
+
+    Attributes:
+        tokens: the prompt, at least one token.
+        limit: how many tokens may be written.
+        stops: strings of which each ends the text where it first occurs.
+        plain: whether greedy decoding up to the end token gives the text, and no stop string is empty.
+    """
+
+    tokens: Tokens
+    limit: int
+    stops: tuple[str, ...]
+    plain: bool = True
+
+
+@dataclass(frozen=True)
+class Unwritten:
+    """A text that the engine leaves to the evaluator, whose own generation may differ from greedy decoding there.
+
+    Attributes:
+        batch_size: how many of these texts may be written together without changing each other.
+    """
+
+    batch_size: int = 1
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Requests to a model as token ids. The answers come in the same order."""
+
+    pairs: Sequence[Pair] = ()
+    prompts: Sequence[Prompt] = ()
+
+    def lengths(self, max_length: int) -> Lengths:
+        """The distinct lengths, for a model that holds `max_length` tokens."""
+        scored = (min(len(context) + len(rest) - 1, max_length) for context, rest in self.pairs)
+        written = ((len(prompt.tokens), len(prompt.tokens) + prompt.limit) for prompt in self.prompts)
+        return Lengths(frozenset(scored), frozenset(written))
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Distinct lengths in tokens: of scored inputs, and of prompts alone and with all that may be written."""
+
+    scored: frozenset[int]
+    written: frozenset[tuple[int, int]]
+
+    @property
+    def read(self) -> frozenset[int]:
+        """Lengths of the inputs that a model is first given: scored ones and prompts."""
+        return self.scored | {prompt for prompt, _ in self.written}
+
+    @property
+    def shortest(self) -> int:
+        return min(self.read, default=1)
+
+    @property
+    def longest(self) -> int:
+        return max([*self.scored, *(text for _, text in self.written)], default=1)
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Answers to prepared requests, in the order in which they were asked.
+
+    Attributes:
+        loglikelihoods: one for each pair.
+        texts: one for each prompt, cut at its stop strings.
+        tokens: tokens that were forwarded, padding among them.
+    """
+
+    loglikelihoods: Sequence[Loglikelihood]
+    texts: Sequence[str | Unwritten]
+    tokens: int
+
+
+class Engine(Protocol[Prepared]):
+    """Runs requests on one model. Used by one thread.
+
+    The answer to a request is a function of the loaded weights and the request alone: not of the requests beside it,
+    of what was loaded or run before, or of a global random generator. Preparing runs the model but changes no answer.
+
+    Example, with weights A and B and token ids 3 and 5::
+
+        engine.load(weights_of_base)
+        prepared = engine.prepare(Requests(pairs=[([3], [5])]), lengths)
+        engine.load(weights_a)
+        engine.run(prepared).loglikelihoods  # [(-1.25, False)]: log p(5 | 3) under A; A would write another token
+        engine.load(weights_b)
+        engine.run(prepared).loglikelihoods  # [(-0.5, True)], the same request under B
+    """
+
+    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take new weights: from here on all answers are theirs, and nothing that earlier ones left behind is used.
+
+        Args:
+            weights: tensor name -> tensor, of the shape that the model has. Tensors left out stay as they are: an
+                empty mapping announces weights that the caller has written into the engine's own tensors.
+
+        Raises:
+            InvalidInput: the model has no such tensor, or one of another shape.
+        """
+        ...
+
+    def prepare(self, requests: Requests, lengths: Lengths) -> Prepared:
+        """Arrange requests so that `run` can answer them with any weights. The base's should be loaded meanwhile.
+
+        Args:
+            requests: what will be asked.
+            lengths: of all requests that these belong to, such as those of a whole part of the items: with the same
+                lengths a request has the same answer in whatever block it is prepared.
+
+        Raises:
+            InvalidInput: a request cannot be run, or the model cannot run requests of these lengths.
+            MergeError: the loaded weights compute no numbers.
+        """
+        ...
+
+    def run(self, prepared: Prepared) -> Responses:
+        """Answer prepared requests with the weights of the last `load`.
+
+        Raises:
+            MergeError: the model's logits are not numbers.
+        """
+        ...
 
 
 class Loglikelihoods(Protocol):
@@ -23,8 +168,8 @@ class Loglikelihoods(Protocol):
     tokens: int
     distinct: int
 
-    def run(self, model: Any, reset: Callable[[], None]) -> list[tuple[float, bool]]:
-        """For each request the log-likelihood of its continuation, and whether it is what greedy decoding gives.
+    def run(self, model: PreTrainedModel, reset: Callable[[], None]) -> list[Loglikelihood]:
+        """The log-likelihood of each request's continuation, and whether greedy decoding gives that continuation.
 
         Args:
             reset: called before each forward pass; puts back what the model keeps between passes.
@@ -35,13 +180,13 @@ class Loglikelihoods(Protocol):
         ...
 
 
-def distinct_inputs(pairs: Sequence[Pair], max_length: int) -> dict[Tokens, list[Scored]]:
+def distinct_inputs(pairs: Sequence[Pair], max_length: int) -> dict[Tokens, list[ScoredSuffix]]:
     """Input sequence -> the requests that it answers: continuations that differ in their last token share one.
 
     Raises:
         InvalidInput: see `check_pair`.
     """
-    inputs: dict[Tokens, list[Scored]] = {}
+    inputs: dict[Tokens, list[ScoredSuffix]] = {}
     for request, (context, continuation) in enumerate(pairs):
         check_pair((context, continuation), max_length)
         row = tuple([*context, *continuation][-(max_length + 1) :][:-1])
@@ -61,3 +206,8 @@ def check_pair(pair: Pair, max_length: int) -> None:
             f"a request has {len(context)} tokens of context and {len(continuation)} to score; both must be there, "
             f"and at most {max_length} can be scored: shorten the item, or raise max_length of the evaluator"
         )
+
+
+def not_a_number() -> MergeError:
+    """The error for a candidate that computes nothing."""
+    return MergeError("the logits of the candidate are not numbers (NaN): its weights overflow or are not finite")

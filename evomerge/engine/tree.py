@@ -3,7 +3,7 @@
 The sequences that `prefix_tree` lays out flat are told apart by position ids and a tree-shaped attention mask (the
 "tree attention" of SpecInfer, arXiv 2305.09781, section 4.2); stems leave their keys and values to what goes on from
 them. Nothing of that outlives a run, so no candidate sees another's. Only the places that are scored go on to the
-vocabulary. Which models can do all this, says `tree_support`.
+vocabulary. `tree_support` decides which models can do this.
 """
 
 from __future__ import annotations
@@ -11,22 +11,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from evomerge.engine.flat import Answers
-from evomerge.engine.prefix_tree import PASS_COST, PrefixTree, Step, Tokens, arrange, distinct_tokens, schedule
-from evomerge.engine.protocol import Pair, Scored, distinct_inputs
+from evomerge.engine.prefix_tree import PASS_COST, PrefixTree, Tokens, TreePass, arrange, distinct_tokens, schedule
+from evomerge.engine.protocol import Loglikelihood, Pair, ScoredSuffix, distinct_inputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 KeysValues = list[tuple[torch.Tensor, torch.Tensor]]  # of every layer, each [rows, heads, length, size]
 Target = tuple[int, list[tuple[int, int]]]  # a request, and the nodes of a row that are scored with their target ids
 CPU_TOKENS = 1024  # in a pass on a CPU: more fall out of its caches
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Pass:
     """One forward pass: rows that go on from one stem, or a stem.
 
@@ -68,10 +71,10 @@ class TreeLoglikelihoods:
         self,
         pairs: Sequence[Pair],
         max_length: int,
+        *,
         budget: int,
         hidden: int,
         device: torch.device,
-        *,
         pass_cost: int = PASS_COST,
     ) -> None:
         inputs = sorted(distinct_inputs(pairs, max_length).items())
@@ -85,7 +88,7 @@ class TreeLoglikelihoods:
         self.tokens = sum(each.tokens.numel() for each in self._passes)
         self.distinct = distinct_tokens(tokens for tokens, _ in inputs)
 
-    def run(self, model: Any, reset: Callable[[], None]) -> list[tuple[float, bool]]:
+    def run(self, model: PreTrainedModel, reset: Callable[[], None]) -> list[Loglikelihood]:
         answers = Answers(self._count, self._order)
         stems: dict[int, KeysValues] = {}
         for at, each in enumerate(self._passes):
@@ -99,7 +102,9 @@ class TreeLoglikelihoods:
                 answers.add(logits, each.scored)
         return answers.results()
 
-    def _prepare(self, step: Step, tree: PrefixTree, targets: dict[int, list[Target]], device: torch.device) -> _Pass:
+    def _prepare(
+        self, step: TreePass, tree: PrefixTree, targets: dict[int, list[Target]], device: torch.device
+    ) -> _Pass:
         rows = [tree.rows[index] for index in step.rows]
         width = max(len(row.tokens) for row in rows)
         places: dict[int, int] = {}
@@ -113,17 +118,18 @@ class TreeLoglikelihoods:
             return torch.tensor(values, dtype=torch.long, device=device)
 
         return _Pass(
-            step.stem,
-            step.keeps,
-            tensor([_padded(row.tokens, width) for row in rows]),
-            tensor([_padded(row.positions, width) for row in rows]),
-            tensor([[*row.ends, *range(len(row.ends) + 1, width + 1)] for row in rows]),  # padding sees itself alone
-            tensor(list(places)),
-            tensor(scored).reshape(-1, 2).T.contiguous(),
+            stem=step.stem,
+            keeps=step.keeps,
+            tokens=tensor([_padded(row.tokens, width) for row in rows]),
+            positions=tensor([_padded(row.positions, width) for row in rows]),
+            # Padding sees itself alone.
+            ends=tensor([[*row.ends, *range(len(row.ends) + 1, width + 1)] for row in rows]),
+            wanted=tensor(list(places)),
+            scored=tensor(scored).reshape(-1, 2).T.contiguous(),
         )
 
 
-def _targets(tree: PrefixTree, inputs: Sequence[tuple[Tokens, list[Scored]]]) -> dict[int, list[Target]]:
+def _targets(tree: PrefixTree, inputs: Sequence[tuple[Tokens, list[ScoredSuffix]]]) -> dict[int, list[Target]]:
     """For every row what is scored there. A request whose tokens are in several rows has a part in each."""
     targets: dict[int, list[Target]] = {}
     for sequence, (tokens, requests) in enumerate(inputs):
@@ -141,7 +147,7 @@ def _padded(values: list[int], width: int) -> list[int]:
     return [*values, *[0] * (width - len(values))]
 
 
-def _forward(model: Any, batch: _Pass, stem: KeysValues) -> tuple[torch.Tensor, KeysValues]:
+def _forward(model: PreTrainedModel, batch: _Pass, stem: KeysValues) -> tuple[torch.Tensor, KeysValues]:
     """Logits [places, vocabulary] where they are wanted, and the keys and values if the pass is to keep them."""
     layers = [_StemLayer(keys, values, batch.tokens.shape[0], batch.keeps is not None) for keys, values in stem]
     cache = Cache(layers=layers) if stem else DynamicCache() if batch.keeps is not None else None
@@ -176,7 +182,7 @@ class _StemLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def tree_mask(ends: torch.Tensor, behind: int, dtype: torch.dtype) -> torch.Tensor:
-    """What is added to the attention scores: 0 for the stem, a node's ancestors and the node itself.
+    """Terms added to the attention scores: 0 for the stem, a node's ancestors and the node itself.
 
     Args:
         ends: [rows, width], where the descendants of each token end.
@@ -195,7 +201,7 @@ def tree_mask(ends: torch.Tensor, behind: int, dtype: torch.dtype) -> torch.Tens
 
 
 @contextmanager
-def only_at(model: Any, wanted: torch.Tensor) -> Iterator[None]:
+def only_at(model: PreTrainedModel, wanted: torch.Tensor) -> Iterator[None]:
     """Within it the model computes logits [1, places, vocabulary] at some places only.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +15,9 @@ from evomerge.engine.protocol import Pair
 from evomerge.engine.rotary import changes_within
 from evomerge.engine.tree import TreeLoglikelihoods
 from evomerge.errors import MergeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Position ids, not places in the row, must say where a token is; and its ancestors, not its neighbours, what it sees.
 _INPUTS = ("attention_mask", "position_ids", "past_key_values", "use_cache")
@@ -30,7 +33,7 @@ _SHAPES = (0, 4096)  # widths of a model for which the tree is laid out in stems
 _log = logging.getLogger(__name__)
 
 
-def obstacle(model: Any, shortest: int, longest: int) -> str | None:
+def obstacle(model: PreTrainedModel, shortest: int, longest: int) -> str | None:
     """The reason in class or configuration why sequences of these lengths cannot share prefixes, or None."""
     config = model.config.get_text_config()
     accepted = inspect.signature(model.forward).parameters
@@ -52,7 +55,7 @@ def obstacle(model: Any, shortest: int, longest: int) -> str | None:
     return None
 
 
-def shares_prefixes(model: Any, shortest: int, longest: int, reset: Reset) -> bool:
+def shares_prefixes(model: PreTrainedModel, shortest: int, longest: int, reset: Reset) -> bool:
     """Whether requests of `shortest` to `longest` tokens are to share prefixes on this model.
 
     Class and configuration decide where they tell; then a tree with sequences of these lengths is scored both ways
@@ -77,13 +80,13 @@ def _windows(config: Any) -> Iterator[int]:
                 yield window
 
 
-def _agrees(model: Any, shortest: int, longest: int, reset: Reset) -> bool:
+def _agrees(model: PreTrainedModel, shortest: int, longest: int, reset: Reset) -> bool:
     """Whether a tree gives the log-likelihoods of its sequences, each scored alone, up to the rounding of the dtype."""
     pairs = _tree_requests(model, shortest, longest)
     limit = max(len(context) + len(rest) for context, rest in pairs)
     expected = values_of(FlatLoglikelihoods(pairs, limit, 1, model.device), model, reset)
     for hidden in _SHAPES:
-        tree = TreeLoglikelihoods(pairs, limit, 4 * limit, hidden, model.device, pass_cost=0)
+        tree = TreeLoglikelihoods(pairs, limit, budget=4 * limit, hidden=hidden, device=model.device, pass_cost=0)
         try:
             found = values_of(tree, model, reset)
         except (MergeError, torch.OutOfMemoryError, torch.AcceleratorError):
@@ -96,7 +99,7 @@ def _agrees(model: Any, shortest: int, longest: int, reset: Reset) -> bool:
     return True
 
 
-def _tree_requests(model: Any, shortest: int, longest: int) -> list[Pair]:
+def _tree_requests(model: PreTrainedModel, shortest: int, longest: int) -> list[Pair]:
     """Requests on a tree that branches twice: its stem, two heads below that, and two branches below each of them.
 
     The inputs of the branches have `longest` tokens, or as many as the tree needs; one on the stem has `shortest`.

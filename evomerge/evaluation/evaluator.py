@@ -1,95 +1,21 @@
-"""What it means to score a merge: the Evaluator protocol and the plain values that pass through it."""
+"""The Evaluator protocol: scores candidates. With it the protocols of what an evaluator may be able to do besides."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from evomerge.evaluation.items import ItemBlock, Split
+from evomerge.evaluation.scores import Scores
 from evomerge.recipe import Recipe
 
-Part = Literal["calibration", "search", "held_out"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-@dataclass(frozen=True)
-class Split:
-    """Which items of each task belong to which part. Fixed when the study is created and stored in it.
-
-    Attributes:
-        parts: part -> task -> item ids (indices into the task's documents) in the study's fixed, seeded order.
-        digests: part -> task -> digest over the contents of these items, so that changed data is noticed.
-    """
-
-    parts: Mapping[str, Mapping[str, tuple[int, ...]]]
-    digests: Mapping[str, Mapping[str, str]]
-
-    def items(self, block: ItemBlock) -> dict[str, tuple[int, ...]]:
-        """The item ids of a block, by task."""
-        return {task: ids[slice(*block.positions(len(ids)))] for task, ids in self.parts[block.part].items()}
-
-
-@dataclass(frozen=True)
-class ItemBlock:
-    """A block of the items of a part: positions [start, stop) of every task's fixed order. The default is all of it.
-
-    With `of`, start and stop count in shares of each task: `ItemBlock("search", 2, 3, of=10)` is the third tenth of
-    every task, however many items it has. Shares are rounded up, so that the first ones have an item of every task.
-    """
-
-    part: Part
-    start: int = 0
-    stop: int | None = None
-    of: int | None = None
-
-    def positions(self, items: int) -> tuple[int, int | None]:
-        """First position, and the one after the last, in a task of so many items."""
-        if self.of is None:
-            return self.start, self.stop
-        stop = self.of if self.stop is None else self.stop
-        return -(-items * self.start // self.of), -(-items * stop // self.of)
-
-
-@dataclass(frozen=True)
-class TaskScores:
-    """The outcome of one task.
-
-    Attributes:
-        metric: name of the metric as lm-eval prints it, without the filter.
-        higher_is_better: direction of the metric, as the task declares it.
-        items: item ids, in the order of the block that was scored.
-        outcomes: the metric of each item, aligned with `items` (e.g. 0/1 for exact match, a log-likelihood for
-            perplexity).
-        value: the task's own aggregate over the outcomes.
-        stderr: standard error of `value`, None where the aggregate has no closed form for it.
-        aggregate: lm-eval's name of how the outcomes become `value`, "custom" where it is not known: what a
-            comparison on resampled items recomputes the value with, see `evomerge.evaluation.aggregates`.
-        weights: of the items (words or bytes), aligned with `items`; None where the aggregate has none.
-        gold: log-probability of each item's right answer, aligned with `items`; None where the task has none to choose
-            or to read. A smooth companion of coarse metrics; it is not kept with the outcomes, and not compared.
-    """
-
-    metric: str
-    higher_is_better: bool
-    items: tuple[int, ...]
-    outcomes: tuple[float, ...]
-    value: float
-    stderr: float | None
-    aggregate: str = "custom"
-    weights: tuple[float, ...] | None = None
-    gold: tuple[float, ...] | None = field(default=None, compare=False)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Per-item outcomes by task, from which every aggregate, standard error and paired test is computed."""
-
-    tasks: Mapping[str, TaskScores]
-    seconds: Mapping[str, float]
-    tokens: int = 0
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """One merge to be scored.
 
@@ -106,10 +32,10 @@ class Candidate:
     key: str
     params: Mapping[str, Any]
     recipe: Recipe
-    model: Callable[[], Any]
-    base: Callable[[], Any] | None = None
+    model: Callable[[], PreTrainedModel]
+    base: Callable[[], PreTrainedModel] | None = None
 
-    def reference(self) -> Any:
+    def reference(self) -> PreTrainedModel:
         """The live model with the weights of the base, or of the candidate where there is no base."""
         return self.model() if self.base is None else self.base()
 
@@ -140,7 +66,7 @@ class Evaluator(Protocol):
 
     @property
     def split(self) -> Split:
-        """Which items are searched on and which are held out."""
+        """The division of the items into those that are searched on and those that are held out."""
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -155,12 +81,12 @@ class BatchedEvaluator(Protocol):
 
     batch_size: int | None
 
-    def find_batch_size(self, model: Any) -> int: ...
+    def find_batch_size(self, model: PreTrainedModel) -> int: ...
 
 
 @dataclass(frozen=True)
 class HarnessScores:
-    """Under what conditions lm-eval's own command gives a model the scores that it has here.
+    """Conditions under which lm-eval's own command gives a model the scores that it has here.
 
     Attributes:
         one_by_one: only with batches of one request.
@@ -175,7 +101,7 @@ class HarnessScores:
 class ModelEvaluator(Protocol):
     """An evaluator that can say before a search whether a model can be scored."""
 
-    def check_requests(self, model: Any) -> None:
+    def check_requests(self, model: PreTrainedModel) -> None:
         """Build and encode every request, and ask the metrics for a number.
 
         Args:
@@ -185,14 +111,14 @@ class ModelEvaluator(Protocol):
             InvalidInput: names the task and the item.
         """
 
-    def check_model(self, model: Any) -> None:
+    def check_model(self, model: PreTrainedModel) -> None:
         """Run a live model on made-up tokens at the lengths of the requests.
 
         Raises:
             InvalidInput: its scores would mean nothing, or it cannot run at all.
         """
 
-    def harness_scores(self, model: Any) -> HarnessScores:
+    def harness_scores(self, model: PreTrainedModel) -> HarnessScores:
         """Run a live model on made-up tokens to find out when lm-eval's own scores of it are those of `score`."""
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 from evomerge.errors import InvalidInput, OtherSpec
-from evomerge.evaluation.evaluator import Part, Split
+from evomerge.evaluation.items import Part, Split
 from evomerge.evaluation.packs.pack import FieldSplit, HashSplit
 from evomerge.seeding import derive
 

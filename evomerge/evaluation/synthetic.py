@@ -21,8 +21,10 @@ from pydantic import Field, model_validator
 
 from evomerge.documents import Frozen, validate
 from evomerge.errors import InvalidInput, MergeError, unknown_name
-from evomerge.evaluation.evaluator import Candidate, ItemBlock, Scores, Split, TaskScores
+from evomerge.evaluation.evaluator import Candidate
+from evomerge.evaluation.items import ItemBlock, Split
 from evomerge.evaluation.packs.pack import HashSplit
+from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.evaluation.split import check_split, make_split
 from evomerge.seeding import derive
 
@@ -223,7 +225,15 @@ def _task_scores(ids: tuple[int, ...], outcomes: list[float]) -> TaskScores:
     count = len(outcomes)
     value = sum(outcomes) / count
     stderr = math.sqrt(sum((each - value) ** 2 for each in outcomes) / (count - 1) / count) if count > 1 else None
-    return TaskScores("acc", True, ids, tuple(outcomes), value, stderr, "mean")
+    return TaskScores(
+        metric="acc",
+        higher_is_better=True,
+        items=ids,
+        outcomes=tuple(outcomes),
+        value=value,
+        stderr=stderr,
+        aggregate="mean",
+    )
 
 
 def _params_key(params: Mapping[str, Any]) -> str:

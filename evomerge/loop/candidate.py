@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from evomerge.evaluation.evaluator import ItemBlock, Scores
-from evomerge.evaluation.joined import combine_scores
+from evomerge.evaluation.combination import combine_scores
+from evomerge.evaluation.items import ItemBlock
+from evomerge.evaluation.scores import Scores
 from evomerge.jobs import Cost, Outcome, Scored
 from evomerge.racing.fidelity import InterimLook, LookResult
 from evomerge.study.search_study import Proposal

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from evomerge.cluster import Executor
 from evomerge.errors import Interrupted, StoppedByFailures, StudyHeld
-from evomerge.evaluation.evaluator import Scores
+from evomerge.evaluation.scores import Scores
 from evomerge.jobs import Job, Outcome, Score, Scored
 from evomerge.loop.budget import BudgetAccount
 from evomerge.loop.candidate import CandidateInFlight

@@ -10,13 +10,14 @@ from optuna.distributions import FloatDistribution
 from evomerge.catalogue import TensorCatalogue
 from evomerge.checkpoints import Source, check_compatible, open_source
 from evomerge.evaluation.evaluator import Evaluator
+from evomerge.evaluation.factory import build_evaluator
 from evomerge.evaluation.split import split_from_json
+from evomerge.jobs import WorkerSetup
 from evomerge.recipe import ModelRef
 from evomerge.spaces.bound import BoundSpace, bind
 from evomerge.spec import SearchSpec
 from evomerge.study.identity import StudyIdentity
 from evomerge.study.stored_search import artifacts_folder
-from evomerge.worker import WorkerSetup, build_evaluator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,15 @@ class Inputs:
     @cached_property
     def evaluator(self) -> Evaluator:
         """The evaluator without a model: it knows the tasks and the items. Workers build their own."""
-        return build_evaluator(self.setup())
+        setup = self.setup()
+        return build_evaluator(
+            setup.evaluator,
+            base=setup.base,
+            seed=setup.seed,
+            settings=setup.settings,
+            bounds=setup.bounds,
+            allow=setup.allow,
+        )
 
     @property
     def refs(self) -> tuple[ModelRef, ...]:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from evomerge.evaluation.evaluator import ItemBlock, Scores
+from evomerge.evaluation.items import ItemBlock
+from evomerge.evaluation.scores import Scores
 from evomerge.objective import Objective
 from evomerge.racing.brackets import BracketKind, BracketSettings, bracket, rungs, survives_rung
 from evomerge.racing.race import RaceSettings, decide, require_means

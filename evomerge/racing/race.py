@@ -31,7 +31,7 @@ import numpy as np
 
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.aggregates import CUSTOM, MEANS, WEIGHTED, FloatArray
-from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.objective import Objective
 from evomerge.racing.boundary import Spending, boundary
 

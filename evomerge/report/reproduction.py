@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from evomerge.bank.weight_bank import default_device
 from evomerge.checkpoints.location import find_directory
 from evomerge.evaluation import known_evaluators, split_from_json
-from evomerge.evaluation.evaluator import ItemBlock
+from evomerge.evaluation.factory import build_evaluator
+from evomerge.evaluation.items import ItemBlock
 from evomerge.export import export_command
 from evomerge.leaderboard import Line
 from evomerge.report.paths import exported_digest, exports, models_folder, run_folder
 from evomerge.storage import attributes
 from evomerge.study.identity import read_identity
 from evomerge.study.stored_search import StoredSearch
-from evomerge.worker import WorkerSetup, build_evaluator
 
 if TYPE_CHECKING:
     from evomerge.evaluation.lm_eval.evaluator import HarnessEvaluator
@@ -43,13 +43,15 @@ def with_commands(stored: StoredSearch, lines: Sequence[Line], file: Path | None
         return list(lines)
     if stored.study.user_attrs.get(attributes.NO_HARNESS_SCORES):
         return [replace(line, no_command=NO_COMMAND) for line in lines]
+    from evomerge.evaluation.lm_eval.reproduction import write_samples
+
     evaluator = _evaluator(stored)
     samples: dict[str, Path] = {}
     folder = run_folder(stored)
     folder.mkdir(parents=True, exist_ok=True)  # of a study on a server it may not be there
     for part in ("search", "held_out"):
         samples[part] = folder / f"{stored.spec.name}-{part}-items.json"
-        evaluator.write_samples(samples[part], ItemBlock(part))
+        write_samples(evaluator.split, ItemBlock(part), samples[part])
     exported = {exported_digest(directory): directory for directory in exports(stored)}
     return [_with_command(line, stored, evaluator, samples=samples, exported=exported, file=file) for line in lines]
 
@@ -63,9 +65,12 @@ def _with_command(
     exported: dict[str | None, Path],
     file: Path | None,
 ) -> Line:
+    from evomerge.evaluation.lm_eval.reproduction import lm_eval_line
+
     model, prepare = _model(stored, line, exported, file)
     part = ItemBlock("held_out") if line.held_out else ItemBlock("search")
-    command = evaluator.command_line(
+    command = lm_eval_line(
+        evaluator,
         model,
         samples[part.part],
         part,
@@ -93,18 +98,15 @@ def _evaluator(stored: StoredSearch) -> HarnessEvaluator:
     from evomerge.evaluation.lm_eval.evaluator import HarnessEvaluator
 
     spec, identity = stored.spec, read_identity(stored.study)
-    setup = WorkerSetup(
+    evaluator = build_evaluator(
+        spec.evaluator.name,
         base=spec.base.ref,
-        experts=(),
-        dtype=spec.dtype,
         seed=spec.seed,
-        evaluator=spec.evaluator.name,
         split=split_from_json(identity.split),
         batch_size=identity.batch_size,
         allow=spec.allow,
         device=default_device(),
     )
-    evaluator = build_evaluator(setup)
     if not isinstance(evaluator, HarnessEvaluator):
         raise TypeError(f"the pack {spec.evaluator.name!r} was built as {type(evaluator).__name__}")
     return evaluator

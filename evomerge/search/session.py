@@ -11,7 +11,7 @@ from evomerge.baselines.baseline_plans import check_baseline
 from evomerge.baselines.named_recipes import NamedRecipe, NamedResult, record_row, score_rows, source_rows
 from evomerge.baselines.planned_training import planned_training
 from evomerge.cluster import Executor, ignored_without_ray, is_local, open_executor, worker_count
-from evomerge.evaluation.evaluator import ItemBlock
+from evomerge.evaluation.items import ItemBlock
 from evomerge.jobs import Progress
 from evomerge.loop.dispatcher import find_batch_size
 from evomerge.loop.stop import Stop

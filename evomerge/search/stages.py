@@ -13,7 +13,8 @@ from evomerge.baselines.named_recipes import NamedRecipe, NamedResult, record_ro
 from evomerge.baselines.random_search import random_search
 from evomerge.baselines.runner import BaselineRunner
 from evomerge.errors import StoppedByFailures
-from evomerge.evaluation.evaluator import ItemBlock, Scores
+from evomerge.evaluation.items import ItemBlock
+from evomerge.evaluation.scores import Scores
 from evomerge.jobs import Cost
 from evomerge.loop.controller import Controller
 from evomerge.messages import duration

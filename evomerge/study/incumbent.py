@@ -11,7 +11,7 @@ import optuna
 from optuna.storages import BaseStorage
 
 from evomerge.errors import InvalidInput
-from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.storage import attributes
 from evomerge.storage.attributes import read_text
 from evomerge.study.rows import read_scores

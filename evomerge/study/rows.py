@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.aggregates import CUSTOM
-from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.jobs import Cost
 from evomerge.recipe import Recipe
 from evomerge.storage import attributes

@@ -15,7 +15,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from evomerge.evaluation.evaluator import Scores
+from evomerge.evaluation.scores import Scores
 from evomerge.jobs import Cost
 from evomerge.recipe import Recipe
 from evomerge.storage import attributes

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from evomerge.evaluation.aggregates import FloatArray, aggregates, from_means
-from evomerge.evaluation.evaluator import Scores
+from evomerge.evaluation.scores import Scores
 from evomerge.objective import Objective
 from evomerge.seeding import derive
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from scipy.special import log_ndtr
 
 from evomerge.errors import InvalidInput
-from evomerge.evaluation.evaluator import Scores
+from evomerge.evaluation.scores import Scores
 from evomerge.objective import Objective
 from evomerge.seeding import derive
 from evomerge.verdict import holm

@@ -16,7 +16,7 @@ from scipy.special import ndtri
 
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.aggregates import CUSTOM, MEANS, RECOMPUTED, WEIGHTED, FloatArray
-from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.objective import Objective
 from evomerge.verdict import bootstrap, sign_flip
 from evomerge.verdict.bootstrap import TaskPair

@@ -19,7 +19,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from evomerge.cli import run_command
-from evomerge.evaluation.evaluator import Scores
+from evomerge.evaluation.scores import Scores
 from evomerge.leaderboard import search_cost
 from evomerge.opening.inputs import open_inputs
 from evomerge.samplers.reference_points import read_reference_points

@@ -8,7 +8,7 @@ from evomerge.baselines.info import BASELINES
 from evomerge.baselines.named_recipes import NamedResult
 from evomerge.catalogue import build_catalogue
 from evomerge.errors import InvalidInput
-from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.jobs import Cost
 from evomerge.objective import Objective
 from evomerge.recipe import ModelRef
@@ -20,7 +20,14 @@ REFS = {name: ModelRef(name, f"models/{name}", fingerprint=name * 8) for name in
 
 
 def scores(value):
-    return Scores({"task": TaskScores("acc", True, (0,), (value,), value, None)}, {})
+    return Scores(
+        {
+            "task": TaskScores(
+                metric="acc", higher_is_better=True, items=(0,), outcomes=(value,), value=value, stderr=None
+            )
+        },
+        {},
+    )
 
 
 def ingredients(values, calibration=None):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,11 +10,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tiny_pack import WORDS, make_model, make_tokenizer
 
-from evomerge.engine.batching import Scoring, Writing
-from evomerge.engine.block import prepare_block
 from evomerge.engine.greedy import GreedyTexts, _overlap, cut, is_plain_greedy
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.evaluation.lm_eval.cached_tokenizer import CachedTokenizer
+from evomerge.evaluation.lm_eval.encoding import encode
+from evomerge.evaluation.lm_eval.evaluator import transformers_engine
 from evomerge.evaluation.lm_eval.model import PreparedLM
 
 PLAIN = {"until": ["\n", "e"], "max_gen_toks": 8, "do_sample": False}
@@ -29,12 +30,22 @@ def instances(settings: dict[str, Any], count: int = 30, shots: int = 0) -> list
     ]
 
 
-def ours(model: Any, requests: list[Instance], **options: Any) -> list[str]:
+def writer(model: Any, requests: list[Instance], **options: Any) -> Callable[[], list[str]]:
+    """Our own way of writing the texts of requests, prepared."""
     lm = PreparedLM(model, CachedTokenizer(make_tokenizer()), **{"max_length": None, "batch_size": 8, **options})
     wanted = {"task": dict(enumerate([request] for request in requests))}
-    together = Scoring(company=True, padding=True, prefixes=True), Writing(padding=True, prefixes=True)
-    prepare_block(lm, wanted, model, *together).respond(lm, model, lm.state.reset)
-    return [request.resps[0] for request in requests]
+    encoded, engine = encode(lm, wanted), transformers_engine(lm)
+    prepared = engine.prepare(encoded.requests, encoded.requests.lengths(lm.max_length))
+
+    def write() -> list[str]:
+        encoded.answer(lm, engine.run(prepared))
+        return [request.resps[0] for request in requests]
+
+    return write
+
+
+def ours(model: Any, requests: list[Instance], **options: Any) -> list[str]:
+    return writer(model, requests, **options)()
 
 
 def theirs(model: Any, requests: list[Instance], **options: Any) -> list[str]:
@@ -151,8 +162,9 @@ def test_a_limit_that_leaves_no_room_for_a_prompt_is_refused() -> None:
 def test_finished_rows_leave_their_batch() -> None:
     model = make_model(0)
     rows: list[int] = []
+    write = writer(model, instances({"until": list("abcdefghijklm"), "max_gen_toks": 60}))
     model.lm_head.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[0]))
-    ours(model, instances({"until": list("abcdefghijklm"), "max_gen_toks": 60}))
+    write()
     assert rows[0] > rows[-1]
     assert sum(rows) < 60 * len(rows)
 

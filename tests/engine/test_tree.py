@@ -73,7 +73,7 @@ def test_a_tree_gives_the_log_likelihoods_of_its_sequences(name: str) -> None:
     model = build(*CAPABLE[name])
     assert shares_prefixes(model, 5, 100, nothing)
     flat = FlatLoglikelihoods(requests(), 100, 8, CPU)
-    tree = TreeLoglikelihoods(requests(), 100, 2000, 32, CPU)
+    tree = TreeLoglikelihoods(requests(), 100, budget=2000, hidden=32, device=CPU)
     assert_same(tree.run(model, nothing), flat.run(model, nothing))
     assert tree.distinct == flat.distinct <= tree.tokens <= 1.1 * tree.distinct < flat.tokens
 
@@ -83,20 +83,22 @@ def test_a_tree_gives_the_log_likelihoods_of_its_sequences(name: str) -> None:
 @pytest.mark.parametrize("hidden", [0, 4096])
 def test_the_shape_of_the_tree_does_not_matter(hidden: int, budget: int, cost: int) -> None:
     model = make_model(0)
-    tree = TreeLoglikelihoods(requests(), 100, budget, hidden, CPU, pass_cost=cost)
+    tree = TreeLoglikelihoods(requests(), 100, budget=budget, hidden=hidden, device=CPU, pass_cost=cost)
     assert_same(tree.run(model, nothing), FlatLoglikelihoods(requests(), 100, 8, CPU).run(model, nothing))
 
 
 def test_n17_no_cached_prefix_survives_a_swap_of_weights() -> None:
     model, other = make_model(0), make_model(1)
     first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    tree = TreeLoglikelihoods(requests(), 100, 2000, 32, CPU)
+    tree = TreeLoglikelihoods(requests(), 100, budget=2000, hidden=32, device=CPU)
     before = tree.run(model, nothing)
     model.load_state_dict(other.state_dict())
     between = tree.run(model, nothing)
     model.load_state_dict(first)
     assert tree.run(model, nothing) == before
-    assert between == TreeLoglikelihoods(requests(), 100, 2000, 32, CPU).run(other, nothing) != before
+    assert (
+        between == TreeLoglikelihoods(requests(), 100, budget=2000, hidden=32, device=CPU).run(other, nothing) != before
+    )
 
 
 def test_the_vocabulary_is_only_reached_from_places_that_are_scored() -> None:
@@ -104,7 +106,7 @@ def test_the_vocabulary_is_only_reached_from_places_that_are_scored() -> None:
     seen: list[int] = []
     model.lm_head.register_forward_hook(lambda _, __, output: seen.append(output.shape[1]))
     pairs = [([5, 6, 7, 8], [9, 10]), ([5, 6, 7, 8], [9, 11]), ([5, 6, 7, 8], [12])]
-    TreeLoglikelihoods(pairs, 100, 2000, 32, CPU).run(model, nothing)
+    TreeLoglikelihoods(pairs, 100, budget=2000, hidden=32, device=CPU).run(model, nothing)
     assert seen == [2]
     assert not model.lm_head._forward_pre_hooks
 

@@ -105,7 +105,7 @@ class EvaluatorContract:
 
 
 def candidate(model: Any = None, params: dict[str, Any] | None = None, load: Any = None) -> Candidate:
-    return Candidate("test/0", params or {}, RECIPE, load or (lambda: model))
+    return Candidate(key="test/0", params=params or {}, recipe=RECIPE, model=load or (lambda: model))
 
 
 def _outcomes(scores: Scores) -> dict[str, tuple[float, ...]]:

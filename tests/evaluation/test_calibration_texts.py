@@ -30,7 +30,7 @@ def test_every_kind_of_task_gives_its_prompt_and_its_right_answer(evaluator, tas
     ids = evaluator.split.parts["calibration"][task]
     assert len(texts) == len(ids) == 3
     for item, text in zip(ids, texts, strict=True):
-        document = list(evaluator._tasks[task].eval_docs)[item]
+        document = list(evaluator.tasks[task].eval_docs)[item]
         expected = {
             "toy_pick": (f"which tree: {document['word']}?", f" {document['word']}"),
             "toy_letter": (f"first letter of {document['word']}:", document["word"][0]),

@@ -21,6 +21,7 @@ from evomerge.errors import InvalidInput, MergeError, OtherSpec
 from evomerge.evaluation import Candidate, Evaluator, ItemBlock, Pack, Split, load_pack
 from evomerge.evaluation.evaluator import BatchedEvaluator, HarnessScores
 from evomerge.evaluation.lm_eval.evaluator import HarnessEvaluator, _split
+from evomerge.evaluation.lm_eval.reproduction import lm_eval_commands, lm_eval_line, write_samples
 from evomerge.evaluation.lm_eval.tasks import PreparedTask, builtin_configs, load_tasks
 
 SEARCH = ItemBlock("search")
@@ -111,7 +112,7 @@ def test_every_item_scores_what_lm_eval_gives(
     assert set(samples) == set(ours.items)
     for item, outcome in zip(ours.items, ours.outcomes, strict=True):
         assert outcome == pytest.approx(per_item(metric, samples[item]), abs=1e-4)
-    requests = evaluator._blocks[SEARCH].items[task]
+    requests = evaluator.instances(SEARCH)[task]
     for item, sample in samples.items():
         for request, arguments, (response,) in zip(requests[item], sample["arguments"], sample["resps"], strict=True):
             assert request.args == tuple(arguments)
@@ -193,8 +194,8 @@ def test_the_printed_command_reproduces_the_scores(build: Build, model: Any, tmp
 def run_command(evaluator: HarnessEvaluator, model: Path) -> dict[str, Any]:
     """Task -> metric -> what the printed command gives on the held-out items."""
     folder = model.parent
-    evaluator.write_samples(folder / "samples.json", ItemBlock("held_out"))
-    line = evaluator.command_line(model, folder / "samples.json", ItemBlock("held_out"))
+    write_samples(evaluator.split, ItemBlock("held_out"), folder / "samples.json")
+    line = lm_eval_line(evaluator, model, folder / "samples.json", ItemBlock("held_out"))
     out = shlex.quote(str(folder / "out"))
     line = line.replace("lm_eval run", f"{sys.executable} -m lm_eval run --log_samples --output_path {out}")
     done = subprocess.run(line, shell=True, check=False, capture_output=True, text=True)
@@ -249,12 +250,12 @@ def test_the_printed_command_reproduces_prompts_of_which_some_begin_with_the_bos
 
 def written(evaluator: HarnessEvaluator, items: ItemBlock) -> list[str]:
     """What the model wrote, item by item."""
-    requests = evaluator._blocks[items].items.values()
+    requests = evaluator.instances(items).values()
     return [instance.resps[0] for by_item in requests for each in by_item.values() for instance in each]
 
 
 def test_a_model_that_depends_on_its_batch_is_run_one_by_one(build: Build) -> None:
-    (command,) = build(only("toy_letter", "acc")).commands("/m", Path("samples.json"), SEARCH, one_by_one=True)
+    (command,) = lm_eval_commands(build(only("toy_letter", "acc")), "/m", Path("samples.json"), SEARCH, one_by_one=True)
     assert command[command.index("--batch_size") + 1] == "1"
 
 
@@ -266,7 +267,7 @@ def test_tasks_with_other_numbers_of_few_shot_examples_need_commands_of_their_ow
             {"task": "toy_last", "metric": "acc", "num_fewshot": 2},
         ]
     }
-    first, second = build(settings).commands("/model", Path("samples.json"), SEARCH)
+    first, second = lm_eval_commands(build(settings), "/model", Path("samples.json"), SEARCH)
     assert "toy_letter,toy_last" in first
     assert first[first.index("--num_fewshot") + 1] == "2"
     assert "toy_write" in second
@@ -276,7 +277,7 @@ def test_tasks_with_other_numbers_of_few_shot_examples_need_commands_of_their_ow
 def test_no_command_is_printed_for_some_items_of_a_few_shot_task(build: Build) -> None:
     evaluator = build(only("toy_pick", "acc", num_fewshot=2))
     with pytest.raises(InvalidInput, match="ask for the whole part"):
-        evaluator.commands("/model", Path("samples.json"), ItemBlock("search", 0, 5))
+        lm_eval_commands(evaluator, "/model", Path("samples.json"), ItemBlock("search", 0, 5))
 
 
 def test_n13_building_an_evaluator_leaves_generators_and_environment_alone(build: Build) -> None:
@@ -305,7 +306,7 @@ def test_n10_few_shot_examples_are_frozen_for_all_candidates_and_workers(build: 
 
 def prompts_of(evaluator: HarnessEvaluator, model: Any) -> dict[int, list[Any]]:
     evaluator.score(candidate(model), SEARCH)
-    items = evaluator._blocks[SEARCH].items["toy_pick"]
+    items = evaluator.instances(SEARCH)["toy_pick"]
     return {item: [instance.args for instance in instances] for item, instances in items.items()}
 
 
@@ -347,7 +348,7 @@ def test_n18_log_probabilities_after_a_swap_of_weights_equal_a_reference_forward
     task = evaluator.score(candidate(model), SEARCH).tasks["toy_last"]
     tokenizer = make_tokenizer()
     for item, outcome in zip(task.items, task.outcomes, strict=True):
-        context, target = evaluator._blocks[SEARCH].items["toy_last"][item][0].args
+        context, target = evaluator.instances(SEARCH)["toy_last"][item][0].args
         tokens = torch.tensor([tokenizer.encode(context + target)])
         with torch.no_grad():
             table = make_model(5)(tokens).logits[0].log_softmax(-1)
@@ -547,7 +548,7 @@ def test_the_standard_error_of_a_weighted_perplexity_is_that_of_a_ratio(build: B
 
     evaluator = build(only("toy_read", "bits_per_byte"))
     ours = evaluator.score(candidate(model), SEARCH).tasks["toy_read"]
-    texts = [evaluator._blocks[SEARCH].items["toy_read"][item][0].args[0] for item in ours.items]
+    texts = [evaluator.instances(SEARCH)["toy_read"][item][0].args[0] for item in ours.items]
     pairs = list(zip(ours.outcomes, [len(text.encode()) for text in texts], strict=True))
     without = [
         -sum(value for value, _ in kept) / sum(weight for _, weight in kept) / math.log(2)
@@ -585,7 +586,7 @@ def test_chat_templates_and_system_instructions_are_those_of_lm_eval(
         fewshot_random_seed=evaluator.fewshot_seed,
     )
     for sample in theirs["samples"]["toy_pick"]:
-        instances = evaluator._blocks[SEARCH].items["toy_pick"][sample["doc_id"]]
+        instances = evaluator.instances(SEARCH)["toy_pick"][sample["doc_id"]]
         assert [instance.args for instance in instances] == [tuple(arguments) for arguments in sample["arguments"]]
         assert sample["acc"] == ours.outcomes[ours.items.index(sample["doc_id"])]
     assert "be brief." in instances[0].args[0]
@@ -614,7 +615,7 @@ def test_the_fingerprint_depends_on_prompts_and_documents(build: Build) -> None:
 def test_tasks_of_lm_eval_are_fingerprinted_by_their_configuration(build: Build) -> None:
     evaluator = build()
     own = evaluator.pack.model_copy(update={"tasks_folder": None})
-    configs = builtin_configs(own, evaluator._tasks)
+    configs = builtin_configs(own, evaluator.tasks)
     assert set(configs) == set(TASKS)
     assert "which tree" in configs["toy_pick"]
     assert not any(" at 0x" in config or str(evaluator.pack.folder) in config for config in configs.values())

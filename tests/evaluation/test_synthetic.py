@@ -90,7 +90,7 @@ def test_a_candidate_can_end_the_process() -> None:
         "from evomerge.evaluation import Candidate, ItemBlock\n"
         "from evomerge.evaluation.synthetic import SyntheticEvaluator\n"
         "SyntheticEvaluator({'exiting': 1.0}, bounds={'x': (0, 1)})"
-        ".score(Candidate('k', {'x': 0.5}, None, None), ItemBlock('search'))\n"
+        ".score(Candidate(key='k', params={'x': 0.5}, recipe=None, model=None), ItemBlock('search'))\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == EXIT_STATUS
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.objective import Objective
 from evomerge.racing import Decision, RaceSettings, decide
 

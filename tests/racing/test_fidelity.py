@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.objective import Objective
 from evomerge.racing import InterimLook, build_fidelity
 from evomerge.spec import FidelitySpec

@@ -8,7 +8,7 @@ import pytest
 from races import OBJECTIVE, raced, scores, task_scores
 
 from evomerge.errors import InvalidInput
-from evomerge.evaluation.evaluator import Scores
+from evomerge.evaluation.scores import Scores
 from evomerge.objective import Objective
 from evomerge.racing import RaceSettings, decide, information, require_means
 

@@ -7,8 +7,9 @@ import pytest
 from optuna.trial import TrialState
 
 from evomerge.errors import InvalidInput, OtherSpec
-from evomerge.evaluation.evaluator import Candidate, ItemBlock
-from evomerge.evaluation.joined import combine_scores
+from evomerge.evaluation.combination import combine_scores
+from evomerge.evaluation.evaluator import Candidate
+from evomerge.evaluation.items import ItemBlock
 from evomerge.evaluation.synthetic import SyntheticEvaluator
 from evomerge.search.run import run_search
 from evomerge.spec import load_spec, override
@@ -74,7 +75,11 @@ def _bounds(stored):
 
 
 def _mean(evaluator, trial, block, task):
-    return evaluator.score(Candidate("x", trial.params, None, lambda: None), block).tasks[task].value
+    return (
+        evaluator.score(Candidate(key="x", params=trial.params, recipe=None, model=lambda: None), block)
+        .tasks[task]
+        .value
+    )
 
 
 def test_blocks_together_are_the_whole_part():
@@ -84,7 +89,7 @@ def test_blocks_together_are_the_whole_part():
         blocks = [ItemBlock("search", number, number + 1, of=count) for number in range(count)]
         for task, items in evaluator.split.items(whole).items():
             assert sum((evaluator.split.items(block)[task] for block in blocks), ()) == items
-    candidate = Candidate("x", {"x": 0.3}, None, lambda: None)
+    candidate = Candidate(key="x", params={"x": 0.3}, recipe=None, model=lambda: None)
     parts = combine_scores([evaluator.score(candidate, block) for block in blocks])
     together = evaluator.score(candidate, whole)
     assert {task: score.value for task, score in parts.tasks.items()} == {

@@ -14,12 +14,11 @@ from optuna.trial import TrialState
 from evomerge import load_spec, run_search
 from evomerge.cluster.ray_executor import RayExecutor
 from evomerge.errors import InvalidInput, StoppedByFailures
-from evomerge.evaluation.evaluator import ItemBlock
-from evomerge.jobs import Failed, Score, Scored
+from evomerge.evaluation.items import ItemBlock
+from evomerge.jobs import Failed, Score, Scored, WorkerSetup
 from evomerge.recipe import ModelRef, Recipe
 from evomerge.search.run import Listener
 from evomerge.storage import attributes
-from evomerge.worker import WorkerSetup
 
 
 @pytest.fixture(scope="module")
@@ -100,16 +99,21 @@ def test_n2_candidates_that_kill_their_worker_fail_and_the_others_finish(cluster
 
 def setup(**settings):
     ref = ModelRef("base", "nowhere", revision=None, fingerprint="f")
-    return WorkerSetup(ref, (), "float32", 0, "synthetic", {"items": 40, **settings}, bounds={"x": (0.0, 1.0)})
+    return WorkerSetup(
+        base=ref,
+        experts=(),
+        dtype="float32",
+        seed=0,
+        evaluator="synthetic",
+        settings={"items": 40, **settings},
+        bounds={"x": (0.0, 1.0)},
+    )
 
 
 def job(key, x=0.5):
-    return Score(
-        key,
-        Recipe(base=ModelRef("base", "nowhere", revision=None, fingerprint="f"), sources=(), rules=(), dtype="float32"),
-        ItemBlock("search"),
-        {"x": x},
-    )
+    base = ModelRef("base", "nowhere", revision=None, fingerprint="f")
+    recipe = Recipe(base=base, sources=(), rules=(), dtype="float32")
+    return Score(key=key, recipe=recipe, items=ItemBlock("search"), params={"x": x})
 
 
 def executor(timeout=60.0, count=1, **settings):

@@ -243,7 +243,9 @@ def train_job(inputs):
     )
     calibration = {expert.name: expert.calibration for expert in inputs.spec.experts}
     settings = DamSettings(steps=3, learning_rate=0.01).model_dump(mode="json")
-    return Train("sim/baselines/dam/training", given.soup(experts), settings, calibration)
+    return Train(
+        key="sim/baselines/dam/training", recipe=given.soup(experts), settings=settings, calibration=calibration
+    )
 
 
 def events_of(executor, job):
@@ -276,12 +278,12 @@ def test_every_executor_tells_the_progress_of_a_training_and_then_its_outcome(sp
 
 
 def test_a_worker_scores_after_a_training_what_it_scored_before(spec):
-    from evomerge.evaluation.evaluator import ItemBlock
+    from evomerge.evaluation.items import ItemBlock
     from evomerge.jobs import Score
 
     inputs = open_inputs(load_spec(spec()))
     worker, job = Worker(inputs.setup(), "inline"), train_job(inputs)
-    score = Score("soup", job.recipe, ItemBlock("search", 0, 20))
+    score = Score(key="soup", recipe=job.recipe, items=ItemBlock("search", 0, 20))
     before = worker.run(score).result
     assert isinstance(worker.run(job).result, Trained)
     after = worker.run(score).result

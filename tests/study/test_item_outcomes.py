@@ -3,7 +3,7 @@
 import optuna
 import pyarrow.parquet as pq
 
-from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.recipe import ModelRef, Recipe
 from evomerge.study.item_outcomes import ItemOutcome, read_items, summary, write_items
 from evomerge.study.rows import NewRow, Records
@@ -12,8 +12,25 @@ RECIPE = Recipe(base=ModelRef("base", "/nowhere"), sources=(ModelRef("a", "/nowh
 
 SCORES = Scores(
     {
-        "right": TaskScores("acc", True, (5, 2, 9), (1.0, 0.0, 1.0), 2 / 3, 0.3, "mean"),
-        "read": TaskScores("bits_per_byte", False, (1, 0), (-3.5, -7.25), 0.7, None, "bits_per_byte", (12.0, 8.0)),
+        "right": TaskScores(
+            metric="acc",
+            higher_is_better=True,
+            items=(5, 2, 9),
+            outcomes=(1.0, 0.0, 1.0),
+            value=2 / 3,
+            stderr=0.3,
+            aggregate="mean",
+        ),
+        "read": TaskScores(
+            metric="bits_per_byte",
+            higher_is_better=False,
+            items=(1, 0),
+            outcomes=(-3.5, -7.25),
+            value=0.7,
+            stderr=None,
+            aggregate="bits_per_byte",
+            weights=(12.0, 8.0),
+        ),
     },
     {},
 )

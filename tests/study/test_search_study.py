@@ -5,7 +5,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 from sqlalchemy import event
 
-from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.jobs import Cost, Outcome, Scored
 from evomerge.objective import Assessment, Dropped
 from evomerge.recipe import ModelRef, single_source

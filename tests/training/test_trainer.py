@@ -7,11 +7,11 @@ import pytest
 
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.evaluator import CalibrationText
-from evomerge.jobs import Failed, Progress, Train, Trained
+from evomerge.jobs import Failed, Progress, Train, Trained, WorkerSetup
 from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule
 from evomerge.training import TRAINERS, find_trainer
-from evomerge.worker import Worker, WorkerSetup
+from evomerge.worker import Worker
 
 TOY = Path(__file__).parent.parent.parent / "examples" / "toy"
 
@@ -52,10 +52,21 @@ class _Texts:
 
 @pytest.fixture
 def worker(tmp_path, monkeypatch):
-    monkeypatch.setattr("evomerge.worker.build_evaluator", lambda setup: _Texts())
+    monkeypatch.setattr("evomerge.worker.build_evaluator", lambda name, **_: _Texts())
     monkeypatch.setattr("evomerge.worker.calibration_texts", lambda evaluator, calibration: evaluator.calibration(0, 0))
     base, expert = (ModelRef(name, str(TOY / "models" / name)) for name in ("base", "sort"))
-    return Worker(WorkerSetup(base, (expert,), "float32", 0, "none", device="cpu", artifacts=str(tmp_path)), "w")
+    return Worker(
+        WorkerSetup(
+            base=base,
+            experts=(expert,),
+            dtype="float32",
+            seed=0,
+            evaluator="none",
+            device="cpu",
+            artifacts=str(tmp_path),
+        ),
+        "w",
+    )
 
 
 def job(trainer, worker):
@@ -69,14 +80,17 @@ def job(trainer, worker):
         options=resolve_options("linear", {}),
     )
     recipe = Recipe(base=base, sources=(expert,), rules=(rule,), dtype="float32")
-    return Train("dam", recipe, {"steps": 2}, {"sort": "its texts"}, trainer=trainer)
+    return Train(key="dam", recipe=recipe, settings={"steps": 2}, calibration={"sort": "its texts"}, trainer=trainer)
 
 
 def test_a_job_is_done_by_the_trainer_that_it_names(worker, monkeypatch):
     monkeypatch.setitem(TRAINERS, "fake", keeps_the_recipe)
     train = job("fake", worker)
     *steps, outcome = worker.events(train)
-    assert steps == [Progress("dam", 1, 2, {"loss": 1.0}), Progress("dam", 2, 2, {"loss": 0.5})]
+    assert steps == [
+        Progress(key="dam", step=1, steps=2, losses={"loss": 1.0}),
+        Progress(key="dam", step=2, steps=2, losses={"loss": 0.5}),
+    ]
     assert outcome.result == Trained(train.recipe, {"sort": (2.0, 1.0)})
     assert (outcome.cost.forward_tokens, outcome.cost.gradient_tokens, outcome.cost.seconds) == (7, 5, 1.5)
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.objective import Objective
 from evomerge.verdict import Entrant, Verdict, judge
 
@@ -43,7 +43,18 @@ def as_scores(row: Answers) -> Scores:
     """The scores of one model on one task."""
     outcomes = tuple(row.astype(np.float64).tolist())
     return Scores(
-        {"task": TaskScores("acc", True, tuple(range(len(row))), outcomes, float(row.mean()), None, "mean")}, {}
+        {
+            "task": TaskScores(
+                metric="acc",
+                higher_is_better=True,
+                items=tuple(range(len(row))),
+                outcomes=outcomes,
+                value=float(row.mean()),
+                stderr=None,
+                aggregate="mean",
+            )
+        },
+        {},
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from simulation import OBJECTIVE, answers, as_scores
 
 from evomerge.errors import InvalidInput
-from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.objective import Objective
 from evomerge.verdict import Entrant, Verdict, compare, judge, markdown
 from evomerge.verdict.holm import adjust, multipliers
@@ -200,7 +200,14 @@ def test_a_baseline_with_the_winners_recipe_has_the_same_outcomes():
 
 def test_a_comparison_that_no_test_fits_is_said_to_have_none():
     def own(value, outcomes):
-        return Scores({"task": TaskScores("f1", True, (0, 1), outcomes, value, None)}, {})
+        return Scores(
+            {
+                "task": TaskScores(
+                    metric="f1", higher_is_better=True, items=(0, 1), outcomes=outcomes, value=value, stderr=None
+                )
+            },
+            {},
+        )
 
     verdict = judge(
         OBJECTIVE,
@@ -224,7 +231,18 @@ def test_repeated_looks_are_said():
 def test_points_are_hundredths_of_shares_or_of_the_sources_range_and_perplexities_are_plain():
     perplexities = [
         Scores(
-            {"task": TaskScores("ppl", False, tuple(range(8)), (-2.0,) * 7 + (last,), value, None, "perplexity")}, {}
+            {
+                "task": TaskScores(
+                    metric="ppl",
+                    higher_is_better=False,
+                    items=tuple(range(8)),
+                    outcomes=(-2.0,) * 7 + (last,),
+                    value=value,
+                    stderr=None,
+                    aggregate="perplexity",
+                )
+            },
+            {},
         )
         for value, last in ((8.0, -2.1), (9.5, -2.9))
     ]

@@ -6,7 +6,7 @@ from scipy.stats import binom, ttest_rel
 
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.aggregates import aggregate
-from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.objective import Objective
 from evomerge.verdict import bootstrap
 from evomerge.verdict.paired import paired_difference
@@ -17,7 +17,16 @@ def task(outcomes, kind="mean", higher=True, weights=None, items=None, value=Non
     weights = tuple(float(each) for each in weights) if weights is not None else None
     items = tuple(range(len(outcomes))) if items is None else tuple(items)
     value = aggregate(kind, outcomes, weights) if value is None else value
-    return TaskScores("metric", higher, items, outcomes, value, None, kind, weights)
+    return TaskScores(
+        metric="metric",
+        higher_is_better=higher,
+        items=items,
+        outcomes=outcomes,
+        value=value,
+        stderr=None,
+        aggregate=kind,
+        weights=weights,
+    )
 
 
 def scores(*tasks):
@@ -139,7 +148,9 @@ def test_an_aggregate_of_the_tasks_own_is_taken_as_a_mean_only_where_it_is_one()
     mean = compare(scores(task([1, 1, 0], value=2 / 3)), scores(task([0, 1, 0], value=1 / 3)))
     assert mean.test == "McNemar"
     own = [
-        scores(TaskScores("f1", True, (0, 1, 2), outcomes, value, None))
+        scores(
+            TaskScores(metric="f1", higher_is_better=True, items=(0, 1, 2), outcomes=outcomes, value=value, stderr=None)
+        )
         for outcomes, value in (((1.0, 1.0, 0.0), 0.9), ((0.0, 1.0, 0.0), 0.4))
     ]
     found = compare(*own)

@@ -71,7 +71,7 @@ def noise_search(seed):
     objective = Objective(aggregate="weighted_mean", weights=evaluator.weights)
 
     def score(params, recipe, part):
-        return evaluator.score(Candidate("x", params, recipe, lambda: None), ItemBlock(part))
+        return evaluator.score(Candidate(key="x", params=params, recipe=recipe, model=lambda: None), ItemBlock(part))
 
     def value(params, recipe):
         return objective.value(score(params, recipe, "search"))
@@ -102,7 +102,7 @@ def test_noise_is_a_coin_per_candidate_and_item():
     evaluator = SyntheticEvaluator({"function": "noise", "items": 4000, "tasks": 1}, seed=1)
 
     def outcomes(params, recipe=RECIPES[0]):
-        candidate = Candidate("x", params, recipe, lambda: None)
+        candidate = Candidate(key="x", params=params, recipe=recipe, model=lambda: None)
         return np.array(evaluator.score(candidate, ItemBlock("held_out")).tasks["task_0"].outcomes)
 
     rows = [outcomes({"method": "a"}), outcomes({"method": "b"}), outcomes({}), outcomes({}, RECIPES[1])]

@@ -1,4 +1,4 @@
-"""Metrics of lm-eval's tasks: how the responses to an item become its number."""
+"""Metrics of lm-eval's tasks: the number of an item from the responses to it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _log = logging.getLogger(__name__)
 _CORPUS_AGGREGATES = frozenset({"f1", "matthews_corrcoef", "bleu", "chrf", "chrf++", "ter", "bypass", "nanmean"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Metric:
-    """How the responses to a task's requests become numbers.
+    """The conversion of the responses to a task's requests into numbers.
 
     Attributes:
         name: the metric, as lm-eval prints it.
@@ -84,10 +84,10 @@ def metric_of(task: Any, entry: PackTask) -> Metric:
             f"task {entry.task!r} does not say higher_is_better for {entry.metric!r}; add it to the task"
         )
     chosen = filters[entry.filter] if entry.filter else next(iter(filters.values()))
-    return Metric(entry.metric, chosen, aggregate, kind, direction)
+    return Metric(name=entry.metric, filter=chosen, aggregate=aggregate, kind=kind, higher_is_better=direction)
 
 
-def raw_of(task: Any, metric: Metric, instances: list[Instance]) -> Any:
+def raw_of(task: Any, metric: Metric, instances: Sequence[Instance]) -> Any:
     responses = [instance.filtered_resps[metric.filter.name] for instance in instances]
     results = task.process_results(instances[0].doc, responses)
     if metric.name not in results:
@@ -95,7 +95,7 @@ def raw_of(task: Any, metric: Metric, instances: list[Instance]) -> Any:
     return results[metric.name]
 
 
-def gold_of(task: Any, metric: Metric, instances: list[Instance]) -> float | None:
+def gold_of(task: Any, metric: Metric, instances: Sequence[Instance]) -> float | None:
     """Log-probability of an item's right answer, of the likeliest one where there are several."""
     if not isinstance(task, ConfigurableTask) or task.OUTPUT_TYPE not in ("loglikelihood", "multiple_choice"):
         return None

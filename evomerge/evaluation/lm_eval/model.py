@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lm_eval.api.instance import Instance
@@ -12,18 +12,22 @@ from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normaliz
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from evomerge.engine.flat import not_a_number
-from evomerge.engine.greedy import Prompt, Reader, end_tokens, is_plain_greedy
+from evomerge.engine.greedy import Reader, end_tokens, is_plain_greedy
 from evomerge.engine.live_state import LiveState
-from evomerge.engine.protocol import Pair
+from evomerge.engine.protocol import Pair, Prompt, not_a_number
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.lm_eval.cached_tokenizer import CachedTokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class PreparedLM(HFLM):  # type: ignore[misc]
     """lm-eval's view of the live model: tokenisation and generation as lm-eval does them, each text encoded once."""
 
-    def __init__(self, model: Any, tokenizer: CachedTokenizer, max_length: int | None, batch_size: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: CachedTokenizer, max_length: int | None, batch_size: int
+    ) -> None:
         plain = tokenizer.plain
         if plain.bos_token_id is None and plain.eos_token_id is None:
             raise InvalidInput(
@@ -38,11 +42,11 @@ class PreparedLM(HFLM):  # type: ignore[misc]
         self._max_length = self.max_length
         self.processed = 0  # tokens read and written by lm-eval's own generation
         self.reader = Reader(
-            self.tok_decode,
-            partial(self.tok_decode, skip_special_tokens=False),
-            frozenset(plain.all_special_ids),
+            decode=self.tok_decode,
+            decode_all=partial(self.tok_decode, skip_special_tokens=False),
+            special=frozenset(plain.all_special_ids),
             # Decoding may remove the blank before " n't" and the like: a text is only certain that much further on.
-            len(" n't") if getattr(plain, "clean_up_tokenization_spaces", False) else 0,
+            lookahead=len(" n't") if getattr(plain, "clean_up_tokenization_spaces", False) else 0,
         )
 
     def pairs(self, instance: Instance) -> list[Pair]:
@@ -92,7 +96,7 @@ class PreparedLM(HFLM):  # type: ignore[misc]
             and is_plain_greedy(self.model)
             and self.eot_token_id in end_tokens(self.model)
         )
-        return Prompt(tuple(tokens[0].tolist()), limit, tuple(stops), plain)
+        return Prompt(tokens=tuple(tokens[0].tolist()), limit=limit, stops=tuple(stops), plain=plain)
 
     def write(self, instances: list[Instance], batch_size: int) -> list[str]:
         """The texts that lm-eval itself gives, so many at once."""

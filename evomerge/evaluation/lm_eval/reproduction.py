@@ -1,15 +1,100 @@
-"""The `lm_eval` command that repeats a score of ours."""
+"""The `lm_eval` commands that repeat scores of ours."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from evomerge.errors import InvalidInput
+from evomerge.evaluation.items import ItemBlock, Part, Split
+from evomerge.evaluation.lm_eval.evaluator import CPU_BATCH, HarnessEvaluator
+from evomerge.evaluation.lm_eval.tasks import is_unsafe
 from evomerge.evaluation.packs.pack import Pack
 
 _PLAIN = re.compile(r"[\w./~+@:-]+")  # what lm-eval's list of key=value pairs gives back unchanged
+
+
+def write_samples(split: Split, items: ItemBlock, samples_file: Path) -> None:
+    """Write the file for lm-eval's --samples: task -> sorted item ids (unsorted ones it labels wrongly)."""
+    samples = {task: sorted(ids) for task, ids in split.items(items).items()}
+    samples_file.write_text(json.dumps(samples), encoding="utf-8")
+
+
+def lm_eval_commands(
+    evaluator: HarnessEvaluator,
+    model_path: str | Path,
+    samples_file: Path,
+    items: ItemBlock,
+    *,
+    dtype: str = "auto",
+    one_by_one: bool = False,
+) -> list[list[str]]:
+    """The `lm_eval` command lines, to be run in the pack's folder, that repeat what `score` does on a whole part.
+
+    One command, or several where tasks differ in their number of few-shot examples.
+
+    Args:
+        one_by_one: have lm-eval run batches of one request, for a model whose scores there depend on the batch. It is
+            told so in any case where only some prompts begin with the BOS text: see `PreparedLM.generate_until`.
+
+    Raises:
+        InvalidInput: a part of a part, on which lm-eval would draw other few-shot examples.
+    """
+    if (items.start, items.stop) != (0, None) and any(map(_draws_examples, evaluator.tasks.values())):
+        raise InvalidInput(
+            f"items {items.start} to {items.stop} of {items.part}: lm-eval draws other few-shot examples when "
+            f"it is given some of the items; ask for the whole part"
+        )
+    return [
+        _with_examples(evaluator, number, model_path, samples_file, part=items.part, dtype=dtype, one_by_one=one_by_one)
+        for number in dict.fromkeys(entry.num_fewshot for entry in evaluator.pack.tasks)
+    ]
+
+
+def lm_eval_line(
+    evaluator: HarnessEvaluator,
+    model_path: str | Path,
+    samples_file: Path,
+    items: ItemBlock,
+    *,
+    dtype: str = "auto",
+    one_by_one: bool = False,
+) -> str:
+    """`lm_eval_commands` as one line for a shell, with the change into the pack's folder."""
+    commands = lm_eval_commands(evaluator, model_path, samples_file, items, dtype=dtype, one_by_one=one_by_one)
+    return " && ".join(shlex.join(words) for words in (["cd", str(evaluator.pack.folder)], *commands))
+
+
+def _with_examples(
+    evaluator: HarnessEvaluator,
+    num_fewshot: int | None,
+    model_path: str | Path,
+    samples_file: Path,
+    *,
+    part: Part,
+    dtype: str,
+    one_by_one: bool,
+) -> list[str]:
+    """The command for the tasks with one number of few-shot examples."""
+    tasks = [entry.task for entry in evaluator.pack.tasks if entry.num_fewshot == num_fewshot]
+    one_by_one = one_by_one or evaluator.prompts.begin_differently(part, tasks)
+    return lm_eval_command(
+        evaluator.pack,
+        tasks,
+        str(model_path),
+        samples_file,
+        dtype=dtype,
+        num_fewshot=num_fewshot,
+        batch_size=1 if one_by_one else evaluator.batch_size or CPU_BATCH,
+        unsafe_code=any(map(is_unsafe, evaluator.tasks.values())),
+        device=evaluator.device,
+        fewshot_seed=evaluator.fewshot_seed,
+        remote_code=evaluator.remote_code,
+    )
 
 
 def lm_eval_command(
@@ -52,3 +137,7 @@ def _written(arguments: dict[str, str | int | bool]) -> str:
     if all(_PLAIN.fullmatch(str(value)) for value in arguments.values()):
         return ",".join(f"{key}={value}" for key, value in arguments.items())
     return json.dumps(arguments)
+
+
+def _draws_examples(task: Any) -> bool:
+    return bool(task.config.num_fewshot) and task.config.fewshot_config.sampler != "first_n"

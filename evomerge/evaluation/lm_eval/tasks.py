@@ -10,7 +10,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from evomerge.errors import InvalidInput, unknown_name
-from evomerge.evaluation.evaluator import Split
+from evomerge.evaluation.items import Split
 from evomerge.evaluation.packs.benchmarks import refuse_test_split
 from evomerge.evaluation.packs.pack import FieldSplit, Pack, PackTask, check_allowed
 from evomerge.evaluation.split import content_hash

@@ -1,4 +1,4 @@
-"""Scores of several blocks of one candidate, put together."""
+"""Combination of the scores of several blocks of one candidate."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from evomerge.evaluation.aggregates import RECOMPUTED, aggregate, standard_error
-from evomerge.evaluation.evaluator import Scores, TaskScores
+from evomerge.evaluation.scores import Scores, TaskScores
 
 
 def combine_scores(parts: Sequence[Scores]) -> Scores:
-    """The scores of all items of the blocks together, as if they had been scored at once.
+    """Combine the scores of several blocks of one candidate, as if all items had been scored at once.
 
     Args:
         parts: of blocks that share no item; at least one. Values of tasks are recomputed from the outcomes, so that
@@ -28,13 +28,13 @@ def combine_scores(parts: Sequence[Scores]) -> Scores:
         for phase, spent in part.seconds.items():
             seconds[phase] += spent
     return Scores(
-        {task: _joined_task(pieces) for task, pieces in tasks.items()},
+        {task: _combine_task(pieces) for task, pieces in tasks.items()},
         dict(seconds),
         sum(part.tokens for part in parts),
     )
 
 
-def _joined_task(pieces: Sequence[TaskScores]) -> TaskScores:
+def _combine_task(pieces: Sequence[TaskScores]) -> TaskScores:
     first = pieces[0]
     # In the order of the items, as one block has them: sums of floats depend on their order.
     rows = sorted(
@@ -45,7 +45,7 @@ def _joined_task(pieces: Sequence[TaskScores]) -> TaskScores:
         )
     )
     items, outcomes, weights = (tuple(column) for column in zip(*rows, strict=True))
-    gold = _joined_gold(pieces, items)
+    gold = _combine_gold(pieces, items)
     known = weights if first.weights is not None else None
     kind = first.aggregate
     value = aggregate(kind, outcomes, known) if kind in RECOMPUTED else math.fsum(outcomes) / len(outcomes)
@@ -53,7 +53,7 @@ def _joined_task(pieces: Sequence[TaskScores]) -> TaskScores:
     return replace(first, items=items, outcomes=outcomes, weights=known, value=value, stderr=stderr, gold=gold)
 
 
-def _joined_gold(pieces: Sequence[TaskScores], items: Sequence[int]) -> tuple[float, ...] | None:
+def _combine_gold(pieces: Sequence[TaskScores], items: Sequence[int]) -> tuple[float, ...] | None:
     """In the order of `items`; None where a piece has none."""
     of_item: dict[int, float] = {}
     for piece in pieces:
