@@ -25,6 +25,7 @@ FLOORS = (
     ("racing", "loop", "baselines", "verdict", "search"),
     ("leaderboard", "preflight", "export", "report"),
     ("cli",),
+    ("testing",),
 )
 PLACES = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
 
@@ -175,7 +176,15 @@ def test_optuna_stays_with_spaces_and_study_and_what_reads_them():
         "leaderboard",
         "export",
         "report",
+        "testing",
     }
+
+
+def test_only_the_contract_tests_import_pytest_and_nothing_imports_them():
+    users = {unit_of(path) for path in FILES if any(module.split(".")[0] == "pytest" for module in imports_of(path))}
+    assert users == {"testing"}
+    others = [path for path in FILES if unit_of(path) != "testing"]
+    assert [path for path in others if any("evomerge.testing" in module for module in imports_of(path))] == []
 
 
 @pytest.mark.parametrize("unit", ["recipe", "spec", "merging", "engine.transformers_engine", "bank", "worker"])

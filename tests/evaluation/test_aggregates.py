@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evaluator_contract import candidate
 from lm_eval.api.registry import AGGREGATION_REGISTRY
 from tiny_pack import TASKS, make_model, make_tokenizer, write_pack
 
@@ -16,6 +15,7 @@ from evomerge.errors import InvalidInput
 from evomerge.evaluation import ItemBlock, load_pack
 from evomerge.evaluation.aggregates import MEANS, RECOMPUTED, WEIGHTED, aggregate, aggregates, standard_error
 from evomerge.evaluation.lm_eval.evaluator import HarnessEvaluator
+from evomerge.testing.evaluator_contract import candidate
 
 
 def outcomes_and_weights(kind: str, items: int) -> tuple[list[float], list[float] | None]:

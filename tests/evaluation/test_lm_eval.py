@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from evaluator_contract import EvaluatorContract, candidate
 from tiny_pack import PACK, TASKS, documents, make_model, make_tokenizer, write_lines, write_pack
 from tokenizers.processors import TemplateProcessing
 
@@ -23,6 +22,7 @@ from evomerge.evaluation.evaluator import BatchedEvaluator, HarnessScores
 from evomerge.evaluation.lm_eval.evaluator import HarnessEvaluator, _split
 from evomerge.evaluation.lm_eval.reproduction import lm_eval_commands, lm_eval_line, write_samples
 from evomerge.evaluation.lm_eval.tasks import PreparedTask, builtin_configs, load_tasks
+from evomerge.testing.evaluator_contract import EvaluatorContract, candidate
 
 SEARCH = ItemBlock("search")
 Build = Callable[..., HarnessEvaluator]

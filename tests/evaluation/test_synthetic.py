@@ -7,11 +7,11 @@ import time
 from typing import Any
 
 import pytest
-from evaluator_contract import EvaluatorContract, candidate
 
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.evaluation import Candidate, Evaluator, ItemBlock, Split, find_evaluator, known_evaluators
 from evomerge.evaluation.synthetic import EXIT_STATUS, SyntheticEvaluator, SyntheticSettings
+from evomerge.testing.evaluator_contract import EvaluatorContract, candidate
 
 BOUNDS = {"a": (0.0, 1.0), "b": (-2.0, 2.0), "c": (0.1, 0.9)}
 SEARCH = ItemBlock("search")

@@ -10,7 +10,6 @@ import pytest
 import torch
 import transformers
 import yaml
-from evaluator_contract import candidate
 from models import BERT, GPT2, LLAMA
 from safetensors.torch import load_file, save_file
 from tiny_pack import CHARACTERS, TASKS, make_model, make_tokenizer, write_pack
@@ -19,6 +18,7 @@ from evomerge.cli import run_command
 from evomerge.evaluation import load_pack
 from evomerge.evaluation.items import ItemBlock
 from evomerge.evaluation.lm_eval.evaluator import HarnessEvaluator
+from evomerge.testing.evaluator_contract import candidate
 
 VOCABULARY = {"vocab_size": 4 + len(CHARACTERS), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 BART = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4}

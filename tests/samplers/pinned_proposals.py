@@ -19,11 +19,11 @@ from typing import Any
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
-from sampler_contract import CATEGORIES, CONDITIONAL, NUMBERS, Params, Space, ask, box, loss
 
 from evomerge.samplers import build_sampler
 from evomerge.samplers.reference_points import ReferencePoint, write_reference_points
 from evomerge.storage.attributes import COMPANION, TELL
+from evomerge.testing.sampler_contract import CATEGORIES, CONDITIONAL, NUMBERS, Params, Space, ask, box, loss
 
 FILE = Path(__file__).parent.parent / "assets" / "proposals.json"
 COUNT = 20

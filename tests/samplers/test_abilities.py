@@ -7,12 +7,12 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import FrozenTrial
-from sampler_contract import ask, box, loss
 
 from evomerge.samplers import SAMPLERS, build_sampler
 from evomerge.samplers.base import SearchSampler
 from evomerge.samplers.cma import CmaSampler
 from evomerge.samplers.constraints import ConstrainedSampler
+from evomerge.testing.sampler_contract import ask, box, loss
 
 SPACE = box(3)
 

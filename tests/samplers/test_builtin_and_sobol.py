@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from sampler_contract import CONDITIONAL, SamplerContract, Space, ask, box, loss, run, tell
 from scipy.stats import qmc
 
 from evomerge.errors import InvalidInput
 from evomerge.samplers import SAMPLERS, build_sampler
+from evomerge.testing.sampler_contract import CONDITIONAL, SamplerContract, Space, ask, box, loss, run, tell
 
 
 class TestRandom(SamplerContract):

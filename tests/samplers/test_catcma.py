@@ -16,12 +16,22 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
-from sampler_contract import CATEGORIES, CONDITIONAL, NUMBERS, SamplerContract, Space, ask, box, run, tell
 
 from evomerge.errors import InvalidInput
 from evomerge.samplers import build_sampler
 from evomerge.samplers.catcma import CatCmaSampler
 from evomerge.storage.attributes import TELL
+from evomerge.testing.sampler_contract import (
+    CATEGORIES,
+    CONDITIONAL,
+    NUMBERS,
+    SamplerContract,
+    Space,
+    ask,
+    box,
+    run,
+    tell,
+)
 
 Loss = Callable[[Mapping[str, Any]], float]
 

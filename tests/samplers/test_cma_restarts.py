@@ -15,13 +15,13 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from optuna.trial import TrialState
-from sampler_contract import Space, ask, box, tell
 
 from evomerge.errors import InvalidInput
 from evomerge.samplers import build_sampler
 from evomerge.samplers.cma import CmaSampler
 from evomerge.samplers.cma_evolution import Evaluation, Evolution, EvolutionSettings, break_ties
 from evomerge.seeding import derive
+from evomerge.testing.sampler_contract import Space, ask, box, tell
 
 Point = NDArray[np.float64]
 

@@ -19,13 +19,23 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState
-from sampler_contract import CATEGORIES, CONDITIONAL, NUMBERS, SamplerContract, Space, ask, box, run, tell
 
 from evomerge.errors import InvalidInput
 from evomerge.samplers import build_sampler
 from evomerge.samplers.cma import CmaSampler
 from evomerge.samplers.cma_evolution import Evaluation, Evolution, EvolutionSettings
 from evomerge.storage.attributes import TELL
+from evomerge.testing.sampler_contract import (
+    CATEGORIES,
+    CONDITIONAL,
+    NUMBERS,
+    SamplerContract,
+    Space,
+    ask,
+    box,
+    run,
+    tell,
+)
 
 
 class TestCma(SamplerContract):

@@ -9,10 +9,19 @@ import numpy as np
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
-from sampler_contract import CONDITIONAL, SamplerContract, Space, ask, box, crash_in_ask, loss, proposed
 
 from evomerge.errors import InvalidInput
 from evomerge.samplers import build_sampler
+from evomerge.testing.sampler_contract import (
+    CONDITIONAL,
+    SamplerContract,
+    Space,
+    ask,
+    box,
+    crash_in_ask,
+    loss,
+    proposed,
+)
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "gp": {"n_startup_trials": 4},

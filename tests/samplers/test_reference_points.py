@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
-from sampler_contract import CATEGORIES, CONDITIONAL, NUMBERS, Space, ask, box, crash_in_ask, loss, proposed
 
 from evomerge.errors import InvalidInput
 from evomerge.samplers import build_sampler
@@ -23,6 +22,17 @@ from evomerge.samplers.reference_points import (
     write_reference_points,
 )
 from evomerge.storage.attributes import TELL
+from evomerge.testing.sampler_contract import (
+    CATEGORIES,
+    CONDITIONAL,
+    NUMBERS,
+    Space,
+    ask,
+    box,
+    crash_in_ask,
+    loss,
+    proposed,
+)
 
 SPACE = box(6)
 OBJECTIVES = 4

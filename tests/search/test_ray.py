@@ -14,11 +14,10 @@ from optuna.trial import TrialState
 from evomerge import load_spec, run_search
 from evomerge.cluster.ray_executor import RayExecutor
 from evomerge.errors import InvalidInput, StoppedByFailures
-from evomerge.evaluation.items import ItemBlock
-from evomerge.jobs import Failed, Score, Scored, WorkerSetup
-from evomerge.recipe import ModelRef, Recipe
+from evomerge.jobs import Failed, Scored
 from evomerge.search.run import Listener
 from evomerge.storage import attributes
+from evomerge.testing.executor_contract import ExecutorContract, job, setup
 
 
 @pytest.fixture(scope="module")
@@ -97,27 +96,14 @@ def test_n2_candidates_that_kill_their_worker_fail_and_the_others_finish(cluster
     assert all(trial.user_attrs[attributes.ATTEMPT] == 3 for trial in failed)
 
 
-def setup(**settings):
-    ref = ModelRef("base", "nowhere", revision=None, fingerprint="f")
-    return WorkerSetup(
-        base=ref,
-        experts=(),
-        dtype="float32",
-        seed=0,
-        evaluator="synthetic",
-        settings={"items": 40, **settings},
-        bounds={"x": (0.0, 1.0)},
-    )
-
-
-def job(key, x=0.5):
-    base = ModelRef("base", "nowhere", revision=None, fingerprint="f")
-    recipe = Recipe(base=base, sources=(), rules=(), dtype="float32")
-    return Score(key=key, recipe=recipe, items=ItemBlock("search"), params={"x": x})
-
-
 def executor(timeout=60.0, count=1, **settings):
     return RayExecutor(setup(**settings), count=count, cpus=1, gpus=0, resources={}, timeout=timeout)
+
+
+@pytest.mark.usefixtures("cluster")
+class TestRayExecutor(ExecutorContract):
+    def open(self, setup):
+        return RayExecutor(setup, count=2, cpus=1, gpus=0, resources={}, timeout=60.0)
 
 
 def test_a_candidate_that_hangs_is_given_up_and_its_worker_replaced(cluster):

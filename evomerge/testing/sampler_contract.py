@@ -1,4 +1,4 @@
-"""What every sampler of evomerge promises. Subclass `SamplerContract` and say how the sampler is built."""
+"""The promises of a sampler, as tests. A test module subclasses this and says how the sampler is built."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def run(study: optuna.Study, space: Space, n: int) -> list[Params]:
 
 
 def crash_in_ask(study: optuna.Study, space: Space) -> None:
-    """What a controller leaves behind that is killed in ask, and what the next one does about it."""
+    """Leave behind what a controller that is killed in ask does, and clean up as the next one does."""
     trial = study.ask()
     names = list(space.active({}))
     for name in names[: len(names) // 2]:
@@ -153,27 +153,29 @@ def disturb_global_generators(salt: int) -> None:
 
 
 def global_generators() -> tuple[Any, ...]:
-    numpy = np.random.get_state()
-    return (
-        random.getstate(),
-        numpy[0],
-        np.asarray(numpy[1]).tobytes(),
-        numpy[2:],
-        torch.get_rng_state().numpy().tobytes(),
-    )
+    return random.getstate(), str(np.random.get_state(legacy=False)), torch.get_rng_state().numpy().tobytes()
 
 
 class SamplerContract:
     """Subclasses set `name`, and whatever else differs; `spaces` are those that the sampler can search.
 
-    Tests that take `space` run once for each of them (see conftest.py); those that take `new_study` too run in memory,
-    and for the first space also on a disk.
+    Tests that take `space` run once for each of them; those that take `new_study` too run in memory, and for the first
+    space also on a disk.
     """
 
     name: str
     settings: Mapping[str, Any] = {}
     spaces: Mapping[str, Space] = {"numbers": NUMBERS, "categories": CATEGORIES, "conditional": CONDITIONAL}
     trials = 30
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Pytest's hook: runs the tests over the spaces."""
+        spaces = list(self.spaces)
+        if "storage_kind" in metafunc.fixturenames:
+            pairs = [(name, "memory") for name in spaces] + [(spaces[0], "sqlite")]
+            metafunc.parametrize(("space_name", "storage_kind"), pairs)
+        elif "space_name" in metafunc.fixturenames:
+            metafunc.parametrize("space_name", spaces)
 
     @pytest.fixture
     def space(self, space_name: str) -> Space:

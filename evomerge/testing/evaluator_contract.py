@@ -1,4 +1,4 @@
-"""What every evaluator promises, as tests. A test module subclasses this and says how to build one."""
+"""The promises of an evaluator, as tests. A test module subclasses this and says how to build one."""
 
 from __future__ import annotations
 
@@ -105,6 +105,7 @@ class EvaluatorContract:
 
 
 def candidate(model: Any = None, params: dict[str, Any] | None = None, load: Any = None) -> Candidate:
+    """A candidate with these params, or with a live model, or with a function that loads one."""
     return Candidate(key="test/0", params=params or {}, recipe=RECIPE, model=load or (lambda: model))
 
 
