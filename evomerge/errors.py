@@ -16,6 +16,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+__all__ = ["EvomergeError", "Interrupted", "InvalidInput", "MergeError", "OtherSpec", "StoppedByFailures", "StudyHeld"]
+
 
 class EvomergeError(Exception):
     """Base class of all errors that evomerge raises on purpose."""

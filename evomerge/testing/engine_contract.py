@@ -14,6 +14,8 @@ import torch
 from evomerge.engine.protocol import Engine, Lengths, Prompt, Requests, Responses, Unwritten
 from evomerge.errors import InvalidInput, MergeError
 
+__all__ = ["EngineContract"]
+
 Weights = Mapping[str, torch.Tensor]
 
 

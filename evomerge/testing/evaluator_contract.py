@@ -14,6 +14,8 @@ from evomerge.evaluation import Candidate, Evaluator, ItemBlock, Scores, Split, 
 from evomerge.evaluation.split import PARTS
 from evomerge.recipe import ModelRef, Recipe
 
+__all__ = ["EvaluatorContract", "candidate"]
+
 RECIPE = Recipe(base=ModelRef("base", "/nowhere"), sources=(ModelRef("a", "/nowhere"),), rules=(), dtype="float32")
 
 

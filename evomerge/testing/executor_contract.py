@@ -12,6 +12,8 @@ from evomerge.evaluation.items import ItemBlock
 from evomerge.jobs import Failed, Outcome, Progress, Score, Scored, WorkerSetup
 from evomerge.recipe import ModelRef, Recipe
 
+__all__ = ["ExecutorContract", "job", "setup"]
+
 BASE = ModelRef("base", "/nowhere", revision=None, fingerprint="f")
 RECIPE = Recipe(base=BASE, sources=(), rules=(), dtype="float32")
 

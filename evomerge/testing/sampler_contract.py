@@ -20,6 +20,8 @@ from evomerge.errors import InvalidInput
 from evomerge.samplers import build_sampler
 from evomerge.storage.attributes import TELL
 
+__all__ = ["SamplerContract", "Space"]
+
 Params = dict[str, Any]
 NewStudy = Callable[..., optuna.Study]
 

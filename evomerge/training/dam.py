@@ -17,6 +17,8 @@ from torch import Tensor
 
 from evomerge.merging.column_linear import NONLINEARITIES
 
+__all__ = ["entropy_loss", "kl_loss", "l1_l2", "merged_weight", "mse_loss", "overlap", "similarity", "weighted_overlap"]
+
 KlNorm = Literal["tokens_and_batch", "tokens"]
 
 
