@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, BartConfig, MBartConfig, PreTrain
 from evomerge.checkpoints import (
     Source,
     check_scorable,
-    export,
     load_skeleton,
+    model_writer,
     open_source,
     tensor_digests,
     verify_digests,
@@ -212,7 +212,7 @@ def test_an_export_has_config_tokenizer_licence_recipe_and_further_files(
 
 def test_nested_configs_get_the_dtype_and_the_origin_is_left_out() -> None:
     config = {"_name_or_path": "/home/me/model", "text_config": {"torch_dtype": "float32", "sizes": {"a": 1}}}
-    assert export.exported_config(config, torch.bfloat16) == {
+    assert model_writer.exported_config(config, torch.bfloat16) == {
         "text_config": {"torch_dtype": "bfloat16", "sizes": {"a": 1}},
         "dtype": "bfloat16",
         "torch_dtype": "bfloat16",
