@@ -42,6 +42,25 @@ def test_every_method_is_described_completely():
         )
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"integer from 0 to 2, and has no default"),
+        ({"task": 3}, "from 0 to 2, but got 3"),
+        ({"task": -1}, "but got -1"),
+        ({"task": True}, "but got True"),
+        ({"task": 1.0}, r"but got 1\.0"),
+        ({"task": "1"}, "but got '1'"),
+        ({"task": 0, "tasks": 1}, "unknown option of 'emr' 'tasks'"),
+        ({"task": 0, "rescaler": "mean"}, "rescaler"),
+    ],
+)
+def test_the_position_of_a_source_has_no_default_and_must_exist(options, message):
+    with pytest.raises(InvalidInput, match=message):
+        validate("emr", {}, options, 3)
+    assert validate("emr", {}, {"task": 2}, 3) == ({}, {"task": 2, "rescaler": "flat_sum"})
+
+
 def test_method_data_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         method_info("ties").name = "other"  # type: ignore[misc]

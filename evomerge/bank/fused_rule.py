@@ -7,8 +7,9 @@ kernels. The bits are those of the methods' functions.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,11 +53,13 @@ class SourceCache:
         cosines: tensor name -> the cosine between two sources.
         signs: scope -> whether the majority of its elected sums was positive in the last merge. Only a guess.
         spans: (tensor name, whether the base is read) -> its pieces.
+        values: the cache of `RuleTensors`.
     """
 
     cosines: MutableMapping[str, float] = field(default_factory=dict)
     signs: MutableMapping[tuple[str, ...], bool] = field(default_factory=dict)
     spans: MutableMapping[tuple[str, bool], tuple[Span, ...]] = field(default_factory=dict)
+    values: MutableMapping[Hashable, Any] = field(default_factory=dict)
 
 
 class FusedRule:

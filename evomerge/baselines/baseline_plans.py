@@ -94,7 +94,7 @@ class Ingredients:
             method=method,
             sources=tuple(ref.name for ref in experts),
             parameters=resolve_parameters(method, parameters, len(experts)),
-            options=resolve_options(method, options),
+            options=resolve_options(method, options, n_sources=len(experts)),
         )
         return Recipe(base=self.base, sources=tuple(experts), rules=(rule,), dtype=self.spec.dtype, seed=self.spec.seed)
 
@@ -208,13 +208,14 @@ def one_method(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
 def _merge_settings(baseline: BaselineSpec, method: str, experts: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parameters and options of a merge method among a baseline's settings; the others are as published."""
     known = {parameter.name for parameter in METHODS[method].parameters}
-    allowed = known | {option.name for option in METHODS[method].options} | {"semantics"}
+    allowed = known | {"semantics", *METHODS[method].option_names}
     for name in baseline.settings:
         if name not in allowed:
             raise unknown_name(f"setting of baseline {baseline.name!r}", name, allowed)
     parameters = {name: value for name, value in baseline.settings.items() if name in known}
     options = {name: value for name, value in baseline.settings.items() if name not in known}
-    return dict(resolve_parameters(method, parameters, experts)), dict(resolve_options(method, options))
+    resolved = resolve_options(method, options, n_sources=experts)
+    return dict(resolve_parameters(method, parameters, experts)), dict(resolved)
 
 
 def dam(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:

@@ -5,13 +5,14 @@ The result is not one model but one per task. With float64 inside, a single sour
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from evomerge.errors import unknown_name
+from evomerge.errors import MergeError, unknown_name
 from evomerge.merging.named_tensors import common_names
 from evomerge.merging.rule_tensors import Piece, RuleTensors
 from evomerge.merging.sums import ordered_sum
@@ -26,9 +27,13 @@ def merge_emr(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
 
     Yields:
         (name, merged tensor), each once, in the order of the rule's names.
+
+    Raises:
+        MergeError: the base or a source has values that are not finite.
     """
     task = int(tensors.options["task"])
-    factor = _rescaler(_magnitudes(tensors, task), str(tensors.options["rescaler"]))
+    magnitudes = tensors.cached(("emr magnitudes", task), lambda: _magnitudes(tensors, task))
+    factor = _rescaler(magnitudes, str(tensors.options["rescaler"]))
 
     def kernel(piece: Piece) -> Tensor:
         vectors = _task_vectors(piece)
@@ -127,14 +132,22 @@ class _Magnitudes(NamedTuple):
 
 
 def _magnitudes(tensors: RuleTensors, task: int) -> list[_Magnitudes]:
-    """Of every tensor that the rescaler of a task extends over."""
+    """Of every tensor of the whole model.
+
+    Raises:
+        MergeError: a tensor has values that are not finite. They would spoil the rescaler, and so all tensors.
+    """
 
     def pairs(name: str) -> Iterator[tuple[Tensor, Tensor]]:
         for piece in tensors.pieces(name):
             vectors = _task_vectors(piece)
             yield vectors[task], elected_vector(vectors)
 
-    return [_Magnitudes.of(pairs(name)) for name in tensors.whole_model]
+    found = {name: _Magnitudes.of(pairs(name)) for name in tensors.whole_model}
+    for name, each in found.items():
+        if not math.isfinite(each.own + each.reconstructed):
+            raise MergeError(f"the base or a source has values that are not finite in tensor {name!r}")
+    return list(found.values())
 
 
 def _rescaler(tensors: Iterable[_Magnitudes], rule: str) -> float:
@@ -143,7 +156,7 @@ def _rescaler(tensors: Iterable[_Magnitudes], rule: str) -> float:
         divisor = 1 if rule == "flat_sum" else max(1, each.elements)
         own += each.own / divisor
         reconstructed += each.reconstructed / divisor
-    return own / reconstructed if reconstructed > 0 else 0.0
+    return own / reconstructed if reconstructed != 0 else 0.0
 
 
 def _task_vectors(piece: Piece) -> list[Tensor]:

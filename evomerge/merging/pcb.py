@@ -61,8 +61,11 @@ def merge_pcb(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         MergeError: a task vector has values that are not finite. Clipping would hide them.
     """
     variant, weights = str(tensors.options["variant"]), tensors.per_source("weight")
-    magnitudes = magnitude_bounds(tensors, CLIPPED_SHARE[variant])
-    competition = competition_bounds(tensors, variant, magnitudes, tensors.shared("density"))
+    share, density = CLIPPED_SHARE[variant], tensors.shared("density")
+    magnitudes = tensors.cached(("pcb magnitudes", share), lambda: magnitude_bounds(tensors, share))
+    competition = tensors.cached(
+        ("pcb competition", variant, density), lambda: competition_bounds(tensors, variant, magnitudes, density)
+    )
 
     def kernel(piece: Piece) -> Tensor:
         vectors = piece.task_vectors()
@@ -144,7 +147,7 @@ def magnitude_bounds(tensors: RuleTensors, share: float) -> tuple[Bounds, ...]:
             for piece in tensors.pieces(name, [source]):
                 magnitude = piece.task_vectors()[0].abs_()
                 if not bool(torch.isfinite(magnitude).all()):
-                    raise MergeError(f"tensor {name!r} of a source or of the base has values that are not finite")
+                    raise MergeError(f"the base or a source has values that are not finite in tensor {name!r}")
                 yield magnitude
 
     def at(source: int, index: int) -> float:

@@ -8,10 +8,10 @@ same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from evomerge.merging.order_statistics import Thresholds
 from evomerge.methods import OptionValue
 
 Tensors = Mapping[str, Tensor]
+Value = TypeVar("Value")
 
 # Elements per piece. CPU: a few fp32 temporaries fit the second-level cache. Elsewhere: enough to hide kernel launches.
 CPU_PIECE = 1 << 17
@@ -70,6 +71,8 @@ class RuleTensors:
             tied tensor once; None: `names`. Under `trim_scope: layer_group` the scope is `names`.
         statistics: for each source, in source order, name -> statistic of that tensor, for methods that take some. It
             may name other tensors than `names`; None where none were given.
+        cache: values that depend on base and sources alone, see `cached`. It may outlive the rule, as long as base and
+            sources are the same.
     """
 
     names: tuple[str, ...]
@@ -81,6 +84,7 @@ class RuleTensors:
     thresholds: Thresholds | None = None
     scope_names: tuple[str, ...] | None = None
     statistics: Sequence[Tensors] | None = None
+    cache: MutableMapping[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def shared(self, name: str) -> float:
         value = self.parameters[name]
@@ -111,6 +115,17 @@ class RuleTensors:
         if self.statistics is None:
             raise InvalidInput("this method works on statistics of the sources; give `statistics`, one per source")
         return [statistics.get(name) for statistics in self.statistics]
+
+    def cached(self, key: Hashable, compute: Callable[[], Value]) -> Value:
+        """A value over the whole model, computed at its first use.
+
+        Args:
+            key: everything that decides the value, beside base, sources and the tensors of the whole model.
+        """
+        values: MutableMapping[Hashable, Value] = self.cache.setdefault(self.whole_model, {})
+        if key not in values:
+            values[key] = compute()
+        return values[key]
 
     def normalisable(self, weights: Sequence[float]) -> float:
         """The sum of the weights, which a normalised method divides by.

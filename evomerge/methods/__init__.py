@@ -16,6 +16,7 @@ from evomerge.methods.info import (
     Option,
     OptionValue,
     Parameter,
+    SourceOption,
     Statistics,
     TensorParameter,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "Option",
     "OptionValue",
     "Parameter",
+    "SourceOption",
     "Statistics",
     "TensorParameter",
     "method_info",

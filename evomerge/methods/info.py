@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-OptionValue = str | bool
+OptionValue = str | bool | int
 
 NEEDS = frozenset({"base", "statistics", "gradients"})
 
@@ -71,6 +71,14 @@ class Option:
         return self.choices[0]
 
 
+@dataclass(frozen=True)
+class SourceOption:
+    """An option whose value is the position of a source, counted from 0. It has no default and is never searched."""
+
+    name: str
+    description: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class MissingParameter:
     """A parameter of ours that mergekit's method lacks: there a merge is the same only where it has no effect.
@@ -120,6 +128,7 @@ class MethodInfo:
         merge: "module:function" of its arithmetic, a function from `RuleTensors` to named tensors.
         plan: "module:function" of its formula, if it has one: see `evomerge.merging.plans`.
         per_source, shared: its parameters that are numbers; `parameters` is both.
+        options, source_options: its choices between definitions, and those of a source.
         needs: what it needs beyond the sources' weights, of "base", "statistics" and "gradients".
         elementwise: whatever the options, an element of the result depends on that element of base and sources alone.
         weighted_sum: the result is the sum of the sources, each times its `weight` (under `normalize: true` divided by
@@ -139,6 +148,7 @@ class MethodInfo:
     per_source: tuple[Parameter, ...] = ()
     shared: tuple[Parameter, ...] = ()
     options: tuple[Option, ...] = ()
+    source_options: tuple[SourceOption, ...] = ()
     needs: frozenset[str] = frozenset()
     elementwise: bool = False
     weighted_sum: bool = False
@@ -159,6 +169,10 @@ class MethodInfo:
     @property
     def parameters(self) -> tuple[Parameter, ...]:
         return self.per_source + self.shared
+
+    @property
+    def option_names(self) -> tuple[str, ...]:
+        return (*(option.name for option in self.options), *(option.name for option in self.source_options))
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from numbers import Real
 from typing import Any
 
 from evomerge.errors import InvalidInput, unknown_name
-from evomerge.methods.info import Option, OptionValue, Parameter
+from evomerge.methods.info import Option, OptionValue, Parameter, SourceOption
 from evomerge.methods.table import method_info
 
 SEMANTICS = ("evomerge", "mergekit")
@@ -44,7 +44,12 @@ def resolve_parameters(method: str, parameters: Mapping[str, ParameterValue], n_
 
 
 def resolve_options(
-    method: str, options: Mapping[str, OptionValue], *, semantics: str = "evomerge", scope: str | None = None
+    method: str,
+    options: Mapping[str, OptionValue],
+    *,
+    semantics: str = "evomerge",
+    scope: str | None = None,
+    n_sources: int | None = None,
 ) -> dict[str, OptionValue]:
     """All options of the method, with their canonical values.
 
@@ -54,9 +59,10 @@ def resolve_options(
 
     Args:
         scope: the `trim_scope` of methods that have one, where neither the options nor the preset set it.
+        n_sources: how many sources are merged; None where this is not known yet.
 
     Raises:
-        InvalidInput: unknown option, value or preset.
+        InvalidInput: unknown option, value or preset, or no position of a source where one must be given.
     """
     info = method_info(method)
     known = {option.name: option for option in info.options}
@@ -64,11 +70,15 @@ def resolve_options(
     if not isinstance(preset, str) or preset not in SEMANTICS:
         raise unknown_name("semantics", str(preset), SEMANTICS)
     given = {name: value for name, value in options.items() if name != "semantics"}
-    _refuse_unknown(f"option of {method!r}", given, known)
+    _refuse_unknown(f"option of {method!r}", given, info.option_names)
     base = {"trim_scope": scope} if scope is not None and "trim_scope" in known else {}
     theirs = info.mergekit.semantics if preset == "mergekit" and info.mergekit else {}
     chosen = {**base, **theirs, **given}
-    return {name: _resolve_option(method, option, chosen.get(name, option.default)) for name, option in known.items()}
+    positions = {each.name: _position(method, each, given, n_sources) for each in info.source_options}
+    choices = {
+        name: _resolve_option(method, option, chosen.get(name, option.default)) for name, option in known.items()
+    }
+    return {**positions, **choices}
 
 
 def validate(
@@ -86,7 +96,7 @@ def validate(
     """
     if "base" in method_info(method).needs and not has_base:
         raise InvalidInput(f"{method} works on task vectors (source minus base); give the base model")
-    return resolve_parameters(method, parameters, n_sources), resolve_options(method, options)
+    return resolve_parameters(method, parameters, n_sources), resolve_options(method, options, n_sources=n_sources)
 
 
 def resolve_statistics(
@@ -179,8 +189,21 @@ def _resolve_option(method: str, option: Option, value: object) -> OptionValue:
         # By type as well: 1 == True, but a number is no switch.
         if type(value) is type(choice) and _spelling(value) == _spelling(choice):
             return choice
-    known = [str(choice).lower() if isinstance(choice, bool) else choice for choice in option.choices]
+    known = [str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in option.choices]
     raise unknown_name(f"value of {method!r} option {option.name!r}:", str(value), known)
+
+
+def _position(method: str, option: SourceOption, given: Mapping[str, OptionValue], n_sources: int | None) -> int:
+    last = "the number of sources - 1" if n_sources is None else str(n_sources - 1)
+    wanted = f"{method}: option {option.name!r} is the position of a source, an integer from 0 to {last}"
+    if option.name not in given:
+        raise InvalidInput(f"{wanted}, and has no default; give it")
+    value = given[option.name]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidInput(f"{wanted}, but got {value!r}")
+    if value < 0 or (n_sources is not None and value >= n_sources):
+        raise InvalidInput(f"{wanted}, but got {value}")
+    return value
 
 
 def _spelling(value: object) -> object:

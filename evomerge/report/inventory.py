@@ -90,6 +90,7 @@ def _method(info: MethodInfo) -> dict[str, Any]:
             }
             for option in info.options
         ],
+        "source_options": [{"name": each.name, "description": each.description} for each in info.source_options],
     }
 
 

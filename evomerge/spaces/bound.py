@@ -89,7 +89,9 @@ class BoundSpace:
             for parameter, value in chosen.parameters.items()
         }
         resolved = resolve_parameters(method, values, n_sources=len(names))
-        options = resolve_options(method, chosen.options, semantics=self.space.semantics, scope="layer_group")
+        options = resolve_options(
+            method, chosen.options, semantics=self.space.semantics, scope="layer_group", n_sources=len(names)
+        )
         return Rule(tensors=group.tensors, method=method, sources=names, parameters=_frozen(resolved), options=options)
 
 

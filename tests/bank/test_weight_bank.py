@@ -13,7 +13,7 @@ from evomerge.bank.kernels import KernelKind, Kernels
 from evomerge.bank.memory import memory_need
 from evomerge.checkpoints import open_source, tensor_digest
 from evomerge.errors import InvalidInput, MergeError
-from evomerge.merging import merge_state_dicts
+from evomerge.merging import RuleTensors, merge_state_dicts
 from evomerge.merging.plans import Formula
 from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule
@@ -49,7 +49,7 @@ def recipe_of(sources, method, dtype, parameters=None, options=None, experts=EXP
         method=method,
         sources=experts,
         parameters=resolve_parameters(method, parameters or {}, len(experts)),
-        options=resolve_options(method, options or {}),
+        options=resolve_options(method, options or {}, n_sources=len(experts)),
     )
     return Recipe(base=base.ref, sources=refs, rules=(rule,), dtype=dtype, seed=7)
 
@@ -66,6 +66,8 @@ def live_bits(model):
         ("ties", {"density": 0.3, "weight": [1.0, 0.5, 2.0]}, {"trim_scope": "tensor"}),
         ("ties", {"density": 0.3}, {"trim_scope": "tensor", "zero_sign": "plus", "weighting": "norm"}),
         ("dare_linear", {"drop_rate": 0.5, "weight": 0.4}, {}),
+        ("pcb", {"density": 0.2, "weight": [1.0, 0.5, 2.0]}, {"variant": "vision_es"}),
+        ("emr", {}, {"task": 1}),
     ],
 )
 def test_what_is_materialised_is_what_merge_state_dicts_defines(sources, bank, dtype, method, parameters, options):
@@ -98,7 +100,7 @@ def test_slerp_of_two_sources_is_what_merge_state_dicts_defines(sources, bank, d
         torch.testing.assert_close(live[name], tensor.to(live[name].dtype), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("space", ["dare-ties-per-block", "ties-smooth", "linear-global"])
+@pytest.mark.parametrize("space", ["dare-ties-per-block", "ties-smooth", "linear-global", "pcb-per-block"])
 def test_n9_scored_exported_and_verified_weights_have_the_same_bits(sources, bank, dtype, space):
     base, experts = sources
     bound = bind(load_space(space), base.catalogue, base.ref, [each.ref for each in experts], dtype=dtype, seed=3)
@@ -107,6 +109,25 @@ def test_n9_scored_exported_and_verified_weights_have_the_same_bits(sources, ban
     exported = {name: tensor_digest(tensor) for name, tensor in bank.merged(recipe)}
     another = WeightBank(*sources, dtype=getattr(torch, dtype), device=torch.device("cpu"))
     assert scored == exported == bank.live_digests(recipe) == another.live_digests(recipe)
+
+
+def test_statistics_of_the_whole_model_are_measured_once_whatever_the_weights(sources, bank, dtype, monkeypatch):
+    reads = []
+
+    def counted(tensors, *arguments):
+        reads.append(arguments)
+        return pieces(tensors, *arguments)
+
+    pieces = RuleTensors.pieces
+    monkeypatch.setattr(RuleTensors, "pieces", counted)
+    names = len(sources[0].catalogue.mergeable)
+    for method, changes in (("pcb", {"weight": 2.0}), ("emr", {})):
+        options = {"task": 0} if method == "emr" else {}
+        bank.materialize(recipe_of(sources, method, dtype, {}, options))
+        bank.materialize(recipe_of(sources, "linear", dtype))
+        reads.clear()
+        bank.materialize(recipe_of(sources, method, dtype, changes, options))
+        assert len(reads) == names
 
 
 @pytest.mark.parametrize("scope", ["global", "tensor"])

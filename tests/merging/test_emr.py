@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.errors import InvalidInput
+from evomerge.merging import merge_state_dicts
 from evomerge.merging.emr import elect, mask, merge_emr, rescaler
 from evomerge.merging.rule_tensors import RuleTensors
 
@@ -140,6 +141,16 @@ def test_the_rescaler_is_one_number_for_the_whole_model(monkeypatch):
         )
     )
     assert alone["a"].tolist() == whole["a"].tolist() == pytest.approx([2 * 12 / 16] * 4)
+
+
+def test_merging_state_dicts_reconstructs_the_task_that_is_asked_for():
+    base = {"w": torch.zeros(5).bfloat16(), "n": torch.tensor(7)}
+    sources = [{"w": vector["w"].bfloat16(), "n": torch.tensor(8)} for vector in (FIRST, SECOND)]
+    first, second = (merge_state_dicts("emr", sources, base, options={"task": task}) for task in (0, 1))
+    assert first["w"].tolist() == (6 / 5 * t(2.0, 3.0, 0.0, 0.0, 0.0)).bfloat16().tolist()
+    assert second["w"].tolist() == (9 / 8 * t(2.0, 0.0, -2.0, 0.0, -4.0)).bfloat16().tolist()
+    assert first["w"].dtype == torch.bfloat16
+    assert int(first["n"]) == 7
 
 
 def test_elected_vectors_have_the_dtype_of_the_task_vectors():

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.errors import MergeError
-from evomerge.merging import RuleTensors
+from evomerge.errors import InvalidInput, MergeError
+from evomerge.merging import RuleTensors, merge_state_dicts
 from evomerge.merging.pcb import CLIPPED_SHARE, merge_pcb
 
 VARIANTS = sorted(CLIPPED_SHARE)
@@ -143,6 +143,34 @@ def test_dividing_a_vector_into_tensors_changes_nothing(variant, monkeypatch):
     assert torch.equal(some["b"], parts["b"])
     monkeypatch.setattr("evomerge.merging.rule_tensors.CPU_PIECE", 13)
     assert torch.equal(merged({"w": base}, [{"w": source} for source in sources], 0.1, 1.3, variant)["w"], whole)
+
+
+def test_merging_state_dicts_is_the_same_with_defaults_lists_and_dtypes_kept():
+    generator = torch.Generator().manual_seed(5)
+    base, *sources = [{"w": torch.randn(300, generator=generator).bfloat16(), "n": torch.tensor(7)} for _ in range(3)]
+    result = merge_state_dicts("pcb", sources, base)
+    floats = [{"w": model["w"]} for model in (base, *sources)]
+    assert torch.equal(result["w"], merged(floats[0], floats[1:])["w"].bfloat16())
+    assert int(result["n"]) == 7
+    changed = merge_state_dicts("pcb", sources, base, {"density": 0.3, "weight": [1.5, 0.5]}, {"variant": "vision_es"})
+    assert torch.equal(changed["w"], merged(floats[0], floats[1:], 0.3, (1.5, 0.5), "vision_es")["w"].bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"base": None}, "give the base"),
+        ({"parameters": {"density": [0.1, 0.1]}}, "one number, not one per source"),
+        ({"parameters": {"density": 1.1}}, "outside"),
+        ({"parameters": {"weight": [1.0]}}, "1 values for 2 sources"),
+        ({"options": {"variant": "paper_softmax"}}, "variant"),
+        ({"statistics": [{}, {}]}, "uses no statistics"),
+    ],
+)
+def test_bad_input_is_refused(arguments, message):
+    sources = [{"w": torch.ones(4)}, {"w": torch.zeros(4)}]
+    with pytest.raises(InvalidInput, match=message):
+        merge_state_dicts("pcb", sources, **{"base": {"w": torch.zeros(4)}, **arguments})
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -51,9 +51,14 @@ def n_sources(method: str) -> int:
     return METHODS[method].sources or 3
 
 
-def merge(method: str, dtype: torch.dtype = torch.float32, **arguments):
+def required(method: str) -> dict[str, int]:
+    """The options that have no default."""
+    return {option.name: 0 for option in METHODS[method].source_options}
+
+
+def merge(method: str, dtype: torch.dtype = torch.float32, options=None, **arguments):
     base, *sources = models(n_sources(method), dtype)
-    return merge_state_dicts(method, sources, base, **arguments)
+    return merge_state_dicts(method, sources, base, options={**required(method), **(options or {})}, **arguments)
 
 
 def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
@@ -71,7 +76,7 @@ def test_every_method_has_exactly_one_function():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_results_have_names_shapes_and_dtype_of_the_base_and_its_integer_tensors(method, dtype):
     base, *sources = models(n_sources(method), dtype)
-    result = merge_state_dicts(method, [{**source} for source in sources], base)
+    result = merge_state_dicts(method, [{**source} for source in sources], base, options=required(method))
     assert list(result) == list(base)
     for name, tensor in result.items():
         assert tensor.dtype == base[name].dtype
@@ -92,7 +97,10 @@ def test_without_a_base_the_first_source_is_the_template():
 def test_n24_inputs_are_neither_changed_nor_shared(method):
     base, *sources = models(n_sources(method))
     before = [{name: tensor.clone() for name, tensor in model.items()} for model in (base, *sources)]
-    parameters, options = {parameter.name: parameter.default for parameter in METHODS[method].parameters}, {}
+    parameters, options = (
+        {parameter.name: parameter.default for parameter in METHODS[method].parameters},
+        required(method),
+    )
     result = merge_state_dicts(method, sources, base, parameters, options)
     assert all(same(model, copy) for model, copy in zip((base, *sources), before, strict=True))
     assert parameters == {parameter.name: parameter.default for parameter in METHODS[method].parameters}
@@ -105,7 +113,7 @@ def test_n24_one_source_alone_is_not_aliased(method):
     if METHODS[method].sources not in (None, 1):
         return
     base, source = models(1)
-    result = merge_state_dicts(method, [source], base)
+    result = merge_state_dicts(method, [source], base, options=required(method))
     result["model.embed.weight"].zero_()
     assert bool(source["model.embed.weight"].any())
 
@@ -131,11 +139,11 @@ def test_the_seed_decides_the_masks(method):
 
 def options_of(method: str):
     """The defaults, mergekit's choices, and every other choice of each option alone."""
-    yield {}
-    yield {"semantics": "mergekit"}
+    yield required(method)
+    yield {"semantics": "mergekit", **required(method)}
     for option in METHODS[method].options:
         for choice in option.choices[1:]:
-            yield {option.name: choice}
+            yield {option.name: choice, **required(method)}
 
 
 def ends_of(method: str, widest: bool):
@@ -162,7 +170,7 @@ def test_n6_every_method_is_finite_at_the_ends_of_every_range_on_small_tensors(m
     ]
     sources.append(base)  # and one source that has not moved at all
     for options in options_of(method):
-        search_ends = ends_of(method, widest=False) if not options else ()
+        search_ends = ends_of(method, widest=False) if options == required(method) else ()
         for parameters in itertools.chain(search_ends, ends_of(method, widest=True)):
             try:
                 result = merge_state_dicts(method, sources, base, parameters, options)
@@ -179,7 +187,7 @@ def test_n5_a_nan_in_a_source_is_an_error_and_never_hidden(method):
     parameters = {"weight": 1.0} if any(p.name == "weight" for p in METHODS[method].parameters) else {}
     parameters |= {"drop_rate": 0.0} if method.startswith("dare") else {}
     with pytest.raises(MergeError, match=r"not finite in tensor 'model.layers.0.norm.bias'"):
-        merge_state_dicts(method, sources, base, parameters)
+        merge_state_dicts(method, sources, base, parameters, required(method))
 
 
 def test_an_overflow_of_the_final_cast_is_an_error():
@@ -211,7 +219,7 @@ def test_merging_group_by_group_gives_the_reference(method):
     ]
     everything = sorted(itertools.chain(*layers))
     for scope in ("layer_group", "global", "tensor"):
-        options = {"trim_scope": scope} if "ties" in method else {}
+        options = {"trim_scope": scope} if "ties" in method else required(method)
         reference = merge_state_dicts(method, sources, base, {}, options)
         for names in layers:
             for name, tensor in grouped(method, base, sources, options, names, scope_names=everything).items():
@@ -248,8 +256,8 @@ def test_any_division_into_pieces_gives_the_same_bits(method, semantics, monkeyp
     whole = merge(method, options=options)
     monkeypatch.setattr(rule_tensors, "CPU_PIECE", 7)
     pieced = merge(method, options=options)
-    if method == "slerp" or (method.startswith("dare") and semantics == "mergekit"):
-        # Norms are sums over the pieces: fixed by the size of a piece, which is a constant.
+    if method in ("slerp", "emr") or (method.startswith("dare") and semantics == "mergekit"):
+        # Norms and rescalers are sums over the pieces: fixed by the size of a piece, which is a constant.
         assert all(torch.allclose(whole[name], pieced[name]) for name in whole)
     else:
         assert same(whole, pieced)
@@ -265,7 +273,7 @@ def test_the_number_of_threads_changes_no_bit(method, semantics):
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results.append(merge_state_dicts(method, sources, base, {}, {"semantics": semantics}))
+            results.append(merge_state_dicts(method, sources, base, {}, {"semantics": semantics, **required(method)}))
     finally:
         torch.set_num_threads(threads)
     assert same(results[0], results[1])
@@ -275,7 +283,7 @@ def test_the_number_of_threads_changes_no_bit(method, semantics):
 @pytest.mark.parametrize("method", ALL)
 def test_the_order_of_tensors_and_their_strides_change_no_bit(method):
     base, *sources = models(n_sources(method))
-    plain = merge_state_dicts(method, sources, base)
+    plain = merge_state_dicts(method, sources, base, options=required(method))
 
     def shuffled(model):
         return {
@@ -283,7 +291,7 @@ def test_the_order_of_tensors_and_their_strides_change_no_bit(method):
             for name in reversed(model)
         }
 
-    result = merge_state_dicts(method, [shuffled(source) for source in sources], shuffled(base))
+    result = merge_state_dicts(method, [shuffled(source) for source in sources], shuffled(base), {}, required(method))
     assert list(result) == list(reversed(base))
     assert same({name: result[name] for name in base}, plain)
 
@@ -302,10 +310,10 @@ def test_tied_tensors_count_once_and_stay_equal():
         return {"lm_head.weight": shared, "other": torch.randn(50, generator=generator), "embed.weight": shared}
 
     base, *sources = (tied() for _ in range(3))
-    for method in ("ties", "dare_ties", "dare_linear"):
-        result = merge_state_dicts(method, sources, base, seed=5)
+    for method in ("ties", "dare_ties", "dare_linear", "pcb", "emr"):
+        result = merge_state_dicts(method, sources, base, options=required(method), seed=5)
         once = [{name: model[name] for name in ("embed.weight", "other")} for model in (base, *sources)]
-        expected = merge_state_dicts(method, once[1:], once[0], seed=5)
+        expected = merge_state_dicts(method, once[1:], once[0], options=required(method), seed=5)
         assert torch.equal(result["embed.weight"], expected["embed.weight"])
         assert torch.equal(result["lm_head.weight"], expected["embed.weight"])
         assert torch.equal(result["other"], expected["other"])

@@ -79,6 +79,8 @@ def test_the_shipped_spaces_of_the_toy_scale_have_at_most_thirty_dimensions():
     assert sizes == {
         "dare-ties-per-block": 18,
         "linear-global": 3,
+        "pcb-global": 4,
+        "pcb-per-block": 12,
         "slerp-per-layer": 6,
         "task-arithmetic-per-block": 12,
         "ties-per-block": 15,

@@ -1,0 +1,44 @@
+"""PCB-Merging: parameters compete within a task vector and between task vectors."""
+
+from __future__ import annotations
+
+from evomerge.methods.info import MethodInfo, Option, Parameter
+
+PCB = MethodInfo(
+    name="pcb",
+    title="PCB: keep what wins the competition within and between task vectors, weighted by its score",
+    paper="Parameter competition balancing for model merging (PCB-Merging), arXiv 2410.02396",
+    merge="evomerge.merging.pcb:merge_pcb",
+    per_source=(
+        Parameter(
+            name="weight",
+            per_source=True,
+            low=0.5,
+            high=3.0,
+            default=1.0,
+            description="factor of each balanced task vector",
+        ),
+    ),
+    shared=(
+        Parameter(
+            name="density",
+            per_source=False,
+            low=0.05,
+            high=0.2,
+            default=0.1,
+            description="share of each task vector that competes, highest scores first; a worker measures the scores "
+            "once for each density, so a search should have few",
+            minimum=0.0,
+            maximum=1.0,
+        ),
+    ),
+    options=(
+        Option(
+            "variant",
+            ("main", "vision_es", "nlp", "vision"),
+            "four definitions of the authors. main and nlp: tanh of a task vector times the sum of all, the extreme "
+            "1e-4 and 1e-2 clipped; vision: the sum of scaled vectors; vision_es: the sum of tanh of scaled products",
+        ),
+    ),
+    needs=frozenset({"base"}),
+)
