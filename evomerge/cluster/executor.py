@@ -29,7 +29,7 @@ class Executor(Protocol):
 
     @property
     def capacity(self) -> int:
-        """How many jobs can run at the same time."""
+        """Number of jobs that can run at the same time."""
 
     def submit(self, job: Job) -> None: ...
 

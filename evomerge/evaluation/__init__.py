@@ -1,4 +1,4 @@
-"""How a merge is scored: evaluator packs, the item split, the lm-eval adapter and an analytic stand-in.
+"""Scoring of merges: evaluator packs, the item split, the lm-eval adapter and an analytic stand-in.
 
 `evomerge.evaluation.lm_eval` is the one folder that loads torch and lm-eval; nothing here imports it.
 """

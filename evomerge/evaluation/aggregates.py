@@ -1,4 +1,4 @@
-"""How per-item outcomes become a task's value: lm-eval's aggregations, recomputed from what is stored of every item.
+"""Values of tasks from the outcomes of their items: lm-eval's aggregations, recomputed from stored outcomes.
 
 The verdict needs the value of resampled items, so the functions here work on many samples at once. Not covered:
 aggregations of a whole corpus, which the adapter refuses, and those that a task brings itself (`custom`).

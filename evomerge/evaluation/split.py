@@ -1,4 +1,4 @@
-"""Which items belong to the calibration, search and held-out parts, in which order, and how that is stored.
+"""Divides items into the calibration, search and held-out parts, in a seeded order, and stores the division.
 
 The part of an item never depends on the seed: a document that is held out in one study is held out in all of them. The
 order within a part is a shuffle keyed by the seed and the document's content.
@@ -155,7 +155,7 @@ def _digest(ids: Iterable[int], hashes: Sequence[str]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """What JSON has no form for: dates, bytes, numbers of numpy."""
+    """JSON form of values that have none: dates, bytes, numbers of numpy."""
     if isinstance(value, bytes | bytearray):
         return hashlib.sha256(value).hexdigest()
     if hasattr(value, "isoformat"):

@@ -35,7 +35,7 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class SyntheticSettings(Frozen):
-    """What is simulated.
+    """Settings of the simulation.
 
     Attributes:
         function: shape of the landscape: `sphere`, `valley` (narrow and curved, like Rosenbrock's), `plateau`
@@ -138,21 +138,21 @@ class SyntheticEvaluator:
         return Scores(tasks, {"forward": time.perf_counter() - started})
 
     def probability(self, params: Mapping[str, Any], task: str) -> float:
-        """How likely a candidate answers an item of a task."""
+        """Probability that a candidate answers an item of a task."""
         point, optimum = self._point(params), self.optimum(task)
         distance = _DISTANCES[self.settings.function]([point[name] - optimum[name] for name in point])
         luck = self.settings.noise * _normal(self._seed, "noise", task, _params_key(params))
         return 0.05 + 0.9 * math.exp(-self.settings.steepness * distance) + luck
 
     def _luck(self, candidate: Candidate, task: str, ids: Sequence[int]) -> list[float]:
-        """What the chance of a right answer has to exceed, item by item."""
+        """Thresholds, one per item, that the chance of a right answer has to exceed."""
         if self.settings.function != "noise":
             return [self._difficulty[task][item] for item in ids]
         key = _params_key(candidate.params) if candidate.params else candidate.recipe.digest
         return [_unit(self._seed, "coin", task, item, key) for item in ids]
 
     def optimum(self, task: str) -> dict[str, float]:
-        """Where a task is best, in coordinates of the box: 0 is the low bound and 1 the high one."""
+        """Optimum of a task in coordinates of the box: 0 is the low bound and 1 the high one."""
         spread = self.settings.conflict
         return {
             name: 0.2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,6 +13,9 @@ from evomerge.errors import OtherSpec
 from evomerge.evaluation import Candidate, Evaluator, ItemBlock, Scores, Split, split_from_json, split_to_json
 from evomerge.evaluation.split import PARTS
 from evomerge.recipe import ModelRef, Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["EvaluatorContract", "candidate"]
 
@@ -106,7 +109,9 @@ class EvaluatorContract:
         assert self.build(seed=4).fingerprint != evaluator.fingerprint
 
 
-def candidate(model: Any = None, params: dict[str, Any] | None = None, load: Any = None) -> Candidate:
+def candidate(
+    model: PreTrainedModel | None = None, params: dict[str, Any] | None = None, load: Any = None
+) -> Candidate:
     """A candidate with these params, or with a live model, or with a function that loads one."""
     return Candidate(key="test/0", params=params or {}, recipe=RECIPE, model=load or (lambda: model))
 

@@ -199,7 +199,7 @@ class SamplerContract:
 
     @pytest.fixture
     def n(self, storage_kind: str) -> int:
-        """How many trials: fewer where each one is written to a disk."""
+        """Number of trials: fewer where each one is written to a disk."""
         return self.trials if storage_kind == "memory" else min(self.trials, 8)
 
     def sampler(self, space: Space, seed: int = 7, workers: int = 1) -> BaseSampler:
