@@ -44,7 +44,7 @@ from made_up_models import TOY, make_model, toy_tokenizer
 from transformers import AutoModelForCausalLM
 
 from evomerge.evaluation import Candidate, ItemBlock, Pack, load_pack
-from evomerge.evaluation.lm_eval.evaluator import HarnessEvaluator
+from evomerge.evaluation.lm_eval.harness_evaluator import HarnessEvaluator
 from evomerge.recipe import Recipe
 
 SEARCH = ItemBlock("search")

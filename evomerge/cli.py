@@ -112,7 +112,7 @@ def leaderboard(
     stored = _stored(terminal, spec, storage, study)
     lines = lines_of(stored, top)
     if json_:
-        from evomerge.report.reproduction import with_commands
+        from evomerge.report.lm_eval_commands import with_commands
 
         lines = with_commands(stored, lines, spec if storage is None else None)
     _print(terminal, leaderboard_document(stored, lines), json_, lambda _: leaderboard_tables(stored, lines))

@@ -31,7 +31,7 @@ class Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
 
-class _Loader(yaml.SafeLoader):
+class _PlainLoader(yaml.SafeLoader):
     """PyYAML's safe loader that also reads YAML 1.2 floats such as 1e-3, and refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -42,7 +42,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
+_PlainLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
 
@@ -62,7 +62,7 @@ def read_document(path: Path, kind: str) -> dict[str, Any]:
         aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
         if aliases > MAX_ALIASES:
             raise InvalidInput(f"{kind} {str(path)!r} has {aliases} YAML aliases, {MAX_ALIASES} are allowed")
-        content = yaml.load(text, Loader=_Loader)
+        content = yaml.load(text, Loader=_PlainLoader)
     except yaml.YAMLError as error:
         raise InvalidInput(f"{kind} {str(path)!r} is not valid YAML: {_problem(error)}") from None
     if not isinstance(content, dict):

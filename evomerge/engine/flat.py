@@ -76,7 +76,7 @@ class Answers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Batch:
+class _FlatPass:
     """Right-padded sequences, and where in them the scored tokens are.
 
     Attributes:
@@ -127,7 +127,7 @@ class FlatLoglikelihoods:
             answers.add(logits[batch.cells[0], batch.cells[1]], batch.scored)
         return answers.results()
 
-    def _prepare(self, rows: Sequence[tuple[Tokens, list[ScoredSuffix]]], device: torch.device) -> _Batch:
+    def _prepare(self, rows: Sequence[tuple[Tokens, list[ScoredSuffix]]], device: torch.device) -> _FlatPass:
         width = len(rows[0][0])
         cells: dict[tuple[int, int], int] = {}
         scored: list[tuple[int, int]] = []
@@ -139,7 +139,7 @@ class FlatLoglikelihoods:
         positions = sorted({position for _, position in cells})
         index = {position: at for at, position in enumerate(positions)}
         padded = [[*tokens, *[0] * (width - len(tokens))] for tokens, _ in rows]
-        return _Batch(
+        return _FlatPass(
             tokens=torch.tensor(padded, device=device),
             positions=torch.tensor(positions, device=device),
             cells=torch.tensor([(row, index[position]) for row, position in cells], device=device).T.contiguous(),

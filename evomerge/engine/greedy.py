@@ -49,7 +49,7 @@ class Reader:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Batch:
+class _GreedyPass:
     """Rows that are written together, after one stem; or a stem itself.
 
     Attributes:
@@ -132,7 +132,7 @@ class GreedyTexts:
                 return None
         return cut(self._reader.decode(written), stops)
 
-    def _prepare(self, budget: int) -> list[_Batch]:
+    def _prepare(self, budget: int) -> list[_GreedyPass]:
         # A number of its own at the end makes every prompt distinct, and keeps its last token, whose logits are needed,
         # out of the stems.
         sequences = sorted((*prompt.tokens[:-1], -1 - index) for index, prompt in enumerate(self._prompts))
@@ -141,7 +141,7 @@ class GreedyTexts:
         tree = arrange(sequences, 0, pass_cost=cost, join=False)
         return [self._batch(tree, step) for step in schedule(tree, budget, growth=growth, pass_cost=cost)]
 
-    def _batch(self, tree: PrefixTree, step: TreePass) -> _Batch:
+    def _batch(self, tree: PrefixTree, step: TreePass) -> _GreedyPass:
         rows = [tree.rows[index] for index in step.rows]
         prompts = [-1 - row.tokens[-1] for row in rows] if step.keeps is None else []
         tokens = [row.tokens for row in rows]
@@ -155,7 +155,7 @@ class GreedyTexts:
         mask = [[1] * behind + [0] * gap + [1] * (width - gap) for gap in missing] if any(missing) else None
         padded = [[0] * gap + row for gap, row in zip(missing, tokens, strict=True)]
         positions = [[0] * gap + [*range(behind, behind + width - gap)] for gap in missing]
-        return _Batch(
+        return _GreedyPass(
             stem=step.stem,
             keeps=step.keeps,
             prompts=prompts,
@@ -164,12 +164,12 @@ class GreedyTexts:
             positions=torch.tensor(positions, device=self._device),
         )
 
-    def _read_stem(self, model: PreTrainedModel, batch: _Batch, stem: KeysValues) -> KeysValues:
+    def _read_stem(self, model: PreTrainedModel, batch: _GreedyPass, stem: KeysValues) -> KeysValues:
         cache = _cache(stem, 1, batch.tokens.shape[1])
         self._forward(model, batch.tokens, mask=None, positions=batch.positions, cache=cache)
         return [(layer.keys, layer.values) for layer in cache.layers]
 
-    def _write(self, model: PreTrainedModel, batch: _Batch, stem: KeysValues, written: list[list[int]]) -> None:
+    def _write(self, model: PreTrainedModel, batch: _GreedyPass, stem: KeysValues, written: list[list[int]]) -> None:
         """Write the texts of a batch, token by token."""
         rows = batch.prompts
         longest = max(self._prompts[prompt].limit for prompt in rows)

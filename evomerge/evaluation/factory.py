@@ -56,7 +56,7 @@ def build_evaluator(
             f"{', '.join(sorted(settings))}; change its evaluator.yaml"
         )
     from evomerge.checkpoints.tokenizer import load_tokenizer
-    from evomerge.evaluation.lm_eval.evaluator import HarnessEvaluator
+    from evomerge.evaluation.lm_eval.harness_evaluator import HarnessEvaluator
 
     return HarnessEvaluator(
         pack,

@@ -135,7 +135,7 @@ class _Process:
 @contextmanager
 def _hold_study(storage: BaseStorage, name: str, directions: Sequence[str], patience: Patience) -> Iterator[Hold]:
     study_id = _study_id(storage, name, directions)
-    record = _Record(storage, study_id, patience)
+    record = _LeaseRecord(storage, study_id, patience)
     _wait_for_turn(record, name, patience)
     record.write()
     time.sleep(patience.settle)  # two may have found the study free at once: the one who wrote last has it
@@ -153,7 +153,7 @@ def _hold_study(storage: BaseStorage, name: str, directions: Sequence[str], pati
         record.clear()
 
 
-class _Record:
+class _LeaseRecord:
     """The attribute that names the holder of a study."""
 
     def __init__(self, storage: BaseStorage, study_id: int, patience: Patience) -> None:
@@ -178,7 +178,7 @@ class _Record:
             with_retries(lambda: self._storage.set_study_user_attr(self._study_id, WRITER, None))
 
 
-def _wait_for_turn(record: _Record, name: str, patience: Patience) -> None:
+def _wait_for_turn(record: _LeaseRecord, name: str, patience: Patience) -> None:
     """Return when nobody holds the study; raise StudyHeld as soon as it is clear that somebody does."""
     holder = record.read()
     if holder is None or _is_gone(holder, patience):
@@ -197,7 +197,7 @@ def _wait_for_turn(record: _Record, name: str, patience: Patience) -> None:
     raise StudyHeld(f"the study {name!r} is held by {_described(holder)}; stop it, or wait until it ends")
 
 
-def _keep(record: _Record, held: Hold, stop: threading.Event, patience: Patience) -> None:
+def _keep(record: _LeaseRecord, held: Hold, stop: threading.Event, patience: Patience) -> None:
     while not stop.wait(patience.refresh):
         try:
             holder = record.read()

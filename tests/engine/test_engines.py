@@ -16,7 +16,7 @@ from evomerge.engine.scripted import ScriptedEngine, Weights, scores_from, texts
 from evomerge.engine.transformers_engine import TransformersEngine
 from evomerge.errors import InvalidInput
 from evomerge.evaluation import ItemBlock, load_pack
-from evomerge.evaluation.lm_eval.evaluator import HarnessEvaluator
+from evomerge.evaluation.lm_eval.harness_evaluator import HarnessEvaluator
 from evomerge.testing.engine_contract import EngineContract
 from evomerge.testing.evaluator_contract import candidate
 

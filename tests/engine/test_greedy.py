@@ -14,7 +14,7 @@ from evomerge.engine.greedy import GreedyTexts, _overlap, cut, is_plain_greedy
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.evaluation.lm_eval.cached_tokenizer import CachedTokenizer
 from evomerge.evaluation.lm_eval.encoding import encode
-from evomerge.evaluation.lm_eval.evaluator import transformers_engine
+from evomerge.evaluation.lm_eval.harness_evaluator import transformers_engine
 from evomerge.evaluation.lm_eval.model import PreparedLM
 
 PLAIN = {"until": ["\n", "e"], "max_gen_toks": 8, "do_sample": False}

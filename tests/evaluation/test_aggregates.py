@@ -14,7 +14,7 @@ from tiny_pack import TASKS, make_model, make_tokenizer, write_pack
 from evomerge.errors import InvalidInput
 from evomerge.evaluation import ItemBlock, load_pack
 from evomerge.evaluation.aggregates import MEANS, RECOMPUTED, WEIGHTED, aggregate, aggregates, standard_error
-from evomerge.evaluation.lm_eval.evaluator import HarnessEvaluator
+from evomerge.evaluation.lm_eval.harness_evaluator import HarnessEvaluator
 from evomerge.testing.evaluator_contract import candidate
 
 

@@ -9,7 +9,7 @@ from evomerge.errors import InvalidInput
 from evomerge.evaluation import load_pack
 from evomerge.evaluation.calibration_texts import read_texts, tokenised
 from evomerge.evaluation.evaluator import CalibratingEvaluator
-from evomerge.evaluation.lm_eval.evaluator import HarnessEvaluator
+from evomerge.evaluation.lm_eval.harness_evaluator import HarnessEvaluator
 from evomerge.evaluation.synthetic import SyntheticEvaluator
 
 

@@ -19,7 +19,7 @@ from evomerge.engine import batching, flat
 from evomerge.errors import InvalidInput, MergeError, OtherSpec
 from evomerge.evaluation import Candidate, Evaluator, ItemBlock, Pack, Split, load_pack
 from evomerge.evaluation.evaluator import BatchedEvaluator, HarnessScores
-from evomerge.evaluation.lm_eval.evaluator import HarnessEvaluator, _split
+from evomerge.evaluation.lm_eval.harness_evaluator import HarnessEvaluator, _split
 from evomerge.evaluation.lm_eval.reproduction import lm_eval_commands, lm_eval_line, write_samples
 from evomerge.evaluation.lm_eval.tasks import PreparedTask, builtin_configs, load_tasks
 from evomerge.testing.evaluator_contract import EvaluatorContract, candidate

@@ -164,13 +164,13 @@ def test_a_process_that_has_the_number_of_a_dead_holder_is_not_taken_for_it(tmp_
 
 def test_of_two_that_come_at_once_the_last_to_write_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = server(tmp_path)
-    write = lock._Record.write
+    write = lock._LeaseRecord.write
 
-    def overwritten(record: lock._Record) -> None:
+    def overwritten(record: lock._LeaseRecord) -> None:
         write(record)
         record_of_another_host(tmp_path)
 
-    monkeypatch.setattr(lock._Record, "write", overwritten)
+    monkeypatch.setattr(lock._LeaseRecord, "write", overwritten)
     with pytest.raises(StudyHeld, match="at the same moment"), lock._hold_study(storage, "s", ["maximize"], QUICK):
         pass
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.items import ItemBlock, Part, Split
-from evomerge.evaluation.lm_eval.evaluator import CPU_BATCH, HarnessEvaluator
+from evomerge.evaluation.lm_eval.harness_evaluator import CPU_BATCH, HarnessEvaluator
 from evomerge.evaluation.lm_eval.tasks import is_unsafe
 from evomerge.evaluation.packs.pack import Pack
 

@@ -20,7 +20,7 @@ from evomerge.study.identity import read_identity
 from evomerge.study.stored_search import StoredSearch
 
 if TYPE_CHECKING:
-    from evomerge.evaluation.lm_eval.evaluator import HarnessEvaluator
+    from evomerge.evaluation.lm_eval.harness_evaluator import HarnessEvaluator
 
 
 NO_COMMAND = (
@@ -95,7 +95,7 @@ def _model(
 
 
 def _evaluator(stored: StoredSearch) -> HarnessEvaluator:
-    from evomerge.evaluation.lm_eval.evaluator import HarnessEvaluator
+    from evomerge.evaluation.lm_eval.harness_evaluator import HarnessEvaluator
 
     spec, identity = stored.spec, read_identity(stored.study)
     evaluator = build_evaluator(
