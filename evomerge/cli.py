@@ -218,6 +218,35 @@ def methods(context: typer.Context, name: Annotated[str | None, typer.Argument()
     _print(terminal, describe_methods(name), json_, inventory_text)
 
 
+@app.command()
+def distances(
+    context: typer.Context,
+    first: Annotated[str, typer.Argument(help="Directory or hub id; with --spec the name of a source.")],
+    second: Annotated[str, typer.Argument(help="The other one.")],
+    base: Annotated[
+        str | None, typer.Option(help="Likewise. Task vectors (model minus base) are compared instead of weights.")
+    ] = None,
+    keep: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of each vector that TSSD compares.")] = 0.5,
+    spec: Annotated[Path | None, typer.Option(help="A search.yaml, whose sources may be named.")] = None,
+    json_: Json = False,
+) -> None:
+    """Distances between the weights of two models, in all and per part: L2, cosine, SSD, TSSD."""
+    terminal = _terminal(context)
+    from evomerge.recipe import ModelRef
+    from evomerge.spec import load_spec
+    from evomerge.weight_distances import compare_weights, distances_table
+
+    given = None if spec is None else load_spec(spec)
+    sources = {} if given is None else {source.name: source.ref for source in given.sources}
+    document = compare_weights(
+        *(sources.get(name, ModelRef(name, name)) for name in (first, second)),
+        base=None if base is None else sources.get(base, ModelRef(base, base)),
+        keep=keep,
+        allow=() if given is None else given.allow,
+    )
+    _print(terminal, document, json_, distances_table)
+
+
 @app.callback(invoke_without_command=True)
 def _main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:

@@ -10,6 +10,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from evomerge.cli import run_command
+from evomerge.spaces import known_spaces
 
 TOY = Path(__file__).parent.parent / "examples" / "toy" / "models"
 
@@ -225,7 +226,7 @@ def test_every_command_prints_one_json_document(capsys, write_spec, tmp_path):
     assert board["winner"]["trial"] == next(row["trial"] for row in board["rows"] if row["kind"] == "best")
     exported = prints(capsys, "export", spec, "--out", tmp_path / "out", "--json")
     assert exported["verified"]
-    assert len(prints(capsys, "spaces", "--json")["spaces"]) == 7
+    assert len(prints(capsys, "spaces", "--json")["spaces"]) == len(known_spaces())
     assert prints(capsys, "spaces", "ties-smooth", "--json")["spaces"][0]["groups"]["depth"]["smooth"] == 3
     assert [each["name"] for each in prints(capsys, "evaluators", "--json")["evaluators"]] == [
         "toy-skills",

@@ -23,7 +23,7 @@ FLOORS = (
     ("statistics", "training"),
     ("objective", "jobs", "worker", "cluster", "study", "opening"),
     ("racing", "loop", "baselines", "verdict", "search"),
-    ("leaderboard", "preflight", "export", "report"),
+    ("leaderboard", "preflight", "export", "weight_distances", "report"),
     ("cli",),
     ("testing",),
 )

@@ -7,7 +7,7 @@ baselines. Vectors are read in pieces and added up in float64, so that memory st
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from numbers import Real
 
 import torch
@@ -39,7 +39,7 @@ def l2(x: Vector, y: Vector) -> float:
     Raises:
         InvalidInput: the vectors do not have the same names and shapes, or hold values that are complex or not finite.
     """
-    return math.sqrt(ordered_sum((one - other).square_() for one, other in _pairs(x, y)))
+    return math.sqrt(ordered_sum((one - other).square_() for one, other in _Compared(x, y).pairs()))
 
 
 def cosine(x: Vector, y: Vector) -> float:
@@ -48,11 +48,13 @@ def cosine(x: Vector, y: Vector) -> float:
     Args, Raises:
         As `l2`.
     """
-    inner = ordered_sum(one * other for one, other in _pairs(x, y))
-    norms = [math.sqrt(ordered_sum(pair[index].square() for pair in _pairs(x, y))) for index in (0, 1)]
-    if not all(norms):
-        return 1.0 if any(norms) else 0.0
-    return 1.0 - min(1.0, max(-1.0, inner / norms[0] / norms[1]))
+    inner, squares = 0.0, [0.0, 0.0]
+    for one, other in _Compared(x, y).pairs():
+        inner += ordered_sum([one * other])
+        squares = [squares[0] + ordered_sum([one.square()]), squares[1] + ordered_sum([other.square()])]
+    if not all(squares):
+        return 1.0 if any(squares) else 0.0
+    return 1.0 - min(1.0, max(-1.0, inner / math.sqrt(squares[0]) / math.sqrt(squares[1])))
 
 
 def ssd(x: Vector, y: Vector) -> float:
@@ -63,7 +65,7 @@ def ssd(x: Vector, y: Vector) -> float:
     Args, Raises:
         As `l2`.
     """
-    return _ssd(lambda: _pairs(x, y))
+    return _ssd(_Compared(x, y).pairs())
 
 
 def tssd(x: Vector, y: Vector, keep: float = 0.5) -> float:
@@ -79,45 +81,51 @@ def tssd(x: Vector, y: Vector, keep: float = 0.5) -> float:
     """
     if isinstance(keep, bool) or not isinstance(keep, Real) or not 0 <= float(keep) <= 1:
         raise InvalidInput(f"keep is a share from 0 to 1, but got {keep!r}")
-    tensors = _tensors(x, y)
-    rank = kept_rank("ge_kth", float(keep), sum(one.numel() for one, _ in tensors))
+    compared = _Compared(x, y)
+    rank = kept_rank("ge_kth", float(keep), compared.elements)
     if rank == 0:  # everything stays
-        return ssd(x, y)
-    narrow = all(tensor.dtype in _NARROW for pair in tensors for tensor in pair)
-    dtype = torch.float32 if narrow else torch.float64
-    cuts = [_kth_magnitude(x, y, index, k=rank, dtype=dtype) for index in (0, 1)]
-    return _ssd(lambda: ((_trimmed(one, cuts[0]), _trimmed(other, cuts[1])) for one, other in _pairs(x, y)))
-
-
-def _kth_magnitude(x: Vector, y: Vector, index: int, k: int, dtype: torch.dtype) -> float:
-    return kth_smallest_magnitude(lambda: (pair[index] for pair in _pairs(x, y)), k, dtype)
+        return _ssd(compared.pairs())
+    cuts = compared.kth_magnitude(0, rank), compared.kth_magnitude(1, rank)
+    return _ssd((_trimmed(one, cuts[0]), _trimmed(other, cuts[1])) for one, other in compared.pairs())
 
 
 def _trimmed(piece: Tensor, threshold: float) -> Tensor:
     return torch.where(piece.abs() >= threshold, piece, 0.0)
 
 
-def _ssd(pairs: Callable[[], Iterator[Pair]]) -> float:
+def _ssd(pairs: Iterable[Pair]) -> float:
     agreement, counted = 0.0, 0
-    for one, other in pairs():
+    for one, other in pairs:
         mass = one.abs() + other.abs()
         agreement += ordered_sum([(one + other).abs_() / mass.clamp(min=_TINY)])
         counted += int(mass.count_nonzero())
     return 1.0 - agreement / counted if counted else 0.0
 
 
-def _pairs(x: Vector, y: Vector) -> Iterator[Pair]:
-    """Corresponding pieces of both vectors in float64, never written into."""
-    for one, other in _tensors(x, y):
-        flat = one.detach().reshape(-1), other.detach().reshape(-1)
-        for start in range(0, one.numel(), PIECE):
-            pieces = [each[start : start + PIECE].to("cpu", torch.float64) for each in flat]
-            if not all(bool(torch.isfinite(piece).all()) for piece in pieces):
-                raise InvalidInput("distances are defined for finite numbers, but a tensor holds NaN or infinity")
-            yield pieces[0], pieces[1]
+class _Compared:
+    """Two vectors that fit together. Their mappings may compute a tensor whenever it is asked for."""
 
+    def __init__(self, x: Vector, y: Vector) -> None:
+        self._vectors = [vector if isinstance(vector, Mapping) else {"": vector} for vector in (x, y)]
+        self._names = common_names(self._vectors)
+        self.elements, narrow = 0, True
+        for name in self._names:
+            both = [vector[name] for vector in self._vectors]
+            self.elements += both[0].numel()
+            narrow &= all(tensor.dtype in _NARROW for tensor in both)
+        self._dtype = torch.float32 if narrow else torch.float64
 
-def _tensors(x: Vector, y: Vector) -> list[Pair]:
-    """Corresponding tensors of both vectors, by sorted name."""
-    one, other = (vector if isinstance(vector, Mapping) else {"": vector} for vector in (x, y))
-    return [(one[name], other[name]) for name in common_names([one, other])]
+    def pairs(self) -> Iterator[Pair]:
+        """Corresponding pieces of both vectors in float64, never written into."""
+        for name in self._names:
+            flat = [vector[name].detach().reshape(-1) for vector in self._vectors]
+            for start in range(0, flat[0].numel(), PIECE):
+                one, other = (each[start : start + PIECE].to("cpu", torch.float64) for each in flat)
+                if not all(bool(torch.isfinite(piece).all()) for piece in (one, other)):
+                    where = f"tensor {name!r}" if name else "the tensor"
+                    raise InvalidInput(f"distances are defined for finite numbers, but {where} holds NaN or infinity")
+                yield one, other
+
+    def kth_magnitude(self, index: int, k: int) -> float:
+        """The k-th smallest magnitude of the first (index 0) or second vector, k counted from 1."""
+        return kth_smallest_magnitude(lambda: (pair[index] for pair in self.pairs()), k, self._dtype)
