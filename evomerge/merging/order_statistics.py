@@ -1,9 +1,10 @@
-"""Order statistics of magnitudes over a scope of tensors, without sorting.
+"""Order statistics over a scope of tensors, without sorting.
 
-Non-negative IEEE numbers have the order of their bit patterns read as integers. So the k-th smallest magnitude is found
-16 bits at a time: count how many have each value of the leading digit, descend into the digit in which the k-th falls,
-and count the next digit among those alone. That is exact, needs one histogram of 65 536 counts and no second copy of
-the scope, and has no limit on the number of elements, at which routines that return a k-th value fail.
+Non-negative IEEE numbers have the order of their bit patterns read as integers, negative ones the opposite order. So
+the k-th smallest number is found 16 bits at a time: count how many have each value of the leading digit, descend into
+the digit in which the k-th falls, and count the next digit among those alone. That is exact, needs one histogram of
+65 536 counts and no second copy of the scope, and has no limit on the number of elements, at which routines that return
+a k-th value fail.
 """
 
 from __future__ import annotations
@@ -90,22 +91,88 @@ def kth_smallest_magnitude(pieces: Callable[[], Iterable[Tensor]], k: int, dtype
     Raises:
         ValueError: there are fewer than k elements, or k < 1.
     """
-    width, integer = (64, torch.int64) if dtype == torch.float64 else (32, torch.int32)
-    prefix, rank = 0, k
-    for shift in range(width - 16, -1, -16):
-        counts = torch.zeros(1 << 16, dtype=torch.int64)
-        for piece in pieces():
-            digits = piece.to(dtype).abs().view(integer)
-            if shift + 16 < width:
-                digits = digits[(digits >> (shift + 16)) == prefix]
-            counts += torch.bincount((digits >> shift) & 0xFFFF, minlength=1 << 16).cpu()
+    return order_statistics(lambda: ([piece.abs()] for piece in pieces()), [[k]], dtype)[0][0]
+
+
+def order_statistics(
+    pieces: Callable[[], Iterable[Sequence[Tensor]]], ranks: Sequence[Sequence[int]], dtype: torch.dtype
+) -> list[list[float]]:
+    """Several order statistics of several vectors, all in the same passes.
+
+    Args:
+        pieces: returns the same pieces at each call, each a tensor of every vector; it is called once per 16 bits.
+        ranks: for each vector the k of its k-th smallest numbers, k from 1.
+        dtype: float32 or float64, at least as wide as the pieces.
+
+    Returns:
+        For each vector the numbers of its ranks.
+
+    Raises:
+        ValueError: there are fewer than k elements, or k < 1.
+    """
+    digits = 4 if dtype == torch.float64 else 2
+    searches = [[_Search(k) for k in each] for each in ranks]
+    for digit in range(digits - 1, -1, -1):
+        counts: list[dict[int | None, Tensor]] = [
+            {search.prefix: torch.zeros(1 << 16, dtype=torch.int64) for search in each} for each in searches
+        ]
+        for vectors in pieces():
+            for vector, counted in zip(vectors, counts, strict=True):
+                keys = _ordered_bits(vector.to(dtype))
+                for prefix, total in counted.items():
+                    total += _next_digits(keys, prefix, 16 * digit)
+        for each, counted in zip(searches, counts, strict=True):
+            for search in each:
+                search.descend(counted[search.prefix])
+    return [[_number(search.prefix or 0, dtype) for search in each] for each in searches]
+
+
+class _Search:
+    """The k-th smallest key, found digit by digit.
+
+    Attributes:
+        prefix: the digits that are known, as one signed number; None before the first.
+        rank: of the key among those with these digits, counted from 1.
+    """
+
+    def __init__(self, k: int) -> None:
+        self.prefix: int | None = None
+        self.rank = self.k = k
+
+    def descend(self, counts: Tensor) -> None:
+        """Add the digit in which the key is, given how many keys with the known digits have each next digit."""
         cumulative = counts.cumsum(0)
-        if not 1 <= rank <= int(cumulative[-1]):
-            raise ValueError(f"there is no {k}-th smallest of {int(cumulative[-1])} elements")
-        digit = int(torch.searchsorted(cumulative, rank))
-        rank -= int(cumulative[digit - 1]) if digit else 0
-        prefix = prefix << 16 | digit
-    return float(torch.tensor(prefix, dtype=integer).view(dtype))
+        if not 1 <= self.rank <= int(cumulative[-1]):
+            raise ValueError(f"there is no {self.k}-th smallest of {int(cumulative[-1])} elements")
+        digit = int(torch.searchsorted(cumulative, self.rank))
+        self.rank -= int(cumulative[digit - 1]) if digit else 0
+        self.prefix = digit - (1 << 15) if self.prefix is None else self.prefix << 16 | digit
+
+
+def _next_digits(keys: Tensor, prefix: int | None, shift: int) -> Tensor:
+    """How many of the keys with the digits `prefix` have each value of the digit at bit `shift`: int64 [65536]."""
+    if prefix is None:
+        return torch.bincount((keys >> shift) + (1 << 15), minlength=1 << 16).cpu()
+    if keys.device.type == "cpu":
+        numbers = keys.numpy()  # which selects few of many several times faster
+        chosen = torch.from_numpy(numbers[numbers >> (shift + 16) == prefix])
+    else:
+        chosen = keys[keys >> (shift + 16) == prefix]
+    return torch.bincount((chosen >> shift) & 0xFFFF, minlength=1 << 16).cpu()
+
+
+def _ordered_bits(numbers: Tensor) -> Tensor:
+    """Signed integers in the order of the numbers: the bits, those after the sign inverted for negative numbers."""
+    integer, bits = (torch.int64, 64) if numbers.dtype == torch.float64 else (torch.int32, 32)
+    raw = numbers.contiguous().view(integer)
+    return raw ^ ((raw >> (bits - 1)) & ((1 << (bits - 1)) - 1))
+
+
+def _number(key: int, dtype: torch.dtype) -> float:
+    """The number of a key of `_ordered_bits`, which is its own inverse."""
+    integer, bits = (torch.int64, 64) if dtype == torch.float64 else (torch.int32, 32)
+    raw = key if key >= 0 else key ^ ((1 << (bits - 1)) - 1)
+    return float(torch.tensor(raw, dtype=integer).view(dtype))
 
 
 def trim(vector: Tensor, cut: Cut) -> tuple[Tensor, Cut]:

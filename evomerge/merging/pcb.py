@@ -20,14 +20,15 @@ Four definitions of the authors differ in c and inter_i; tn_i = sign(tau_i) mm(A
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations_with_replacement
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from evomerge.errors import MergeError
-from evomerge.merging.order_statistics import kth_smallest_magnitude
+from evomerge.merging.order_statistics import order_statistics
 from evomerge.merging.rule_tensors import Piece, RuleTensors
 
 CLIPPED_SHARE = {"main": 1e-4, "nlp": 1e-2, "vision": 1e-2, "vision_es": 1e-2}
@@ -46,9 +47,6 @@ class Bounds(NamedTuple):
         """mm: the range becomes 0 to 1; all values of an empty range become 0."""
         span = self.high - self.low
         return (clipped - self.low) / span if span > 0 else clipped * 0
-
-
-EMPTY = Bounds(0.0, 0.0)
 
 
 def merge_pcb(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
@@ -98,22 +96,31 @@ def balanced_sum(
     return merged.div_(divisor.clamp_(min=1e-12))
 
 
-def betas(
-    vectors: Sequence[Tensor], variant: str, magnitudes: Sequence[Bounds], sources: Iterable[int] | None = None
-) -> Iterator[Tensor]:
-    """beta_i = exp(n mm(A_i)^2) inter_i of all or some sources, up to a factor that mm() takes out again."""
+def betas(vectors: Sequence[Tensor], variant: str, magnitudes: Sequence[Bounds]) -> Iterator[Tensor]:
+    """beta_i = exp(n mm(A_i)^2) inter_i of each source, up to a factor that mm() takes out again."""
     n = len(vectors)
-    rivals = (
-        vectors if variant in ("main", "nlp") else [_scaled(*each) for each in zip(vectors, magnitudes, strict=True)]
-    )
-    total = None if variant == "vision_es" else _sum(rivals)
-    for source in range(n) if sources is None else sources:
+    for source, between in enumerate(_between(vectors, variant, magnitudes)):
         # exp(89) is more than float32 holds.
-        within = (_scaled(vectors[source], magnitudes[source]).square_().mul_(n) - max(0, n - 64)).exp_()
-        if total is None:
-            yield within.mul_(_sum([(rivals[source] * rival).tanh_() for rival in rivals]))
-        else:
-            yield within.mul_((vectors[source] * total).tanh_())
+        within = _scaled(vectors[source], magnitudes[source]).square_().mul_(n).sub_(max(0, n - 64)).exp_()
+        yield within.mul_(between)
+
+
+def _between(vectors: Sequence[Tensor], variant: str, magnitudes: Sequence[Bounds]) -> list[Tensor]:
+    """inter_i of each source."""
+    if variant in ("main", "nlp"):
+        total = _sum(vectors)
+        return [(vector * total).tanh_() for vector in vectors]
+    scaled = [_scaled(vector, bounds) for vector, bounds in zip(vectors, magnitudes, strict=True)]
+    if variant == "vision":
+        total = _sum(scaled)
+        return [(vector * total).tanh_() for vector in vectors]
+    sums = [torch.zeros_like(vector) for vector in vectors]
+    for i, j in combinations_with_replacement(range(len(scaled)), 2):  # each sum grows in source order
+        rivalry = (scaled[i] * scaled[j]).tanh_()
+        sums[i] += rivalry
+        if i != j:
+            sums[j] += rivalry
+    return sums
 
 
 def _scaled(vector: Tensor, bounds: Bounds) -> Tensor:
@@ -139,23 +146,17 @@ def magnitude_bounds(tensors: RuleTensors, share: float) -> tuple[Bounds, ...]:
     Raises:
         MergeError: a task vector has values that are not finite.
     """
-    scope = tensors.whole_model
-    elements, dtype = tensors.elements(scope), tensors.dtype(scope)
+    elements = tensors.elements(tensors.whole_model)
 
-    def magnitudes(source: int) -> Iterator[Tensor]:
-        for name in scope:
-            for piece in tensors.pieces(name, [source]):
-                magnitude = piece.task_vectors()[0].abs_()
-                if not bool(torch.isfinite(magnitude).all()):
+    def magnitudes() -> Iterator[list[Tensor]]:
+        for name in tensors.whole_model:
+            for piece in tensors.pieces(name):
+                vectors = [vector.abs_() for vector in piece.task_vectors()]
+                if not all(math.isfinite(float(vector.amax())) for vector in vectors):  # NaN is the largest
                     raise MergeError(f"the base or a source has values that are not finite in tensor {name!r}")
-                yield magnitude
+                yield vectors
 
-    def at(source: int, index: int) -> float:
-        return kth_smallest_magnitude(lambda: magnitudes(source), _rank(index, elements), dtype)
-
-    low, high = int(elements * share), int(elements * (1 - share)) - 1
-    sources = range(len(tensors.sources))
-    return tuple(Bounds(at(source, low), at(source, high)) if elements else EMPTY for source in sources)
+    return _bounds(magnitudes, (int(elements * share), int(elements * (1 - share)) - 1), tensors)
 
 
 def competition_bounds(
@@ -167,35 +168,22 @@ def competition_bounds(
         magnitudes: from `magnitude_bounds`.
         density: r.
     """
-    scope = tensors.whole_model
-    elements, dtype = tensors.elements(scope), tensors.dtype(scope)
+    elements = tensors.elements(tensors.whole_model)
 
-    def values(source: int) -> Iterator[Tensor]:
-        for name in scope:
+    def scores() -> Iterator[list[Tensor]]:
+        for name in tensors.whole_model:
             for piece in tensors.pieces(name):
-                yield from betas(piece.task_vectors(), variant, magnitudes, [source])
+                yield list(betas(piece.task_vectors(), variant, magnitudes))
 
-    def bounds(source: int) -> Bounds:
-        rank = _rank(int(elements * (1 - density)), elements)
-        return Bounds(*_kth_smallest_and_largest(lambda: values(source), rank, dtype))
-
-    return tuple(bounds(source) if elements else EMPTY for source in range(len(tensors.sources)))
+    return _bounds(scores, (int(elements * (1 - density)), elements - 1), tensors)
 
 
-def _rank(index: int, elements: int) -> int:
-    """A rank counted from 1 for an index counted from 0; what is outside of the vector becomes its first or last."""
-    return min(max(index, 0), elements - 1) + 1
-
-
-def _kth_smallest_and_largest(
-    pieces: Callable[[], Iterator[Tensor]], k: int, dtype: torch.dtype
-) -> tuple[float, float]:
-    """The k-th smallest number, k from 1, and the largest."""
-    negative, largest = 0, -math.inf
-    for piece in pieces():
-        negative += int((piece < 0).count_nonzero())
-        largest = max(largest, float(piece.max()))
-    if k > negative:
-        return kth_smallest_magnitude(lambda: (piece[piece >= 0] for piece in pieces()), k - negative, dtype), largest
-    # The k-th smallest of the negative numbers is the k-th largest of their magnitudes.
-    return -kth_smallest_magnitude(lambda: (piece[piece < 0] for piece in pieces()), negative - k + 1, dtype), largest
+def _bounds(
+    pieces: Callable[[], Iterator[list[Tensor]]], indices: tuple[int, int], tensors: RuleTensors
+) -> tuple[Bounds, ...]:
+    """Two order statistics of a vector of each source. An index outside of the vector means its first or last."""
+    elements, dtype = tensors.elements(tensors.whole_model), tensors.dtype(tensors.whole_model)
+    if elements == 0:
+        return (Bounds(0.0, 0.0),) * len(tensors.sources)
+    ranks = [min(max(index, 0), elements - 1) + 1 for index in indices]
+    return tuple(Bounds(*found) for found in order_statistics(pieces, [ranks] * len(tensors.sources), dtype))

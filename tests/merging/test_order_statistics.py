@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.merging.order_statistics import CountedThresholds, Cut, kth_smallest_magnitude, trim
+from evomerge.merging.order_statistics import CountedThresholds, Cut, kth_smallest_magnitude, order_statistics, trim
 
 floats32 = st.floats(width=32, allow_nan=False)
 
@@ -33,6 +33,18 @@ def test_the_kth_magnitude_of_double_precision_is_exact_too(values, data):
 def test_single_and_double_precision_in_one_scope_are_ranked_together():
     pieces = [torch.tensor([1.0, 3.0]), torch.tensor([2.0, 1e-300], dtype=torch.float64)]
     assert [kth_smallest_magnitude(lambda: pieces, k, torch.float64) for k in (1, 2, 3, 4)] == [1e-300, 1.0, 2.0, 3.0]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(floats32, floats32), min_size=1, max_size=40), st.data())
+def test_order_statistics_of_several_vectors_are_those_of_the_sorted_numbers(pairs, data):
+    ranks = data.draw(st.lists(st.integers(1, len(pairs)), min_size=1, max_size=3))
+    vectors = [[pair[index] for pair in pairs] for index in (0, 1)]
+    for dtype in (torch.float32, torch.float64):
+        whole = [torch.tensor(values, dtype=dtype) for values in vectors]
+        pieces = [[values[:7] for values in whole], [values[7:] for values in whole]]
+        found = order_statistics(lambda pieces=pieces: pieces, [ranks, ranks[:1]], dtype)
+        assert found == [[sorted(vectors[0])[k - 1] for k in ranks], [sorted(vectors[1])[ranks[0] - 1]]]
 
 
 @pytest.mark.parametrize("k", [0, -1, 4])
