@@ -233,7 +233,7 @@ class WeightBank:
             thresholds=self._thresholds(rule.sources),
             scope_names=self._mergeable,
             statistics=self._recipe_tensors.statistics(rule, recipe),
-            cache=self._caches[rule.sources].values,
+            cache=self._caches[rule.sources].values.setdefault(tuple(sorted(recipe.files.items())), {}),
         )
 
     def _thresholds(self, sources: tuple[str, ...]) -> ThresholdTables:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, MutableMapping, Sequence
 
 from torch import Tensor
 
+from evomerge.errors import MergeError
 from evomerge.merging.plans import Formula, Plan, same_for_all
 from evomerge.merging.rule_tensors import RuleTensors
 
@@ -16,6 +17,19 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
         total += tensor * weight
     return total
+
+
+def relative_weights(weights: Sequence[float]) -> tuple[float, ...]:
+    """Weights from 0 on, divided by their sum, however small that is.
+
+    Raises:
+        MergeError: all are 0.
+    """
+    largest = max(weights)
+    if largest <= 0:
+        raise MergeError(f"the weights {list(weights)} are all 0; give at least one source a weight")
+    scaled = [weight / largest for weight in weights]
+    return tuple(weight / sum(scaled) for weight in scaled)
 
 
 def merge_linear(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:

@@ -71,8 +71,8 @@ class RuleTensors:
             tied tensor once; None: `names`. Under `trim_scope: layer_group` the scope is `names`.
         statistics: for each source, in source order, name -> statistic of that tensor, for methods that take some. It
             may name other tensors than `names`; None where none were given.
-        cache: values that depend on base and sources alone, see `cached`. It may outlive the rule, as long as base and
-            sources are the same.
+        cache: values that depend on base, sources and statistics alone, see `cached`. It may outlive the rule, as long
+            as these are the same.
     """
 
     names: tuple[str, ...]
@@ -120,7 +120,7 @@ class RuleTensors:
         """A value over the whole model, computed at its first use.
 
         Args:
-            key: everything that decides the value, beside base, sources and the tensors of the whole model.
+            key: everything that decides the value, beside base, sources, statistics and the tensors of the whole model.
         """
         values: MutableMapping[Hashable, Value] = self.cache.setdefault(self.whole_model, {})
         if key not in values:

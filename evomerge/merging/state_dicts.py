@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +15,7 @@ from evomerge.errors import InvalidInput, MergeError
 from evomerge.merging.merge import merge_rule
 from evomerge.merging.rule_tensors import RuleTensors
 from evomerge.messages import some
-from evomerge.methods import OptionValue, resolve_statistics, validate
+from evomerge.methods import OptionValue, method_info, resolve_statistics, validate
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -43,8 +43,8 @@ def merge_state_dicts(
         parameters: per-source values are lists in source order, and a number stands for all sources. A parameter that
             is tensors is a list of `{tensor name: tensor}`, likewise; of tied tensors the first name counts.
         options: semantics options, or `{"semantics": "mergekit"}` for mergekit's choices.
-        statistics: one `{tensor name: tensor}` per source, in source order, for methods that take them; of tied tensors
-            the first name counts.
+        statistics: one `{tensor name: tensor}` per source, in source order, for methods that take them. A tied tensor
+            may have its statistic under any of its names. Statistics of tensors that are not merged are ignored.
         seed: key of the random masks.
 
     Returns:
@@ -65,6 +65,9 @@ def merge_state_dicts(
 
     canonical = _canonical_names(template, [template, *sources])
     names = sorted({canonical[name] for name in template if template[name].is_floating_point()})
+    kind = method_info(method).statistics
+    if measured is not None and kind is not None:
+        measured = _by_canonical_name(measured, canonical, of_tied=kind.of_tied)
     merged: dict[str, Tensor] = {}
     for group in _groups(names, chosen):
         tensors = RuleTensors(
@@ -109,6 +112,27 @@ def _canonical_names(template: Mapping[str, Tensor], models: Sequence[Mapping[st
         # Tensors without elements all have the null address.
         canonical[name] = first.setdefault(identity, name) if template[name].numel() else name
     return canonical
+
+
+def _by_canonical_name(
+    statistics: Sequence[Mapping[str, Tensor]], canonical: Mapping[str, str], *, of_tied: bool
+) -> tuple[dict[str, Tensor], ...]:
+    """The statistics under the names that tensors are merged by; those of other tensors are left out.
+
+    Raises:
+        InvalidInput: a source has statistics, but of no tensor of the model.
+    """
+    count = Counter(canonical.values())
+    found = []
+    for index, given in enumerate(statistics):
+        known = {canonical[name]: given[name] for name in sorted(given, reverse=True) if name in canonical}
+        found.append({name: known[name] for name in known if of_tied or count[name] == 1})
+        if given and not known:
+            raise InvalidInput(
+                f"the statistics of source {index} name no tensor of the model: they are of {some(sorted(given))}, "
+                f"the model has {some(sorted(canonical))}"
+            )
+    return tuple(found)
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:

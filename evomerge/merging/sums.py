@@ -1,8 +1,9 @@
-"""Sums that do not depend on the number of threads."""
+"""Sums and linear algebra that do not depend on the number of threads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -26,3 +27,15 @@ def _halved(values: Tensor) -> float:
         if rest.numel():
             values = torch.cat([values, rest])
     return float(values) if values.numel() else 0.0
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, linear algebra on the CPU takes one thread: the number of threads decides its last bits, and an export
+    must give those that a worker scored."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

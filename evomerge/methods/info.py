@@ -52,10 +52,13 @@ class Statistics:
 
     Attributes:
         name: the role under which a recipe names their file, such as "fisher".
+        of_tied: whether a tensor that several modules share has one. A tied head merged as a linear layer would no
+            longer suit the embedding that it is.
     """
 
     name: str
     description: str
+    of_tied: bool = True
 
 
 @dataclass(frozen=True)

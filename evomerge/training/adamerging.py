@@ -18,6 +18,8 @@ from torch import Tensor
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.messages import some
 
+__all__ = ["AdaStep", "entropy_loss", "train_coefficients"]
+
 Granularity = Literal["tensor", "task"]
 Loss = Callable[[dict[str, Tensor]], Tensor]
 

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ import pytest
 import torch
 
 import evomerge
+from evomerge import merging
 from evomerge.errors import InvalidInput, MergeError
-from evomerge.merging import RuleTensors, merge_rule, merge_state_dicts, rule_tensors
+from evomerge.merging import RuleTensors, merge_rule, rule_tensors
 from evomerge.merging.sums import ordered_sum
 from evomerge.methods import METHODS, validate
 from evomerge.methods.functions import load_function
@@ -49,6 +51,33 @@ def models(n: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[di
 
 def n_sources(method: str) -> int:
     return METHODS[method].sources or 3
+
+
+def statistics_of(method: str, sources: Sequence[Mapping[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]] | None:
+    """Statistics for methods that need some: a Fisher for every tensor, a Gram for every matrix."""
+    info = METHODS[method]
+    if "statistics" not in info.needs:
+        return None
+    generator = torch.Generator().manual_seed(9)
+    names = sorted(name for name, tensor in sources[0].items() if tensor.is_floating_point() and tensor.numel())
+    if info.statistics.name == "fisher":
+        return [{name: torch.rand(source[name].shape, generator=generator) for name in names} for source in sources]
+    rows = [
+        {
+            name: torch.randn(600, source[name].shape[1], generator=generator)
+            for name in names
+            if source[name].dim() == 2
+        }
+        for source in sources
+    ]
+    return [{name: x.T @ x / len(x) for name, x in each.items()} for each in rows]
+
+
+def merge_state_dicts(method, sources, base=None, parameters=None, options=None, **arguments):
+    """The merge under test, with statistics where the method needs them."""
+    known = method in METHODS and isinstance(sources, list) and sources and "statistics" not in arguments
+    statistics = {"statistics": statistics_of(method, sources)} if known else {}
+    return merging.merge_state_dicts(method, sources, base, parameters or {}, options or {}, **statistics, **arguments)
 
 
 def required(method: str) -> dict[str, int]:
@@ -202,7 +231,13 @@ def test_an_overflow_of_the_final_cast_is_an_error():
 def grouped(method, base, sources, options, names, **arguments):
     resolved, chosen = validate(method, {}, options, len(sources))
     tensors = RuleTensors(
-        names=tuple(names), base=base, sources=sources, parameters=resolved, options=chosen, **arguments
+        names=tuple(names),
+        base=base,
+        sources=sources,
+        parameters=resolved,
+        options=chosen,
+        statistics=statistics_of(method, sources),
+        **arguments,
     )
     yielded = list(merge_rule(method, tensors))
     assert [name for name, _ in yielded] == list(names)

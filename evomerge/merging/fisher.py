@@ -1,0 +1,141 @@
+"""Fisher-weighted averaging: each element of each source counts as much as its Fisher information."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from evomerge.errors import InvalidInput
+from evomerge.merging.linear import relative_weights, weighted_sum
+from evomerge.merging.rule_tensors import Piece, RuleTensors
+from evomerge.merging.sums import ordered_sum
+
+_NORM_PIECE = 1 << 20  # elements that are squared at once; a constant, as it decides the order of the sum
+
+
+def merge_fisher(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
+    """theta = sum_i a_i Ft_i theta_i / sum_i a_i Ft_i, with a_i = w_i / |F_i| and Ft_i = max(F_i ** power, floor).
+
+    Merging models with Fisher-weighted averaging, arXiv 2111.09832. The statistics are F_i. The first source is the
+    target: its Fisher alone has the floor, unless `floor_on: all`, and its values remain where the denominator is 0.
+    Under `normalize_fisher: model` the norm |F_i| is that of all tensors of the model, before the floor. A tensor for
+    which no source has a Fisher is the weighted mean.
+
+    Yields:
+        (name, merged tensor), each once, in the order of the rule's names.
+
+    Raises:
+        InvalidInput: only some sources have a Fisher of a tensor, or one does not fit.
+        MergeError: all weights are 0.
+    """
+    shares = relative_weights(tensors.per_source("weight"))
+    power, floor = tensors.shared("power"), tensors.shared("floor")
+    scope, floors = tensors.options["normalize_fisher"], [floor] * len(shares)
+    if tensors.options["floor_on"] == "target":
+        floors[1:] = [0.0] * (len(shares) - 1)
+    of_model = _norms(tensors, tensors.whole_model, power) if scope == "model" else [1.0] * len(shares)
+    for name in tensors.names:
+        fishers = _fishers(tensors, name)
+        if fishers is None:
+            yield name, tensors.merge(name, lambda piece: weighted_sum(piece.sources, shares))
+            continue
+        norms = _norms(tensors, [name], power) if scope == "tensor" else of_model
+        factors = [share / norm for share, norm in zip(shares, norms, strict=True)]
+        flat = [fisher.reshape(-1) for fisher in fishers]
+
+        def kernel(piece: Piece, flat: list[Tensor] = flat, factors: list[float] = factors) -> Tensor:
+            parts = [powered(fisher[piece.start : piece.stop], power) for fisher in flat]
+            return fisher_mean(piece.sources, parts, factors, floors)
+
+        yield name, tensors.merge(name, kernel)
+
+
+def fisher_mean(
+    tensors: Sequence[Tensor], fishers: Sequence[Tensor], factors: Sequence[float], floors: Sequence[float]
+) -> Tensor:
+    """sum_i a_i Ft_i theta_i / sum_i a_i Ft_i, with Ft_i = max(F_i, floor_i); theta_1 where the denominator is 0.
+
+    Args:
+        tensors, fishers: theta_i and F_i of each source, all of one shape.
+        factors: a_i >= 0.
+        floors: floor_i; 0 leaves F_i as it is.
+
+    Returns:
+        The merged tensor in float64, in new memory.
+    """
+    numerator = torch.zeros(tensors[0].shape, dtype=torch.float64, device=tensors[0].device)
+    denominator = torch.zeros_like(numerator)
+    for tensor, fisher, factor, floor in zip(tensors, fishers, factors, floors, strict=True):
+        share = fisher.to(numerator.device, torch.float64).clamp(min=floor) * factor
+        denominator += share
+        numerator += share * tensor
+    return torch.where(denominator > 0, numerator / denominator, tensors[0].to(torch.float64))
+
+
+def powered(fisher: Tensor, power: float) -> Tensor:
+    """F ** power in the dtype of F, in float32 for narrower ones; 1 everywhere, where F is 0 too, for power 0.
+
+    It is computed in float64 and rounded, as the vectorised and the scalar pow of one library differ in the last bit.
+    """
+    wide = fisher if fisher.dtype == torch.float64 else fisher.float()
+    return wide if power == 1 else wide.double().pow(power).to(wide.dtype)
+
+
+def fisher_norm(fishers: Iterable[Tensor]) -> float:
+    """The L2 norm of several tensors together; 1 where all are 0, so that it can always be divided by."""
+    pieces = (piece for fisher in fishers for piece in torch.split(fisher.reshape(-1), _NORM_PIECE))
+    return math.sqrt(ordered_sum(piece.double().square() for piece in pieces)) or 1.0
+
+
+def check_fisher(fisher: Tensor, tensor: Tensor, source: int, name: str) -> None:
+    """Refuse what cannot be the diagonal Fisher of a tensor.
+
+    Raises:
+        InvalidInput: no floating-point tensor, another shape, or an entry that is negative or not finite.
+    """
+    where = f"the Fisher of source {source} for tensor {name!r}"
+    if not isinstance(fisher, Tensor) or not fisher.is_floating_point():
+        kind = str(fisher.dtype) if isinstance(fisher, Tensor) else type(fisher).__name__
+        raise InvalidInput(f"{where} is {kind}; give a floating-point tensor")
+    if fisher.shape != tensor.shape:
+        raise InvalidInput(
+            f"{where} has the shape {list(fisher.shape)}; give one number per element, {list(tensor.shape)}"
+        )
+    if not bool(((fisher >= 0) & torch.isfinite(fisher)).all()):
+        raise InvalidInput(f"{where} has an entry that is negative or not finite; it is a mean of squares")
+
+
+def _fishers(tensors: RuleTensors, name: str) -> list[Tensor] | None:
+    """The Fisher of one tensor in each source; None where no source has one."""
+    return tensors.cached(("fisher", name), lambda: _checked(tensors, name))
+
+
+def _checked(tensors: RuleTensors, name: str) -> list[Tensor] | None:
+    given = tensors.statistic(name)
+    found = [fisher for fisher in given if fisher is not None]
+    if not found:
+        return None
+    if lacking := [source for source, fisher in enumerate(given) if fisher is None]:
+        raise InvalidInput(
+            f"source {lacking[0]} has no Fisher of tensor {name!r}, but another source has; give it for all or for none"
+        )
+    for source, fisher in enumerate(found):
+        check_fisher(fisher, tensors.like(name), source, name)
+    return found
+
+
+def _norms(tensors: RuleTensors, scope: Sequence[str], power: float) -> list[float]:
+    """The norm of each source's Fisher over several tensors, those without a Fisher left out."""
+
+    def norms() -> list[float]:
+        by_tensor = [fishers for name in scope if (fishers := _fishers(tensors, name)) is not None]
+        return [
+            fisher_norm(powered(fishers[source], power) for fishers in by_tensor)
+            for source in range(len(tensors.sources))
+        ]
+
+    # A search over powers would fill the cache with values that never come back.
+    return tensors.cached(("fisher", "norm", tuple(scope)), norms) if power == 1 else norms()

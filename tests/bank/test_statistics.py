@@ -1,0 +1,133 @@
+"""Methods with statistics in the bank: measured on a live source, stored by digest, merged as the reference merges."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from evomerge.bank import WeightBank
+from evomerge.checkpoints import open_source, tensor_digest
+from evomerge.checkpoints.recipe_files import store_tensors
+from evomerge.errors import InvalidInput
+from evomerge.merging import merge_state_dicts, regmean
+from evomerge.methods import METHODS, resolve_options, resolve_parameters
+from evomerge.recipe import ModelRef, Recipe, Rule
+from evomerge.spaces import load_space
+from evomerge.statistics import input_grams, sampled_fisher
+
+TOY = Path(__file__).parent.parent.parent / "examples" / "toy" / "models"
+EXPERTS = ("reverse", "sort")
+TEXTS = torch.tensor([[1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11, 12], [3, 1, 4, 1, 5, 9]])
+
+
+@pytest.fixture(scope="module")
+def sources():
+    base = open_source(ModelRef("base", str(TOY / "base")))
+    return base, [open_source(ModelRef(name, str(TOY / name)), like=base) for name in EXPERTS]
+
+
+@pytest.fixture(scope="module")
+def statistics(sources):
+    """By method, one mapping per expert, of the tensors that the catalogue names."""
+    base, experts = sources
+    names = tuple(entry.name for entry in base.catalogue.mergeable)
+    bank = bank_of(sources)
+    found = {"fisher": [], "regmean": []}
+    for expert in experts:
+        alone = recipe_of(sources, "linear", {"weight": [float(expert is each) for each in experts]})
+        model = bank.materialize(alone)
+        fisher = sampled_fisher(model, TEXTS, None, seed=0)
+        grams = input_grams(model, [(TEXTS, None)])
+        found["fisher"].append({name: fisher[name] for name in names})
+        found["regmean"].append({name: gram for name, gram in grams.items() if name in names})
+    return found
+
+
+def bank_of(sources, files=None):
+    return WeightBank(*sources, dtype=torch.float32, device=torch.device("cpu"), files=files)
+
+
+def recipe_of(sources, method, parameters=None, files=None):
+    base, experts = sources
+    rule = Rule(
+        tensors=tuple(entry.name for entry in base.catalogue.mergeable),
+        method=method,
+        sources=EXPERTS,
+        parameters=resolve_parameters(method, parameters or {}, 2),
+        options=resolve_options(method, {}),
+    )
+    refs = tuple(expert.ref for expert in experts)
+    return Recipe(base=base.ref, sources=refs, rules=(rule,), dtype="float32", files=files or {})
+
+
+def stored(folder, statistics):
+    stacked = {name: torch.stack([each[name] for each in statistics]) for name in statistics[0]}
+    return store_tensors(folder, stacked, {"sources": json.dumps(list(EXPERTS))})
+
+
+def plain(source):
+    return {name: source.tensors[name].float() for name in source.catalogue.names}
+
+
+@pytest.mark.parametrize("method", ["fisher", "regmean"])
+def test_one_bank_merges_several_candidates_to_the_bits_of_the_reference(sources, statistics, tmp_path, method):
+    role = METHODS[method].statistics.name
+    bank = bank_of(sources, files=tmp_path)
+    files = {role: stored(tmp_path, statistics[method])}
+    _, experts = sources
+    models = [plain(expert) for expert in experts]
+    digests = set()
+    for parameters in ({}, {"weight": [0.2, 0.7]}, {"weight": [1.0, 0.0]}):
+        recipe = recipe_of(sources, method, parameters, files)
+        live = bank.live_digests(recipe)
+        expected = merge_state_dicts(method, models, None, parameters, statistics=statistics[method])
+        assert live == {name: tensor_digest(tensor) for name, tensor in expected.items()}
+        assert live == {name: tensor_digest(tensor) for name, tensor in bank.merged(recipe)}
+        digests.add(recipe.digest)
+    assert len(digests) == 3
+
+
+def test_grams_are_checked_once_for_all_candidates(sources, statistics, tmp_path, monkeypatch):
+    checked = []
+    check = regmean.check_gram
+    monkeypatch.setattr(regmean, "check_gram", lambda *given: (checked.append(given[1:]), check(*given)))
+    bank = bank_of(sources, files=tmp_path)
+    files = {"grams": stored(tmp_path, statistics["regmean"])}
+    for weight in (0.3, 0.4, 0.5):
+        bank.materialize(recipe_of(sources, "regmean", {"weight": [weight, 1.0]}, files))
+    assert len(checked) == len(set(checked)) == 2 * len(statistics["regmean"][0])
+
+
+def test_other_statistics_of_the_same_sources_give_another_merge(sources, statistics, tmp_path):
+    bank = bank_of(sources, files=tmp_path)
+    doubled = [
+        {name: tensor * (1 + index) for name, tensor in each.items()}
+        for index, each in enumerate(statistics["regmean"])
+    ]
+    one, two = (
+        bank.live_digests(recipe_of(sources, "regmean", {}, {"grams": stored(tmp_path, each)}))
+        for each in (statistics["regmean"], doubled)
+    )
+    assert one != two
+
+
+@pytest.mark.parametrize(("method", "role"), [("fisher", "fisher"), ("regmean", "grams")])
+def test_a_recipe_without_the_file_is_refused(sources, tmp_path, method, role):
+    with pytest.raises(InvalidInput, match=f"needs a file of {role}, but the recipe names none"):
+        bank_of(sources, files=tmp_path).materialize(recipe_of(sources, method))
+
+
+@pytest.mark.parametrize("method", ["fisher", "regmean"])
+def test_a_search_space_cannot_name_a_method_whose_statistics_a_search_does_not_measure(tmp_path, method):
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        "name: measured\ngroups: {depth: {blocks: 2}}\n"
+        f"methods: {{{method}: {{parameters: {{weight: {{low: 0.1, high: 1.0}}}}}}}}\n"
+    )
+        f"name: measured\ngroups: {{depth: {{blocks: 2}}}}\nmethods: {{{method}: {{parameters: {{weight: {{low: 0.1, high: 1.0}}}}}}}}\n"
+    )
+    with pytest.raises(InvalidInput, match="needs statistics of every source"):
+        load_space(str(space))
