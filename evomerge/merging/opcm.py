@@ -15,34 +15,31 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from evomerge.catalogue import part_of
-from evomerge.errors import InvalidInput, MergeError, unknown_name
+from evomerge.errors import InvalidInput, MergeError
+from evomerge.merging.named_tensors import common_names
+from evomerge.merging.one_thread import one_thread
+from evomerge.merging.rule_tensors import RuleTensors
 from evomerge.merging.sums import ordered_sum
 from evomerge.merging.tied_names import canonical_names
-from evomerge.messages import some
+from evomerge.methods import OptionValue, validate
 
 Tensors = Mapping[str, Tensor]
-
-CHOICES: Mapping[str, tuple[str | bool, ...]] = MappingProxyType(
-    {
-        "zero_diagonal": (True, False),
-        "split_rank": ("zero_based", "doc"),
-        "lm_head": ("other", "projected"),
-        "norm_tensors": ("all", "parameters"),
-    }
-)
 
 # Floating-point tensors of a state dict that no optimiser trains: batch norm, rotary positions, masks of attention.
 _BUFFER = re.compile(r"(^|\.)(running_mean|running_var|(\w+_)?inv_freq|masked_bias)$")
 
 _PIECE = 1 << 17
+
+# Decompositions of the first model that are kept for other candidates, in bytes; those beyond are made again.
+KEPT_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +74,69 @@ class Decomposition:
     values: Tensor
     right: Tensor
 
+    @property
+    def nbytes(self) -> int:
+        return self.left.nbytes + self.values.nbytes + self.right.nbytes
+
+
+def merge_opcm(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
+    """theta = theta_0 + M_n, with the sources in order of arrival: OPCM, arXiv 2501.09522; see the head of this file.
+
+    Norms are over the whole model, whatever the names of the rule.
+
+    Yields:
+        (name, merged tensor), each once, in the order of the rule's names.
+
+    Raises:
+        MergeError: a task vector is not finite.
+    """
+    task_vector = _last_state(tensors).task_vector
+    for name in tensors.names:
+        dtype = tensors.dtype([name])
+        yield name, tensors.like(name).detach().to(dtype) + task_vector[name].to(dtype)
+
+
+def _last_state(tensors: RuleTensors) -> OpcmState:
+    """The state after all sources; kept for the rules with the other parts of the model, where this rule is a part."""
+    question = (tensors.shared("alpha"), tuple(sorted(tensors.options.items())))
+    kept: tuple[object, OpcmState] | None = tensors.cache.get(("opcm", "state"))
+    if kept is not None and kept[0] == question:
+        return kept[1]
+    state = _merge_all(tensors, question[0])
+    if set(tensors.names) != set(tensors.whole_model):
+        tensors.cache["opcm", "state"] = question, state
+    return state
+
+
+def _merge_all(tensors: RuleTensors, alpha: float) -> OpcmState:
+    if tensors.base is None:
+        raise InvalidInput("opcm works on task vectors (source minus base); give the base model")
+    base, names = tensors.base, {*tensors.whole_model, *tensors.names}
+    canonical = canonical_names([base, *tensors.sources])
+    linear = linear_names(base, canonical, heads=tensors.options["lm_head"] == "projected")
+    vectors = (_task_vector({name: base[name] for name in sorted(names)}, source) for source in tensors.sources)
+    first = next(vectors)
+    state = OpcmState(task_vector=first, factor=1.0, mean_norm=_norm(first, first), arrived=1)
+
+    def kept(name: str, matrix: Tensor) -> Decomposition:
+        """That of the first model depends on no parameter."""
+        return _kept(tensors, name, matrix) if state.arrived == 1 else decompose(matrix)
+
+    for vector in vectors:
+        state = arrive(state, vector, alpha=alpha, options=tensors.options, linear=linear, decomposed=kept)
+    return state
+
+
+def _kept(tensors: RuleTensors, name: str, matrix: Tensor) -> Decomposition:
+    key, spent = ("opcm", "first", name), tensors.cache.setdefault(("opcm", "bytes"), 0)
+    found: Decomposition | None = tensors.cache.get(key)
+    if found is None:
+        found = decompose(matrix)
+        if spent + found.nbytes <= KEPT_BYTES:
+            tensors.cache[key] = found
+            tensors.cache["opcm", "bytes"] = spent + found.nbytes
+    return found
+
 
 def opcm_first(base: Tensors, source: Tensors) -> OpcmState:
     """The state after the first model: its task vector.
@@ -90,7 +150,7 @@ def opcm_first(base: Tensors, source: Tensors) -> OpcmState:
     """
     _refuse_misfits(base, source)
     canonical = canonical_names([base, source])
-    vector = _task_vector(base, source, canonical)
+    vector = _task_vector(_once(base, canonical), source)
     norm = _norm(vector, vector)
     return OpcmState(task_vector=_with_tied(vector, base, canonical), factor=1.0, mean_norm=norm, arrived=1)
 
@@ -100,7 +160,7 @@ def opcm_next(
     base: Tensors,
     source: Tensors,
     alpha: float = 0.5,
-    options: Mapping[str, str | bool] = MappingProxyType({}),
+    options: Mapping[str, OptionValue] = MappingProxyType({}),
 ) -> OpcmState:
     """The state after one more model; the given one is not changed.
 
@@ -114,26 +174,15 @@ def opcm_next(
         InvalidInput: alpha or an option out of range, or a state, base and source that do not fit together.
         MergeError: a task vector that is not finite.
     """
-    chosen = _resolve(alpha, options)
+    _, chosen = validate("opcm", {"alpha": alpha}, options, 1)
     _refuse_misfits(base, source)
     _refuse_misfits({name: tensor for name, tensor in base.items() if tensor.is_floating_point()}, state.task_vector)
     canonical = canonical_names([base, source])
-    tau = _task_vector(base, source, canonical)
+    vector = _task_vector(_once(base, canonical), source)
+    before = replace(state, task_vector={name: state.task_vector[name] for name in vector})
     linear = linear_names(base, canonical, heads=chosen["lm_head"] == "projected")
-    merged = {name: state.task_vector[name] for name in tau}
-    following = arrive(
-        OpcmState(task_vector=merged, factor=state.factor, mean_norm=state.mean_norm, arrived=state.arrived),
-        tau,
-        alpha=alpha,
-        options=chosen,
-        linear=linear,
-    )
-    return OpcmState(
-        task_vector=_with_tied(following.task_vector, base, canonical),
-        factor=following.factor,
-        mean_norm=following.mean_norm,
-        arrived=following.arrived,
-    )
+    after = arrive(before, vector, alpha=alpha, options=chosen, linear=linear)
+    return replace(after, task_vector=_with_tied(after.task_vector, base, canonical))
 
 
 def arrive(
@@ -141,15 +190,17 @@ def arrive(
     task_vector: Tensors,
     *,
     alpha: float,
-    options: Mapping[str, str | bool],
+    options: Mapping[str, OptionValue],
     linear: frozenset[str],
+    decomposed: Callable[[str, Tensor], Decomposition] = lambda name, matrix: decompose(matrix),
 ) -> OpcmState:
     """The state after one more task vector, with each tied tensor once.
 
     Args:
         task_vector: tau_t, with the names of the state's.
         options: all of them.
-        linear: names of the tensors that are projected.
+        linear: names of the tensors that are projected if they are two-dimensional.
+        decomposed: the decomposition of a tensor of the state.
     """
     counted = [name for name in task_vector if options["norm_tensors"] == "all" or not _BUFFER.search(name)]
     # The first state was made without options; its task vector is still tau_1.
@@ -159,7 +210,12 @@ def arrive(
     combined = {}
     for name, tau in task_vector.items():
         old = state.task_vector[name]
-        new = _projected(tau, old, alpha, options) if name in linear else tau
+        new = tau
+        # A vector that is 0 has no directions.
+        if name in linear and tau.dim() == 2 and bool(old.any()):
+            decomposition = decomposed(name, old)
+            rank = split_rank(decomposition.values, alpha, str(options["split_rank"]))
+            new = project(tau, decomposition, rank, zero_diagonal=bool(options["zero_diagonal"]))
         combined[name] = (old.double() * state.factor + new.double()).to(tau.dtype)
     norm = _norm(combined, counted)
     if norm > 0:
@@ -175,7 +231,8 @@ def decompose(matrix: Tensor) -> Decomposition:
         MergeError: the algorithm does not converge.
     """
     try:
-        left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+        with one_thread():
+            left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise MergeError(
             f"a matrix of shape {tuple(matrix.shape)} has no singular value decomposition: {error}"
@@ -198,12 +255,13 @@ def project(task_vector: Tensor, decomposition: Decomposition, rank: int, *, zer
     stay as they are.
     """
     tau = task_vector.double()
-    inner = decomposition.left.mT @ tau @ decomposition.right
-    removed = torch.zeros_like(inner)
-    removed[:rank, :rank] = inner[:rank, :rank]
-    if zero_diagonal:
-        removed.diagonal().copy_(inner.diagonal())
-    return tau - decomposition.left @ removed @ decomposition.right.mT
+    with one_thread():
+        inner = decomposition.left.mT @ tau @ decomposition.right
+        removed = torch.zeros_like(inner)
+        removed[:rank, :rank] = inner[:rank, :rank]
+        if zero_diagonal:
+            removed.diagonal().copy_(inner.diagonal())
+        return tau - decomposition.left @ removed @ decomposition.right.mT
 
 
 def linear_names(names: Iterable[str], canonical: Mapping[str, str], *, heads: bool) -> frozenset[str]:
@@ -214,25 +272,21 @@ def linear_names(names: Iterable[str], canonical: Mapping[str, str], *, heads: b
     return frozenset(canonical[name] for name in listed) - other
 
 
-def _projected(tau: Tensor, merged: Tensor, alpha: float, options: Mapping[str, str | bool]) -> Tensor:
-    """T of a two-dimensional tensor; tau itself where the merged vector is 0 and has no directions."""
-    if tau.dim() != 2 or not bool(merged.any()):
-        return tau
-    decomposition = decompose(merged)
-    rank = split_rank(decomposition.values, alpha, str(options["split_rank"]))
-    return project(tau, decomposition, rank, zero_diagonal=bool(options["zero_diagonal"]))
+def _once(base: Tensors, canonical: Mapping[str, str]) -> dict[str, Tensor]:
+    """The floating-point tensors, tied tensors once."""
+    return {name: base[name] for name in sorted(base) if base[name].is_floating_point() and canonical[name] == name}
 
 
-def _task_vector(base: Tensors, source: Tensors, canonical: Mapping[str, str]) -> dict[str, Tensor]:
-    """tau of each floating-point tensor, tied tensors once, in float32 or float64 and in memory of its own."""
+def _task_vector(base: Tensors, source: Tensors) -> dict[str, Tensor]:
+    """tau of each tensor of the base, in float32 or float64 and in memory of its own."""
     vector = {}
     for name, tensor in base.items():
-        if not tensor.is_floating_point() or canonical[name] != name:
-            continue
         wide = torch.float64 in (tensor.dtype, source[name].dtype)
         dtype = torch.float64 if wide else torch.float32
-        vector[name] = source[name].detach().to(tensor.device, dtype) - tensor.detach().to(dtype)
-        if not bool(torch.isfinite(vector[name]).all()):
+        tau = source[name].detach().to(tensor.device, dtype) - tensor.detach().to(dtype)
+        # Bits of products depend on strides.
+        vector[name] = tau.contiguous()
+        if not bool(torch.isfinite(tau).all()):
             raise MergeError(f"the task vector has values that are not finite in tensor {name!r}")
     return vector
 
@@ -242,7 +296,7 @@ def _with_tied(vector: Tensors, base: Tensors, canonical: Mapping[str, str]) -> 
 
 
 def _norm(vector: Tensors, names: Iterable[str]) -> float:
-    return math.sqrt(ordered_sum(piece.double().square() for name in names for piece in _pieces(vector[name])))
+    return math.sqrt(ordered_sum(piece.double().square() for name in sorted(names) for piece in _pieces(vector[name])))
 
 
 def _pieces(tensor: Tensor) -> Iterator[Tensor]:
@@ -250,30 +304,10 @@ def _pieces(tensor: Tensor) -> Iterator[Tensor]:
     return (flat[start : start + _PIECE] for start in range(0, flat.numel(), _PIECE))
 
 
-def _resolve(alpha: float, options: Mapping[str, str | bool]) -> dict[str, str | bool]:
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha < 1:
-        raise InvalidInput(f"alpha is a number with 0 <= alpha < 1, but got {alpha!r}")
-    chosen = {name: choices[0] for name, choices in CHOICES.items()}
-    for name, value in options.items():
-        if name not in CHOICES:
-            raise unknown_name("option of 'opcm'", name, CHOICES)
-        if not any(type(value) is type(choice) and value == choice for choice in CHOICES[name]):
-            raise unknown_name(f"value of 'opcm' option {name!r}:", str(value), [str(each) for each in CHOICES[name]])
-        chosen[name] = value
-    return chosen
-
-
 def _refuse_misfits(expected: Tensors, given: Tensors) -> None:
-    if alone := sorted(expected.keys() ^ given.keys()):
-        raise InvalidInput(f"base, source and state need the same tensor names; only some have {some(alone, 5)}")
-    for name, tensor in expected.items():
-        for each in (tensor, given[name]):
-            if not isinstance(each, Tensor):
-                raise InvalidInput(f"tensor {name!r} must be a torch tensor, but is {type(each).__name__}")
-        if tensor.is_complex():
-            raise InvalidInput(f"tensor {name!r} is complex and cannot be merged")
-        if tensor.shape != given[name].shape or tensor.is_floating_point() != given[name].is_floating_point():
-            kinds = " and ".join(f"{each.dtype} of shape {tuple(each.shape)}" for each in (tensor, given[name]))
+    for name in common_names([expected, given]):
+        if expected[name].is_floating_point() != given[name].is_floating_point():
             raise InvalidInput(
-                f"tensor {name!r} must have one shape and kind in base, source and state, but has {kinds}"
+                f"tensor {name!r} must be floating-point in base and source or in neither, but is "
+                f"{expected[name].dtype} and {given[name].dtype}"
             )

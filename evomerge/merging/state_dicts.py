@@ -14,6 +14,7 @@ from evomerge.catalogue import layer_of
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.merging.merge import merge_rule
 from evomerge.merging.rule_tensors import RuleTensors
+from evomerge.merging.tied_names import canonical_names
 from evomerge.messages import some
 from evomerge.methods import OptionValue, method_info, resolve_statistics, validate
 
@@ -38,7 +39,7 @@ def merge_state_dicts(
 
     Args:
         method: a name from `evomerge.methods.METHODS`.
-        sources: the models to merge, with the same tensor names and shapes.
+        sources: the models to merge, with the same tensor names and, unless the method aligns them, shapes.
         base: the model that task vectors are taken from, for methods that need one.
         parameters: per-source values are lists in source order, and a number stands for all sources. A parameter that
             is tensors is a list of `{tensor name: tensor}`, likewise; of tied tensors the first name counts.
@@ -61,9 +62,10 @@ def merge_state_dicts(
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise InvalidInput(f"seed must be an integer, but got {seed!r}")
     template = sources[0] if base is None else base
-    _refuse_misfits(template, {**({"base": base} if base is not None else {}), **_numbered(sources)})
+    models = {**({"base": base} if base is not None else {}), **_numbered(sources)}
+    _refuse_misfits(template, models, same_shapes=method_info(method).same_shapes)
 
-    canonical = _canonical_names(template, [template, *sources])
+    canonical = canonical_names([template, *sources])
     names = sorted({canonical[name] for name in template if template[name].is_floating_point()})
     kind = method_info(method).statistics
     if measured is not None and kind is not None:
@@ -103,17 +105,6 @@ def _groups(names: list[str], options: Mapping[str, OptionValue]) -> list[list[s
     return list(by_layer.values())
 
 
-def _canonical_names(template: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor]]) -> dict[str, str]:
-    """name -> the alphabetically first name of the same tensor in every model."""
-    first: dict[tuple[Any, ...], str] = {}
-    canonical = {}
-    for name in sorted(template):
-        identity = tuple(_identity(model[name]) for model in models)
-        # Tensors without elements all have the null address.
-        canonical[name] = first.setdefault(identity, name) if template[name].numel() else name
-    return canonical
-
-
 def _by_canonical_name(
     statistics: Sequence[Mapping[str, Tensor]], canonical: Mapping[str, str], *, of_tied: bool
 ) -> tuple[dict[str, Tensor], ...]:
@@ -135,15 +126,13 @@ def _by_canonical_name(
     return tuple(found)
 
 
-def _identity(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.data_ptr(), tensor.device, tensor.dtype, tuple(tensor.shape), tensor.stride()
-
-
 def _numbered(sources: Sequence[Mapping[str, Tensor]]) -> dict[str, Mapping[str, Tensor]]:
     return {f"source {index}": source for index, source in enumerate(sources)}
 
 
-def _refuse_misfits(template: Mapping[str, Tensor], models: Mapping[str, Mapping[str, Tensor]]) -> None:
+def _refuse_misfits(
+    template: Mapping[str, Tensor], models: Mapping[str, Mapping[str, Tensor]], *, same_shapes: bool
+) -> None:
     whose = next(iter(models))
     for owner, model in models.items():
         if missing := sorted(template.keys() - model.keys()):
@@ -153,7 +142,8 @@ def _refuse_misfits(template: Mapping[str, Tensor], models: Mapping[str, Mapping
         misfits = [
             f"{name} ({_kind(model[name])}, {whose} {_kind(tensor)})"
             for name, tensor in sorted(template.items())
-            if model[name].shape != tensor.shape or model[name].is_floating_point() != tensor.is_floating_point()
+            if (same_shapes and model[name].shape != tensor.shape)
+            or model[name].is_floating_point() != tensor.is_floating_point()
         ]
         if misfits:
             raise InvalidInput(f"{owner} does not fit {whose}: {some(misfits, 5)}")

@@ -23,6 +23,9 @@ EPSILON = 1e-7
 SINKHORN_ITERATIONS = 1000
 SINKHORN_ERROR = 1e-9
 
+# Up to so many distances a matrix of costs is computed by differences.
+EXACT_DISTANCES = 1 << 22
+
 # Up to so many units the transport between layers of different width is solved as an assignment of copies.
 MOST_COPIES = 4096
 
@@ -95,7 +98,7 @@ def cost_matrix(
         one, other = _unit(one), _unit(other)
     match cost:
         case "euclidean" | "squared":
-            costs = torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist")
+            costs = torch.cdist(one, other, compute_mode=_mode(len(one) * len(other)))
             costs = costs if cost == "euclidean" else costs.square()
         case "cosine":
             costs = 1 - one @ other.mT
@@ -104,6 +107,11 @@ def cost_matrix(
     if not bool(torch.isfinite(costs).all()):
         raise MergeError("units cannot be aligned: a distance between them is not finite")
     return _scaled(costs, scaling)
+
+
+def _mode(distances: int) -> str:
+    """Differences, which are exact; for very many distances products, which are right to 1e-8 of the norms."""
+    return "donot_use_mm_for_euclid_dist" if distances <= EXACT_DISTANCES else "use_mm_for_euclid_dist"
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -138,6 +138,7 @@ class MethodInfo:
             the sum of the weights). With a base it is the sum of task vectors, on the base.
         random: the result depends on the seed.
         sources: the exact number of sources, or None for any number.
+        same_shapes: sources must agree in the shapes of their tensors; otherwise the method says what fits.
         tensors: its parameters that are tensors.
         statistics: those that it takes; "statistics" in `needs` says that it cannot do without.
         mergekit: its counterpart there, or None.
@@ -157,6 +158,7 @@ class MethodInfo:
     weighted_sum: bool = False
     random: bool = False
     sources: int | None = None
+    same_shapes: bool = True
     tensors: tuple[TensorParameter, ...] = ()
     statistics: Statistics | None = None
     mergekit: MergekitMethod | None = None

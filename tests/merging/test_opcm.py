@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from evomerge.errors import InvalidInput, MergeError
+from evomerge.merging import RuleTensors, merge_rule, merge_state_dicts, opcm
 from evomerge.merging.opcm import OpcmState, decompose, opcm_first, opcm_next, project, split_rank
+from evomerge.methods import validate
 
 SHAPES = {
     "fc1.weight": (6, 4),
@@ -233,7 +235,7 @@ def test_the_state_has_at_least_single_precision(dtype, kept):
 @pytest.mark.parametrize("alpha", [1.0, -0.1, float("nan"), "0.5", True])
 def test_alpha_outside_of_its_range_is_refused(alpha):
     base, one, two = models(3)
-    with pytest.raises(InvalidInput, match="0 <= alpha < 1"):
+    with pytest.raises(InvalidInput, match="opcm: alpha"):
         opcm_next(opcm_first(base, one), base, two, alpha)
 
 
@@ -257,12 +259,12 @@ def test_models_that_do_not_fit_are_refused():
         opcm_first(base, {name: tensor for name, tensor in one.items() if name != "conv.weight"})
     with pytest.raises(InvalidInput, match=r"fc1\.weight' must have one shape"):
         opcm_first(base, {**one, "fc1.weight": torch.zeros(4, 6)})
-    with pytest.raises(InvalidInput, match="must be a torch tensor"):
+    with pytest.raises(InvalidInput, match="must be a real tensor"):
         opcm_first(base, {**one, "fc1.weight": [1.0]})
-    with pytest.raises(InvalidInput, match="is complex"):
+    with pytest.raises(InvalidInput, match="must be a real tensor"):
         opcm_first({"w": torch.zeros(2, dtype=torch.complex64)}, {"w": torch.zeros(2, dtype=torch.complex64)})
     other = opcm_first({"w": torch.zeros(2)}, {"w": torch.ones(2)})
-    with pytest.raises(InvalidInput, match="base, source and state"):
+    with pytest.raises(InvalidInput, match="only some have"):
         opcm_next(other, base, one)
 
 
@@ -271,3 +273,96 @@ def test_values_that_are_not_finite_are_no_merge():
     two["fc2.weight"][0, 0] = float("inf")
     with pytest.raises(MergeError, match=r"not finite in tensor 'fc2\.weight'"):
         opcm_next(opcm_first(base, one), base, two)
+
+
+# --- as a merge method ---
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"zero_diagonal": False}, {"split_rank": "doc"}, {"lm_head": "projected"}, {"norm_tensors": "parameters"}],
+    ids=str,
+)
+def test_the_method_is_the_last_state_of_the_sequence(options):
+    base, *sources = models(4)
+    merged = merge_state_dicts("opcm", sources, base, {"alpha": 0.7}, options)
+    state = run(base, sources, 0.7, options)
+    assert all(torch.equal(merged[name], base[name] + state.task_vector[name]) for name in base)
+
+
+def test_the_method_rounds_once_to_the_dtype_of_the_base():
+    base, *sources = models(4, dtype=torch.bfloat16)
+    merged = merge_state_dicts("opcm", sources, base)
+    state = run(base, sources)
+    assert all(torch.equal(merged[n], (base[n].float() + state.task_vector[n]).bfloat16()) for n in base)
+
+
+def test_a_single_source_comes_back():
+    base, source = models(2)
+    merged = merge_state_dicts("opcm", [source], base)
+    assert all(torch.allclose(merged[name], source[name], atol=1e-6) for name in base)
+
+
+def test_the_method_treats_a_tied_head_as_an_embedding():
+    generator = torch.Generator().manual_seed(0)
+    tied = [
+        dict.fromkeys(("lm_head.weight", "embed_tokens.weight"), torch.randn(4, 4, generator=generator))
+        for _ in range(3)
+    ]
+    base, *sources = tied
+    merged = merge_state_dicts("opcm", sources, base, {"alpha": 0.9}, {"lm_head": "projected"})
+    expected = base["lm_head.weight"] + run(base, sources, 0.9).task_vector["lm_head.weight"]
+    assert torch.equal(merged["lm_head.weight"], expected)
+    assert torch.equal(merged["embed_tokens.weight"], expected)
+
+
+def rule(base, sources, names, alpha=0.5, cache=None):
+    _, options = validate("opcm", {}, {}, len(sources))
+    return RuleTensors(
+        names=names,
+        base=base,
+        sources=sources,
+        parameters={"alpha": alpha},
+        options=options,
+        scope_names=tuple(sorted(base)),
+        cache={} if cache is None else cache,
+    )
+
+
+def test_candidates_share_the_decompositions_of_the_first_model(monkeypatch):
+    base, *sources = models(3)
+    names, cache, decomposed = tuple(sorted(base)), {}, []
+    original = opcm.decompose
+    monkeypatch.setattr(opcm, "decompose", lambda matrix: decomposed.append(matrix.shape) or original(matrix))
+    for alpha in (0.2, 0.5, 0.8):
+        merged = dict(merge_rule("opcm", rule(base, sources, names, alpha, cache)))
+        expected = merge_state_dicts("opcm", sources, base, {"alpha": alpha})
+        assert all(torch.equal(merged[name], expected[name]) for name in names)
+    assert len(decomposed) == 2 + 3 * 2  # two linear weights once, and at every call of merge_state_dicts
+
+
+def test_decompositions_beyond_the_bound_are_not_kept(monkeypatch):
+    base, *sources = models(3)
+    monkeypatch.setattr(opcm, "KEPT_BYTES", 500)  # one of the two takes (6 * 4 + 4 + 4 * 4) * 8 = 352 bytes
+    cache = {}
+    dict(merge_rule("opcm", rule(base, sources, tuple(base), 0.5, cache)))
+    assert [key for key in cache if key[1] == "first"] == [("opcm", "first", "fc1.weight")]
+
+
+def test_rules_with_parts_of_a_model_share_its_state(monkeypatch):
+    base, *sources = models(3)
+    cache, arrivals = {}, []
+    original = opcm.arrive
+    monkeypatch.setattr(opcm, "arrive", lambda *given, **named: arrivals.append(1) or original(*given, **named))
+    expected = merge_state_dicts("opcm", sources, base)
+    arrivals.clear()
+    for name in base:
+        merged = dict(merge_rule("opcm", rule(base, sources, (name,), 0.5, cache)))
+        assert torch.equal(merged[name], expected[name])
+    assert len(arrivals) == 1
+
+
+def test_the_method_needs_a_base():
+    _, one, two = models(3)
+    with pytest.raises(InvalidInput, match="give the base model"):
+        merge_state_dicts("opcm", [one, two])

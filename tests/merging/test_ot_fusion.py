@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from evomerge.errors import InvalidInput, MergeError
-from evomerge.merging import transport
-from evomerge.merging.ot_fusion import OtSettings, align_chain, fuse
+from evomerge.merging import RuleTensors, merge_rule, merge_state_dicts, ot_fusion, transport
+from evomerge.merging.alignment import OtSettings
+from evomerge.merging.chain_alignment import align_chain as align_chain_by
+from evomerge.merging.ot_fusion import interpolate
 from evomerge.merging.transport import (
     Permutation,
     assignment,
@@ -18,6 +20,7 @@ from evomerge.merging.transport import (
     exact_plan,
     sinkhorn_plan,
 )
+from evomerge.methods import validate
 
 WIDTHS = (4, 6, 5, 3)
 
@@ -45,6 +48,14 @@ def shuffled(model, seed: int, output: bool = False):
         result[f"layers.{layer}.bias"] = bias[order]
         before = order
     return result
+
+
+def align_chain(source, target, settings=None, activations=None):
+    return align_chain_by(source, target, settings or OtSettings(), activations)
+
+
+def fuse(aligned, target, t):
+    return {name: interpolate(aligned[name], tensor, t, torch.float64) for name, tensor in target.items()}
 
 
 def forward(model, x):
@@ -199,6 +210,14 @@ def test_costs_by_hand():
     assert cost_matrix(x, y, "euclidean", unit_rows=True)[0].tolist() == pytest.approx([1.0, 0.4**0.5, 0.0])
 
 
+def test_distances_by_products_are_those_by_differences(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 30, generator=generator), torch.randn(50, 30, generator=generator)
+    exact = cost_matrix(x, y)
+    monkeypatch.setattr(transport, "EXACT_DISTANCES", 1)
+    torch.testing.assert_close(cost_matrix(x, y), exact)
+
+
 def test_scalings_by_hand():
     x, y = torch.tensor([[0.0]]), torch.tensor([[1.0], [2.0], [3.0], [10.0]])
     assert cost_matrix(x, y, scaling="max").tolist() == [[0.1, 0.2, 0.3, 1.0]]
@@ -288,9 +307,7 @@ def test_scalars_and_integers_stay():
     model = {**mlp(0), "steps": torch.tensor(4), "temperature": torch.tensor(2.0)}
     aligned = align_chain(model, {**mlp(1), "steps": torch.tensor(7), "temperature": torch.tensor(4.0)}).tensors
     assert int(aligned["steps"]) == 4
-    fused = fuse(aligned, {**mlp(1), "steps": torch.tensor(7), "temperature": torch.tensor(4.0)}, 0.5)
-    assert float(fused["temperature"]) == 3.0
-    assert int(fused["steps"]) == 7
+    assert float(aligned["temperature"]) == 2.0
 
 
 @pytest.mark.parametrize(
@@ -358,3 +375,121 @@ def test_weights_that_are_not_finite_are_no_merge():
     one["layers.1.weight"][0, 0] = float("nan")
     with pytest.raises(MergeError, match="not finite"):
         align_chain(one, mlp(1))
+
+
+# --- as a merge method ---
+
+
+def test_the_method_interpolates_the_aligned_first_and_the_second_source():
+    one, two = mlp(3), mlp(4)
+    aligned = align_chain(one, two).tensors
+    for t in (0.0, 0.25, 0.5, 1.0):
+        merged = merge_state_dicts("ot_fusion", [one, two], parameters={"t": t})
+        assert list(merged) == list(one)
+        for name, tensor in merged.items():
+            assert torch.equal(tensor, ((1 - t) * aligned[name].double() + t * two[name].double()).float())
+
+
+def test_the_method_gives_back_a_permuted_copy_and_the_second_source():
+    one, two = shuffled(mlp(0), 1, output=True), mlp(0)
+    for t in (0.0, 0.3, 1.0):
+        assert equal(merge_state_dicts("ot_fusion", [one, two], parameters={"t": t}), two)
+
+
+def test_layers_are_a_chain_in_the_order_of_the_dictionary():
+    """Names that sort in another order than they are applied in."""
+    renamed = {"layers.0": "zero", "layers.1": "one", "layers.2": "last"}
+
+    def named(model):
+        return {renamed[name[:8]] + name[8:]: tensor for name, tensor in model.items()}
+
+    one, two = mlp(3), mlp(4)
+    plain, other = (merge_state_dicts("ot_fusion", pair) for pair in ([one, two], [named(one), named(two)]))
+    assert equal(named(plain), other)
+
+
+def test_every_option_reaches_the_alignment():
+    one, two = mlp(5), mlp(6)
+    x = torch.randn(9, 4, generator=torch.Generator().manual_seed(5))
+    given = [activations(one, x), activations(two, x)]
+    for options in [
+        {"mode": "acts"},
+        {"cost": "cosine"},
+        {"cost_scaling": "log", "solver": "sinkhorn"},
+        {"unit_rows": True},
+        {"correction": False},
+        {"past_correction": False},
+        {"marginals": "row_sums", "solver": "sinkhorn"},
+        {"align_output": False},
+    ]:
+        statistics = given if options.get("mode") == "acts" else None
+        merged = merge_state_dicts("ot_fusion", [one, two], None, {"t": 0.0, "reg": 0.5}, options, statistics)
+        aligned = align_chain(one, two, OtSettings(**options, reg=0.5), statistics).tensors
+        assert all(torch.equal(merged[name], aligned[name].float()) for name in merged)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_the_result_has_the_dtype_of_the_sources_and_shares_no_memory(dtype):
+    one, two = ({**mlp(seed, dtype=dtype), "steps": torch.tensor(seed)} for seed in (1, 2))
+    merged = merge_state_dicts("ot_fusion", [one, two])
+    assert [merged[name].dtype for name in merged] == [one[name].dtype for name in one]
+    assert not {t.data_ptr() for t in merged.values()} & {t.data_ptr() for m in (one, two) for t in m.values()}
+    assert int(merged["steps"]) == 1
+
+
+def test_sources_of_different_width_merge_in_the_shapes_of_the_second():
+    one, two = mlp(0, (4, 8, 3)), mlp(1, (4, 5, 3))
+    merged = merge_state_dicts("ot_fusion", [one, two])
+    assert {name: tensor.shape for name, tensor in merged.items()} == {n: tensor.shape for n, tensor in two.items()}
+    assert equal(merge_state_dicts("ot_fusion", [one, two], parameters={"t": 1.0}), two)
+    with pytest.raises(InvalidInput, match="does not fit"):
+        merge_state_dicts("linear", [one, two])
+
+
+def test_threads_and_strides_change_no_bit():
+    one, two = mlp(0, (64, 48, 32)), mlp(1, (64, 48, 32))
+    options, results = {"solver": "sinkhorn"}, []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(merge_state_dicts("ot_fusion", [one, two], None, {"reg": 0.5}, options))
+    finally:
+        torch.set_num_threads(threads)
+    assert equal(*results)
+    turned = {name: tensor.t().contiguous().t() if tensor.dim() == 2 else tensor for name, tensor in one.items()}
+    assert equal(merge_state_dicts("ot_fusion", [turned, two], None, {"reg": 0.5}, options), results[0])
+
+
+def test_candidates_with_other_t_share_one_alignment(monkeypatch):
+    one, two = mlp(3), mlp(4)
+    cache, alignments = {}, []
+    original = ot_fusion.align
+    monkeypatch.setattr(ot_fusion, "align", lambda *given: alignments.append(1) or original(*given))
+    for t in (0.2, 0.7):
+        parameters, options = validate("ot_fusion", {"t": t}, {}, 2)
+        for name in one:
+            rule = RuleTensors(
+                names=(name,),
+                base=None,
+                sources=(one, two),
+                parameters=parameters,
+                options=options,
+                scope_names=tuple(sorted(one)),
+                cache=cache,
+            )
+            ((_, merged),) = merge_rule("ot_fusion", rule)
+            assert torch.equal(merged, merge_state_dicts("ot_fusion", [one, two], parameters={"t": t})[name])
+    assert len(alignments) == 1 + 2 * len(one)  # one, and one for every call of merge_state_dicts
+
+
+def test_three_sources_and_useless_or_missing_activations_are_refused():
+    one, two = mlp(3), mlp(4)
+    with pytest.raises(InvalidInput, match="exactly 2 sources"):
+        merge_state_dicts("ot_fusion", [one, two, two])
+    with pytest.raises(InvalidInput, match="leave them out"):
+        merge_state_dicts("ot_fusion", [one, two], statistics=[{}, {}])
+    with pytest.raises(InvalidInput, match="give `statistics`"):
+        merge_state_dicts("ot_fusion", [one, two], options={"mode": "acts"})
+    with pytest.raises(InvalidInput, match="reg = 0"):
+        merge_state_dicts("ot_fusion", [one, two], parameters={"reg": 0.0})

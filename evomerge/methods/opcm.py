@@ -1,0 +1,35 @@
+"""OPCM: continual merging by orthogonal projection."""
+
+from __future__ import annotations
+
+import math
+
+from evomerge.methods.info import MethodInfo, Option, Parameter
+
+OPCM = MethodInfo(
+    name="opcm",
+    title="Models in order of arrival, each projected to directions that the merge before does not use",
+    paper="arXiv 2501.09522",
+    merge="evomerge.merging.opcm:merge_opcm",
+    shared=(
+        Parameter(
+            name="alpha",
+            per_source=False,
+            low=0.0,
+            high=0.95,
+            default=0.5,
+            description="share of the singular values whose subspace is closed to the next model; below 1",
+            minimum=0.0,
+            maximum=math.nextafter(1.0, 0.0),
+        ),
+    ),
+    options=(
+        Option("zero_diagonal", (True, False), "remove what lies along the singular directions themselves, too"),
+        Option(
+            "split_rank", ("zero_based", "doc"), "index of the first share above alpha, or one direction more than that"
+        ),
+        Option("lm_head", ("other", "projected"), "add the head as it is, or project it like a linear weight"),
+        Option("norm_tensors", ("all", "parameters"), "norms with floating-point buffers, or without them"),
+    ),
+    needs=frozenset({"base"}),
+)
