@@ -98,11 +98,12 @@ def merge_opcm(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
 
 def _last_state(tensors: RuleTensors) -> OpcmState:
     """The state after all sources; kept for the rules with the other parts of the model, where this rule is a part."""
-    question = (tensors.shared("alpha"), tuple(sorted(tensors.options.items())))
+    alpha = tensors.shared("alpha")
+    question = alpha, tuple(sorted(tensors.options.items())), tensors.whole_model
     kept: tuple[object, OpcmState] | None = tensors.cache.get(("opcm", "state"))
     if kept is not None and kept[0] == question:
         return kept[1]
-    state = _merge_all(tensors, question[0])
+    state = _merge_all(tensors, alpha)
     if set(tensors.names) != set(tensors.whole_model):
         tensors.cache["opcm", "state"] = question, state
     return state

@@ -71,13 +71,14 @@ def _alignment(tensors: RuleTensors) -> Alignment:
     settings = OtSettings(**options, reg=tensors.shared("reg"))
     if settings.mode == "wts" and tensors.statistics is not None:
         raise InvalidInput("ot_fusion uses statistics in mode acts alone; leave them out, or choose that mode")
-    kept: tuple[OtSettings, Alignment] | None = tensors.cache.get(("ot_fusion", "alignment"))
-    if kept is not None and kept[0] == settings:
+    question = settings, tensors.whole_model
+    kept: tuple[object, Alignment] | None = tensors.cache.get(("ot_fusion", "alignment"))
+    if kept is not None and kept[0] == question:
         return kept[1]
     names = {*tensors.whole_model, *tensors.names}
     # In the order of the model's own dictionary, which is the order of a chain of layers.
     first, second = ({name: source[name] for name in source if name in names} for source in tensors.sources)
     alignment = align(first, second, settings, tensors.statistics)
     if settings.mode == "wts":
-        tensors.cache["ot_fusion", "alignment"] = settings, alignment
+        tensors.cache["ot_fusion", "alignment"] = question, alignment
     return alignment
