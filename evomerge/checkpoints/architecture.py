@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -21,14 +21,15 @@ from transformers import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
 )
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from evomerge.errors import InvalidInput
 from evomerge.messages import some
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 # What torch and peft put into the names of a model that they wrap.
 _WRAPPERS = re.compile(
@@ -110,7 +111,7 @@ def lacking_in(
     None where transformers has no such class, or cannot build it here.
     """
     named = getattr(transformers, class_name, None)
-    if not (isinstance(named, type) and issubclass(named, PreTrainedModel)):
+    if not (isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)):
         return None
     try:
         with torch.device("meta"):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from evomerge.checkpoints.architecture import Architecture, build_on_meta, read_settings
 from evomerge.checkpoints.digests import dtype_name
 from evomerge.checkpoints.source import Source
 from evomerge.errors import InvalidInput
 from evomerge.messages import some
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def load_skeleton(

@@ -127,7 +127,5 @@ def test_a_search_space_cannot_name_a_method_whose_statistics_a_search_does_not_
         "name: measured\ngroups: {depth: {blocks: 2}}\n"
         f"methods: {{{method}: {{parameters: {{weight: {{low: 0.1, high: 1.0}}}}}}}}\n"
     )
-        f"name: measured\ngroups: {{depth: {{blocks: 2}}}}\nmethods: {{{method}: {{parameters: {{weight: {{low: 0.1, high: 1.0}}}}}}}}\n"
-    )
     with pytest.raises(InvalidInput, match="needs statistics of every source"):
         load_space(str(space))
