@@ -104,7 +104,8 @@ def check_fisher(fisher: Tensor, tensor: Tensor, source: int, name: str) -> None
         raise InvalidInput(
             f"{where} has the shape {list(fisher.shape)}; give one number per element, {list(tensor.shape)}"
         )
-    if not bool(((fisher >= 0) & torch.isfinite(fisher)).all()):
+    wide = fisher.float() if fisher.itemsize == 1 else fisher  # not every 8-bit float type can be compared
+    if not bool(((wide >= 0) & torch.isfinite(wide)).all()):
         raise InvalidInput(f"{where} has an entry that is negative or not finite; it is a mean of squares")
 
 
@@ -124,7 +125,7 @@ def _checked(tensors: RuleTensors, name: str) -> list[Tensor] | None:
         )
     for source, fisher in enumerate(found):
         check_fisher(fisher, tensors.like(name), source, name)
-    return found
+    return [fisher.detach() for fisher in found]
 
 
 def _norms(tensors: RuleTensors, scope: Sequence[str], power: float) -> list[float]:

@@ -14,6 +14,7 @@ from evomerge.merging.rule_tensors import RuleTensors
 from evomerge.merging.sums import one_thread
 
 _ROUNDING = 10.0  # rounding the entries of a Gram moves its eigenvalues by a few eps * sqrt(inputs)
+_LARGEST_NOISE = 1e-3  # above it an eigenvalue counts, however narrow the dtype of the Grams
 
 
 class _Singular(ArithmeticError):
@@ -86,7 +87,8 @@ class _Layers:
             column = [] if bias is None else [source[bias].detach().to(device, torch.float64)[:, None]]
             weights.append(torch.cat([weight, *column], dim=1))
         scaling, ridge = self._tensors.shared("scaling"), self._tensors.shared("ridge")
-        return regmean_weight(name, weights, self._grams(name), shares=self._shares, scaling=scaling, ridge=ridge)
+        grams = [gram.detach() for gram in self._grams(name)]
+        return regmean_weight(name, weights, grams, shares=self._shares, scaling=scaling, ridge=ridge)
 
     def _grams(self, name: str) -> list[Tensor]:
         """The Gram of each source; empty where one has none."""
@@ -206,8 +208,8 @@ def _solved(matrix: Tensor, right: Tensor, scaling: float, precision: float) -> 
     if not bool((diagonal > 0).all()):
         raise _Singular(f"input {int((diagonal <= 0).nonzero()[0])} is 0 for every source")
     scaled, scale = _unit_diagonal(matrix), diagonal.rsqrt()[:, None]
-    smallest_sound = _ROUNDING * precision * len(matrix) ** 0.5
-    if 1 - scaling <= smallest_sound and float(torch.linalg.eigvalsh(scaled)[0]) <= smallest_sound:
+    smallest = min(_LARGEST_NOISE, _ROUNDING * precision * len(matrix) ** 0.5)
+    if 1 - scaling <= smallest and float(torch.linalg.eigvalsh(scaled)[0]) <= smallest:
         raise _Singular("some inputs are sums of others on all texts")
     factor, info = torch.linalg.cholesky_ex(scaled)
     if int(info):
@@ -258,9 +260,9 @@ def check_gram(gram: Tensor, source: int, name: str) -> None:
         raise InvalidInput(f"{where} is {kind}; give a floating-point tensor")
     if gram.dim() != 2 or gram.shape[0] != gram.shape[1] or not len(gram):
         raise InvalidInput(f"{where} has the shape {list(gram.shape)}; give [inputs, inputs]")
-    if not bool(torch.isfinite(gram).all()):
+    wide = gram.detach().double()
+    if not bool(torch.isfinite(wide).all()):
         raise InvalidInput(f"{where} is not finite; calibrate with other texts or in a wider dtype")
-    wide = gram.double()
     largest = wide.abs().max()
     if bool((wide - wide.T).abs().max() > torch.finfo(gram.dtype).eps ** 0.5 * largest) or bool(
         (wide.diagonal() < 0).any()

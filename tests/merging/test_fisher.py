@@ -170,6 +170,16 @@ def test_a_tied_tensor_counts_once_and_may_have_its_fisher_under_either_name():
     torch.testing.assert_close({name: by_name[0][name] for name in untied}, untied)
 
 
+@pytest.mark.parametrize(
+    "change", [lambda t: t.clone().requires_grad_(), lambda t: t.to(torch.float8_e4m3fn)], ids=["graph", "float8"]
+)
+def test_fishers_may_need_gradients_or_have_8_bits(change):
+    ones = [{name: change(torch.full(shape, 1.0 + i)) for name, shape in SHAPES.items()} for i in range(3)]
+    found = merge_state_dicts("fisher", models(), options={"normalize_fisher": "none"}, statistics=ones)
+    torch.testing.assert_close(found, merge_state_dicts("linear", models(), parameters={"weight": [1.0, 2.0, 3.0]}))
+    assert not any(tensor.requires_grad for tensor in found.values())
+
+
 def test_the_norm_of_nothing_can_be_divided_by():
     assert fisher_norm([torch.zeros(3)]) == 1.0
     assert fisher_norm([torch.tensor([3.0]), torch.tensor([[4.0]])]) == 5.0

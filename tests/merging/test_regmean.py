@@ -108,6 +108,17 @@ def test_only_the_ratios_of_the_weights_matter(factor):
     torch.testing.assert_close(one, two)
 
 
+@pytest.mark.parametrize(
+    "change", [lambda t: t.clone().requires_grad_(), lambda t: t.to(torch.float8_e4m3fn)], ids=["graph", "float8"]
+)
+def test_grams_may_need_gradients_or_have_8_bits(change):
+    statistics = [{"fc.weight": change((1.0 + i) * torch.eye(IN))} for i in range(N)]
+    found = merge_state_dicts("regmean", models(), statistics=statistics)["fc.weight"]
+    linear = merge_state_dicts("linear", models(), parameters={"weight": [1.0, 2.0, 3.0]})
+    torch.testing.assert_close(found, linear["fc.weight"])
+    assert not found.requires_grad
+
+
 def test_a_source_without_weight_does_not_count():
     found = merge_state_dicts("regmean", models(), parameters={"weight": [0.0, 1.0, 0.0]}, statistics=grams())
     torch.testing.assert_close(found, models()[1])
