@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.merging import merge_state_dicts
 from evomerge.methods import METHODS
+from evomerge.statistics import input_grams
 
 IN, OUT, N = 5, 4, 3
 WEIGHTS = (0.2, 1.0, 0.5)
@@ -153,6 +155,29 @@ def test_a_square_weight_is_stored_as_the_others_of_its_layer():
     alone = [{"w.weight": source["h.0.square.weight"]} for source in sources]
     found = merge_state_dicts("regmean", alone, statistics=[{"w.weight": each["fc.weight"]} for each in grams()])
     torch.testing.assert_close(found["w.weight"], expected["h.0.square.weight"])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_layers_of_gpt2_are_merged_by_the_grams_that_are_measured_on_it(tied):
+    """Every Conv1D in its own orientation, square or not; the head where it is not the embedding."""
+    config = GPT2Config(vocab_size=20, n_embd=8, n_layer=2, n_head=2, n_positions=8, tie_word_embeddings=tied)
+    tokens = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 11, 12, 13, 14, 15, 16]])
+    networks, statistics = [], []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        networks.append(GPT2LMHeadModel(config))
+        statistics.append(input_grams(networks[-1], [(tokens, None)]))
+    sources = [dict(network.state_dict()) for network in networks]
+    found = merge_state_dicts("regmean", sources, statistics=statistics)
+    mean = merge_state_dicts("linear", sources)
+    for name in sources[0]:
+        expected = mean[name]
+        if name in statistics[0] and not (tied and name == "lm_head.weight"):
+            by_input = name != "lm_head.weight"
+            weights = [source[name].T if by_input else source[name] for source in sources]
+            solved = by_inverse(weights, [each[name] for each in statistics], (0.5, 0.5), 0.9).float()
+            expected = solved.T if by_input else solved
+        torch.testing.assert_close(found[name], expected)
 
 
 def with_constant(rows=20):
