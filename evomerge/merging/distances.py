@@ -19,6 +19,8 @@ from evomerge.merging.order_statistics import kth_smallest_magnitude
 from evomerge.merging.sums import ordered_sum
 from evomerge.merging.ties import kept_rank
 
+__all__ = ["cosine", "l2", "ssd", "tssd"]
+
 Vector = Tensor | Mapping[str, Tensor]
 """A tensor, or `{tensor name: tensor}`, read as one vector: its tensors flattened and concatenated by sorted name."""
 

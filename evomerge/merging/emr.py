@@ -17,6 +17,8 @@ from evomerge.merging.named_tensors import common_names
 from evomerge.merging.rule_tensors import Piece, RuleTensors
 from evomerge.merging.sums import ordered_sum
 
+__all__ = ["elect", "mask", "rescaler"]
+
 RESCALERS = ("flat_sum", "tensor_mean")
 
 

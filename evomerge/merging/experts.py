@@ -19,6 +19,8 @@ from torch import Tensor
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.merging.expert_names import find_experts
 
+__all__ = ["merge_experts"]
+
 Tensors = Mapping[str, Tensor]
 
 PARAMETERS: Mapping[str, float] = MappingProxyType({"a": 0.5, "lambda": 0.75, "scaling": 1.0})

@@ -74,6 +74,7 @@ DARE_TIES = MethodInfo(
         *TIES_OPTIONS,
     ),
     needs=frozenset({"base"}),
+    sorts_magnitudes=True,
     random=True,
     mergekit=MergekitMethod(
         name="dare_ties",

@@ -136,6 +136,7 @@ class MethodInfo:
         elementwise: whatever the options, an element of the result depends on that element of base and sources alone.
         weighted_sum: the result is the sum of the sources, each times its `weight` (under `normalize: true` divided by
             the sum of the weights). With a base it is the sum of task vectors, on the base.
+        sorts_magnitudes: it trims task vectors at thresholds, for which a worker sorts their magnitudes once.
         random: the result depends on the seed.
         sources: the exact number of sources, or None for any number.
         same_shapes: sources must agree in the shapes of their tensors; otherwise the method says what fits.
@@ -156,6 +157,7 @@ class MethodInfo:
     needs: frozenset[str] = frozenset()
     elementwise: bool = False
     weighted_sum: bool = False
+    sorts_magnitudes: bool = False
     random: bool = False
     sources: int | None = None
     same_shapes: bool = True

@@ -78,6 +78,7 @@ TIES = MethodInfo(
     shared=(LAMBDA,),
     options=TIES_OPTIONS,
     needs=frozenset({"base"}),
+    sorts_magnitudes=True,
     mergekit=MergekitMethod(
         name="ties",
         base_model="base",

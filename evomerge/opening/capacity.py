@@ -12,21 +12,17 @@ from evomerge.opening.inputs import Inputs
 def memory_of(inputs: Inputs) -> MemoryNeed:
     """Memory that the search needs.
 
-    A method with densities sorts magnitudes of one group after the other, once; so do the baselines that have them,
-    over the whole model.
+    A method that sorts magnitudes does so for one group after the other, once; baselines, over the whole model.
     """
     spec = inputs.spec
-    searched = any("density" in method.parameters for method in spec.search_space.methods.values())
+    searched = any(METHODS[method].sorts_magnitudes for method in spec.search_space.methods)
     groups = [sum(inputs.catalogue[name].numel for name in group.tensors) for group in inputs.space.groups]
-    if any(_sorts_magnitudes(BASELINES[baseline.name].method) for baseline in spec.chosen_baselines):
+    merged_by = [BASELINES[baseline.name].method for baseline in spec.chosen_baselines]
+    if any(method is not None and METHODS[method].sorts_magnitudes for method in merged_by):
         largest_scope = sum(entry.numel for entry in inputs.catalogue.mergeable)
     else:
         largest_scope = max(groups) if searched else 0
     return memory_need(inputs.catalogue, len(inputs.refs), spec.dtype, largest_scope=largest_scope)
-
-
-def _sorts_magnitudes(method: str | None) -> bool:
-    return method is not None and any(parameter.name == "density" for parameter in METHODS[method].parameters)
 
 
 def placement_of(inputs: Inputs, workers: int) -> Placement:

@@ -190,7 +190,7 @@ def test_n29_another_spec_is_refused_with_the_difference(write_spec, changes, fi
     assert field in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["mixed-methods", "dare-ties-per-block", "ties-smooth"])
+@pytest.mark.parametrize("name", ["mixed-methods", "dare-ties-per-block", "ties-smooth", "pcb-per-block"])
 def test_the_stored_spec_searches_the_same_space_in_the_same_order(write_spec, name):
     spec = load_spec(write_spec(space=name))
     stored = spec_from_json(spec.to_json())
