@@ -18,6 +18,7 @@ from torch import Tensor
 
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.merging.expert_names import find_experts
+from evomerge.merging.regmean import regmean_weight
 
 __all__ = ["merge_experts"]
 
@@ -39,7 +40,7 @@ class SharedTensor:
         copies: their tensors in the dtype of the arithmetic; two or more.
         parameters, options: complete.
         seed: the common initial value of all copies, where the method needs one.
-        grams: X'X of each copy's inputs in float64, or None where one of them has none.
+        grams: X'X of each copy's inputs, or None where one of them has none.
     """
 
     name: str
@@ -202,28 +203,14 @@ def _regression_mean(shared: SharedTensor) -> Tensor:
                 f"the Gram of {name!r} is {_kind(gram)}; a weight [out, in] needs one of shape [in, in], and the "
                 f"weight is {_kind(shared.copies[0])}"
             )
-    scaling = shared.parameters["scaling"]
-    grams = [scaling * gram + (1 - scaling) * torch.diag(gram.diagonal()) for gram in shared.grams]
-    moments = [copy.double() @ gram for copy, gram in zip(shared.copies, grams, strict=True)]
-    return _solve(torch.stack(grams).sum(0), torch.stack(moments).sum(0).T, shared.name).T
-
-
-def _solve(matrix: Tensor, right: Tensor, name: str) -> Tensor:
-    """The solution X of matrix' X = right in float64.
-
-    Raises:
-        InvalidInput: the matrix is singular to working precision.
-    """
-    factors, pivots, _ = torch.linalg.lu_factor_ex(matrix.T)
-    sizes = factors.diagonal().abs()
-    smallest = float(sizes.max()) * len(sizes) * torch.finfo(torch.float64).eps if len(sizes) else 0.0
-    if not bool((sizes > smallest).all()):
-        raise InvalidInput(
-            f"the sum of the Grams of {name!r} is singular: fewer independent inputs than columns were seen; measure "
-            "more of them, or choose `scaling` below 1"
-        )
-    solution: Tensor = torch.linalg.lu_solve(factors, pivots, right)
-    return solution
+    return regmean_weight(
+        shared.name,
+        shared.copies,
+        shared.grams,
+        shares=(1.0,) * len(shared.copies),
+        scaling=shared.parameters["scaling"],
+        ridge=0.0,
+    )
 
 
 METHODS: Mapping[str, Callable[[SharedTensor], Tensor]] = MappingProxyType(
@@ -234,7 +221,7 @@ METHODS: Mapping[str, Callable[[SharedTensor], Tensor]] = MappingProxyType(
 def _grams(names: Sequence[str], statistics: Tensors) -> tuple[Tensor, ...] | None:
     if not all(name in statistics for name in names):
         return None
-    return tuple(statistics[name].detach().double() for name in names)
+    return tuple(statistics[name].detach() for name in names)
 
 
 def _require_tensors(what: str, given: Tensors) -> None:

@@ -187,7 +187,7 @@ def regmean_weight(
         except _Singular as reason:
             raise InvalidInput(
                 f"the sum of the Grams of tensor {name!r} is singular: {reason}; "
-                "give a ridge above 0, a scaling below 1, or Grams of more texts"
+                "give a ridge above 0 (where the method has one), a scaling below 1, or Grams of more inputs"
             ) from None
 
 
