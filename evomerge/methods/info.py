@@ -54,11 +54,13 @@ class Statistics:
         name: the role under which a recipe names their file, such as "fisher".
         of_tied: whether a tensor that several modules share has one. A tied head merged as a linear layer would no
             longer suit the embedding that it is.
+        needed_under: (option, its value) under which the method cannot do without, where it otherwise takes none.
     """
 
     name: str
     description: str
     of_tied: bool = True
+    needed_under: tuple[str, OptionValue] | None = None
 
 
 @dataclass(frozen=True)

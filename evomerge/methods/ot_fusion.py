@@ -54,5 +54,6 @@ OT_FUSION = MethodInfo(
     statistics=Statistics(
         "activations",
         "for each source {weight name: [samples, units]}, outputs before the non-linearity, for mode: acts",
+        needed_under=("mode", "acts"),
     ),
 )

@@ -172,6 +172,12 @@ def _check_method(space: SearchSpace, method: str, chosen: MethodSpace) -> None:
             f"{where}: it needs statistics of every source, which a search does not measure; use another"
         )
     options = resolve_options(method, chosen.options, semantics=space.semantics)
+    needed_under = None if info.statistics is None else info.statistics.needed_under
+    if needed_under is not None and options[needed_under[0]] == needed_under[1]:
+        raise InvalidInput(
+            f"{where}: under {needed_under[0]}: {needed_under[1]} it needs statistics of every source, which a search "
+            "does not measure; choose another value"
+        )
     known = {parameter.name: parameter for parameter in info.parameters}
     for name, value in chosen.parameters.items():
         if name not in known:

@@ -215,3 +215,13 @@ def test_a_yaml_bomb_is_refused(tmp_path):
     levels += [f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join([f'*{chr(97 + n)}'] * 9)}]" for n in range(14)]
     with pytest.raises(InvalidInput, match="aliases"):
         load_space(write(tmp_path, "\n".join(levels)))
+
+
+def test_an_option_that_needs_statistics_cannot_be_searched(tmp_path):
+    space = tmp_path / "aligned.yaml"
+    text = "name: aligned\ngroups: {depth: global}\nmethods: {ot_fusion: {parameters: {t: {low: 0, high: 1}}"
+    space.write_text(text + "}}\n")
+    assert load_space(str(space)).methods.keys() == {"ot_fusion"}
+    space.write_text(text + ", options: {mode: acts}}}\n")
+    with pytest.raises(InvalidInput, match="under mode: acts it needs statistics"):
+        load_space(str(space))
