@@ -72,7 +72,7 @@ def _identity(source: Source) -> dict[str, str | None]:
 def _row(
     part: str, names: list[str], models: tuple[Source, Source], base: Source | None, keep: float
 ) -> dict[str, Any]:
-    x, y = (_Weights(names, model.tensors, None if base is None else base.tensors) for model in models)
+    x, y = (_MergeableWeights(names, model.tensors, None if base is None else base.tensors) for model in models)
     return {
         "part": part,
         "tensors": len(names),
@@ -84,7 +84,7 @@ def _row(
     }
 
 
-class _Weights(Mapping[str, Tensor]):
+class _MergeableWeights(Mapping[str, Tensor]):
     """Some tensors of a model, minus those of the base where there is one; each computed when it is asked for."""
 
     def __init__(self, names: list[str], tensors: Mapping[str, Tensor], base: Mapping[str, Tensor] | None) -> None:

@@ -28,7 +28,7 @@ from evomerge.spec import SearchSpec, load_spec
 
 TOY = PACKAGE.parent / "examples" / "toy"
 QUESTION = re.compile(r"(What|Which|Where|Who|Whose|Whom|How)\b")
-TWINS = ("methods", "merging")  # a merge method has its data and its arithmetic under one name
+TWINS = ("methods", "statistics")  # a merge method has its data, arithmetic and statistics under one name
 
 
 def climbs() -> list[str]:
@@ -153,7 +153,7 @@ def files_with_two_meanings() -> dict[str, list[str]]:
     for path in FILES:
         if path.stem != "__init__":
             places[path.stem].append(path.relative_to(PACKAGE))
-    twins = {name: [each for each in each_place if each.parts[0] != TWINS[0]] for name, each_place in places.items()}
+    twins = {name: [each for each in each_place if each.parts[0] not in TWINS] for name, each_place in places.items()}
     return {name: list(map(str, places[name])) for name, rest in sorted(twins.items()) if len(rest) > 1}
 
 

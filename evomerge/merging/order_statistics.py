@@ -111,7 +111,7 @@ def order_statistics(
         ValueError: there are fewer than k elements, or k < 1.
     """
     digits = 4 if dtype == torch.float64 else 2
-    searches = [[_Search(k) for k in each] for each in ranks]
+    searches = [[_RankSearch(k) for k in each] for each in ranks]
     for digit in range(digits - 1, -1, -1):
         counts: list[dict[int | None, Tensor]] = [
             {search.prefix: torch.zeros(1 << 16, dtype=torch.int64) for search in each} for each in searches
@@ -127,7 +127,7 @@ def order_statistics(
     return [[_number(search.prefix or 0, dtype) for search in each] for each in searches]
 
 
-class _Search:
+class _RankSearch:
     """The k-th smallest key, found digit by digit.
 
     Attributes:
