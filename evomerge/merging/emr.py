@@ -34,6 +34,9 @@ def merge_emr(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         MergeError: the base or a source has values that are not finite.
     """
     task = int(tensors.options["task"])
+    if len(tensors.sources) == 1:  # the source itself, where base + (source - base) would be rounded
+        yield from ((name, tensors.merge(name, lambda piece: piece.sources[0])) for name in tensors.names)
+        return
     magnitudes = tensors.cached(("emr magnitudes", task), lambda: _magnitudes(tensors, task))
     factor = _rescaler(magnitudes, str(tensors.options["rescaler"]))
 

@@ -29,14 +29,12 @@ def find_experts(names: Iterable[str], patterns: Sequence[str], experts: Sequenc
     pieces = [_split(pattern) for pattern in _listed("patterns", patterns)]
     order = _order(experts)
     found: dict[str, dict[str, str]] = defaultdict(dict)
-    unmatched = set(patterns)
     for name in names:
         matches = {}
         for expert, before, after in _placements(name, order):
-            for pattern, (head, tail) in zip(patterns, pieces, strict=True):
+            for head, tail in pieces:
                 if fnmatchcase(before, head) and fnmatchcase(after, tail):
                     matches[_without_segment(before, after)] = expert
-                    unmatched.discard(pattern)
         if len(matches) > 1:
             raise InvalidInput(
                 f"tensor {name!r} matches in more than one way: its shared name could be "
@@ -46,9 +44,9 @@ def find_experts(names: Iterable[str], patterns: Sequence[str], experts: Sequenc
             if other := found[key].get(expert):
                 raise InvalidInput(f"{other!r} and {name!r} would both be {expert!r} of {key!r}; change the patterns")
             found[key][expert] = name
-    if unmatched:
+    if not found:
         raise InvalidInput(
-            f"no tensor of the experts {', '.join(order)} matches the pattern {min(unmatched)!r}; "
+            f"no tensor of the experts {', '.join(order)} matches {' or '.join(map(repr, patterns))}; "
             f"{PLACEHOLDER} is a whole segment between dots, and the tensors are named like "
             f"{', '.join(map(repr, names[:3])) or 'nothing'}"
         )

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.merging.expert_names import find_experts
-from evomerge.merging.regmean import regmean_weight
+from evomerge.merging.named_tensors import check_tensors
+from evomerge.merging.regmean import check_gram, regmean_weight
+from evomerge.methods.resolve import named_values
 
 __all__ = ["merge_experts"]
 
@@ -91,10 +93,8 @@ def merge_experts(
         MergeError: a merged tensor is not finite.
     """
     request = _request(method, parameters, options, seed=seed, statistics=statistics)
-    _require_tensors("checkpoint", tensors)
+    check_tensors("checkpoint", tensors)
     shared = find_experts(tensors, patterns, experts)
-    if method == "regmean" and not any(name in request.statistics for copies in shared.values() for name in copies):
-        raise InvalidInput("regmean has a Gram for no expert's tensor; name them by their full names in `statistics`")
     owner = {name: key for key, copies in shared.items() for name in copies}
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -125,14 +125,14 @@ def _request(
     seed: Tensors | None,
     statistics: Tensors | None,
 ) -> _Request:
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise unknown_name("method for experts", str(method), METHODS)
     if method == "arithmetic" and seed is None:
         raise InvalidInput("arithmetic starts from the common initial weights of all experts; give them as `seed`")
     if method == "regmean" and statistics is None:
         raise InvalidInput("regmean needs the Grams of the experts' inputs; give them as `statistics`")
-    _require_tensors("seed", seed or {})
-    _require_tensors("statistics", statistics or {})
+    check_tensors("seed", seed or {})
+    check_tensors("statistics", statistics or {})
     return _Request(
         merge=METHODS[method],
         parameters=_parameters(parameters),
@@ -198,6 +198,7 @@ def _regression_mean(shared: SharedTensor) -> Tensor:
         return torch.stack(shared.copies).mean(0)
     size = shared.copies[0].shape[-1] if shared.copies[0].dim() == 2 else None
     for name, gram in zip(shared.names, shared.grams, strict=True):
+        check_gram(gram, f"the Gram of {name!r}")
         if size is None or gram.shape != (size, size):
             raise InvalidInput(
                 f"the Gram of {name!r} is {_kind(gram)}; a weight [out, in] needs one of shape [in, in], and the "
@@ -224,20 +225,12 @@ def _grams(names: Sequence[str], statistics: Tensors) -> tuple[Tensor, ...] | No
     return tuple(statistics[name].detach() for name in names)
 
 
-def _require_tensors(what: str, given: Tensors) -> None:
-    if not isinstance(given, Mapping):
-        raise InvalidInput(f"the {what} must be {{tensor name: tensor}}, but got {type(given).__name__}")
-    for name, tensor in given.items():
-        if not isinstance(tensor, Tensor):
-            raise InvalidInput(f"{name!r} in the {what} must be a tensor, but is {type(tensor).__name__}")
-
-
 def _kind(tensor: Tensor) -> str:
     return f"{tensor.dtype} of shape {tuple(tensor.shape)}"
 
 
 def _parameters(given: Mapping[str, float]) -> dict[str, float]:
-    for name, value in given.items():
+    for name, value in named_values("parameters", given):
         if name not in PARAMETERS:
             raise unknown_name("parameter for experts", str(name), PARAMETERS)
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
@@ -246,7 +239,7 @@ def _parameters(given: Mapping[str, float]) -> dict[str, float]:
 
 
 def _options(given: Mapping[str, str]) -> dict[str, str]:
-    for name, value in given.items():
+    for name, value in named_values("options", given):
         if name not in OPTIONS:
             raise unknown_name("option for experts", str(name), OPTIONS)
         if value not in OPTIONS[name]:

@@ -76,12 +76,8 @@ def fisher_mean(
 
 
 def powered(fisher: Tensor, power: float) -> Tensor:
-    """F ** power in the dtype of F, in float32 for narrower ones; 1 everywhere, where F is 0 too, for power 0.
-
-    It is computed in float64 and rounded, as the vectorised and the scalar pow of one library differ in the last bit.
-    """
-    wide = fisher if fisher.dtype == torch.float64 else fisher.float()
-    return wide if power == 1 else wide.double().pow(power).to(wide.dtype)
+    """F ** power in float64; 1 everywhere, where F is 0 too, for power 0."""
+    return fisher.double() if power == 1 else fisher.double().pow(power)
 
 
 def fisher_norm(fishers: Iterable[Tensor]) -> float:

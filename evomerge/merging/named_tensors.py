@@ -10,6 +10,19 @@ from evomerge.errors import InvalidInput
 from evomerge.messages import some
 
 
+def check_tensors(what: str, given: Mapping[str, Tensor]) -> None:
+    """Refuse what is not `{tensor name: tensor}`.
+
+    Raises:
+        InvalidInput: names what was given, and the entry that is no tensor.
+    """
+    if not isinstance(given, Mapping):
+        raise InvalidInput(f"the {what} must be {{tensor name: tensor}}, but got {type(given).__name__}")
+    for name, tensor in given.items():
+        if not isinstance(tensor, Tensor):
+            raise InvalidInput(f"{name!r} in the {what} must be a tensor, but is {type(tensor).__name__}")
+
+
 def common_names(vectors: Sequence[Mapping[str, Tensor]]) -> list[str]:
     """The sorted names of vectors that fit together: all have the same names, with real tensors of the same shapes.
 

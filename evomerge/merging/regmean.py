@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -103,7 +104,7 @@ class _Layers:
     def _layout(self, name: str) -> bool | None:
         grams, bias = self._grams(name), self._bias_of(name)
         for source, gram in enumerate(grams):
-            check_gram(gram, source, name)
+            check_gram(gram, f"the Gram of source {source} for tensor {name!r}")
             if gram.shape != grams[0].shape:
                 raise InvalidInput(
                     f"the Gram of source {source} for tensor {name!r} is {list(gram.shape)}, that of source 0 "
@@ -183,7 +184,7 @@ def regmean_weight(
             right += part @ weight.T.double()
         precision = max(torch.finfo(gram.dtype).eps for gram in grams)
         try:
-            return _solved(left, right, scaling, precision).T
+            return _solved(left, right, precision, lowest=math.inf if ridge > 0 else 1 - scaling).T
         except _Singular as reason:
             raise InvalidInput(
                 f"the sum of the Grams of tensor {name!r} is singular: {reason}; "
@@ -198,18 +199,22 @@ def scaled_gram(gram: Tensor, scaling: float, ridge: float) -> Tensor:
     return scaled
 
 
-def _solved(matrix: Tensor, right: Tensor, scaling: float, precision: float) -> Tensor:
+def _solved(matrix: Tensor, right: Tensor, precision: float, *, lowest: float) -> Tensor:
     """matrix^-1 right for a sum of Grams, by Cholesky after its diagonal is scaled to ones.
 
-    With a < 1 no eigenvalue of the scaled matrix is below 1 - a. Where that bound says nothing, rounding may hide a
-    singular matrix from the decomposition, so that the eigenvalues are compared with the `precision` of the Grams.
+    Rounding may hide a singular matrix from the decomposition, so that the eigenvalues are compared with the
+    `precision` of the Grams, unless none can be that small.
+
+    Args:
+        lowest: no eigenvalue of the scaled matrix is below it: 1 - a for a < 1; infinite with a ridge, which makes any
+            sum of Grams regular.
     """
     diagonal = matrix.diagonal()
     if not bool((diagonal > 0).all()):
         raise _Singular(f"input {int((diagonal <= 0).nonzero()[0])} is 0 for every source")
     scaled, scale = _unit_diagonal(matrix), diagonal.rsqrt()[:, None]
     smallest = min(_LARGEST_NOISE, _ROUNDING * precision * len(matrix) ** 0.5)
-    if 1 - scaling <= smallest and float(torch.linalg.eigvalsh(scaled)[0]) <= smallest:
+    if lowest <= smallest and float(torch.linalg.eigvalsh(scaled)[0]) <= smallest:
         raise _Singular("some inputs are sums of others on all texts")
     factor, info = torch.linalg.cholesky_ex(scaled)
     if int(info):
@@ -248,13 +253,15 @@ def stored_by_input(name: str, weight: Tensor, gram: Tensor, bias: Tensor | None
     return None if len(fits) == 2 else fits[0]
 
 
-def check_gram(gram: Tensor, source: int, name: str) -> None:
+def check_gram(gram: Tensor, where: str) -> None:
     """Refuse what cannot be a Gram.
+
+    Args:
+        where: names it in the message.
 
     Raises:
         InvalidInput: no floating-point tensor, no square matrix, not symmetric or not finite, a negative diagonal.
     """
-    where = f"the Gram of source {source} for tensor {name!r}"
     if not isinstance(gram, Tensor) or not gram.is_floating_point():
         kind = str(gram.dtype) if isinstance(gram, Tensor) else type(gram).__name__
         raise InvalidInput(f"{where} is {kind}; give a floating-point tensor")

@@ -13,6 +13,7 @@ from torch import Tensor
 from evomerge.catalogue import layer_of
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.merging.merge import merge_rule
+from evomerge.merging.named_tensors import check_tensors
 from evomerge.merging.rule_tensors import RuleTensors
 from evomerge.merging.tied_names import canonical_names
 from evomerge.messages import some
@@ -55,8 +56,7 @@ def merge_state_dicts(
         InvalidInput: unknown method, parameter, option or value, or models that do not fit together.
         MergeError: weights that sum to zero are to be normalised, or a merged tensor is not finite.
     """
-    if isinstance(sources, Mapping):
-        raise InvalidInput("sources is a list of state dicts, but got one state dict")
+    _refuse_other_than_models(sources, base)
     resolved, chosen = validate(method, parameters, options, len(sources), has_base=base is not None)
     measured = resolve_statistics(method, statistics, len(sources))
     if isinstance(seed, bool) or not isinstance(seed, int):
@@ -128,6 +128,17 @@ def _by_canonical_name(
 
 def _numbered(sources: Sequence[Mapping[str, Tensor]]) -> dict[str, Mapping[str, Tensor]]:
     return {f"source {index}": source for index, source in enumerate(sources)}
+
+
+def _refuse_other_than_models(sources: Any, base: Any) -> None:
+    if isinstance(sources, Mapping):
+        raise InvalidInput("sources is a list of state dicts, but got one state dict")
+    if not isinstance(sources, Sequence) or isinstance(sources, str):
+        raise InvalidInput(f"sources is a list of state dicts, but got {sources!r}")
+    for index, source in enumerate(sources):
+        check_tensors(f"state dict of source {index}", source)
+    if base is not None:
+        check_tensors("state dict of the base", base)
 
 
 def _refuse_misfits(

@@ -33,7 +33,7 @@ def resolve_parameters(method: str, parameters: Mapping[str, ParameterValue], n_
     if info.sources is not None and n_sources != info.sources:
         raise InvalidInput(f"{method} merges exactly {info.sources} sources, but got {n_sources}")
     known = [parameter.name for parameter in info.parameters] + [each.name for each in info.tensors]
-    _refuse_unknown(f"parameter of {method!r}", parameters, known)
+    _refuse_unknown(f"parameter of {method!r}", dict(named_values("parameters", parameters)), known)
     numbers: dict[str, Resolved] = {
         parameter.name: _resolve_parameter(
             method, parameter, parameters.get(parameter.name, parameter.default), n_sources
@@ -66,6 +66,7 @@ def resolve_options(
     """
     info = method_info(method)
     known = {option.name: option for option in info.options}
+    options = dict(named_values("options", options))
     preset = options.get("semantics", semantics)
     if not isinstance(preset, str) or preset not in SEMANTICS:
         raise unknown_name("semantics", str(preset), SEMANTICS)
@@ -94,6 +95,8 @@ def validate(
     Raises:
         InvalidInput: see there.
     """
+    named_values("parameters", parameters)
+    named_values("options", options)
     if "base" in method_info(method).needs and not has_base:
         raise InvalidInput(f"{method} works on task vectors (source minus base); give the base model")
     return resolve_parameters(method, parameters, n_sources), resolve_options(method, options, n_sources=n_sources)
@@ -118,6 +121,17 @@ def resolve_statistics(
             raise InvalidInput(f"{wanted}, and cannot be left out; give {info.statistics.description}")
         return None
     return _mappings(method, "statistics", statistics, n_sources)
+
+
+def named_values(what: str, given: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """The items of a mapping that a caller has given.
+
+    Raises:
+        InvalidInput: it is no mapping.
+    """
+    if not isinstance(given, Mapping):
+        raise InvalidInput(f"{what} must be {{name: value}}, but got {given!r}")
+    return given.items()
 
 
 def _refuse_unknown(kind: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -34,6 +34,6 @@ def method_info(name: str) -> MethodInfo:
     Raises:
         InvalidInput: there is no such method; the message offers the nearest names.
     """
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise unknown_name("merge method", str(name), METHODS)
     return METHODS[name]

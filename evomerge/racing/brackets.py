@@ -89,8 +89,8 @@ def smac_brackets(minimum: float, maximum: float, eta: int = 3) -> list[list[tup
 
     Items are counted down from the maximum by eta and are not rounded, so that the lowest rung is seldom the minimum.
     There are s_max + 1 brackets with s_max = ⌊log(maximum / minimum) / log(eta)⌋, from the longest to the single rung.
-    The quotient of logarithms is in floating point as there: a maximum of 243 times the minimum gives five brackets for
-    eta = 3, not six.
+    The arithmetic is in floating point as there: a maximum of 243 times the minimum gives five brackets for eta = 3,
+    not six; and a rung whose configurations would be exactly 1 may have 0, as the last one of seven for eta = 3.
 
     Raises:
         InvalidInput: not 0 < minimum <= maximum, or eta below 2.
@@ -102,7 +102,7 @@ def smac_brackets(minimum: float, maximum: float, eta: int = 3) -> list[list[tup
     most = math.floor(math.log(maximum / minimum) / math.log(eta))
     return [
         [
-            (_starting(most, above, eta) // eta**rung, maximum * float(eta) ** (rung - above))
+            (math.floor(_starting(most, above, eta) * float(eta) ** -rung), maximum * float(eta) ** (rung - above))
             for rung in range(above + 1)
         ]
         for above in range(most, -1, -1)

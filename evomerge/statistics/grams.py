@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,7 +43,10 @@ def input_grams(
     sums = _Sums(constant)
     number = 0
     with evaluation_mode(model), torch.no_grad(), _hooks(layers, sums.add):
-        for number, (inputs, mask) in enumerate(batches, start=1):
+        for number, batch in enumerate(batches, start=1):
+            if not isinstance(batch, Sequence) or len(batch) != 2:
+                raise InvalidInput(f"batch {number - 1} must be (inputs, mask), but is {type(batch).__name__}")
+            inputs, mask = batch
             sums.begin(f"batch {number - 1}", inputs, mask)
             run(model, inputs, f"batch {number - 1}")
     if not number:

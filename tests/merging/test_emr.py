@@ -180,3 +180,8 @@ def test_bad_input_is_refused(call, message):
 def test_nan_is_never_hidden():
     elected = elect([{"w": t(math.nan, 1.0)}, {"w": t(1.0, 1.0)}])["w"]
     assert elected.isnan().tolist() == [True, False]
+
+
+def test_one_source_comes_back_even_where_its_difference_from_the_base_would_be_rounded_away():
+    base, source = {"w": t(1e20, 1.0)}, {"w": t(1e-5, 3e-30)}
+    assert torch.equal(merge_state_dicts("emr", [source], base, {}, {"task": 0})["w"], source["w"])

@@ -214,7 +214,10 @@ PAIR = {"a.v": t(1.0), "a.l": t(2.0)}
     ("changed", "message"),
     [
         ({"patterns": ["mlp.{expert}.*"]}, "no tensor of the experts v, l matches"),
-        ({"patterns": ["a.{expert}", "mlp.{expert}.*"]}, "matches the pattern 'mlp"),
+        ({"patterns": ["b.{expert}", "mlp.{expert}.*"]}, "matches 'b.{expert}' or 'mlp"),
+        ({"method": ["regmean"]}, "unknown method for experts"),
+        ({"parameters": None}, "parameters must be {name: value}, but got None"),
+        ({"options": [1]}, "options must be {name: value}"),
         ({"experts": ["x"]}, "no tensor of the experts x"),
         ({"patterns": ["a.*"]}, "names the expert once"),
         ({"patterns": ["{expert}.{expert}"]}, "names the expert once"),
@@ -241,8 +244,6 @@ PAIR = {"a.v": t(1.0), "a.l": t(2.0)}
         ({"method": "arithmetic", "seed": {}}, "seed has no tensor 'a'"),
         ({"method": "arithmetic", "seed": {"a": t(1.0, 2.0)}}, "in the seed"),
         ({"method": "regmean"}, "statistics"),
-        ({"method": "regmean", "statistics": {}}, "for no expert's tensor"),
-        ({"method": "regmean", "statistics": {"a": torch.eye(1)}}, "for no expert's tensor"),
         ({"method": "regmean", "statistics": {"a.v": torch.eye(1), "a.l": torch.eye(1)}}, "Gram of 'a.v'"),
         ({"experts": ["v", "l", "x", "y"], "tensors": {f"a.{e}": t(1.0) for e in "vlxy"}}, "two or three"),
     ],
@@ -257,3 +258,26 @@ def test_a_merge_that_overflows_is_an_error():
     huge = {"a.v": torch.tensor([6e4], dtype=torch.float16), "a.l": torch.tensor([6e4], dtype=torch.float16)}
     with pytest.raises(MergeError, match="'a'"):
         merge_experts(huge, ["a.{expert}"], ["v", "l"], "arithmetic", {"lambda": 1.0}, seed={"a": t(0.0)})
+
+
+def test_a_pattern_of_a_longer_list_may_match_nothing():
+    one = merge_experts(PAIR, ["a.{expert}", "mlp.{expert}.*"], ["v", "l"], "interpolation")
+    assert one["a"].tolist() == merge_experts(PAIR, ["a.{expert}"], ["v", "l"], "interpolation")["a"].tolist()
+
+
+def test_without_any_gram_regmean_is_the_plain_mean():
+    assert merge_experts(PAIR, ["a.{expert}"], ["v", "l"], "regmean", statistics={})["a"].tolist() == [1.5]
+
+
+@pytest.mark.parametrize(
+    ("gram", "message"),
+    [
+        (torch.eye(2, dtype=torch.int64), "int64; give a floating-point tensor"),
+        (torch.tensor([[1.0, math.nan], [math.nan, 1.0]]), "not finite"),
+        (torch.eye(2) + 50 * torch.ones(2, 2).triu(1), "not symmetric"),
+    ],
+)
+def test_a_matrix_that_is_no_gram_is_refused(gram, message):
+    weights = {"a.v.weight": torch.ones(3, 2), "a.l.weight": torch.zeros(3, 2)}
+    with pytest.raises(InvalidInput, match=message):
+        merge_experts(weights, ["a.{expert}.*"], ["v", "l"], "regmean", statistics=dict.fromkeys(weights, gram))

@@ -303,3 +303,11 @@ def test_the_defaults_are_those_of_the_paper():
         "ridge": 0.0,
     }
     assert {option.name: option.choices for option in info.options} == {"solve": ("fp64",), "bias": ("mean", "joint")}
+
+
+@pytest.mark.parametrize("ridge", [1e-6, 1e-5, 1e-3])
+def test_a_small_ridge_is_enough_where_the_grams_alone_are_singular(ridge):
+    rows = drawn(1, 4)
+    model, gram = {"w": drawn(3, 4)}, {"w": rows.T @ rows}
+    found = merge_state_dicts("regmean", [model] * 2, None, {"scaling": 1.0, "ridge": ridge}, statistics=[gram] * 2)
+    assert torch.allclose(found["w"], model["w"], atol=1e-5)

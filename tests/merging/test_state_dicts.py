@@ -432,3 +432,27 @@ for method, sources, base, parameters in cases:
         [sys.executable, "-O", "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"sources": None}, "sources is a list of state dicts"),
+        ({"sources": [1, 2]}, "state dict of source 0 must be"),
+        ({"sources": [{"w": np.ones(2)}] * 2}, "'w' in the state dict of source 0 must be a tensor, but is ndarray"),
+        ({"base": 3}, "state dict of the base must be"),
+        ({"parameters": None}, "parameters must be {name: value}, but got None"),
+        ({"options": None}, "options must be {name: value}, but got None"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_is_no_model_and_no_setting_is_refused(method, changed, message):
+    given = {"sources": [{"w": torch.ones(2)}] * 2, "base": {"w": torch.zeros(2)}, **changed}
+    with pytest.raises(InvalidInput, match=message):
+        merging.merge_state_dicts(method, **given)
+
+
+def test_a_method_has_to_be_a_name():
+    with pytest.raises(InvalidInput, match="unknown merge method"):
+        merging.merge_state_dicts(["linear"], [{"w": torch.ones(2)}])

@@ -88,3 +88,8 @@ def test_smac_has_one_rung_where_minimum_and_maximum_are_near():
 def test_smac_brackets_that_do_not_exist_are_refused(arguments):
     with pytest.raises(InvalidInput):
         smac_brackets(*arguments)
+
+
+def test_smac_rounds_the_configurations_of_a_rung_in_floating_point():
+    assert [configurations for configurations, _ in smac_brackets(1, 729)[0]] == [729, 243, 81, 27, 9, 3, 0]
+    assert [configurations for configurations, _ in smac_brackets(1, 49, eta=7)[0]] == [49, 7, 0]

@@ -153,3 +153,8 @@ def test_a_gram_has_the_dtype_of_the_inputs_and_at_least_float32(dtype, expected
 def test_what_gives_no_gram_is_refused(model, batches, message):
     with pytest.raises(InvalidInput, match=message):
         input_grams(model, batches)
+
+
+def test_a_batch_without_its_mask_is_refused():
+    with pytest.raises(InvalidInput, match=r"batch 0 must be \(inputs, mask\), but is Tensor"):
+        input_grams(nn.Linear(3, 2), [torch.ones(4, 3)])
