@@ -53,7 +53,7 @@ from evomerge.verdict import read_winner
 EQUAL, REFUSED, FAILED = "equal", "refused by check", "FAILED"
 SPACES = ("task-arithmetic-per-block", "linear-global")
 SAMPLERS = ("random", "cma")
-GIT = "lm_eval.harness_evaluator.get_git_commit_hash"
+GIT = "lm_eval.evaluator.get_git_commit_hash"
 SEARCH, BETWEEN = ItemBlock("search"), ItemBlock("calibration")
 
 # Of a log-likelihood, absolute and relative. In 16 bits lm-eval's own numbers differ so much between batch sizes.
@@ -233,7 +233,7 @@ def _simple_evaluate(model: Any, out: Path, pack: Pack, scoring: _Scoring) -> di
     ids = {task: sorted({*parts["search"][task], *parts["held_out"][task]}) for task in parts["search"]}
     tokenizer = AutoTokenizer.from_pretrained(out)
     # Half of its time goes into a report on the machine.
-    with contextlib.chdir(pack.folder), patch("lm_eval.harness_evaluator.add_env_info"), patch(GIT, return_value=""):
+    with contextlib.chdir(pack.folder), patch("lm_eval.evaluator.add_env_info"), patch(GIT, return_value=""):
         results = lm_eval.simple_evaluate(
             model=_FreshLM(
                 pretrained=model,
