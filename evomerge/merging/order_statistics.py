@@ -150,7 +150,7 @@ class _RankSearch:
 
 
 def _next_digits(keys: Tensor, prefix: int | None, shift: int) -> Tensor:
-    """How many of the keys with the digits `prefix` have each value of the digit at bit `shift`: int64 [65536]."""
+    """Counts of the values of the digit at bit `shift`, among the keys with the digits `prefix`: int64 [65536]."""
     if prefix is None:
         return torch.bincount((keys >> shift) + (1 << 15), minlength=1 << 16).cpu()
     if keys.device.type == "cpu":

@@ -1,4 +1,4 @@
-"""What holds for every method: the contract of `merge_state_dicts` and `merge_rule`."""
+"""The contract of `merge_state_dicts` and `merge_rule`, held by every method."""
 
 from __future__ import annotations
 
