@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from evomerge import load_spec
 from evomerge.evaluation import ItemBlock
-from evomerge.evaluation.items import Part
 from evomerge.jobs import Score, Scored
 from evomerge.opening.inputs import open_inputs
+from evomerge.packs.items import Part
 from evomerge.worker import Worker
 
 __all__ = ["DIMENSIONS", "ToyModels", "toy_models"]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from evomerge.evaluation.evaluator import HarnessScores
-from evomerge.evaluation.items import ItemBlock, Split
 from evomerge.evaluation.scores import Scores
+from evomerge.packs.items import ItemBlock, Split
 from evomerge.recipe import ModelRef, Recipe
 from evomerge.spec import Calibration
 

@@ -14,11 +14,11 @@ PACKAGE = Path(__file__).parent.parent / "evomerge"
 # On one floor a name may import what stands to its left. A file of data that is read on a lower floor than its room is
 # named with the room.
 FLOORS = (
-    ("errors", "seeding", "messages", "documents", "shipped"),
+    ("errors", "seeding", "messages", "documents", "shipped", "whole_files"),
     ("storage", "samplers"),
-    ("methods", "recipe", "catalogue", "spaces", "baselines.info", "spec"),
+    ("methods", "recipe", "catalogue", "spaces", "packs", "baselines.info", "spec"),
     ("engine",),
-    ("merging", "checkpoints", "mergekit"),
+    ("tensors", "alignment", "elementwise", "merging", "checkpoints", "mergekit"),
     ("bank", "evaluation"),
     ("statistics", "training"),
     ("objective", "jobs", "worker", "cluster", "study", "opening"),

@@ -178,7 +178,7 @@ def test_statistics_that_a_method_can_do_without_are_optional_in_the_bank(source
     METHODS["toy_precision"] = replace(
         METHODS["toy_precision"],
         needs=frozenset(),
-        merge="evomerge.merging.linear:merge_linear",
+        merge="evomerge.elementwise.linear:merge_linear",
         per_source=METHODS["linear"].per_source,
         options=METHODS["linear"].options,
     )

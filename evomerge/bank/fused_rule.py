@@ -16,8 +16,8 @@ from torch import Tensor
 
 from evomerge.bank.kernels import DTYPES, LANES, SHORTEST, Kernel, KernelKind, Kernels
 from evomerge.errors import MergeError
-from evomerge.merging.plans import Factors, Plan, offset_words, pack, plan_rule
-from evomerge.merging.rule_tensors import RuleTensors
+from evomerge.tensors.plans import Factors, Plan, offset_words, pack, plan_rule
+from evomerge.tensors.rule_tensors import RuleTensors
 
 # Elements per call of a kernel. Few enough that the sum of the votes is exact in float32, and that the copies of what
 # is streamed to a device stay small; many enough that a call costs nothing.

@@ -32,8 +32,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.merging import masks, plans
-from evomerge.merging.plans import Formula, Numbers, Words, evaluate
+from evomerge.tensors import masks, plans
+from evomerge.tensors.plans import Formula, Numbers, Words, evaluate
 
 logger = logging.getLogger(__name__)
 

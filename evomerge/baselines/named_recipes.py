@@ -11,12 +11,12 @@ from typing import Any
 from evomerge.catalogue import TensorCatalogue
 from evomerge.cluster import Executor
 from evomerge.errors import StoppedByFailures
-from evomerge.evaluation.items import ItemBlock
 from evomerge.evaluation.scores import Scores
 from evomerge.jobs import Cost, Failed, Outcome, Score, Scored, TensorDigests
 from evomerge.loop.dispatcher import refuse_invalid, run_all
 from evomerge.loop.stop import Stop
 from evomerge.objective import Objective
+from evomerge.packs.items import ItemBlock
 from evomerge.recipe import ModelRef, Recipe, single_source
 from evomerge.study.rows import NewRow, Records
 

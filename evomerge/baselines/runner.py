@@ -21,10 +21,10 @@ from evomerge.baselines.named_recipes import (
 )
 from evomerge.cluster import Executor
 from evomerge.errors import EvomergeError
-from evomerge.evaluation.items import ItemBlock
 from evomerge.jobs import Cost, Failed, Job, Outcome, Progress, Score, Scored, Train, Trained
 from evomerge.loop.dispatcher import Dispatcher
 from evomerge.loop.stop import Stop
+from evomerge.packs.items import ItemBlock
 from evomerge.recipe import Recipe
 from evomerge.spec import BaselineSpec
 from evomerge.study.rows import Records, TrainingResult, read_failures

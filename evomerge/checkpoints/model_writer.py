@@ -19,10 +19,10 @@ from evomerge.checkpoints.export_form import export_form
 from evomerge.checkpoints.safetensors_files import INDEX, ONE_FILE
 from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.tokenizer import PATTERNS as TOKENIZER_PATTERNS
-from evomerge.checkpoints.whole_files import flush, flush_folder
 from evomerge.errors import InvalidInput
 from evomerge.messages import some
 from evomerge.recipe import Recipe
+from evomerge.whole_files import flush, flush_folder
 
 RECIPE = "recipe.json"
 RECIPE_FILES = "recipe-files"  # a folder: loaders that take every safetensors file beside a config for weights exist

@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from evomerge.checkpoints.whole_files import write_whole
 from evomerge.errors import InvalidInput
+from evomerge.whole_files import write_whole
 
 _METADATA = "evomerge"  # one entry that holds all: the library writes several in an order that differs from run to run
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from evomerge.evaluation.items import ItemBlock, Split
 from evomerge.evaluation.scores import Scores
+from evomerge.packs.items import ItemBlock, Split
 from evomerge.recipe import Recipe
 
 if TYPE_CHECKING:

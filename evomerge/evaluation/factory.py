@@ -9,8 +9,8 @@ from typing import Any, cast
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.evaluation import find_evaluator, known_evaluators
 from evomerge.evaluation.evaluator import Evaluator
-from evomerge.evaluation.items import Split
-from evomerge.evaluation.packs.pack import known_packs, load_pack
+from evomerge.packs.items import Split
+from evomerge.packs.pack import known_packs, load_pack
 from evomerge.recipe import ModelRef
 
 

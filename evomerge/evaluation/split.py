@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 from evomerge.errors import InvalidInput, OtherSpec
-from evomerge.evaluation.items import Part, Split
-from evomerge.evaluation.packs.pack import FieldSplit, HashSplit
+from evomerge.packs.items import Part, Split
+from evomerge.packs.pack import FieldSplit, HashSplit
 from evomerge.seeding import derive
 
 PARTS: tuple[Part, ...] = get_args(Part)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from evomerge.evaluation.combination import combine_scores
-from evomerge.evaluation.items import ItemBlock
 from evomerge.evaluation.scores import Scores
 from evomerge.jobs import Cost, Outcome, Scored
+from evomerge.packs.items import ItemBlock
 from evomerge.racing.fidelity import InterimLook, LookResult
 from evomerge.study.search_study import Proposal
 

@@ -13,11 +13,11 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from evomerge.elementwise.ties import kept_rank
 from evomerge.errors import InvalidInput
-from evomerge.merging.named_tensors import common_names
-from evomerge.merging.order_statistics import kth_smallest_magnitude
-from evomerge.merging.sums import ordered_sum
-from evomerge.merging.ties import kept_rank
+from evomerge.tensors.named_tensors import common_names
+from evomerge.tensors.order_statistics import kth_smallest_magnitude
+from evomerge.tensors.sums import ordered_sum
 
 __all__ = ["cosine", "l2", "ssd", "tssd"]
 

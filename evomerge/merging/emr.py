@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import MergeError, unknown_name
-from evomerge.merging.named_tensors import common_names
-from evomerge.merging.rule_tensors import Piece, RuleTensors
-from evomerge.merging.sums import ordered_sum
+from evomerge.tensors.named_tensors import common_names
+from evomerge.tensors.rule_tensors import Piece, RuleTensors
+from evomerge.tensors.sums import ordered_sum
 
 __all__ = ["elect", "mask", "rescaler"]
 

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evomerge.catalogue.expert_names import find_experts
 from evomerge.errors import InvalidInput, MergeError, unknown_name
-from evomerge.merging.expert_names import find_experts
-from evomerge.merging.named_tensors import check_tensors
 from evomerge.merging.regmean import check_gram, regmean_weight
 from evomerge.methods.resolve import named_values
+from evomerge.tensors.named_tensors import check_tensors
 
 __all__ = ["merge_experts"]
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from evomerge.merging.rule_tensors import RuleTensors
 from evomerge.methods import method_info
 from evomerge.methods.functions import load_function
+from evomerge.tensors.rule_tensors import RuleTensors
 
 
 def merge_rule(method: str, tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:

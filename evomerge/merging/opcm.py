@@ -24,12 +24,12 @@ from torch import Tensor
 
 from evomerge.catalogue import part_of
 from evomerge.errors import InvalidInput, MergeError
-from evomerge.merging.named_tensors import common_names
-from evomerge.merging.one_thread import one_thread
-from evomerge.merging.rule_tensors import RuleTensors
-from evomerge.merging.sums import ordered_sum
-from evomerge.merging.tied_names import canonical_names
 from evomerge.methods import OptionValue, validate
+from evomerge.tensors.named_tensors import common_names
+from evomerge.tensors.one_thread import one_thread
+from evomerge.tensors.rule_tensors import RuleTensors
+from evomerge.tensors.sums import ordered_sum
+from evomerge.tensors.tied_names import canonical_names
 
 Tensors = Mapping[str, Tensor]
 

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evomerge.alignment.alignment import Alignment, OtSettings
+from evomerge.alignment.chain_alignment import align_chain
+from evomerge.alignment.unit_alignment import align_units
 from evomerge.catalogue import part_of
 from evomerge.errors import InvalidInput
-from evomerge.merging.alignment import Alignment, OtSettings
-from evomerge.merging.chain_alignment import align_chain
-from evomerge.merging.one_thread import one_thread
-from evomerge.merging.rule_tensors import CPU_PIECE, DEVICE_PIECE, RuleTensors
-from evomerge.merging.unit_alignment import align_units
+from evomerge.tensors.one_thread import one_thread
+from evomerge.tensors.rule_tensors import CPU_PIECE, DEVICE_PIECE, RuleTensors
 
 Tensors = Mapping[str, Tensor]
 

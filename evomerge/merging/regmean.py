@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from evomerge.catalogue import layer_of
+from evomerge.elementwise.linear import relative_weights, weighted_sum
 from evomerge.errors import InvalidInput
-from evomerge.merging.linear import relative_weights, weighted_sum
-from evomerge.merging.rule_tensors import RuleTensors
-from evomerge.merging.sums import one_thread
+from evomerge.tensors.rule_tensors import RuleTensors
+from evomerge.tensors.sums import one_thread
 
 _ROUNDING = 10.0  # rounding the entries of a Gram moves its eigenvalues by a few eps * sqrt(inputs)
 _LARGEST_NOISE = 1e-3  # above it an eigenvalue counts, however narrow the dtype of the Grams

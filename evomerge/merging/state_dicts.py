@@ -13,11 +13,11 @@ from torch import Tensor
 from evomerge.catalogue import layer_of
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.merging.merge import merge_rule
-from evomerge.merging.named_tensors import check_tensors
-from evomerge.merging.rule_tensors import RuleTensors
-from evomerge.merging.tied_names import canonical_names
 from evomerge.messages import some
 from evomerge.methods import OptionValue, method_info, resolve_statistics, validate
+from evomerge.tensors.named_tensors import check_tensors
+from evomerge.tensors.rule_tensors import RuleTensors
+from evomerge.tensors.tied_names import canonical_names
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 

@@ -8,7 +8,7 @@ COLUMN_LINEAR = MethodInfo(
     name="column_linear",
     title="Sum of the sources, each input column with a trained weight of its own (DAM)",
     paper="Differentiable adaptive merging (DAM), arXiv 2410.08371",
-    merge="evomerge.merging.column_linear:merge_column_linear",
+    merge="evomerge.elementwise.column_linear:merge_column_linear",
     options=(
         Option("phi", ("identity", "tanh", "sigmoid", "relu"), "what a coefficient goes through before it weighs"),
     ),

@@ -8,7 +8,7 @@ FISHER = MethodInfo(
     name="fisher",
     title="Average of the sources, each element weighted by its Fisher information",
     paper="Merging models with Fisher-weighted averaging, arXiv 2111.09832",
-    merge="evomerge.merging.fisher:merge_fisher",
+    merge="evomerge.elementwise.fisher:merge_fisher",
     per_source=(
         Parameter(
             name="weight",

@@ -131,7 +131,7 @@ class MethodInfo:
 
     Attributes:
         merge: "module:function" of its arithmetic, a function from `RuleTensors` to named tensors.
-        plan: "module:function" of its formula, if it has one: see `evomerge.merging.plans`.
+        plan: "module:function" of its formula, if it has one: see `evomerge.tensors.plans`.
         per_source, shared: its parameters that are numbers; `parameters` is both.
         options, source_options: its choices between definitions, and those of a source.
         needs: what it needs beyond the sources' weights, of "base", "statistics" and "gradients".

@@ -8,8 +8,8 @@ LINEAR = MethodInfo(
     name="linear",
     title="Weighted average of the sources (model soup)",
     paper="Model soups, arXiv 2203.05482",
-    merge="evomerge.merging.linear:merge_linear",
-    plan="evomerge.merging.linear:plan_linear",
+    merge="evomerge.elementwise.linear:merge_linear",
+    plan="evomerge.elementwise.linear:plan_linear",
     per_source=(
         Parameter(
             name="weight",

@@ -8,7 +8,7 @@ PCB = MethodInfo(
     name="pcb",
     title="PCB: keep what wins the competition within and between task vectors, weighted by its score",
     paper="Parameter competition balancing for model merging (PCB-Merging), arXiv 2410.02396",
-    merge="evomerge.merging.pcb:merge_pcb",
+    merge="evomerge.elementwise.pcb:merge_pcb",
     per_source=(
         Parameter(
             name="weight",

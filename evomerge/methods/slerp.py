@@ -8,8 +8,8 @@ SLERP = MethodInfo(
     name="slerp",
     title="Spherical interpolation between two sources, one angle per tensor",
     paper="Animating rotation with quaternion curves, SIGGRAPH 1985",
-    merge="evomerge.merging.slerp:merge_slerp",
-    plan="evomerge.merging.slerp:plan_slerp",
+    merge="evomerge.elementwise.slerp:merge_slerp",
+    plan="evomerge.elementwise.slerp:plan_slerp",
     shared=(
         Parameter(
             name="t",

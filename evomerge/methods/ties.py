@@ -62,8 +62,8 @@ TIES = MethodInfo(
     name="ties",
     title="TIES: trim task vectors, elect signs, merge what agrees",
     paper="TIES-Merging, arXiv 2306.01708",
-    merge="evomerge.merging.ties:merge_ties",
-    plan="evomerge.merging.ties:plan_ties",
+    merge="evomerge.elementwise.ties:merge_ties",
+    plan="evomerge.elementwise.ties:plan_ties",
     per_source=(
         DENSITY,
         Parameter(

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from evomerge.evaluation.items import ItemBlock
 from evomerge.evaluation.scores import Scores
 from evomerge.objective import Objective
+from evomerge.packs.items import ItemBlock
 from evomerge.racing.brackets import BracketKind, BracketSettings, bracket, rungs, survives_rung
 from evomerge.racing.race import RaceSettings, decide, require_means
 from evomerge.spec import FidelitySpec

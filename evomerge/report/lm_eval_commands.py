@@ -11,9 +11,9 @@ from evomerge.bank.weight_bank import default_device
 from evomerge.checkpoints.location import find_directory
 from evomerge.evaluation import known_evaluators, split_from_json
 from evomerge.evaluation.factory import build_evaluator
-from evomerge.evaluation.items import ItemBlock
 from evomerge.export import export_command
 from evomerge.leaderboard import Line
+from evomerge.packs.items import ItemBlock
 from evomerge.report.paths import exported_digest, exports, models_folder, run_folder
 from evomerge.storage import attributes
 from evomerge.study.identity import read_identity

@@ -11,7 +11,6 @@ from evomerge.baselines.baseline_plans import check_baseline
 from evomerge.baselines.named_recipes import NamedRecipe, NamedResult, record_row, score_rows, source_rows
 from evomerge.baselines.planned_training import planned_training
 from evomerge.cluster import Executor, ignored_without_ray, is_local, open_executor, worker_count
-from evomerge.evaluation.items import ItemBlock
 from evomerge.jobs import Progress
 from evomerge.loop.dispatcher import find_batch_size
 from evomerge.loop.stop import Stop
@@ -20,6 +19,7 @@ from evomerge.opening.capacity import placement_of
 from evomerge.opening.inputs import Inputs, open_inputs
 from evomerge.opening.open_study import OpenSearch, open_search
 from evomerge.opening.readiness import check_requests
+from evomerge.packs.items import ItemBlock
 from evomerge.recipe import Recipe
 from evomerge.spec import BaselineSpec, SearchSpec
 from evomerge.storage import attributes

@@ -13,11 +13,11 @@ from evomerge.baselines.named_recipes import NamedRecipe, NamedResult, record_ro
 from evomerge.baselines.random_search import random_search
 from evomerge.baselines.runner import BaselineRunner
 from evomerge.errors import StoppedByFailures
-from evomerge.evaluation.items import ItemBlock
 from evomerge.evaluation.scores import Scores
 from evomerge.jobs import Cost
 from evomerge.loop.controller import Controller
 from evomerge.messages import duration
+from evomerge.packs.items import ItemBlock
 from evomerge.racing import build_fidelity
 from evomerge.samplers.base import sampler_of
 from evomerge.samplers.reference_points import ReferencePoint

@@ -1,7 +1,7 @@
 """Statistics of a source on its calibration data, measured once and given to merges.
 
 - Holds: diagonal Fishers and Grams of layer inputs, one file each.
-- Does not hold: merges (`evomerge.merging.fisher`, `regmean`); the choice of calibration data.
+- Does not hold: merges (`evomerge.elementwise.fisher`, `regmean`); the choice of calibration data.
 - Start reading at: `grams.py`.
 """
 

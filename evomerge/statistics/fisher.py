@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import InvalidInput
-from evomerge.merging.masks import uniform_bits
 from evomerge.seeding import derive
 from evomerge.statistics.forward import evaluation_mode, logits_of, run
+from evomerge.tensors.masks import uniform_bits
 
 _BITS = 24  # of one draw of `uniform_bits`
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from evomerge.cluster.executor import Executor
-from evomerge.evaluation.items import ItemBlock
 from evomerge.jobs import Failed, Outcome, Progress, Score, Scored, WorkerSetup
+from evomerge.packs.items import ItemBlock
 from evomerge.recipe import ModelRef, Recipe
 
 __all__ = ["ExecutorContract", "job", "setup"]

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from evomerge.checkpoints.recipe_files import from_bytes, to_bytes
-from evomerge.checkpoints.whole_files import write_whole
 from evomerge.errors import InvalidInput
 from evomerge.recipe import Recipe
 from evomerge.training.dam_settings import DamSettings
+from evomerge.whole_files import write_whole
 
 _FORM = 1  # raised whenever the same training would give other numbers, or the file changes
 

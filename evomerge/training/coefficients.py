@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from evomerge.checkpoints.recipe_files import load_tensors, store_tensors
+from evomerge.elementwise.column_linear import NONLINEARITIES
 from evomerge.errors import InvalidInput
-from evomerge.merging.column_linear import NONLINEARITIES
 from evomerge.methods import method_info
 from evomerge.recipe import Recipe, Rule
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from evomerge.merging.column_linear import NONLINEARITIES
+from evomerge.elementwise.column_linear import NONLINEARITIES
 
 __all__ = ["entropy_loss", "kl_loss", "l1_l2", "merged_weight", "mse_loss", "overlap", "similarity", "weighted_overlap"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from evomerge.elementwise.column_linear import NONLINEARITIES
 from evomerge.errors import MergeError, unknown_name
-from evomerge.merging.column_linear import NONLINEARITIES
 from evomerge.recipe import Recipe
 from evomerge.training.batches import CalibrationBatches
 from evomerge.training.checkpoint import TrainingState, checkpoint_path, load_state, save_state

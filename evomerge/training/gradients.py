@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.merging.column_linear import row_blocks
+from evomerge.elementwise.column_linear import row_blocks
 
 
 def factor_gradients(weight_gradient: Tensor, weights: Sequence[Tensor], shape: Sequence[int]) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from evomerge.elementwise.column_linear import write_column_linear
 from evomerge.merging import RuleTensors, merge_rule
-from evomerge.merging.column_linear import write_column_linear
 from evomerge.methods import OptionValue, resolve_options
 from evomerge.recipe import Recipe
 from evomerge.training.batches import Batch

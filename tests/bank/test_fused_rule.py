@@ -18,8 +18,8 @@ from evomerge.bank.kernels import KernelKind, Kernels, package_path
 from evomerge.bank.threshold_tables import ThresholdTables
 from evomerge.errors import MergeError
 from evomerge.merging import RuleTensors, merge_rule
-from evomerge.merging.plans import Formula, plan_rule
 from evomerge.methods import METHODS, resolve_options, resolve_parameters
+from evomerge.tensors.plans import Formula, plan_rule
 
 CPU = torch.device("cpu")
 

@@ -14,11 +14,11 @@ from evomerge.bank.memory import memory_need
 from evomerge.checkpoints import open_source, tensor_digest
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.merging import RuleTensors, merge_state_dicts
-from evomerge.merging.plans import Formula
 from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule
 from evomerge.spaces import load_space
 from evomerge.spaces.bound import bind
+from evomerge.tensors.plans import Formula
 
 TOY = Path(__file__).parent.parent.parent / "examples" / "toy" / "models"
 EXPERTS = ("reverse", "sort", "swap")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from evomerge.checkpoints.recipe_files import load_tensors, store_tensors
-from evomerge.checkpoints.whole_files import write_whole
 from evomerge.errors import InvalidInput
+from evomerge.whole_files import write_whole
 
 TENSORS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(1.5), "c": torch.ones(3, 2).bfloat16().T}
 METADATA = {"phi": "tanh", "sources": '["one", "two"]', "z": "ü"}

@@ -13,7 +13,7 @@ from tiny_pack import PACK, TASKS, write_pack
 
 from evomerge.errors import InvalidInput
 from evomerge.evaluation import code_files, known_packs, load_pack
-from evomerge.evaluation.packs.pack import Pack, check_allowed
+from evomerge.packs.pack import Pack, check_allowed
 
 PICK = {"tasks": [{"task": "toy_pick", "metric": "acc"}]}
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge.errors import InvalidInput, OtherSpec
-from evomerge.evaluation.packs.pack import FieldSplit, HashSplit
 from evomerge.evaluation.split import PARTS, check_split, content_hash, make_split, split_from_json, split_to_json
+from evomerge.packs.pack import FieldSplit, HashSplit
 
 BY_HASH = HashSplit(by="hash", shares={"calibration": 0.1, "search": 0.4, "held_out": 0.5})
 BY_FIELD = FieldSplit(by="field", field="part")
@@ -89,7 +89,7 @@ def test_n11_a_limit_samples_the_search_part() -> None:
 def test_n13_the_split_does_not_depend_on_the_hash_seed_of_python() -> None:
     code = (
         "from evomerge.evaluation import make_split, split_to_json\n"
-        "from evomerge.evaluation.packs.pack import HashSplit\n"
+        "from evomerge.packs.pack import HashSplit\n"
         "rule = HashSplit(by='hash', shares={'search': 0.5, 'held_out': 0.5})\n"
         "print(split_to_json(make_split({'t': [{'a': n, 'b': str(n)} for n in range(40)]}, rule, 1)))\n"
     )

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from evomerge.elementwise.column_linear import NONLINEARITIES, apply
 from evomerge.errors import InvalidInput
 from evomerge.merging import merge_state_dicts
-from evomerge.merging.column_linear import NONLINEARITIES, apply
 from evomerge.methods import resolve_parameters
 from evomerge.spaces import load_space
 
@@ -101,7 +101,7 @@ def test_neither_pieces_nor_threads_change_a_bit(monkeypatch, piece, threads):
         )
 
     expected = merged()
-    monkeypatch.setattr("evomerge.merging.column_linear.CPU_PIECE", piece)
+    monkeypatch.setattr("evomerge.elementwise.column_linear.CPU_PIECE", piece)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

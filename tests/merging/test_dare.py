@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from evomerge.merging import RuleTensors, merge_rule, merge_state_dicts
-from evomerge.merging.masks import dropped, mask_key
 from evomerge.methods import validate
+from evomerge.tensors.masks import dropped, mask_key
 
 
 def zeros_like(model: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from evomerge.errors import InvalidInput
 from evomerge.merging import merge_state_dicts
 from evomerge.merging.emr import elect, mask, merge_emr, rescaler
-from evomerge.merging.rule_tensors import RuleTensors
+from evomerge.tensors.rule_tensors import RuleTensors
 
 VALUES = st.sampled_from([0.0, 0.25, -0.25, 0.5, -1.0, 1.0, 2.0, -3.0])
 
@@ -127,7 +127,7 @@ def test_the_rescaler_is_one_number_for_the_whole_model(monkeypatch):
     first = {"a": t(1.0, 1.0, 1.0, 1.0), "b": t(4.0, 4.0)}
     second = {"a": t(2.0, 2.0, 2.0, 2.0), "b": t(1.0, 1.0)}
     whole = merged(base, [first, second], 0)
-    monkeypatch.setattr("evomerge.merging.rule_tensors.CPU_PIECE", 3)
+    monkeypatch.setattr("evomerge.tensors.rule_tensors.CPU_PIECE", 3)
     alone = dict(
         merge_emr(
             RuleTensors(

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from evomerge.catalogue.expert_names import find_experts
 from evomerge.errors import InvalidInput, MergeError
-from evomerge.merging.expert_names import find_experts
 from evomerge.merging.experts import merge_experts
 
 PATTERNS = ["blocks.*.attn.{expert}.*", "blocks.*.norm.{expert}.*"]

@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
+from evomerge.elementwise.fisher import fisher_norm
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.merging import merge_state_dicts
-from evomerge.merging.fisher import fisher_norm
 from evomerge.methods import METHODS
 
 SHAPES = {"fc.weight": (4, 3), "fc.bias": (4,), "scale": ()}

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.merging.masks import dropped, mask_key, uniform_bits
+from evomerge.tensors.masks import dropped, mask_key, uniform_bits
 
 WORD = 2**32
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.merging.order_statistics import CountedThresholds, Cut, kth_smallest_magnitude, order_statistics, trim
+from evomerge.tensors.order_statistics import CountedThresholds, Cut, kth_smallest_magnitude, order_statistics, trim
 
 floats32 = st.floats(width=32, allow_nan=False)
 

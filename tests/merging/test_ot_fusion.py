@@ -7,12 +7,10 @@ from itertools import pairwise, permutations
 import pytest
 import torch
 
-from evomerge.errors import InvalidInput, MergeError
-from evomerge.merging import RuleTensors, merge_rule, merge_state_dicts, ot_fusion, transport
-from evomerge.merging.alignment import OtSettings
-from evomerge.merging.chain_alignment import align_chain as align_chain_by
-from evomerge.merging.ot_fusion import interpolate
-from evomerge.merging.transport import (
+from evomerge.alignment import transport
+from evomerge.alignment.alignment import OtSettings
+from evomerge.alignment.chain_alignment import align_chain as align_chain_by
+from evomerge.alignment.transport import (
     Permutation,
     assignment,
     corrected,
@@ -20,6 +18,9 @@ from evomerge.merging.transport import (
     exact_plan,
     sinkhorn_plan,
 )
+from evomerge.errors import InvalidInput, MergeError
+from evomerge.merging import RuleTensors, merge_rule, merge_state_dicts, ot_fusion
+from evomerge.merging.ot_fusion import interpolate
 from evomerge.methods import validate
 
 WIDTHS = (4, 6, 5, 3)

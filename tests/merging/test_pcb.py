@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evomerge.elementwise.pcb import CLIPPED_SHARE, merge_pcb
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.merging import RuleTensors, merge_state_dicts
-from evomerge.merging.pcb import CLIPPED_SHARE, merge_pcb
 
 VARIANTS = sorted(CLIPPED_SHARE)
 VALUES = st.sampled_from([0.0, 0.01, -0.01, 0.2, -0.5, 1.0, -1.0, 1.5])
@@ -141,7 +141,7 @@ def test_dividing_a_vector_into_tensors_changes_nothing(variant, monkeypatch):
     # One rule of a recipe merges some of the tensors, with the statistics of all of them.
     some = merged(cut(base), [cut(source) for source in sources], 0.1, 1.3, variant, names=("b",))
     assert torch.equal(some["b"], parts["b"])
-    monkeypatch.setattr("evomerge.merging.rule_tensors.CPU_PIECE", 13)
+    monkeypatch.setattr("evomerge.tensors.rule_tensors.CPU_PIECE", 13)
     assert torch.equal(merged({"w": base}, [{"w": source} for source in sources], 0.1, 1.3, variant)["w"], whole)
 
 

@@ -18,10 +18,11 @@ import torch
 import evomerge
 from evomerge import merging
 from evomerge.errors import InvalidInput, MergeError
-from evomerge.merging import RuleTensors, merge_rule, rule_tensors
-from evomerge.merging.sums import ordered_sum
+from evomerge.merging import RuleTensors, merge_rule
 from evomerge.methods import METHODS, validate
 from evomerge.methods.functions import load_function
+from evomerge.tensors import rule_tensors
+from evomerge.tensors.sums import ordered_sum
 
 # Those with tensors: test_column_linear. Those that read the names of tensors as an architecture: test_ot_fusion.
 ALL = sorted(name for name, info in METHODS.items() if not info.tensors and info.same_shapes)

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evomerge.elementwise.ties import kept_rank
 from evomerge.errors import MergeError
 from evomerge.merging import RuleTensors, merge_rule, merge_state_dicts
-from evomerge.merging.ties import kept_rank
 from evomerge.methods import METHODS, validate
 
 CHOICES = {option.name: option.choices for option in METHODS["ties"].options}

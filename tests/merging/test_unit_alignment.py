@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from evomerge.alignment.alignment import OtSettings
+from evomerge.alignment.transport import Permutation
+from evomerge.alignment.unit_alignment import align_units, by_unit
+from evomerge.catalogue.unit_patterns import UnitMember, unit_groups
 from evomerge.errors import InvalidInput
 from evomerge.merging import merge_state_dicts
-from evomerge.merging.alignment import OtSettings
-from evomerge.merging.transport import Permutation
-from evomerge.merging.unit_alignment import align_units, by_unit
-from evomerge.merging.unit_patterns import UnitMember, unit_groups
 
 
 def llama(seed: int):

@@ -16,8 +16,8 @@ from tiny_pack import CHARACTERS, TASKS, make_model, make_tokenizer, write_pack
 
 from evomerge.cli import run_command
 from evomerge.evaluation import load_pack
-from evomerge.evaluation.items import ItemBlock
 from evomerge.evaluation.lm_eval.harness_evaluator import HarnessEvaluator
+from evomerge.packs.items import ItemBlock
 from evomerge.testing.evaluator_contract import candidate
 
 VOCABULARY = {"vocab_size": 4 + len(CHARACTERS), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

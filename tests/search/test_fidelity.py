@@ -9,8 +9,8 @@ from optuna.trial import TrialState
 from evomerge.errors import InvalidInput, OtherSpec
 from evomerge.evaluation.combination import combine_scores
 from evomerge.evaluation.evaluator import Candidate
-from evomerge.evaluation.items import ItemBlock
 from evomerge.evaluation.synthetic import SyntheticEvaluator
+from evomerge.packs.items import ItemBlock
 from evomerge.search.run import run_search
 from evomerge.spec import load_spec, override
 from evomerge.storage import attributes

@@ -278,8 +278,8 @@ def test_every_executor_tells_the_progress_of_a_training_and_then_its_outcome(sp
 
 
 def test_a_worker_scores_after_a_training_what_it_scored_before(spec):
-    from evomerge.evaluation.items import ItemBlock
     from evomerge.jobs import Score
+    from evomerge.packs.items import ItemBlock
 
     inputs = open_inputs(load_spec(spec()))
     worker, job = Worker(inputs.setup(), "inline"), train_job(inputs)

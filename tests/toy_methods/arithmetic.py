@@ -7,7 +7,7 @@ from torch import Tensor
 
 from evomerge.errors import InvalidInput
 from evomerge.merging import RuleTensors
-from evomerge.merging.rule_tensors import Piece
+from evomerge.tensors.rule_tensors import Piece
 
 
 def merge_largest(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:

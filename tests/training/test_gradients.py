@@ -151,7 +151,7 @@ def test_factor_gradients_are_sums_of_products_in_any_block_size(monkeypatch, sh
         [(gradient * weight).double().sum_to_size((1,) * (2 - len(shape)) + shape) for weight in weights]
     )
     for piece in (1, 14, 1000):
-        monkeypatch.setattr("evomerge.merging.column_linear.CPU_PIECE", piece)
+        monkeypatch.setattr("evomerge.elementwise.column_linear.CPU_PIECE", piece)
         found = factor_gradients(gradient, weights, shape)
         torch.testing.assert_close(found, expected.reshape(3, *shape).float())
 

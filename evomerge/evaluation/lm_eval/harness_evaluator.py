@@ -26,16 +26,16 @@ from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.evaluation.aggregates import WEIGHTED, standard_error
 from evomerge.evaluation.calibration_texts import prompt_and_answer, read_texts, tokenised
 from evomerge.evaluation.evaluator import CalibrationText, Candidate, HarnessScores
-from evomerge.evaluation.items import ItemBlock, Part, Split
 from evomerge.evaluation.lm_eval.cached_tokenizer import CachedTokenizer
 from evomerge.evaluation.lm_eval.encoding import EncodedInstances, Instances, encode
 from evomerge.evaluation.lm_eval.metrics import check_metric, gold_of, metric_of, number_of, raw_of
 from evomerge.evaluation.lm_eval.model import PreparedLM
 from evomerge.evaluation.lm_eval.prompts import Prompts
 from evomerge.evaluation.lm_eval.tasks import builtin_configs, load_tasks, refuse_leaking_examples
-from evomerge.evaluation.packs.pack import Pack
 from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.evaluation.split import check_split, make_split
+from evomerge.packs.items import ItemBlock, Part, Split
+from evomerge.packs.pack import Pack
 from evomerge.seeding import derive
 
 if TYPE_CHECKING:

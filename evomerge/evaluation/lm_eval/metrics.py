@@ -15,7 +15,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.evaluation.aggregates import CUSTOM, WEIGHTED
-from evomerge.evaluation.packs.pack import PackTask
+from evomerge.packs.pack import PackTask
 
 _log = logging.getLogger(__name__)
 

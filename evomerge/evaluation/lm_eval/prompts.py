@@ -12,11 +12,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.utils import has_bos_prefix
 
 from evomerge.errors import InvalidInput
-from evomerge.evaluation.items import Part, Split
 from evomerge.evaluation.lm_eval.cached_tokenizer import CachedTokenizer
 from evomerge.evaluation.lm_eval.tasks import PreparedTask
-from evomerge.evaluation.packs.pack import Pack
 from evomerge.messages import in_one_line
+from evomerge.packs.items import Part, Split
+from evomerge.packs.pack import Pack
 
 
 class Prompts:

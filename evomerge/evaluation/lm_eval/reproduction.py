@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import InvalidInput
-from evomerge.evaluation.items import ItemBlock, Part, Split
 from evomerge.evaluation.lm_eval.harness_evaluator import CPU_BATCH, HarnessEvaluator
 from evomerge.evaluation.lm_eval.tasks import is_unsafe
-from evomerge.evaluation.packs.pack import Pack
+from evomerge.packs.items import ItemBlock, Part, Split
+from evomerge.packs.pack import Pack
 
 _PLAIN = re.compile(r"[\w./~+@:-]+")  # what lm-eval's list of key=value pairs gives back unchanged
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, MutableMapping
 
 from torch import Tensor
 
-from evomerge.merging.linear import effective_weights, weighted_sum
-from evomerge.merging.plans import Formula, Plan, same_for_all
-from evomerge.merging.rule_tensors import RuleTensors
+from evomerge.elementwise.linear import effective_weights, weighted_sum
+from evomerge.tensors.plans import Formula, Plan, same_for_all
+from evomerge.tensors.rule_tensors import RuleTensors
 
 
 def merge_task_arithmetic(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:

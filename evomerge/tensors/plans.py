@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.merging.dropping import Drop
-from evomerge.merging.masks import index_words, mixed_index
-from evomerge.merging.rule_tensors import RuleTensors
 from evomerge.methods import METHODS
 from evomerge.methods.functions import load_function
+from evomerge.tensors.dropping import Drop
+from evomerge.tensors.masks import index_words, mixed_index
+from evomerge.tensors.rule_tensors import RuleTensors
 
 
 class Numbers(IntEnum):

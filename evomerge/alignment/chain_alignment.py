@@ -16,10 +16,10 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from evomerge.alignment.activations import paired_activations
+from evomerge.alignment.alignment import Alignment, OtSettings, unit_map
+from evomerge.alignment.transport import UnitMap
 from evomerge.errors import InvalidInput
-from evomerge.merging.activations import paired_activations
-from evomerge.merging.alignment import Alignment, OtSettings, unit_map
-from evomerge.merging.transport import UnitMap
 from evomerge.messages import some
 
 Tensors = Mapping[str, Tensor]

@@ -23,9 +23,9 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from evomerge.documents import Frozen, Positive, read_document, validate
 from evomerge.errors import InvalidInput, unknown_name
-from evomerge.evaluation.items import Part
-from evomerge.evaluation.packs.benchmarks import refuse_benchmark
-from evomerge.evaluation.packs.task_files import CodeReference, TaskFile, leaves, read_tasks
+from evomerge.packs.benchmarks import refuse_benchmark
+from evomerge.packs.items import Part
+from evomerge.packs.task_files import CodeReference, TaskFile, leaves, read_tasks
 from evomerge.shipped import shipped_folder
 
 PACK_FILE = "evaluator.yaml"

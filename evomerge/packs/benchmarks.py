@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from evomerge.errors import InvalidInput
-from evomerge.evaluation.packs.task_files import TaskFile
+from evomerge.packs.task_files import TaskFile
 
 # Benchmarks whose published numbers would mean nothing for a model that was selected on them: how the names of
 # lm-eval's tasks for them look, and where their documents come from.

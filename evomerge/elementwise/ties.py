@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, MutableMapping, Sequence
 import torch
 from torch import Tensor
 
-from evomerge.merging.dropping import Drop
-from evomerge.merging.order_statistics import KEEP_ALL, CountedThresholds, Cut, trim
-from evomerge.merging.plans import Factors, Formula, Plan
-from evomerge.merging.rule_tensors import Piece, RuleTensors
-from evomerge.merging.task_vectors import TaskVectors
+from evomerge.tensors.dropping import Drop
+from evomerge.tensors.order_statistics import KEEP_ALL, CountedThresholds, Cut, trim
+from evomerge.tensors.plans import Factors, Formula, Plan
+from evomerge.tensors.rule_tensors import Piece, RuleTensors
+from evomerge.tensors.task_vectors import TaskVectors
 
 Lookup = Callable[[int, tuple[str, ...], int], float | None]
 """(source, scope, k) -> the k-th smallest magnitude of the vectors to be trimmed, or None where it must be counted."""

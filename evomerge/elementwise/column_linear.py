@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import InvalidInput
-from evomerge.merging.rule_tensors import CPU_PIECE, DEVICE_PIECE, RuleTensors
+from evomerge.tensors.rule_tensors import CPU_PIECE, DEVICE_PIECE, RuleTensors
 
 
 @dataclass(frozen=True)

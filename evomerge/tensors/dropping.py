@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from evomerge.merging.masks import dropped, mask_key
-from evomerge.merging.rule_tensors import RuleTensors
-from evomerge.merging.sums import ordered_sum
-from evomerge.merging.task_vectors import TaskVectors
+from evomerge.tensors.masks import dropped, mask_key
+from evomerge.tensors.rule_tensors import RuleTensors
+from evomerge.tensors.sums import ordered_sum
+from evomerge.tensors.task_vectors import TaskVectors
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import MergeError
-from evomerge.merging.order_statistics import order_statistics
-from evomerge.merging.rule_tensors import Piece, RuleTensors
+from evomerge.tensors.order_statistics import order_statistics
+from evomerge.tensors.rule_tensors import Piece, RuleTensors
 
 CLIPPED_SHARE = {"main": 1e-4, "nlp": 1e-2, "vision": 1e-2, "vision_es": 1e-2}
 

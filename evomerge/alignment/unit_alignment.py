@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from evomerge.alignment.activations import paired_activations
+from evomerge.alignment.alignment import Alignment, OtSettings, unit_map
+from evomerge.alignment.transport import UnitMap
+from evomerge.catalogue.unit_patterns import UnitGroup, UnitMember, unit_groups
 from evomerge.errors import InvalidInput
-from evomerge.merging.activations import paired_activations
-from evomerge.merging.alignment import Alignment, OtSettings, unit_map
-from evomerge.merging.transport import UnitMap
-from evomerge.merging.unit_patterns import UnitGroup, UnitMember, unit_groups
 
 Tensors = Mapping[str, Tensor]
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator, MutableMapping
 import torch
 from torch import Tensor
 
-from evomerge.merging.dropping import Dropping
-from evomerge.merging.linear import effective_weights, weighted_sum
-from evomerge.merging.order_statistics import Thresholds
-from evomerge.merging.plans import Factors, Formula, Plan
-from evomerge.merging.rule_tensors import RuleTensors
-from evomerge.merging.task_vectors import TaskVectors
-from evomerge.merging.ties import Election, Trimming, plan_election
+from evomerge.elementwise.linear import effective_weights, weighted_sum
+from evomerge.elementwise.ties import Election, Trimming, plan_election
+from evomerge.tensors.dropping import Dropping
+from evomerge.tensors.order_statistics import Thresholds
+from evomerge.tensors.plans import Factors, Formula, Plan
+from evomerge.tensors.rule_tensors import RuleTensors
+from evomerge.tensors.task_vectors import TaskVectors
 
 # Below this many elements the survivors are too few to infer their order statistics from those of all elements, and
 # counting costs little.

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from evomerge.elementwise.linear import relative_weights, weighted_sum
 from evomerge.errors import InvalidInput
-from evomerge.merging.linear import relative_weights, weighted_sum
-from evomerge.merging.rule_tensors import Piece, RuleTensors
-from evomerge.merging.sums import ordered_sum
+from evomerge.tensors.rule_tensors import Piece, RuleTensors
+from evomerge.tensors.sums import ordered_sum
 
 _NORM_PIECE = 1 << 20  # elements that are squared at once; a constant, as it decides the order of the sum
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import InvalidInput, MergeError
-from evomerge.merging.order_statistics import Thresholds
 from evomerge.methods import OptionValue
+from evomerge.tensors.order_statistics import Thresholds
 
 Tensors = Mapping[str, Tensor]
 Value = TypeVar("Value")

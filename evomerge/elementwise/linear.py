@@ -7,8 +7,8 @@ from collections.abc import Iterator, MutableMapping, Sequence
 from torch import Tensor
 
 from evomerge.errors import MergeError
-from evomerge.merging.plans import Formula, Plan, same_for_all
-from evomerge.merging.rule_tensors import RuleTensors
+from evomerge.tensors.plans import Formula, Plan, same_for_all
+from evomerge.tensors.rule_tensors import RuleTensors
 
 
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from evomerge.merging.transport import (
+from evomerge.alignment.transport import (
     Mixture,
     UnitMap,
     assignment,

@@ -7,10 +7,10 @@ from collections.abc import Iterator, MutableMapping
 
 from torch import Tensor
 
-from evomerge.merging.linear import weighted_sum
-from evomerge.merging.plans import Factors, Formula, Plan
-from evomerge.merging.rule_tensors import RuleTensors
-from evomerge.merging.sums import ordered_sum
+from evomerge.elementwise.linear import weighted_sum
+from evomerge.tensors.plans import Factors, Formula, Plan
+from evomerge.tensors.rule_tensors import RuleTensors
+from evomerge.tensors.sums import ordered_sum
 
 DOT_THRESHOLD = 0.9995
 EPS = 1e-8

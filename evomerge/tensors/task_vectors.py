@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from evomerge.merging.rule_tensors import Piece, RuleTensors
+from evomerge.tensors.rule_tensors import Piece, RuleTensors
 
 Change = Callable[[int, Tensor], Tensor]
 """(index of the first element, piece of a flattened task vector) -> the changed piece; may write into its argument."""
