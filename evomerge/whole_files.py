@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file aside, flush it to the disk, and replace the former one in one step."""
+def write_whole(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
+    """Write a file aside, flush it to the disk, and replace the former one in one step.
+
+    Args:
+        content: of the file, in one or in several pieces.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.writing-{secrets.token_hex(4)}")
     try:
         with aside.open("wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)

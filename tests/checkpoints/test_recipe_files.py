@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from evomerge.checkpoints.recipe_files import load_tensors, store_tensors
+from evomerge.checkpoints.recipe_files import load_tensors, read_tensors, store_tensors, to_bytes, write_tensors
 from evomerge.errors import InvalidInput
 from evomerge.whole_files import write_whole
 
@@ -79,3 +79,19 @@ def test_a_write_that_fails_leaves_the_former_file_and_nothing_else(tmp_path, mo
         write_whole(path, b"later")
     assert path.read_bytes() == b"former"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("further", [{}, {"wide": torch.zeros(2, dtype=torch.float64)}, {"index": torch.arange(3)}])
+def test_a_file_that_is_written_tensor_by_tensor_has_the_bytes_of_the_library(tmp_path, further):
+    tensors = TENSORS | {"none": torch.zeros(0, 4)} | further
+    write_tensors(tmp_path / "file", tensors, METADATA)
+    assert (tmp_path / "file").read_bytes() == to_bytes(tensors, METADATA)
+    found, metadata = read_tensors(tmp_path / "file")
+    assert metadata == METADATA
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+def test_a_file_of_another_program_is_refused(tmp_path):
+    (tmp_path / "file").write_bytes(b"no safetensors")
+    with pytest.raises(InvalidInput, match="no safetensors file that evomerge wrote"):
+        read_tensors(tmp_path / "file")
