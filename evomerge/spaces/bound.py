@@ -15,7 +15,8 @@ from evomerge.errors import InvalidInput
 from evomerge.messages import some
 from evomerge.methods import method_info, resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule
-from evomerge.spaces.groups import TensorGroup, divide, knot_labels
+from evomerge.spaces.groups import TensorGroup, divide
+from evomerge.spaces.pairs import SCORE, chosen_pair, takes_scores
 from evomerge.spaces.space import MethodSpace, Range, SearchSpace
 
 
@@ -74,7 +75,13 @@ class BoundSpace:
     def method_of(self, group: TensorGroup, params: Mapping[str, Any]) -> str:
         """The method by which a group is merged."""
         methods = list(self.space.methods)
-        return methods[0] if len(methods) == 1 else str(params[_join(group.knots[0][0], "method")])
+        return methods[0] if len(methods) == 1 else str(params[method_param(self.space, group)])
+
+    def chosen_with(self, group: TensorGroup) -> tuple[TensorGroup, ...]:
+        """The groups that choose their method, or the pair of sources, together with this one; it is among them."""
+        if not self.space.groups.one_method:
+            return (group,)
+        return tuple(each for each in self.groups if each.depth == group.depth)
 
     def _is_active(self, name: str, params: Mapping[str, Any]) -> bool:
         parent, values = self.conditions.get(name, (None, ()))
@@ -88,11 +95,20 @@ class BoundSpace:
             parameter: _value(self.space, method, parameter, value, group=group, sources=names, params=params)
             for parameter, value in chosen.parameters.items()
         }
+        if SCORE in values:
+            own = values.pop(SCORE)
+            pair, values["t"] = chosen_pair([*self._scores(group, method, params)], own)
+            names = tuple(names[position] for position in pair)
         resolved = resolve_parameters(method, values, n_sources=len(names))
         options = resolve_options(
             method, chosen.options, semantics=self.space.semantics, scope="layer_group", n_sources=len(names)
         )
         return Rule(tensors=group.tensors, method=method, sources=names, parameters=_frozen(resolved), options=options)
+
+    def _scores(self, group: TensorGroup, method: str, params: Mapping[str, Any]) -> Iterator[Sequence[float]]:
+        names, value = [source.name for source in self.sources], self.space.methods[method].parameters[SCORE]
+        for each in self.chosen_with(group):
+            yield _value(self.space, method, SCORE, value, group=each, sources=names, params=params)
 
 
 def bind(
@@ -111,24 +127,19 @@ def bind(
     """
     sources = (base, *experts) if space.sources == "all" else tuple(experts)
     for method in space.methods:
-        wanted = method_info(method).sources
-        if wanted is not None and len(sources) != wanted:
-            raise InvalidInput(
-                f"search space {space.name!r}: {method} merges exactly {wanted} sources, but the spec gives "
-                f"{len(sources)} ({', '.join(source.name for source in sources)}); name {wanted} or use another space"
-            )
+        _check_number(space, method, [source.name for source in sources])
     groups = divide(catalogue, space.groups)
     distributions: dict[str, BaseDistribution] = {}
     conditions: dict[str, tuple[str, tuple[str, ...]]] = {}
     names = [source.name for source in sources]
-    for knot in knot_labels(groups):
+    for group, knot in [(each, knot) for each in groups for knot, _ in each.knots]:
         if len(space.methods) > 1:
-            distributions[_join(knot, "method")] = CategoricalDistribution(tuple(space.methods))
+            distributions.setdefault(method_param(space, group), CategoricalDistribution(tuple(space.methods)))
         for method, chosen in space.methods.items():
             for param, distribution in _genes(space, method, chosen, knot=knot, sources=names):
                 distributions.setdefault(param, distribution)
                 if len(space.methods) > 1 and param.startswith(_join(knot, method)):
-                    conditions[param] = (_join(knot, "method"), (method,))
+                    conditions[param] = (method_param(space, group), (method,))
     if not distributions:
         raise InvalidInput(f"search space {space.name!r} has nothing to search: every parameter is fixed")
     return BoundSpace(
@@ -141,6 +152,23 @@ def bind(
         dtype=dtype,
         seed=seed,
     )
+
+
+def _check_number(space: SearchSpace, method: str, sources: Sequence[str]) -> None:
+    wanted = method_info(method).sources
+    scored = SCORE in space.methods[method].parameters
+    if wanted is None or len(sources) == wanted or (scored and len(sources) > wanted):
+        return
+    further = "" if scored else f", or search {method}'s {SCORE}" if takes_scores(method_info(method)) else ""
+    raise InvalidInput(
+        f"search space {space.name!r}: {method} merges {'at least' if scored else 'exactly'} {wanted} sources, but the "
+        f"spec gives {len(sources)} ({', '.join(sources)}); name {wanted} or use another space{further}"
+    )
+
+
+def method_param(space: SearchSpace, group: TensorGroup) -> str:
+    """The name of the param by which a group chooses its method."""
+    return _join(group.depth if space.groups.one_method else group.knots[0][0], "method")
 
 
 def _genes(
@@ -161,7 +189,7 @@ def owners_of(method: str, parameter: str, value: Range, sources: Sequence[str])
 
 
 def _per_source(method: str, parameter: str) -> bool:
-    return any(known.name == parameter for known in method_info(method).per_source)
+    return parameter == SCORE or any(known.name == parameter for known in method_info(method).per_source)
 
 
 def param_name(space: SearchSpace, method: str, parameter: str, value: Range, *, knot: str, source: str | None) -> str:
@@ -192,7 +220,7 @@ def _value(
     value: Range | float,
     *,
     group: TensorGroup,
-    sources: tuple[str, ...],
+    sources: Sequence[str],
     params: Mapping[str, Any],
 ) -> Any:
     """The value of one parameter in one group: a number, or one number per source."""

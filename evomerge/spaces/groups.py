@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from evomerge.catalogue import TensorCatalogue, TensorEntry
@@ -17,6 +16,7 @@ class TensorGroup:
 
     Attributes:
         label: "layers0-1.attention"; empty where one group holds everything.
+        depth: the label without the part, "layers0-1".
         tensors: names, sorted.
         knots: (label, share) pairs: the group's value of a parameter is the sum of share × the knot's value. One knot
             with share 1 unless the space interpolates over depth.
@@ -25,6 +25,7 @@ class TensorGroup:
     label: str
     tensors: tuple[str, ...]
     knots: tuple[tuple[str, float], ...]
+    depth: str = ""
 
 
 def divide(catalogue: TensorCatalogue, groups: Groups) -> tuple[TensorGroup, ...]:
@@ -41,7 +42,10 @@ def divide(catalogue: TensorCatalogue, groups: Groups) -> tuple[TensorGroup, ...
         members[order, label, _part_label(entry, groups)].append(entry.name)
     return tuple(
         TensorGroup(
-            _join(label, part), tuple(sorted(names)), _knots(order, label, part, depth=catalogue.depth, groups=groups)
+            _join(label, part),
+            tuple(sorted(names)),
+            _knots(order, label, part, depth=catalogue.depth, groups=groups),
+            depth=label,
         )
         for (order, label, part), names in sorted(members.items())
     )
@@ -81,8 +85,3 @@ def _knots(order: int, label: str, part: str, *, depth: int, groups: Groups) -> 
 
 def _join(*labels: str) -> str:
     return ".".join(label for label in labels if label)
-
-
-def knot_labels(groups: tuple[TensorGroup, ...]) -> Iterator[str]:
-    """All knots once, in order of first use."""
-    yield from dict.fromkeys(label for group in groups for label, _ in group.knots)

@@ -11,8 +11,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from evomerge.methods import METHODS
 from evomerge.recipe import Recipe, Rule
-from evomerge.spaces.bound import BoundSpace, owners_of, param_name
+from evomerge.spaces.bound import BoundSpace, method_param, owners_of, param_name
 from evomerge.spaces.groups import TensorGroup
+from evomerge.spaces.pairs import SCORE, score_of
 from evomerge.spaces.space import Range
 
 _SMALLEST = 1e-6  # share of a source that has none, where shares are searched as logarithms of ratios
@@ -52,15 +53,14 @@ def nearest_params(space: BoundSpace, recipe: Recipe, trained: MeanWeights | Non
 
 
 def _methods(space: BoundSpace, rules: Mapping[str, Rule]) -> Iterator[tuple[str, str]]:
-    """(param, method) of every knot where methods are searched: the recipe's own if the space has it, or its first."""
+    """(param, method) of every group where methods are searched: the recipe's own if the space has it, or its first."""
     allowed = list(space.space.methods)
     if len(allowed) == 1:
         return
     for group in space.groups:
-        found = {rules[tensor].method for tensor in group.tensors if tensor in rules}
-        chosen = next((method for method in allowed if method in found), allowed[0])
-        for knot, _ in group.knots:
-            yield ".".join(label for label in (knot, "method") if label), chosen
+        tensors = [tensor for each in space.chosen_with(group) for tensor in each.tensors]
+        found = {rules[tensor].method for tensor in tensors if tensor in rules}
+        yield method_param(space.space, group), next((method for method in allowed if method in found), allowed[0])
 
 
 def _values(
@@ -101,12 +101,24 @@ def _read(
     rule: Rule | None,
     trained: Mapping[str, float] | None,
 ) -> float | None:
+    if parameter == SCORE and owner is not None:
+        return _score(method, searched, owner=owner, rule=rule)
     if searched.log_ratio and owner is not None:
         mine, other = (_one(method, parameter, name, rule=rule, trained=trained) for name in (owner, first))
         if mine is None or other is None:
             return None
         return math.log(max(mine, _SMALLEST) / max(other, _SMALLEST))
     return _one(method, parameter, owner, rule=rule, trained=trained)
+
+
+def _score(method: str, searched: Range, *, owner: str, rule: Rule | None) -> float | None:
+    if rule is None or rule.method != method:
+        return None
+    t = rule.parameters["t"]
+    assert isinstance(t, float)  # shared by the two
+    assert searched.low is not None  # checked when the space was loaded
+    assert searched.high is not None
+    return score_of(owner, rule.sources, t, low=searched.low, high=searched.high)
 
 
 def _one(

@@ -7,13 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from evomerge.catalogue import PART_PATTERNS, PARTS
 from evomerge.documents import Frozen, Positive, read_document, validate
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.methods import method_info, resolve_options
 from evomerge.shipped import shipped_folder
+from evomerge.spaces.pairs import SCORE, takes_scores
 
 
 class Range(Frozen):
@@ -90,6 +98,8 @@ class Groups(Frozen):
         depth: `global` (one group), `layers` (each layer), `{blocks: k}` (k consecutive layers) or `{smooth: n}`
             (n control points over depth; each layer interpolates between its neighbours).
         parts: parts that are grouped apart; what is not named falls into "rest". Empty: all parts together.
+        one_method: where methods are chosen, the parts of a depth group choose one together, and have its parameters
+            each for itself.
         outside: tensors outside the layer stack join their `neighbours` (embeddings the first group, final norm and
             head the last) or form a group of their `own`.
     """
@@ -97,6 +107,20 @@ class Groups(Frozen):
     depth: Annotated[Depth, BeforeValidator(_depth)]
     parts: tuple[Literal["attention", "mlp", "norm", "embedding", "head"], ...] = ()
     outside: Literal["neighbours", "own"] = "neighbours"
+    one_method: bool = False
+
+    @model_validator(mode="after")
+    def _parts_to_agree(self) -> Groups:
+        if self.one_method and not self.parts:
+            raise ValueError("one_method: true is for parts that choose together; name parts, or leave it out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        if not self.one_method:  # a space without it does not mention it, as before there was such a key
+            del content["one_method"]
+        return content
 
 
 class SearchSpace(Frozen):
@@ -180,6 +204,9 @@ def _check_method(space: SearchSpace, method: str, chosen: MethodSpace) -> None:
         )
     known = {parameter.name: parameter for parameter in info.parameters}
     for name, value in chosen.parameters.items():
+        if name == SCORE and takes_scores(info):
+            _check_scores(where, value, chosen)
+            continue
         if name not in known:
             raise unknown_name(f"parameter of {method!r}", name, known)
         parameter = known[name]
@@ -192,6 +219,15 @@ def _check_method(space: SearchSpace, method: str, chosen: MethodSpace) -> None:
                     f"{where}: {name} = {end} is outside of what the method allows "
                     f"([{parameter.minimum}, {parameter.maximum}])"
                 )
+
+
+def _check_scores(where: str, value: Range | float, chosen: MethodSpace) -> None:
+    if not isinstance(value, Range) or value.low is None or value.shared in {"sources", "all"}:
+        raise InvalidInput(f"{where}: {SCORE} is searched, one per source; write {SCORE}: {{low: 0.0, high: 1.0}}")
+    if value.log or value.divided_by_sources:
+        raise InvalidInput(f"{where}: only differences of scores matter; give {SCORE} low and high alone")
+    if "t" in chosen.parameters:
+        raise InvalidInput(f"{where}: t follows from the scores; give either t or {SCORE}")
 
 
 def _normalised(method: str, options: Mapping[str, Any]) -> bool:
