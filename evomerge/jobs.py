@@ -98,7 +98,27 @@ class Train:
     trainer: str = "dam"
 
 
-Job = Score | FindBatchSize | Train  # `streams`: whether it sends its `Progress` before the outcome
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """Measure statistics of one source on its calibration texts.
+
+    Attributes:
+        kind: of the statistics, a name in `evomerge.statistics.measurement.KINDS`.
+        source: an expert or the base.
+        settings: of the measurement, a `MeasurementSettings` as plain data.
+    """
+
+    streams: ClassVar[bool] = True
+
+    key: str
+    kind: str
+    source: ModelRef
+    calibration: Calibration
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    attempt: int = 1
+
+
+Job = Score | FindBatchSize | Train | Measure  # `streams`: whether it sends its `Progress` before the outcome
 
 
 @dataclass(frozen=True)
@@ -144,6 +164,13 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A source was measured, now or before. `digest` is that of the file, among the study's artifacts."""
+
+    digest: str
+
+
+@dataclass(frozen=True)
 class Failed:
     """A job that was not done.
 
@@ -157,7 +184,7 @@ class Failed:
     invalid: bool = False
 
 
-Result = Scored | Found | Trained | Failed
+Result = Scored | Found | Trained | Measured | Failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,12 +223,12 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Progress of a long job: training steps and current losses by name."""
+    """Progress of a long job: steps of a training with current losses by name, or texts that have been measured."""
 
     key: str
     step: int
     steps: int
-    losses: Mapping[str, float]
+    losses: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,8 @@ from evomerge.jobs import (
     FindBatchSize,
     Found,
     Job,
+    Measure,
+    Measured,
     Outcome,
     Progress,
     Result,
@@ -40,7 +42,7 @@ from evomerge.jobs import (
     Trained,
     WorkerSetup,
 )
-from evomerge.recipe import Recipe
+from evomerge.recipe import Recipe, single_source
 from evomerge.spec import Calibration
 
 if TYPE_CHECKING:
@@ -109,6 +111,8 @@ class Worker:
         try:
             if isinstance(job, Train):
                 result, cost = yield from self._train(job)
+            elif isinstance(job, Measure):
+                result, cost = yield from self._measure(job)
             else:
                 result = self._score(job) if isinstance(job, Score) else self._find(job)
         except Exception as error:
@@ -153,8 +157,7 @@ class Worker:
     def _train(self, job: Train) -> Generator[Progress, None, tuple[Result, Cost]]:
         from evomerge.training import TrainingInputs, find_trainer
 
-        if self._setup.artifacts is None:
-            raise InvalidInput("a training needs the folder of the study's artifacts, to leave its coefficients there")
+        artifacts = self._artifacts("a training")
         texts = {name: self._texts(calibration) for name, calibration in job.calibration.items()}
         with self.bank.borrow() as (model, live):
             inputs = TrainingInputs(
@@ -164,8 +167,8 @@ class Worker:
                 texts=texts,
                 initial=job.recipe,
                 seed=self._setup.seed,
-                files=files_folder(self._setup.artifacts),
-                checkpoints=Path(self._setup.artifacts) / "training",
+                files=files_folder(artifacts),
+                checkpoints=artifacts / "training",
             )
             training = find_trainer(job.trainer)(inputs, job.settings)
             while True:
@@ -180,6 +183,49 @@ class Worker:
             forward_tokens=trained.forward_tokens, gradient_tokens=trained.gradient_tokens, seconds=trained.seconds
         )
         return Trained(trained.recipe, losses, str(trained.checkpoint) if trained.checkpoint else None), cost
+
+    def _measure(self, job: Measure) -> Generator[Progress, None, tuple[Result, Cost]]:
+        from evomerge.statistics.measurement import (
+            MeasuredModel,
+            MeasurementInputs,
+            MeasurementSettings,
+            find_kind,
+            measure,
+        )
+
+        kind, settings = find_kind(job.kind), MeasurementSettings.model_validate(dict(job.settings))
+        artifacts = self._artifacts("a measurement")
+        catalogue = self.bank.base.catalogue
+        names = tuple(entry.name for entry in catalogue.mergeable)
+        self._materialize(single_source(self._setup.base, job.source, names, self._setup.dtype))
+        with self.bank.borrow() as (model, live):
+            measuring = measure(
+                MeasurementInputs(
+                    kind=kind,
+                    base=self._setup.base,
+                    source=job.source,
+                    measured=MeasuredModel(model=model, live=live, catalogue=catalogue),
+                    texts=self._texts(job.calibration),
+                    seed=self._setup.seed,
+                    files=files_folder(artifacts),
+                    folder=artifacts / "statistics",
+                    settings=settings,
+                )
+            )
+            while True:
+                try:
+                    step = next(measuring)
+                except StopIteration as end:
+                    found = end.value
+                    break
+                yield Progress(key=job.key, step=step.step, steps=step.steps)
+        cost = Cost(forward_tokens=found.forward_tokens, gradient_tokens=found.gradient_tokens, seconds=found.seconds)
+        return Measured(found.digest), cost
+
+    def _artifacts(self, work: str) -> Path:
+        if self._setup.artifacts is None:
+            raise InvalidInput(f"{work} needs the folder of the study's artifacts, to leave its files there")
+        return Path(self._setup.artifacts)
 
     def _texts(self, calibration: Calibration) -> Sequence[CalibrationText]:
         return calibration_texts(self.evaluator, calibration)

@@ -24,7 +24,7 @@ class Executor(Protocol):
     Every submitted job gives exactly one outcome, unless it is cancelled: a job whose worker died gives a `Failed` that
     is infrastructural, and the worker has been replaced. Jobs wait in the order of submission where no worker is free;
     one that prefers a worker gets it if that is free, and otherwise any.
-    A training also tells its `Progress`, any number of times before its outcome.
+    A job that streams, such as a training, also tells its `Progress`, any number of times before its outcome.
     """
 
     @property

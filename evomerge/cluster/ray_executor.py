@@ -58,7 +58,7 @@ class WorkerActor:
 class _Slot:
     """One place of the pool: the actor that fills it now, and what it is doing.
 
-    `running` is the reference of an outcome or, for a training, the generator of the references of its events.
+    `running` is the reference of an outcome or, for a job that streams, the generator of the references of its events.
     """
 
     name: str

@@ -52,6 +52,16 @@ class CalibrationText:
     tokens: tuple[int, ...]
     answer: int
 
+    def cut(self, length: int) -> CalibrationText:
+        """The last tokens of a text that is longer than `length`: the answer is there."""
+        surplus = len(self.tokens) - length
+        return self if surplus <= 0 else CalibrationText(self.tokens[surplus:], max(0, self.answer - surplus))
+
+    def counted(self, token_mask: str) -> range:
+        """The positions that count: `all`, or those that predict a token of the `answer`, which begin one before it."""
+        length = len(self.tokens)
+        return range(length) if token_mask == "all" else range(max(0, self.answer - 1), length - 1)
+
 
 class Evaluator(Protocol):
     """Scores candidates. One instance lives in each worker; it is built once and used for every candidate.

@@ -1,6 +1,6 @@
 """Statistics of a source on its calibration data, measured once and given to merges.
 
-- Holds: diagonal Fishers and Grams of layer inputs, one file each.
+- Holds: diagonal Fishers and Grams of layer inputs, one file each, and the measurement of a source text by text.
 - Does not hold: merges (`evomerge.elementwise.fisher`, `regmean`); the choice of calibration data.
 - Start reading at: `grams.py`.
 """

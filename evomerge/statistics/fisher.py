@@ -5,7 +5,7 @@ Squares are taken per example: the square of a gradient that is summed over a ba
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evomerge.errors import InvalidInput
 from evomerge.seeding import derive
-from evomerge.statistics.forward import evaluation_mode, logits_of, run
+from evomerge.statistics.forward import Inputs, evaluation_mode, logits_of, run
 from evomerge.tensors.masks import uniform_bits
 
 _BITS = 24  # of one draw of `uniform_bits`
@@ -35,23 +35,12 @@ def exact_fisher(model: torch.nn.Module, examples: Iterable[Tensor]) -> dict[str
     Raises:
         InvalidInput: no examples, or the model gives no finite logits of that shape.
     """
-    count = 0
-    with _measured(model) as (leaves, sums):
-        for count, example in enumerate(examples, start=1):
-            what = f"example {count - 1}"
-            logits = logits_of(run(model, _batch_of_one(example, what), what, leaves), what)
-            if logits.dim() != 2 or len(logits) != 1:
-                raise InvalidInput(
-                    f"the logits of the model for {what} have the shape {list(logits.shape)}; "
-                    "exact Fishers need [1, labels]"
-                )
-            scores = torch.log_softmax(logits[0].double(), -1)
-            for label, score in enumerate(scores):
-                last = label == len(scores) - 1
-                sums.add(score, leaves, factor=float(score.detach().exp()), keep_graph=not last)
-    if not count:
+    sums = FisherSums(model)
+    for example in examples:
+        sums.add_exact(example, what=f"example {sums.count}")
+    if not sums.count:
         raise InvalidInput("a Fisher is a mean over examples, but there are none; give at least one")
-    return sums.divided_by(count)
+    return sums.means()
 
 
 def sampled_fisher(
@@ -78,11 +67,56 @@ def sampled_fisher(
     masks = [None] * len(texts) if mask is None else list(mask)
     if not len(texts) or len(masks) != len(texts):
         raise InvalidInput(f"give at least one text and a mask for each, but got {len(texts)} and {len(masks)} masks")
-    with _measured(model) as (leaves, sums):
-        for index, (text, each) in enumerate(zip(texts, masks, strict=True)):
-            what = f"text {index}"
-            counted = _counted(text, each, what)
-            logits = logits_of(run(model, _batch_of_one(text, what), what, leaves), what)
+    sums = FisherSums(model)
+    for text, each in zip(texts, masks, strict=True):
+        sums.add_sampled(text, each, seed=seed, what=f"text {sums.count}")
+    return sums.means()
+
+
+class FisherSums:
+    """Sums of squared gradients in float64, by parameter name: what has been added so far can be stored.
+
+    Gradients are taken for stand-ins of the parameters, which share their memory, so that neither `requires_grad` nor
+    `grad` of the parameters themselves is touched.
+
+    Attributes:
+        tensors: the sums.
+        count: examples or texts in them.
+    """
+
+    def __init__(self, model: torch.nn.Module, inputs_of: Callable[[Tensor], Inputs] = lambda batch: batch) -> None:
+        """`inputs_of` turns a batch into the arguments of the model."""
+        self._model = model
+        self._inputs_of = inputs_of
+        self._parameters = floating_parameters(model)
+        self._kind = {name: torch.promote_types(each.dtype, torch.float32) for name, each in self._parameters.items()}
+        with torch.inference_mode(False):
+            self.tensors = {
+                name: torch.zeros_like(tensor, dtype=torch.float64, requires_grad=False)
+                for name, tensor in self._parameters.items()
+            }
+        self.count = 0
+
+    def add_exact(self, example: Tensor, what: str) -> None:
+        """Add an example, exact over its labels. See `exact_fisher`; `what` names it in errors."""
+        with self._differentiable() as leaves:
+            logits = logits_of(run(self._model, self._inputs_of(_batch_of_one(example, what)), what, leaves), what)
+            if logits.dim() != 2 or len(logits) != 1:
+                raise InvalidInput(
+                    f"the logits of the model for {what} have the shape {list(logits.shape)}; "
+                    "exact Fishers need [1, labels]"
+                )
+            scores = torch.log_softmax(logits[0].double(), -1)
+            for label, score in enumerate(scores):
+                last = label == len(scores) - 1
+                self._add(score, leaves, factor=float(score.detach().exp()), keep_graph=not last)
+        self.count += 1
+
+    def add_sampled(self, text: Tensor, mask: Tensor | None, *, seed: int, what: str) -> None:
+        """Add a text, whose number in the draws is `count`. See `sampled_fisher`; `what` names it in errors."""
+        counted = _counted(text, mask, what)
+        with self._differentiable() as leaves:
+            logits = logits_of(run(self._model, self._inputs_of(_batch_of_one(text, what)), what, leaves), what)
             if logits.dim() != 3 or logits.shape[:2] != (1, len(text)):
                 raise InvalidInput(
                     f"the logits of the model for {what} have the shape {list(logits.shape)}; "
@@ -90,45 +124,38 @@ def sampled_fisher(
                 )
             positions = counted.nonzero()[:, 0].to(logits.device)
             scores = torch.log_softmax(logits[0, positions].double(), -1)
-            labels = _drawn(scores.detach().exp(), positions, derive(seed, "fisher label", index))
-            sums.add(scores.gather(1, labels[:, None]).sum(), leaves)
-    return sums.divided_by(len(texts))
+            labels = _drawn(scores.detach().exp(), positions, derive(seed, "fisher label", self.count))
+            self._add(scores.gather(1, labels[:, None]).sum(), leaves)
+        self.count += 1
 
+    def means(self) -> dict[str, Tensor]:
+        """Parameter name -> sum / count. The sums are used up, so that not all of both are in memory."""
+        return {name: (self.tensors.pop(name) / self.count).to(kind) for name, kind in self._kind.items()}
 
-class _Squares:
-    """Sums of squared gradients in float64, by parameter name."""
+    @contextmanager
+    def _differentiable(self) -> Iterator[dict[str, Tensor]]:
+        with evaluation_mode(self._model), torch.inference_mode(False), torch.enable_grad():
+            yield {name: parameter.detach().requires_grad_() for name, parameter in self._parameters.items()}
 
-    def __init__(self, parameters: dict[str, Tensor]) -> None:
-        self._dtypes = {name: torch.promote_types(tensor.dtype, torch.float32) for name, tensor in parameters.items()}
-        self._sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in parameters.items()}
-
-    def add(self, score: Tensor, leaves: dict[str, Tensor], *, factor: float = 1.0, keep_graph: bool = False) -> None:
+    def _add(self, score: Tensor, leaves: dict[str, Tensor], *, factor: float = 1.0, keep_graph: bool = False) -> None:
         if not score.requires_grad:
             raise InvalidInput("the logits do not depend on any parameter of the model by a graph; it has no Fisher")
         found = torch.autograd.grad(score, list(leaves.values()), retain_graph=keep_graph, allow_unused=True)
-        for total, gradient in zip(self._sums.values(), found, strict=True):
+        for name, gradient in zip(leaves, found, strict=True):
             if gradient is not None:
-                total.add_(gradient.double().square(), alpha=factor)
-
-    def divided_by(self, count: int) -> dict[str, Tensor]:
-        return {name: (total / count).to(self._dtypes[name]) for name, total in self._sums.items()}
+                self.tensors[name].add_(gradient.double().square(), alpha=factor)
 
 
-@contextmanager
-def _measured(model: torch.nn.Module) -> Iterator[tuple[dict[str, Tensor], _Squares]]:
-    """Stand-ins for the floating-point parameters, which share their memory, and the sums of their squared gradients.
+def floating_parameters(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The parameters that have a Fisher, by name, each tied one once.
 
-    So neither `requires_grad` nor `grad` of the parameters themselves is touched.
+    Raises:
+        InvalidInput: there are none.
     """
-    with evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
-        leaves = {
-            name: parameter.detach().requires_grad_()
-            for name, parameter in model.named_parameters()
-            if parameter.is_floating_point()
-        }
-        if not leaves:
-            raise InvalidInput("the model has no floating-point parameters, and no Fisher")
-        yield leaves, _Squares(leaves)
+    found: dict[str, Tensor] = {name: each for name, each in model.named_parameters() if each.is_floating_point()}
+    if not found:
+        raise InvalidInput("the model has no floating-point parameters, and no Fisher")
+    return found
 
 
 def _batch_of_one(example: Tensor, what: str) -> Tensor:

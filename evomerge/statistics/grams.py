@@ -37,72 +37,84 @@ def input_grams(
     Raises:
         InvalidInput: no batches, nothing that counts, a mask that does not fit, or inputs that are not finite.
     """
-    layers = {f"{name}.weight" if name else "weight": module for name, module in model.named_modules() if _is(module)}
-    if not layers:
-        raise InvalidInput("the model has no linear layers, so that there are no Grams to take")
-    sums = _Sums(constant)
+    sums = GramSums(model, constant=constant)
     number = 0
-    with evaluation_mode(model), torch.no_grad(), _hooks(layers, sums.add):
-        for number, batch in enumerate(batches, start=1):
-            if not isinstance(batch, Sequence) or len(batch) != 2:
-                raise InvalidInput(f"batch {number - 1} must be (inputs, mask), but is {type(batch).__name__}")
-            inputs, mask = batch
-            sums.begin(f"batch {number - 1}", inputs, mask)
-            run(model, inputs, f"batch {number - 1}")
+    for number, batch in enumerate(batches, start=1):
+        if not isinstance(batch, Sequence) or len(batch) != 2:
+            raise InvalidInput(f"batch {number - 1} must be (inputs, mask), but is {type(batch).__name__}")
+        sums.add(*batch, what=f"batch {number - 1}")
     if not number:
         raise InvalidInput("Grams are means over inputs, but there are no batches; give at least one")
-    return sums.means(list(layers))
+    return sums.means()
 
 
-class _Sums:
-    """X'X in float64 and the number of rows of X, by name of the weight."""
+class GramSums:
+    """X'X in float64 and the number of rows of X, by name of the weight: what has been added so far can be stored.
 
-    def __init__(self, constant: bool) -> None:
+    Attributes:
+        tensors: X'X.
+        counts: rows of X, and the dtype of the result.
+    """
+
+    def __init__(self, model: torch.nn.Module, *, constant: bool = False) -> None:
+        self._model = model
+        self._layers = linear_layers(model)
         self._constant = constant
-        self._sums: dict[str, Tensor] = {}
-        self._rows: dict[str, int] = {}
-        self._dtypes: dict[str, torch.dtype] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self.counts: dict[str, tuple[int, str]] = {}
         self._batch = ""
         self._counted: Tensor | None = None
 
-    def begin(self, batch: str, inputs: Inputs, mask: Tensor | None) -> None:
-        self._batch, self._counted = batch, None
-        if mask is None:
-            return
-        if not isinstance(mask, Tensor) or mask.dim() != 2:
-            raise InvalidInput(f"the mask of {batch} must be a tensor [texts, positions], or None")
-        if isinstance(inputs, Tensor) and inputs.shape[:2] != mask.shape:
-            raise InvalidInput(
-                f"the mask of {batch} has the shape {list(mask.shape)}, but its inputs {list(inputs.shape)}"
-            )
-        self._counted = mask.bool()
+    def add(self, inputs: Inputs, mask: Tensor | None, what: str) -> None:
+        """Run the model on a batch. See `input_grams`; `what` names the batch in errors."""
+        self._begin(inputs, mask, what)
+        with evaluation_mode(self._model), torch.no_grad(), _hooks(self._layers, self._add):
+            run(self._model, inputs, what)
 
-    def add(self, name: str, layer: torch.nn.Module, inputs: Tensor) -> None:
-        rows = self._selected(name, inputs).double()
-        if self._constant and layer.bias is not None:
-            rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-        product = rows.T @ rows
-        if name in self._sums:
-            self._sums[name] += product
-        else:
-            self._sums[name] = product
-        self._rows[name] = self._rows.get(name, 0) + len(rows)
-        self._dtypes[name] = torch.promote_types(inputs.dtype, torch.float32)
+    def means(self) -> dict[str, Tensor]:
+        """Name of the weight -> X'X / N. The sums are used up, so that not all of both are in memory.
 
-    def means(self, names: list[str]) -> dict[str, Tensor]:
+        Raises:
+            InvalidInput: a layer at whose inputs nothing counts, or that are not finite; or no layer was called.
+        """
         found = {}
-        for name in names:
-            if name not in self._sums:
+        for name in self._layers:
+            if name not in self.tensors:
                 continue
-            if not self._rows[name]:
+            rows, dtype = self.counts[name]
+            if not rows:
                 raise InvalidInput(f"no position counts in the inputs of {name!r}; mark some in the masks")
-            mean = (self._sums[name] / self._rows[name]).to(self._dtypes[name])
+            mean = (self.tensors.pop(name) / rows).to(getattr(torch, dtype))
             if not bool(torch.isfinite(mean).all()):
                 raise InvalidInput(f"the inputs of {name!r} are not finite; run the model in a wider dtype")
             found[name] = mean
         if not found:
             raise InvalidInput("the model called none of its linear layers, so that there are no Grams")
         return found
+
+    def _begin(self, inputs: Inputs, mask: Tensor | None, what: str) -> None:
+        self._batch, self._counted = what, None
+        if mask is None:
+            return
+        if not isinstance(mask, Tensor) or mask.dim() != 2:
+            raise InvalidInput(f"the mask of {what} must be a tensor [texts, positions], or None")
+        if isinstance(inputs, Tensor) and inputs.shape[:2] != mask.shape:
+            raise InvalidInput(
+                f"the mask of {what} has the shape {list(mask.shape)}, but its inputs {list(inputs.shape)}"
+            )
+        self._counted = mask.bool()
+
+    def _add(self, name: str, layer: torch.nn.Module, inputs: Tensor) -> None:
+        rows = self._selected(name, inputs).double()
+        if self._constant and layer.bias is not None:
+            rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+        product = rows.T @ rows
+        if name in self.tensors:
+            self.tensors[name] += product
+        else:
+            self.tensors[name] = product
+        dtype = str(torch.promote_types(inputs.dtype, torch.float32)).removeprefix("torch.")
+        self.counts[name] = (self.counts.get(name, (0, ""))[0] + len(rows), dtype)
 
     def _selected(self, name: str, inputs: Tensor) -> Tensor:
         rows = inputs.detach().reshape(-1, inputs.shape[-1])
@@ -117,6 +129,18 @@ class _Sums:
             f"the inputs of {name!r} have the shape {list(inputs.shape)}, which the mask of {self._batch}, "
             f"{list(counted.shape)}, does not fit; give None, where everything counts"
         )
+
+
+def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Name of the weight -> linear layer, of all that have Grams.
+
+    Raises:
+        InvalidInput: there are none.
+    """
+    layers = {f"{name}.weight" if name else "weight": module for name, module in model.named_modules() if _is(module)}
+    if not layers:
+        raise InvalidInput("the model has no linear layers, so that there are no Grams to take")
+    return layers
 
 
 def _is(module: torch.nn.Module) -> bool:

@@ -43,9 +43,7 @@ class CalibrationBatches:
     """
 
     def __init__(self, texts: Mapping[str, Sequence[CalibrationText]], settings: DamSettings, seed: int) -> None:
-        self.texts = {
-            name: [_cut(text, settings.max_length) for text in given] for name, given in texts.items() if given
-        }
+        self.texts = {name: [text.cut(settings.max_length) for text in given] for name, given in texts.items() if given}
         self._settings = settings
         self._seed = seed
         if not self.texts:
@@ -55,7 +53,7 @@ class CalibrationBatches:
                 raise InvalidInput(
                     f"source {name!r} has {len(given)} calibration texts, fewer than batch_size {settings.batch_size}"
                 )
-            if not all(_counts(text, settings.token_mask).any() for text in given):
+            if not all(text.counted(settings.token_mask) for text in given):
                 raise InvalidInput(
                     f"source {name!r} has a calibration text in which nothing counts under token_mask "
                     f"{settings.token_mask}; leave such texts out"
@@ -85,7 +83,7 @@ class CalibrationBatches:
         for row, text in enumerate(texts):
             tokens[row, : len(text.tokens)] = torch.tensor(text.tokens)
             present[row, : len(text.tokens)] = True
-            counted[row, : len(text.tokens)] = _counts(text, self._settings.token_mask)
+            counted[row, list(text.counted(self._settings.token_mask))] = True
         return Batch(tokens.to(device), present.to(device), counted.to(device))
 
     def measured(self, source: str, device: torch.device) -> Iterator[Batch]:
@@ -113,20 +111,6 @@ class CalibrationBatches:
     def _order(self, source: str, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(derive(self._seed, "calibration", source, epoch))
         return [int(index) for index in torch.randperm(len(self.texts[source]), generator=generator)]
-
-
-def _cut(text: CalibrationText, length: int) -> CalibrationText:
-    """Keep the end of a text that is too long: the answer is there."""
-    surplus = len(text.tokens) - length
-    return text if surplus <= 0 else CalibrationText(text.tokens[surplus:], max(0, text.answer - surplus))
-
-
-def _counts(text: CalibrationText, token_mask: str) -> Tensor:
-    """Mark the positions that count. Each predicts the token after it, so that those of the answer begin one before."""
-    positions = torch.arange(len(text.tokens))
-    if token_mask == "all":
-        return torch.ones(len(text.tokens), dtype=torch.bool)
-    return (positions >= text.answer - 1) & (positions < len(text.tokens) - 1)
 
 
 @dataclass(frozen=True)
