@@ -43,6 +43,21 @@ class Rule:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class PathLayer:
+    """One layer of a merged model.
+
+    Attributes:
+        source: the model whose layer it is.
+        layer: index of the layer in that model.
+        scale: factor of what the layer's MLP adds, folded into the MLP's output projection; 1 changes nothing.
+    """
+
+    source: str
+    layer: int
+    scale: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One merge. Tensors that no rule names are copied from the base (or from the first source without a base).
@@ -56,6 +71,8 @@ class Recipe:
         semantics: version of the arithmetic.
         files: role ("coefficients", or the name of a method's statistics) -> content digest of a file that a rule
             needs, which is stored with the study's artifacts.
+        layers: the layers of the model, from the first to the last, of base and sources as they are; rules then name
+            tensors outside of layers only. Empty: as many layers as the base has, merged by the rules.
     """
 
     base: ModelRef
@@ -65,6 +82,7 @@ class Recipe:
     seed: int = 0
     semantics: int = SEMANTICS_VERSION
     files: Mapping[str, str] = field(default_factory=dict)
+    layers: tuple[PathLayer, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -80,8 +98,9 @@ class Recipe:
 
     def _content(self) -> dict[str, Any]:
         content = asdict(self)
-        if not self.files:  # a recipe without files does not mention them
-            del content["files"]
+        for name in ("files", "layers"):  # a recipe without them does not mention them
+            if not content[name]:
+                del content[name]
         return content
 
     @classmethod
@@ -95,19 +114,24 @@ class Recipe:
             seed=content["seed"],
             semantics=content["semantics"],
             files=content.get("files", {}),
+            layers=tuple(PathLayer(**layer) for layer in content.get("layers", ())),
         )
 
 
 def single_source(base: ModelRef, source: ModelRef, tensors: tuple[str, ...], dtype: str) -> Recipe:
     """The recipe that copies one source."""
-    rule = Rule(
+    return Recipe(base=base, sources=(source,), rules=(copying_rule(source.name, tensors),), dtype=dtype)
+
+
+def copying_rule(source: str, tensors: tuple[str, ...]) -> Rule:
+    """The rule that copies tensors of one source."""
+    return Rule(
         tensors=tensors,
         method="linear",
-        sources=(source.name,),
+        sources=(source,),
         parameters={"weight": (1.0,)},
         options={"normalize": False},
     )
-    return Recipe(base=base, sources=(source,), rules=(rule,), dtype=dtype)
 
 
 def _rule_from(content: Mapping[str, Any]) -> Rule:

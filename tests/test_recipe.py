@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from evomerge.recipe import ModelRef, Recipe, Rule, single_source
+from evomerge.recipe import ModelRef, PathLayer, Recipe, Rule, single_source
 
 BASE = ModelRef("base", "/models/base", revision=None, fingerprint="b" * 64)
 MATH = ModelRef("math", "org/math", revision="main", fingerprint="c" * 64)
@@ -21,6 +21,7 @@ TIES = Rule(
 COPY = Rule(
     tensors=("z",), method="linear", sources=("math",), parameters={"weight": (1.0,)}, options={"normalize": False}
 )
+PATH = (PathLayer("math", 0, 1.0), PathLayer("code", 1, 0.5))
 RECIPE = Recipe(base=BASE, sources=(MATH, CODE), rules=(TIES, COPY), dtype="bfloat16", seed=7)
 
 
@@ -56,6 +57,7 @@ def test_without_a_fingerprint_the_location_is_all_there_is() -> None:
         {"rules": (replace(TIES, parameters={"density": (0.5, 0.2), "lambda": 1.0}), COPY)},
         {"rules": (replace(TIES, options={"trim_scope": "global"}), COPY)},
         {"rules": (replace(TIES, options={}), COPY)},
+        {"layers": PATH},
     ],
 )
 def test_n22_everything_else_changes_the_digest(change: dict[str, Any]) -> None:
@@ -69,6 +71,19 @@ def test_the_order_of_parameters_and_options_does_not_change_the_digest() -> Non
 
 def test_the_digest_is_the_same_in_every_release() -> None:
     assert RECIPE.digest == "f7829ee5f863fab10715495617f678f9a6c6a2872513bdb356af120eea756cf7"
+
+
+def test_a_recipe_without_layers_does_not_mention_them() -> None:
+    assert "layers" not in json.loads(RECIPE.to_json())
+
+
+@pytest.mark.parametrize(
+    "other", [PATH[::-1], PATH[:1], (PATH[0], replace(PATH[1], scale=0.6)), (replace(PATH[0], source="code"), PATH[1])]
+)
+def test_every_layer_of_a_path_is_part_of_the_digest(other: tuple[PathLayer, ...]) -> None:
+    deep = replace(RECIPE, layers=PATH)
+    assert Recipe.from_json(deep.to_json()) == deep
+    assert replace(RECIPE, layers=other).digest != deep.digest
 
 
 def test_a_recipe_comes_back_from_json_as_it_was() -> None:

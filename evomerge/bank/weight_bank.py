@@ -14,16 +14,20 @@ import torch
 from evomerge.bank.file_guard import FileGuard
 from evomerge.bank.fused_rule import FusedRule, SourceCache, fuse_rule
 from evomerge.bank.kernels import DTYPES, Kernels
+from evomerge.bank.layer_pool import LayerPool
 from evomerge.bank.memory import memory_need, total_memory
 from evomerge.bank.placement import Machine, place_sources, placed, this_machine
 from evomerge.bank.recipe_tensors import RecipeTensors
+from evomerge.bank.skeletons import Skeletons
 from evomerge.bank.threshold_tables import ThresholdTables
+from evomerge.catalogue.layer_stack import mlp_outputs, renumbered, tensors_of_layer
 from evomerge.checkpoints import Source, load_skeleton, open_source, tensor_digest
+from evomerge.checkpoints.layer_stack import check_layers
 from evomerge.engine.live_state import LiveState
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.merging import RuleTensors, merge_rule
 from evomerge.methods import method_info
-from evomerge.recipe import SEMANTICS_VERSION, ModelRef, Recipe, Rule
+from evomerge.recipe import SEMANTICS_VERSION, ModelRef, PathLayer, Recipe, Rule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -84,6 +88,9 @@ class WeightBank:
         self._file_guard = FileGuard((base, *experts))
         self._fingerprints = {source.ref.name: source.ref.fingerprint for source in (base, *experts)}
         self._mergeable = tuple(entry.name for entry in base.catalogue.mergeable)
+        self._outside = tuple(entry.name for entry in base.catalogue.entries if entry.layer is None)
+        self._pool = LayerPool(self._weights, dtype=dtype, device=device)
+        self._skeletons: Skeletons | None = None
         self._tables: dict[tuple[str, ...], ThresholdTables] = {}
         self._kernels = kernels or Kernels(device)
         self._caches: dict[tuple[str, ...], SourceCache] = defaultdict(SourceCache)
@@ -96,7 +103,8 @@ class WeightBank:
     def materialize(self, recipe: Recipe) -> PreTrainedModel:
         """The live model with the recipe's weights. It is the same object every time: use it before the next call.
 
-        Only tensors whose rule differs from the one that they were last written by are written again.
+        Only tensors whose rule differs from the one that they were last written by are written again. A recipe with
+        layers has a live model of its depth, with which it is the same: see `Skeletons`.
 
         Raises:
             MergeError: the recipe has no merge, or a merged tensor is not finite.
@@ -109,15 +117,29 @@ class WeightBank:
             stale = [name for name in rule.tensors if self._written.get(name) != mark]
             if stale:
                 self._write(rule, recipe, mark)
-        self._restore(set(self._written).difference(*(rule.tensors for rule in recipe.rules)))
-        return model
+        foreign = set(self._written).difference(*(rule.tensors for rule in recipe.rules))
+        if not recipe.layers:
+            self._restore(foreign)
+            return model
+        self._restore(foreign.intersection(self._outside))  # the layers of this model are not those of the path
+        return self._load_skeletons().follow(recipe.layers)
 
-    def base_model(self) -> PreTrainedModel:
-        """The live model with the weights of the base, in the scoring dtype. See `materialize`."""
+    def base_model(self, layers: Sequence[PathLayer] = ()) -> PreTrainedModel:
+        """The live model with the weights of the base, in the scoring dtype; for a path, with layers of the base in the
+        place of its own. See `materialize`."""
         model = self._load_model()
         self._reset_state()
-        self._restore(set(self._written))
-        return model
+        if not layers:
+            self._restore(set(self._written))
+            return model
+        self._restore(set(self._written).intersection(self._outside))
+        return self._load_skeletons().reference([layer.layer for layer in layers])
+
+    def live_model(self, layers: Sequence[PathLayer] = ()) -> PreTrainedModel:
+        """The live model that a recipe with this path is materialised in, with whatever weights it holds now."""
+        model = self._load_model()
+        self._reset_state()
+        return self._load_skeletons().model([layer.layer for layer in layers]) if layers else model
 
     def merged(self, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor of the model that the recipe describes, in its scoring dtype, one after another.
@@ -133,9 +155,21 @@ class WeightBank:
             else:
                 for name, tensor in self._merge(rule, recipe):
                     yield name, _finite(name, tensor.to(self.dtype))
-        for name in self.base.catalogue.names:
+        for name in self._outside if recipe.layers else self.base.catalogue.names:
             if name not in named:
                 yield name, self._base_tensor(name)
+        for place, layer in enumerate(recipe.layers):
+            yield from self._layer(place, layer)
+
+    def _layer(self, place: int, layer: PathLayer) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of one layer of a path."""
+        scaled = mlp_outputs(self.base.catalogue, layer.layer) if layer.scale != 1 else ()
+        for entry in tensors_of_layer(self.base.catalogue, layer.layer):
+            if entry.name in scaled:
+                tensor = self._pool.scaled(layer.source, entry.name, layer.scale)
+            else:
+                tensor = self._in_dtype(self._weights[layer.source][entry.name])
+            yield renumbered(entry.name, place), tensor
 
     def live_digests(self, recipe: Recipe) -> dict[str, str]:
         """A digest per tensor of the live model that the recipe was, or is now, materialised in.
@@ -143,7 +177,10 @@ class WeightBank:
         They are those of `merged`: of the values in the scoring dtype, also where the live model keeps another one.
         """
         self.materialize(recipe)
-        return {name: tensor_digest(self._in_dtype(tensor)) for name, tensor in self._live.items()}
+        live = self._live
+        if recipe.layers:
+            live = {name: live[name] for name in self._outside} | dict(self._load_skeletons().tensors(recipe.layers))
+        return {name: tensor_digest(self._in_dtype(tensor)) for name, tensor in live.items()}
 
     @property
     def weights(self) -> Mapping[str, Mapping[str, torch.Tensor]]:
@@ -172,6 +209,12 @@ class WeightBank:
             self._model, self._live = load_skeleton(self.base, dtype=self.dtype, device=self.device)
             self._state = LiveState(self._model)
         return self._model
+
+    def _load_skeletons(self) -> Skeletons:
+        """The live models of paths, with their first use."""
+        if self._skeletons is None:
+            self._skeletons = Skeletons(self.base, self._load_model(), self._pool, self._live)
+        return self._skeletons
 
     def _reset_state(self) -> None:
         """Nothing that the candidate before has left in the model, beside its weights, reaches the next one."""
@@ -254,6 +297,8 @@ class WeightBank:
                 raise InvalidInput(f"the recipe's source {ref.name!r} ({ref.fingerprint}) is not in this bank")
         if DTYPES[recipe.dtype] is not self.dtype:
             raise InvalidInput(f"the recipe is in {recipe.dtype}, the bank in {self.dtype}")
+        if recipe.layers:
+            check_layers(recipe, self.base.catalogue)
 
 
 def _mapped(source: Source) -> Mapping[str, torch.Tensor]:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from evomerge.checkpoints.digests import dtype_name
 from evomerge.checkpoints.export_form import export_form
+from evomerge.checkpoints.layer_stack import stacked_source
 from evomerge.checkpoints.safetensors_files import INDEX, ONE_FILE
 from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.tokenizer import PATTERNS as TOKENIZER_PATTERNS
@@ -60,7 +61,8 @@ def write_model(
         out: the directory. It may be missing, empty, or an earlier export, which is then replaced.
         base: gives config, tokenizer, the tensors that no rule of the recipe names, and unchanged those that its
             language model does not load, such as a vision tower: the class that the config names loads all of them.
-            Where the base's own files lack some, the config names the class of the language model.
+            Where the base's own files lack some, the config names the class of the language model. The config of a
+            recipe with layers has their number and kinds.
         tensors: the merged tensors by name, in any order; taken one at a time, one shard is in memory.
         dtype: what floating-point tensors must already have; nothing is rounded here, only copies from the base are.
         recipe: written as recipe.json.
@@ -74,6 +76,8 @@ def write_model(
     files = dict(files or {})
     _check_file_names(files)
     _check_replaceable(out, base, recipe, files)
+    if recipe.layers:
+        base = stacked_source(base, [layer.layer for layer in recipe.layers])
     with _renamed_into_place(out) as folder:
         form = export_form(base)
         _write_weights(folder, form.files_of(_complete(base, tensors, dtype, recipe)), max_shard_bytes)

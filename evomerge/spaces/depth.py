@@ -9,32 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from evomerge.errors import InvalidInput
+from evomerge.recipe import PathLayer
 from evomerge.spaces.genes import Genome, groups_of, require_count, require_names
 
 __all__ = ["PathLayer", "dis_distributions", "dis_initial", "dis_orders", "dis_path"]
 
 MAX_ORDERS = 1_000_000
-
-
-@dataclass(frozen=True)
-class PathLayer:
-    """One layer of a merged model.
-
-    Attributes:
-        source: the model whose layer it is.
-        layer: index of the layer in that model.
-        scale: factor of the layer's output; 1 changes nothing.
-    """
-
-    source: str
-    layer: int
-    scale: float
 
 
 def dis_distributions(

@@ -1,0 +1,45 @@
+"""Layers of the sources, each held once in the dtype of the live model, for models that are stacked from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from evomerge.errors import MergeError
+
+
+class LayerPool:
+    """Tensors of the sources as live models hold them.
+
+    A tensor that a source holds in the same dtype on the same device is that tensor itself and takes no memory; another
+    one is copied when it is first asked for. Nobody writes to them.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, Mapping[str, torch.Tensor]], *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._weights = weights
+        self._dtype = dtype
+        self._device = device
+        self._held: dict[tuple[str, str, torch.dtype], torch.Tensor] = {}
+
+    def tensor(self, source: str, name: str, live: torch.dtype) -> torch.Tensor:
+        """A tensor of a source, rounded to the scoring dtype, in the dtype `live` that the model class keeps it in."""
+        key = (source, name, live)
+        if key not in self._held:
+            stored = self._weights[source][name]
+            rounded = stored.to(self._dtype) if stored.is_floating_point() else stored
+            self._held[key] = rounded.to(self._device, live)
+        return self._held[key]
+
+    def scaled(self, source: str, name: str, scale: float) -> torch.Tensor:
+        """A tensor of a source times a factor: multiplied in fp32 and rounded once, to the scoring dtype.
+
+        Raises:
+            MergeError: the product is not finite.
+        """
+        product = (self._weights[source][name].to(self._device).float() * scale).to(self._dtype)
+        if not bool(torch.isfinite(product).all()):
+            raise MergeError(f"tensor {name!r} of {source!r}, times {scale}, is not finite in {self._dtype}")
+        return product
