@@ -21,7 +21,7 @@ from evomerge.errors import InvalidInput, unknown_name
 from evomerge.leaderboard import Line, leaderboard
 from evomerge.mergekit.export_yaml import to_mergekit
 from evomerge.opening.inputs import Inputs, open_inputs
-from evomerge.recipe import Recipe
+from evomerge.recipe import Recipe, RecipeSet
 from evomerge.search.stages import MEAN
 from evomerge.study.command_line import command_line
 from evomerge.study.rows import read_records
@@ -120,16 +120,19 @@ def _choose(stored: StoredSearch, inputs: Inputs, which: str) -> _Chosen:
     sources = source_rows(
         inputs.base.ref, [expert.ref for expert in inputs.experts], inputs.catalogue, inputs.spec.dtype
     )
-    recipes = {row.label: row.recipe for row in sources}
+    recipes: dict[str, Recipe | RecipeSet] = {row.label: row.recipe for row in sources}
     if stored.baselines is not None:
         standing = snapshot_of(stored.study)
         rows = current_baselines(read_records(stored.baselines), stored.spec, standing)
-        recipes |= {record.label: record.recipe for record in rows}
+        recipes |= {record.label: record.stored_recipe for record in rows}
     if which == MEAN and stored.held_out is not None:  # the latest one: it moves during the search
         recipes |= {record.label: record.recipe for record in read_records(stored.held_out) if record.label == MEAN}
     if which not in recipes:
         raise unknown_name("trial or baseline", which, ["best", *recipes])
-    return _Chosen(which, recipes[which], None)
+    recipe = recipes[which]
+    if isinstance(recipe, RecipeSet):
+        raise InvalidInput(f"{which!r} is several models ({len(recipe.recipes)}), which cannot be exported as one")
+    return _Chosen(which, recipe, None)
 
 
 def _trial(stored: StoredSearch, which: str) -> optuna.trial.FrozenTrial:
@@ -179,7 +182,7 @@ def _card(stored: StoredSearch, inputs: Inputs, chosen: _Chosen, reproduce: str)
 def _row(line: Line, tasks: list[str]) -> list[str]:
     part = line.held_out or line.search
     scores = [f"{part.tasks[task]['value']:.3f}" if part and task in part.tasks else "–" for task in tasks]
-    return [line.label, *(f"{each.value:.3f}" if each else "–" for each in (line.search, line.held_out)), *scores]
+    return [line.name, *(f"{each.value:.3f}" if each else "–" for each in (line.search, line.held_out)), *scores]
 
 
 def export_command(stored: StoredSearch, which: str, out: Path, file: Path | None) -> str:

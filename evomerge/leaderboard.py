@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.baselines.freshness import current_baselines, left_out
 from evomerge.jobs import Cost
+from evomerge.messages import marked
 from evomerge.search.stages import MEAN
 from evomerge.storage import attributes
 from evomerge.study.rows import Record, read_failures, read_record, read_records
@@ -49,6 +50,7 @@ class Line:
         no_command: why no command can, None where one can or the evaluator is not lm-eval.
         front: no other trial of a search with several objectives is as good on every task and better on one.
         betters: of the front: the baselines that it is as good as on every task of the search items, and better on one.
+        models: of a row that is several models: the summary of its `RecipeSet`. Empty for one model.
         prepare: makes the model directory that `command` reads, None where it is there already.
     """
 
@@ -66,6 +68,12 @@ class Line:
     prepare: str | None = None
     front: bool = False
     betters: tuple[str, ...] = ()
+    models: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The label, with a mark where the row is not one model."""
+        return marked(self.label, len(self.models["recipes"])) if self.models else self.label
 
 
 def leaderboard(stored: StoredSearch, top: int = SHOWN) -> list[Line]:
@@ -170,6 +178,7 @@ def _line(row: Record, held_out: _HeldOut, *, kind: str, trial: int | None = Non
         seconds=row.seconds.get("total"),
         cost=cost,
         losses=row.losses,
+        models=row.models,
     )
 
 

@@ -18,6 +18,11 @@ def listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def marked(label: str, models: int) -> str:
+    """The label of a row, with a mark where the row is several models: emr (3 models)."""
+    return label if models == 1 else f"{label} ({models} models)"
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error that another library raised, or its type where it has no text."""
     lines = _lines(error)

@@ -9,6 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from evomerge.baselines.baseline_plans import candidates, check_baseline
+from evomerge.baselines.info import BASELINES
 from evomerge.baselines.planned_training import planned_training
 from evomerge.cluster import worker_count
 from evomerge.errors import InvalidInput
@@ -41,7 +42,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
     placement = placement_of(inputs, worker_count(spec.workers, None))
     task_weights(spec.objective, inputs.evaluator.weights)
     for baseline in spec.chosen_baselines:
-        check_baseline(baseline, spec)
+        check_baseline(baseline, spec, inputs.evaluator.weights)
     check_requests(inputs)
     untried = check_model(inputs)
     return {
@@ -154,7 +155,8 @@ def _cost(inputs: Inputs) -> dict[str, int]:
     spec, items = inputs.spec, _items(inputs)
     search, held_out = sum(items["search"].values()), sum(items["held_out"].values())
     rows = len(inputs.refs) + sum(candidates(baseline, spec) for baseline in spec.chosen_baselines)
-    shown = len(inputs.refs) + len(spec.chosen_baselines) + spec.verdict.best + 1
+    models = sum(candidates(each, spec) if BASELINES[each.name].by_task else 1 for each in spec.chosen_baselines)
+    shown = len(inputs.refs) + models + spec.verdict.best + 1
     need = memory_of(inputs)
     return {
         "workers": worker_count(spec.workers, None),

@@ -105,7 +105,10 @@ class Recipe:
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
-        content = json.loads(text)
+        return cls._from(json.loads(text))
+
+    @classmethod
+    def _from(cls, content: Mapping[str, Any]) -> Recipe:
         return cls(
             base=ModelRef(**content["base"]),
             sources=tuple(ModelRef(**source) for source in content["sources"]),
@@ -116,6 +119,43 @@ class Recipe:
             files=content.get("files", {}),
             layers=tuple(PathLayer(**layer) for layer in content.get("layers", ())),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeSet:
+    """Several merges that make one row of the leaderboard: each task is given to the model that belongs to it.
+
+    Attributes:
+        recipes: name of the model -> its recipe. Every model has a task.
+        tasks: task -> name of the model that belongs to it.
+        stated: the tasks whose model the spec names; the models of the others were chosen on the search items.
+    """
+
+    recipes: Mapping[str, Recipe]
+    tasks: Mapping[str, str]
+    stated: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over everything that determines the scores: the models, and the tasks of each."""
+        content = {"recipes": {name: recipe.digest for name, recipe in self.recipes.items()}, "tasks": dict(self.tasks)}
+        return hashlib.sha256(_canonical(content).encode()).hexdigest()
+
+    def summary(self) -> dict[str, Any]:
+        """The set in short: digests of its recipes, tasks and stated tasks."""
+        digests = {name: recipe.digest for name, recipe in self.recipes.items()}
+        return {"recipes": digests, "tasks": dict(self.tasks), "stated": list(self.stated)}
+
+    def to_json(self) -> str:
+        recipes = {name: recipe._content() for name, recipe in self.recipes.items()}
+        content = {"recipes": recipes, "tasks": dict(self.tasks), "stated": list(self.stated)}
+        return json.dumps({"digest": self.digest, **content}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> RecipeSet:
+        content = json.loads(text)
+        recipes = {name: Recipe._from(recipe) for name, recipe in content["recipes"].items()}
+        return cls(recipes=recipes, tasks=content["tasks"], stated=tuple(content["stated"]))
 
 
 def single_source(base: ModelRef, source: ModelRef, tensors: tuple[str, ...], dtype: str) -> Recipe:

@@ -218,9 +218,10 @@ class WorkersSpec(Frozen):
     timeout: Annotated[float, Field(gt=0)] = 3600.0
 
 
-def _needs_search(baseline: BaselineSpec) -> bool:
-    """Whether a baseline can be built only after the search. An unknown name is refused later, by `resolve`."""
-    return baseline.name in BASELINES and BASELINES[baseline.name].needs_search
+def _is_reference_point(baseline: BaselineSpec) -> bool:
+    """Whether a baseline is one model that is there before the search. `resolve` refuses an unknown name later."""
+    info = BASELINES.get(baseline.name)
+    return info is None or not (info.needs_search or info.by_task)
 
 
 def _named(value: object) -> object:
@@ -265,7 +266,7 @@ class SearchSpec(Frozen):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> SearchSpec:
-        built_before = [each for each in self.chosen_baselines if not _needs_search(each)]
+        built_before = [each for each in self.chosen_baselines if _is_reference_point(each)]
         if self.needs_reference_points and not built_before:
             raise ValueError(
                 "the sampler cma with several objectives searches for what is better than the baselines; name some, or "

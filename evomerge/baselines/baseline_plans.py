@@ -7,7 +7,7 @@ baselines share the workers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from evomerge.jobs import Cost
 from evomerge.methods import METHODS, resolve_options, resolve_parameters
 from evomerge.methods.functions import load_function
 from evomerge.objective import Objective
-from evomerge.recipe import ModelRef, Recipe, Rule
+from evomerge.recipe import ModelRef, Recipe, RecipeSet, Rule
 from evomerge.spec import BaselineSpec, Calibration, SearchSpec
 from evomerge.study.rows import TrainingResult
 from evomerge.study.snapshot import SearchSnapshot
@@ -39,14 +39,14 @@ class TrainingRequest:
 
 @dataclass(frozen=True)
 class Choice:
-    """Recipe that a plan has chosen.
+    """Recipe that a plan has chosen, or the recipes of several models.
 
     Attributes:
         cost: of choosing it that is not the cost of the plan's own steps.
         losses: of a training, see `evomerge.jobs.Trained`.
     """
 
-    recipe: Recipe
+    recipe: Recipe | RecipeSet
     cost: Cost = field(default_factory=Cost)
     losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -116,11 +116,14 @@ def plan_of(baseline: BaselineSpec, ingredients: Ingredients) -> BaselinePlan:
     return build(ingredients, baseline)
 
 
-def check_baseline(baseline: BaselineSpec, spec: SearchSpec) -> None:
+def check_baseline(baseline: BaselineSpec, spec: SearchSpec, tasks: Collection[str]) -> None:
     """Refuse settings that a baseline does not have, before anything is run.
 
+    Args:
+        tasks: of the evaluator.
+
     Raises:
-        InvalidInput: see `plan_of`; or dam without calibration texts.
+        InvalidInput: see `plan_of`; dam without calibration texts; or emr with a task or expert that there is not.
     """
     info = BASELINES[baseline.name]
     if info.method is not None:
@@ -141,6 +144,10 @@ def check_baseline(baseline: BaselineSpec, spec: SearchSpec) -> None:
             )
     else:
         validate(info.settings, baseline.settings, f"baseline {baseline.name!r}")
+    if info.by_task:
+        from evomerge.baselines.models_by_task import check_tasks
+
+        check_tasks(baseline, spec, tasks)
 
 
 def candidates(baseline: BaselineSpec, spec: SearchSpec) -> int:

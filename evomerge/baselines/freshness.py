@@ -24,6 +24,8 @@ def build_key(baseline: BaselineSpec, spec: SearchSpec, standing: SearchSnapshot
     info = BASELINES[baseline.name]
     if info.built_from is not None:
         content[info.built_from] = standing.best if info.built_from == "best" else standing.trials
+    if info.by_task:
+        content["tasks"] = {expert.name: expert.calibration and expert.calibration.task for expert in spec.experts}
     if info.trained:
         calibrations = {expert.name: expert.calibration for expert in spec.experts}
         content["calibration"] = {

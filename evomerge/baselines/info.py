@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
@@ -9,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from evomerge.documents import Frozen
 
-__all__ = ["BASELINES", "BaselineInfo", "NoSettings", "WeightGrid"]
+__all__ = ["BASELINES", "BaselineInfo", "EmrSettings", "NoSettings", "WeightGrid"]
 
 
 class NoSettings(Frozen):
@@ -23,6 +24,19 @@ class WeightGrid(Frozen):
     """
 
     weights: Annotated[tuple[float, ...], Field(min_length=1)] = tuple(number / 10 for number in range(1, 11))
+
+
+class EmrSettings(Frozen):
+    """Settings of EMR-Merging.
+
+    Attributes:
+        rescaler: option of the merge method.
+        tasks: task -> the expert whose reconstruction it is given to. A task that is not named belongs to the expert
+            that names it as its calibration, and else to the one that scores best on its search items.
+    """
+
+    rescaler: Literal["flat_sum", "tensor_mean"] = "flat_sum"
+    tasks: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +57,7 @@ class BaselineInfo:
         on_request: built only when it is named: it costs a search or a training more.
         early: built before the first trial, since normalisation, constraints and warm starts may need it.
         chosen_on_search_items: chosen by its own value on the search items, whose luck it shares.
+        by_task: its row is several models, one per expert; each task is given to the one that belongs to it.
     """
 
     name: str
@@ -56,6 +71,7 @@ class BaselineInfo:
     on_request: bool = False
     early: bool = False
     chosen_on_search_items: bool = False
+    by_task: bool = False
 
     @property
     def trained(self) -> bool:
@@ -86,6 +102,15 @@ _ALL = (
     ),
     BaselineInfo(name="ties", plan=f"{_PLANS}:one_method", method="ties"),
     BaselineInfo(name="dare-ties", plan=f"{_PLANS}:one_method", method="dare_ties"),
+    BaselineInfo(
+        name="emr",
+        plan="evomerge.baselines.models_by_task:emr",
+        candidates=f"{_PLANS}:one_per_expert",
+        settings=EmrSettings,
+        on_request=True,
+        chosen_on_search_items=True,
+        by_task=True,
+    ),
     BaselineInfo(name="dam", plan=f"{_PLANS}:dam", trainer="dam"),
     BaselineInfo(
         name="dam-from-best",

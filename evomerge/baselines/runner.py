@@ -9,6 +9,7 @@ from pathlib import Path
 
 from evomerge.baselines.baseline_plans import BaselinePlan, Choice, Ingredients, TrainingRequest, plan_of
 from evomerge.baselines.freshness import build_key
+from evomerge.baselines.models_by_task import joined_row, named_recipes
 from evomerge.baselines.named_recipes import (
     NamedRecipe,
     NamedResult,
@@ -25,7 +26,7 @@ from evomerge.jobs import Cost, Failed, Job, Outcome, Progress, Score, Scored, T
 from evomerge.loop.dispatcher import Dispatcher
 from evomerge.loop.stop import Stop
 from evomerge.packs.items import ItemBlock
-from evomerge.recipe import Recipe
+from evomerge.recipe import Recipe, RecipeSet
 from evomerge.spec import BaselineSpec
 from evomerge.study.rows import Records, TrainingResult, read_failures
 
@@ -39,7 +40,7 @@ class _Baseline:
     """A baseline that is being built.
 
     Attributes:
-        results: of the steps that the plan waits for, or of scoring its choice.
+        results: of the steps that the plan waits for, or of scoring its choice: each model of it.
         waiting: places in `results` by the key of the job that will fill them.
         scored: every row that was scored on the way.
         trial: number of the row that was begun, for one that is trained.
@@ -62,7 +63,7 @@ class _Baseline:
     reason: str = ""
 
     def next_steps(self) -> Sequence[NamedRecipe | TrainingRequest]:
-        """The steps that the plan asks for next; after its choice, the step that scores the choice.
+        """The steps that the plan asks for next; after its choice, the steps that score the choice.
 
         Raises:
             EvomergeError: the plan has found nothing to choose.
@@ -75,7 +76,12 @@ class _Baseline:
                 self.choice = end.value
         assert self.choice is not None  # plans return one
         self.is_scored = True
-        return [NamedRecipe(label=self.spec.name, recipe=self.choice.recipe)]
+        return named_recipes(self.spec.name, self.choice.recipe)
+
+    @property
+    def stores_steps(self) -> bool:
+        """Whether each step is stored as a row of its own: one that is the whole choice is the baseline's row."""
+        return self.choice is None or isinstance(self.choice.recipe, RecipeSet)
 
     def take(self, place: int, result: NamedResult | TrainingResult | None) -> None:
         """Note the result of a step."""
@@ -136,11 +142,11 @@ class BaselineRunner:
                 continue
             baseline = _Baseline(spec=spec, made=made, plan=plan_of(spec, self._ingredients))
             record = self._records.find_made(spec.name, made)
-            if record is not None and self._has_files(record.recipe):
+            if record is not None and self._has_files(record.stored_recipe):
                 if self._records.scores(record) is not None:
                     continue
                 # Only the outcomes of its items are lost.
-                baseline.choice = Choice(record.recipe, record.cost, record.losses)
+                baseline.choice = Choice(record.stored_recipe, record.cost, record.losses)
             self._advance(baseline)
         while self._dispatcher.jobs:
             done = self._dispatcher.wait()
@@ -150,16 +156,18 @@ class BaselineRunner:
             _log.warning("baseline %s is left out: %s", name, reason)
         return self._left_out
 
-    def _has_files(self, recipe: Recipe) -> bool:
-        return all((self._files / f"{digest}.safetensors").is_file() for digest in recipe.files.values())
+    def _has_files(self, recipe: Recipe | RecipeSet) -> bool:
+        recipes = recipe.recipes.values() if isinstance(recipe, RecipeSet) else [recipe]
+        digests = [digest for each in recipes for digest in each.files.values()]
+        return all((self._files / f"{digest}.safetensors").is_file() for digest in digests)
 
     def _advance(self, baseline: _Baseline) -> None:
         """Advance the plan until it waits for a worker, or has chosen and its choice was scored."""
         while not baseline.waiting:
             if baseline.is_scored and baseline.choice is not None:
-                (result,) = baseline.results
-                if isinstance(result, NamedResult):
-                    self._store(baseline, baseline.choice, result)
+                results = [each for each in baseline.results if isinstance(each, NamedResult)]
+                if len(results) == len(baseline.results):
+                    self._store(baseline, baseline.choice, results)
                 else:
                     self._leave_out(baseline, baseline.reason)
                 return
@@ -230,7 +238,7 @@ class BaselineRunner:
                 return None
             row = NamedRecipe(label=job.key.removeprefix(f"{self._records.study.study_name}/"), recipe=job.recipe)
             result = new_result(row, found.scores, outcome)
-            if not baseline.is_scored:
+            if baseline.stores_steps:
                 record_row(result, self._records, objective)
             return result
         if isinstance(found, Trained) and baseline.trial is not None:
@@ -242,9 +250,12 @@ class BaselineRunner:
         baseline.reason = found.reason if isinstance(found, Failed) else "a job of another kind came back"
         return None
 
-    def _store(self, baseline: _Baseline, choice: Choice, result: NamedResult) -> None:
+    def _store(self, baseline: _Baseline, choice: Choice, results: Sequence[NamedResult]) -> None:
+        objective = self._ingredients.objective
         made = replace(
-            new_row(result, self._ingredients.objective),
+            joined_row(baseline.spec.name, choice.recipe, results, objective)
+            if isinstance(choice.recipe, RecipeSet)
+            else new_row(results[0], objective),
             cost=choice.cost + baseline.cost,
             made=baseline.made,
             losses=choice.losses,

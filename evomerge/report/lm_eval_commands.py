@@ -27,6 +27,9 @@ NO_COMMAND = (
     "the model keeps state from one request to the next (as dynamic NTK positions do beyond the original length), so "
     "that lm-eval's scores depend on the order of the requests; here each request begins anew"
 )
+SEVERAL_MODELS = (
+    "the row is several models, lm-eval scores one: `evomerge export --trial NAME --task TASK` writes that of a task"
+)
 
 
 def with_commands(stored: StoredSearch, lines: Sequence[Line], file: Path | None = None) -> list[Line]:
@@ -67,6 +70,8 @@ def _with_command(
 ) -> Line:
     from evomerge.evaluation.lm_eval.reproduction import lm_eval_line
 
+    if line.models:
+        return replace(line, no_command=SEVERAL_MODELS)
     model, prepare = _model(stored, line, exported, file)
     part = ItemBlock("held_out") if line.held_out else ItemBlock("search")
     command = lm_eval_line(

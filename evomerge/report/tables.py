@@ -12,7 +12,7 @@ from rich.text import Text
 
 from evomerge.jobs import Cost
 from evomerge.leaderboard import SHOWN, Line, PartScore, left_out_of, meets_constraints
-from evomerge.messages import duration, in_bytes, in_thousands, p_value
+from evomerge.messages import duration, in_bytes, in_thousands, listed, p_value
 from evomerge.study.command_line import command_line
 from evomerge.study.stored_search import StoredSearch
 from evomerge.verdict import Verdict, read_winner
@@ -26,6 +26,7 @@ def leaderboard_tables(stored: StoredSearch, lines: Sequence[Line]) -> Group:
     verdict = read_verdict(stored.study)
     shown = _not_only_of_the_front(lines)
     tables: list[RenderableType] = [_summary(stored, shown), _detail(shown), *_front(lines), _costs(shown)]
+    tables += [Text(_models(line) + "\n") for line in shown if line.name != line.label]
     for name, reason in left_out_of(stored).items():
         tables.append(Text(f"{name} is left out: {reason}\n", style="yellow"))
     winner = read_winner(stored.study.user_attrs)
@@ -48,6 +49,16 @@ def _summary(stored: StoredSearch, lines: Sequence[Line]) -> Table:
         seconds = f"{line.seconds:.1f}" if line.seconds else "–"
         table.add_row(_name(line), *_cells(line.search), *_cells(line.held_out), seconds, style=_STYLES[line.kind])
     return table
+
+
+def _models(line: Line) -> str:
+    """The models of a row that is several, with the tasks that each is given."""
+    stated = line.models["stated"]
+    tasks = (
+        f"{task} to {model} ({'as the spec says' if task in stated else 'best on its search items'})"
+        for task, model in line.models["tasks"].items()
+    )
+    return f"{line.label} is several models ({len(line.models['recipes'])}), not one: it gives {listed(list(tasks))}."
 
 
 def _not_only_of_the_front(lines: Sequence[Line]) -> list[Line]:
@@ -124,7 +135,7 @@ def _comparisons(verdict: Verdict) -> Table:
         interval = " … ".join(ends) or "–"
         answer = "is beaten" if each.worse else each.outcome
         cells = (f"{each.difference * scale:+.1f}", interval, p_value(each.adjusted_p), answer)
-        table.add_row(each.baseline, *cells)
+        table.add_row(each.name, *cells)
     return table
 
 
@@ -144,7 +155,7 @@ def _short(tasks: Sequence[str]) -> list[str]:
 
 
 def _name(line: Line) -> Text:
-    return Text(f"best found ({line.label})" if line.kind == "best" else line.label)
+    return Text(f"best found ({line.label})" if line.kind == "best" else line.name)
 
 
 def _cells(part: PartScore | None) -> tuple[str, str]:

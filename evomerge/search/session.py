@@ -106,7 +106,7 @@ def _refuse_unfit(inputs: Inputs, baselines: Sequence[BaselineSpec]) -> None:
     """Refuse, before anything is created, inputs that would end the run later."""
     task_weights(inputs.spec.objective, inputs.evaluator.weights)
     for baseline in baselines:
-        check_baseline(baseline, inputs.spec)
+        check_baseline(baseline, inputs.spec, inputs.evaluator.weights)
         planned_training(baseline, inputs)
     check_requests(inputs)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from evomerge.baselines.baseline_plans import Ingredients
 from evomerge.baselines.freshness import current_baselines
 from evomerge.baselines.info import BASELINES
+from evomerge.baselines.models_by_task import joined_row, named_recipes
 from evomerge.baselines.named_recipes import NamedRecipe, NamedResult, record_row, score_rows
 from evomerge.baselines.random_search import random_search
 from evomerge.baselines.runner import BaselineRunner
@@ -19,6 +21,7 @@ from evomerge.loop.controller import Controller
 from evomerge.messages import duration
 from evomerge.packs.items import ItemBlock
 from evomerge.racing import build_fidelity
+from evomerge.recipe import RecipeSet
 from evomerge.samplers.base import sampler_of
 from evomerge.samplers.reference_points import ReferencePoint
 from evomerge.search.session import Session
@@ -172,11 +175,16 @@ def judge_winner(session: Session, winner: Winner) -> None:
         digests=True,
     )
     baselines = current_baselines(opened.baselines, opened.inputs.spec, snapshot_of(search.study))
+    recipes = {record.label: record.stored_recipe for record in baselines}
     rows = [
         best,
         *_shown(session, winner),
         *session.sources,
-        *(NamedRecipe(label=record.label, recipe=record.recipe, params=record.params) for record in baselines),
+        *(
+            replace(row, params=record.params)
+            for record in baselines
+            for row in named_recipes(record.label, recipes[record.label])
+        ),
     ]
     note_look(search, winner, [row.recipe for row in rows])
 
@@ -196,8 +204,26 @@ def judge_winner(session: Session, winner: Winner) -> None:
         # A row that was shown before it won has no digests, against which its export is verified.
         again=[best.label] if read_digests(search.study, winner.trial) is None else [],
     )
-    _store_verdict(session, winner, baselines, {label: result.scores for label, result in results.items()})
+    held_out = {label: result.scores for label, result in results.items()}
+    for label, recipe in recipes.items():
+        if isinstance(recipe, RecipeSet) and (joined := _joined(session, label, recipe, results)) is not None:
+            held_out[label] = joined
+    _store_verdict(session, winner, baselines, held_out)
     session.say("finished")
+
+
+def _joined(session: Session, label: str, recipe: RecipeSet, results: Mapping[str, NamedResult]) -> Scores | None:
+    """The held-out scores of a row that is several models, stored; None where one of them could not be scored."""
+    found = [results.get(row.label) for row in named_recipes(label, recipe)]
+    scored = [each for each in found if each is not None]
+    if len(scored) < len(found):
+        return None
+    row = joined_row(label, recipe, scored, session.objective)
+    held_out = session.opened.held_out
+    stored = held_out.find(label, recipe)
+    if stored is None or held_out.scores(stored) is None:
+        held_out.add(row)
+    return row.scores
 
 
 def _shown(session: Session, winner: Winner) -> list[NamedRecipe]:
@@ -232,6 +258,7 @@ def _store_verdict(
             held_out=held_out[each.label],
             search=each.value,
             chosen=BASELINES[each.label].chosen_on_search_items,
+            models=each.model_count,
         )
         for each in baselines
         if each.label in held_out

@@ -21,7 +21,7 @@ from evomerge.errors import InvalidInput
 from evomerge.evaluation.aggregates import CUSTOM
 from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.jobs import Cost
-from evomerge.recipe import Recipe
+from evomerge.recipe import Recipe, RecipeSet
 from evomerge.storage import attributes
 from evomerge.storage.attributes import read_document, read_text, write_document, write_text
 from evomerge.storage.opening import with_retries
@@ -44,6 +44,7 @@ class Record:
         made: of a baseline: digest of its name, settings and data.
         losses: of a trained baseline: source -> (loss of the uniform soup, loss at the end).
         params: of a baseline that is a point of the search space.
+        models: of a row that is several models: the summary of its `RecipeSet`. Empty for one model.
     """
 
     label: str
@@ -57,10 +58,28 @@ class Record:
     made: str | None = None
     losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
+    models: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def model_count(self) -> int:
+        """Number of models that the row is."""
+        return len(self.models["recipes"]) if self.models else 1
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe of a baseline or of the sampler's mean, which no trial of the search has.
+        """The one recipe of a baseline or of the sampler's mean.
+
+        Raises:
+            InvalidInput: the row is another one, or several models.
+        """
+        recipe = self.stored_recipe
+        if isinstance(recipe, RecipeSet):
+            raise InvalidInput(f"row {self.label!r} is {self.model_count} models: it has no single recipe")
+        return recipe
+
+    @property
+    def stored_recipe(self) -> Recipe | RecipeSet:
+        """The recipe of a baseline or of the sampler's mean, which no trial of the search has; or its recipes.
 
         Raises:
             InvalidInput: the row is another one.
@@ -68,7 +87,7 @@ class Record:
         text = read_text(self.trial, attributes.MERGE)
         if text is None:
             raise InvalidInput(f"row {self.label!r} keeps no recipe: it is a source, a step, or a trial of the search")
-        return Recipe.from_json(text)
+        return RecipeSet.from_json(text) if self.models else Recipe.from_json(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +95,7 @@ class NewRow:
     """A row that is to be stored. Only baselines have `made`; their recipe is stored, too, or with `keep_recipe`."""
 
     label: str
-    recipe: Recipe
+    recipe: Recipe | RecipeSet
     scores: Scores
     value: float
     stderr: float | None
@@ -118,7 +137,7 @@ class Records:
     def __iter__(self) -> Iterator[Record]:
         return iter(read_records(self.study))
 
-    def find(self, label: str, recipe: Recipe) -> Record | None:
+    def find(self, label: str, recipe: Recipe | RecipeSet) -> Record | None:
         """The latest row of that label and recipe; where the items of an earlier one were lost, it was scored again."""
         wanted = recipe.digest
         return next((row for row in reversed(list(self)) if row.label == label and row.digest == wanted), None)
@@ -190,6 +209,8 @@ class Records:
             self._writer.set(number, attributes.MADE, row.made)
         if row.made is not None or row.keep_recipe:
             write_text(target, attributes.MERGE, row.recipe.to_json())
+        if isinstance(row.recipe, RecipeSet):
+            write_document(target, attributes.MODELS, row.recipe.summary())
         if row.params:
             write_document(target, attributes.PARAMS, dict(row.params))
         if row.losses:
@@ -230,6 +251,7 @@ def read_record(trial: FrozenTrial) -> Record:
         made=attrs.get(attributes.MADE),
         losses=_losses(trial),
         params=read_document(trial, attributes.PARAMS) if attributes.PARAMS in attrs else {},
+        models=read_document(trial, attributes.MODELS) if attributes.MODELS in attrs else {},
     )
 
 

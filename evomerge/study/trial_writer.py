@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.evaluation.scores import Scores
 from evomerge.jobs import Cost
-from evomerge.recipe import Recipe
+from evomerge.recipe import Recipe, RecipeSet
 from evomerge.storage import attributes
 from evomerge.storage.attributes import Writable, write_document
 from evomerge.storage.opening import in_transaction
@@ -103,7 +103,7 @@ class TrialWriter:
         """A trial as an object that texts and documents can be written to."""
         return _Attributes(self, number)
 
-    def set_result(self, number: int, recipe: Recipe, scores: Scores, stderr: float | None) -> None:
+    def set_result(self, number: int, recipe: Recipe | RecipeSet, scores: Scores, stderr: float | None) -> None:
         """The recipe that was scored, and its scores by task with the standard error of the objective."""
         self.set(number, attributes.RECIPE, recipe.digest)
         document = {"objective_stderr": stderr, "tasks": summary(scores)}

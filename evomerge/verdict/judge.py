@@ -32,12 +32,14 @@ class Entrant:
         search: its objective on the search items, None where it is not known.
         chosen: whether it was picked for that value, as the best of a grid or of a random search is. It has luck of its
             own there, so that it is no measure of the winner's.
+        models: number of models that the row is; each task was given to the one that belongs to it.
     """
 
     label: str
     held_out: Scores
     search: float | None = None
     chosen: bool = False
+    models: int = 1
 
 
 def judge(
@@ -79,6 +81,7 @@ def judge(
         winner.held_out,
         _by_label(baselines),
         search_differences=leads,
+        models={entrant.label: entrant.models for entrant in baselines},
         seed=seed,
     )
     held_out = objective.value(winner.held_out)
@@ -114,12 +117,14 @@ def compare(
     baselines: Mapping[str, Scores],
     *,
     search_differences: Mapping[str, float] | None = None,
+    models: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> tuple[Comparison, ...]:
     """The winner against each baseline on the same items, corrected by Holm for all of them together.
 
     Args:
         search_differences: label -> winner − baseline on the search items, shown beside the comparison.
+        models: label -> number of models that it is, 1 where it is not named.
         seed: key of resamples and sampled coins.
 
     Raises:
@@ -132,7 +137,7 @@ def compare(
     tested = {label: each.p for label, each in found.items() if each.p is not None}
     adjusted = dict(zip(tested, holm.adjust(list(tested.values())), strict=True))
     multipliers = dict(zip(tested, holm.multipliers(list(tested.values())), strict=True))
-    known = search_differences or {}
+    known, counts = search_differences or {}, models or {}
     return tuple(
         Comparison(
             baseline=label,
@@ -148,6 +153,7 @@ def compare(
             items_needed=each.items_needed(ALPHA / multipliers[label]) if label in multipliers else None,
             outcome=_outcome(each, adjusted.get(label)),
             search_difference=known.get(label),
+            models=counts.get(label, 1),
         )
         for label, each in found.items()
     )

@@ -88,8 +88,8 @@ def _undecided(comparisons: Sequence[Comparison], items: int) -> str:
     with_items = f"with {_count(items, 'item')}"
     needs = [f" (about {_about(each.items_needed)} would tell)" if each.items_needed else "" for each in comparisons]
     if len(comparisons) == 1:
-        return f"cannot be told apart from {comparisons[0].baseline} {with_items}{needs[0]}"
-    named = [f"{each.baseline}{need}" for each, need in zip(comparisons, needs, strict=True)]
+        return f"cannot be told apart from {comparisons[0].name} {with_items}{needs[0]}"
+    named = [f"{each.name}{need}" for each, need in zip(comparisons, needs, strict=True)]
     return f"cannot be told apart {with_items} from {listed(named)}"
 
 
@@ -132,7 +132,7 @@ def _row(comparison: Comparison, unit: Unit) -> str:
         interval = f"{amount(comparison.low, unit, signed=True)} to {amount(comparison.high, unit, signed=True)}"
     search = comparison.search_difference
     cells = [
-        comparison.baseline.replace("|", "\\|"),
+        comparison.name.replace("|", "\\|"),
         amount(comparison.difference, unit, signed=True),
         interval,
         p_value(comparison.adjusted_p),
@@ -159,5 +159,6 @@ def _count(number: int, noun: str) -> str:
 
 def _names(comparisons: Sequence[Comparison], every: int) -> str:
     if len(comparisons) == every > _MANY:
-        return f"all {every} baselines"
-    return listed([each.baseline for each in comparisons])
+        several = [each.name for each in comparisons if each.models > 1]
+        return f"all {every} baselines{f', {listed(several)} among them' if several else ''}"
+    return listed([each.name for each in comparisons])

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
 from evomerge.errors import InvalidInput
+from evomerge.messages import marked
 
 SCHEMA: Final = 1
 ALPHA: Final = 0.05
@@ -34,6 +35,7 @@ class Comparison:
             level at which this one was tested; None where the winner is not ahead or nothing could be tested.
         outcome: the answer.
         search_difference: the same difference on the search items, None where it is not known.
+        models: number of models that the baseline is; more than one know the task of every item.
     """
 
     baseline: str
@@ -49,11 +51,24 @@ class Comparison:
     items_needed: int | None
     outcome: VerdictWord
     search_difference: float | None = None
+    models: int = 1
+
+    @property
+    def name(self) -> str:
+        """The baseline's label, with a mark where it is not one model."""
+        return marked(self.baseline, self.models)
 
     @property
     def worse(self) -> bool:
         """Whether the winner does not only not beat the baseline, but is beaten by it."""
         return self.difference < 0 and self.adjusted_p is not None and self.adjusted_p < ALPHA
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON. A baseline that is one model does not mention how many it is."""
+        content = asdict(self)
+        if self.models == 1:
+            del content["models"]
+        return content
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +134,7 @@ class Verdict:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON, with the number of this layout."""
-        return {"schema": SCHEMA, **asdict(self), "comparisons": [asdict(each) for each in self.comparisons]}
+        return {"schema": SCHEMA, **asdict(self), "comparisons": [each.to_document() for each in self.comparisons]}
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Verdict:

@@ -146,7 +146,7 @@ def test_dam_is_trained_from_the_uniform_soup_on_the_texts_of_every_expert():
 )
 def test_settings_that_a_baseline_does_not_have_are_refused_before_anything_runs(baseline, reason):
     with pytest.raises(InvalidInput, match=reason):
-        check_baseline(baseline, ingredients([0, 0, 0, 0]).spec)
+        check_baseline(baseline, ingredients([0, 0, 0, 0]).spec, ["task"])
 
 
 def test_dam_is_made_by_default_only_where_every_expert_names_its_texts():
@@ -164,6 +164,7 @@ def test_the_number_of_merges_that_a_baseline_scores_is_known_beforehand():
         "task-arithmetic": 10,
         "ties": 1,
         "dare-ties": 1,
+        "emr": 3,
         "dam": 1,
         "dam-from-best": 1,
         "random-search": spec.budget.trials,

@@ -2,9 +2,7 @@
 
 import json
 import os
-import shutil
 import signal
-from pathlib import Path
 
 import optuna
 import pytest
@@ -28,28 +26,9 @@ from evomerge.training import DamSettings
 from evomerge.training.dam_training import _Training
 from evomerge.worker import Worker
 
-ROOT = Path(__file__).parent.parent.parent
 EXPERTS = ("reverse", "sort")
 STEPS = 12
 DAM = {"name": "dam", "steps": STEPS, "batch_size": 2, "learning_rate": 0.01, "checkpoint_every": 2}
-
-
-@pytest.fixture(scope="module")
-def pack(tmp_path_factory):
-    """The toy skills with two tasks and few items."""
-    folder = tmp_path_factory.mktemp("packs") / "two-skills"
-    shutil.copytree(ROOT / "evaluators" / "toy-skills", folder)
-    content = yaml.safe_load((folder / "evaluator.yaml").read_text())
-    content["tasks"] = [task for task in content["tasks"] if task["task"].removeprefix("toy_") in EXPERTS]
-    (folder / "evaluator.yaml").write_text(yaml.safe_dump({**content, "name": "two-skills"}))
-    for items in (folder / "items").iterdir():
-        lines, left = [], {"calibration": 16, "search": 20, "held_out": 20}
-        for line in items.read_text().splitlines(keepends=True):
-            part = json.loads(line)["part"]
-            left[part] -= 1
-            lines += [line] * (left[part] >= 0)
-        items.write_text("".join(lines))
-    return folder
 
 
 @pytest.fixture

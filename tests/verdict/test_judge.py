@@ -103,6 +103,20 @@ def test_many_beaten_baselines_are_counted():
     assert verdict.sentence == "The best merge found (trial 41) beats all 6 baselines."
 
 
+def test_several_models_are_marked_wherever_they_are_named_and_are_no_measure_of_the_lead():
+    several = replace(baseline("emr", 30, 90, 0.9), models=3, chosen=True)
+    verdict = judge(OBJECTIVE, AHEAD, 41, [baseline("soup", 150, 50, 0.5), several])
+    assert [each.models for each in verdict.comparisons] == [1, 3]
+    assert "is beaten by emr (3 models)" in verdict.sentence
+    assert "| emr (3 models) |" in markdown(verdict)
+    assert verdict.lead.baseline == "soup"
+    document = verdict.to_document()
+    assert "models" not in document["comparisons"][0]  # as in verdicts of earlier versions
+    assert Verdict.from_document(json.loads(json.dumps(document))) == verdict
+    many = [baseline(f"grid {number}", 150, 50) for number in range(5)] + [replace(baseline("emr", 150, 50), models=3)]
+    assert judge(OBJECTIVE, AHEAD, 41, many).sentence.endswith("beats all 6 baselines, emr (3 models) among them.")
+
+
 def test_a_lead_of_which_nothing_is_left_was_luck():
     verdict = judge(OBJECTIVE, AHEAD, 41, [baseline("uniform-soup", 102, 99, 0.499), baseline("ties", 100, 60, 0.49)])
     assert verdict.lead.luck
