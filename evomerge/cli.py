@@ -160,16 +160,21 @@ def export(
     out: Annotated[Path, typer.Option(help="Directory that is made; a previous export there is replaced.")],
     spec: SpecPath = None,
     trial: Annotated[str, typer.Option(help="A trial's number, `best`, or the name of a baseline.")] = "best",
+    task: Annotated[str | None, typer.Option(help="Of a row that is several models: the model of this task.")] = None,
     storage: Storage = None,
     study: Study = None,
     json_: Json = False,
 ) -> None:
-    """Write a merge as a Hugging Face model directory, bit-identical to what was scored."""
+    """Write a merge as a Hugging Face model directory, bit-identical to what was scored.
+
+    A baseline that is several models (emr) becomes one artefact, or with --task the model of one task.
+    """
     terminal = _terminal(context)
     from evomerge.export import export_merge, export_text
 
     stored = _stored(terminal, spec, storage, study)
-    _print(terminal, export_merge(stored, trial, out, spec if storage is None else None), json_, export_text)
+    exported = export_merge(stored, trial, out, spec if storage is None else None, task=task)
+    _print(terminal, exported, json_, export_text)
 
 
 @app.command()

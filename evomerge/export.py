@@ -16,10 +16,21 @@ from evomerge.bank.kernels import DTYPES
 from evomerge.bank.weight_bank import default_device
 from evomerge.baselines.freshness import current_baselines
 from evomerge.baselines.named_recipes import source_rows
-from evomerge.checkpoints import Parent, differing, model_card, tensor_digest, verify_digests, write_model
+from evomerge.checkpoints import (
+    Parent,
+    differing,
+    model_card,
+    models_card,
+    tensor_digest,
+    tensor_digests,
+    verify_digests,
+    write_model,
+)
+from evomerge.checkpoints.emr_artefact import position_of, write_emr
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.leaderboard import Line, leaderboard
 from evomerge.mergekit.export_yaml import to_mergekit
+from evomerge.merging.emr import rescaler_of
 from evomerge.opening.inputs import Inputs, open_inputs
 from evomerge.recipe import Recipe, RecipeSet
 from evomerge.search.stages import MEAN
@@ -32,6 +43,10 @@ from evomerge.verdict import read_digests, read_winner
 from evomerge.worker import files_folder
 
 SCHEMA = 1
+_HOW_TO_READ = (
+    "`emr.json` has the formula, the base, the rescalers and the order of the bits in the masks; "
+    "`evomerge.checkpoints.emr_artefact.read_emr` reads the folder and rebuilds each model bit for bit."
+)
 
 
 @dataclass(frozen=True)
@@ -43,20 +58,27 @@ class _Chosen:
     trial: int | None
 
 
-def export_merge(stored: StoredSearch, which: str, out: Path, file: Path | None = None) -> dict[str, Any]:
+def export_merge(
+    stored: StoredSearch, which: str, out: Path, file: Path | None = None, *, task: str | None = None
+) -> dict[str, Any]:
     """Write one merge of a search as a Hugging Face model directory.
 
     Args:
         which: "best", a trial's number, the name of a baseline, or that of the sampler's mean.
         file: the search.yaml that names the storage, see `command_line`.
+        task: of a row that is several models: the model of this task. Without it they are written as one artefact, see
+            `evomerge.checkpoints.emr_artefact`.
 
     Raises:
-        InvalidInput: no such trial or baseline, no winner yet, or `out` holds something that is not ours.
+        InvalidInput: no such trial, baseline or task, no winner yet, or `out` holds something that is not ours.
         WeightsDiffer: the weights are not those that were scored on this kind of device; names the tensors. On another
             kind of device they may differ in the last bit; then the result names them.
     """
     inputs = open_inputs(stored.spec)
     chosen = _choose(stored, inputs, which)
+    if isinstance(chosen, RecipeSet) and task is None:
+        return _export_set(stored, inputs, chosen, which, out=out, file=file)
+    chosen = _of_task(chosen, which, task)
     files = files_folder(stored.artifacts)
     bank = _bank(inputs, files)
     expected = read_digests(stored.study, chosen.trial) if chosen.trial is not None else None
@@ -70,7 +92,7 @@ def export_merge(stored: StoredSearch, which: str, out: Path, file: Path | None 
             verify_digests(expected.tensors, actual)
 
     yaml, reason = to_mergekit(chosen.recipe, inputs.catalogue)
-    texts = {"README.md": _card(stored, inputs, chosen, export_command(stored, which, out, file))}
+    texts = {"README.md": _card(stored, inputs, chosen, export_command(stored, which, out, file, task=task))}
     if yaml is not None:
         texts["mergekit.yaml"] = yaml
     write_model(
@@ -103,6 +125,9 @@ def export_text(document: dict[str, Any]) -> Text:
         checked = f"{len(document['differs'])} of them rounded differently on this kind of device, such as {names}"
     else:
         checked = "not the latest winner, so there is nothing to verify them against"
+    several = document.get("models")
+    if several:
+        checked = f"from which {len(several['recipes'])} models are rebuilt, bit-identical to those that were scored"
     lines = [
         f"exported {document['model']} to {document['out']}",
         f"recipe {document['recipe'][:12]}, {document['tensors']} tensors, {checked}",
@@ -112,7 +137,70 @@ def export_text(document: dict[str, Any]) -> Text:
     return Text("\n".join(lines))
 
 
-def _choose(stored: StoredSearch, inputs: Inputs, which: str) -> _Chosen:
+def _export_set(
+    stored: StoredSearch, inputs: Inputs, recipes: RecipeSet, which: str, *, out: Path, file: Path | None
+) -> dict[str, Any]:
+    """Write several models as one artefact."""
+    bank = _bank(inputs, files_folder(stored.artifacts))
+    first = next(iter(recipes.recipes.values()))
+    scored = {model: tensor_digests(bank.merged(recipe)) for model, recipe in recipes.recipes.items()}
+    tensors = bank.rule_tensors(first.rules[0], first)
+    rows = [
+        (model, ", ".join(_tasks_of(recipes, model)), f"{rescaler_of(tensors, position_of(recipes, model))!r}", digest)
+        for model, digest in recipes.summary()["recipes"].items()
+    ]
+    columns, scores, note = _scores(stored)
+    write_emr(
+        out,
+        recipes,
+        tensors,
+        base=bank.weights[inputs.base.ref.name],
+        scored=scored,
+        card=models_card(
+            _parents(inputs),
+            rows,
+            columns,
+            scores,
+            title=f"{stored.spec.name}: {which}",
+            reproduce=export_command(stored, which, out, file),
+            notes=(note, _HOW_TO_READ),
+        ),
+        read=[source.directory for source in (inputs.base, *inputs.experts)],
+    )
+    return {
+        "schema": SCHEMA,
+        "model": which,
+        "out": str(out.resolve()),
+        "recipe": recipes.digest,
+        "tensors": len(tensors.names),
+        "models": recipes.summary(),
+        "verified": True,
+        "differs": [],
+        "mergekit": "it is several models",
+    }
+
+
+def _tasks_of(recipes: RecipeSet, model: str) -> list[str]:
+    return [task for task, name in recipes.tasks.items() if name == model]
+
+
+def _of_task(chosen: _Chosen | RecipeSet, which: str, task: str | None) -> _Chosen:
+    """The one model that is exported.
+
+    Raises:
+        InvalidInput: a task that the row does not have, or one of a row that is one model.
+    """
+    if isinstance(chosen, _Chosen):
+        if task is not None:
+            raise InvalidInput(f"--task {task} chooses among several models, but {which!r} is one; leave it out")
+        return chosen
+    if task is None or task not in chosen.tasks:
+        raise unknown_name(f"task of {which!r}:", str(task), chosen.tasks)
+    model = chosen.tasks[task]
+    return _Chosen(f"{which}/{model}", chosen.recipes[model], None)
+
+
+def _choose(stored: StoredSearch, inputs: Inputs, which: str) -> _Chosen | RecipeSet:
     if which == "best" or which.isdigit():
         search = SearchStudy(stored.study, stored.storage, inputs.space, artifacts=stored.artifacts)
         trial = _trial(stored, which)
@@ -130,9 +218,7 @@ def _choose(stored: StoredSearch, inputs: Inputs, which: str) -> _Chosen:
     if which not in recipes:
         raise unknown_name("trial or baseline", which, ["best", *recipes])
     recipe = recipes[which]
-    if isinstance(recipe, RecipeSet):
-        raise InvalidInput(f"{which!r} is several models ({len(recipe.recipes)}), which cannot be exported as one")
-    return _Chosen(which, recipe, None)
+    return recipe if isinstance(recipe, RecipeSet) else _Chosen(which, recipe, None)
 
 
 def _trial(stored: StoredSearch, which: str) -> optuna.trial.FrozenTrial:
@@ -161,22 +247,31 @@ def _bank(inputs: Inputs, files: Path) -> WeightBank:
 
 
 def _card(stored: StoredSearch, inputs: Inputs, chosen: _Chosen, reproduce: str) -> str:
-    sources = (inputs.base, *inputs.experts)
-    parents = [
-        Parent(name=source.name, hub_id=source.hub_id, license=source.license, fingerprint=source.ref.fingerprint)
-        for source in sources
-    ]
-    lines = leaderboard(stored)
-    tasks = sorted({task for line in lines for part in (line.search, line.held_out) if part for task in part.tasks})
+    columns, scores, note = _scores(stored)
     return model_card(
         chosen.recipe,
-        parents,
-        ("model", "search", "held-out", *tasks),
-        [_row(line, tasks) for line in lines],
+        _parents(inputs),
+        columns,
+        scores,
         title=f"{stored.spec.name}: {chosen.label}",
         reproduce=reproduce,
-        notes=("Scores of single tasks are on the held-out items where there are any, else on the search items.",),
+        notes=(note,),
     )
+
+
+def _parents(inputs: Inputs) -> list[Parent]:
+    return [
+        Parent(name=source.name, hub_id=source.hub_id, license=source.license, fingerprint=source.ref.fingerprint)
+        for source in (inputs.base, *inputs.experts)
+    ]
+
+
+def _scores(stored: StoredSearch) -> tuple[tuple[str, ...], list[list[str]], str]:
+    """The leaderboard as columns and rows of a card, and a sentence on them."""
+    lines = leaderboard(stored)
+    tasks = sorted({task for line in lines for part in (line.search, line.held_out) if part for task in part.tasks})
+    note = "Scores of single tasks are on the held-out items where there are any, else on the search items."
+    return ("model", "search", "held-out", *tasks), [_row(line, tasks) for line in lines], note
 
 
 def _row(line: Line, tasks: list[str]) -> list[str]:
@@ -185,7 +280,7 @@ def _row(line: Line, tasks: list[str]) -> list[str]:
     return [line.name, *(f"{each.value:.3f}" if each else "–" for each in (line.search, line.held_out)), *scores]
 
 
-def export_command(stored: StoredSearch, which: str, out: Path, file: Path | None) -> str:
+def export_command(stored: StoredSearch, which: str, out: Path, file: Path | None, *, task: str | None = None) -> str:
     """The command line of an export."""
-    arguments = ("--trial", which, "--out", str(out.resolve()))
+    arguments = ("--trial", which, *(() if task is None else ("--task", task)), "--out", str(out.resolve()))
     return command_line(stored.spec, "export", *arguments, file=file)

@@ -1,11 +1,12 @@
-"""Files that are on the disk whole or not at all, after a power cut too."""
+"""Files and folders that are on the disk whole or not at all, after a power cut too."""
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable
-from contextlib import suppress
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -29,6 +30,25 @@ def write_whole(path: Path, content: bytes | Iterable[bytes | memoryview]) -> No
     flush_folder(path.parent)
 
 
+@contextmanager
+def folder_in_place(out: Path) -> Iterator[Path]:
+    """A new folder beside `out` that takes its place when all has been written, and vanishes when something failed."""
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    token = secrets.token_hex(4)
+    folder = out.with_name(f".{out.name}.writing-{token}")
+    folder.mkdir()
+    try:
+        yield folder
+        for path in folder.rglob("*"):
+            flush(path)
+        flush_folder(folder)
+        _take_place(folder, out, out.with_name(f".{out.name}.replaced-{token}"))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def flush(path: Path) -> None:
     """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -42,3 +62,16 @@ def flush_folder(folder: Path) -> None:
     """Flush the entries of a folder, not their content."""
     with suppress(OSError):  # some network file systems know no fsync of directories
         flush(folder)
+
+
+def _take_place(folder: Path, out: Path, aside: Path) -> None:
+    if not out.exists() or not any(out.iterdir()):
+        folder.replace(out)  # onto an empty directory or nothing: one atomic step
+        return
+    out.rename(aside)
+    try:
+        folder.rename(out)
+    except BaseException:
+        aside.rename(out)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

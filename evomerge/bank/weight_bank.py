@@ -255,7 +255,7 @@ class WeightBank:
         """The rule compiled to one pass per tensor, where that can be had now."""
         return fuse_rule(
             rule.method,
-            self._rule_tensors(rule, recipe),
+            self.rule_tensors(rule, recipe),
             kernels=self._kernels,
             dtype=self.dtype,
             device=self.device,
@@ -263,9 +263,10 @@ class WeightBank:
         )
 
     def _merge(self, rule: Rule, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
-        return merge_rule(rule.method, self._rule_tensors(rule, recipe))
+        return merge_rule(rule.method, self.rule_tensors(rule, recipe))
 
-    def _rule_tensors(self, rule: Rule, recipe: Recipe) -> RuleTensors:
+    def rule_tensors(self, rule: Rule, recipe: Recipe) -> RuleTensors:
+        """The resident tensors of one rule of a recipe, as a method takes them."""
         return RuleTensors(
             names=rule.tensors,
             base=self._weights[recipe.base.name],

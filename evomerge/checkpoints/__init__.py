@@ -3,7 +3,7 @@
 from evomerge.checkpoints.compatibility import check_compatible
 from evomerge.checkpoints.digests import WeightsDiffer, differing, tensor_digest, tensor_digests, verify_digests
 from evomerge.checkpoints.live import check_scorable, load_skeleton, meta_model
-from evomerge.checkpoints.model_card import Parent, license_warnings, model_card
+from evomerge.checkpoints.model_card import Parent, license_warnings, model_card, models_card
 from evomerge.checkpoints.model_writer import write_model
 from evomerge.checkpoints.source import Source, open_source
 
@@ -18,6 +18,7 @@ __all__ = [
     "load_skeleton",
     "meta_model",
     "model_card",
+    "models_card",
     "open_source",
     "tensor_digest",
     "tensor_digests",

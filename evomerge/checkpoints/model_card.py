@@ -62,6 +62,39 @@ def model_card(
     return "\n\n".join(sections) + "\n"
 
 
+def models_card(
+    parents: Sequence[Parent],
+    models: Sequence[Sequence[str]],
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str,
+    reproduce: str,
+    notes: Sequence[str] = (),
+) -> str:
+    """A README.md for the artefact of a merge that is several models.
+
+    Args:
+        parents, columns, rows, reproduce, notes: as for `model_card`.
+        models: of each model name, tasks, rescaler and the digest of its recipe.
+    """
+    sections = [
+        _front_matter(parents),
+        f"# {title}",
+        f"EMR-Merging ({len(models)} models, not one), made with evomerge: one elected vector for all of them, and for "
+        "each a mask and a rescaler. Whoever runs it has to know the task of every input.",
+        _table(("source", "model", "licence", "fingerprint"), [_parent_row(parent) for parent in parents]),
+        *license_warnings(parents),
+        "## Models",
+        _table(("model", "tasks", "rescaler", "recipe"), models),
+        *(["## Scores", _table(columns, rows)] if rows else []),
+        *notes,
+        "## How to reproduce it",
+        f"```\n{reproduce}\n```",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
 def license_warnings(parents: Sequence[Parent]) -> list[str]:
     """One line for every licence that a merge may not respect."""
     warnings = []

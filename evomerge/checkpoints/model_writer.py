@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import secrets
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from evomerge.checkpoints.digests import dtype_name
 from evomerge.checkpoints.export_form import export_form
 from evomerge.checkpoints.layer_stack import stacked_source
-from evomerge.checkpoints.safetensors_files import INDEX, ONE_FILE
+from evomerge.checkpoints.output_folder import check_replaceable
+from evomerge.checkpoints.safetensors_files import INDEX
 from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.tokenizer import PATTERNS as TOKENIZER_PATTERNS
-from evomerge.errors import InvalidInput
+from evomerge.checkpoints.weight_files import MAX_SHARD_BYTES, as_json, write_text, write_weights
 from evomerge.messages import some
 from evomerge.recipe import Recipe
-from evomerge.whole_files import flush, flush_folder
+from evomerge.whole_files import folder_in_place
 
 RECIPE = "recipe.json"
 RECIPE_FILES = "recipe-files"  # a folder: loaders that take every safetensors file beside a config for weights exist
@@ -53,7 +50,7 @@ def write_model(
     recipe: Recipe,
     files: Mapping[str, str] | None = None,
     recipe_files: Mapping[str, Path] | None = None,
-    max_shard_bytes: int = 5 * 10**9,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Writes a model directory that `from_pretrained` loads, with the very bits that were given.
 
@@ -75,18 +72,24 @@ def write_model(
     """
     files = dict(files or {})
     _check_file_names(files)
-    _check_replaceable(out, base, recipe, files)
+    check_replaceable(
+        out,
+        marker=RECIPE,
+        is_export=_is_export,
+        patterns=(*_OWN_PATTERNS, *TOKENIZER_PATTERNS, *_LEGAL_PATTERNS, *_copied_files(base), *files),
+        sources=(base.directory, *(Path(ref.location) for ref in (recipe.base, *recipe.sources))),
+    )
     if recipe.layers:
         base = stacked_source(base, [layer.layer for layer in recipe.layers])
-    with _renamed_into_place(out) as folder:
+    with folder_in_place(out) as folder:
         form = export_form(base)
-        _write_weights(folder, form.files_of(_complete(base, tensors, dtype, recipe)), max_shard_bytes)
-        _write_text(folder / "config.json", _json(exported_config(form.config, dtype)))
-        _write_text(folder / RECIPE, recipe.to_json() + "\n")
+        write_weights(folder, form.files_of(_complete(base, tensors, dtype, recipe)), max_shard_bytes)
+        write_text(folder / "config.json", as_json(exported_config(form.config, dtype)))
+        write_text(folder / RECIPE, recipe.to_json() + "\n")
         for name in _copied_files(base):
             shutil.copyfile(base.directory / name, folder / name)  # the content, where a hub snapshot has a link
         for name, text in files.items():
-            _write_text(folder / name, text)
+            write_text(folder / name, text)
         for role, path in (recipe_files or {}).items():
             (folder / RECIPE_FILES).mkdir(exist_ok=True)
             shutil.copyfile(path, folder / RECIPE_FILES / f"{role}.safetensors")
@@ -148,38 +151,6 @@ def _check_tensor(base: Source, name: str, tensor: torch.Tensor, dtype: torch.dt
         raise ValueError(f"{name} is {dtype_name(tensor.dtype)}, expected {expected}")
 
 
-def _write_weights(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], max_shard_bytes: int) -> None:
-    """Shards are numbered as they fill; their number, which is part of each name, is known only at the end."""
-    shards = []
-    for number, shard in enumerate(_shards(tensors, max_shard_bytes), start=1):
-        save_file(shard, folder / f"{number}.safetensors", metadata={"format": "pt"})
-        shards.append({name: tensor.nbytes for name, tensor in shard.items()})
-    if len(shards) == 1:
-        (folder / "1.safetensors").rename(folder / ONE_FILE)
-        return
-    weight_map: dict[str, str] = {}
-    for number, shard_sizes in enumerate(shards, start=1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        (folder / f"{number}.safetensors").rename(folder / file)
-        weight_map |= dict.fromkeys(shard_sizes, file)
-    total = sum(size for shard_sizes in shards for size in shard_sizes.values())
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    _write_text(folder / INDEX, _json(index))
-
-
-def _shards(tensors: Iterable[tuple[str, torch.Tensor]], max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
-    shard: dict[str, torch.Tensor] = {}
-    size = 0
-    for name, tensor in tensors:
-        if shard and size + tensor.nbytes > max_bytes:
-            yield shard
-            shard, size = {}, 0
-        # A copy of its own: the caller may give views of one buffer, or the same buffer again and again.
-        shard[name] = tensor.detach().to("cpu", copy=True).contiguous()
-        size += tensor.nbytes
-    yield shard
-
-
 def _copied_files(base: Source) -> list[str]:
     """Tokenizer, generation settings and legal texts of the base; its code only where it was allowed to run."""
     patterns = [*_LEGAL_PATTERNS, "generation_config.json"] + ["*.py"] * base.remote_code
@@ -194,70 +165,9 @@ def _check_file_names(names: Collection[str]) -> None:
             raise ValueError(f"{name!r} cannot be written beside the model: it is not a free file name")
 
 
-def _check_replaceable(out: Path, base: Source, recipe: Recipe, files: Collection[str]) -> None:
-    """Raises InvalidInput where something would be lost that cannot be made again from a recipe."""
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise InvalidInput(f"{out} is not a directory; give a directory that does not exist yet")
-    if not out.exists() or not any(out.iterdir()):
-        return
-    for source in (base.directory, *(Path(ref.location) for ref in (recipe.base, *recipe.sources))):
-        if source.exists() and source.resolve().is_relative_to(out.resolve()):
-            raise InvalidInput(f"{out} holds a source of this merge, {source}; export to another directory")
-    if not _is_export(out):
-        raise InvalidInput(
-            f"{out} is not empty and not an earlier export (no {RECIPE}); give an empty or a new directory"
-        )
-    known = (*_OWN_PATTERNS, *TOKENIZER_PATTERNS, *_LEGAL_PATTERNS, *_copied_files(base), *files)
-    foreign = sorted(path.name for path in out.iterdir() if not any(fnmatch(path.name, pattern) for pattern in known))
-    if foreign:
-        raise InvalidInput(
-            f"{out} is an earlier export, but also holds {some(foreign)}; move that away or export elsewhere"
-        )
-
-
 def _is_export(directory: Path) -> bool:
     try:
         Recipe.from_json((directory / RECIPE).read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return True
-
-
-@contextmanager
-def _renamed_into_place(out: Path) -> Iterator[Path]:
-    """A new folder beside `out` that takes its place when all has been written, and vanishes when something failed."""
-    out = out.absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    token = secrets.token_hex(4)
-    folder = out.with_name(f".{out.name}.writing-{token}")
-    folder.mkdir()
-    try:
-        yield folder
-        for path in folder.rglob("*"):
-            flush(path)
-        flush_folder(folder)
-        _take_place(folder, out, out.with_name(f".{out.name}.replaced-{token}"))
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _take_place(folder: Path, out: Path, aside: Path) -> None:
-    if not out.exists() or not any(out.iterdir()):
-        folder.replace(out)  # onto an empty directory or nothing: one atomic step
-        return
-    out.rename(aside)
-    try:
-        folder.rename(out)
-    except BaseException:
-        aside.rename(out)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="\n")
-
-
-def _json(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -37,13 +37,12 @@ def merge_emr(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
     if len(tensors.sources) == 1:  # the source itself, where base + (source - base) would be rounded
         yield from ((name, tensors.merge(name, lambda piece: piece.sources[0])) for name in tensors.names)
         return
-    magnitudes = tensors.cached(("emr magnitudes", task), lambda: _magnitudes(tensors, task))
-    factor = _rescaler(magnitudes, str(tensors.options["rescaler"]))
+    factor = rescaler_of(tensors, task)
 
     def kernel(piece: Piece) -> Tensor:
         vectors = _task_vectors(piece)
         elected = elected_vector(vectors)
-        return elected.mul_(agreement(vectors[task], elected)).mul_(factor).add_(piece.the_base)
+        return reconstruction(piece.the_base, elected, agreement(vectors[task], elected), factor)
 
     for name in tensors.names:
         yield name, tensors.merge(name, kernel)
@@ -116,6 +115,60 @@ def elected_vector(vectors: Sequence[Tensor]) -> Tensor:
 def agreement(vector: Tensor, elected: Tensor) -> Tensor:
     """`mask` for one tensor. Signs are compared: the product of two small values would be 0."""
     return (vector.sign() == elected.sign()) & (vector != 0)
+
+
+def reconstruction(base: Tensor, elected: Tensor, agrees: Tensor, factor: float) -> Tensor:
+    """theta = theta_0 + s_i M_i uni, for one tensor, in float64 and in the memory of `elected`.
+
+    Args:
+        elected: uni, float64; it is overwritten.
+        agrees: M_i.
+        factor: s_i.
+    """
+    return elected.mul_(agrees).mul_(factor).add_(base)
+
+
+def rescaler_of(tensors: RuleTensors, task: int) -> float:
+    """`rescaler` of one source over the whole model, by the rule's option; 1 for a single source, which is kept."""
+    if len(tensors.sources) == 1:
+        return 1.0
+    magnitudes = tensors.cached(("emr magnitudes", task), lambda: _magnitudes(tensors, task))
+    return _rescaler(magnitudes, str(tensors.options["rescaler"]))
+
+
+def elected_weights(tensors: RuleTensors, name: str) -> Tensor:
+    """theta_0 + uni of one tensor: element by element the weight of the source that was elected, or of the base.
+
+    Unlike uni itself it is exact in the dtype of the models: nothing was subtracted. With a single source it is that
+    source.
+    """
+
+    def kernel(piece: Piece) -> Tensor:
+        if len(piece.sources) == 1:
+            return piece.sources[0]
+        vectors = _task_vectors(piece)
+        elected = elected_vector(vectors)
+        weights = piece.the_base.clone()
+        for source, vector in zip(piece.sources, vectors, strict=True):
+            weights = torch.where((vector == elected) & (elected != 0), source, weights)
+        return weights
+
+    models = (*tensors.sources, *([] if tensors.base is None else [tensors.base]))
+    dtypes = {model[name].dtype for model in models}
+    merged = tensors.merge(name, kernel)
+    return merged.to(dtypes.pop()) if len(dtypes) == 1 else merged
+
+
+def mask_of(tensors: RuleTensors, name: str, task: int) -> Tensor:
+    """`mask` of one tensor of one source, boolean. With a single source everything is kept."""
+    like = tensors.like(name)
+    if len(tensors.sources) == 1:
+        return torch.ones(like.shape, dtype=torch.bool)
+    pieces = []
+    for piece in tensors.pieces(name):
+        vectors = _task_vectors(piece)
+        pieces.append(agreement(vectors[task], elected_vector(vectors)))
+    return torch.cat(pieces).reshape(like.shape) if pieces else torch.zeros(like.shape, dtype=torch.bool)
 
 
 class _Magnitudes(NamedTuple):

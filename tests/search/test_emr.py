@@ -5,8 +5,11 @@ import json
 import pytest
 
 from evomerge import load_spec, run_search
+from evomerge.checkpoints import open_source, tensor_digests
+from evomerge.checkpoints.emr_artefact import read_emr
 from evomerge.cli import run_command
 from evomerge.leaderboard import leaderboard
+from evomerge.recipe import ModelRef
 from evomerge.study.rows import Records, read_records
 from evomerge.study.stored_search import read_search
 from evomerge.verdict.records import read_verdict
@@ -97,3 +100,39 @@ def test_it_is_no_start_of_a_search_since_it_is_no_single_model(spec):
     study = run_search(spec(warm_start={"baselines": 2}), ray="none")
     enqueued = [trial.number for trial in study.trials if "fixed_params" in trial.system_attrs]
     assert enqueued == [0]  # the centre alone
+
+
+def test_it_is_exported_as_one_artefact_and_the_model_of_a_task_bit_for_bit(spec, tmp_path, capsys):
+    chosen = spec(baselines=["uniform-soup", EMR])
+    run_search(chosen, ray="none")
+    search = ("--storage", chosen.storage_url, "--study", "sim", "--json")
+
+    def export(which, out, *more):
+        code = run_command(["export", *search, "--trial", which, "--out", str(tmp_path / out), *more])
+        captured = capsys.readouterr()
+        return json.loads(captured.out) if code == 0 else (code, captured.err)
+
+    document = export("emr", "artefact")
+    row = next(row for row in read_records(read_search(chosen).baselines) if row.label == "emr")
+    assert document["recipe"] == row.digest
+    assert document["models"] == row.models
+    assert document["verified"]
+    artefact = read_emr(tmp_path / "artefact")
+    base = open_source(artefact.base)
+    assert base.ref.fingerprint == artefact.base.fingerprint
+    for task, name in row.models["tasks"].items():
+        one = export("emr", f"model-{name}", "--task", task)
+        assert (one["model"], one["recipe"]) == (f"emr/{name}", row.models["recipes"][name])
+        exported = open_source(ModelRef(name, str(tmp_path / f"model-{name}")))
+        rebuilt = tensor_digests(artefact.rebuild(name, base.tensors))
+        assert rebuilt == tensor_digests(exported.tensors.items())
+    assert not (tmp_path / "artefact" / "config.json").exists()
+    card = (tmp_path / "artefact" / "README.md").read_text()
+    assert "2 models, not one" in card
+    assert "| emr (2 models) |" in card
+
+    for which, task, message in (("emr", "toy_shift", "toy_sort"), ("uniform-soup", "toy_sort", "is one")):
+        code, error = export(which, "none", "--task", task)
+        assert code == 2
+        assert message in error
+    assert not (tmp_path / "none").exists()
