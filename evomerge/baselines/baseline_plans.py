@@ -137,10 +137,11 @@ def check_baseline(baseline: BaselineSpec, spec: SearchSpec, tasks: Collection[s
                 "calibration; write calibration: {task: NAME, items: N} beside them, or leave it out"
             )
         sums = {name for name, info in METHODS.items() if info.weighted_sum}
-        if info.built_from == "best" and not set(spec.search_space.methods) <= sums:
+        if info.built_from == "best" and not set(spec.search_space.method_names) <= sums:
             raise InvalidInput(
                 f"baseline {baseline.name!r} starts from a weighted sum of the sources, but the space has "
-                f"{', '.join(sorted(set(spec.search_space.methods) - sums))}; use dam, which starts from their average"
+                f"{', '.join(sorted(set(spec.search_space.method_names) - sums))}; use dam, which starts from their "
+                "average"
             )
     else:
         validate(info.settings, baseline.settings, f"baseline {baseline.name!r}")

@@ -15,7 +15,7 @@ def memory_of(inputs: Inputs) -> MemoryNeed:
     A method that sorts magnitudes does so for one group after the other, once; baselines, over the whole model.
     """
     spec = inputs.spec
-    searched = any(METHODS[method].sorts_magnitudes for method in spec.search_space.methods)
+    searched = any(METHODS[method].sorts_magnitudes for method in spec.search_space.method_names)
     groups = [sum(inputs.catalogue[name].numel for name in group.tensors) for group in inputs.space.groups]
     merged_by = [BASELINES[baseline.name].method for baseline in spec.chosen_baselines]
     if any(method is not None and METHODS[method].sorts_magnitudes for method in merged_by):

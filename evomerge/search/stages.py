@@ -117,7 +117,7 @@ def _ingredients(session: Session) -> Ingredients:
 
 
 def enqueue_known_merges(session: Session) -> None:
-    """Have the centre and the warm start's points proposed first, and store the reference points; once in a study."""
+    """Have the first points of the space and the warm start scored first, and store reference points; once a study."""
     opened = session.opened
 
     def points_to_improve() -> list[ReferencePoint]:

@@ -36,8 +36,8 @@ def warm_points(opened: OpenSearch) -> list[Params]:
     points = [*_of_baselines(opened, wanted.baselines), *_of_recipes(opened, wanted)]
     for study in wanted.studies:
         points += _of_study(opened, study)
-    centre = opened.inputs.space.centre
-    return [point for number, point in enumerate(points) if point != centre and point not in points[:number]]
+    initial = opened.inputs.space.initial
+    return [point for number, point in enumerate(points) if point not in initial and point not in points[:number]]
 
 
 def reference_points(opened: OpenSearch, objective: Objective) -> list[ReferencePoint]:
@@ -98,7 +98,7 @@ def _of_recipes(opened: OpenSearch, wanted: WarmStartSpec) -> list[Params]:
             raise InvalidInput(
                 f"warm_start: the recipe {name} ({methods}) has no place in search space "
                 f"{opened.inputs.spec.search_space.name!r}; its methods are "
-                f"{', '.join(opened.inputs.spec.search_space.methods)}"
+                f"{', '.join(opened.inputs.spec.search_space.method_names)}"
             )
         found.append(params)
     return found

@@ -15,6 +15,8 @@ from evomerge.errors import InvalidInput
 from evomerge.messages import some
 from evomerge.methods import method_info, resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule
+from evomerge.spaces.bound_genome import BoundGenome
+from evomerge.spaces.genomes import bind_genome
 from evomerge.spaces.groups import TensorGroup, divide
 from evomerge.spaces.pairs import SCORE, chosen_pair, takes_scores
 from evomerge.spaces.space import MethodSpace, Range, SearchSpace
@@ -30,7 +32,8 @@ class BoundSpace:
         groups: the tensors of each group.
         distributions: param -> Optuna distribution, in a fixed order.
         conditions: param -> (parent param, the parent's values for which it exists).
-        centre: the middle of the box; of a choice, its first value.
+        genome: what decides where the space is the genome of another search.
+        centre: the middle of the box, of a choice its first value; or where the genome has it.
         dtype, seed: passed on to every recipe.
     """
 
@@ -42,6 +45,7 @@ class BoundSpace:
     conditions: Mapping[str, tuple[str, tuple[str, ...]]]
     dtype: str
     seed: int
+    genome: BoundGenome | None = None
 
     @property
     def dimensions(self) -> int:
@@ -53,8 +57,15 @@ class BoundSpace:
 
     @cached_property
     def centre(self) -> dict[str, Any]:
+        if self.genome is not None:
+            return dict(self.genome.centre)
         values = {name: _middle(distribution) for name, distribution in self.distributions.items()}
         return {name: value for name, value in values.items() if self._is_active(name, values)}
+
+    @property
+    def initial(self) -> tuple[Mapping[str, Any], ...]:
+        """The params that are scored first: the centre, or those that the genome's authors begin with."""
+        return (self.centre,) if self.genome is None else tuple(self.genome.initial)
 
     def active(self, params: Mapping[str, Any]) -> Iterator[str]:
         """The params that exist given those already chosen, in order; a parent comes before its children."""
@@ -69,7 +80,10 @@ class BoundSpace:
         missing = [name for name in self.active(params) if name not in params]
         if missing:
             raise InvalidInput(f"params are incomplete: {some(missing)} missing of {self.dimensions}")
-        rules = tuple(self._rule(group, params) for group in self.groups)
+        if self.genome is not None:
+            rules = self.genome.rules(params)
+        else:
+            rules = tuple(self._rule(group, params) for group in self.groups)
         return Recipe(base=self.base, sources=self.sources, rules=rules, dtype=self.dtype, seed=self.seed)
 
     def method_of(self, group: TensorGroup, params: Mapping[str, Any]) -> str:
@@ -128,6 +142,19 @@ def bind(
     sources = (base, *experts) if space.sources == "all" else tuple(experts)
     for method in space.methods:
         _check_number(space, method, [source.name for source in sources])
+    if space.genome is not None:
+        genome = bind_genome(space.genome, catalogue, [source.name for source in sources], semantics=space.semantics)
+        return BoundSpace(
+            space=space,
+            base=base,
+            sources=sources,
+            groups=genome.groups,
+            distributions=genome.distributions,
+            conditions={},
+            dtype=dtype,
+            seed=seed,
+            genome=genome,
+        )
     groups = divide(catalogue, space.groups)
     distributions: dict[str, BaseDistribution] = {}
     conditions: dict[str, tuple[str, tuple[str, ...]]] = {}

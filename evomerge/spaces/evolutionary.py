@@ -14,19 +14,12 @@ import numpy as np
 
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.spaces.genes import groups_of, parts_of, require_count, require_names
+from evomerge.spaces.genome_settings import EVOLUTIONARY_PARAMETERS
 from evomerge.spaces.layer_group import LayerGroup, slerp_pair, slerp_share
 
 __all__ = ["evo_decode", "evo_initial", "evo_shape"]
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-
-PARAMETERS: dict[str, tuple[str, ...]] = {
-    "linear": ("weight",),
-    "task_arithmetic": ("weight",),
-    "ties": ("weight", "density"),
-    "dare_ties": ("weight", "density"),
-    "slerp": ("score",),
-}
 
 
 def evo_shape(
@@ -45,8 +38,8 @@ def evo_shape(
         InvalidInput: unknown method, no sources (slerp: fewer than two, or filters), names that are not unique, numbers
             out of range, or a granularity that does not divide the layers.
     """
-    if method not in PARAMETERS:
-        raise unknown_name("method of the evolutionary genome", str(method), PARAMETERS)
+    if method not in EVOLUTIONARY_PARAMETERS:
+        raise unknown_name("method of the evolutionary genome", str(method), EVOLUTIONARY_PARAMETERS)
     names = require_names("sources", sources, minimum=2 if method == "slerp" else 1)
     require_count("layers", layers, 1)
     require_count("layer_granularity", layer_granularity, 0)
@@ -54,7 +47,7 @@ def evo_shape(
     if method == "slerp" and len(parts) > 1:
         raise InvalidInput(f"slerp has one score per source and group, and no filters, but got {list(filters)!r}")
     groups = groups_of(layers, layer_granularity) if layer_granularity else 1
-    return groups, len(names), len(parts), len(PARAMETERS[method])
+    return groups, len(names), len(parts), len(EVOLUTIONARY_PARAMETERS[method])
 
 
 def evo_initial(
@@ -120,7 +113,7 @@ def _group(
 ) -> LayerGroup:
     """The group of values of shape (sources, parts, parameters, …)."""
     parameters = {
-        part: {name: values[:, place, index].tolist() for index, name in enumerate(PARAMETERS[method])}
+        part: {name: values[:, place, index].tolist() for index, name in enumerate(EVOLUTIONARY_PARAMETERS[method])}
         for place, part in enumerate(parts)
     }
     return LayerGroup(layers=span, method=method, sources=list(names), parameters=parameters)

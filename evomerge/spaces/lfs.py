@@ -13,11 +13,20 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from evomerge.spaces.genes import Genome, groups_of, parts_of, require_count, require_names
+from evomerge.spaces.genome_settings import LFS_METHODS
 from evomerge.spaces.layer_group import LayerGroup, slerp_pair, slerp_share
 
-__all__ = ["lfs_decode", "lfs_distributions", "lfs_initial"]
-
-METHODS = ("linear", "task_arithmetic", "ties", "slerp")
+__all__ = [
+    "lfs_decode",
+    "lfs_distributions",
+    "lfs_initial",
+    "linear_gene",
+    "mask_rate_gene",
+    "method_gene",
+    "slerp_gene",
+    "task_weight_gene",
+    "ties_lambda_gene",
+]
 
 
 def lfs_distributions(
@@ -36,11 +45,13 @@ def lfs_distributions(
             the layers.
     """
     names, groups, parts = _checked(sources, layers, granularity, filters)
-    genes: dict[str, BaseDistribution] = {_method(group): CategoricalDistribution(METHODS) for group in range(groups)}
+    genes: dict[str, BaseDistribution] = {
+        method_gene(group): CategoricalDistribution(LFS_METHODS) for group in range(groups)
+    }
     for group in range(groups):
         for part in parts:
             for gene in _genes(names, group, part):
-                genes[gene] = FloatDistribution(0.0, 0.99 if gene == _mask_rate(group, part) else 1.0)
+                genes[gene] = FloatDistribution(0.0, 0.99 if gene == mask_rate_gene(group, part) else 1.0)
     return genes
 
 
@@ -57,12 +68,12 @@ def lfs_initial(
 
 
 def _alone(source: str, names: Sequence[str], groups: int, parts: Sequence[str]) -> dict[str, float | str]:
-    genome: dict[str, float | str] = {_method(group): "linear" for group in range(groups)}
+    genome: dict[str, float | str] = {method_gene(group): "linear" for group in range(groups)}
     for group in range(groups):
         for part in parts:
             genome.update(dict.fromkeys(_genes(names, group, part), 0.0))
-            genome[_linear(source, group, part)] = 1.0
-            genome[_mask_rate(group, part)] = 0.1
+            genome[linear_gene(source, group, part)] = 1.0
+            genome[mask_rate_gene(group, part)] = 0.1
     return genome
 
 
@@ -94,26 +105,26 @@ def lfs_decode(
 def _decode_group(
     genome: Genome, names: list[str], group: int, parts: Sequence[str], layers: tuple[int, int]
 ) -> LayerGroup:
-    method = genome.choice(_method(group))
+    method = genome.choice(method_gene(group))
     if method == "slerp":
         return _decode_slerp(genome, names, group, parts, layers=layers)
     parameters: dict[str, dict[str, Any]] = {}
     for part in parts:
         match method:
             case "linear":
-                parameters[part] = {"weight": [genome.number(_linear(name, group, part)) for name in names]}
+                parameters[part] = {"weight": [genome.number(linear_gene(name, group, part)) for name in names]}
             case "task_arithmetic":
-                parameters[part] = {"weight": genome.number(_task_weight(group, part))}
+                parameters[part] = {"weight": genome.number(task_weight_gene(group, part))}
             case _:
-                density = 1 - genome.number(_mask_rate(group, part))
-                parameters[part] = {"density": density, "lambda": genome.number(_ties_lambda(group, part))}
+                density = 1 - genome.number(mask_rate_gene(group, part))
+                parameters[part] = {"density": density, "lambda": genome.number(ties_lambda_gene(group, part))}
     return LayerGroup(layers=layers, method=method, sources=list(names), parameters=parameters)
 
 
 def _decode_slerp(
     genome: Genome, names: list[str], group: int, parts: Sequence[str], layers: tuple[int, int]
 ) -> LayerGroup:
-    scores = {part: [genome.number(_slerp(name, group, part)) for name in names] for part in parts}
+    scores = {part: [genome.number(slerp_gene(name, group, part)) for name in names] for part in parts}
     first, second = slerp_pair([sum(values) for values in zip(*scores.values(), strict=True)])
     parameters = {part: {"t": slerp_share(values[first], values[second])} for part, values in scores.items()}
     return LayerGroup(layers=layers, method="slerp", sources=[names[first], names[second]], parameters=parameters)
@@ -131,32 +142,32 @@ def _checked(
 
 def _genes(names: Sequence[str], group: int, part: str) -> Iterator[str]:
     """Parameter genes of one group and part, in order."""
-    yield from (_linear(name, group, part) for name in names)
-    yield _task_weight(group, part)
-    yield _mask_rate(group, part)
-    yield _ties_lambda(group, part)
-    yield from (_slerp(name, group, part) for name in names)
+    yield from (linear_gene(name, group, part) for name in names)
+    yield task_weight_gene(group, part)
+    yield mask_rate_gene(group, part)
+    yield ties_lambda_gene(group, part)
+    yield from (slerp_gene(name, group, part) for name in names)
 
 
-def _method(group: int) -> str:
+def method_gene(group: int) -> str:
     return f"layer_selection_method_{group}"
 
 
-def _linear(source: str, group: int, part: str) -> str:
+def linear_gene(source: str, group: int, part: str) -> str:
     return f"model_{source}_layer_{group}_paramset_{part}_method_linear_param_weights"
 
 
-def _task_weight(group: int, part: str) -> str:
+def task_weight_gene(group: int, part: str) -> str:
     return f"layer_{group}_paramset_{part}_method_task_arithmetic_param_scaling_coefficient"
 
 
-def _mask_rate(group: int, part: str) -> str:
+def mask_rate_gene(group: int, part: str) -> str:
     return f"layer_{group}_paramset_{part}_method_ties_param_param_value_mask_rate"
 
 
-def _ties_lambda(group: int, part: str) -> str:
+def ties_lambda_gene(group: int, part: str) -> str:
     return f"layer_{group}_paramset_{part}_method_ties_param_scaling_coefficient"
 
 
-def _slerp(source: str, group: int, part: str) -> str:
+def slerp_gene(source: str, group: int, part: str) -> str:
     return f"model_{source}_layer_{group}_paramset_{part}_method_slerp_param_slerp_t"

@@ -35,6 +35,8 @@ def nearest_params(space: BoundSpace, recipe: Recipe, trained: MeanWeights | Non
     known = {space.base.name, *(source.name for source in space.sources)}
     if any(set(rule.sources) - known for rule in recipe.rules):
         return None  # it merges models that this search does not have
+    if space.genome is not None:
+        return space.genome.nearest(recipe)
     rules = {tensor: rule for rule in recipe.rules for tensor in rule.tensors}
     params: dict[str, Any] = dict(_methods(space, rules))
     sums: dict[str, list[tuple[float, float]]] = defaultdict(list)

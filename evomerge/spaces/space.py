@@ -21,6 +21,7 @@ from evomerge.documents import Frozen, Positive, read_document, validate
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.methods import method_info, resolve_options
 from evomerge.shipped import shipped_folder
+from evomerge.spaces.genome_settings import GenomeSettings
 from evomerge.spaces.pairs import SCORE, takes_scores
 
 
@@ -124,15 +125,33 @@ class Groups(Frozen):
 
 
 class SearchSpace(Frozen):
-    """A search space, independent of any model. `evomerge.spaces.bound.bind` gives it tensors and sources."""
+    """A search space, independent of any model. `evomerge.spaces.bound.bind` gives it tensors and sources.
+
+    It is methods and groups, or the genome of another search.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     description: str = ""
-    methods: Annotated[Mapping[str, MethodSpace], Field(min_length=1)]
-    groups: Groups
+    methods: Mapping[str, MethodSpace] = {}
+    groups: Groups = Groups(depth=Depth(**{"global": True}))
     sources: Literal["experts", "all"] = "experts"
     semantics: Literal["evomerge", "mergekit"] = "evomerge"
     part_patterns: Mapping[str, str] = {}
+    genome: GenomeSettings | None = None
+
+    @model_validator(mode="after")
+    def _methods_or_a_genome(self) -> SearchSpace:
+        given = {"methods", "groups"} & self.model_fields_set
+        if self.genome is not None and given:
+            raise ValueError(f"a genome decides methods and groups; leave {' and '.join(sorted(given))} out")
+        if self.genome is None and (len(given) < 2 or not self.methods):
+            raise ValueError("give methods, at least one, and groups; or a genome")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        absent = ("genome",) if self.genome is None else ("methods", "groups")
+        return {name: value for name, value in handler(self).items() if name not in absent}
 
     @field_validator("part_patterns")
     @classmethod
@@ -145,6 +164,11 @@ class SearchSpace(Frozen):
             except re.error as error:
                 raise ValueError(f"pattern of {part!r} is no regular expression: {error}") from None
         return patterns
+
+    @property
+    def method_names(self) -> tuple[str, ...]:
+        """The methods that a merge of this space may have."""
+        return tuple(self.methods) if self.genome is None else self.genome.chosen.methods
 
     @property
     def patterns(self) -> tuple[tuple[str, str], ...]:
@@ -163,6 +187,8 @@ def load_space(name: str, directory: Path | None = None) -> SearchSpace:
     space = validate(SearchSpace, read_document(path, "search space"), f"search space {path.name!r}")
     for method, methods_space in space.methods.items():
         _check_method(space, method, methods_space)
+    if space.genome is not None:
+        space.genome.chosen.check(f"search space {space.name!r}", space.semantics)
     if len(space.methods) > 1 and space.groups.depth.smooth:
         raise InvalidInput(
             f"search space {space.name!r}: a choice of methods cannot be interpolated over depth; use blocks"

@@ -9,7 +9,7 @@ proposed anew.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -110,7 +110,7 @@ class SearchStudy:
                 recipe = self._space.decode(trial.params)
                 params = dict(trial.params)
                 proposals.append(Proposal(number=trial.number, params=params, recipe=recipe, attempt=attempt + 1))
-        self._writer.transaction(lambda: self._enqueue_missing(self._space.centre))
+        self._writer.transaction(lambda: self._enqueue(self._space.initial))
         return proposals
 
     @property
@@ -226,7 +226,8 @@ class SearchStudy:
     def start(
         self, find: Callable[[], Sequence[Mapping[str, Any]]], aims: Callable[[], Sequence[ReferencePoint]] = list
     ) -> None:
-        """Have the params that `find` finds proposed first, after the centre, and set the goals that `aims` finds.
+        """Have the params that `find` finds proposed first, after the initial ones of the space, and set the goals that
+        `aims` finds.
 
         Done, and asked for, once per study.
         """
@@ -236,13 +237,16 @@ class SearchStudy:
 
         def store() -> None:
             self.check_hold()
-            for point in (self._space.centre, *points):
-                self._enqueue_missing(point)
+            self._enqueue([*self._space.initial, *points])
             if goals:
                 write_reference_points(self.study, goals)
             self.study.set_user_attr(attributes.WARM, True)
 
         self._writer.transaction(store)
+
+    def _enqueue(self, points: Iterable[Mapping[str, Any]]) -> None:
+        for point in points:
+            self._enqueue_missing(point)
 
     def _enqueue_missing(self, point: Mapping[str, Any]) -> None:
         """Enqueue a point that was not proposed yet, or whose proposal was interrupted."""

@@ -47,6 +47,7 @@ def _in_ask(trial: int) -> None:
             die()
 
     around(optuna.Trial, "suggest_float", before=at_third_param)
+    around(optuna.Trial, "suggest_categorical", before=at_third_param)
 
 
 def _on_proposal(method: str, when: str) -> Callable[[int], None]:
