@@ -14,6 +14,7 @@ from evomerge.errors import InvalidInput
 from evomerge.tensors.rule_tensors import RuleTensors
 from evomerge.tensors.sums import one_thread
 
+KEPT_BYTES = 4 << 30  # of products that a worker keeps; layers beyond that are multiplied for every candidate
 _ROUNDING = 10.0  # rounding the entries of a Gram moves its eigenvalues by a few eps * sqrt(inputs)
 _LARGEST_NOISE = 1e-3  # above it an eigenvalue counts, however narrow the dtype of the Grams
 
@@ -89,7 +90,24 @@ class _Layers:
             weights.append(torch.cat([weight, *column], dim=1))
         scaling, ridge = self._tensors.shared("scaling"), self._tensors.shared("ridge")
         grams = [gram.detach() for gram in self._grams(name)]
-        return regmean_weight(name, weights, grams, shares=self._shares, scaling=scaling, ridge=ridge)
+        products = self._products(name, weights, grams)
+        return regmean_weight(
+            name, weights, grams, shares=self._shares, scaling=scaling, ridge=ridge, products=products
+        )
+
+    def _products(self, name: str, weights: list[Tensor], grams: list[Tensor]) -> list[Tensor]:
+        """G_i W_i' of each source: no candidate changes them, so that they are kept as long as there is room."""
+        kept = self._kept
+        if name not in kept:
+            products = gram_products(weights, grams)
+            if _nbytes(products) + sum(map(_nbytes, kept.values())) > KEPT_BYTES:
+                return products
+            kept[name] = products
+        return kept[name]
+
+    @property
+    def _kept(self) -> dict[str, list[Tensor]]:
+        return self._tensors.cached(("regmean", "products", self._joint), dict[str, list[Tensor]])
 
     def _grams(self, name: str) -> list[Tensor]:
         """The Gram of each source; empty where one has none."""
@@ -126,6 +144,10 @@ class _Layers:
         return tensor.to(self._tensors.dtype([name]), copy=True).contiguous()
 
 
+def _nbytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
 def _weight_of(bias: str) -> str | None:
     return bias.removesuffix("bias") + "weight" if bias.endswith("bias") else None
 
@@ -152,6 +174,7 @@ def regmean_weight(
     shares: Sequence[float],
     scaling: float,
     ridge: float,
+    products: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """W' = (sum_i c_i Gt_i)^-1 sum_i c_i Gt_i W_i', with Gt_i = a G_i + (1 - a) diag(G_i) + ridge I.
 
@@ -167,6 +190,7 @@ def regmean_weight(
         shares: c_i >= 0; only their ratios matter.
         scaling: a.
         ridge: added to every diagonal.
+        products: of `gram_products` for the same weights and Grams; None: computed here.
 
     Returns:
         W, [out, in], in float64.
@@ -177,11 +201,14 @@ def regmean_weight(
     device, total = weights[0].device, sum(shares)
     left = torch.zeros(grams[0].shape, dtype=torch.float64, device=device)
     right = torch.zeros(weights[0].T.shape, dtype=torch.float64, device=device)
+    if products is None:
+        products = gram_products(weights, grams)
     with one_thread():
-        for weight, gram, share in zip(weights, grams, shares, strict=True):
-            part = scaled_gram(gram.to(device), scaling, ridge) * (share / total)
-            left += part
-            right += part @ weight.T.double()
+        for weight, gram, product, share in zip(weights, grams, products, shares, strict=True):
+            left += scaled_gram(gram.to(device), scaling, ridge) * (share / total)
+            # Gt_i W_i' = a G_i W_i' + ((1 - a) diag(G_i) + ridge I) W_i'
+            diagonal = gram.to(device).diagonal().double() * (1 - scaling) + ridge
+            right += (product * scaling + weight.T.double() * diagonal[:, None]) * (share / total)
         precision = max(torch.finfo(gram.dtype).eps for gram in grams)
         try:
             return _solved(left, right, precision, lowest=math.inf if ridge > 0 else 1 - scaling).T
@@ -190,6 +217,15 @@ def regmean_weight(
                 f"the sum of the Grams of tensor {name!r} is singular: {reason}; "
                 "give a ridge above 0 (where the method has one), a scaling below 1, or Grams of more inputs"
             ) from None
+
+
+def gram_products(weights: Sequence[Tensor], grams: Sequence[Tensor]) -> list[Tensor]:
+    """G_i W_i' of each source, [in, out] in float64, which weights, scaling and ridge of a merge do not change."""
+    with one_thread():
+        return [
+            gram.to(weight.device, torch.float64) @ weight.T.double()
+            for weight, gram in zip(weights, grams, strict=True)
+        ]
 
 
 def scaled_gram(gram: Tensor, scaling: float, ridge: float) -> Tensor:
