@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from evomerge.study.rows import read_records
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.snapshot import snapshot_of
 from evomerge.study.stored_search import StoredSearch
+from evomerge.study.study_statistics import read_statistics
 from evomerge.verdict import read_digests, read_winner
 from evomerge.worker import files_folder
 
@@ -202,7 +203,8 @@ def _of_task(chosen: _Chosen | RecipeSet, which: str, task: str | None) -> _Chos
 
 def _choose(stored: StoredSearch, inputs: Inputs, which: str) -> _Chosen | RecipeSet:
     if which == "best" or which.isdigit():
-        search = SearchStudy(stored.study, stored.storage, inputs.space, artifacts=stored.artifacts)
+        space = replace(inputs.space, files=read_statistics(stored.study).files)
+        search = SearchStudy(stored.study, stored.storage, space, artifacts=stored.artifacts)
         trial = _trial(stored, which)
         return _Chosen(f"trial {trial.number}", search.recipe_of(trial), trial.number)
     sources = source_rows(

@@ -18,6 +18,7 @@ from evomerge.storage import attributes
 from evomerge.study.rows import Record, read_failures, read_record, read_records
 from evomerge.study.snapshot import snapshot_of
 from evomerge.study.stored_search import StoredSearch
+from evomerge.study.study_statistics import read_statistics
 from evomerge.study.trials import best_trials, is_feasible, total_cost
 from evomerge.verdict import read_winner
 from evomerge.verdict.records import read_verdict
@@ -124,8 +125,8 @@ def pareto_front(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def search_cost(study: optuna.Study) -> Cost:
-    """The cost of all trials of a search together."""
-    return total_cost(study.get_trials(deepcopy=False))
+    """The cost of all trials of a search together, and of the statistics that were measured for them."""
+    return total_cost(study.get_trials(deepcopy=False)) + read_statistics(study).cost
 
 
 def leaderboard_document(stored: StoredSearch, lines: Sequence[Line]) -> dict[str, Any]:

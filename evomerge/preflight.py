@@ -18,6 +18,7 @@ from evomerge.messages import duration, in_bytes, some
 from evomerge.objective import task_weights
 from evomerge.opening.capacity import memory_of, placement_of
 from evomerge.opening.inputs import Inputs
+from evomerge.opening.measurements import all_measurements, measured_sizes
 from evomerge.opening.open_study import build_search_sampler
 from evomerge.opening.readiness import check_model, check_requests
 from evomerge.recipe import Recipe
@@ -43,6 +44,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
     task_weights(spec.objective, inputs.evaluator.weights)
     for baseline in spec.chosen_baselines:
         check_baseline(baseline, spec, inputs.evaluator.weights)
+    statistics = _statistics(inputs)
     check_requests(inputs)
     untried = check_model(inputs)
     return {
@@ -59,7 +61,12 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
         "evaluator": {"name": spec.evaluator.name, "items": _items(inputs), "code": _code(inputs)},
         "budget": {"trials": spec.budget.trials, "hours": spec.budget.hours},
         "placement": placement.to_data(),
-        "cost": {**_cost(inputs), "training": _training(inputs), "seconds_left": _seconds_left(inputs)},
+        "statistics": statistics,
+        "cost": {
+            **_cost(inputs, sum(each["file_bytes"] for each in statistics)),
+            "training": _training(inputs),
+            "seconds_left": _seconds_left(inputs),
+        },
         "warnings": [
             *inputs.warnings,
             *([untried] if untried else []),
@@ -96,6 +103,12 @@ def preflight_text(document: dict[str, Any]) -> Text:
         text.append(
             f"  {name}: {planned['steps']:,} steps, {planned['gradient_tokens']:,} tokens with gradients and "
             f"{planned['forward_tokens']:,} without\n"
+        )
+    for measured in document["statistics"]:
+        text.append(
+            f"  {measured['kind']} of {measured['source']}: {measured['texts']} texts, {measured['tokens']:,} tokens; "
+            f"{in_bytes(measured['file_bytes'])} on the disk and in memory, {in_bytes(measured['measuring_bytes'])} "
+            "while they are measured\n"
         )
     left = cost["seconds_left"]
     text.append(f"  time left: {'known after the first trials' if left is None else duration(left)}\n")
@@ -151,7 +164,29 @@ def _code(inputs: Inputs) -> dict[str, str]:
     return {} if name in known_evaluators() else {str(path): sha for path, sha in code_files(load_pack(name)).items()}
 
 
-def _cost(inputs: Inputs) -> dict[str, int]:
+def _statistics(inputs: Inputs) -> list[dict[str, Any]]:
+    """What is measured before the search and for baselines: per source the texts, disk and memory that it takes.
+
+    Raises:
+        InvalidInput: a source has no calibration texts, or they cannot be measured.
+    """
+    planned = all_measurements(inputs, inputs.spec.chosen_baselines)
+    return [
+        {
+            "kind": each.kind,
+            "source": each.source.name,
+            "texts": len(texts),
+            "tokens": sum(len(text.tokens) for text in texts),
+            "file_bytes": size.file,
+            "measuring_bytes": size.measuring,
+            "checkpoint_bytes": size.checkpoint,
+        }
+        for each, size in zip(planned, measured_sizes(inputs, planned), strict=True)
+        for texts in [each.texts(inputs.evaluator)]
+    ]
+
+
+def _cost(inputs: Inputs, statistics: int) -> dict[str, int]:
     spec, items = inputs.spec, _items(inputs)
     search, held_out = sum(items["search"].values()), sum(items["held_out"].values())
     rows = len(inputs.refs) + sum(candidates(baseline, spec) for baseline in spec.chosen_baselines)
@@ -165,7 +200,7 @@ def _cost(inputs: Inputs) -> dict[str, int]:
         "held_out_items": shown * held_out,
         "worker_bytes": need.worker,
         "shared_bytes": need.sources,
-        "disk_bytes": spec.budget.trials * (STUDY_BYTES_PER_TRIAL + BYTES_PER_ITEM * search),
+        "disk_bytes": spec.budget.trials * (STUDY_BYTES_PER_TRIAL + BYTES_PER_ITEM * search) + statistics,
     }
 
 

@@ -69,8 +69,9 @@ class Recipe:
         dtype: what the merged weights are rounded to, once, after fp32 arithmetic.
         seed: key of all random masks.
         semantics: version of the arithmetic.
-        files: role ("coefficients", or the name of a method's statistics) -> content digest of a file that a rule
-            needs, which is stored with the study's artifacts.
+        files: role -> content digest of a file that a rule needs, which is stored with the study's artifacts. Roles are
+            "coefficients", the name of a method's statistics, or that of the statistics of one source, such as
+            "grams.reverse" (`source_role`).
         layers: the layers of the model, from the first to the last, of base and sources as they are; rules then name
             tensors outside of layers only. Empty: as many layers as the base has, merged by the rules.
     """
@@ -156,6 +157,11 @@ class RecipeSet:
         content = json.loads(text)
         recipes = {name: Recipe._from(recipe) for name, recipe in content["recipes"].items()}
         return cls(recipes=recipes, tasks=content["tasks"], stated=tuple(content["stated"]))
+
+
+def source_role(role: str, source: str) -> str:
+    """The role of a file with the statistics of one source."""
+    return f"{role}.{source}"
 
 
 def single_source(base: ModelRef, source: ModelRef, tensors: tuple[str, ...], dtype: str) -> Recipe:

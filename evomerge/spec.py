@@ -340,15 +340,23 @@ class SearchSpec(Frozen):
         # The order of keys carries meaning: methods and parameters of the space are searched in it.
         return json.dumps(self.model_dump(mode="json", by_alias=True, exclude=exclude))
 
-    def identity(self, fingerprints: Mapping[str, str], evaluator: str, params: Mapping[str, str]) -> dict[str, Any]:
+    def identity(
+        self,
+        fingerprints: Mapping[str, str],
+        evaluator: str,
+        params: Mapping[str, str],
+        measured: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
         """Everything that the value of a trial, or the next proposal, depends on. Runs of a study must agree in it.
 
-        Budget, workers, storage, artifacts, baselines, calibration and verdict may change when a study is resumed.
+        Budget, workers, storage, artifacts, baselines, verdict, and calibration that no statistics of the space are
+        measured on, may change when a study is resumed.
 
         Args:
             fingerprints: source name -> content hash of its files.
             evaluator: fingerprint of the evaluator, data included.
             params: param -> its distribution, in the order in which samplers see them.
+            measured: role of a file of statistics -> digest of the texts that they are measured on.
         """
         return {
             "base": self.base.name,
@@ -367,6 +375,7 @@ class SearchSpec(Frozen):
             },
             "dtype": self.dtype,
             "seed": self.seed,
+            **({"texts of statistics": dict(measured)} if measured else {}),
         }
 
 

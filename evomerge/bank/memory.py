@@ -22,25 +22,43 @@ class MemoryNeed:
         worker: of each worker alone: the live model in the scoring dtype, threshold tables, and the temporaries of the
             largest merge.
         sources: base and experts; `placement` chooses their memory.
+        statistics: files of statistics: mapped like the sources, or on the device of each worker.
     """
 
     worker: int
     sources: int
+    statistics: int = 0
 
 
-def memory_need(catalogue: TensorCatalogue, models: int, dtype: str, *, largest_scope: int = 0) -> MemoryNeed:
+def memory_need(
+    catalogue: TensorCatalogue,
+    models: int,
+    dtype: str,
+    *,
+    largest_scope: int = 0,
+    statistics: int = 0,
+    measuring: int = 0,
+    solving: int = 0,
+    kept: int = 0,
+) -> MemoryNeed:
     """Bytes that a search over this many models (base included) holds. Activations are extra: they depend on the items.
 
     Args:
         largest_scope: elements of the largest scope whose magnitudes are sorted, once per worker, for threshold tables.
+        statistics: bytes of the files of statistics.
+        measuring: bytes that a worker takes to measure statistics of one source.
+        solving: bytes that it takes to solve for the largest layer.
+        kept: bytes that it keeps between candidates, to merge the next one faster.
     """
     stored = sum(entry.numel * BYTES.get(entry.dtype, 8) for entry in catalogue.entries)
     live = sum(entry.numel * BYTES[dtype] for entry in catalogue.entries)
     largest = max((entry.numel for entry in catalogue.entries), default=0)
     # Merged eagerly, as long as there is no kernel: one tensor in fp32, and in the output's type.
-    merging = max(largest * (4 + BYTES[dtype]), sorted_together(largest_scope) * BYTES_PER_SORTED)
+    merging = max(largest * (4 + BYTES[dtype]), sorted_together(largest_scope) * BYTES_PER_SORTED, solving)
     tables = stored * models // 100 if largest_scope else 0
-    return MemoryNeed(worker=live + merging + tables, sources=stored * models)
+    return MemoryNeed(
+        worker=live + kept + max(merging + tables, measuring), sources=stored * models, statistics=statistics
+    )
 
 
 def available_memory() -> int:

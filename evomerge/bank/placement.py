@@ -8,7 +8,7 @@ or where even that is too much in the mapped files, and streams each tensor thro
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -36,8 +36,9 @@ class Placement:
     Attributes:
         place: the memory of the sources.
         device: "cpu" or "cuda".
-        sources: bytes of base and experts: per machine in mapped files, per worker elsewhere.
-        worker: bytes that each worker holds on the device beside the sources: live model, tables, temporaries.
+        sources: bytes of base and experts: per machine in mapped files, with those of statistics, per worker elsewhere.
+        worker: bytes that each worker holds on the device beside the sources: live model, tables, temporaries,
+            statistics.
         pageable: whether the sources are memory that the system may drop and read again.
     """
 
@@ -92,7 +93,9 @@ def place_sources(need: MemoryNeed, machine: Machine, *, workers: int = 1) -> Pl
     """
     if machine.device is None:
         _refuse_excess(need.worker * workers, machine.host, "this machine")
-        return Placement(place=Place.MAPPED, device="cpu", sources=need.sources, worker=need.worker, pageable=True)
+        mapped = need.sources + need.statistics
+        return Placement(place=Place.MAPPED, device="cpu", sources=mapped, worker=need.worker, pageable=True)
+    need = replace(need, worker=need.worker + need.statistics)
     _refuse_excess(need.worker, machine.device, "the GPU")
     if need.worker + need.sources <= DEVICE_SHARE * machine.device:
         return Placement(place=Place.DEVICE, device="cuda", sources=need.sources, worker=need.worker, pageable=False)

@@ -1,13 +1,14 @@
 """Tensors that a recipe brings with it, by role: trained coefficients and statistics of the sources alike.
 
-A recipe names one file per role, by the digest of its content. In the file each tensor has one more dimension in front,
-of the sources, and the metadata names them in that order.
+A recipe names files by the digest of their content. The file of a role has one more dimension in front of each tensor,
+of the sources, and its metadata names them in that order. Statistics may also be in one file per source, whose metadata
+has the fingerprint of the source.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,9 +16,9 @@ import torch
 from evomerge.checkpoints.recipe_files import load_tensors
 from evomerge.errors import InvalidInput
 from evomerge.methods import method_info
-from evomerge.recipe import Recipe, Rule
+from evomerge.recipe import Recipe, Rule, source_role
 
-BySource = list[dict[str, torch.Tensor]]
+BySource = Sequence[Mapping[str, torch.Tensor]]
 """For each source of a rule, in its order, {tensor name: tensor}."""
 
 
@@ -47,18 +48,42 @@ class RecipeTensors:
             InvalidInput: as `parameters`.
         """
         info = method_info(rule.method)
-        if info.statistics is None or (info.statistics.name not in recipe.files and "statistics" not in info.needs):
+        if info.statistics is None:
             return None
-        return self._by_source(info.statistics.name, rule, recipe, ())
+        role = info.statistics.name
+        if role in recipe.files:
+            return self._by_source(role, rule, recipe, ())
+        if any(source_role(role, source) in recipe.files for source in rule.sources):
+            return [self._of_source(source_role(role, source), source, rule, recipe) for source in rule.sources]
+        return self._by_source(role, rule, recipe, ()) if "statistics" in info.needs else None
 
-    def _by_source(self, role: str, rule: Rule, recipe: Recipe, options: tuple[str, ...]) -> BySource:
+    def _of_source(self, role: str, source: str, rule: Rule, recipe: Recipe) -> Mapping[str, torch.Tensor]:
+        tensors, metadata = self._load(*self._file(role, rule, recipe))
+        ref = next(each for each in (*recipe.sources, recipe.base) if each.name == source)
+        if metadata.get("source") != ref.fingerprint:
+            raise InvalidInput(
+                f"the file of {role} {recipe.files[role]} belongs to another model than {source!r}: it was measured on "
+                f"{metadata.get('source')}, the source is {ref.fingerprint}"
+            )
+        return tensors
+
+    def _file(self, role: str, rule: Rule, recipe: Recipe) -> tuple[Path, str]:
+        """The folder and the digest of a file.
+
+        Raises:
+            InvalidInput: the recipe names none, or there is no folder.
+        """
         digest = recipe.files.get(role)
         if digest is None or self._folder is None:
             raise InvalidInput(
                 f"a rule with {rule.method} needs a file of {role}, but "
                 + ("the recipe names none" if digest is None else "this bank has no folder of files; give `files`")
             )
-        stacked, metadata = self._load(self._folder, digest)
+        return self._folder, digest
+
+    def _by_source(self, role: str, rule: Rule, recipe: Recipe, options: tuple[str, ...]) -> BySource:
+        folder, digest = self._file(role, rule, recipe)
+        stacked, metadata = self._load(folder, digest)
         described = {option: str(rule.options.get(option)) for option in options}
         described["sources"] = json.dumps(list(rule.sources))
         if any(metadata.get(key) != value for key, value in described.items()):

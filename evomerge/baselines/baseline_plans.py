@@ -1,4 +1,4 @@
-"""Plans of the baselines: each one asks for scores and trainings, and ends in the choice of a recipe.
+"""Plans of the baselines: each asks for scores, trainings and measurements, and ends in the choice of a recipe.
 
 A plan is a generator. It yields a list of steps that may be done at the same time, is given a result for each of them
 (None for one that failed), and returns the recipe that it has chosen. It never waits, so that the plans of several
@@ -8,7 +8,7 @@ baselines share the workers.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from evomerge.baselines.info import BASELINES, WeightGrid
@@ -21,6 +21,7 @@ from evomerge.jobs import Cost
 from evomerge.methods import METHODS, resolve_options, resolve_parameters
 from evomerge.methods.functions import load_function
 from evomerge.objective import Objective
+from evomerge.opening.measurements import PlannedMeasurement, baseline_measurements
 from evomerge.recipe import ModelRef, Recipe, RecipeSet, Rule
 from evomerge.spec import BaselineSpec, Calibration, SearchSpec
 from evomerge.study.rows import TrainingResult
@@ -51,7 +52,17 @@ class Choice:
     losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
-BaselinePlan = Generator[Sequence[NamedRecipe | TrainingRequest], Sequence[NamedResult | TrainingResult | None], Choice]
+@dataclass(frozen=True)
+class MeasurementResult:
+    """The digest of a file of statistics, and the cost of measuring them."""
+
+    digest: str
+    cost: Cost
+
+
+Step = NamedRecipe | TrainingRequest | PlannedMeasurement
+StepResult = NamedResult | TrainingResult | MeasurementResult
+BaselinePlan = Generator[Sequence[Step], Sequence[StepResult | None], Choice]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +134,13 @@ def check_baseline(baseline: BaselineSpec, spec: SearchSpec, tasks: Collection[s
         tasks: of the evaluator.
 
     Raises:
-        InvalidInput: see `plan_of`; dam without calibration texts; or emr with a task or expert that there is not.
+        InvalidInput: see `plan_of`; a baseline that needs calibration texts without them; or emr with a task or expert
+            that there is not.
     """
     info = BASELINES[baseline.name]
     if info.method is not None:
         _merge_settings(baseline, info.method, len(spec.experts))
+        baseline_measurements(baseline, spec, [expert.ref for expert in spec.experts], longest=None)
     elif info.trained:
         training_settings(baseline)
         if not spec.has_calibration:
@@ -211,6 +224,22 @@ def one_method(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
     method = str(BASELINES[baseline.name].method)
     parameters, options = _merge_settings(baseline, method, len(given.experts))
     return Choice(given.recipe(method, parameters, options))
+
+
+def one_measured_method(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
+    """The same for a method with statistics, which are measured first."""
+    planned = baseline_measurements(baseline, given.spec, given.experts, longest=given.longest)
+    results = yield planned
+    files = {
+        each.role: result.digest
+        for each, result in zip(planned, results, strict=True)
+        if isinstance(result, MeasurementResult)
+    }
+    if len(files) < len(planned):
+        raise InvalidInput("the statistics of a source cannot be measured")
+    method = str(BASELINES[baseline.name].method)
+    parameters, options = _merge_settings(baseline, method, len(given.experts))
+    return Choice(replace(given.recipe(method, parameters, options), files=files))
 
 
 def _merge_settings(baseline: BaselineSpec, method: str, experts: int) -> tuple[dict[str, Any], dict[str, Any]]:

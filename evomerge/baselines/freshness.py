@@ -26,7 +26,7 @@ def build_key(baseline: BaselineSpec, spec: SearchSpec, standing: SearchSnapshot
         content[info.built_from] = standing.best if info.built_from == "best" else standing.trials
     if info.by_task:
         content["tasks"] = {expert.name: expert.calibration and expert.calibration.task for expert in spec.experts}
-    if info.trained:
+    if info.needs_texts:
         calibrations = {expert.name: expert.calibration for expert in spec.experts}
         content["calibration"] = {
             name: each and (each.task or _digest_of(name, str(each.file)), each.items)

@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, Field
 
 from evomerge.documents import Frozen
+from evomerge.methods import METHODS
 
 __all__ = ["BASELINES", "BaselineInfo", "EmrSettings", "NoSettings", "WeightGrid"]
 
@@ -54,7 +55,7 @@ class BaselineInfo:
         sampler: it is a search with this sampler, and has no plan.
         built_from: part of the search that it is built from: the winner's recipe (`best`) or the number of finished
             trials (`trials`). A change of that part makes another baseline.
-        on_request: built only when it is named: it costs a search or a training more.
+        on_request: built only when it is named: it costs a search, a training or a measurement more.
         early: built before the first trial, since normalisation, constraints and warm starts may need it.
         chosen_on_search_items: chosen by its own value on the search items, whose luck it shares.
         by_task: its row is several models, one per expert; each task is given to the one that belongs to it.
@@ -75,8 +76,18 @@ class BaselineInfo:
 
     @property
     def trained(self) -> bool:
-        """Whether it needs texts of every expert."""
+        """Whether it is the result of a training."""
         return self.trainer is not None
+
+    @property
+    def measured(self) -> bool:
+        """Whether its method merges with statistics of every expert, which are measured for it."""
+        return self.method is not None and "statistics" in METHODS[self.method].needs
+
+    @property
+    def needs_texts(self) -> bool:
+        """Whether it needs texts of every expert."""
+        return self.trained or self.measured
 
     @property
     def needs_search(self) -> bool:
@@ -111,6 +122,8 @@ _ALL = (
         chosen_on_search_items=True,
         by_task=True,
     ),
+    BaselineInfo(name="fisher", plan=f"{_PLANS}:one_measured_method", method="fisher", on_request=True),
+    BaselineInfo(name="regmean", plan=f"{_PLANS}:one_measured_method", method="regmean", on_request=True),
     BaselineInfo(name="dam", plan=f"{_PLANS}:dam", trainer="dam"),
     BaselineInfo(
         name="dam-from-best",

@@ -18,6 +18,7 @@ from evomerge.spec import BaselineSpec, BudgetSpec
 from evomerge.study.rows import NewRow, read_record, read_scores
 from evomerge.study.snapshot import snapshot_of
 from evomerge.study.status import Status
+from evomerge.study.study_statistics import read_statistics
 from evomerge.study.trials import best_trials, total_cost
 
 
@@ -68,7 +69,7 @@ def random_search(
                 value=record.value,
                 stderr=record.stderr,
                 seconds=record.seconds,
-                cost=total_cost(search.trials()),
+                cost=total_cost(search.trials()) + read_statistics(opened.search.study).cost,
                 made=made,
                 params=best.params,
             )

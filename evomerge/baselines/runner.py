@@ -7,7 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from evomerge.baselines.baseline_plans import BaselinePlan, Choice, Ingredients, TrainingRequest, plan_of
+from evomerge.baselines.baseline_plans import (
+    BaselinePlan,
+    Choice,
+    Ingredients,
+    MeasurementResult,
+    Step,
+    StepResult,
+    plan_of,
+)
 from evomerge.baselines.freshness import build_key
 from evomerge.baselines.models_by_task import joined_row, named_recipes
 from evomerge.baselines.named_recipes import (
@@ -22,9 +30,10 @@ from evomerge.baselines.named_recipes import (
 )
 from evomerge.cluster import Executor
 from evomerge.errors import EvomergeError
-from evomerge.jobs import Cost, Failed, Job, Outcome, Progress, Score, Scored, Train, Trained
+from evomerge.jobs import Cost, Failed, Job, Measured, Outcome, Progress, Score, Scored, Train, Trained
 from evomerge.loop.dispatcher import Dispatcher
 from evomerge.loop.stop import Stop
+from evomerge.opening.measurements import PlannedMeasurement
 from evomerge.packs.items import ItemBlock
 from evomerge.recipe import Recipe, RecipeSet
 from evomerge.spec import BaselineSpec
@@ -53,7 +62,7 @@ class _Baseline:
     spec: BaselineSpec
     made: str
     plan: BaselinePlan
-    results: list[NamedResult | TrainingResult | None] = field(default_factory=list)
+    results: list[StepResult | None] = field(default_factory=list)
     waiting: dict[str, int] = field(default_factory=dict)
     scored: list[NamedResult] = field(default_factory=list)
     trial: int | None = None
@@ -62,7 +71,7 @@ class _Baseline:
     is_scored: bool = False
     reason: str = ""
 
-    def next_steps(self) -> Sequence[NamedRecipe | TrainingRequest]:
+    def next_steps(self) -> Sequence[Step]:
         """The steps that the plan asks for next; after its choice, the steps that score the choice.
 
         Raises:
@@ -83,7 +92,7 @@ class _Baseline:
         """Whether each step is stored as a row of its own: one that is the whole choice is the baseline's row."""
         return self.choice is None or isinstance(self.choice.recipe, RecipeSet)
 
-    def take(self, place: int, result: NamedResult | TrainingResult | None) -> None:
+    def take(self, place: int, result: StepResult | None) -> None:
         """Note the result of a step."""
         self.results[place] = result
         if isinstance(result, NamedResult):
@@ -184,9 +193,7 @@ class BaselineRunner:
         self._left_out[baseline.spec.name] = reason
         self._records.fail(baseline.spec.name, baseline.made, reason, baseline.trial)
 
-    def _submit(
-        self, baseline: _Baseline, place: int, step: NamedRecipe | TrainingRequest
-    ) -> NamedResult | TrainingResult | None:
+    def _submit(self, baseline: _Baseline, place: int, step: Step) -> StepResult | None:
         """The stored result of a step; None if there is none, and a job for it was submitted."""
         name = baseline.spec.name
         if isinstance(step, NamedRecipe):
@@ -195,6 +202,9 @@ class BaselineRunner:
                 return known
             key = job_key(step, self._records)
             job: Job = Score(key=key, recipe=step.recipe, items=ItemBlock("search"), batch_size=self._batch_size)
+        elif isinstance(step, PlannedMeasurement):
+            job = step.job(f"{self._records.study.study_name}/{name}")
+            key = job.key
         else:
             baseline.trial = self._records.begin(name, baseline.made)
             kept = self._records.kept(baseline.trial)
@@ -229,7 +239,7 @@ class BaselineRunner:
         baseline.take(place, result)
         self._advance(baseline)
 
-    def _result(self, baseline: _Baseline, job: Job, outcome: Outcome) -> NamedResult | TrainingResult | None:
+    def _result(self, baseline: _Baseline, job: Job, outcome: Outcome) -> StepResult | None:
         """Store and return the result of a step; None if it failed, with the reason in `baseline.reason`."""
         found, objective = outcome.result, self._ingredients.objective
         if isinstance(found, Scored) and isinstance(job, Score):
@@ -247,6 +257,8 @@ class BaselineRunner:
             if found.checkpoint is not None:
                 Path(found.checkpoint).unlink(missing_ok=True)
             return kept
+        if isinstance(found, Measured):
+            return MeasurementResult(found.digest, outcome.cost)
         baseline.reason = found.reason if isinstance(found, Failed) else "a job of another kind came back"
         return None
 

@@ -22,7 +22,10 @@ def calibration_texts(evaluator: Evaluator, calibration: Calibration) -> list[Ca
         InvalidInput: the evaluator has no texts, or not those.
     """
     if not isinstance(evaluator, CalibratingEvaluator):
-        raise InvalidInput("this evaluator has no texts to train on; leave the baseline dam out")
+        raise InvalidInput(
+            "this evaluator has no calibration texts; leave out what needs them: merges that are trained, such as dam, "
+            "and methods with statistics, such as regmean"
+        )
     if calibration.task is not None:
         return evaluator.calibration(calibration.task, calibration.items)
     return evaluator.read_calibration(Path(str(calibration.file)), calibration.items)

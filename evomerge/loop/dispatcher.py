@@ -64,9 +64,14 @@ class Dispatcher:
         return job, outcome
 
 
-def run_all(executor: Executor, stop: Stop, jobs: Iterable[Job]) -> Iterator[tuple[Job, Outcome]]:
+def run_all(
+    executor: Executor,
+    stop: Stop,
+    jobs: Iterable[Job],
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Iterator[tuple[Job, Outcome]]:
     """Run a list of jobs through the executor and yield each as it ends."""
-    dispatcher = Dispatcher(executor, stop)
+    dispatcher = Dispatcher(executor, stop, on_progress=on_progress)
     for job in jobs:
         dispatcher.submit(job)
     while dispatcher.jobs:

@@ -54,7 +54,10 @@ FISHER = MethodInfo(
         ),
     ),
     needs=frozenset({"statistics"}),
+    relative_weights=True,
     statistics=Statistics(
-        "fisher", "for each source {tensor name: diagonal Fisher, one number per element}; evomerge.statistics.fisher"
+        "fisher",
+        "for each source {tensor name: diagonal Fisher, one number per element}; evomerge.statistics.fisher",
+        measured=True,
     ),
 )

@@ -55,12 +55,20 @@ class Statistics:
         of_tied: whether a tensor that several modules share has one. A tied head merged as a linear layer would no
             longer suit the embedding that it is.
         needed_under: (option, its value) under which the method cannot do without, where it otherwise takes none.
+        measured: whether a search measures them: they are a kind of `evomerge.statistics`.
+        switches: setting of the measurement -> (option of the method, its value under which the setting is on).
     """
 
     name: str
     description: str
     of_tied: bool = True
     needed_under: tuple[str, OptionValue] | None = None
+    measured: bool = False
+    switches: Mapping[str, tuple[str, OptionValue]] = field(default_factory=dict)
+
+    def settings(self, options: Mapping[str, OptionValue]) -> dict[str, bool]:
+        """The settings of the measurement for these options of the method, all of them given."""
+        return {setting: options[option] == value for setting, (option, value) in self.switches.items()}
 
 
 @dataclass(frozen=True)
@@ -138,6 +146,7 @@ class MethodInfo:
         elementwise: whatever the options, an element of the result depends on that element of base and sources alone.
         weighted_sum: the result is the sum of the sources, each times its `weight` (under `normalize: true` divided by
             the sum of the weights). With a base it is the sum of task vectors, on the base.
+        relative_weights: only the ratios of the sources' `weight` matter, whatever the options.
         sorts_magnitudes: it trims task vectors at thresholds, for which a worker sorts their magnitudes once.
         random: the result depends on the seed.
         sources: the exact number of sources, or None for any number.
@@ -159,6 +168,7 @@ class MethodInfo:
     needs: frozenset[str] = frozenset()
     elementwise: bool = False
     weighted_sum: bool = False
+    relative_weights: bool = False
     sorts_magnitudes: bool = False
     random: bool = False
     sources: int | None = None

@@ -51,9 +51,12 @@ REGMEAN = MethodInfo(
         ),
     ),
     needs=frozenset({"statistics"}),
+    relative_weights=True,
     statistics=Statistics(
         "grams",
         "for each source {name of the weight: Gram [inputs, inputs]}; evomerge.statistics.grams",
         of_tied=False,
+        measured=True,
+        switches={"constant": ("bias", "joint")},
     ),
 )

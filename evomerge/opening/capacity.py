@@ -5,14 +5,17 @@ from __future__ import annotations
 from evomerge.bank.memory import MemoryNeed, memory_need
 from evomerge.bank.placement import Placement, place_sources, this_machine
 from evomerge.baselines.info import BASELINES
+from evomerge.merging.regmean import KEPT_BYTES
 from evomerge.methods import METHODS
 from evomerge.opening.inputs import Inputs
+from evomerge.opening.measurements import all_measurements, measured_sizes
 
 
 def memory_of(inputs: Inputs) -> MemoryNeed:
     """Memory that the search needs.
 
-    A method that sorts magnitudes does so for one group after the other, once; baselines, over the whole model.
+    A method that sorts magnitudes does so for one group after the other, once; baselines, over the whole model. One
+    source is measured at a time in a worker, before it merges.
     """
     spec = inputs.spec
     searched = any(METHODS[method].sorts_magnitudes for method in spec.search_space.method_names)
@@ -22,7 +25,17 @@ def memory_of(inputs: Inputs) -> MemoryNeed:
         largest_scope = sum(entry.numel for entry in inputs.catalogue.mergeable)
     else:
         largest_scope = max(groups) if searched else 0
-    return memory_need(inputs.catalogue, len(inputs.refs), spec.dtype, largest_scope=largest_scope)
+    measured = measured_sizes(inputs, all_measurements(inputs, spec.chosen_baselines))
+    return memory_need(
+        inputs.catalogue,
+        len(inputs.refs),
+        spec.dtype,
+        largest_scope=largest_scope,
+        statistics=sum(each.file for each in measured),
+        measuring=max((each.measuring for each in measured), default=0),
+        solving=max((each.solving for each in measured), default=0),
+        kept=min(KEPT_BYTES, sum(each.products for each in measured)),
+    )
 
 
 def placement_of(inputs: Inputs, workers: int) -> Placement:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import optuna
@@ -15,8 +15,10 @@ from optuna.trial import FrozenTrial
 
 from evomerge.evaluation.split import split_to_json
 from evomerge.opening.inputs import Inputs
+from evomerge.opening.measurements import measured_texts
 from evomerge.samplers import build_sampler
 from evomerge.samplers.base import SearchSampler
+from evomerge.spaces.bound import BoundSpace
 from evomerge.storage import attributes
 from evomerge.storage.lock import hold
 from evomerge.storage.opening import open_storage, release, with_retries
@@ -25,13 +27,19 @@ from evomerge.study.identity import StudyIdentity, create_or_verify
 from evomerge.study.rows import Records
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.stored_search import BASELINES, HELD_OUT, artifacts_folder, from_anywhere
+from evomerge.study.study_statistics import StudyStatistics, read_statistics
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenSearch:
-    """A study that this process may write to, with its siblings."""
+    """A study that this process may write to, with its siblings.
+
+    Attributes:
+        space: that of the inputs, with the files that the study has measured.
+    """
 
     inputs: Inputs
+    space: BoundSpace
     search: SearchStudy
     identity: StudyIdentity
     baselines: Records
@@ -51,7 +59,15 @@ class OpenSearch:
                 load_if_exists=True,
             )
         )
-        return SearchStudy(study, self.storage, self.inputs.space, artifacts=self.artifacts, check_hold=self.check_hold)
+        return SearchStudy(study, self.storage, self.space, artifacts=self.artifacts, check_hold=self.check_hold)
+
+    def with_statistics(self, measured: StudyStatistics) -> OpenSearch:
+        """Store the files that every recipe of the search takes from now on."""
+        self.search.set_text(attributes.STATISTICS, measured.to_json())
+        space = replace(self.space, files=measured.files)
+        study, storage = self.search.study, self.storage
+        search = SearchStudy(study, storage, space, artifacts=self.artifacts, check_hold=self.check_hold)
+        return replace(self, space=space, search=search)
 
 
 @contextmanager
@@ -92,9 +108,11 @@ def _open(
             warnings.simplefilter("ignore", ExperimentalWarning)
             study.set_metric_names(list(inputs.evaluator.weights))  # what Optuna Dashboard calls the objectives
     study.sampler = build_search_sampler(inputs, workers, identity.popsize)
+    space = replace(inputs.space, files=read_statistics(study).files)
     return OpenSearch(
         inputs=inputs,
-        search=SearchStudy(study, storage, inputs.space, artifacts=folder, check_hold=check_hold),
+        space=space,
+        search=SearchStudy(study, storage, space, artifacts=folder, check_hold=check_hold),
         identity=identity,
         baselines=Records(storage, f"{spec.name}/{BASELINES}", artifacts=folder, check_hold=check_hold),
         held_out=Records(storage, f"{spec.name}/{HELD_OUT}", artifacts=folder, check_hold=check_hold),
@@ -114,6 +132,7 @@ def _identity(inputs: Inputs, workers: int) -> StudyIdentity:
             fingerprints,
             inputs.evaluator.fingerprint,
             {name: repr(distribution) for name, distribution in inputs.space.distributions.items()},
+            measured_texts(inputs),
         ),
         split=split_to_json(inputs.evaluator.split),
         batch_size=None,

@@ -82,9 +82,9 @@ def status_line(status: Status) -> Text:
 
 
 def progress_line(progress: Progress) -> Text:
-    """step/total of a training, and its losses by name."""
-    losses = " · ".join(f"{name} {loss:.4f}" for name, loss in progress.losses.items())
-    return Text(f"{progress.key}: step {progress.step}/{progress.steps} · {losses}")
+    """step/total of a training, and its losses by name; of a measurement, the texts that have been read."""
+    losses = "".join(f" · {name} {loss:.4f}" for name, loss in progress.losses.items())
+    return Text(f"{progress.key}: {'step' if losses else 'text'} {progress.step}/{progress.steps}{losses}")
 
 
 def status_document(stored: StoredSearch) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class _Lines:
         now = time.monotonic()
         if progress.step == progress.steps or now - self._last >= LOG_SECONDS:
             self._last = now
-            self._tell("training", asdict(progress))
+            self._tell("training" if progress.losses else "measurement", asdict(progress))
 
     def phase(self, text: str) -> None:
         self._tell("phase", {"text": text})

@@ -14,7 +14,14 @@ from evomerge.baselines.info import BASELINES
 from evomerge.errors import InvalidInput, StoppedByFailures, unknown_name
 from evomerge.loop.stop import stopping_on_signals
 from evomerge.search.session import Listener, open_session
-from evomerge.search.stages import early_and_late, enqueue_known_merges, explore, judge_winner, make_baselines
+from evomerge.search.stages import (
+    early_and_late,
+    enqueue_known_merges,
+    explore,
+    judge_winner,
+    make_baselines,
+    measure_statistics,
+)
 from evomerge.spec import SearchSpec
 from evomerge.study.command_line import command_line
 from evomerge.verdict import name_winner, read_winner
@@ -37,6 +44,7 @@ def run_search(spec: SearchSpec, *, ray: str | None = None, listener: Listener |
     """
     listener = listener or Listener()
     with stopping_on_signals() as stop, open_session(spec, stop, ray=ray, listener=listener) as session:
+        session = measure_statistics(session)
         early, late = early_and_late(spec)
         make_baselines(session, early)
         enqueue_known_merges(session)

@@ -17,6 +17,7 @@ from evomerge.loop.stop import Stop
 from evomerge.objective import Objective, build_objective, task_weights
 from evomerge.opening.capacity import placement_of
 from evomerge.opening.inputs import Inputs, open_inputs
+from evomerge.opening.measurements import all_measurements
 from evomerge.opening.open_study import OpenSearch, open_search
 from evomerge.opening.readiness import check_requests
 from evomerge.packs.items import ItemBlock
@@ -108,6 +109,8 @@ def _refuse_unfit(inputs: Inputs, baselines: Sequence[BaselineSpec]) -> None:
     for baseline in baselines:
         check_baseline(baseline, inputs.spec, inputs.evaluator.weights)
         planned_training(baseline, inputs)
+    for measurement in all_measurements(inputs, baselines):
+        measurement.texts(inputs.evaluator)
     check_requests(inputs)
 
 

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from evomerge.baselines.baseline_plans import Ingredients
 from evomerge.baselines.freshness import current_baselines
@@ -14,11 +15,13 @@ from evomerge.baselines.models_by_task import joined_row, named_recipes
 from evomerge.baselines.named_recipes import NamedRecipe, NamedResult, record_row, score_rows
 from evomerge.baselines.random_search import random_search
 from evomerge.baselines.runner import BaselineRunner
-from evomerge.errors import StoppedByFailures
+from evomerge.errors import InvalidInput, StoppedByFailures
 from evomerge.evaluation.scores import Scores
-from evomerge.jobs import Cost
+from evomerge.jobs import Cost, Measured
 from evomerge.loop.controller import Controller
+from evomerge.loop.dispatcher import reason_of, refuse_invalid, run_all
 from evomerge.messages import duration
+from evomerge.opening.measurements import planned_measurements
 from evomerge.packs.items import ItemBlock
 from evomerge.racing import build_fidelity
 from evomerge.recipe import RecipeSet
@@ -31,6 +34,7 @@ from evomerge.storage import attributes
 from evomerge.study.incumbent import read_incumbent
 from evomerge.study.rows import Record
 from evomerge.study.snapshot import snapshot_of
+from evomerge.study.study_statistics import StudyStatistics, read_statistics
 from evomerge.study.trials import best_trials
 from evomerge.verdict import (
     Entrant,
@@ -114,6 +118,48 @@ def _ingredients(session: Session) -> Ingredients:
         trials=search.tally.finished,
         longest=inputs.longest_text,
     )
+
+
+def measure_statistics(session: Session) -> Session:
+    """Measure what the methods of the space take, where the study does not have it, and have every recipe name it.
+
+    Returns:
+        The session with the files of the study.
+
+    Raises:
+        InvalidInput: texts cannot be measured, or a file that was lost cannot be made again with the same numbers.
+        StoppedByFailures: a source cannot be measured for another reason.
+        Interrupted: a signal asked for a stop; the next run continues.
+    """
+    opened = session.opened
+    known, folder = read_statistics(opened.search.study), files_folder(opened.artifacts)
+    missing = [
+        each for each in planned_measurements(opened.inputs) if not _is_stored(folder, known.files.get(each.role))
+    ]
+    if not missing:
+        return session
+    session.say(f"measuring {' and '.join(dict.fromkeys(each.kind for each in missing))} of the sources")
+    jobs = {each.role: each.job(opened.search.study.study_name) for each in missing}
+    roles = {job.key: role for role, job in jobs.items()}
+    files, cost = dict(known.files), known.cost
+    for job, outcome in run_all(session.executor, session.stop, jobs.values(), session.listener.on_progress):
+        role = roles[job.key]
+        if not isinstance(outcome.result, Measured):
+            refuse_invalid(outcome)
+            raise StoppedByFailures(f"{role} cannot be measured: {reason_of(outcome)}")
+        if known.files.get(role) not in (None, outcome.result.digest):
+            raise InvalidInput(
+                f"{known.files[role]}.safetensors, the file of {role} that the trials of the study were merged with, "
+                f"is lost, and the numbers that are measured now differ; restore it in {folder}, or give the search a "
+                "new name"
+            )
+        cost += outcome.cost if role not in known.files else Cost()
+        files[role] = outcome.result.digest
+    return replace(session, opened=opened.with_statistics(StudyStatistics(files=files, cost=cost)))
+
+
+def _is_stored(folder: Path, digest: str | None) -> bool:
+    return digest is not None and (folder / f"{digest}.safetensors").is_file()
 
 
 def enqueue_known_merges(session: Session) -> None:
@@ -238,7 +284,7 @@ def _shown(session: Session, winner: Winner) -> list[NamedRecipe]:
     mean = sampler_of(search.study).mean(search.study)
     if mean is None:
         return others
-    recipe = opened.inputs.space.decode(mean)
+    recipe = opened.space.decode(mean)
     return [*others, NamedRecipe(label=MEAN, recipe=recipe, params=mean, keep_recipe=True)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ from evomerge.catalogue import TensorCatalogue
 from evomerge.errors import InvalidInput
 from evomerge.messages import some
 from evomerge.methods import method_info, resolve_options, resolve_parameters
-from evomerge.recipe import ModelRef, Recipe, Rule
+from evomerge.recipe import ModelRef, Recipe, Rule, source_role
 from evomerge.spaces.bound_genome import BoundGenome
 from evomerge.spaces.genomes import bind_genome
 from evomerge.spaces.groups import TensorGroup, divide
@@ -35,6 +35,7 @@ class BoundSpace:
         genome: what decides where the space is the genome of another search.
         centre: the middle of the box, of a choice its first value; or where the genome has it.
         dtype, seed: passed on to every recipe.
+        files: role -> digest of the files that rules may need, which the study has measured before its first trial.
     """
 
     space: SearchSpace
@@ -46,6 +47,7 @@ class BoundSpace:
     dtype: str
     seed: int
     genome: BoundGenome | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def dimensions(self) -> int:
@@ -84,7 +86,24 @@ class BoundSpace:
             rules = self.genome.rules(params)
         else:
             rules = tuple(self._rule(group, params) for group in self.groups)
-        return Recipe(base=self.base, sources=self.sources, rules=rules, dtype=self.dtype, seed=self.seed)
+        return Recipe(
+            base=self.base,
+            sources=self.sources,
+            rules=rules,
+            dtype=self.dtype,
+            seed=self.seed,
+            files=self._files_of(rules),
+        )
+
+    def _files_of(self, rules: Sequence[Rule]) -> dict[str, str]:
+        """The files that these rules take: a recipe names no other."""
+        roles = {
+            source_role(role, source)
+            for rule in rules
+            for role in method_info(rule.method).roles
+            for source in rule.sources
+        }
+        return {role: digest for role, digest in self.files.items() if role in roles}
 
     def method_of(self, group: TensorGroup, params: Mapping[str, Any]) -> str:
         """The method by which a group is merged."""

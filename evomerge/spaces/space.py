@@ -193,6 +193,7 @@ def load_space(name: str, directory: Path | None = None) -> SearchSpace:
         raise InvalidInput(
             f"search space {space.name!r}: a choice of methods cannot be interpolated over depth; use blocks"
         )
+    needed_statistics(space)
     return space
 
 
@@ -217,7 +218,7 @@ def _check_method(space: SearchSpace, method: str, chosen: MethodSpace) -> None:
             f"{where}: its {info.tensors[0].name} are tensors, which a search cannot choose; use linear or "
             "task_arithmetic here, and train the coefficients as the baseline dam"
         )
-    if "statistics" in info.needs:
+    if "statistics" in info.needs and not (info.statistics and info.statistics.measured):
         raise InvalidInput(
             f"{where}: it needs statistics of every source, which a search does not measure; use another"
         )
@@ -256,8 +257,29 @@ def _check_scores(where: str, value: Range | float, chosen: MethodSpace) -> None
         raise InvalidInput(f"{where}: t follows from the scores; give either t or {SCORE}")
 
 
+def needed_statistics(space: SearchSpace) -> dict[str, dict[str, bool]]:
+    """The statistics that a search of the space measures before its first trial: kind -> settings of the measurement.
+
+    Raises:
+        InvalidInput: two methods want one kind with different settings.
+    """
+    found: dict[str, dict[str, bool]] = {}
+    for method, chosen in space.methods.items():
+        kind = method_info(method).statistics
+        if kind is None or not kind.measured:
+            continue
+        settings = kind.settings(resolve_options(method, chosen.options, semantics=space.semantics))
+        if found.setdefault(kind.name, settings) != settings:
+            raise InvalidInput(
+                f"search space {space.name!r}: its methods need {kind.name} that are measured in different ways "
+                f"({found[kind.name]} and, for {method!r}, {settings}); give them the same options"
+            )
+    return found
+
+
 def _normalised(method: str, options: Mapping[str, Any]) -> bool:
-    return method_info(method).weighted_sum and options.get("normalize") is True
+    info = method_info(method)
+    return info.relative_weights or (info.weighted_sum and options.get("normalize") is True)
 
 
 def _check_range(where: str, name: str, value: Range, *, per_source: bool, normalised: bool) -> None:

@@ -143,6 +143,12 @@ def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     return layers
 
 
+def inputs_of(layer: torch.nn.Module) -> int:
+    """The number of inputs of a linear layer."""
+    rows, columns = layer.get_parameter("weight").shape
+    return rows if isinstance(layer, Conv1D) else columns
+
+
 def _is(module: torch.nn.Module) -> bool:
     return isinstance(module, _LINEAR)
 

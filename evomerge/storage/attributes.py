@@ -37,6 +37,7 @@ DIGESTS: Final = "evomerge:digests"  # text: the winner's trial and the digest o
 INCUMBENT: Final = (
     "evomerge:incumbent"  # text: the best trial and its outcome on every item, for others to race against
 )
+STATISTICS: Final = "evomerge:statistics"  # text: files of the statistics that recipes name, and their cost, in JSON
 PHASE: Final = "evomerge:phase"  # current activity of the controller
 VERDICT: Final = "evomerge:verdict"  # text: the held-out comparison, in JSON
 

@@ -15,7 +15,6 @@ from evomerge.errors import InvalidInput
 from evomerge.merging import merge_state_dicts, regmean
 from evomerge.methods import METHODS, resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule
-from evomerge.spaces import load_space
 from evomerge.statistics import input_grams, sampled_fisher
 
 TOY = Path(__file__).parent.parent.parent / "examples" / "toy" / "models"
@@ -120,12 +119,55 @@ def test_a_recipe_without_the_file_is_refused(sources, tmp_path, method, role):
         bank_of(sources, files=tmp_path).materialize(recipe_of(sources, method))
 
 
+def stored_apart(folder, sources, role, statistics):
+    """One file per expert, as a search measures them: role -> digest."""
+    _, experts = sources
+    return {
+        f"{role}.{expert.ref.name}": store_tensors(folder, each, {"source": expert.ref.fingerprint})
+        for expert, each in zip(experts, statistics, strict=True)
+    }
+
+
 @pytest.mark.parametrize("method", ["fisher", "regmean"])
-def test_a_search_space_cannot_name_a_method_whose_statistics_a_search_does_not_measure(tmp_path, method):
-    space = tmp_path / "space.yaml"
-    space.write_text(
-        "name: measured\ngroups: {depth: {blocks: 2}}\n"
-        f"methods: {{{method}: {{parameters: {{weight: {{low: 0.1, high: 1.0}}}}}}}}\n"
+def test_one_file_per_source_gives_the_merge_of_one_file_for_all(sources, statistics, tmp_path, method):
+    role = METHODS[method].statistics.name
+    together = {role: stored(tmp_path, statistics[method])}
+    apart = stored_apart(tmp_path, sources, role, statistics[method])
+    one, other = (
+        bank_of(sources, files=tmp_path).live_digests(recipe_of(sources, method, {"weight": [0.2, 0.7]}, files))
+        for files in (together, apart)
     )
-    with pytest.raises(InvalidInput, match="needs statistics of every source"):
-        load_space(str(space))
+    assert one == other
+
+
+def test_a_file_of_another_source_is_refused(sources, statistics, tmp_path):
+    files = stored_apart(tmp_path, sources, "grams", statistics["regmean"])
+    exchanged = {"grams.reverse": files["grams.sort"], "grams.sort": files["grams.reverse"]}
+    with pytest.raises(InvalidInput, match="belongs to another model than 'reverse'"):
+        bank_of(sources, files=tmp_path).materialize(recipe_of(sources, "regmean", {}, exchanged))
+
+
+def test_a_source_without_its_file_is_named(sources, statistics, tmp_path):
+    files = stored_apart(tmp_path, sources, "grams", statistics["regmean"])
+    del files["grams.sort"]
+    with pytest.raises(InvalidInput, match=r"needs a file of grams\.sort, but the recipe names none"):
+        bank_of(sources, files=tmp_path).materialize(recipe_of(sources, "regmean", {}, files))
+
+
+@pytest.mark.parametrize("room", [regmean.KEPT_BYTES, 0])
+def test_products_with_grams_are_taken_once_for_all_candidates_where_there_is_room(
+    sources, statistics, tmp_path, monkeypatch, room
+):
+    taken = []
+    take = regmean.gram_products
+    monkeypatch.setattr(regmean, "KEPT_BYTES", room)
+    monkeypatch.setattr(regmean, "gram_products", lambda weights, grams: taken.append(1) or take(weights, grams))
+    bank = bank_of(sources, files=tmp_path)
+    files = {"grams": stored(tmp_path, statistics["regmean"])}
+    layers = len(statistics["regmean"][0])
+    digests = [
+        bank.live_digests(recipe_of(sources, "regmean", {"weight": [weight, 1.0], "scaling": weight}, files))
+        for weight in (0.3, 0.4, 0.3)
+    ]
+    assert len(taken) == (layers if room else 3 * layers)
+    assert digests[0] == digests[2] != digests[1]

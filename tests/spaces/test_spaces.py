@@ -1,17 +1,19 @@
 """Search spaces: YAML -> groups, distributions, centre, and params -> recipe."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from evomerge.catalogue import build_catalogue
 from evomerge.documents import validate
 from evomerge.errors import InvalidInput
+from evomerge.methods import METHODS
 from evomerge.recipe import ModelRef, Recipe
 from evomerge.spaces import known_spaces, load_space
 from evomerge.spaces.bound import bind
 from evomerge.spaces.groups import divide
-from evomerge.spaces.space import Groups
+from evomerge.spaces.space import Groups, needed_statistics
 
 BASE = ModelRef("base", "somewhere", revision=None, fingerprint="f-base")
 EXPERTS = [
@@ -81,9 +83,11 @@ def test_the_shipped_spaces_of_the_toy_scale_have_at_most_thirty_dimensions():
     sizes = {space.space.name: space.dimensions for space in map(space_for, OURS) if not space.conditional}
     assert sizes == {
         "dare-ties-per-block": 18,
+        "fisher-global": 4,
         "linear-global": 3,
         "pcb-global": 4,
         "pcb-per-block": 12,
+        "regmean-global": 4,
         "slerp-per-layer": 6,
         "task-arithmetic-per-block": 12,
         "ties-per-block": 15,
@@ -228,3 +232,48 @@ def test_an_option_that_needs_statistics_cannot_be_searched(tmp_path):
     space.write_text(text + ", options: {mode: acts}}}\n")
     with pytest.raises(InvalidInput, match="under mode: acts it needs statistics"):
         load_space(str(space))
+
+
+MIXED = """
+name: mixed
+groups: {depth: {blocks: 2}}
+methods:
+  linear: {parameters: {weight: {log_ratio: 3}}}
+  regmean: {parameters: {weight: {log_ratio: 3}}, options: {bias: joint}}
+"""
+
+
+def test_a_space_says_which_statistics_its_methods_need_and_how_they_are_measured(tmp_path):
+    assert needed_statistics(load_space("linear-global")) == {}
+    assert needed_statistics(load_space("fisher-global")) == {"fisher": {}}
+    assert needed_statistics(load_space("regmean-global")) == {"grams": {"constant": False}}
+    assert needed_statistics(load_space(write(tmp_path, MIXED))) == {"grams": {"constant": True}}
+
+
+def test_a_recipe_names_the_statistics_that_its_own_rules_take(tmp_path):
+    files = {"grams.red": "0" * 64, "grams.green": "1" * 64, "fisher.red": "2" * 64}
+    loaded = load_space(write(tmp_path, MIXED))
+    space = replace(bind(loaded, catalogue(), BASE, EXPERTS[:2], dtype="float32", seed=3), files=files)
+    assert space.decode(space.centre).files == {}
+    knots = [param for param in space.centre if param.endswith("method")]
+    for chosen in knots:
+        params = {**space.centre, chosen: "regmean"}
+        params |= {each: 0.0 for each in space.active(params) if each not in params}
+        recipe = space.decode(params)
+        assert recipe.files == {"grams.red": "0" * 64, "grams.green": "1" * 64}
+        other = replace(space, files=files | {"grams.red": "3" * 64}).decode(params)
+        assert other.digest != recipe.digest
+
+
+def test_weights_of_which_only_the_ratios_matter_are_searched_as_ratios(tmp_path):
+    text = "name: mine\ngroups: {depth: global}\nmethods: {fisher: {parameters: {weight: {low: 0.1, high: 1.0}}}}\n"
+    with pytest.raises(InvalidInput, match="log_ratio: 3"):
+        load_space(write(tmp_path, text))
+
+
+def test_two_methods_that_need_one_kind_in_different_ways_are_refused(tmp_path, monkeypatch):
+    other = replace(METHODS["regmean"], name="other")
+    monkeypatch.setitem(METHODS, "other", other)
+    text = MIXED + "  other: {parameters: {weight: {log_ratio: 3}}, options: {bias: mean}}\n"
+    with pytest.raises(InvalidInput, match="grams that are measured in different ways"):
+        load_space(write(tmp_path, text))
