@@ -11,22 +11,14 @@ import optuna
 import torch
 from rich.text import Text
 
+from evomerge.artefacts import Parent, model_card, models_card, write_model
+from evomerge.artefacts.emr_artefact import position_of, write_emr
 from evomerge.bank import WeightBank
 from evomerge.bank.kernels import DTYPES
 from evomerge.bank.weight_bank import default_device
 from evomerge.baselines.freshness import current_baselines
 from evomerge.baselines.named_recipes import source_rows
-from evomerge.checkpoints import (
-    Parent,
-    differing,
-    model_card,
-    models_card,
-    tensor_digest,
-    tensor_digests,
-    verify_digests,
-    write_model,
-)
-from evomerge.checkpoints.emr_artefact import position_of, write_emr
+from evomerge.checkpoints import differing, tensor_digest, tensor_digests, verify_digests
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.leaderboard import Line, leaderboard
 from evomerge.mergekit.export_yaml import to_mergekit
@@ -46,7 +38,7 @@ from evomerge.worker import files_folder
 SCHEMA = 1
 _HOW_TO_READ = (
     "`emr.json` has the formula, the base, the rescalers and the order of the bits in the masks; "
-    "`evomerge.checkpoints.emr_artefact.read_emr` reads the folder and rebuilds each model bit for bit."
+    "`evomerge.artefacts.emr_artefact.read_emr` reads the folder and rebuilds each model bit for bit."
 )
 
 
@@ -68,7 +60,7 @@ def export_merge(
         which: "best", a trial's number, the name of a baseline, or that of the sampler's mean.
         file: the search.yaml that names the storage, see `command_line`.
         task: of a row that is several models: the model of this task. Without it they are written as one artefact, see
-            `evomerge.checkpoints.emr_artefact`.
+            `evomerge.artefacts.emr_artefact`.
 
     Raises:
         InvalidInput: no such trial, baseline or task, no winner yet, or `out` holds something that is not ours.

@@ -18,7 +18,7 @@ FLOORS = (
     ("storage", "samplers"),
     ("methods", "recipe", "catalogue", "spaces", "packs", "baselines.info", "spec"),
     ("engine",),
-    ("tensors", "alignment", "elementwise", "merging", "checkpoints", "mergekit"),
+    ("tensors", "alignment", "elementwise", "merging", "checkpoints", "artefacts", "mergekit"),
     ("bank", "evaluation"),
     ("statistics", "training"),
     ("objective", "jobs", "worker", "cluster", "study", "opening"),

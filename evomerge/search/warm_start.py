@@ -6,8 +6,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from evomerge.artefacts.model_writer import RECIPE_FILES
 from evomerge.baselines.freshness import current_baselines
-from evomerge.checkpoints.model_writer import RECIPE_FILES
 from evomerge.documents import read_text
 from evomerge.errors import InvalidInput
 from evomerge.objective import Objective

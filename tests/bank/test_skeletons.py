@@ -12,9 +12,10 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from evomerge.artefacts import write_model
 from evomerge.bank import WeightBank
 from evomerge.bank import skeletons as skeletons_module
-from evomerge.checkpoints import check_scorable, open_source, tensor_digests, write_model
+from evomerge.checkpoints import check_scorable, open_source, tensor_digests
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.recipe import ModelRef, PathLayer, Recipe, copying_rule
 

@@ -11,16 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BartConfig, MBartConfig, PreTrainedConfig
 
-from evomerge.checkpoints import (
-    Source,
-    check_scorable,
-    load_skeleton,
-    model_writer,
-    open_source,
-    tensor_digests,
-    verify_digests,
-    write_model,
-)
+from evomerge.artefacts import model_writer, write_model
+from evomerge.checkpoints import Source, check_scorable, load_skeleton, open_source, tensor_digests, verify_digests
 from evomerge.errors import InvalidInput
 from evomerge.recipe import ModelRef, Recipe, Rule
 

@@ -23,7 +23,8 @@ from transformers import (
     Qwen3_5Config,
 )
 
-from evomerge.checkpoints import Source, check_compatible, load_skeleton, open_source, write_model
+from evomerge.artefacts import write_model
+from evomerge.checkpoints import Source, check_compatible, load_skeleton, open_source
 from evomerge.recipe import ModelRef, Recipe, Rule
 
 ITEMS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])

@@ -17,8 +17,8 @@ import transformers.dynamic_module_utils
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors.torch import load_file, save_file
 
+from evomerge.artefacts.model_writer import exported_config
 from evomerge.checkpoints import Source, load_skeleton, location, open_source
-from evomerge.checkpoints.model_writer import exported_config
 from evomerge.errors import InvalidInput
 from evomerge.recipe import ModelRef
 

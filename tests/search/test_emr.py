@@ -5,8 +5,8 @@ import json
 import pytest
 
 from evomerge import load_spec, run_search
+from evomerge.artefacts.emr_artefact import read_emr
 from evomerge.checkpoints import open_source, tensor_digests
-from evomerge.checkpoints.emr_artefact import read_emr
 from evomerge.cli import run_command
 from evomerge.leaderboard import leaderboard
 from evomerge.recipe import ModelRef

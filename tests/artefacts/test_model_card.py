@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from evomerge.checkpoints import Parent, license_warnings, model_card
+from evomerge.artefacts import Parent, license_warnings, model_card
 from evomerge.recipe import ModelRef, Recipe, Rule
 
 RECIPE = Recipe(

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evomerge.artefacts.emr_artefact import pack_mask, read_emr, unpack_mask, write_emr
 from evomerge.checkpoints import WeightsDiffer, tensor_digests
-from evomerge.checkpoints.emr_artefact import pack_mask, read_emr, unpack_mask, write_emr
 from evomerge.checkpoints.safetensors_files import read_header
 from evomerge.errors import InvalidInput
 from evomerge.merging.emr import elect, mask, merge_emr, rescaler

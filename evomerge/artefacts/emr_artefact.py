@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evomerge.artefacts.output_folder import check_replaceable
+from evomerge.artefacts.weight_files import as_json, write_text, write_weights
 from evomerge.checkpoints.digests import WeightsDiffer, differing, tensor_digest
 from evomerge.checkpoints.json_files import read_object
-from evomerge.checkpoints.output_folder import check_replaceable
 from evomerge.checkpoints.safetensors_files import SafetensorsTensors, is_file_name, read_headers
-from evomerge.checkpoints.weight_files import as_json, write_text, write_weights
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.merging.emr import elected_weights, mask_of, reconstruction, rescaler_of
 from evomerge.recipe import ModelRef, RecipeSet
