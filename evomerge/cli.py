@@ -216,7 +216,7 @@ def evaluators(
 
 @app.command()
 def methods(context: typer.Context, name: Annotated[str | None, typer.Argument()] = None, json_: Json = False) -> None:
-    """The merge methods with parameters, options and papers, or one of them."""
+    """The merge methods, or one with formula, parameters, options, needs, cost, paper and an example."""
     terminal = _terminal(context)
     from evomerge.report.inventory import describe_methods, inventory_text
 

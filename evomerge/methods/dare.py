@@ -32,6 +32,11 @@ DARE_LINEAR = MethodInfo(
     name="dare_linear",
     title="DARE: drop elements of task vectors at random, rescale, then task arithmetic",
     paper="Language models are super Mario (DARE), arXiv 2311.03099",
+    formula=(
+        "t_i = tau_i / (1 - drop_rate_i), or 0 with probability drop_rate_i, drawn for each element\n"
+        "theta = theta_0 + sum_i weight_i * t_i"
+    ),
+    cost="one pass over base and sources; masks are drawn in passing",
     merge="evomerge.elementwise.dare:merge_dare_linear",
     plan="evomerge.elementwise.dare:plan_dare_linear",
     per_source=(DROP_RATE, TASK_WEIGHT),
@@ -53,6 +58,12 @@ DARE_TIES = MethodInfo(
     name="dare_ties",
     title="DARE: drop elements of task vectors at random, rescale, then TIES",
     paper="Language models are super Mario (DARE), arXiv 2311.03099; TIES-Merging, arXiv 2306.01708",
+    formula=(
+        "d_i = tau_i / (1 - drop_rate_i), or 0 with probability drop_rate_i, drawn for each element\n"
+        "t_i = d_i where |d_i| is among the share density_i of the largest, else 0\n"
+        "theta = theta_0 + lambda * (mean of the weight_i * t_i with the sign of their sum), by element"
+    ),
+    cost="one pass over base and sources; masks are drawn in passing, thresholds inferred from those of TIES",
     merge="evomerge.elementwise.dare:merge_dare_ties",
     plan="evomerge.elementwise.dare:plan_dare_ties",
     per_source=(

@@ -8,6 +8,12 @@ EMR = MethodInfo(
     name="emr",
     title="EMR: one elected task vector, masked and rescaled for one of the tasks; a model per task, not one for all",
     paper="EMR-Merging, arXiv 2405.17461",
+    formula=(
+        "elected = by element the sign of sum_i tau_i, with the largest |tau_i| of that sign\n"
+        "mask_i = where tau_i has the elected sign; s_i = sum |tau_i| / sum |mask_i * elected|\n"
+        "theta of task i = theta_0 + s_i * mask_i * elected"
+    ),
+    cost="two passes over base and sources for each task; the sources remain as a bit per element and a number each",
     merge="evomerge.merging.emr:merge_emr",
     options=(
         Option(

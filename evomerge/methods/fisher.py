@@ -8,6 +8,11 @@ FISHER = MethodInfo(
     name="fisher",
     title="Average of the sources, each element weighted by its Fisher information",
     paper="Merging models with Fisher-weighted averaging, arXiv 2111.09832",
+    formula=(
+        "theta = sum_i a_i * F_i * theta_i / sum_i a_i * F_i, by element\n"
+        "F_i = max(Fisher_i^power, floor), the floor for the first source alone; a_i = weight_i / |Fisher_i^power|"
+    ),
+    cost="one pass over sources and Fishers; before it gradients of a few hundred texts per source, once",
     merge="evomerge.elementwise.fisher:merge_fisher",
     per_source=(
         Parameter(
@@ -29,6 +34,7 @@ FISHER = MethodInfo(
             default=1e-6,
             description="smaller entries of a Fisher are raised to it, before the norm divides them",
             minimum=0.0,
+            fixed=True,
         ),
         Parameter(
             name="power",

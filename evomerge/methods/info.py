@@ -20,6 +20,8 @@ class Parameter:
         per_source: one number per source, in source order; otherwise one number for all.
         low, high: the range recommended for a search.
         minimum, maximum: the values for which the method is defined; both included.
+        fixed: better left at one value in a search: each value costs a measurement, or has an effect under some options
+            only.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Parameter:
     description: str
     minimum: float = -math.inf
     maximum: float = math.inf
+    fixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,9 @@ class MethodInfo:
     """Description of a merge method, known without merging.
 
     Attributes:
+        formula: its definition in letters, one equation or remark a line. theta_0 is the base, theta_i source i, and
+            tau_i = theta_i - theta_0; parameters have their names.
+        cost: the work of one merge, and the work that is done before it, once.
         merge: "module:function" of its arithmetic, a function from `RuleTensors` to named tensors.
         plan: "module:function" of its formula, if it has one: see `evomerge.tensors.plans`.
         per_source, shared: its parameters that are numbers; `parameters` is both.
@@ -160,6 +166,8 @@ class MethodInfo:
     title: str
     paper: str
     merge: str
+    formula: str = ""
+    cost: str = ""
     plan: str | None = None
     per_source: tuple[Parameter, ...] = ()
     shared: tuple[Parameter, ...] = ()

@@ -8,6 +8,8 @@ LINEAR = MethodInfo(
     name="linear",
     title="Weighted average of the sources (model soup)",
     paper="Model soups, arXiv 2203.05482",
+    formula=("theta = sum_i weight_i * theta_i / sum_i weight_i\nwith normalize: false without the divisor"),
+    cost="one pass over the sources",
     merge="evomerge.elementwise.linear:merge_linear",
     plan="evomerge.elementwise.linear:plan_linear",
     per_source=(

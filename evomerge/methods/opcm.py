@@ -10,6 +10,13 @@ OPCM = MethodInfo(
     name="opcm",
     title="Models in order of arrival, each projected to directions that the merge before does not use",
     paper="arXiv 2501.09522",
+    formula=(
+        "M_1 = tau_1; then for each further source, linear weights: U, s, V = SVD of M\n"
+        "P = U' tau V, with 0 on the diagonal and in the first r x r block; r directions hold the share alpha of s\n"
+        "M = (factor * M + U P V') rescaled to the mean norm of the task vectors so far\n"
+        "other tensors: tau itself in place of U P V'; theta = theta_0 + M"
+    ),
+    cost="one full SVD per linear weight and source, O(m n min(m, n)): 0.3 s for 1024 x 1024 on a CPU",
     merge="evomerge.merging.opcm:merge_opcm",
     shared=(
         Parameter(

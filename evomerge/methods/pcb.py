@@ -8,6 +8,13 @@ PCB = MethodInfo(
     name="pcb",
     title="PCB: keep what wins the competition within and between task vectors, weighted by its score",
     paper="Parameter competition balancing for model merging (PCB-Merging), arXiv 2410.02396",
+    formula=(
+        "A_i = |tau_i| without its extremes; mm(x) = (x - min x) / (max x - min x) over the whole model\n"
+        "b_i = exp(n * mm(A_i)^2) * tanh(tau_i * sum_j tau_j)\n"
+        "S_i = mm(b_i), where all but the share density of the largest b_i are lowest\n"
+        "theta = theta_0 + sum_i weight_i * S_i * sign(tau_i) * A_i / sum_i S_i"
+    ),
+    cost="one pass over base and sources; order statistics of all scores once per worker and density",
     merge="evomerge.elementwise.pcb:merge_pcb",
     per_source=(
         Parameter(
@@ -30,6 +37,7 @@ PCB = MethodInfo(
             "once for each density, so a search should have few",
             minimum=0.0,
             maximum=1.0,
+            fixed=True,
         ),
     ),
     options=(

@@ -8,6 +8,12 @@ REGMEAN = MethodInfo(
     name="regmean",
     title="RegMean: linear layers closest, on each source's own inputs, to its outputs; the average elsewhere",
     paper="Dataless knowledge fusion by merging weights of language models (RegMean), arXiv 2212.09849",
+    formula=(
+        "linear weights: W' = (sum_i weight_i * G_i)^-1 * sum_i weight_i * G_i * W_i'\n"
+        "G_i: Gram X'X of the layer's inputs, off its diagonal times scaling, plus ridge on it\n"
+        "all other tensors: the weighted average"
+    ),
+    cost="one solve per linear weight, O(inputs^3): 0.06 s for 1024; before it a forward pass per source on its texts",
     merge="evomerge.merging.regmean:merge_regmean",
     per_source=(
         Parameter(

@@ -8,6 +8,11 @@ SLERP = MethodInfo(
     name="slerp",
     title="Spherical interpolation between two sources, one angle per tensor",
     paper="Animating rotation with quaternion curves, SIGGRAPH 1985",
+    formula=(
+        "theta = sin((1 - t) phi) / sin(phi) * A + sin(t phi) / sin(phi) * B\n"
+        "phi: the angle between the flattened tensors A and B; nearly parallel ones: (1 - t) A + t B"
+    ),
+    cost="one pass over the two sources, and one for the angles of a pair, once per worker",
     merge="evomerge.elementwise.slerp:merge_slerp",
     plan="evomerge.elementwise.slerp:plan_slerp",
     shared=(

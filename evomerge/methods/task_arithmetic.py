@@ -19,6 +19,8 @@ TASK_ARITHMETIC = MethodInfo(
     name="task_arithmetic",
     title="Base plus a weighted sum of task vectors",
     paper="Editing models with task arithmetic, arXiv 2212.04089",
+    formula=("theta = theta_0 + sum_i weight_i * tau_i, with the task vectors tau_i = theta_i - theta_0"),
+    cost="one pass over base and sources",
     merge="evomerge.elementwise.task_arithmetic:merge_task_arithmetic",
     plan="evomerge.elementwise.task_arithmetic:plan_task_arithmetic",
     per_source=(TASK_WEIGHT,),

@@ -62,6 +62,12 @@ TIES = MethodInfo(
     name="ties",
     title="TIES: trim task vectors, elect signs, merge what agrees",
     paper="TIES-Merging, arXiv 2306.01708",
+    formula=(
+        "t_i = tau_i where |tau_i| is among the share density_i of the largest, else 0\n"
+        "sign = that of sum_i weight_i * t_i, by element\n"
+        "theta = theta_0 + lambda * (mean of the weight_i * t_i that have this sign and are not 0)"
+    ),
+    cost="one pass over base and sources; thresholds for all densities once per worker",
     merge="evomerge.elementwise.ties:merge_ties",
     plan="evomerge.elementwise.ties:plan_ties",
     per_source=(

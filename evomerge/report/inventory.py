@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,7 +12,9 @@ from rich.text import Text
 
 from evomerge.errors import unknown_name
 from evomerge.evaluation import known_evaluators, known_packs, load_pack
-from evomerge.methods import METHODS, MethodInfo, method_info
+from evomerge.methods import METHODS, MethodInfo, Statistics, method_info
+from evomerge.report.method_example import example_of
+from evomerge.report.method_page import method_page
 from evomerge.spaces import known_spaces, load_space
 
 SCHEMA = 1
@@ -35,6 +38,8 @@ def describe_methods(name: str | None) -> dict[str, Any]:
 def inventory_text(document: dict[str, Any]) -> Table | Group:
     """A table of all, or everything about one."""
     entries = next(value for key, value in document.items() if key != "schema")
+    if len(entries) == 1 and "methods" in document:
+        return method_page(entries[0])
     if len(entries) == 1:
         return Group(*(Text.assemble((f"{key}: ", "bold"), _plain(value)) for key, value in entries[0].items()))
     table = Table("name", "description", header_style="bold")
@@ -68,13 +73,17 @@ def _method(info: MethodInfo) -> dict[str, Any]:
         "name": info.name,
         "description": info.title,
         "paper": info.paper,
+        "formula": info.formula.splitlines(),
         "needs": sorted(info.needs),
         "sources": info.sources,
+        "random": info.random,
+        "cost": info.cost,
         "parameters": [
             {
                 "name": parameter.name,
                 "per_source": parameter.per_source,
                 "range": [parameter.low, parameter.high],
+                "allowed": [_finite(parameter.minimum), _finite(parameter.maximum)],
                 "default": parameter.default,
                 "description": parameter.description,
             }
@@ -91,6 +100,21 @@ def _method(info: MethodInfo) -> dict[str, Any]:
             for option in info.options
         ],
         "source_options": [{"name": each.name, "description": each.description} for each in info.source_options],
+        "statistics": None if info.statistics is None else _statistics(info.statistics),
+        "example": example_of(info),
+    }
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
+def _statistics(statistics: Statistics) -> dict[str, Any]:
+    under = statistics.needed_under
+    return {
+        "name": statistics.name,
+        "description": statistics.description,
+        "needed_under": None if under is None else f"{under[0]}: {under[1]}",
     }
 
 

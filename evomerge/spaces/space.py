@@ -185,6 +185,16 @@ def load_space(name: str, directory: Path | None = None) -> SearchSpace:
     """
     path = _find(name, directory)
     space = validate(SearchSpace, read_document(path, "search space"), f"search space {path.name!r}")
+    check_space(space)
+    return space
+
+
+def check_space(space: SearchSpace) -> None:
+    """Check methods, their parameters and options, or the genome.
+
+    Raises:
+        InvalidInput: as `load_space` does.
+    """
     for method, methods_space in space.methods.items():
         _check_method(space, method, methods_space)
     if space.genome is not None:
@@ -194,7 +204,6 @@ def load_space(name: str, directory: Path | None = None) -> SearchSpace:
             f"search space {space.name!r}: a choice of methods cannot be interpolated over depth; use blocks"
         )
     needed_statistics(space)
-    return space
 
 
 def known_spaces() -> list[str]:

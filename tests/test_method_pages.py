@@ -1,0 +1,97 @@
+"""`evomerge methods NAME`: everything about a method on one page, with an example that works."""
+
+from io import StringIO
+
+import pytest
+import torch
+from rich.console import Console
+
+from evomerge.catalogue import build_catalogue
+from evomerge.methods import METHODS, method_info
+from evomerge.recipe import ModelRef
+from evomerge.report.inventory import describe_methods, inventory_text
+from evomerge.spaces import load_space
+from evomerge.spaces.bound import bind
+
+OURS = [name for name in METHODS if not name.startswith("toy_")]  # other tests add methods of another package
+EXPERTS = [ModelRef(name, "none") for name in ("red", "green", "blue")]
+TENSORS = {
+    f"model.layers.{layer}.{module}.weight": ((4, 4), "float32")
+    for layer in range(2)
+    for module in ("self_attn.q_proj", "mlp.up_proj")
+}
+
+
+def described(name):
+    (entry,) = describe_methods(name)["methods"]
+    return entry
+
+
+def page(name, width):
+    console = Console(width=width, record=True, file=StringIO())
+    console.print(inventory_text(describe_methods(name)))
+    return console.export_text()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_page_has_all_that_the_description_has(name):
+    info, text = method_info(name), " ".join(page(name, 120).split())
+    assert info.formula
+    assert info.cost
+    wanted = [info.title, info.paper, info.cost, *info.formula.splitlines()]
+    wanted += [parameter.description for parameter in info.parameters]
+    wanted += [option.description for option in (*info.options, *info.source_options)]
+    wanted += [f"search {each.low:g} to {each.high:g}" for each in info.parameters]
+    wanted += [
+        " | ".join(str(choice).lower() if isinstance(choice, bool) else choice for choice in option.choices)
+        for option in info.options
+    ]
+    assert [each for each in wanted if " ".join(each.split()) not in text] == []
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("name", OURS)
+def test_every_line_fits_and_names_are_whole(name, width):
+    lines = page(name, width).splitlines()
+    assert max(map(len, lines)) <= width
+    info = method_info(name)
+    starts = {line.split()[0] for line in lines if line.strip()}
+    assert {*(each.name for each in info.parameters), *info.option_names, "formula", "cost", "paper"} <= starts
+
+
+def test_formulas_are_plain_letters():
+    assert [name for name in OURS if not (method_info(name).formula + method_info(name).cost).isascii()] == []
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if described(name)["example"]["kind"] == "space"])
+def test_the_example_is_a_space_that_can_be_searched(name, tmp_path):
+    path = tmp_path / "example.yaml"
+    path.write_text(described(name)["example"]["text"], encoding="utf-8")
+    experts = EXPERTS[: method_info(name).sources or 3]
+    space = bind(load_space(str(path)), build_catalogue(TENSORS), ModelRef("base", "none"), experts, dtype="x", seed=1)
+    assert {rule.method for rule in space.decode(space.centre).rules} == {name}
+    searched = {param.rsplit(".", 1)[-1] for param in space.distributions}
+    assert searched == {each.name for each in method_info(name).parameters if not each.fixed} or searched == {
+        "log_ratio"
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if described(name)["example"]["kind"] == "call"])
+def test_the_example_is_a_call_that_merges(name):
+    generator = torch.Generator().manual_seed(1)
+
+    def model():
+        return {"fc.weight": torch.randn(3, 3, generator=generator)}
+
+    ones = {"fc.weight": torch.ones(3, 3)}
+    names = {"base": model(), "sources": [model(), model()], "coefficients": [ones, ones]}
+    names["statistics"] = [{"fc.weight": torch.eye(3) + 0.5}] * 2  # a Fisher, and a Gram that is not singular
+    exec(described(name)["example"]["text"], names)
+    assert names["merged"]["fc.weight"].shape == (3, 3)
+    assert bool(names["merged"]["fc.weight"].isfinite().all())
+
+
+def test_the_list_of_all_methods_is_still_a_table():
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(inventory_text(describe_methods(None)))
+    assert "Base plus a weighted sum of task vectors" in console.export_text()
