@@ -34,6 +34,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ties": ("ties", {"trim_scope": "tensor"}),
     "dare_linear": ("dare_linear", {}),
     "dare_ties": ("dare_ties", {"trim_scope": "tensor", "dare_ties": "no_trim"}),
+    "pcb": ("pcb", {}),
+    "pcb vision_es": ("pcb", {"variant": "vision_es"}),
 }
 
 
@@ -112,6 +114,7 @@ def fused_side(
             parameters=parameters,
             options=resolved,
             thresholds=tables,
+            cache=cache.values,
         )
         rule = fuse_rule(method, tensors, kernels=waiting, dtype=torch.bfloat16, device=kernels.device, cache=cache)
         if rule is None:

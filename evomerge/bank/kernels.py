@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.tensors import masks, plans
+from evomerge.tensors import elementary, masks, plans
 from evomerge.tensors.plans import Formula, Numbers, Words, evaluate
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,9 @@ _OPTIONS = {"cpp.dynamic_threads": True, "cpp.enable_floating_point_contract_fla
 # What inductor stores on the way becomes a loop of its own that is fused again, and where one of those loops has no
 # 16-bit floats all of them take half a vector at a time. So it is in an election, unless more is inlined; an average
 # takes twice as long if more is.
-_ELECTION_OPTIONS = {"realize_opcount_threshold": 80, "realize_reads_threshold": 11}
+_KIND_OPTIONS = {
+    "election": {"realize_opcount_threshold": 80, "realize_reads_threshold": 11},
+}
 # On a GPU eager torch divides exactly and keeps denormals; triton does neither unless told. Older torch has no choice.
 _DEVICE_OPTIONS = {"emulate_precision_casts": True, "eager_numerics.division_rounding": True}
 
@@ -189,7 +191,7 @@ def compile_package(path: Path, kind: KernelKind) -> None:
     arguments = kind.arguments(EXAMPLE_ELEMENTS)
     length = LANES * torch.export.Dim("vectors", min=SHORTEST // LANES, max=1 << 36)
     shapes = tuple({0: length} if argument.dim() == 1 else None for argument in arguments)
-    options = _OPTIONS | (_ELECTION_OPTIONS if kind.formula.kind == "election" else {})
+    options = _OPTIONS | _KIND_OPTIONS.get(kind.formula.kind, {})
     exported = torch.export.export(_Module(kind), tuple(arguments), dynamic_shapes=(shapes,), strict=False)
     with tempfile.TemporaryDirectory(dir=path.parent) as aside:
         written = torch._inductor.aoti_compile_and_package(
@@ -246,7 +248,7 @@ def _kind_from(content: dict[str, Any]) -> KernelKind:
 
 @cache
 def _sources_digest() -> str:
-    files = (plans.__file__, masks.__file__, __file__)
+    files = (plans.__file__, elementary.__file__, masks.__file__, __file__)
     return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
 
 

@@ -20,7 +20,7 @@ Four definitions of the authors differ in c and inter_i; tn_i = sign(tau_i) mm(A
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from itertools import combinations_with_replacement
 from typing import NamedTuple
 
@@ -28,25 +28,36 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import MergeError
+from evomerge.tensors.elementary import hyperbolic_tangent, tangent_up_to_one
 from evomerge.tensors.order_statistics import order_statistics
+from evomerge.tensors.plans import Factors, Formula, Plan, competition_within
 from evomerge.tensors.rule_tensors import Piece, RuleTensors
 
 CLIPPED_SHARE = {"main": 1e-4, "nlp": 1e-2, "vision": 1e-2, "vision_es": 1e-2}
 
 
 class Bounds(NamedTuple):
-    """The range over the whole model that values are clipped to and scaled by."""
+    """The range over the whole model that values are clipped to, and the factor that takes it to 0 … 1.
+
+    The factor of an empty range is 0.
+    """
 
     low: float
     high: float
+    factor: float
 
     def clip(self, values: Tensor) -> Tensor:
         return values.clamp(self.low, self.high)
 
     def scale(self, clipped: Tensor) -> Tensor:
         """mm: the range becomes 0 to 1; all values of an empty range become 0."""
-        span = self.high - self.low
-        return (clipped - self.low) / span if span > 0 else clipped * 0
+        return (clipped - self.low) * self.factor
+
+
+def _range(low: float, high: float, dtype: torch.dtype) -> Bounds:
+    """The range from low to high. One whose length is no normal number of the dtype counts as empty."""
+    span = high - low
+    return Bounds(low, high, 1 / span if span >= torch.finfo(dtype).tiny else 0.0)
 
 
 def merge_pcb(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
@@ -59,11 +70,7 @@ def merge_pcb(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         MergeError: a task vector has values that are not finite. Clipping would hide them.
     """
     variant, weights = str(tensors.options["variant"]), tensors.per_source("weight")
-    share, density = CLIPPED_SHARE[variant], tensors.shared("density")
-    magnitudes = tensors.cached(("pcb magnitudes", share), lambda: magnitude_bounds(tensors, share))
-    competition = tensors.cached(
-        ("pcb competition", variant, density), lambda: competition_bounds(tensors, variant, magnitudes, density)
-    )
+    magnitudes, competition = _measured(tensors, variant)
 
     def kernel(piece: Piece) -> Tensor:
         vectors = piece.task_vectors()
@@ -72,6 +79,31 @@ def merge_pcb(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
 
     for name in tensors.names:
         yield name, tensors.merge(name, kernel)
+
+
+def plan_pcb(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
+    """The formula of `merge_pcb`.
+
+    Raises:
+        MergeError: see `merge_pcb`.
+    """
+    variant, weights = str(tensors.options["variant"]), tensors.per_source("weight")
+    bounds = zip(*_measured(tensors, variant), strict=True)
+    factors = [
+        Factors(weight, ranges=(*sizes, scores.low, scores.factor))
+        for weight, (sizes, scores) in zip(weights, bounds, strict=True)
+    ]
+    return Plan(formula=Formula(kind="competition", variant=variant), factors=lambda name: factors)
+
+
+def _measured(tensors: RuleTensors, variant: str) -> tuple[tuple[Bounds, ...], tuple[Bounds, ...]]:
+    """The ranges of magnitudes and scores, measured once for all candidates with this variant and density."""
+    share, density = CLIPPED_SHARE[variant], tensors.shared("density")
+    magnitudes = tensors.cached(("pcb magnitudes", share), lambda: magnitude_bounds(tensors, share))
+    competition = tensors.cached(
+        ("pcb competition", variant, density), lambda: competition_bounds(tensors, variant, magnitudes, density)
+    )
+    return magnitudes, competition
 
 
 def balanced_sum(
@@ -100,23 +132,21 @@ def betas(vectors: Sequence[Tensor], variant: str, magnitudes: Sequence[Bounds])
     """beta_i = exp(n mm(A_i)^2) inter_i of each source, up to a factor that mm() takes out again."""
     n = len(vectors)
     for source, between in enumerate(_between(vectors, variant, magnitudes)):
-        # exp(89) is more than float32 holds.
-        within = _scaled(vectors[source], magnitudes[source]).square_().mul_(n).sub_(max(0, n - 64)).exp_()
-        yield within.mul_(between)
+        yield competition_within(_scaled(vectors[source], magnitudes[source]), n).mul_(between)
 
 
 def _between(vectors: Sequence[Tensor], variant: str, magnitudes: Sequence[Bounds]) -> list[Tensor]:
     """inter_i of each source."""
     if variant in ("main", "nlp"):
         total = _sum(vectors)
-        return [(vector * total).tanh_() for vector in vectors]
+        return [hyperbolic_tangent(vector * total) for vector in vectors]
     scaled = [_scaled(vector, bounds) for vector, bounds in zip(vectors, magnitudes, strict=True)]
     if variant == "vision":
         total = _sum(scaled)
-        return [(vector * total).tanh_() for vector in vectors]
+        return [hyperbolic_tangent(vector * total) for vector in vectors]
     sums = [torch.zeros_like(vector) for vector in vectors]
     for i, j in combinations_with_replacement(range(len(scaled)), 2):  # each sum grows in source order
-        rivalry = (scaled[i] * scaled[j]).tanh_()
+        rivalry = tangent_up_to_one(scaled[i] * scaled[j])
         sums[i] += rivalry
         if i != j:
             sums[j] += rivalry
@@ -184,6 +214,7 @@ def _bounds(
     """Two order statistics of a vector of each source. An index outside of the vector means its first or last."""
     elements, dtype = tensors.elements(tensors.whole_model), tensors.dtype(tensors.whole_model)
     if elements == 0:
-        return (Bounds(0.0, 0.0),) * len(tensors.sources)
+        return (_range(0.0, 0.0, dtype),) * len(tensors.sources)
     ranks = [min(max(index, 0), elements - 1) + 1 for index in indices]
-    return tuple(Bounds(*found) for found in order_statistics(pieces, [ranks] * len(tensors.sources), dtype))
+    found = order_statistics(pieces, [ranks] * len(tensors.sources), dtype)
+    return tuple(_range(low, high, dtype) for low, high in found)

@@ -16,6 +16,7 @@ PCB = MethodInfo(
     ),
     cost="one pass over base and sources; order statistics of all scores once per worker and density",
     merge="evomerge.elementwise.pcb:merge_pcb",
+    plan="evomerge.elementwise.pcb:plan_pcb",
     per_source=(
         Parameter(
             name="weight",

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import combinations_with_replacement
 from typing import NamedTuple
 
 import numpy as np
@@ -24,12 +25,16 @@ from torch import Tensor
 from evomerge.methods import METHODS
 from evomerge.methods.functions import load_function
 from evomerge.tensors.dropping import Drop
+from evomerge.tensors.elementary import hyperbolic_tangent, power_of_two, tangent_up_to_one
 from evomerge.tensors.masks import index_words, mixed_index
 from evomerge.tensors.rule_tensors import RuleTensors
 
+LOG2_E = 1.4426950408889634
+_MOST_UNSHIFTED = 64
+
 
 class Numbers(IntEnum):
-    """Rows of the float32 tensor `numbers` of shape (7, sources). A value that all sources share is in each column."""
+    """Rows of the tensor `numbers` of shape (12, sources). A value that all sources share is in each column."""
 
     WEIGHT = 0
     THRESHOLD = 1  # smaller magnitudes are trimmed
@@ -38,6 +43,11 @@ class Numbers(IntEnum):
     LAMBDA = 4
     ZERO_SIGN = 5  # the sign of an exactly zero sum
     ZERO = 6  # 0: a compiler that does not know this selects in one instruction where it otherwise takes two
+    LEAST = 7  # of the magnitudes, which are clipped to this range and scaled by 1 / its length
+    MOST = 8
+    SCALE = 9
+    LEAST_SCORE = 10  # likewise of the scores; the most is their largest
+    SCORE_SCALE = 11
 
 
 class Words(IntEnum):
@@ -54,9 +64,10 @@ class Formula:
     """The part of a plan that is fixed when it is compiled.
 
     Attributes:
-        kind: `average` of the sources, `sum` of task vectors on the base, or `election` (TIES).
+        kind: `average` of the sources, `sum` of task vectors on the base, `election` (TIES) or `competition` (PCB).
         drops: DARE masks the task vectors first.
         elect, agg, weighting: the options of TIES.
+        variant: the option of PCB.
     """
 
     kind: str
@@ -64,6 +75,7 @@ class Formula:
     elect: str = ""
     agg: str = ""
     weighting: str = ""
+    variant: str = ""
 
     @property
     def has_base(self) -> bool:
@@ -71,11 +83,15 @@ class Formula:
 
 
 class Factors(NamedTuple):
-    """The numbers of one tensor of one source, as Python has them."""
+    """The numbers of one tensor of one source, as Python has them.
+
+    `ranges` are `Numbers` from LEAST on.
+    """
 
     weight: float = 1.0
     threshold: float = 0.0
     drop: Drop | None = None
+    ranges: tuple[float, ...] = (0.0,) * 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +137,7 @@ def pack(tensors: Sequence[Sequence[Factors]], scale: float = 1.0, zero_sign: fl
         tensors: the factors of each tensor, one per source.
 
     Returns:
-        float32 of shape (tensors, 7, sources) and int32 of shape (tensors, 4, sources), for the elements from index 0;
+        float32 of shape (tensors, 12, sources) and int32 of shape (tensors, 4, sources), for the elements from index 0;
         `offset_words` gives the words of later ones.
     """
     undropped = Drop(0, 0.0)
@@ -134,7 +150,7 @@ def pack(tensors: Sequence[Sequence[Factors]], scale: float = 1.0, zero_sign: fl
     return torch.from_numpy(numbers), torch.from_numpy(words)
 
 
-def _numbers(factors: Sequence[Factors], undropped: Drop, scale: float, zero_sign: float) -> list[list[float]]:
+def _numbers(factors: Sequence[Factors], undropped: Drop, scale: float, zero_sign: float) -> list[Sequence[float]]:
     drops = [factor.drop or undropped for factor in factors]
     return [
         [factor.weight for factor in factors],
@@ -144,6 +160,7 @@ def _numbers(factors: Sequence[Factors], undropped: Drop, scale: float, zero_sig
         [scale] * len(factors),
         [zero_sign] * len(factors),
         [0.0] * len(factors),
+        *zip(*(factor.ranges for factor in factors), strict=True),
     ]
 
 
@@ -170,7 +187,7 @@ def evaluate(
 
     Args:
         base, sources: the same piece of one flattened tensor of each model, shape (n,), any float dtype up to float32.
-        numbers: float32 of shape (7, sources), see `Numbers`.
+        numbers: float32 of shape (12, sources), see `Numbers`.
         words: int32 of shape (4, sources), see `Words`.
 
     Returns:
@@ -185,6 +202,8 @@ def evaluate(
         vectors = [_drop(vector, numbers[:, i], words[:, i]) for i, vector in enumerate(vectors)]
     if formula.kind == "sum":
         return _weighted_sum(vectors, numbers) + origin, None
+    if formula.kind == "competition":
+        return _compete(formula, vectors, numbers) + origin, None
     merged, votes = _elect(formula, vectors, numbers)
     return merged * numbers[Numbers.LAMBDA, 0] + 0.0 + origin, votes  # TIES (6)
 
@@ -239,3 +258,56 @@ def _elect(formula: Formula, vectors: Sequence[Tensor], numbers: Tensor) -> tupl
         divisor = _sum([torch.where(agrees, weights[i], zero) for i, agrees in enumerate(agreeing)])
         merged = merged / torch.where(divisor.abs() < 1e-8, 1.0, divisor)
     return merged, votes
+
+
+def _compete(formula: Formula, vectors: Sequence[Tensor], numbers: Tensor) -> Tensor:
+    """The balanced sum of `pcb.balanced_sum`."""
+    least, scale, zero = numbers[Numbers.LEAST], numbers[Numbers.SCALE], numbers[Numbers.ZERO, 0]
+    clipped = [_clip(vector.abs(), least[i], numbers[Numbers.MOST, i]) for i, vector in enumerate(vectors)]
+    scaled = [(size - least[i]) * scale[i] for i, size in enumerate(clipped)]
+    scores = []
+    for i, between in enumerate(_rivalry(formula.variant, vectors, scaled, zero)):
+        beta = competition_within(scaled[i], len(vectors)) * between
+        lost = numbers[Numbers.LEAST_SCORE, i]
+        scores.append((beta - lost).relu() * numbers[Numbers.SCORE_SCALE, i])  # what is below the range becomes 0
+    divisor = _sum(scores)
+    merged = _sum(
+        [score * _signed(clipped[i], vectors[i], zero) * numbers[Numbers.WEIGHT, i] for i, score in enumerate(scores)]
+    )
+    return (merged + 0.0) / torch.where(divisor < 1e-12, 1e-12, divisor)
+
+
+def competition_within(scaled: Tensor, n: int) -> Tensor:
+    """exp(n mm^2) of n sources, up to a factor that is the same for all elements."""
+    exponent = scaled * scaled * (n * LOG2_E)
+    if n <= _MOST_UNSHIFTED:
+        return power_of_two(exponent)
+    # exp(89) is more than float32 holds.
+    exponent = exponent - (n - _MOST_UNSHIFTED) * LOG2_E
+    return power_of_two(torch.where(exponent < -126.0, -126.0, exponent))
+
+
+def _clip(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return torch.where(values < low, low, torch.where(values > high, high, values))
+
+
+def _signed(sizes: Tensor, vector: Tensor, zero: Tensor) -> Tensor:
+    """The sizes times sign(vector)."""
+    return torch.where(vector > zero, sizes, torch.where(vector < zero, -sizes, zero))
+
+
+def _rivalry(variant: str, vectors: Sequence[Tensor], scaled: Sequence[Tensor], zero: Tensor) -> list[Tensor]:
+    """inter_i of each source, in the variants of `pcb`."""
+    if variant in ("main", "nlp"):
+        total = _sum(vectors)
+        return [hyperbolic_tangent(vector * total) for vector in vectors]
+    signed = [_signed(size, vector, zero) for size, vector in zip(scaled, vectors, strict=True)]
+    if variant == "vision":
+        total = _sum(signed)
+        return [hyperbolic_tangent(vector * total) for vector in vectors]
+    sums: list[list[Tensor]] = [[] for _ in signed]
+    for i, j in combinations_with_replacement(range(len(signed)), 2):
+        rivalry = tangent_up_to_one(signed[i] * signed[j])
+        for each in {i, j}:
+            sums[each].append(rivalry)
+    return [_sum(each) for each in sums]

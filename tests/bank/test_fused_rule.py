@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import logging
@@ -16,6 +17,7 @@ from evomerge.bank import fused_rule
 from evomerge.bank.fused_rule import SourceCache, fuse_rule, kinds
 from evomerge.bank.kernels import KernelKind, Kernels, package_path
 from evomerge.bank.threshold_tables import ThresholdTables
+from evomerge.elementwise import pcb
 from evomerge.errors import MergeError
 from evomerge.merging import RuleTensors, merge_rule
 from evomerge.methods import METHODS, resolve_options, resolve_parameters
@@ -31,6 +33,7 @@ PARAMETERS = {
     "task_arithmetic": {"weight": [0.7, -0.4, 1.1]},
     "ties": {"density": [0.3, 0.5, 1.0], "weight": [1.0, 0.6, -1.3], "lambda": 1.7},
     "dare_linear": {"drop_rate": [0.5, 0.0, 0.9], "weight": [0.7, -0.4, 1.1]},
+    "pcb": {"density": 0.2, "weight": [0.7, -0.4, 1.1]},
     "dare_ties": {"drop_rate": [0.5, 0.0, 0.9], "density": [0.3, 0.5, 0.1], "weight": [1.0, 0.6, -1.3], "lambda": 0.3},
 }
 
@@ -165,7 +168,7 @@ def test_an_output_that_is_not_contiguous_is_written_all_the_same():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
-@pytest.mark.parametrize("method", PARAMETERS)
+@pytest.mark.parametrize("method", PARAMETERS.keys() - {"pcb"})
 def test_n5_what_is_not_finite_is_refused_by_name(method, bad):
     tensors = rule_of(method, {}, (torch.float32,) * 4, names=("c",))
     tensors.sources[0]["c"][3] = bad
@@ -173,6 +176,42 @@ def test_n5_what_is_not_finite_is_refused_by_name(method, bad):
     rule = fuse_rule(method, tensors, kernels=EagerKernels(), dtype=torch.float16, device=CPU, cache=SourceCache())
     with pytest.raises(MergeError, match="'c' of the merge is not finite in float16"):
         rule.write({"c": torch.zeros(SIZES["c"], dtype=torch.float16)})
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_n5_what_clipping_would_hide_is_refused_by_name_where_it_is_measured(bad):
+    tensors = rule_of("pcb", {}, (torch.float32,) * 4, names=("d",))
+    tensors.sources[0]["c"][3] = bad
+    with pytest.raises(MergeError, match="not finite in tensor 'c'"):
+        fuse_rule("pcb", tensors, kernels=EagerKernels(), dtype=torch.float16, device=CPU, cache=SourceCache())
+
+
+def test_pcb_is_measured_once_for_all_weights_and_again_for_another_density(monkeypatch):
+    measured = []
+    for name in ("magnitude_bounds", "competition_bounds"):
+        original = getattr(pcb, name)
+        monkeypatch.setattr(pcb, name, lambda *given, o=original, n=name: (measured.append(n), o(*given))[1])
+    tensors, cache = rule_of("pcb", {}, (torch.bfloat16,) * 4), {}
+    for density, weight in ((0.1, 1.0), (0.1, 2.0), (0.2, 2.0), (0.1, 0.5), (0.2, 0.7)):
+        parameters = {"density": density, "weight": (weight, 1.0, 0.3)}
+        for names in (("a", "c"), ("b", "d")):
+            one = dataclasses.replace(tensors, names=names, parameters=parameters, cache=cache)
+            assert_same_bits("pcb", one, torch.bfloat16, EagerKernels())
+    assert measured == ["magnitude_bounds", "competition_bounds", "competition_bounds"]
+
+
+@pytest.mark.parametrize("variant", ["main", "nlp", "vision", "vision_es"])
+@pytest.mark.parametrize("count", [1, 4, 66, 160])
+def test_a_competition_of_any_number_of_sources_has_the_bits_of_the_method(count, variant):
+    base, sources = models_of(count, (torch.bfloat16,) * 4, seed=3)
+    tensors = RuleTensors(
+        names=("b", "c"),
+        base=base,
+        sources=tuple(sources),
+        parameters=resolve_parameters("pcb", {"density": 0.4}, count),
+        options=resolve_options("pcb", {"variant": variant}),
+    )
+    assert_same_bits("pcb", tensors, torch.float32, EagerKernels())
 
 
 def test_a_type_without_kernels_is_merged_eagerly():
@@ -193,6 +232,8 @@ BFLOAT16 = ("bfloat16",) * 3
         ("linear", {}, (torch.bfloat16,) * 4, torch.bfloat16),
         ("ties", {}, (torch.bfloat16,) * 4, torch.bfloat16),
         ("dare_ties", {"weighting": "norm"}, (torch.float32, torch.bfloat16, torch.float16), torch.float32),
+        ("pcb", {}, (torch.bfloat16,) * 4, torch.bfloat16),
+        ("pcb", {"variant": "vision_es"}, (torch.float32,) * 4, torch.float32),
     ],
 )
 def test_compiled_kernels_have_the_bits_of_the_method_with_any_chunks_and_threads(
