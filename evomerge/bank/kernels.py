@@ -20,6 +20,9 @@ import json
 import logging
 import os
 import platform
+import secrets
+import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -53,6 +56,9 @@ _KIND_OPTIONS = {
 }
 # On a GPU eager torch divides exactly and keeps denormals; triton does neither unless told. Older torch has no choice.
 _DEVICE_OPTIONS = {"emulate_precision_casts": True, "eager_numerics.division_rounding": True}
+
+# Contraction would round otherwise than numpy does.
+_LIBRARY_FLAGS = ("-std=c++20", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-shared")
 
 Kernel = Callable[[Sequence[Tensor]], Tensor]
 """Takes the tensors of `KernelKind.arguments` and writes the merged piece into `out`; returns what `run` does."""
@@ -198,6 +204,40 @@ def compile_package(path: Path, kind: KernelKind) -> None:
             exported, package_path=str(Path(aside) / path.name), inductor_configs=options
         )
         Path(written).replace(path)
+
+
+def compiled_library(source: Path, folder: Path | None = None) -> Path:
+    """Path of the shared library of a C++ file, compiled here, in a second or two, unless the folder has it already.
+
+    Args:
+        folder: by default `default_folder()`; it need not exist.
+
+    Raises:
+        OSError: there is no compiler, or the folder cannot be written to.
+        subprocess.SubprocessError: the compiler refuses.
+    """
+    folder = folder or default_folder()
+    content = source.read_bytes() + repr((_LIBRARY_FLAGS, _machine())).encode()
+    path = folder / f"{source.stem}-{hashlib.sha256(content).hexdigest()[:24]}.so"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.writing-{secrets.token_hex(4)}")  # another process may compile it as well
+        try:
+            command = [*_compiler(), *_LIBRARY_FLAGS, "-o", str(aside), str(source)]
+            subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=300)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+    return path
+
+
+def _compiler() -> list[str]:
+    if os.environ.get("CXX"):
+        return shlex.split(os.environ["CXX"])
+    found = next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
+    if found is None:
+        raise FileNotFoundError("there is no C++ compiler")
+    return [found]
 
 
 class _Module(torch.nn.Module):

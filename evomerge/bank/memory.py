@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from evomerge.bank.threshold_tables import sorted_together
+from evomerge.bank.magnitude_tables import sorted_together
 from evomerge.catalogue import TensorCatalogue
 
 BYTES_PER_SORTED = 4  # the fp32 magnitudes, sorted in place

@@ -1,221 +1,118 @@
-"""Magnitude tables: any density becomes a threshold without sorting, or reading a weight, per candidate."""
+"""Threshold tables: any density becomes a threshold without sorting, or reading a weight, per candidate."""
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-TOLERANCE = 1e-5  # of the elements of a scope may be kept or dropped wrongly
-# Magnitudes that are sorted together, in float32: these, or a part of a larger scope. Each part takes a pass over the
-# whole scope. Bounds the memory and time of making a table, not its result.
-SORTED_AT_ONCE = 1 << 24
-PARTS = 16
-PIECE = 1 << 20
-_INFINITY = np.float32(np.inf)
+from evomerge.bank.magnitude_sorting import SHORT, fast_table
+from evomerge.bank.magnitude_tables import Table
+from evomerge.bank.table_store import Scope, TableStore, pair_digest, scope_digest
 
-Floats = npt.NDArray[np.float32]
-Ranks = npt.NDArray[np.int64]
-Pieces = Callable[[], Iterable[torch.Tensor]]
+# Elements of task vectors that are computed together. CPU: they stay in the cache until they are counted.
+CPU_PIECE = 1 << 17
+DEVICE_PIECE = 1 << 24
+SAVED_AT_ONCE = 1 << 26  # elements; a worker that is killed has then saved most of what it made
 
 
-@dataclass(frozen=True)
-class Table:
-    """Order statistics of one scope of one source: knots with a straight line between each two, or a step.
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """Fingerprints of the models whose tables are kept on disk.
 
     Attributes:
-        ranks: counted from 0, increasing; the first is 0 and the last that of the largest element.
-        values: the magnitudes of those ranks, float32. With the sign bit set all ranks up to the next knot have the
-            same magnitude: differences of 16-bit weights are few numbers, each very often.
+        base: of the base.
+        sources: of each source, in source order.
+        store: holds the tables.
     """
 
-    ranks: npt.NDArray[np.int32] | Ranks
-    values: Floats
+    base: str
+    sources: tuple[str, ...]
+    store: TableStore
 
-    @property
-    def nbytes(self) -> int:
-        return self.ranks.nbytes + self.values.nbytes
-
-    def at(self, ranks: Ranks) -> Floats:
-        """Thresholds for these ranks: about as many elements are smaller as are smaller than the one of that rank."""
-        right = np.searchsorted(self.ranks, ranks)
-        left = np.maximum(right - 1, 0)
-        low, high = np.abs(self.values[left]), np.abs(self.values[right])
-        share = (ranks - self.ranks[left]) / np.maximum(self.ranks[right] - self.ranks[left], 1)
-        line = (low.astype(np.float64) + share * (high.astype(np.float64) - low)).astype(np.float32)
-        # Never the lower value itself, which may be that of many elements that are not to be kept.
-        with np.errstate(over="ignore"):  # what is above the largest float is infinite, and more than `high`
-            line = np.minimum(np.maximum(line, np.nextafter(low, np.float32(np.inf))), high)
-        between = np.where(np.signbit(self.values[left]), low, line)
-        return np.where(self.ranks[right] == ranks, high, between)
-
-    def at_rank(self, rank: int) -> float:
-        """`at` for a single rank, to the same bits and several times faster: a candidate asks for hundreds of them."""
-        ranks, values = self.ranks.data, self.values.data  # of which the items are plain numbers
-        right = bisect_left(ranks, rank)
-        high = abs(values[right])
-        if right == 0 or ranks[right] == rank:
-            return high
-        before, first = values[right - 1], ranks[right - 1]
-        low = abs(before)
-        if math.copysign(1.0, before) < 0:
-            return low
-        line = float(np.float32(low + (rank - first) / (ranks[right] - first) * (high - low)))
-        return min(line if line > low else float(np.nextafter(np.float32(low), _INFINITY)), high)
+    def pair(self, source: int) -> str:
+        return pair_digest(self.base, self.sources[source])
 
 
 class ThresholdTables:
     """Order statistics of |source − base| over any scope of tensors, for one fixed list of sources.
 
-    A table is built on first use of its scope: once per worker, since the groups of a search do not change. With a
-    threshold from it at most one element in 10⁵ of the scope is kept or dropped otherwise than with the exact one; in
+    A table is made or read on first use of its scope: once per worker, since the groups of a search do not change. With
+    a threshold from it at most one element in 10⁵ of the scope is kept or dropped otherwise than with the exact one; in
     scopes of up to 10⁵ elements none is. The tables hold as many knots as that takes: few for large scopes, whose
     magnitudes are smooth on the scale of the tolerance, and nearly all magnitudes for scopes below 2·10⁵ elements.
     """
 
-    def __init__(self, base: Mapping[str, torch.Tensor], sources: Sequence[Mapping[str, torch.Tensor]]) -> None:
+    def __init__(
+        self,
+        base: Mapping[str, torch.Tensor],
+        sources: Sequence[Mapping[str, torch.Tensor]],
+        contents: Contents | None = None,
+    ) -> None:
+        """Without `contents` the tables live as long as this object."""
         self._base = base
         self._sources = sources
-        self._tables: dict[tuple[int, tuple[str, ...]], Table] = {}
+        self._contents = contents
+        self._tables: dict[tuple[int, Scope], Table] = {}
+        self._stored: list[dict[str, Table]] = [{} for _ in sources]
+        self._unsaved: list[list[Scope]] = [[] for _ in sources]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tables built so far."""
+        """Bytes of the tables that were used so far."""
         return sum(table.nbytes for table in self._tables.values())
 
-    def kth_magnitude(self, source: int, scope: tuple[str, ...], k: int) -> float:
+    def kth_magnitude(self, source: int, scope: Scope, k: int) -> float:
         """A threshold for the k-th smallest (k from 1) of |source − base| over the elements of the scope's tensors.
 
         Where several elements have that magnitude, all of them are at the threshold.
         """
         key = (source, scope)
-        if key not in self._tables:
-            self._tables[key] = make_table(lambda: self._magnitudes(source, scope), self._elements(scope))
-        return self._tables[key].at_rank(k - 1)
+        table = self._tables.get(key)
+        if table is None:
+            table = self._tables[key] = self._find(source, scope)
+        return table.at_rank(k - 1)
 
-    def _elements(self, scope: Sequence[str]) -> int:
+    def save(self) -> None:
+        """Put what was made since the last call into the store."""
+        for source in range(len(self._sources)):
+            self._save(source)
+
+    def _find(self, source: int, scope: Scope) -> Table:
+        elements = self._elements(scope)
+        if self._contents is None or elements <= SHORT:
+            return self._make(source, scope)
+        digest, stored = scope_digest(scope), self._stored[source]
+        if digest not in stored:
+            stored.update(self._contents.store.new_tables(self._contents.pair(source)))
+        if digest in stored:
+            return stored[digest]
+        table = self._tables[source, scope] = self._make(source, scope)
+        self._unsaved[source].append(scope)
+        if sum(map(self._elements, self._unsaved[source])) >= SAVED_AT_ONCE:
+            self._save(source)
+        return table
+
+    def _make(self, source: int, scope: Scope) -> Table:
+        return fast_table(lambda: self._magnitudes(source, scope), self._elements(scope))
+
+    def _save(self, source: int) -> None:
+        scopes, self._unsaved[source] = self._unsaved[source], []
+        if self._contents is None or not scopes:
+            return
+        made = {scope_digest(scope): self._tables[source, scope] for scope in scopes}
+        mapped = self._contents.store.save(self._contents.pair(source), made)
+        for scope in scopes:  # memory that the workers of a machine share instead of that of this one alone
+            self._tables[source, scope] = mapped.get(scope_digest(scope), self._tables[source, scope])
+
+    def _elements(self, scope: Scope) -> int:
         return sum(self._base[name].numel() for name in scope)
 
-    def _magnitudes(self, source: int, scope: Sequence[str]) -> Iterator[torch.Tensor]:
+    def _magnitudes(self, source: int, scope: Scope) -> Iterator[torch.Tensor]:
         for name in scope:
             base, weights = (model[name].detach().reshape(-1) for model in (self._base, self._sources[source]))
-            for start in range(0, base.numel(), PIECE):
-                piece = slice(start, start + PIECE)
+            size = CPU_PIECE if base.device.type == "cpu" else DEVICE_PIECE
+            for start in range(0, base.numel(), size):
+                piece = slice(start, start + size)
                 yield (weights[piece].to(base.device).float() - base[piece].float()).abs_()
-
-
-def sorted_together(elements: int) -> int:
-    """Number of magnitudes that are sorted together in a scope of this many elements."""
-    return min(elements, max(SORTED_AT_ONCE, elements // PARTS))
-
-
-def make_table(magnitudes: Pieces, elements: int) -> Table:
-    """Build the table of a scope.
-
-    Between two fine knots the error is at most that at the knots, plus the elements between them, plus the longest run
-    of equal values that is no step: with the shares below that is TOLERANCE.
-
-    Args:
-        magnitudes: a function that returns the pieces of the scope, float32 and not negative, the same at each call.
-        elements: how many there are in all.
-    """
-    wrong = TOLERANCE * elements
-    ranks, values = _fine_knots(magnitudes, elements, spacing=max(1, int(wrong / 8)))
-    chosen = _thinned(ranks, values, longest_run=max(1.0, wrong * 3 / 8), allowed=wrong / 2)
-    ranks, values = _with_steps(ranks[chosen], values[chosen])
-    return Table(ranks.astype(np.int32) if elements < 1 << 31 else ranks, values)
-
-
-def _fine_knots(magnitudes: Pieces, elements: int, spacing: int) -> tuple[Ranks, Floats]:
-    """(rank, value) of every `spacing`-th element in order of magnitude, and the first and last rank of its value."""
-    ranks: list[Ranks] = []
-    values: list[Floats] = []
-    start = 0
-    for part in _sorted_parts(magnitudes, elements):
-        count = len(part)
-        wanted = np.arange(-(-start // spacing) * spacing, start + count, spacing) - start
-        found = np.unique(part[np.concatenate([[0], wanted, [count - 1]])])
-        # A value is never in two parts, so that the first and the last of its rank are in this one.
-        ends = np.stack([np.searchsorted(part, found, "left"), np.searchsorted(part, found, "right") - 1], axis=1)
-        twice = np.unique(ends.ravel())
-        ranks.append(twice + start)
-        values.append(part[twice])
-        start += count
-    return np.concatenate(ranks), np.concatenate(values)
-
-
-def _sorted_parts(magnitudes: Pieces, elements: int) -> Iterator[Floats]:
-    """All magnitudes in ascending order, in parts of bounded size that each hold whole runs of equal values."""
-    limit = sorted_together(elements)
-    if elements <= limit:
-        yield _sorted(magnitudes(), elements)
-        return
-    # Non-negative floats have the order of their bits read as integers: parts are ranges of the upper sixteen.
-    counts = torch.zeros(1 << 16, dtype=torch.int64)
-    for piece in magnitudes():
-        counts += torch.bincount(piece.view(torch.int32) >> 16, minlength=1 << 16).cpu()
-    for first, last, held in _digit_ranges(counts.tolist(), limit):
-        yield _sorted((_in_digits(piece, first, last) for piece in magnitudes()), held)
-
-
-def _in_digits(piece: torch.Tensor, first: int, last: int) -> torch.Tensor:
-    digits = piece.view(torch.int32) >> 16
-    return piece[(digits >= first) & (digits <= last)]
-
-
-def _digit_ranges(counts: Sequence[int], limit: int) -> Iterator[tuple[int, int, int]]:
-    """First digit, last digit and number of elements of ranges that hold some: at most `limit`, or a single digit."""
-    first, held = 0, 0
-    for digit, count in enumerate(counts):
-        if held and held + count > limit:
-            yield first, digit - 1, held
-            held = 0
-        if not held:
-            first = digit
-        held += count
-    if held:
-        yield first, len(counts) - 1, held
-
-
-def _sorted(pieces: Iterable[torch.Tensor], elements: int) -> Floats:
-    """The elements of all pieces in ascending order, gathered in one new buffer."""
-    whole, filled = torch.empty(elements), 0
-    for piece in pieces:
-        whole[filled : filled + len(piece)] = piece
-        filled += len(piece)
-    array: Floats = whole.numpy()
-    array.sort()  # numpy sorts in place and without indices: a fifth of the memory of torch's
-    return array
-
-
-def _thinned(ranks: Ranks, values: Floats, longest_run: float, allowed: float) -> Ranks:
-    """Positions of the knots that are needed for thresholds with an error of at most `allowed` elements at each knot.
-
-    The error of a threshold is the difference between the number of smaller elements and the number that there should
-    be. Both ends of every run of more than `longest_run` equal values are kept.
-    """
-    first = np.searchsorted(values, values, "left")
-    last = np.searchsorted(values, values, "right") - 1
-    kept = ranks[last] - ranks[first] >= longest_run
-    kept[[0, -1]] = True
-    while True:
-        chosen = np.flatnonzero(kept)
-        thresholds = Table(ranks[chosen], values[chosen]).at(ranks)
-        smaller = np.append(ranks, ranks[-1] + 1)[np.searchsorted(values, thresholds, "left")]
-        wrong = np.flatnonzero((np.abs(smaller - ranks[first]) > allowed) & ~kept)
-        if not len(wrong):
-            return chosen
-        stretch = np.unique(np.searchsorted(chosen, wrong))
-        kept[(chosen[stretch - 1] + chosen[stretch]) // 2] = True
-
-
-def _with_steps(ranks: Ranks, values: Floats) -> tuple[Ranks, Floats]:
-    """The knots with runs of equal values marked as steps, and without the ends of steps that the next knot shows."""
-    level = np.append(values[1:] == values[:-1], False)
-    shown = np.append(np.diff(ranks) == 1, False) & np.append(False, level[:-1]) & ~level
-    return ranks[~shown], np.where(level, -values, values)[~shown]

@@ -19,7 +19,8 @@ from evomerge.bank.memory import memory_need, total_memory
 from evomerge.bank.placement import Machine, place_sources, placed, this_machine
 from evomerge.bank.recipe_tensors import RecipeTensors
 from evomerge.bank.skeletons import Skeletons
-from evomerge.bank.threshold_tables import ThresholdTables
+from evomerge.bank.table_store import TableStore
+from evomerge.bank.threshold_tables import Contents, ThresholdTables
 from evomerge.catalogue.layer_stack import mlp_outputs, renumbered, tensors_of_layer
 from evomerge.checkpoints import Source, load_skeleton, open_source, tensor_digest
 from evomerge.checkpoints.layer_stack import check_layers
@@ -75,7 +76,9 @@ class WeightBank:
         device: torch.device,
         files: Path | None = None,
         kernels: Kernels | None = None,
+        store: TableStore | None = None,
     ) -> None:
+        """`store` keeps threshold tables on disk, by default in the user's cache."""
         self.base = base
         self.dtype = dtype
         self.device = device
@@ -92,6 +95,7 @@ class WeightBank:
         self._pool = LayerPool(self._weights, dtype=dtype, device=device)
         self._skeletons: Skeletons | None = None
         self._tables: dict[tuple[str, ...], ThresholdTables] = {}
+        self._store = store or TableStore()
         self._kernels = kernels or Kernels(device)
         self._caches: dict[tuple[str, ...], SourceCache] = defaultdict(SourceCache)
         self._model: PreTrainedModel | None = None
@@ -117,6 +121,7 @@ class WeightBank:
             stale = [name for name in rule.tensors if self._written.get(name) != mark]
             if stale:
                 self._write(rule, recipe, mark)
+        self._save_tables()
         foreign = set(self._written).difference(*(rule.tensors for rule in recipe.rules))
         if not recipe.layers:
             self._restore(foreign)
@@ -155,6 +160,7 @@ class WeightBank:
             else:
                 for name, tensor in self._merge(rule, recipe):
                     yield name, _finite(name, tensor.to(self.dtype))
+        self._save_tables()
         for name in self._outside if recipe.layers else self.base.catalogue.names:
             if name not in named:
                 yield name, self._base_tensor(name)
@@ -282,9 +288,21 @@ class WeightBank:
 
     def _thresholds(self, sources: tuple[str, ...]) -> ThresholdTables:
         if sources not in self._tables:
-            weights = self._weights
-            self._tables[sources] = ThresholdTables(weights[self.base.ref.name], [weights[name] for name in sources])
+            base, others = self.base.ref.name, [self._weights[name] for name in sources]
+            self._tables[sources] = ThresholdTables(self._weights[base], others, self._contents(base, sources))
         return self._tables[sources]
+
+    def _contents(self, base: str, sources: tuple[str, ...]) -> Contents | None:
+        """What the tables are kept on disk by; None where the content of a model is not known."""
+        of_base, *others = (self._fingerprints[name] for name in (base, *sources))
+        known = tuple(other for other in others if other is not None)
+        if of_base is None or len(known) < len(others):
+            return None
+        return Contents(base=of_base, sources=known, store=self._store)
+
+    def _save_tables(self) -> None:
+        for tables in self._tables.values():
+            tables.save()
 
     def _check(self, recipe: Recipe) -> None:
         self._file_guard.check()

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.bank import threshold_tables
-from evomerge.bank.threshold_tables import ThresholdTables, make_table
+from evomerge.bank import magnitude_tables
+from evomerge.bank.magnitude_tables import make_table
+from evomerge.bank.threshold_tables import ThresholdTables
 
 
 def worst_error(magnitudes, ranks=None):
@@ -67,9 +68,9 @@ def test_a_large_scope_is_sorted_in_parts_of_bounded_size(monkeypatch):
     magnitudes = differences(400_000, torch.bfloat16)
     whole = make_table(lambda: [magnitudes], 400_000)
     sizes = []
-    inner = threshold_tables._sorted
-    monkeypatch.setattr(threshold_tables, "SORTED_AT_ONCE", 50_000)
-    monkeypatch.setattr(threshold_tables, "_sorted", lambda pieces, count: sizes.append(count) or inner(pieces, count))
+    inner = magnitude_tables._sorted
+    monkeypatch.setattr(magnitude_tables, "SORTED_AT_ONCE", 50_000)
+    monkeypatch.setattr(magnitude_tables, "_sorted", lambda pieces, count: sizes.append(count) or inner(pieces, count))
     parts = make_table(lambda: magnitudes.split(33_333), 400_000)
     assert max(sizes) <= 50_000
     assert sum(sizes) == 400_000
@@ -81,11 +82,11 @@ def test_a_large_scope_is_sorted_in_parts_of_bounded_size(monkeypatch):
 
 
 def test_the_largest_scopes_are_sorted_in_so_many_parts(monkeypatch):
-    monkeypatch.setattr(threshold_tables, "SORTED_AT_ONCE", 1000)
-    assert threshold_tables.sorted_together(900) == 900
-    assert threshold_tables.sorted_together(10_000) == 1000
+    monkeypatch.setattr(magnitude_tables, "SORTED_AT_ONCE", 1000)
+    assert magnitude_tables.sorted_together(900) == 900
+    assert magnitude_tables.sorted_together(10_000) == 1000
     assert (
-        threshold_tables.sorted_together(1_600_000) == 100_000
+        magnitude_tables.sorted_together(1_600_000) == 100_000
     )  # a pass over the scope for each 1,000 would take for ever
 
 
