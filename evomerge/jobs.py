@@ -154,7 +154,7 @@ class Trained:
 
     Attributes:
         recipe: the result; its coefficients lie in a file among the study's artifacts.
-        losses: source -> (loss of the uniform average, loss at the end), both on the source's calibration texts.
+        losses: source -> (loss before, loss at the end), both on the source's calibration texts.
         checkpoint: file of its last state, of no use once the result is stored; None where none was kept.
     """
 

@@ -45,7 +45,7 @@ class Line:
         seconds: of scoring it once, merge included.
         cost: of choosing it: of a baseline its steps and training, of the winner the whole search. None for rows that
             were not chosen.
-        losses: of a trained baseline: source -> [loss of the uniform soup, loss at the end].
+        losses: of a trained baseline: source -> [loss before, loss at the end].
         command: reproduces the held-out scores (search scores where nothing was held out yet), None where the
             evaluator is not lm-eval, or no command can.
         no_command: why no command can, None where one can or the evaluator is not lm-eval.

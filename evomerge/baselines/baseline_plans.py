@@ -153,8 +153,8 @@ def check_baseline(baseline: BaselineSpec, spec: SearchSpec, tasks: Collection[s
         if info.built_from == "best" and not set(spec.search_space.method_names) <= sums:
             raise InvalidInput(
                 f"baseline {baseline.name!r} starts from a weighted sum of the sources, but the space has "
-                f"{', '.join(sorted(set(spec.search_space.method_names) - sums))}; use dam, which starts from their "
-                "average"
+                f"{', '.join(sorted(set(spec.search_space.method_names) - sums))}; use {info.trainer}, which needs no "
+                "winner"
             )
     else:
         validate(info.settings, baseline.settings, f"baseline {baseline.name!r}")
@@ -262,9 +262,24 @@ def dam(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
 
 def dam_from_best(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
     """The same from the winner of the search, whose merge has to be a weighted sum of the sources."""
+    return (yield from _trained(given, baseline, _winner(given)))
+
+
+def adamerging(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
+    """Task arithmetic with weights that make predictions sure, from one weight for all (arXiv 2310.02575)."""
+    weight = training_settings(baseline)["initial"]
+    return (yield from _trained(given, baseline, given.recipe("task_arithmetic", {"weight": weight}, {})))
+
+
+def adamerging_from_best(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
+    """The same from the winner of the search, whose merge has to be a weighted sum of task vectors."""
+    return (yield from _trained(given, baseline, _winner(given)))
+
+
+def _winner(given: Ingredients) -> Recipe:
     if given.best is None:
         raise InvalidInput("the search has not named its best merge yet; run the search first")
-    return (yield from _trained(given, baseline, given.best))
+    return given.best
 
 
 def _trained(given: Ingredients, baseline: BaselineSpec, initial: Recipe) -> BaselinePlan:
@@ -288,11 +303,19 @@ def training_settings(baseline: BaselineSpec, longest: int | None = None) -> dic
         longest: tokens that the model can hold: longer texts are cut, whatever the settings allow.
 
     Raises:
-        InvalidInput: a setting that does not exist, or is out of its range.
+        InvalidInput: a setting that does not exist, is out of its range, or is not open to choice.
     """
-    from evomerge.training import DamSettings
+    from evomerge.training import SETTINGS, AdaSettings
 
-    settings = validate(DamSettings, baseline.settings, f"baseline {baseline.name!r}")
+    info = BASELINES[baseline.name]
+    for name in sorted(baseline.settings.keys() & info.preset):
+        raise InvalidInput(
+            f"{name} of baseline {baseline.name!r} is always {info.preset[name]!r}; leave it out, or use {info.trainer}"
+        )
+    given = {**info.preset, **baseline.settings}
+    settings = validate(SETTINGS[str(info.trainer)], given, f"baseline {baseline.name!r}")
+    if isinstance(settings, AdaSettings) and settings.initial is None and not info.needs_search:
+        raise InvalidInput(f"baseline {baseline.name!r} starts from no other merge; give `initial` a number")
     max_length = min(settings.max_length, longest or settings.max_length)
     return settings.model_copy(update={"max_length": max_length}).model_dump(mode="json")
 

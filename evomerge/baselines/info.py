@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Final, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, Field
 
@@ -52,6 +52,7 @@ class BaselineInfo:
         settings: its settings in search.yaml, for one that neither applies a merge method nor trains.
         method: merge method that `one_method` applies to all experts. Its parameters and options are the settings.
         trainer: trainer that it uses, on text of every expert. Its settings are those of the training.
+        preset: settings of that training that make this baseline; search.yaml cannot change them.
         sampler: it is a search with this sampler, and has no plan.
         built_from: part of the search that it is built from: the winner's recipe (`best`) or the number of finished
             trials (`trials`). A change of that part makes another baseline.
@@ -67,6 +68,7 @@ class BaselineInfo:
     settings: type[BaseModel] = NoSettings
     method: str | None = None
     trainer: str | None = None
+    preset: Mapping[str, Any] = field(default_factory=dict)
     sampler: str | None = None
     built_from: Literal["best", "trials"] | None = None
     on_request: bool = False
@@ -129,6 +131,24 @@ _ALL = (
         name="dam-from-best",
         plan=f"{_PLANS}:dam_from_best",
         trainer="dam",
+        built_from="best",
+        on_request=True,
+        chosen_on_search_items=True,
+    ),
+    BaselineInfo(name="adamerging", plan=f"{_PLANS}:adamerging", trainer="adamerging", on_request=True),
+    BaselineInfo(
+        name="adamerging-task",
+        plan=f"{_PLANS}:adamerging",
+        trainer="adamerging",
+        preset={"granularity": "task"},
+        on_request=True,
+    ),
+    BaselineInfo(
+        name="adamerging-from-best",
+        plan=f"{_PLANS}:adamerging_from_best",
+        trainer="adamerging",
+        # A clamp would change a winner that has a weight above 1.
+        preset={"initial": None, "clamp": False},
         built_from="best",
         on_request=True,
         chosen_on_search_items=True,

@@ -7,7 +7,7 @@ from evomerge.baselines.info import BASELINES
 from evomerge.evaluation.calibration_texts import calibration_texts
 from evomerge.opening.inputs import Inputs
 from evomerge.spec import BaselineSpec
-from evomerge.training import DamSettings, PlannedTokens, planned_tokens
+from evomerge.training import SETTINGS, PlannedTokens, planned_tokens
 
 
 def planned_training(baseline: BaselineSpec, inputs: Inputs) -> PlannedTokens | None:
@@ -20,5 +20,6 @@ def planned_training(baseline: BaselineSpec, inputs: Inputs) -> PlannedTokens | 
         return None
     calibrations = {expert.name: expert.calibration for expert in inputs.spec.experts if expert.calibration is not None}
     texts = {name: calibration_texts(inputs.evaluator, each) for name, each in calibrations.items()}
-    settings = DamSettings.model_validate(training_settings(baseline, inputs.longest_text))
+    trainer = str(BASELINES[baseline.name].trainer)
+    settings = SETTINGS[trainer].model_validate(training_settings(baseline, inputs.longest_text))
     return planned_tokens(texts, settings, inputs.spec.seed)

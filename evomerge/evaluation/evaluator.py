@@ -58,9 +58,18 @@ class CalibrationText:
         return self if surplus <= 0 else CalibrationText(self.tokens[surplus:], max(0, self.answer - surplus))
 
     def counted(self, token_mask: str) -> range:
-        """The positions that count: `all`, or those that predict a token of the `answer`, which begin one before it."""
+        """The positions that count.
+
+        They are `all`, those that predict a token of the `answer`, which begin one before it, or the `first` of these,
+        at which no token of the answer has been read; a text that is answer from its start has no such position.
+        """
         length = len(self.tokens)
-        return range(length) if token_mask == "all" else range(max(0, self.answer - 1), length - 1)
+        if token_mask == "all":
+            return range(length)
+        predicting = range(max(0, self.answer - 1), length - 1)
+        if token_mask == "first":
+            return predicting[:1] if self.answer else predicting[:0]
+        return predicting
 
 
 class Evaluator(Protocol):

@@ -61,7 +61,7 @@ MERGE: Final = "evomerge:merge"  # text: the recipe of a baseline in JSON, or it
 MODELS: Final = "evomerge:models"  # of a row that is several models: their recipes' digests, and the model of each task
 PARAMS: Final = "evomerge:params"  # of a baseline that is a point of the search space
 BEGUN: Final = "evomerge:begun"  # of a baseline that is being trained: the next run resumes it
-LOSSES: Final = "evomerge:losses"  # of a trained baseline: source -> [loss of the uniform soup, loss at the end]
+LOSSES: Final = "evomerge:losses"  # of a trained baseline: source -> [loss before, loss at the end]
 
 _CHUNK = 1500  # characters; JSON escapes each of them to at most 1 byte, so that an attribute stays below 2 kB
 

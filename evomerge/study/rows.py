@@ -42,7 +42,7 @@ class Record:
         seconds: of scoring it, by phase.
         cost: of choosing a baseline; of other rows: of scoring it once.
         made: of a baseline: digest of its name, settings and data.
-        losses: of a trained baseline: source -> (loss of the uniform soup, loss at the end).
+        losses: of a trained baseline: source -> (loss before, loss at the end).
         params: of a baseline that is a point of the search space.
         models: of a row that is several models: the summary of its `RecipeSet`. Empty for one model.
     """

@@ -58,10 +58,14 @@ def entropy_loss(logits: Tensor) -> Tensor:
     if not isinstance(logits, Tensor) or not logits.is_floating_point() or not logits.dim() or not logits.numel():
         given = f"{logits.dtype} {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise InvalidInput(f"the entropy is that of logits [..., classes], but got {given}")
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    scores = torch.log_softmax(wide, -1)
+    return entropy_by_position(logits).mean()
+
+
+def entropy_by_position(logits: Tensor) -> Tensor:
+    """The entropy of softmax(logits) of every position, in nats: [..., classes] -> [...]. See `entropy_loss`."""
+    scores = torch.log_softmax(logits.to(_wide(logits)), -1)
     # The lower bound keeps 0 * -inf from being NaN.
-    return -(scores.exp() * scores.clamp(min=torch.finfo(scores.dtype).min)).sum(-1).mean()
+    return -(scores.exp() * scores.clamp(min=torch.finfo(scores.dtype).min)).sum(-1)
 
 
 def train_coefficients(

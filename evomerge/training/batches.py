@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +13,50 @@ from torch import Tensor
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.evaluator import CalibrationText
 from evomerge.seeding import derive
-from evomerge.training.dam_settings import DamSettings
+
+
+class BatchSettings(Protocol):
+    """The settings of a training that decide what it reads."""
+
+    @property
+    def steps(self) -> int | None:
+        """Number of steps; None: as many as `epochs` have."""
+
+    @property
+    def epochs(self) -> int | None:
+        """Passes over the shortest calibration set, without `steps`; None: 1."""
+
+    @property
+    def batch_size(self) -> int:
+        """Texts of each source in a batch."""
+
+    @property
+    def batches(self) -> int:
+        """Batches of each source in a step."""
+
+    @property
+    def token_mask(self) -> str:
+        """The positions that count: "all", those that predict a token of the "answer", or the "first" of these."""
+
+    @property
+    def max_length(self) -> int:
+        """Longer texts lose their beginning."""
+
+    @property
+    def measured_items(self) -> int:
+        """Texts of each source on which the loss before and after is measured."""
+
+    @property
+    def measurements(self) -> int:
+        """Passes over the measured texts in the whole training."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Padded tokens of one forward pass."""
+
+    @property
+    def teacher(self) -> str:
+        """Whether sources run at every step ("live"), once on each text ("cached"), or never ("none")."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +86,7 @@ class CalibrationBatches:
         texts: source name -> its texts; sources without any are skipped.
     """
 
-    def __init__(self, texts: Mapping[str, Sequence[CalibrationText]], settings: DamSettings, seed: int) -> None:
+    def __init__(self, texts: Mapping[str, Sequence[CalibrationText]], settings: BatchSettings, seed: int) -> None:
         self.texts = {name: [text.cut(settings.max_length) for text in given] for name, given in texts.items() if given}
         self._settings = settings
         self._seed = seed
@@ -55,8 +99,8 @@ class CalibrationBatches:
                 )
             if not all(text.counted(settings.token_mask) for text in given):
                 raise InvalidInput(
-                    f"source {name!r} has a calibration text in which nothing counts under token_mask "
-                    f"{settings.token_mask}; leave such texts out"
+                    f"source {name!r} has a calibration text in which nothing counts where the positions are "
+                    f"{settings.token_mask!r}; leave such texts out"
                 )
 
     @property
@@ -64,10 +108,10 @@ class CalibrationBatches:
         """The steps of the whole training."""
         if self._settings.steps is not None:
             return self._settings.steps
-        return self._epoch * (self._settings.epochs or 1)
+        return self._epoch * (self._settings.epochs or 1) // self._settings.batches
 
     def step(self, number: int) -> dict[str, list[int]]:
-        """Source name -> indices of its texts in a step; steps are counted from 0."""
+        """Source name -> indices of its texts in a step of one batch; counted from 0, over all batches of a step."""
         epoch, place = divmod(number, self._epoch)
         size = self._settings.batch_size
         return {
@@ -88,16 +132,22 @@ class CalibrationBatches:
 
     def measured(self, source: str, device: torch.device) -> Iterator[Batch]:
         """The first texts of a source, in batches of at most `max_tokens`."""
-        rest = self.texts[source][: self._settings.measured_items]
-        while rest:
+        texts = self.texts[source][: self._settings.measured_items]
+        for part in self.passes(texts):
+            yield self.batch(texts[part], device)
+
+    def passes(self, texts: Sequence[CalibrationText]) -> Iterator[slice]:
+        """Slices of texts that have at most `max_tokens` padded tokens together, or are one text."""
+        start = 0
+        while start < len(texts):
             count, longest = 0, 0
-            for text in rest:
+            for text in texts[start:]:
                 longest = max(longest, len(text.tokens))
                 if count and longest * (count + 1) > self._settings.max_tokens:
                     break
                 count += 1
-            yield self.batch(rest[:count], device)
-            rest = rest[count:]
+            yield slice(start, start + count)
+            start += count
 
     def digest(self) -> str:
         """Digest of all texts, in their order."""
@@ -122,8 +172,8 @@ class PlannedTokens:
     forward_tokens: int
 
 
-def planned_tokens(texts: Mapping[str, Sequence[CalibrationText]], settings: DamSettings, seed: int) -> PlannedTokens:
-    """Count what `train_dam` will read: student and teachers at every step, both at the two measurements.
+def planned_tokens(texts: Mapping[str, Sequence[CalibrationText]], settings: BatchSettings, seed: int) -> PlannedTokens:
+    """Count the tokens that a training will read: student and teachers at every step, both at the measurements.
 
     Raises:
         InvalidInput: no texts, or fewer than a batch needs.
@@ -132,10 +182,10 @@ def planned_tokens(texts: Mapping[str, Sequence[CalibrationText]], settings: Dam
     lengths = {name: [len(text.tokens) for text in given] for name, given in calibration.texts.items()}
     read = sum(
         lengths[name][index]
-        for number in range(calibration.steps)
+        for number in range(calibration.steps * settings.batches)
         for name, chosen in calibration.step(number).items()
         for index in chosen
     )
     measured = sum(sum(each[: settings.measured_items]) for each in lengths.values())
-    taught = read if settings.teacher == "live" else sum(sum(each) for each in lengths.values())
-    return PlannedTokens(calibration.steps, read, taught + 4 * measured)
+    taught = {"live": read, "cached": sum(sum(each) for each in lengths.values()), "none": 0}[settings.teacher]
+    return PlannedTokens(calibration.steps, read, taught + settings.measurements * measured)

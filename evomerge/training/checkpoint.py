@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from evomerge.checkpoints.recipe_files import from_bytes, to_bytes
 from evomerge.errors import InvalidInput
 from evomerge.recipe import Recipe
-from evomerge.training.dam_settings import DamSettings
 from evomerge.whole_files import write_whole
 
 _FORM = 1  # raised whenever the same training would give other numbers, or the file changes
@@ -27,7 +27,7 @@ class TrainingState:
     Attributes:
         coefficients, first, second: the trained coefficients and their moments, by tensor name.
         history: [losses, penalties] of every step so far.
-        before: loss of the uniform average by source.
+        before: loss before the training by source.
         forward_tokens, gradient_tokens: read so far.
         seconds: of training so far.
     """
@@ -43,18 +43,19 @@ class TrainingState:
 
 
 def checkpoint_path(
-    folder: Path, recipe: Recipe, settings: DamSettings, *, texts: str, seed: int, device: torch.device
+    folder: Path, trainer: str, recipe: Recipe, settings: BaseModel, *, texts: str, seed: int, device: torch.device
 ) -> Path:
     """Path of this training's checkpoint.
 
     Its name hashes recipe, settings, texts, seed and device, so that no other training loads it.
 
     Args:
+        trainer: its name, with which the file name begins.
         texts: digest of the calibration texts.
     """
     content = settings.model_dump(mode="json", exclude={"checkpoint_every"})
     key = json.dumps([_FORM, recipe.digest, content, texts, seed, device.type], sort_keys=True)
-    return folder / f"dam-{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    return folder / f"{trainer}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
 
 def save_state(path: Path, state: TrainingState) -> None:

@@ -140,7 +140,7 @@ def initial_coefficients(
             ).to(device)
             continue
         else:
-            weights = _weights(rules[name], base) if name in rules else {base: 1.0}
+            weights = source_weights(rules[name], base) if name in rules else {base: 1.0}
         raw = torch.tensor([_raw(phi, weights.get(source, 0.0), name, source) for source in names])
         values[name] = raw.reshape(-1, *(1 for _ in shape)).expand(-1, *shape).contiguous().to(device)
     chosen = tuple(name for name, role in roles.items() if role.kind in trainable)
@@ -168,13 +168,17 @@ def _needs_base(recipe: Recipe, roles: Mapping[str, ModuleRole], rules: Mapping[
     return used or not roles.keys() <= rules.keys()
 
 
-def _weights(rule: Rule, base: str) -> dict[str, float]:
-    """Source name -> its weight in a rule whose merge is a weighted sum."""
+def source_weights(rule: Rule, base: str) -> dict[str, float]:
+    """Source name -> its weight in a rule whose merge is a weighted sum of models, the base among them where needed.
+
+    Raises:
+        InvalidInput: the merge is no such sum.
+    """
     info = method_info(rule.method)
     if not info.weighted_sum:
         raise InvalidInput(
-            f"DAM cannot start from a merge by {rule.method}: it is no sum of the sources with one weight each; "
-            "start from the uniform average, or from a merge by linear, task_arithmetic or column_linear"
+            f"a training cannot start from a merge by {rule.method}: it is no sum of the sources with one weight "
+            "each; start from the uniform average, or from a merge by linear or task_arithmetic"
         )
     given: Any = rule.parameters["weight"]
     total = sum(given) if rule.options.get("normalize") else 1.0

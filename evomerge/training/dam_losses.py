@@ -67,7 +67,7 @@ def source_loss(logits: Tensor, counted: Tensor, targets: Targets, settings: Dam
     flat, flat_gradient = logits.reshape(-1, logits.shape[-1]), gradient.view(-1, logits.shape[-1])
     positions = counted.reshape(-1).nonzero().squeeze(1)
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
-    for part in _parts(len(positions), logits):
+    for part in position_parts(len(positions), logits):
         piece = flat[positions[part]].float().requires_grad_()
         loss = _summed_loss(piece, part, targets, settings) / len(positions)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -86,7 +86,7 @@ def divergences(calibration: CalibrationBatches, student: Student, temperature: 
             logits, counted = student.logits(batch)
             positions = counted.reshape(-1).nonzero().squeeze(1)
             flat = logits.reshape(-1, logits.shape[-1])
-            for part in _parts(len(positions), logits):
+            for part in position_parts(len(positions), logits):
                 total += float(targets.kl(flat[positions[part]], part, temperature).sum())
             tokens += len(positions)
         measured[source] = temperature**2 * total / tokens
@@ -107,7 +107,7 @@ def _summed_loss(piece: Tensor, part: slice, targets: Targets, settings: DamSett
     return loss
 
 
-def _parts(positions: int, logits: Tensor) -> Iterator[slice]:
+def position_parts(positions: int, logits: Tensor) -> Iterator[slice]:
     """Slices of the counted positions, each with few enough logits for one piece."""
     size = max(1, (_CPU_PIECE if logits.device.type == "cpu" else _DEVICE_PIECE) // logits.shape[-1])
     for start in range(0, positions, size):

@@ -96,6 +96,16 @@ class DamSettings(Frozen):
         return self
 
     @property
+    def batches(self) -> int:
+        """Batches of each source in a step."""
+        return 1
+
+    @property
+    def measurements(self) -> int:
+        """Passes over the measured texts: by source and merge, before and after."""
+        return 4
+
+    @property
     def decay(self) -> float:
         """The weight decay, with the default of the optimizer filled in."""
         if self.weight_decay is not None:

@@ -229,6 +229,7 @@ class _Training:
             return None
         return checkpoint_path(
             self._inputs.checkpoints,
+            "dam",
             self._inputs.initial,
             self._settings,
             texts=self.calibration.digest(),
@@ -245,8 +246,4 @@ class _Training:
         self._before = state.before
         self._student.forward_tokens = state.forward_tokens
         self._student.gradient_tokens = state.gradient_tokens
-        self._optimizer.steps = len(state.history)
-        for name, value in self._trained.items():
-            value.copy_(state.coefficients[name])
-            self._optimizer.first[name].copy_(state.first[name])
-            self._optimizer.second[name].copy_(state.second[name])
+        self._optimizer.restore(len(state.history), state.coefficients, state.first, state.second)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,6 +60,24 @@ def _sums_by_row(gradient: Tensor, weights: Sequence[Tensor], spread: tuple[int,
             product = part * weight[block].to(device, dtype)
             sums[index, block] = product.sum(summed, keepdim=True) if summed else product
     return sums
+
+
+def vector_gradients(weight_gradient: Tensor, pieces: Iterable[tuple[int, Sequence[Tensor]]]) -> Tensor:
+    """dL/dlambda_i = <dL/dW, tau_i>, for W = W_0 + sum_i lambda_i tau_i.
+
+    Args:
+        weight_gradient: dL/dW, of any float dtype.
+        pieces: (index of the first element, that piece of each of the n flattened task vectors), all of them.
+
+    Returns:
+        [n], in float64 on the CPU: the sum of the products of each piece.
+    """
+    flat = weight_gradient.reshape(-1)
+    sums = []
+    for start, vectors in pieces:
+        part = flat[start : start + vectors[0].numel()].to(vectors[0].device, vectors[0].dtype)
+        sums.append(torch.stack([torch.dot(part, vector) for vector in vectors]).double())
+    return torch.stack(sums).sum(0).cpu()
 
 
 def _dtype(gradient: Tensor) -> torch.dtype:

@@ -42,6 +42,16 @@ class Mofo:
         self._alpha = alpha
         self._weight_decay = weight_decay
 
+    def restore(
+        self, steps: int, values: Mapping[str, Tensor], first: Mapping[str, Tensor], second: Mapping[str, Tensor]
+    ) -> None:
+        """Continue after so many steps: copy values and moments in place."""
+        self.steps = steps
+        for name, value in self.values.items():
+            value.copy_(values[name])
+            self.first[name].copy_(first[name])
+            self.second[name].copy_(second[name])
+
     def step(self, gradients: Mapping[str, Tensor]) -> None:
         """Move the values in place, along gradients of the same names and shapes."""
         self.steps += 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,8 +13,8 @@ from torch.func import functional_call
 
 from evomerge.elementwise.column_linear import write_column_linear
 from evomerge.merging import RuleTensors, merge_rule
-from evomerge.methods import OptionValue, resolve_options
-from evomerge.recipe import Recipe
+from evomerge.methods import resolve_options
+from evomerge.recipe import Recipe, Rule
 from evomerge.training.batches import Batch
 from evomerge.training.coefficients import Coefficients
 
@@ -43,7 +44,8 @@ class Student:
         self._model = model
         self._weights = weights
         self._recipe = recipe
-        self._merge: tuple[str, Sequence[str], Mapping[str, Any], Mapping[str, OptionValue]] | None = None
+        self._cache: dict[Hashable, Any] = {}
+        self._merge: Callable[[tuple[str, ...]], None] | None = None
         self._stale: set[str] = set()
         self._can_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
         keys = {id(tensor): key for key, tensor in model.state_dict(keep_vars=True).items()}
@@ -55,38 +57,63 @@ class Student:
 
     def set_average(self, sources: Sequence[str]) -> None:
         """Set the uniform average of some sources as the merge; the next forward pass writes it."""
-        options = resolve_options("linear", {})
-        self._merge = "linear", tuple(sources), {"weight": (1.0,) * len(sources)}, options
-        self._stale = set(self.names)
+        rule = Rule(
+            tensors=self.names,
+            method="linear",
+            sources=tuple(sources),
+            parameters={"weight": (1.0,) * len(sources)},
+            options=resolve_options("linear", {}),
+        )
+        self.set_rules([rule])
+
+    def set_rules(self, rules: Iterable[Rule]) -> None:
+        """Set the merge of some rules, without files; the next forward pass writes their tensors."""
+        by_name = {name: rule for rule in rules for name in rule.tensors}
+        self._merge = partial(self._write_rules, by_name)
+        self._stale |= set(by_name)
 
     def set_merge(self, coefficients: Coefficients, changed: Iterable[str] | None = None) -> None:
         """Set the merge of the coefficients; the next forward pass writes all tensors, or the changed ones."""
-        parameters = {"coefficients": coefficients.by_source}
-        self._merge = "column_linear", coefficients.sources, parameters, {"phi": coefficients.phi}
+        self._merge = partial(self._write_coefficients, coefficients)
         self._stale |= set(self.names if changed is None else changed)
 
     def write(self) -> None:
         """Bring the live tensors up to date with the merge."""
         if self._merge is None or not self._stale:
             return
-        method, sources, parameters, options = self._merge
-        names = tuple(name for name in self.names if name in self._stale)
-        base, weights = self._weights[self._recipe.base.name], [self._weights[source] for source in sources]
+        with torch.no_grad():
+            self._merge(tuple(name for name in self.names if name in self._stale))
+        self._stale.clear()
+
+    def tensors(self, rule: Rule, names: Sequence[str]) -> RuleTensors:
+        """Some tensors of a rule without files."""
+        return RuleTensors(
+            names=tuple(names),
+            base=self._weights[self._recipe.base.name],
+            sources=[self._weights[source] for source in rule.sources],
+            parameters=rule.parameters,
+            options=rule.options,
+            seed=self._recipe.seed,
+            scope_names=self.names,
+            cache=self._cache.setdefault(rule.sources, {}),
+        )
+
+    def _write_rules(self, rules: Mapping[str, Rule], names: Sequence[str]) -> None:
+        dtype = getattr(torch, self._recipe.dtype)
+        for name in names:
+            for _, tensor in merge_rule(rules[name].method, self.tensors(rules[name], [name])):
+                self.live[name].copy_(tensor.to(dtype))
+
+    def _write_coefficients(self, coefficients: Coefficients, names: tuple[str, ...]) -> None:
         tensors = RuleTensors(
             names=names,
-            base=base,
-            sources=weights,
-            parameters=parameters,
-            options=options,
+            base=self._weights[self._recipe.base.name],
+            sources=[self._weights[source] for source in coefficients.sources],
+            parameters={"coefficients": coefficients.by_source},
+            options={"phi": coefficients.phi},
             seed=self._recipe.seed,
         )
-        with torch.no_grad():
-            if method == "column_linear":
-                write_column_linear(tensors, self.live)
-            else:
-                for name, tensor in merge_rule(method, tensors):
-                    self.live[name].copy_(tensor)
-        self._stale.clear()
+        write_column_linear(tensors, self.live)
 
     def logits(self, batch: Batch, *, gradients: bool = False) -> tuple[Tensor, Tensor]:
         """Run the merge: logits [B, K, V] of the K positions where anything counts, and the counted of them [B, K]."""

@@ -8,6 +8,8 @@ from typing import Any, Final, Protocol
 
 from evomerge.errors import unknown_name
 from evomerge.recipe import Recipe
+from evomerge.training.adamerging_settings import AdaSettings
+from evomerge.training.adamerging_training import train_adamerging
 from evomerge.training.dam_settings import DamSettings
 from evomerge.training.dam_training import train_dam
 from evomerge.training.training_inputs import TrainingInputs
@@ -38,7 +40,7 @@ class TrainedMerge(Protocol):
 
     @property
     def before(self) -> Mapping[str, float]:
-        """Source -> loss of the uniform average on the texts of the source."""
+        """Source -> loss before, on the texts of the source: of the uniform average, or of the merge at the start."""
 
     @property
     def after(self) -> Mapping[str, float]:
@@ -79,7 +81,12 @@ def _dam(inputs: TrainingInputs, settings: Mapping[str, Any]) -> Generator[Train
     return train_dam(inputs, DamSettings.model_validate(dict(settings)))
 
 
-TRAINERS: Final[dict[str, Trainer]] = {"dam": _dam}
+def _adamerging(inputs: TrainingInputs, settings: Mapping[str, Any]) -> Generator[TrainingStep, None, TrainedMerge]:
+    return train_adamerging(inputs, AdaSettings.model_validate(dict(settings)))
+
+
+TRAINERS: Final[dict[str, Trainer]] = {"dam": _dam, "adamerging": _adamerging}
+SETTINGS: Final[dict[str, type[DamSettings] | type[AdaSettings]]] = {"dam": DamSettings, "adamerging": AdaSettings}
 
 
 def find_trainer(name: str) -> Trainer:

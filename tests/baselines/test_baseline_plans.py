@@ -167,6 +167,9 @@ def test_the_number_of_merges_that_a_baseline_scores_is_known_beforehand():
         "emr": 3,
         "dam": 1,
         "dam-from-best": 1,
+        "adamerging": 1,
+        "adamerging-task": 1,
+        "adamerging-from-best": 1,
         "random-search": spec.budget.trials,
     }
 

@@ -83,8 +83,8 @@ class Family:
             base=refs["base"], sources=tuple(refs[name] for name in SOURCES), rules=(rule,), dtype=self.dtype, seed=3
         )
 
-    def start(self, initial: Recipe | None = None, checkpoints: Path | None = None, seed: int = 5, **settings: Any):
-        inputs = TrainingInputs(
+    def inputs(self, initial: Recipe | None = None, checkpoints: Path | None = None, seed: int = 5) -> TrainingInputs:
+        return TrainingInputs(
             model=self.model,
             live=self.live,
             weights=self.weights,
@@ -94,7 +94,9 @@ class Family:
             files=self.files,
             checkpoints=checkpoints,
         )
-        return train_dam(inputs, DamSettings.model_validate(settings))
+
+    def start(self, initial: Recipe | None = None, checkpoints: Path | None = None, seed: int = 5, **settings: Any):
+        return train_dam(self.inputs(initial, checkpoints, seed), DamSettings.model_validate(settings))
 
     def train(self, *arguments: Any, **settings: Any) -> DamResult:
         training = self.start(*arguments, **settings)
@@ -123,7 +125,7 @@ def family(tmp_path: Path) -> Callable[..., Family]:
             torch.manual_seed(7)
             model = AutoModelForCausalLM.from_config(KINDS[kind]()).to(getattr(torch, dtype)).eval()
         model.requires_grad_(False)
-        base = {name: tensor.double() for name, tensor in live_of(model).items()}
+        base = {name: tensor.to(torch.float64, copy=True) for name, tensor in live_of(model).items()}
         weights: dict[str, Mapping[str, Tensor]] = {"base": base}
         for name in SOURCES:
             weights[name] = {

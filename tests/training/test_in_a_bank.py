@@ -15,7 +15,7 @@ from evomerge.evaluation.evaluator import CalibrationText
 from evomerge.mergekit.export_yaml import to_mergekit
 from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule
-from evomerge.training import DamSettings, TrainingInputs, train_dam
+from evomerge.training import TrainingInputs, find_trainer
 
 TOY = Path(__file__).parent.parent.parent / "examples" / "toy" / "models"
 EXPERTS = ("reverse", "sort")
@@ -44,7 +44,7 @@ def soup(sources, method="linear", dtype="float32"):
     return Recipe(base=base.ref, sources=tuple(expert.ref for expert in experts), rules=(rule,), dtype=dtype)
 
 
-def train(bank, initial, files, **settings):
+def train(bank, initial, files, trainer="dam", **settings):
     generator = torch.Generator().manual_seed(0)
     texts = {
         name: [CalibrationText(tuple(torch.randint(5, 90, (8,), generator=generator).tolist()), 4) for _ in range(4)]
@@ -54,7 +54,7 @@ def train(bank, initial, files, **settings):
         inputs = TrainingInputs(
             model=model, live=live, weights=bank.weights, texts=texts, initial=initial, seed=1, files=files
         )
-        training = train_dam(inputs, DamSettings.model_validate({"steps": 2, "learning_rate": 0.01} | settings))
+        training = find_trainer(trainer)(inputs, {"steps": 2, "learning_rate": 0.01} | settings)
         while True:
             try:
                 next(training)
@@ -72,6 +72,21 @@ def test_what_was_trained_is_what_every_bank_makes_of_its_recipe(sources, tmp_pa
     assert bank_of(sources, tmp_path, dtype).live_digests(recipe) == trained
     assert {name: tensor_digest(tensor) for name, tensor in bank.merged(recipe)} == trained
     assert recipe.rules[0].sources == (EXPERTS if method == "linear" else (*EXPERTS, "base"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("settings", [{}, {"granularity": "layer"}, {"granularity": "task"}])
+def test_what_adamerging_learned_is_what_every_bank_makes_of_its_recipe(sources, tmp_path, dtype, settings):
+    bank = bank_of(sources, None, dtype)
+    initial = soup(sources, "task_arithmetic", dtype)
+    recipe, trained = train(bank, initial, tmp_path, "adamerging", batch_size=2, **settings)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert recipe.digest != initial.digest
+    assert bank.live_digests(recipe) == trained
+    assert bank_of(sources, None, dtype).live_digests(recipe) == trained
+    assert {name: tensor_digest(tensor) for name, tensor in bank.merged(recipe)} == trained
+    text, reason = to_mergekit(recipe, sources[0].catalogue)
+    assert text is not None, reason
 
 
 def test_after_a_loan_everything_is_written_anew(sources, tmp_path):

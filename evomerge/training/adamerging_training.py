@@ -1,0 +1,226 @@
+"""The training of AdaMerging on a live model: coefficients with which one merge is sure of its predictions."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from evomerge.errors import InvalidInput, MergeError, unknown_name
+from evomerge.messages import some
+from evomerge.recipe import Recipe
+from evomerge.tensors.rule_tensors import RuleTensors
+from evomerge.training.adamerging_settings import AdaSettings
+from evomerge.training.batches import CalibrationBatches
+from evomerge.training.checkpoint import TrainingState, checkpoint_path, load_state, save_state
+from evomerge.training.entropies import backward_entropies, entropies
+from evomerge.training.gradients import stream_gradients, vector_gradients
+from evomerge.training.mofo import Mofo
+from evomerge.training.student import Student
+from evomerge.training.task_weights import initial_task_weights
+from evomerge.training.training_inputs import TrainingInputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntropyStep:
+    """Entropies of one step.
+
+    Attributes:
+        step: from 1.
+        steps: of the whole training.
+        losses: source -> mean entropy of the predictions on its texts of this step, before the step, in nats.
+    """
+
+    step: int
+    steps: int
+    losses: Mapping[str, float]
+
+    @property
+    def reported(self) -> Mapping[str, float]:
+        """The entropies by source."""
+        return self.losses
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaResult:
+    """The result of a training.
+
+    Attributes:
+        recipe: the merge, with a rule for each set of weights.
+        before, after: source -> mean entropy of the predictions on its first texts, of the merge that the training
+            began with and of the result. One that falls to nearly 0 while scores fall too has collapsed.
+        forward_tokens, gradient_tokens: tokens read without and with gradients, padding excluded.
+        steps: number of steps.
+        seconds: duration, including the time before an interruption up to the last checkpoint.
+        checkpoint: the file of the last state, which may now be deleted; None where none was stored.
+    """
+
+    recipe: Recipe
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    forward_tokens: int
+    gradient_tokens: int
+    steps: int
+    seconds: float
+    checkpoint: Path | None
+
+
+def train_adamerging(inputs: TrainingInputs, settings: AdaSettings) -> Generator[EntropyStep, None, AdaResult]:
+    """Train the weights of task vectors by the entropy of predictions: AdaMerging, arXiv 2310.02575.
+
+    The answers of texts are never a target. There is no autograd graph through the merge: dL/dlambda_i is the product
+    of dL/dW and tau_i, taken as soon as dL/dW is computed. In memory are the sources once and the live model.
+
+    Who owns the live model and when, and what a folder of checkpoints does, is as in `train_dam`.
+
+    Args:
+        inputs: every source of their initial recipe has texts.
+
+    Yields:
+        An `EntropyStep` after each step.
+
+    Raises:
+        InvalidInput: texts or an initial recipe that cannot be trained with.
+        MergeError: an entropy or a gradient is not finite.
+    """
+    experts = [source.name for source in inputs.initial.sources if source.name != inputs.initial.base.name]
+    for name in inputs.texts:
+        if name not in experts:
+            raise unknown_name("source with calibration texts", name, experts)
+    if without := [name for name in experts if not inputs.texts.get(name)]:
+        raise InvalidInput(f"AdaMerging needs texts of every source, and there are none of {some(without, 5)}")
+    training = _EntropyTraining(inputs, settings)
+    for number, losses in enumerate(training.history, start=1):
+        yield EntropyStep(step=number, steps=settings.steps, losses=losses)
+    while len(training.history) < settings.steps:
+        losses = training.step()
+        number = len(training.history)
+        if number % settings.checkpoint_every == 0 or number == settings.steps:
+            training.save()
+        yield EntropyStep(step=number, steps=settings.steps, losses=losses)
+    return training.finish()
+
+
+class _EntropyTraining:
+    """The state of one training: coefficients, optimiser and history, with the student.
+
+    Attributes:
+        history: the entropies of every step so far, by source.
+    """
+
+    def __init__(self, inputs: TrainingInputs, settings: AdaSettings) -> None:
+        self._began = time.perf_counter()
+        self._inputs = inputs
+        self._settings = settings
+        self._calibration = CalibrationBatches(inputs.texts, settings, inputs.seed)
+        self.history: list[dict[str, float]] = []
+        self._student = Student(inputs.model, inputs.live, inputs.weights, inputs.initial)
+        self._weights = initial_task_weights(inputs.initial, self._student.names, settings)
+        self._group_of = {name: group for group, names in self._weights.groups.items() for name in names}
+        self._optimizer = Mofo(
+            self._weights.values, learning_rate=settings.learning_rate, alpha=None, weight_decay=0.0
+        )  # Adam
+        self._path = self._checkpoint_path()
+        state = None if self._path is None else load_state(self._path, torch.device("cpu"))
+        if state is not None:
+            self._restore(state)
+        self._rules = self._weights.rules()
+        self._student.set_rules(self._rules)
+        if state is None:
+            self._before = entropies(self._calibration, self._student)
+
+    def step(self) -> dict[str, float]:
+        """Make one step; return the entropies before it."""
+        first = len(self.history) * self._settings.batches
+        batches = [self._calibration.step(first + place) for place in range(self._settings.batches)]
+        vectors = {name: self._student.tensors(rule, [name]) for rule in self._rules for name in rule.tensors}
+        totals = {name: torch.zeros(len(self._weights.sources), dtype=torch.float64) for name in self._weights.groups}
+
+        def take(name: str, gradient: Tensor) -> None:
+            totals[self._group_of[name]] += vector_gradients(gradient, _vectors(vectors[name]))
+
+        parameters = {name: self._student.live[name] for name in vectors}
+        with torch.enable_grad(), stream_gradients(parameters, take):
+            losses = backward_entropies(
+                batches, self._settings.entropy_positions, calibration=self._calibration, student=self._student
+            )
+        gradients = {group: total.float() for group, total in totals.items()}
+        self._weights.zero_outside(gradients)
+        finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients.values())
+        if not finite or not math.isfinite(sum(losses.values())):
+            raise MergeError(
+                f"step {len(self.history) + 1} of the training is not finite (entropies {losses}); "
+                f"use a smaller learning_rate than {self._settings.learning_rate:g}, or the dtype bfloat16 or float32"
+            )
+        self._optimizer.step(gradients)
+        self._rules = self._weights.rules()
+        self._student.set_rules(self._rules)
+        self.history.append(losses)
+        return losses
+
+    def save(self) -> None:
+        """Store the state, where checkpoints are wanted."""
+        if self._path is not None:
+            state = TrainingState(
+                coefficients=self._weights.values,
+                first=self._optimizer.first,
+                second=self._optimizer.second,
+                history=[(losses, {}) for losses in self.history],
+                before=self._before,
+                forward_tokens=self._student.forward_tokens,
+                gradient_tokens=self._student.gradient_tokens,
+                seconds=self._seconds,
+            )
+            save_state(self._path, state)
+
+    def finish(self) -> AdaResult:
+        """Measure the result and leave it in the live model."""
+        after = entropies(self._calibration, self._student)
+        self._student.write()
+        return AdaResult(
+            recipe=self._weights.recipe(self._inputs.initial),
+            before=self._before,
+            after=after,
+            forward_tokens=self._student.forward_tokens,
+            gradient_tokens=self._student.gradient_tokens,
+            steps=len(self.history),
+            seconds=self._seconds,
+            checkpoint=self._path if self._path is not None and self._path.exists() else None,
+        )
+
+    @property
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._began
+
+    def _checkpoint_path(self) -> Path | None:
+        if self._inputs.checkpoints is None:
+            return None
+        return checkpoint_path(
+            self._inputs.checkpoints,
+            "adamerging",
+            self._inputs.initial,
+            self._settings,
+            texts=self._calibration.digest(),
+            seed=self._inputs.seed,
+            device=self._student.device,
+        )
+
+    def _restore(self, state: TrainingState) -> None:
+        self._began -= state.seconds
+        self.history = [losses for losses, _ in state.history]
+        self._before = state.before
+        self._student.forward_tokens = state.forward_tokens
+        self._student.gradient_tokens = state.gradient_tokens
+        self._optimizer.restore(len(state.history), state.coefficients, state.first, state.second)
+
+
+def _vectors(tensors: RuleTensors) -> Iterator[tuple[int, list[Tensor]]]:
+    """The pieces of one tensor's task vectors."""
+    (name,) = tensors.names
+    for piece in tensors.pieces(name):
+        yield piece.start, piece.task_vectors()
