@@ -267,8 +267,11 @@ def dam_from_best(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
 
 def adamerging(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
     """Task arithmetic with weights that make predictions sure, from one weight for all (arXiv 2310.02575)."""
-    weight = training_settings(baseline)["initial"]
-    return (yield from _trained(given, baseline, given.recipe("task_arithmetic", {"weight": weight}, {})))
+    from evomerge.training import AdaSettings
+
+    settings = AdaSettings.model_validate(training_settings(baseline))
+    initial = given.recipe(settings.method, {"weight": settings.initial}, {})
+    return (yield from _trained(given, baseline, initial))
 
 
 def adamerging_from_best(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:

@@ -148,7 +148,7 @@ _ALL = (
         plan=f"{_PLANS}:adamerging_from_best",
         trainer="adamerging",
         # A clamp would change a winner that has a weight above 1.
-        preset={"initial": None, "clamp": False},
+        preset={"initial": None, "clamp": False, "variant": "plain"},
         built_from="best",
         on_request=True,
         chosen_on_search_items=True,

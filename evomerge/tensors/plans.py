@@ -66,7 +66,8 @@ class Formula:
     Attributes:
         kind: `average` of the sources, `sum` of task vectors on the base, `election` (TIES) or `competition` (PCB).
         drops: DARE masks the task vectors first.
-        elect, agg, weighting: the options of TIES.
+        elect, agg, weighting: the options of TIES; `agg: elected-sum` weighs after the election, see
+            `elected_arithmetic`.
         variant: the option of PCB.
     """
 
@@ -230,10 +231,11 @@ def _drop(vector: Tensor, numbers: Tensor, words: Tensor) -> Tensor:
 def _elect(formula: Formula, vectors: Sequence[Tensor], numbers: Tensor) -> tuple[Tensor, Tensor]:
     """Trim, elect and merge as `ties.Election` does, for task vectors that are not trimmed yet."""
     weights, zero = numbers[Numbers.WEIGHT], numbers[Numbers.ZERO, 0]
-    trimmed = [  # TIES (1), (2)
-        torch.where(vector.abs() < numbers[Numbers.THRESHOLD, i], zero, vector) * weights[i]
-        for i, vector in enumerate(vectors)
+    trimmed = [  # TIES (1)
+        torch.where(vector.abs() < numbers[Numbers.THRESHOLD, i], zero, vector) for i, vector in enumerate(vectors)
     ]
+    if formula.agg != "elected-sum":
+        trimmed = [vector * weights[i] for i, vector in enumerate(trimmed)]  # TIES (2)
     total = mass = _sum(trimmed)  # TIES (3)
     if formula.elect == "count":
         total = _sum([torch.where(each < zero, -1.0, torch.where(each > zero, 1.0, zero)) for each in trimmed])
@@ -242,6 +244,9 @@ def _elect(formula: Formula, vectors: Sequence[Tensor], numbers: Tensor) -> tupl
         votes = torch.where(mass == mass, votes, mass)  # counting lost the NaN
     sign = torch.where(votes == zero, numbers[Numbers.ZERO_SIGN, 0], votes)  # TIES (4)
     sized = [each * sign for each in trimmed]
+    if formula.agg == "elected-sum":
+        elected = [torch.where(size <= zero, zero, each) for size, each in zip(sized, trimmed, strict=True)]
+        return _sum([each * weights[i] for i, each in enumerate(elected)]), votes
     # TIES (5)
     if formula.agg == "dis-max":
         largest = torch.where(sized[0] > zero, sized[0], zero)

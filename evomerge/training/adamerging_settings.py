@@ -19,8 +19,10 @@ class AdaSettings(Frozen):
         learning_rate: constant over all steps.
         granularity: one coefficient per source and tensor ("layer-wise" in the paper), per source and layer of the
             model, with one more for all tensors outside of the layers, or per source ("task-wise").
-        initial: of all coefficients; None: those of the initial recipe, a weighted sum of task vectors.
+        initial: of all coefficients; None: those of the initial recipe, which has to be a merge by the same variant.
         clamp: a coefficient weighs as if it were within [0, 1], and has no gradient outside.
+        variant: "plain", or "plus_plus" (AdaMerging++): task vectors are trimmed, to 20 % of their elements, and
+            sign-elected first.
         entropy_positions: the positions whose prediction should be sure: those that predict a token of the answer, the
             first of these, which reads no token of an answer, or all.
         max_length: longer texts lose their beginning.
@@ -36,11 +38,17 @@ class AdaSettings(Frozen):
     granularity: Literal["tensor", "layer", "task"] = "tensor"
     initial: Annotated[float, Field(allow_inf_nan=False)] | None = 0.3
     clamp: bool = True
+    variant: Literal["plain", "plus_plus"] = "plain"
     entropy_positions: Literal["answer", "first", "all"] = "answer"
     max_length: Annotated[int, Field(gt=1)] = 2048
     checkpoint_every: Positive = 50
     measured_items: Positive = 128
     max_tokens: Positive = 8192
+
+    @property
+    def method(self) -> str:
+        """Merge method of the weighted sum; its other parameters and options have their defaults."""
+        return "elected_arithmetic" if self.variant == "plus_plus" else "task_arithmetic"
 
     @property
     def epochs(self) -> None:

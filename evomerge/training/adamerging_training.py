@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from evomerge.elementwise.elected_arithmetic import ElectedVectors
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.messages import some
 from evomerge.recipe import Recipe
@@ -138,13 +139,13 @@ class _EntropyTraining:
         """Make one step; return the entropies before it."""
         first = len(self.history) * self._settings.batches
         batches = [self._calibration.step(first + place) for place in range(self._settings.batches)]
-        vectors = {name: self._student.tensors(rule, [name]) for rule in self._rules for name in rule.tensors}
+        rules = {name: self._student.tensors(rule, [name]) for rule in self._rules for name in rule.tensors}
         totals = {name: torch.zeros(len(self._weights.sources), dtype=torch.float64) for name in self._weights.groups}
 
         def take(name: str, gradient: Tensor) -> None:
-            totals[self._group_of[name]] += vector_gradients(gradient, _vectors(vectors[name]))
+            totals[self._group_of[name]] += vector_gradients(gradient, self._vectors(rules[name]))
 
-        parameters = {name: self._student.live[name] for name in vectors}
+        parameters = {name: self._student.live[name] for name in rules}
         with torch.enable_grad(), stream_gradients(parameters, take):
             losses = backward_entropies(
                 batches, self._settings.entropy_positions, calibration=self._calibration, student=self._student
@@ -193,6 +194,13 @@ class _EntropyTraining:
             checkpoint=self._path if self._path is not None and self._path.exists() else None,
         )
 
+    def _vectors(self, tensors: RuleTensors) -> Iterator[tuple[int, list[Tensor]]]:
+        """The pieces of the vectors that a tensor's coefficients weigh."""
+        (name,) = tensors.names
+        elected = ElectedVectors(tensors).of(name) if self._settings.variant == "plus_plus" else None
+        for piece in tensors.pieces(name):
+            yield piece.start, piece.task_vectors() if elected is None else elected(piece)
+
     @property
     def _seconds(self) -> float:
         return time.perf_counter() - self._began
@@ -217,10 +225,3 @@ class _EntropyTraining:
         self._student.forward_tokens = state.forward_tokens
         self._student.gradient_tokens = state.gradient_tokens
         self._optimizer.restore(len(state.history), state.coefficients, state.first, state.second)
-
-
-def _vectors(tensors: RuleTensors) -> Iterator[tuple[int, list[Tensor]]]:
-    """The pieces of one tensor's task vectors."""
-    (name,) = tensors.names
-    for piece in tensors.pieces(name):
-        yield piece.start, piece.task_vectors()

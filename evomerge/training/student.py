@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from evomerge.elementwise.column_linear import write_column_linear
+from evomerge.errors import InvalidInput
 from evomerge.merging import RuleTensors, merge_rule
 from evomerge.methods import resolve_options
 from evomerge.recipe import Recipe, Rule
@@ -37,6 +38,11 @@ class Student:
         weights: Mapping[str, Mapping[str, Tensor]],
         recipe: Recipe,
     ) -> None:
+        if recipe.layers:
+            raise InvalidInput(
+                "a training merges the layers of the base in their order, and this recipe has a path of layers; start "
+                "from another merge"
+            )
         self.live = live
         self.names = tuple(sorted(name for name, tensor in live.items() if tensor.is_floating_point()))
         self.forward_tokens = 0

@@ -16,8 +16,6 @@ from evomerge.recipe import Recipe, Rule
 from evomerge.training.adamerging_settings import AdaSettings
 from evomerge.training.coefficients import source_weights
 
-_METHOD = "task_arithmetic"
-
 
 @dataclass(frozen=True, kw_only=True)
 class TaskWeights:
@@ -28,16 +26,18 @@ class TaskWeights:
         groups: group -> the tensors that share its coefficients.
         values: group -> float32 [n sources], on the CPU; raw, before they are clamped.
         clamp: whether they are clamped in the merge.
+        method: merge method of the sum.
     """
 
     sources: tuple[str, ...]
     groups: Mapping[str, tuple[str, ...]]
     values: Mapping[str, Tensor]
     clamp: bool
+    method: str
 
     def rules(self) -> tuple[Rule, ...]:
         """One rule for each distinct set of weights, in the order of the groups."""
-        options = resolve_options(_METHOD, {})
+        options = resolve_options(self.method, {})
         by_weights: dict[tuple[float, ...], list[str]] = {}
         for group, names in self.groups.items():
             raw = self.values[group]
@@ -45,11 +45,11 @@ class TaskWeights:
             by_weights.setdefault(weights, []).extend(names)
         rules = []
         for weights, tensors in by_weights.items():
-            parameters = resolve_parameters(_METHOD, {"weight": weights}, len(self.sources))
+            parameters = resolve_parameters(self.method, {"weight": weights}, len(self.sources))
             rules.append(
                 Rule(
                     tensors=tuple(tensors),
-                    method=_METHOD,
+                    method=self.method,
                     sources=self.sources,
                     parameters=parameters,
                     options=options,
@@ -88,7 +88,7 @@ def initial_task_weights(recipe: Recipe, names: Sequence[str], settings: AdaSett
         values = _given(recipe, groups, sources, settings)
     else:
         values = {group: torch.full((len(sources),), settings.initial) for group in groups}
-    return TaskWeights(sources=sources, groups=groups, values=values, clamp=settings.clamp)
+    return TaskWeights(sources=sources, groups=groups, values=values, clamp=settings.clamp, method=settings.method)
 
 
 def _groups(names: Sequence[str], granularity: str) -> dict[str, tuple[str, ...]]:
@@ -110,7 +110,7 @@ def _given(
     rules = {name: rule for rule in recipe.rules for name in rule.tensors}
     values = {}
     for group, names in groups.items():
-        distinct = {_lambdas(rules.get(name), recipe.base.name, sources) for name in names}
+        distinct = {_lambdas(rules.get(name), recipe.base.name, sources, settings.method) for name in names}
         if len(distinct) > 1:
             raise InvalidInput(
                 f"the initial recipe weighs the tensors of {group!r} differently; "
@@ -126,10 +126,12 @@ def _given(
     return values
 
 
-def _lambdas(rule: Rule | None, base: str, sources: Sequence[str]) -> tuple[float, ...]:
+def _lambdas(rule: Rule | None, base: str, sources: Sequence[str], method: str) -> tuple[float, ...]:
     """The factor of each task vector; 0 for a tensor that is the base's."""
     if rule is None:
         return (0.0,) * len(sources)
+    if method != "task_arithmetic":
+        return _same_method(rule, sources, method)
     weights = source_weights(rule, base)
     if abs(math.fsum(weights.values()) - 1) > 1e-6:
         raise InvalidInput(
@@ -137,3 +139,15 @@ def _lambdas(rule: Rule | None, base: str, sources: Sequence[str]) -> tuple[floa
             "task vectors on the base; give `initial`"
         )
     return tuple(weights.get(source, 0.0) for source in sources)
+
+
+def _same_method(rule: Rule, sources: Sequence[str], method: str) -> tuple[float, ...]:
+    plain = {**resolve_parameters(method, {}, len(sources)), "weight": rule.parameters.get("weight")}
+    same = rule.sources == tuple(sources) and rule.parameters == plain
+    if rule.method != method or not same or rule.options != resolve_options(method, {}):
+        raise InvalidInput(
+            f"this variant can start from a merge of all sources by {method} with its defaults, and "
+            f"{rule.tensors[0]!r} of the initial recipe is merged by {rule.method} otherwise; give `initial`"
+        )
+    weights = rule.parameters["weight"]
+    return tuple(weights) if isinstance(weights, tuple) else (weights,) * len(sources)

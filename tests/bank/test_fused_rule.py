@@ -31,6 +31,7 @@ PARAMETERS = {
     "linear": {"weight": [1.0, 0.3, 2.0]},
     "slerp": {"t": 0.3},
     "task_arithmetic": {"weight": [0.7, -0.4, 1.1]},
+    "elected_arithmetic": {"density": [0.3, 0.5, 1.0], "weight": [0.7, -0.4, 1.1]},
     "ties": {"density": [0.3, 0.5, 1.0], "weight": [1.0, 0.6, -1.3], "lambda": 1.7},
     "dare_linear": {"drop_rate": [0.5, 0.0, 0.9], "weight": [0.7, -0.4, 1.1]},
     "pcb": {"density": 0.2, "weight": [0.7, -0.4, 1.1]},

@@ -14,6 +14,7 @@ from evomerge.documents import validate
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.evaluation.evaluator import CalibrationText
 from evomerge.merging import merge_state_dicts
+from evomerge.recipe import PathLayer
 from evomerge.training import AdaSettings, planned_tokens, train_adamerging
 from evomerge.training.adamerging import entropy_loss, train_coefficients
 from evomerge.training.adamerging_training import _EntropyTraining
@@ -152,6 +153,32 @@ def test_at_the_end_the_live_model_holds_what_the_recipe_says_bit_for_bit(family
     assert all(np.isfinite(value) for value in [*trained.before.values(), *trained.after.values()])
 
 
+def test_plus_plus_makes_the_steps_of_the_plain_function_on_trimmed_and_elected_vectors(family):
+    built = family("llama", "float64")
+    model = AdaSettings.model_validate({**SMALL, "variant": "plus_plus", "learning_rate": 0.01})
+    base, vectors = vectors_of(built)
+    names = sorted(base)
+    flat = torch.stack([torch.cat([each[name].reshape(-1) for name in names]) for each in vectors])
+    elements = flat.shape[1]
+    kth = flat.abs().sort(dim=1).values[:, elements - int(0.2 * elements) - 1]  # (1) of TIES
+    trimmed = torch.where(flat.abs() >= kth[:, None], flat, 0)
+    sign = trimmed.sum(0).sign()
+    elected = torch.where(trimmed.sign() == sign, trimmed, 0)
+    assert 0.15 < float((elected != 0).double().mean()) < 0.21
+    sizes = [base[name].numel() for name in names]
+    split = [
+        {name: part.reshape(base[name].shape) for name, part in zip(names, each.split(sizes), strict=True)}
+        for each in elected
+    ]
+    losses = iter([definition(built, model, step) for step in range(2)])
+    expected = list(train_coefficients(base, split, lambda merged: next(losses)(merged), learning_rate=0.01, steps=2))
+    training = _EntropyTraining(built.inputs(), model)
+    for step in expected:
+        assert sum(training.step().values()) * 2 == pytest.approx(step.loss, rel=1e-6)
+        for group, values in training._weights.values.items():
+            torch.testing.assert_close(values.double(), step.coefficients[group], rtol=1e-4, atol=1e-6)
+
+
 def test_one_coefficient_for_all_is_one_rule_and_one_per_layer_a_rule_per_layer(family):
     built = family()
     assert len(train(built, steps=2, granularity="task").recipe.rules) == 1
@@ -168,7 +195,9 @@ def test_coefficients_beyond_the_ends_weigh_as_the_ends_and_stay(family):
     assert all(weight not in (1.0, 1.5) for weight in rule.parameters["weight"])
 
 
-@pytest.mark.parametrize("settings", [{}, {"granularity": "task", "entropy_positions": "all"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"granularity": "task", "entropy_positions": "all"}, {"variant": "plus_plus"}]
+)
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 def test_a_killed_training_goes_on_to_the_same_bits(family, tmp_path, settings, stored):
     settings = {"steps": 8, "learning_rate": 0.01, "checkpoint_every": 3} | settings
@@ -275,12 +304,30 @@ def test_its_own_result_is_where_another_training_starts(family):
         ("task_arithmetic", {"weight": 1.2}, {}, "use clamp: false"),
         ("linear", {"options": {"normalize": False}}, {}, "do not sum to 1"),
         ("linear", {"tensors": ["lm_head.weight"]}, {"granularity": "task"}, "use granularity: tensor"),
+        ("task_arithmetic", {}, {"variant": "plus_plus"}, "merged by task_arithmetic otherwise"),
+        ("elected_arithmetic", {"density": 0.5}, {"variant": "plus_plus"}, "by elected_arithmetic with its defaults"),
     ],
 )
 def test_a_recipe_that_such_coefficients_cannot_give_is_refused(family, method, parameters, settings, message):
     built = family()
     with pytest.raises(InvalidInput, match=message):
         weights_at_start(built, built.recipe(method, **parameters), **settings)
+
+
+def test_a_start_of_plus_plus_is_its_own_result(family):
+    built = family()
+    first = train(built, steps=2, learning_rate=0.01, variant="plus_plus")
+    found = weights_at_start(built, first.recipe, variant="plus_plus")
+    assert found.rules() == first.recipe.rules
+
+
+def test_a_path_of_layers_is_no_start(family):
+    built = family()
+    path = replace(built.recipe(), layers=(PathLayer(source="left", layer=0, scale=1.0),))
+    with pytest.raises(InvalidInput, match="this recipe has a path of layers"):
+        train(built, path)
+    with pytest.raises(InvalidInput, match="this recipe has a path of layers"):
+        built.train(path, steps=1)
 
 
 def test_texts_that_cannot_be_trained_on_are_refused(family):
@@ -318,6 +365,7 @@ def test_an_entropy_that_is_not_finite_says_the_step_and_what_to_change(family):
         ({"granularity": "column"}, "granularity"),
         ({"initial": float("nan")}, "finite"),
         ({"learning_rate": 0}, "greater than 0"),
+        ({"variant": "++"}, "plus_plus"),
     ],
 )
 def test_wrong_settings_are_refused_with_what_is_allowed(settings, message):
