@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from evomerge.bank import WeightBank
-from evomerge.checkpoints import open_source, tensor_digest
+from evomerge.checkpoints import meta_model, open_source, tensor_digest
 from evomerge.checkpoints.recipe_files import store_tensors
 from evomerge.errors import InvalidInput
 from evomerge.merging import merge_state_dicts, regmean
 from evomerge.methods import METHODS, resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule
 from evomerge.statistics import input_grams, sampled_fisher
+from evomerge.statistics.measured_size import measured_size
+from evomerge.statistics.measurement import KINDS, MeasuredModel, MeasurementSettings
 
 TOY = Path(__file__).parent.parent.parent / "examples" / "toy" / "models"
 EXPERTS = ("reverse", "sort")
@@ -154,6 +156,29 @@ def test_a_source_without_its_file_is_named(sources, statistics, tmp_path):
         bank_of(sources, files=tmp_path).materialize(recipe_of(sources, "regmean", {}, files))
 
 
+def kept_bytes(bank):
+    """Bytes of the products that a bank keeps."""
+    products = [
+        value
+        for cache in bank._caches.values()
+        for by_files in cache.values.values()
+        for by_scope in by_files.values()
+        for key, value in by_scope.items()
+        if key[:2] == ("regmean", "products")
+    ]
+    return sum(tensor.nbytes for kept in products for tensors in kept.values() for tensor in tensors)
+
+
+def predicted_products(sources):
+    """Bytes of the products of one source, as a model without weights tells."""
+    base, _ = sources
+    model = meta_model(base)
+    state = model.state_dict(keep_vars=True)
+    live = {name: state[base.live_names[name]] for name in base.catalogue.names}
+    measured = MeasuredModel(model=model, live=live, catalogue=base.catalogue)
+    return measured_size(KINDS["grams"], measured, MeasurementSettings(), width=4).products
+
+
 @pytest.mark.parametrize("room", [regmean.KEPT_BYTES, 0])
 def test_products_with_grams_are_taken_once_for_all_candidates_where_there_is_room(
     sources, statistics, tmp_path, monkeypatch, room
@@ -170,4 +195,5 @@ def test_products_with_grams_are_taken_once_for_all_candidates_where_there_is_ro
         for weight in (0.3, 0.4, 0.3)
     ]
     assert len(taken) == (layers if room else 3 * layers)
+    assert kept_bytes(bank) == (predicted_products(sources) * len(EXPERTS) if room else 0)
     assert digests[0] == digests[2] != digests[1]

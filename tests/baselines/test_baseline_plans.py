@@ -1,9 +1,19 @@
 """The plans of the baselines: which merges they try, and which one they choose."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
-from evomerge.baselines.baseline_plans import Ingredients, TrainingRequest, candidates, check_baseline, plan_of
+from evomerge.baselines.baseline_plans import (
+    Ingredients,
+    MeasurementResult,
+    TrainingRequest,
+    candidates,
+    check_baseline,
+    plan_of,
+)
+from evomerge.baselines.freshness import build_key
 from evomerge.baselines.info import BASELINES
 from evomerge.baselines.named_recipes import NamedResult
 from evomerge.catalogue import build_catalogue
@@ -14,6 +24,7 @@ from evomerge.objective import Objective
 from evomerge.recipe import ModelRef
 from evomerge.spec import BaselineSpec, SearchSpec, load_spec
 from evomerge.study.rows import TrainingResult
+from evomerge.study.snapshot import SearchSnapshot
 
 NAMES = ("base", "a", "b", "c")
 REFS = {name: ModelRef(name, f"models/{name}", fingerprint=name * 8) for name in NAMES}
@@ -165,6 +176,8 @@ def test_the_number_of_merges_that_a_baseline_scores_is_known_beforehand():
         "ties": 1,
         "dare-ties": 1,
         "emr": 3,
+        "fisher": 1,
+        "regmean": 1,
         "dam": 1,
         "dam-from-best": 1,
         "adamerging": 1,
@@ -172,6 +185,45 @@ def test_the_number_of_merges_that_a_baseline_scores_is_known_beforehand():
         "adamerging-from-best": 1,
         "random-search": spec.budget.trials,
     }
+
+
+@pytest.mark.parametrize(("name", "kind"), [("fisher", "fisher"), ("regmean", "grams")])
+def test_a_baseline_with_statistics_has_every_expert_measured_and_names_the_files(name, kind):
+    given = ingredients([0] * 4, {"task": "task", "items": 3})
+    plan = plan_of(BaselineSpec(name=name), replace(given, longest=100))
+    asked = plan.send(None)
+    assert [each.role for each in asked] == [f"{kind}.a", f"{kind}.b", f"{kind}.c"]
+    assert {each.settings["max_length"] for each in asked} == {100}
+    with pytest.raises(StopIteration) as end:
+        plan.send([MeasurementResult(f"file {number}", Cost()) for number in range(3)])
+    recipe = end.value.value.recipe
+    assert recipe.rules[0].method == name
+    assert recipe.files == {f"{kind}.a": "file 0", f"{kind}.b": "file 1", f"{kind}.c": "file 2"}
+
+
+def test_a_baseline_whose_sources_cannot_be_measured_is_left_out():
+    plan = plan_of(BaselineSpec(name="regmean"), ingredients([0] * 4, {"task": "task", "items": 3}))
+    plan.send(None)
+    with pytest.raises(InvalidInput, match="cannot be measured"):
+        plan.send([MeasurementResult("file", Cost()), None, MeasurementResult("file", Cost())])
+
+
+def test_options_of_a_baseline_decide_how_its_sources_are_measured():
+    given = ingredients([0] * 4, {"task": "task", "items": 3})
+    for bias, constant in (("joint", True), ("mean", False)):
+        asked = plan_of(BaselineSpec(name="regmean", bias=bias), given).send(None)
+        assert {each.settings["constant"] for each in asked} == {constant}
+
+
+def test_other_texts_make_another_baseline_with_statistics():
+    keys = set()
+    for items in (3, 4):
+        spec = ingredients([0] * 4, {"task": "task", "items": items}).spec
+        keys.add(build_key(BaselineSpec(name="fisher"), spec, SearchSnapshot(None, 0)))
+        assert build_key(BaselineSpec(name="ties"), spec, SearchSnapshot(None, 0)) == build_key(
+            BaselineSpec(name="ties"), ingredients([0] * 4).spec, SearchSnapshot(None, 0)
+        )
+    assert len(keys) == 2
 
 
 def test_an_unknown_baseline_or_one_named_twice_is_refused(write_spec):
