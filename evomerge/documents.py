@@ -98,7 +98,7 @@ def validate(model: type[Model], content: object, where: str) -> Model:
 
 
 def _describe(model: type[BaseModel], error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
+    first = _first(error)
     key = ".".join(str(part) for part in first["loc"] if not _BRANCH.search(str(part))) or "(whole document)"
     if first["type"] == "extra_forbidden":
         known = _keys_beside(model, first["loc"])
@@ -107,9 +107,16 @@ def _describe(model: type[BaseModel], error: ValidationError) -> str:
         return f"key {key!r} does not exist; {hint}"
     if first["type"] == "missing":
         return f"key {key!r} is missing"
-    message = first["msg"].removeprefix("Value error, ")
+    message = "give 'key: value' pairs" if first["type"] == "model_type" else first["msg"].removeprefix("Value error, ")
     given = "" if isinstance(first["input"], dict | list) else f" (given: {first['input']!r})"
     return f"{key}: {message}{given}"
+
+
+def _first(error: ValidationError) -> Any:
+    """The first violation. Where a mapping is given in the place of a text or a mapping, it is one inside of it."""
+    violations = error.errors(include_url=False)
+    inside = (each for each in violations if not (each["type"] == "string_type" and isinstance(each["input"], dict)))
+    return next(inside, violations[0])
 
 
 def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
@@ -117,6 +124,8 @@ def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> lis
     schema = model.model_json_schema()
     node: Any = schema
     for part in location[:-1]:
+        if _BRANCH.search(str(part)):
+            continue
         node = _resolve(schema, node)
         step = node.get("properties", {}).get(part) or node.get("items") or node.get("additionalProperties")
         node = step if isinstance(step, dict) else {}

@@ -15,7 +15,7 @@ from evomerge.documents import Frozen, Positive, read_document, validate
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.recipe import ModelRef
 from evomerge.samplers import SAMPLERS, SamplerInfo
-from evomerge.spaces.space import SearchSpace, load_space
+from evomerge.spaces.space import SearchSpace, check_space, load_space
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 Allowed = Literal["pickle_weights", "remote_code", "task_code", "benchmark_test_sets"]
@@ -247,7 +247,7 @@ class SearchSpec(Frozen):
     """One search. The first source is the base (or the one named `base`), the others are the experts."""
 
     name: Name
-    sources: Annotated[tuple[SourceSpec, ...], BeforeValidator(_sources), Field(min_length=2)]
+    sources: Annotated[tuple[SourceSpec, ...], BeforeValidator(_sources)]
     space: str | SearchSpace
     evaluator: Annotated[EvaluatorSpec, BeforeValidator(_named)]
     objective: ObjectiveSpec = ObjectiveSpec()
@@ -288,6 +288,8 @@ class SearchSpec(Frozen):
     @field_validator("sources")
     @classmethod
     def _base_first(cls, sources: tuple[SourceSpec, ...]) -> tuple[SourceSpec, ...]:
+        if len(sources) < 2:
+            raise ValueError(f"name the base and at least one fine-tune of it, but got {len(sources)}")
         names = [source.name for source in sources]
         twice = {name for name in names if names.count(name) > 1}
         if twice:
@@ -417,7 +419,11 @@ def resolve(spec: SearchSpec, directory: Path) -> SearchSpec:
         if names.count(name) > 1:
             raise InvalidInput(f"baseline {name!r} is named {names.count(name)} times; once is enough")
     sources = tuple(_resolved(source, directory) for source in spec.sources)
-    space = load_space(spec.space, directory) if isinstance(spec.space, str) else spec.space
+    if isinstance(spec.space, str):
+        space = load_space(spec.space, directory)
+    else:
+        space = spec.space
+        check_space(space)
     evaluator = spec.evaluator
     if (directory / evaluator.name / "evaluator.yaml").is_file():
         evaluator = evaluator.model_copy(update={"name": str((directory / evaluator.name).resolve())})

@@ -134,7 +134,7 @@ def test_defaults_are_filled_in_and_numbers_broadcast_to_all_sources():
         ("ties", {}, {"semantics": ["mergekit"]}, 2, "semantics"),
         ("dare_linear", {}, {"delta_only": False}, 2, "delta_only"),
         ("slerp", {}, {"multi_model": "top-2 by score"}, 2, "reject"),
-        ("ties", {"density": -0.1}, {}, 2, r"density = -0.1 is outside of \[0.0, 1.0\]"),
+        ("ties", {"density": -0.1}, {}, 2, r"density = -0.1 is outside of what the method allows \(0 to 1\)"),
         ("ties", {"density": [0.5, 1.1]}, {}, 2, "density = 1.1 is outside"),
         ("dare_ties", {"drop_rate": 1.5}, {}, 2, "drop_rate = 1.5 is outside"),
         ("linear", {"weight": [0.5, -0.5]}, {}, 2, "weight = -0.5 is outside"),

@@ -34,6 +34,17 @@ class Parameter:
     maximum: float = math.inf
     fixed: bool = False
 
+    @property
+    def allowed(self) -> str:
+        """The values for which the method is defined, in words."""
+        least = "" if math.isinf(self.minimum) else f"{self.minimum:g}"
+        most = "" if math.isinf(self.maximum) else f"{self.maximum:g}"
+        if self.maximum < float(most or "inf"):  # the largest number below the one that it rounds to
+            return f"from {least}, below {most}" if least else f"below {most}"
+        if least and most:
+            return f"{least} to {most}"
+        return f"from {least}" if least else f"up to {most}" if most else "any number"
+
 
 @dataclass(frozen=True)
 class TensorParameter:

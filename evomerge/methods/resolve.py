@@ -193,7 +193,7 @@ def _number(method: str, parameter: Parameter, value: object) -> float:
         raise InvalidInput(f"{method}: {parameter.name} must be finite, but got {number}")
     if not parameter.minimum <= number <= parameter.maximum:
         raise InvalidInput(
-            f"{method}: {parameter.name} = {number} is outside of [{parameter.minimum}, {parameter.maximum}]"
+            f"{method}: {parameter.name} = {number} is outside of what the method allows ({parameter.allowed})"
         )
     return number
 

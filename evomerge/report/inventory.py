@@ -83,7 +83,9 @@ def _method(info: MethodInfo) -> dict[str, Any]:
                 "name": parameter.name,
                 "per_source": parameter.per_source,
                 "range": [parameter.low, parameter.high],
-                "allowed": [_finite(parameter.minimum), _finite(parameter.maximum)],
+                "minimum": _finite(parameter.minimum),
+                "maximum": _finite(parameter.maximum),
+                "allowed": parameter.allowed,
                 "default": parameter.default,
                 "description": parameter.description,
             }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -59,24 +58,14 @@ def _parameters(entry: Entry) -> RenderableType:
     table = _grid()
     for parameter in entry["parameters"]:
         low, high = parameter["range"]
-        values = [
-            "one per source" if parameter["per_source"] else "one number",
-            f"default {parameter['default']:g}, search {low:g} to {high:g}",
-            *_allowed(*parameter["allowed"]),
-        ]
-        table.add_row(Text(parameter["name"]), Text(f"{parameter['description']}\n{'; '.join(values)}"))
+        values = (
+            f"{'one per source' if parameter['per_source'] else 'one number'}; default {parameter['default']:g}, "
+            f"search {low:g} to {high:g}; allowed: {parameter['allowed']}"
+        )
+        table.add_row(Text(parameter["name"]), Text(f"{parameter['description']}\n{values}"))
     for tensor in entry["tensors"]:
         table.add_row(Text(tensor["name"]), Text(f"{tensor['description']}\ntensors: trained or given, never searched"))
     return _indented(table)
-
-
-def _allowed(least: float | None, most: float | None) -> Iterator[str]:
-    """The values for which the method is defined, nothing for all."""
-    end = "" if most is None else "below 1" if most < 1 and f"{most:g}" == "1" else f"{most:g}"
-    if least is not None:
-        yield f"allowed {least:g} to {end}" if end else f"allowed from {least:g}"
-    elif end:
-        yield f"allowed up to {end}"
 
 
 def _options(entry: Entry) -> RenderableType:

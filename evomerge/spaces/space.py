@@ -231,6 +231,11 @@ def _check_method(space: SearchSpace, method: str, chosen: MethodSpace) -> None:
         raise InvalidInput(
             f"{where}: it needs statistics of every source, which a search does not measure; use another"
         )
+    if info.source_options:
+        raise InvalidInput(
+            f"{where}: it makes a model for one task, the option {info.source_options[0].name!r}, and none for all; "
+            f"compare with it as the baseline {method}"
+        )
     options = resolve_options(method, chosen.options, semantics=space.semantics)
     needed_under = None if info.statistics is None else info.statistics.needed_under
     if needed_under is not None and options[needed_under[0]] == needed_under[1]:
@@ -248,12 +253,12 @@ def _check_method(space: SearchSpace, method: str, chosen: MethodSpace) -> None:
         parameter = known[name]
         if isinstance(value, Range):
             _check_range(where, name, value, per_source=parameter.per_source, normalised=_normalised(method, options))
-        ends = (value,) if isinstance(value, float) else (value.low, value.high, *(value.choices or ()))
-        for end in ends:
-            if isinstance(end, float) and not parameter.minimum <= end <= parameter.maximum:
+        for end in (value,) if isinstance(value, float) else (value.low, value.high, *(value.choices or ())):
+            if isinstance(end, str):
+                raise InvalidInput(f"{where}: {name} is a number ({parameter.allowed}), but got {end!r}")
+            if end is not None and not parameter.minimum <= end <= parameter.maximum:
                 raise InvalidInput(
-                    f"{where}: {name} = {end} is outside of what the method allows "
-                    f"([{parameter.minimum}, {parameter.maximum}])"
+                    f"{where}: {name} = {end} is outside of what the method allows ({parameter.allowed})"
                 )
 
 
