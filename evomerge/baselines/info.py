@@ -124,6 +124,8 @@ _ALL = (
         chosen_on_search_items=True,
         by_task=True,
     ),
+    BaselineInfo(name="pcb", plan=f"{_PLANS}:one_method", method="pcb", on_request=True),
+    BaselineInfo(name="opcm", plan=f"{_PLANS}:one_method", method="opcm", on_request=True),
     BaselineInfo(name="fisher", plan=f"{_PLANS}:one_measured_method", method="fisher", on_request=True),
     BaselineInfo(name="regmean", plan=f"{_PLANS}:one_measured_method", method="regmean", on_request=True),
     BaselineInfo(name="dam", plan=f"{_PLANS}:dam", trainer="dam"),

@@ -173,6 +173,8 @@ def test_the_number_of_merges_that_a_baseline_scores_is_known_beforehand():
         "uniform-soup": 1,
         "greedy-soup": 3,
         "task-arithmetic": 10,
+        "pcb": 1,
+        "opcm": 1,
         "ties": 1,
         "dare-ties": 1,
         "emr": 3,
