@@ -165,7 +165,7 @@ def _code(inputs: Inputs) -> dict[str, str]:
 
 
 def _statistics(inputs: Inputs) -> list[dict[str, Any]]:
-    """What is measured before the search and for baselines: per source the texts, disk and memory that it takes.
+    """The measurements before the search and for baselines, each with the texts, disk and memory that it takes.
 
     Raises:
         InvalidInput: a source has no calibration texts, or they cannot be measured.

@@ -99,7 +99,7 @@ def plan_measurements(
 
 
 def planned_measurements(inputs: Inputs) -> list[PlannedMeasurement]:
-    """What is measured before the first trial, for the methods of the space.
+    """The measurements before the first trial, for the methods of the space.
 
     Raises:
         InvalidInput: a source has no calibration texts.
@@ -116,7 +116,7 @@ def planned_measurements(inputs: Inputs) -> list[PlannedMeasurement]:
 def baseline_measurements(
     baseline: BaselineSpec, spec: SearchSpec, experts: Sequence[ModelRef], *, longest: int | None
 ) -> list[PlannedMeasurement]:
-    """What is measured for a baseline; nothing for one whose method takes no statistics.
+    """The measurements for a baseline; none for one whose method takes no statistics.
 
     Raises:
         InvalidInput: an expert has no calibration texts, or an option is none of the method's.
@@ -133,7 +133,7 @@ def baseline_measurements(
 
 
 def all_measurements(inputs: Inputs, baselines: Sequence[BaselineSpec]) -> list[PlannedMeasurement]:
-    """What is measured for the space and for baselines, each once.
+    """The measurements for the space and for baselines, each once.
 
     Raises:
         InvalidInput: see `planned_measurements`.

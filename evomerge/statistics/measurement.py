@@ -58,7 +58,7 @@ class TextSums(Protocol):
         """The statistic, by the names of the catalogue. The sums are used up."""
 
     def counts(self) -> Any:
-        """What the sums are divided by, as plain data."""
+        """The numbers that the sums are divided by, as plain data."""
 
     def restore(self, tensors: Mapping[str, Tensor], counts: Any) -> None:
         """Continue from stored sums."""
