@@ -10,6 +10,7 @@ from evomerge.artefacts.model_writer import RECIPE_FILES
 from evomerge.baselines.freshness import current_baselines
 from evomerge.documents import read_text
 from evomerge.errors import InvalidInput
+from evomerge.methods import METHODS
 from evomerge.objective import Objective
 from evomerge.opening.open_study import OpenSearch
 from evomerge.recipe import Recipe
@@ -105,10 +106,11 @@ def _of_recipes(opened: OpenSearch, wanted: WarmStartSpec) -> list[Params]:
 
 
 def _exported(opened: OpenSearch, recipe: Recipe, files: Path) -> Params | None:
+    trained = {each.name for rule in recipe.rules if rule.method in METHODS for each in METHODS[rule.method].tensors}
     with tempfile.TemporaryDirectory() as folder:
-        for role, digest in recipe.files.items():  # an export names them by their roles
+        for role in trained & recipe.files.keys():  # an export names them by their roles
             try:
-                shutil.copy(files / f"{role}.safetensors", Path(folder) / f"{digest}.safetensors")
+                shutil.copy(files / f"{role}.safetensors", Path(folder) / f"{recipe.files[role]}.safetensors")
             except OSError as error:
                 raise InvalidInput(
                     f"warm_start: the recipe needs {files / role}.safetensors, which cannot be read; copy the export "

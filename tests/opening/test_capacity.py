@@ -1,11 +1,14 @@
-"""Memory of a search: threshold tables are counted for the methods that have some."""
+"""Memory of a search: threshold tables and statistics are counted for the methods that have some."""
 
 from __future__ import annotations
 
 import pytest
+import yaml
 
+from evomerge.merging.regmean import KEPT_BYTES
 from evomerge.opening.capacity import memory_of
 from evomerge.opening.inputs import open_inputs
+from evomerge.opening.measurements import all_measurements, measured_sizes
 from evomerge.spec import load_spec
 
 
@@ -19,3 +22,20 @@ def test_only_methods_that_sort_magnitudes_need_memory_for_it(write_spec, space)
     assert worker_bytes(write_spec, "ties-per-block", []) > without
     assert worker_bytes(write_spec, space, ["ties"]) > without
     assert worker_bytes(write_spec, space, ["uniform-soup"]) == without
+
+
+@pytest.mark.parametrize("space", ["regmean-global", "fisher-global"])
+def test_statistics_are_counted_for_the_searches_that_measure_some(write_spec, space):
+    path = write_spec(space=space, baselines=[], dtype="float32")
+    content = yaml.safe_load(path.read_text())
+    for source in content["sources"][1:]:
+        source["calibration"] = {"task": "any", "items": 4}
+    path.write_text(yaml.safe_dump(content))
+    inputs = open_inputs(load_spec(path))
+    sizes = measured_sizes(inputs, all_measurements(inputs, []))
+    need = memory_of(inputs)
+    assert need.statistics == sum(size.file for size in sizes) > 0
+    live = 4 * sum(entry.numel for entry in inputs.catalogue.entries)
+    kept = min(KEPT_BYTES, sum(size.products for size in sizes))
+    assert need.worker >= live + kept + max(size.measuring for size in sizes)
+    assert memory_of(open_inputs(load_spec(write_spec(baselines=[])))).statistics == 0

@@ -21,10 +21,12 @@ from evomerge.cli import run_command
 from evomerge.cluster import InlineExecutor
 from evomerge.cluster.ray_executor import RayExecutor
 from evomerge.errors import Interrupted
-from evomerge.jobs import Measured, Outcome, Progress
+from evomerge.jobs import Measured, Outcome, Progress, Score
 from evomerge.methods import resolve_parameters
 from evomerge.opening.inputs import open_inputs
 from evomerge.opening.measurements import planned_measurements
+from evomerge.packs.items import ItemBlock
+from evomerge.recipe import single_source
 from evomerge.search.run import Listener
 from evomerge.statistics import measurement
 from evomerge.study.rows import read_records
@@ -188,6 +190,18 @@ def test_another_study_in_the_same_folder_measures_nothing(spec, measured, tmp_p
     assert first.cost.forward_tokens == second.cost.forward_tokens > 0  # they were not for nothing
 
 
+def test_a_search_starts_from_an_exported_recipe_without_the_statistics_of_that(spec, capsys, tmp_path):
+    run_search(load_spec(spec(name="first")), ray="none")
+    assert run_command(["export", str(spec(name="first")), "--out", "out", "--json"]) == 0
+    best = json.loads(capsys.readouterr().out)["model"].removeprefix("trial ")
+    shutil.rmtree(tmp_path / "out" / "recipe-files")
+    warm = {"recipes": ["out/recipe.json"]}
+    run_search(load_spec(spec(name="second", warm_start=warm, budget={"trials": 2})), ray="none")
+    wanted = study_of("first").trials[int(best)].params
+    started = [trial.params for trial in study_of("second").trials]
+    assert any(params == pytest.approx(wanted) for params in started)
+
+
 def test_baselines_with_statistics_are_made_on_request_and_exported(spec, measured, capsys):
     path = str(spec("task-arithmetic-per-block", baselines=["uniform-soup"]))
     assert run_command(["baseline", path, "--name", "regmean", "--name", "fisher", "--ray", "none"]) == 0
@@ -298,7 +312,12 @@ def events_of(executor, job):
 def test_every_executor_tells_the_progress_of_a_measurement_and_then_its_outcome(spec, one_thread, tmp_path):
     setups = [open_inputs(load_spec(spec(artifacts=str(tmp_path / name)))) for name in ("inline", "remote")]
     job = planned_measurements(setups[0])[0].job("sim")
-    inline = events_of(InlineExecutor(Worker(setups[0].setup(), "inline")), job)
+    worker = Worker(setups[0].setup(), "inline")
+    recipe = single_source(setups[0].base.ref, setups[0].base.ref, setups[0].catalogue.names, "float32")
+    score = Score(key="base", recipe=recipe, items=ItemBlock("search", 0, 4))
+    before = worker.run(score).result
+    inline = events_of(InlineExecutor(worker), job)
+    assert worker.run(score).result.scores.tasks == before.scores.tasks
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     pool = RayExecutor(setups[1].setup(), count=1, cpus=1, gpus=0, resources={}, timeout=600.0)
     try:
