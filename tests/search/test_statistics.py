@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -18,10 +19,12 @@ from transformers import AutoModelForCausalLM
 from evomerge import load_spec, run_search
 from evomerge.checkpoints.recipe_files import load_tensors
 from evomerge.cli import run_command
-from evomerge.cluster import InlineExecutor
-from evomerge.cluster.ray_executor import RayExecutor
+from evomerge.cluster import InlineExecutor, ray_executor
+from evomerge.cluster.ray_executor import RayExecutor, WorkerActor
 from evomerge.errors import Interrupted
 from evomerge.jobs import Measured, Outcome, Progress, Score
+from evomerge.loop.dispatcher import run_all
+from evomerge.loop.stop import Stop
 from evomerge.methods import resolve_parameters
 from evomerge.opening.inputs import open_inputs
 from evomerge.opening.measurements import planned_measurements
@@ -331,25 +334,32 @@ def test_every_executor_tells_the_progress_of_a_measurement_and_then_its_outcome
     assert inline[-1].result == remote[-1].result
 
 
-def test_a_worker_that_dies_while_it_measures_is_replaced_and_its_sums_are_continued(spec, one_thread):
+class DyingActor(WorkerActor):
+    """Dies in the middle of the first attempt at a measurement."""
+
+    def events(self, job):
+        for event in super().events(job):
+            yield event
+            if job.attempt == 1 and isinstance(event, Progress) and event.step == TEXTS // 2:
+                os._exit(1)
+
+
+def test_a_worker_that_dies_while_it_measures_is_replaced_and_its_sums_are_continued(spec, one_thread, monkeypatch):
     inputs = open_inputs(load_spec(spec()))
     job = planned_measurements(inputs)[0].job("sim")
+    expected = Worker(replace(inputs.setup(), artifacts="elsewhere"), "inline").run(job).result
+    monkeypatch.setattr(ray_executor, "WorkerActor", DyingActor)
+    steps = []
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     pool = RayExecutor(inputs.setup(), count=1, cpus=1, gpus=0, resources={}, timeout=600.0)
     try:
-        pool.submit(job)
-        first = pool.next_event(60.0)
-        while not (isinstance(first, Progress) and first.step >= TEXTS // 2):
-            first = pool.next_event(60.0)
-        ray.kill(pool._slots[0].actor)
-        event = pool.next_event(60.0)
-        while not isinstance(event, Outcome):
-            event = pool.next_event(60.0)
-        failed = event.result
-        events = [] if isinstance(failed, Measured) else events_of(pool, job)
+        ((_, outcome),) = run_all(pool, Stop(), [job], lambda progress: steps.append(progress.step))
     finally:
         pool.close()
         ray.shutdown()
-    assert failed.infrastructural
-    assert events[0].step >= TEXTS // 2  # the sums of the dead worker
-    assert isinstance(events[-1].result, Measured)
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert outcome.attempt == 2
+    assert outcome.result == expected
+    continued = list(range(TEXTS // 2, TEXTS + 1))  # the sums of the dead worker, and the rest
+    assert steps[-len(continued) :] == continued
