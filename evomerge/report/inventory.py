@@ -116,6 +116,7 @@ def _statistics(statistics: Statistics) -> dict[str, Any]:
     return {
         "name": statistics.name,
         "description": statistics.description,
+        "measured": statistics.measured,
         "needed_under": None if under is None else f"{under[0]}: {under[1]}",
     }
 

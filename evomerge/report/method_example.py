@@ -9,7 +9,7 @@ import yaml
 from evomerge.documents import validate
 from evomerge.errors import InvalidInput
 from evomerge.methods import MethodInfo, Parameter
-from evomerge.spaces.space import SearchSpace, check_space
+from evomerge.spaces.space import SearchSpace, check_space, weights_are_ratios
 
 __all__ = ["example_of"]
 
@@ -45,8 +45,8 @@ def _space(info: MethodInfo) -> dict[str, Any]:
 
 
 def _range(info: MethodInfo, parameter: Parameter) -> dict[str, float]:
-    normalised = any(option.name == "normalize" and option.default is True for option in info.options)
-    if info.weighted_sum and normalised and parameter.name == "weight":
+    defaults = {option.name: option.default for option in info.options}
+    if parameter.name == "weight" and weights_are_ratios(info.name, defaults):
         return {"log_ratio": 3.0}
     return {"low": parameter.low, "high": parameter.high}
 

@@ -50,7 +50,8 @@ def _needs(entry: Entry) -> str:
     words = [each for each in entry["needs"] if each != "statistics"]
     if statistics is not None:
         under = "" if statistics["needed_under"] is None else f" (with {statistics['needed_under']})"
-        words.append(f"statistics{under}: {statistics['description']}")
+        by = ", measured by a search on the calibration text of every expert" if statistics["measured"] else ""
+        words.append(f"statistics{under}{by}: {statistics['description']}")
     return "; ".join(["the weights of the sources", *(f"the {each}" if each == "base" else each for each in words)])
 
 

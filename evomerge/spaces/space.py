@@ -252,7 +252,9 @@ def _check_method(space: SearchSpace, method: str, chosen: MethodSpace) -> None:
             raise unknown_name(f"parameter of {method!r}", name, known)
         parameter = known[name]
         if isinstance(value, Range):
-            _check_range(where, name, value, per_source=parameter.per_source, normalised=_normalised(method, options))
+            _check_range(
+                where, name, value, per_source=parameter.per_source, normalised=weights_are_ratios(method, options)
+            )
         for end in (value,) if isinstance(value, float) else (value.low, value.high, *(value.choices or ())):
             if isinstance(end, str):
                 raise InvalidInput(f"{where}: {name} is a number ({parameter.allowed}), but got {end!r}")
@@ -291,7 +293,8 @@ def needed_statistics(space: SearchSpace) -> dict[str, dict[str, bool]]:
     return found
 
 
-def _normalised(method: str, options: Mapping[str, Any]) -> bool:
+def weights_are_ratios(method: str, options: Mapping[str, Any]) -> bool:
+    """Whether only the ratios of the sources' weights matter, so that a search chooses their logarithms."""
     info = method_info(method)
     return info.relative_weights or (info.weighted_sum and options.get("normalize") is True)
 

@@ -61,10 +61,13 @@ SPACES = {
         "alpha is one number, not one per source",
     ),
     "opcm, no such option": (space("opcm", {"alpha": upto(0.5)}, {"split": "doc"}), "unknown option of 'opcm'"),
-    "fisher, a power below 0": (space("fisher", {"power": upto(1.0, low=-1.0)}), "fisher"),
-    "fisher, no such floor": (space("fisher", {"power": upto(1.0)}, {"floor_on": "some"}), "fisher"),
-    "regmean, a scaling above 1": (space("regmean", {"scaling": upto(2.0)}), "regmean"),
-    "regmean, a ridge below 0": (space("regmean", {"ridge": upto(1.0, low=-1.0)}), "regmean"),
+    "fisher, no text to measure on": (space("fisher", {"power": upto(1.0)}), "reverse, sort name no calibration"),
+    "fisher, a power below 0": (space("fisher", {"power": upto(1.0, low=-1.0)}), "power = -1.0 is outside"),
+    "fisher, no such floor": (space("fisher", {"power": upto(1.0)}, {"floor_on": "some"}), "known: all, target"),
+    "fisher, weights that are ratios": (space("fisher", {"weight": upto(1.0)}), "write weight: {log_ratio: 3}"),
+    "regmean, no text to measure on": (space("regmean", {"scaling": upto(1.0)}), "reverse, sort name no calibration"),
+    "regmean, a scaling above 1": (space("regmean", {"scaling": upto(2.0)}), "scaling = 2.0 is outside"),
+    "regmean, a ridge below 0": (space("regmean", {"ridge": upto(1.0, low=-1.0)}), "ridge = -1.0 is outside"),
     "ot_fusion, t above 1": (space("ot_fusion", {"t": upto(1.5)}), "t = 1.5 is outside"),
     "ot_fusion, activations": (
         space("ot_fusion", {"t": upto(1.0)}, {"mode": "acts"}),
@@ -181,3 +184,21 @@ def test_a_warm_start_without_a_place_is_refused(write_spec, tmp_path, capsys, m
     assert run_command(["run", str(spec), "--ray", "none"]) == 2
     error = capsys.readouterr().err
     assert "has no place in search space" in error or "cannot be read; copy the export as a whole" in error
+
+
+@pytest.mark.parametrize("method", ["fisher", "regmean"])
+@pytest.mark.parametrize(
+    ("calibration", "says"),
+    [
+        ({"file": "nowhere.txt", "items": 4}, "nowhere.txt' does not exist"),
+        ({"task": "task_0", "items": 0}, "calibration.items"),
+        ({"items": 4}, "give either task or file"),
+        ({"task": "task_0", "items": 4}, "this evaluator has no calibration texts"),
+    ],
+)
+def test_statistics_without_text_to_measure_them_on_are_refused(
+    write_spec, tmp_path, capsys, method, calibration, says
+):
+    content = space(method, {{"fisher": "power", "regmean": "scaling"}[method]: upto(1.0)})
+    sources = [BASE, *({**expert, "calibration": calibration} for expert in (REVERSE, SORT))]
+    refused(write_spec(space=content, sources=sources), tmp_path, capsys, says)
