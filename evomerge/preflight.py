@@ -55,6 +55,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
         "space": {
             "name": spec.search_space.name,
             "dimensions": space.dimensions,
+            "active_dimensions": space.active_dimensions,
             "groups": [{"label": group.label or "all", "tensors": len(group.tensors)} for group in space.groups],
             "centre": _centre(space.decode(space.centre)),
         },
@@ -85,7 +86,8 @@ def preflight_text(document: dict[str, Any]) -> Text:
     tensors, space = document["tensors"], document["space"]
     parts = ", ".join(f"{count} {part}" for part, count in tensors["parts"].items())
     text.append(f"  model: {tensors['parameters']:,} parameters, {tensors['layers']} layers, {parts}\n")
-    text.append(f"  space {space['name']}: {space['dimensions']} dimensions, {len(space['groups'])} groups\n")
+    part = f" ({space['active_dimensions']} at a time)" if space["active_dimensions"] < space["dimensions"] else ""
+    text.append(f"  space {space['name']}: {space['dimensions']} dimensions{part}, {len(space['groups'])} groups\n")
     for group in space["groups"]:
         text.append(f"    {group['label']}: {group['tensors']} tensors\n")
     text.append(f"  centre of the box: {space['centre']}\n")
@@ -220,7 +222,7 @@ def _seconds_left(inputs: Inputs) -> float | None:
 
 
 def _budget_warnings(inputs: Inputs) -> list[str]:
-    dimensions, trials = inputs.space.dimensions, inputs.spec.budget.trials
+    dimensions, trials = inputs.space.active_dimensions, inputs.spec.budget.trials
     warnings = []
     if trials < TRIALS_PER_DIMENSION * dimensions:
         warnings.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -52,6 +53,15 @@ class BoundSpace:
     @property
     def dimensions(self) -> int:
         return len(self.distributions)
+
+    @property
+    def active_dimensions(self) -> int:
+        """The largest number of params that exist at a time: of each choice, the value with most."""
+        children = Counter((parent, value) for parent, values in self.conditions.values() for value in values)
+        largest: dict[str, int] = {}
+        for (parent, _), count in children.items():
+            largest[parent] = max(largest.get(parent, 0), count)
+        return self.dimensions - len(self.conditions) + sum(largest.values())
 
     @property
     def conditional(self) -> bool:

@@ -53,6 +53,7 @@ def test_only_the_parameters_of_the_chosen_method_exist():
         f"layers0-1.{part}.ties.{each}" for part in ("attention", "mlp", "rest") for each in ("density", "lambda")
     ]
     assert space.dimensions == 2 * (1 + 3 * (2 + 1 + 2 + 3))  # ratios, weight, density and lambda, scores
+    assert space.active_dimensions == 2 * (1 + 3 * 3)  # of each group, the method and three scores a part
 
 
 def scores_of(**parts):

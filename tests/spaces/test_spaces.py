@@ -277,3 +277,13 @@ def test_two_methods_that_need_one_kind_in_different_ways_are_refused(tmp_path, 
     text = MIXED + "  other: {parameters: {weight: {log_ratio: 3}}, options: {bias: mean}}\n"
     with pytest.raises(InvalidInput, match="grams that are measured in different ways"):
         load_space(write(tmp_path, text))
+
+
+def test_of_a_choice_the_value_with_most_params_counts():
+    space = bound("mixed-methods")
+    longest = max(
+        sum(1 for _ in space.active({name: method for name in space.distributions if name.endswith("method")}))
+        for method in space.space.methods
+    )
+    assert space.active_dimensions == longest < space.dimensions
+    assert bound("ties-per-block").active_dimensions == bound("ties-per-block").dimensions
