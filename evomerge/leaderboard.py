@@ -53,6 +53,7 @@ class Line:
         betters: of the front: the baselines that it is as good as on every task of the search items, and better on one.
         models: of a row that is several models: the summary of its `RecipeSet`. Empty for one model.
         prepare: makes the model directory that `command` reads, None where it is there already.
+        layers: of a path of layers their number; None where it is that of the sources.
     """
 
     label: str
@@ -70,6 +71,7 @@ class Line:
     front: bool = False
     betters: tuple[str, ...] = ()
     models: Mapping[str, Any] = field(default_factory=dict)
+    layers: int | None = None
 
     @property
     def name(self) -> str:
@@ -180,12 +182,22 @@ def _line(row: Record, held_out: _HeldOut, *, kind: str, trial: int | None = Non
         cost=cost,
         losses=row.losses,
         models=row.models,
+        layers=row.trial.user_attrs.get(attributes.LAYERS),
     )
 
 
 def _mean_line(row: Record) -> Line:
     """The line of the sampler's mean, which was scored on held-out items only."""
-    return Line(label=MEAN, kind="mean", trial=None, recipe=row.digest, search=None, held_out=_part(row), seconds=None)
+    return Line(
+        label=MEAN,
+        kind="mean",
+        trial=None,
+        recipe=row.digest,
+        search=None,
+        held_out=_part(row),
+        seconds=None,
+        layers=row.trial.user_attrs.get(attributes.LAYERS),
+    )
 
 
 def left_out_of(stored: StoredSearch) -> dict[str, str]:

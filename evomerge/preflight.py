@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
+from itertools import groupby
 from typing import Any
 
 from rich.text import Text
@@ -22,6 +23,7 @@ from evomerge.opening.measurements import all_measurements, measured_sizes
 from evomerge.opening.open_study import build_search_sampler
 from evomerge.opening.readiness import check_model, check_requests
 from evomerge.recipe import Recipe
+from evomerge.search.warm_start import recipe_points
 from evomerge.storage import attributes
 from evomerge.study.stored_search import find_study
 
@@ -44,6 +46,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
     task_weights(spec.objective, inputs.evaluator.weights)
     for baseline in spec.chosen_baselines:
         check_baseline(baseline, spec, inputs.evaluator.weights)
+    recipe_points(inputs)
     statistics = _statistics(inputs)
     check_requests(inputs)
     untried = check_model(inputs)
@@ -58,6 +61,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
             "active_dimensions": space.active_dimensions,
             "groups": [{"label": group.label or "all", "tensors": len(group.tensors)} for group in space.groups],
             "centre": _centre(space.decode(space.centre)),
+            **({"longest_path": space.paths.max_layers} if space.paths is not None else {}),
         },
         "evaluator": {"name": spec.evaluator.name, "items": _items(inputs), "code": _code(inputs)},
         "budget": {"trials": spec.budget.trials, "hours": spec.budget.hours},
@@ -88,6 +92,8 @@ def preflight_text(document: dict[str, Any]) -> Text:
     text.append(f"  model: {tensors['parameters']:,} parameters, {tensors['layers']} layers, {parts}\n")
     part = f" ({space['active_dimensions']} at a time)" if space["active_dimensions"] < space["dimensions"] else ""
     text.append(f"  space {space['name']}: {space['dimensions']} dimensions{part}, {len(space['groups'])} groups\n")
+    if "longest_path" in space:
+        text.append(f"    paths of up to {space['longest_path']} layers\n")
     for group in space["groups"]:
         text.append(f"    {group['label']}: {group['tensors']} tensors\n")
     text.append(f"  centre of the box: {space['centre']}\n")
@@ -141,7 +147,10 @@ def _tensors(inputs: Inputs) -> dict[str, Any]:
 
 
 def _centre(recipe: Recipe) -> str:
-    """The distinct rules of the centre in words."""
+    """The distinct rules of the centre in words; or its path, runs of one source together."""
+    if recipe.layers:
+        runs = [(source, list(run)) for source, run in groupby(recipe.layers, key=lambda layer: layer.source)]
+        return "; ".join(f"layers {run[0].layer} to {run[-1].layer} of {source}" for source, run in runs)
     rules = dict.fromkeys(
         f"{rule.method}({', '.join(f'{name}={_values(value)}' for name, value in rule.parameters.items())})"
         for rule in recipe.rules
@@ -200,7 +209,7 @@ def _cost(inputs: Inputs, statistics: int) -> dict[str, int]:
         "search_items": spec.budget.trials * search,
         "baseline_items": rows * search,
         "held_out_items": shown * held_out,
-        "worker_bytes": need.worker,
+        "worker_bytes": need.worker + need.copied_layers,
         "shared_bytes": need.sources,
         "disk_bytes": spec.budget.trials * (STUDY_BYTES_PER_TRIAL + BYTES_PER_ITEM * search) + statistics,
     }

@@ -247,7 +247,8 @@ class Worker:
             params=job.params,
             recipe=job.recipe,
             model=lambda: self._materialize(job.recipe),
-            base=lambda: self.bank.base_model(),
+            base=lambda: self.bank.base_model(job.recipe.layers),
+            skeleton=lambda: self.bank.live_model(job.recipe.layers),
         )
         scores = self.evaluator.score(candidate, job.items)
         return Scored(scores, self._digests(job.recipe) if job.digests else None)

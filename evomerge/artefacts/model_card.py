@@ -52,7 +52,12 @@ def model_card(
         _table(("source", "model", "licence", "fingerprint"), [_parent_row(parent) for parent in parents]),
         *license_warnings(parents),
         "## How it was merged",
-        _table(("method", "tensors", "sources", "parameters", "options"), _rule_rows(recipe)),
+        *_path_section(recipe),
+        *(
+            [_table(("method", "tensors", "sources", "parameters", "options"), _rule_rows(recipe))]
+            if recipe.rules
+            else []
+        ),
         f"Weights in {recipe.dtype}, random masks by seed {recipe.seed}, recipe `{recipe.digest}` (see `recipe.json`).",
         *(["## Scores", _table(columns, rows)] if rows else []),
         *notes,
@@ -136,6 +141,17 @@ def _forbids_commerce(license_name: str) -> bool:
 def _parent_row(parent: Parent) -> tuple[str, ...]:
     model = f"[{parent.hub_id}](https://huggingface.co/{parent.hub_id})" if parent.hub_id else "local"
     return (parent.name, model, parent.license or "unknown", (parent.fingerprint or "")[:12])
+
+
+def _path_section(recipe: Recipe) -> list[str]:
+    """The layers of a path, in a table; the rules are then those of the tensors outside of them."""
+    if not recipe.layers:
+        return []
+    rows = [
+        (str(place), layer.source, str(layer.layer), f"{layer.scale:.4g}") for place, layer in enumerate(recipe.layers)
+    ]
+    sentence = f"{len(recipe.layers)} layers of the sources as they are, each MLP's output times its scale:"
+    return [sentence, _table(("layer", "source", "its layer", "scale"), rows)]
 
 
 def _rule_rows(recipe: Recipe) -> list[tuple[str, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evomerge.bank.magnitude_tables import sorted_together
@@ -23,11 +23,17 @@ class MemoryNeed:
             largest merge.
         sources: base and experts; `placement` chooses their memory.
         statistics: files of statistics: mapped like the sources, or on the device of each worker.
+        layers: of each worker alone: the layers of all sources in the scoring dtype, of which paths are made, where the
+            sources are not on its device.
+        copied_layers: the part of that which the sources do not hold in the scoring dtype anyway, so that it is needed
+            in any case.
     """
 
     worker: int
     sources: int
     statistics: int = 0
+    layers: int = 0
+    copied_layers: int = 0
 
 
 def memory_need(
@@ -40,6 +46,7 @@ def memory_need(
     measuring: int = 0,
     solving: int = 0,
     kept: int = 0,
+    longest_path: int = 0,
 ) -> MemoryNeed:
     """Bytes that a search over this many models (base included) holds. Activations are extra: they depend on the items.
 
@@ -49,6 +56,8 @@ def memory_need(
         measuring: bytes that a worker takes to measure statistics of one source.
         solving: bytes that it takes to solve for the largest layer.
         kept: bytes that it keeps between candidates, to merge the next one faster.
+        longest_path: layers of the deepest candidate of a search for layer paths; 0 for other searches. Each of its
+            layers may hold a scaled output projection of its MLP, beside those of the candidate before.
     """
     stored = sum(entry.numel * BYTES.get(entry.dtype, 8) for entry in catalogue.entries)
     live = sum(entry.numel * BYTES[dtype] for entry in catalogue.entries)
@@ -56,8 +65,18 @@ def memory_need(
     # Merged eagerly, as long as there is no kernel: one tensor in fp32, and in the output's type.
     merging = max(largest * (4 + BYTES[dtype]), sorted_together(largest_scope) * BYTES_PER_SORTED, solving)
     tables = stored * models // 100 if largest_scope else 0
-    return MemoryNeed(
+    need = MemoryNeed(
         worker=live + kept + max(merging + tables, measuring), sources=stored * models, statistics=statistics
+    )
+    if not longest_path:
+        return need
+    inside = [entry for entry in catalogue.entries if entry.layer is not None]
+    scaled = 2 * longest_path * max((entry.numel for entry in inside if entry.part == "mlp"), default=0) * BYTES[dtype]
+    return replace(
+        need,
+        worker=need.worker + scaled,
+        layers=models * sum(entry.numel for entry in inside) * BYTES[dtype],
+        copied_layers=models * sum(entry.numel for entry in inside if entry.dtype != dtype) * BYTES[dtype],
     )
 
 

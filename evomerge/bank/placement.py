@@ -8,7 +8,7 @@ or where even that is too much in the mapped files, and streams each tensor thro
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -91,17 +91,19 @@ def place_sources(need: MemoryNeed, machine: Machine, *, workers: int = 1) -> Pl
     Raises:
         InvalidInput: the search cannot fit; the message has the need, the memory of the machine and the remedy.
     """
+    beside = need.worker + need.copied_layers
     if machine.device is None:
-        _refuse_excess(need.worker * workers, machine.host, "this machine")
+        _refuse_excess(beside * workers, machine.host, "this machine")
         mapped = need.sources + need.statistics
-        return Placement(place=Place.MAPPED, device="cpu", sources=mapped, worker=need.worker, pageable=True)
-    need = replace(need, worker=need.worker + need.statistics)
-    _refuse_excess(need.worker, machine.device, "the GPU")
-    if need.worker + need.sources <= DEVICE_SHARE * machine.device:
-        return Placement(place=Place.DEVICE, device="cuda", sources=need.sources, worker=need.worker, pageable=False)
+        return Placement(place=Place.MAPPED, device="cpu", sources=mapped, worker=beside, pageable=True)
+    beside += need.statistics
+    if beside + need.sources <= DEVICE_SHARE * machine.device:
+        return Placement(place=Place.DEVICE, device="cuda", sources=need.sources, worker=beside, pageable=False)
+    streamed = need.worker + need.statistics + need.layers
+    _refuse_excess(streamed, machine.device, "the GPU")
     if need.sources * workers <= HOST_SHARE * machine.host:
-        return Placement(place=Place.PINNED, device="cuda", sources=need.sources, worker=need.worker, pageable=False)
-    return Placement(place=Place.MAPPED, device="cuda", sources=need.sources, worker=need.worker, pageable=True)
+        return Placement(place=Place.PINNED, device="cuda", sources=need.sources, worker=streamed, pageable=False)
+    return Placement(place=Place.MAPPED, device="cuda", sources=need.sources, worker=streamed, pageable=True)
 
 
 def placed(tensors: Mapping[str, torch.Tensor], place: Place, device: torch.device) -> Mapping[str, torch.Tensor]:

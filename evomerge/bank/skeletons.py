@@ -7,8 +7,6 @@ everything outside of layers is that of the live model of the base.
 
 from __future__ import annotations
 
-import copy
-import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,19 +17,16 @@ import torch
 from evomerge.bank.layer_pool import LayerPool
 from evomerge.catalogue.layer_stack import divide_name, mlp_outputs, renumbered, tensors_of_layer
 from evomerge.checkpoints import Source
-from evomerge.checkpoints.architecture import build_on_meta
-from evomerge.checkpoints.layer_stack import layers_of_settings, stacked_settings, stacked_source
+from evomerge.checkpoints.layer_stack import layers_of_settings, stacked_source
+from evomerge.checkpoints.stacked_model import build_stacked, check_alike, layers_in, list_of_layers
 from evomerge.engine.live_state import LiveState
 from evomerge.errors import InvalidInput
-from evomerge.messages import some
 from evomerge.recipe import PathLayer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MOST = 8  # models that are kept; building one takes about as long as scoring a few items
-
-_INDEX = re.compile(r"(layer|block).*(id|idx|index|num|number)$|^idx$|^index$")
 
 Kind = tuple[Any, ...]
 
@@ -165,41 +160,19 @@ class Skeletons:
 
     def _build(self, layers: Sequence[int]) -> _Skeleton:
         source = stacked_source(self._base, layers)
-        settings = stacked_settings(source)
-        settings.dtype = self._model.dtype
-        settings._attn_implementation = self._model.config._attn_implementation
-        model = build_on_meta(source.directory, settings, source.remote_code).eval()
-        model.generation_config = copy.deepcopy(self._model.generation_config)
-        self._check_names(model, source)
-        prefix = divide_name(self._base.live_names[tensors_of_layer(self._base.catalogue, 0)[0].name])[0]
-        _share_outside(model, self._model, prefix)
-        own, theirs = model.get_submodule(prefix), self._model.get_submodule(prefix)
-        if not isinstance(own, torch.nn.ModuleList) or not isinstance(theirs, torch.nn.ModuleList):
-            raise InvalidInput(f"{type(model).__name__} keeps its layers in no list, so that they cannot be exchanged")
+        model = build_stacked(source, like=self._model)
+        own, theirs = layers_in(model, source), layers_in(self._model, source)
+        _share_outside(model, self._model, list_of_layers(source))
         for layer in set(layers):
             for other in range(layer):
                 if self._kinds[other] == self._kinds[layer]:
-                    _check_alike(theirs[other], theirs[layer], f"layers {other} and {layer} of {type(model).__name__}")
+                    check_alike(theirs[other], theirs[layer], f"layer {layer} beside {other}", computed=True)
         for place, layer in enumerate(layers):
-            _check_alike(theirs[layer], own[place], f"{type(model).__name__} at place {place} of {len(layers)}", False)
+            check_alike(theirs[layer], own[place], f"layer {layer} at place {place}")
             _complete(own[place], theirs[layer])
             self._hold(own[place], PathLayer(self._base.ref.name, layer, 1.0), {})
         _check_complete(model)
         return _Skeleton(model=model, layers=own, state=LiveState(model), held=[None] * len(layers))
-
-    def _check_names(self, model: PreTrainedModel, source: Source) -> None:
-        """The class has just the tensors of the path: none outside of layers that follow the number of layers."""
-        live = model.state_dict(keep_vars=True)
-        named = {name for name, tensor in live.items()}
-        expected = {source.live_names[name]: source.header[name][0] for name in source.catalogue.names}
-        ties = source.architecture.ties if source.architecture else {}
-        wrong = sorted(named - expected.keys() - ties.keys()) + sorted(expected.keys() - named)
-        wrong += sorted(name for name in named & expected.keys() if tuple(live[name].shape) != expected[name])
-        if wrong:
-            raise InvalidInput(
-                f"{type(model).__name__} has other tensors when it has other layers ({some(wrong)}), so that its "
-                "layers cannot be taken one by one"
-            )
 
 
 def _share_outside(model: torch.nn.Module, base: torch.nn.Module, prefix: str) -> None:
@@ -234,45 +207,6 @@ def _place(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
         module._parameters[name] = torch.nn.Parameter(tensor, requires_grad=False)
     else:
         module._buffers[name] = tensor
-
-
-def _check_alike(one: torch.nn.Module, other: torch.nn.Module, where: str, computed: bool = True) -> None:
-    """Refuse layers that compute otherwise because of their place, for all that configs say.
-
-    Args:
-        computed: compare the tensors that are computed, not stored, as well.
-    """
-    others = dict(other.named_modules())
-    for name, mine in one.named_modules():
-        theirs = others.pop(name, None)
-        if theirs is None or type(theirs) is not type(mine):
-            raise _otherwise(name, "class", where)
-        different = [key for key, value in _settings_of(mine) if vars(theirs).get(key) != value]
-        if computed:
-            for key in mine._non_persistent_buffers_set:
-                tensors = mine._buffers.get(key), theirs._buffers.get(key)
-                if tensors[0] is not None and (tensors[1] is None or not torch.equal(tensors[0], tensors[1])):
-                    different.append(key)
-        if different:
-            raise _otherwise(name, different[0], where)
-    if others:
-        raise _otherwise(next(iter(others)), "module", where)
-
-
-def _otherwise(name: str, what: str, where: str) -> InvalidInput:
-    return InvalidInput(
-        f"a layer computes otherwise at another place: {name or 'it'} has another {what} ({where}); layers of such a "
-        "model cannot be put into another order"
-    )
-
-
-def _settings_of(module: torch.nn.Module) -> list[tuple[str, object]]:
-    simple = (bool, int, float, str, type(None))
-    return [
-        (key, value)
-        for key, value in vars(module).items()
-        if not key.startswith("_") and key != "training" and not _INDEX.search(key) and isinstance(value, simple)
-    ]
 
 
 def _check_complete(model: PreTrainedModel) -> None:

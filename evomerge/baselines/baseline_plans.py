@@ -149,6 +149,11 @@ def check_baseline(baseline: BaselineSpec, spec: SearchSpec, tasks: Collection[s
                 f"baseline {baseline.name!r} trains on text of every expert, but {', '.join(without)} name no "
                 "calibration; write calibration: {task: NAME, items: N} beside them, or leave it out"
             )
+        if info.built_from == "best" and spec.search_space.layers is not None:
+            raise InvalidInput(
+                f"baseline {baseline.name!r} starts from a weighted sum of the sources, but the space has paths of "
+                "their layers; use dam, which starts from their average"
+            )
         sums = {name for name, info in METHODS.items() if info.weighted_sum}
         if info.built_from == "best" and not set(spec.search_space.method_names) <= sums:
             raise InvalidInput(

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from evomerge.catalogue import TensorCatalogue
 from evomerge.catalogue.layer_stack import divide_name, mlp_outputs, renumbered, stacked_catalogue, tensors_of_layer
 from evomerge.checkpoints.architecture import read_settings
 from evomerge.checkpoints.source import RenamedTensors, Source
 from evomerge.errors import InvalidInput
-from evomerge.messages import in_one_line
 from evomerge.recipe import Recipe
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 _BY_LAYER = re.compile(r"layer|block")  # in the names of settings that have one value per layer: `layer_types`
 
@@ -81,24 +74,6 @@ def stacked_config(source: Source, layers: Sequence[int]) -> dict[str, Any]:
     for name, values in layers_of_settings(source).items():
         config[name] = [values[layer] for layer in layers]
     return config
-
-
-def stacked_settings(source: Source) -> PreTrainedConfig:
-    """The config object that transformers makes of a config, from a file like that of an export.
-
-    Raises:
-        InvalidInput: the config class refuses it.
-    """
-    config_class = type(read_settings(source.directory, source.remote_code))
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "config.json"
-        file.write_text(json.dumps(source.config), encoding="utf-8")
-        try:
-            return config_class.from_json_file(file)
-        except Exception as error:  # each config class validates with exceptions of its own
-            raise InvalidInput(
-                f"transformers has no such model with {source.catalogue.depth} layers: {in_one_line(error, 300)}"
-            ) from error
 
 
 def stacked_source(source: Source, layers: Sequence[int]) -> Source:

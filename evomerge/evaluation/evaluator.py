@@ -27,6 +27,8 @@ class Candidate:
             model never pays for one.
         base: returns the live model with the weights of the base instead, so that what an evaluator finds out about the
             model does not depend on the candidate at hand; None where only `model` is there.
+        skeleton: returns the live model with whatever weights it has, without merging: candidates of one depth share
+            one; None where there is one for all.
     """
 
     key: str
@@ -34,6 +36,7 @@ class Candidate:
     recipe: Recipe
     model: Callable[[], PreTrainedModel]
     base: Callable[[], PreTrainedModel] | None = None
+    skeleton: Callable[[], PreTrainedModel] | None = None
 
     def reference(self) -> PreTrainedModel:
         """The live model with the weights of the base, or of the candidate where there is no base."""

@@ -55,6 +55,7 @@ class Controller:
         self._fidelity = Full(objective) if fidelity is None else fidelity
         self._incumbent = incumbent
         self._batch_size = batch_size
+        self._stop = stop
         self._dispatcher = Dispatcher(executor, stop, self._note_retry)
         self._in_flight: dict[str, CandidateInFlight] = {}
         self._at_rungs = search.at_rungs()
@@ -103,6 +104,11 @@ class Controller:
         return True
 
     def _submit(self, proposal: Proposal) -> None:
+        if proposal.infeasible is not None:  # no fault of the search, which may find many at first
+            self._search.refuse(proposal, proposal.infeasible)
+            self._status.add_result()
+            self._stop.check()
+            return
         key = f"{self._search.study.study_name}/{proposal.number}"
         self._search.begin(proposal)
         self._in_flight[key] = CandidateInFlight(

@@ -15,8 +15,9 @@ from typing import Any
 import yaml
 
 from evomerge.catalogue import TensorCatalogue
+from evomerge.mergekit.passthrough import location_of, slices_of
 from evomerge.methods import METHODS, MergekitMethod, Option
-from evomerge.recipe import ModelRef, Recipe, Rule
+from evomerge.recipe import Recipe, Rule
 
 Setting = float | list[Any]
 
@@ -30,6 +31,11 @@ def to_mergekit(recipe: Recipe, catalogue: TensorCatalogue) -> tuple[str | None,
 
     The YAML opens with comments that name every choice in which mergekit's arithmetic differs from the recipe's.
     """
+    if recipe.layers:
+        slices, reason = slices_of(recipe, catalogue)
+        if slices is None:
+            return None, reason
+        return _opening(recipe) + yaml.safe_dump(slices, sort_keys=False, allow_unicode=True), ""
     try:
         method, sources, options = _one_method(recipe, catalogue)
         theirs = _counterpart(method)
@@ -113,7 +119,7 @@ def _document(
     switches: Mapping[str, bool],
     settings: Mapping[tuple[str, str | None], Setting],
 ) -> dict[str, Any]:
-    refs = {ref.name: _model(ref) for ref in (recipe.base, *recipe.sources)}
+    refs = {ref.name: location_of(ref) for ref in (recipe.base, *recipe.sources)}
     models = []
     for source in sources:
         own = {name: setting for (name, of), setting in settings.items() if of == source}
@@ -213,8 +219,11 @@ def _on_gradient(values: list[float], position: float) -> float:
     return values[left] + (place - left) * (values[right] - values[left])
 
 
-def _model(ref: ModelRef) -> str:
-    return f"{ref.location}@{ref.revision}" if ref.revision else ref.location
+def _opening(recipe: Recipe) -> str:
+    return (
+        f"# Written by evomerge from the recipe {recipe.digest}.\n"
+        "# evomerge multiplies in float32 and rounds once; mergekit may give other last bits.\n"
+    )
 
 
 def _comments(recipe: Recipe, method: str, options: Mapping[str, Any]) -> str:

@@ -15,7 +15,8 @@ def memory_of(inputs: Inputs) -> MemoryNeed:
     """Memory that the search needs.
 
     A method that sorts magnitudes does so for one group after the other, once; baselines, over the whole model. One
-    source is measured at a time in a worker, before it merges.
+    source is measured at a time in a worker, before it merges. Paths are counted with every layer of every source, and
+    the longest one that the space allows.
     """
     spec = inputs.spec
     searched = any(METHODS[method].sorts_magnitudes for method in spec.search_space.method_names)
@@ -26,6 +27,7 @@ def memory_of(inputs: Inputs) -> MemoryNeed:
     else:
         largest_scope = max(groups) if searched else 0
     measured = measured_sizes(inputs, all_measurements(inputs, spec.chosen_baselines))
+    paths = inputs.space.paths
     return memory_need(
         inputs.catalogue,
         len(inputs.refs),
@@ -35,6 +37,7 @@ def memory_of(inputs: Inputs) -> MemoryNeed:
         measuring=max((each.measuring for each in measured), default=0),
         solving=max((each.solving for each in measured), default=0),
         kept=min(KEPT_BYTES, sum(each.products for each in measured)),
+        longest_path=0 if paths is None else paths.max_layers,
     )
 
 

@@ -7,6 +7,7 @@ import torch
 from evomerge.bank.kernels import DTYPES
 from evomerge.bank.memory import BYTES, available_memory
 from evomerge.checkpoints import check_scorable, load_skeleton, meta_model
+from evomerge.checkpoints.stacked_model import check_stackable
 from evomerge.evaluation.evaluator import ModelEvaluator
 from evomerge.messages import in_bytes
 from evomerge.opening.inputs import Inputs
@@ -21,10 +22,12 @@ def check_requests(inputs: Inputs) -> None:
 
     Raises:
         InvalidInput: merges into the base cannot be scored, or a request cannot be run; names the source or the task
-            and item.
+            and item. In a space of layer paths also: its layers cannot be put into another order.
     """
     if isinstance(inputs.evaluator, ModelEvaluator):
         check_scorable(inputs.base)
+        if inputs.space.paths is not None:
+            check_stackable(inputs.base)
         inputs.evaluator.check_requests(meta_model(inputs.base))
 
 

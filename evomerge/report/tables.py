@@ -44,10 +44,14 @@ _STYLES = {"best": "bold green", "trial": "dim", "mean": "dim", "source": "", "b
 
 
 def _summary(stored: StoredSearch, lines: Sequence[Line]) -> Table:
-    table = _table(f"{stored.study.study_name}: objective", ("search", "±", "held-out", "±", "s / candidate"))
+    columns = ("search", "±", "held-out", "±", "s / candidate")
+    paths = any(line.layers for line in lines)  # else all have as many layers as the sources
+    table = _table(f"{stored.study.study_name}: objective", (*columns, "layers") if paths else columns)
     for line in lines:
         seconds = f"{line.seconds:.1f}" if line.seconds else "–"
-        table.add_row(_name(line), *_cells(line.search), *_cells(line.held_out), seconds, style=_STYLES[line.kind])
+        depth = [str(line.layers or "–")] if paths else []
+        cells = (*_cells(line.search), *_cells(line.held_out), seconds, *depth)
+        table.add_row(_name(line), *cells, style=_STYLES[line.kind])
     return table
 
 

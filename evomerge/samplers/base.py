@@ -20,6 +20,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.errors import InvalidInput
+from evomerge.samplers.infeasible import excess_of
 from evomerge.seeding import derive
 from evomerge.storage.attributes import TELL
 from evomerge.storage.optuna_internals import cached_trials
@@ -83,12 +84,13 @@ class SamplerInputs:
 
 
 def in_tell_order(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials that can be learned from, COMPLETE and PRUNED ones, by their user attribute `evomerge:tell`.
+    """The trials that can be learned from, by their user attribute `evomerge:tell`: COMPLETE and PRUNED ones, and
+    proposals that were refused without being scored.
 
     Trials without it come first, in the order of their completion.
     """
-    learned_from = (TrialState.COMPLETE, TrialState.PRUNED)
-    return sorted((trial for trial in trials if trial.state in learned_from), key=_position)
+    scored = (TrialState.COMPLETE, TrialState.PRUNED)
+    return sorted((trial for trial in trials if trial.state in scored or excess_of(trial) is not None), key=_position)
 
 
 def _position(trial: FrozenTrial) -> tuple[int, Any, int]:

@@ -29,6 +29,7 @@ from optuna.trial import FrozenTrial
 from evomerge.errors import InvalidInput
 from evomerge.samplers import settings
 from evomerge.samplers.base import SEEDS, ReplayingSampler, SamplerInputs, SamplerSpace, refuse_hyperband
+from evomerge.samplers.infeasible import excess_of
 from evomerge.samplers.unit_cube import UnitCube
 from evomerge.seeding import derive
 from evomerge.storage.optuna_internals import cached_trials
@@ -73,7 +74,8 @@ class CatCmaSampler(ReplayingSampler):
     that the centre does not have), each category with the same probability for all its values.
 
     COMPLETE trials are told with their value and PRUNED ones with theirs, if it is finite and their params are complete
-    and in the space. All others are ignored. In a conditional space, parameters that did not exist in a trial
+    and in the space. Proposals that were refused without being scored rank behind them, by how far they are out of
+    bounds. All others are ignored. In a conditional space, parameters that did not exist in a trial
     do not learn from it: see `_Optimizer.complete`.
 
     Args:
@@ -140,21 +142,26 @@ class CatCmaSampler(ReplayingSampler):
 
     def _reset(self) -> None:
         self._told: list[int] = []
-        self._population: list[tuple[Mapping[str, Any], float]] = []
+        self._population: list[tuple[Mapping[str, Any], tuple[bool, float]]] = []  # of each whether it was refused
         self._optimizer = self._coordinates.optimizer(self._sigma0, self._popsize)
 
     def _key(self, *purpose: int | str) -> None:
         self._optimizer.reseed_rng(derive(self._seed, "catcma", *purpose) % SEEDS)
 
     def _learn(self, study: Study, trial: FrozenTrial, ordinal: int) -> None:
-        if trial.value is not None and math.isfinite(trial.value) and self._usable(trial.params):
+        if not self._usable(trial.params):
+            return
+        excess = excess_of(trial)
+        if excess is not None:
+            self._add(trial.number, trial.params, (True, excess))
+        elif trial.value is not None and math.isfinite(trial.value):
             loss = -trial.value if study.direction == StudyDirection.MAXIMIZE else trial.value
-            self._add(trial.number, trial.params, loss)
+            self._add(trial.number, trial.params, (False, loss))
 
     def _usable(self, params: Mapping[str, Any]) -> bool:
         return self._space.is_complete(params) and self._coordinates.contain(params)
 
-    def _add(self, number: int, params: Mapping[str, Any], loss: float) -> None:
+    def _add(self, number: int, params: Mapping[str, Any], loss: tuple[bool, float]) -> None:
         self._told.append(number)
         self._population.append((params, loss))
         if len(self._population) < self._popsize:

@@ -39,6 +39,7 @@ from optuna.trial import FrozenTrial, TrialState
 from evomerge.errors import InvalidInput
 from evomerge.samplers import settings
 from evomerge.samplers.base import SEEDS, SamplerInputs, SeededSampler
+from evomerge.samplers.infeasible import with_infeasible
 from evomerge.seeding import derive
 
 __all__ = ["StatelessSampler", "build_gp", "build_nsgaii", "build_nsgaiii", "build_random", "build_tpe"]
@@ -156,7 +157,7 @@ class StatelessSampler(SeededSampler):
         sampler = self._keyed(study, trial, "relative")
         if self._space.conditional:
             sampler.infer_relative_search_space(study, trial)  # where TPE finds the groups that it samples by
-        return sampler.sample_relative(study, trial, search_space)
+        return sampler.sample_relative(with_infeasible(study), trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

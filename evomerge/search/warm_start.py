@@ -12,11 +12,13 @@ from evomerge.documents import read_text
 from evomerge.errors import InvalidInput
 from evomerge.methods import METHODS
 from evomerge.objective import Objective
+from evomerge.opening.inputs import Inputs
 from evomerge.opening.open_study import OpenSearch
 from evomerge.recipe import Recipe
 from evomerge.samplers.reference_points import ReferencePoint
+from evomerge.spaces.bound import BoundSpace
 from evomerge.spaces.nearest import nearest_params
-from evomerge.spec import OtherStudy, WarmStartSpec
+from evomerge.spec import OtherStudy
 from evomerge.study.rows import Record, read_scores
 from evomerge.study.snapshot import snapshot_of
 from evomerge.study.stored_search import find_study
@@ -34,7 +36,7 @@ def warm_points(opened: OpenSearch) -> list[Params]:
         InvalidInput: a recipe or a study has no point in the search space.
     """
     wanted = opened.inputs.spec.warm_start
-    points = [*_of_baselines(opened, wanted.baselines), *_of_recipes(opened, wanted)]
+    points = [*_of_baselines(opened, wanted.baselines), *recipe_points(opened.inputs)]
     for study in wanted.studies:
         points += _of_study(opened, study)
     initial = opened.inputs.space.initial
@@ -71,7 +73,7 @@ def _best_first(opened: OpenSearch) -> list[Record]:
 
 
 def _place(opened: OpenSearch, row: Record) -> Params | None:
-    return dict(row.params) or _nearest(opened, row.recipe, files_folder(opened.artifacts))
+    return dict(row.params) or _nearest(opened.inputs.space, row.recipe, files_folder(opened.artifacts))
 
 
 def _of_baselines(opened: OpenSearch, count: int) -> list[Params]:
@@ -82,9 +84,15 @@ def _of_baselines(opened: OpenSearch, count: int) -> list[Params]:
     return [place for place in places if place][:count]
 
 
-def _of_recipes(opened: OpenSearch, wanted: WarmStartSpec) -> list[Params]:
+def recipe_points(inputs: Inputs) -> list[Params]:
+    """Points of the recipes that the warm start names.
+
+    Raises:
+        InvalidInput: a file is no recipe, or its recipe has no point in the search space.
+    """
+    space = inputs.space
     found = []
-    for name in wanted.recipes:
+    for name in inputs.spec.warm_start.recipes:
         path = Path(name)
         text = read_text(path, "warm_start: recipe")
         try:
@@ -93,19 +101,19 @@ def _of_recipes(opened: OpenSearch, wanted: WarmStartSpec) -> list[Params]:
             raise InvalidInput(
                 f"warm_start: {name} is no recipe.json as `evomerge export` writes it: {error}"
             ) from error
-        params = _exported(opened, recipe, path.parent / RECIPE_FILES)
+        params = _exported(space, recipe, path.parent / RECIPE_FILES)
         if params is None:
-            methods = ", ".join(sorted({rule.method for rule in recipe.rules}))
+            methods = "a path of layers" if recipe.layers else ", ".join(sorted({r.method for r in recipe.rules}))
+            known = ", ".join(space.space.method_names)
             raise InvalidInput(
-                f"warm_start: the recipe {name} ({methods}) has no place in search space "
-                f"{opened.inputs.spec.search_space.name!r}; its methods are "
-                f"{', '.join(opened.inputs.spec.search_space.method_names)}"
+                f"warm_start: the recipe {name} ({methods}) has no place in search space {space.space.name!r}; "
+                + (f"its methods are {known}" if known else "it has paths of layers")
             )
         found.append(params)
     return found
 
 
-def _exported(opened: OpenSearch, recipe: Recipe, files: Path) -> Params | None:
+def _exported(space: BoundSpace, recipe: Recipe, files: Path) -> Params | None:
     trained = {each.name for rule in recipe.rules if rule.method in METHODS for each in METHODS[rule.method].tensors}
     with tempfile.TemporaryDirectory() as folder:
         for role in trained & recipe.files.keys():  # an export names them by their roles
@@ -116,11 +124,11 @@ def _exported(opened: OpenSearch, recipe: Recipe, files: Path) -> Params | None:
                     f"warm_start: the recipe needs {files / role}.safetensors, which cannot be read; copy the export "
                     "as a whole"
                 ) from error
-        return _nearest(opened, recipe, Path(folder))
+        return _nearest(space, recipe, Path(folder))
 
 
-def _nearest(opened: OpenSearch, recipe: Recipe, files: Path) -> Params | None:
-    return nearest_params(opened.inputs.space, recipe, mean_weights(recipe, files))
+def _nearest(space: BoundSpace, recipe: Recipe, files: Path) -> Params | None:
+    return nearest_params(space, recipe, mean_weights(recipe, files))
 
 
 def _of_study(opened: OpenSearch, other: OtherStudy) -> list[Params]:

@@ -20,7 +20,16 @@ from evomerge.spaces.bound_genome import BoundGenome
 from evomerge.spaces.genomes import bind_genome
 from evomerge.spaces.groups import TensorGroup, divide
 from evomerge.spaces.pairs import SCORE, chosen_pair, takes_scores
+from evomerge.spaces.paths import BoundPaths, bind_paths
 from evomerge.spaces.space import MethodSpace, Range, SearchSpace
+
+
+@dataclass(frozen=True)
+class Infeasible:
+    """A proposal that is refused without being scored: the reason, and a number by which a worse one is told apart."""
+
+    reason: str
+    excess: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +43,8 @@ class BoundSpace:
         distributions: param -> Optuna distribution, in a fixed order.
         conditions: param -> (parent param, the parent's values for which it exists).
         genome: what decides where the space is the genome of another search.
-        centre: the middle of the box, of a choice its first value; or where the genome has it.
+        paths: what decides where it is layer paths.
+        centre: the middle of the box, of a choice its first value; or where the genome has it, or the first path.
         dtype, seed: passed on to every recipe.
         files: role -> digest of the files that rules may need, which the study has measured before its first trial.
     """
@@ -48,6 +58,7 @@ class BoundSpace:
     dtype: str
     seed: int
     genome: BoundGenome | None = None
+    paths: BoundPaths | None = None
     files: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -69,14 +80,17 @@ class BoundSpace:
 
     @cached_property
     def centre(self) -> dict[str, Any]:
-        if self.genome is not None:
-            return dict(self.genome.centre)
+        if self.genome is not None or self.paths is not None:
+            return dict(self.genome.centre if self.genome is not None else self.initial[0])
         values = {name: _middle(distribution) for name, distribution in self.distributions.items()}
         return {name: value for name, value in values.items() if self._is_active(name, values)}
 
-    @property
+    @cached_property
     def initial(self) -> tuple[Mapping[str, Any], ...]:
-        """The params that are scored first: the centre, or those that the genome's authors begin with."""
+        """The params that are scored first: the centre, those that the genome's authors begin with, or the own stack of
+        each source."""
+        if self.paths is not None:
+            return tuple(self.paths.starts())
         return (self.centre,) if self.genome is None else tuple(self.genome.initial)
 
     def active(self, params: Mapping[str, Any]) -> Iterator[str]:
@@ -92,6 +106,8 @@ class BoundSpace:
         missing = [name for name in self.active(params) if name not in params]
         if missing:
             raise InvalidInput(f"params are incomplete: {some(missing)} missing of {self.dimensions}")
+        if self.paths is not None:
+            return self.paths.recipe(params, self.base, self.sources, dtype=self.dtype, seed=self.seed)
         if self.genome is not None:
             rules = self.genome.rules(params)
         else:
@@ -114,6 +130,12 @@ class BoundSpace:
             for source in rule.sources
         }
         return {role: digest for role, digest in self.files.items() if role in roles}
+
+    def infeasible(self, recipe: Recipe) -> Infeasible | None:
+        """Reason and extent where a recipe of this space is not to be scored: its path is over the budget of depth."""
+        if self.paths is None or not (excess := self.paths.excess(recipe.layers)):
+            return None
+        return Infeasible(self.paths.refusal(recipe.layers), excess)
 
     def method_of(self, group: TensorGroup, params: Mapping[str, Any]) -> str:
         """The method by which a group is merged."""
@@ -171,6 +193,19 @@ def bind(
     sources = (base, *experts) if space.sources == "all" else tuple(experts)
     for method in space.methods:
         _check_number(space, method, [source.name for source in sources])
+    if space.layers is not None:
+        paths = bind_paths(space, catalogue, base.name, [source.name for source in sources])
+        return BoundSpace(
+            space=space,
+            base=base,
+            sources=sources,
+            groups=(),
+            distributions=paths.distributions(),
+            conditions={},
+            dtype=dtype,
+            seed=seed,
+            paths=paths,
+        )
     if space.genome is not None:
         genome = bind_genome(space.genome, catalogue, [source.name for source in sources], semantics=space.semantics)
         return BoundSpace(

@@ -31,10 +31,17 @@ def nearest_params(space: BoundSpace, recipe: Recipe, trained: MeanWeights | Non
 
     Args:
         trained: the weights of tensors with trained coefficients.
+
+    Raises:
+        InvalidInput: the recipe is a path of more layers than the space allows.
     """
     known = {space.base.name, *(source.name for source in space.sources)}
     if any(set(rule.sources) - known for rule in recipe.rules):
         return None  # it merges models that this search does not have
+    if space.paths is not None:
+        return space.paths.params_of(recipe)
+    if recipe.layers:
+        return None
     if space.genome is not None:
         return space.genome.nearest(recipe)
     rules = {tensor: rule for rule in recipe.rules for tensor in rule.tensors}

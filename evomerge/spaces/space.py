@@ -124,10 +124,26 @@ class Groups(Frozen):
         return content
 
 
+class LayerPaths(Frozen):
+    """Paths of layers instead of merges of tensors: DIS, see `evomerge.spaces.depth`.
+
+    Attributes:
+        granularity: consecutive layers that form one position.
+        fix_layers: layers at each end that are the first source's in every path.
+        max_layers: a longer path is not scored. None: a quarter more layers than a source has.
+        scale: whether what the last MLP of a position adds has a factor in [0, 2].
+    """
+
+    granularity: Positive = 1
+    fix_layers: Annotated[int, Field(ge=0)] = 0
+    max_layers: Positive | None = None
+    scale: bool = True
+
+
 class SearchSpace(Frozen):
     """A search space, independent of any model. `evomerge.spaces.bound.bind` gives it tensors and sources.
 
-    It is methods and groups, or the genome of another search.
+    It is methods and groups, the genome of another search, or paths of layers.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -138,19 +154,26 @@ class SearchSpace(Frozen):
     semantics: Literal["evomerge", "mergekit"] = "evomerge"
     part_patterns: Mapping[str, str] = {}
     genome: GenomeSettings | None = None
+    layers: LayerPaths | None = None
 
     @model_validator(mode="after")
-    def _methods_or_a_genome(self) -> SearchSpace:
-        given = {"methods", "groups"} & self.model_fields_set
+    def _one_kind(self) -> SearchSpace:
+        given = sorted({"methods", "groups"} & self.model_fields_set)
+        if self.layers is not None and (given or self.genome or "semantics" in self.model_fields_set):
+            raise ValueError(
+                "layers are taken as they are, so that methods, groups, semantics and a genome have no meaning beside "
+                "them; search merges first, and paths through the exported winner afterwards"
+            )
         if self.genome is not None and given:
-            raise ValueError(f"a genome decides methods and groups; leave {' and '.join(sorted(given))} out")
-        if self.genome is None and (len(given) < 2 or not self.methods):
-            raise ValueError("give methods, at least one, and groups; or a genome")
+            raise ValueError(f"a genome decides methods and groups; leave {' and '.join(given)} out")
+        if self.genome is None and self.layers is None and (len(given) < 2 or not self.methods):
+            raise ValueError("give methods, at least one, and groups; or a genome; or layers")
         return self
 
     @model_serializer(mode="wrap")
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        absent = ("genome",) if self.genome is None else ("methods", "groups")
+        absent = {"genome"} if self.genome is None else {"methods", "groups"}
+        absent |= {"layers"} if self.layers is None else {"methods", "groups", "semantics"}
         return {name: value for name, value in handler(self).items() if name not in absent}
 
     @field_validator("part_patterns")

@@ -5,7 +5,8 @@ They may change with any release. Each is used because the public way is slow (a
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
+from typing import Any, cast
 
 from optuna import Study, Trial
 from optuna._typing import JSONSerializable
@@ -13,7 +14,15 @@ from optuna.storages import BaseStorage
 from optuna.storages import _CachedStorage as CachedStorage
 from optuna.trial import FrozenTrial, TrialState
 
-__all__ = ["CachedStorage", "JSONSerializable", "backend_of", "cached_trials", "id_of", "storage_of"]
+__all__ = [
+    "CachedStorage",
+    "JSONSerializable",
+    "backend_of",
+    "cached_trials",
+    "id_of",
+    "storage_of",
+    "with_further_trials",
+]
 
 
 def id_of(trial: Trial | FrozenTrial) -> int:
@@ -34,3 +43,25 @@ def backend_of(storage: BaseStorage) -> BaseStorage:
 def cached_trials(study: Study, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
     """The trials of a study, read at most once per proposal. They are the study's own: never change them."""
     return study._get_trials(deepcopy=False, states=states, use_cache=True)
+
+
+def with_further_trials(study: Study, further: Sequence[FrozenTrial]) -> Study:
+    """A view of a study for a sampler, with some further trials wherever it asks for pruned ones."""
+    return cast(Study, _View(study, further))
+
+
+class _View:
+    def __init__(self, study: Study, further: Sequence[FrozenTrial]) -> None:
+        self._viewed = study
+        self._further = further
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._viewed, name)
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        found = self._viewed._get_trials(deepcopy=deepcopy, states=states, use_cache=use_cache)
+        if states is None or TrialState.PRUNED not in states:
+            return found
+        return sorted([*found, *self._further], key=lambda trial: trial.number)

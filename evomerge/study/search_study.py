@@ -26,7 +26,7 @@ from evomerge.objective import Assessment, Dropped
 from evomerge.recipe import Recipe
 from evomerge.samplers.base import sampler_of
 from evomerge.samplers.reference_points import ReferencePoint, write_reference_points
-from evomerge.spaces.bound import BoundSpace
+from evomerge.spaces.bound import BoundSpace, Infeasible
 from evomerge.storage import attributes
 from evomerge.storage.attributes import write_text
 from evomerge.storage.opening import with_retries
@@ -39,12 +39,13 @@ MAX_ATTEMPTS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """A trial that is to be scored."""
+    """A trial that is to be scored, or that is refused for the reason given."""
 
     number: int
     params: Mapping[str, Any]
     recipe: Recipe
     attempt: int
+    infeasible: Infeasible | None = None
 
 
 class SearchStudy:
@@ -107,9 +108,7 @@ class SearchStudy:
             elif attempt >= MAX_ATTEMPTS:
                 self.fail(trial.number, f"not finished in {attempt} attempts: the controller died each time")
             else:
-                recipe = self._space.decode(trial.params)
-                params = dict(trial.params)
-                proposals.append(Proposal(number=trial.number, params=params, recipe=recipe, attempt=attempt + 1))
+                proposals.append(self._proposal(trial.number, dict(trial.params), attempt + 1))
         self._writer.transaction(lambda: self._enqueue(self._space.initial))
         return proposals
 
@@ -122,7 +121,12 @@ class SearchStudy:
         """A new trial with all its params, children of a choice after their parent."""
         self.check_hold()
         number, params = self._writer.transaction(self._ask)
-        return Proposal(number=number, params=params, recipe=self._space.decode(params), attempt=1)
+        return self._proposal(number, params, 1)
+
+    def _proposal(self, number: int, params: Mapping[str, Any], attempt: int) -> Proposal:
+        recipe = self._space.decode(params)
+        infeasible = self._space.infeasible(recipe)
+        return Proposal(number=number, params=params, recipe=recipe, attempt=attempt, infeasible=infeasible)
 
     def _ask(self) -> tuple[int, dict[str, Any]]:
         trial = self._writer.ask()
@@ -212,6 +216,17 @@ class SearchStudy:
 
         self._writer.finish(number, TrialState.FAIL, write)
         self.tally.add_failed(Cost() if outcome is None else outcome.cost)
+
+    def refuse(self, proposal: Proposal, infeasible: Infeasible) -> None:
+        """Store a proposal that is out of bounds as a failed trial, which the sampler learns as a bad one."""
+
+        def write() -> None:
+            self._writer.set(proposal.number, attributes.FAILURE, infeasible.reason)
+            self._writer.set(proposal.number, attributes.INFEASIBLE, infeasible.excess)
+            self._writer.set(proposal.number, attributes.TELL, self.tally.told)
+
+        self._writer.finish(proposal.number, TrialState.FAIL, write)
+        self.tally.add_infeasible()
 
     def set(self, key: str, value: Any) -> None:
         """A small attribute of the study."""

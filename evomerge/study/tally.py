@@ -68,6 +68,11 @@ class Tally:
         self._add_told(cost)
         self.dropped += 1
 
+    def add_infeasible(self) -> None:
+        """Count a trial that was refused without being scored, which the sampler has been told."""
+        self._add_told(Cost())
+        self.failed += 1
+
     def add_failed(self, cost: Cost) -> None:
         """Count a trial that has no score."""
         self.finished += 1

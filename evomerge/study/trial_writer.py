@@ -106,6 +106,8 @@ class TrialWriter:
     def set_result(self, number: int, recipe: Recipe | RecipeSet, scores: Scores, stderr: float | None) -> None:
         """The recipe that was scored, and its scores by task with the standard error of the objective."""
         self.set(number, attributes.RECIPE, recipe.digest)
+        if isinstance(recipe, Recipe) and recipe.layers:
+            self.set(number, attributes.LAYERS, len(recipe.layers))
         document = {"objective_stderr": stderr, "tasks": summary(scores)}
         write_document(self.attributes_of(number), attributes.SCORES, document)
 

@@ -170,13 +170,11 @@ def test_layers_are_the_sources_own_memory_and_one_that_stays_is_not_touched(ope
 
 def test_models_of_a_depth_are_built_once_and_a_limited_number_of_them_is_kept(open_bank, monkeypatch):
     built: list[int] = []
-    build = skeletons_module.build_on_meta
+    build = skeletons_module.build_stacked
     monkeypatch.setattr(
         skeletons_module,
-        "build_on_meta",
-        lambda directory, settings, code: (built.append(settings.num_hidden_layers), build(directory, settings, code))[
-            1
-        ],
+        "build_stacked",
+        lambda source, like: (built.append(source.catalogue.depth), build(source, like))[1],
     )
     monkeypatch.setattr(skeletons_module, "MOST", 2)
     bank = open_bank("llama")

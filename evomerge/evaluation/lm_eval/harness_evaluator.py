@@ -41,6 +41,7 @@ from evomerge.seeding import derive
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+MOST_VIEWS = 8  # live models for which requests are kept, as many as a bank keeps
 CPU_BATCH = 64
 CPU_LOGITS = 2**28  # logits of one batch on a CPU: 1 GiB in fp32
 
@@ -73,6 +74,21 @@ class _LiveView:
         self.engine = engine
         self.lengths: dict[Part, Lengths] = {}
         self.blocks: dict[ItemBlock, _PreparedBlock] = {}
+
+
+class _LiveViews:
+    """The views of the live models that were scored last: one for each depth of candidates."""
+
+    def __init__(self) -> None:
+        self._views: list[_LiveView] = []  # the latest one last
+
+    def of(self, model: PreTrainedModel | None) -> _LiveView | None:
+        """The view of a model, or the latest one; None where there is none."""
+        return next((view for view in reversed(self._views) if model is None or view.lm.model is model), None)
+
+    def use(self, view: _LiveView) -> None:
+        """Make a view the latest one, and forget the one that was used longest ago where there are too many."""
+        self._views = [*(each for each in self._views if each is not view), view][-MOST_VIEWS:]
 
 
 class HarnessEvaluator:
@@ -118,7 +134,7 @@ class HarnessEvaluator:
         self._split = _split(pack, self.tasks, split, seed)
         refuse_leaking_examples(pack, self.tasks, self._split)
         self.prompts = Prompts(pack, self.tasks, self._split, tokenizer=self._tokenizer, fewshot_seed=self.fewshot_seed)
-        self._view: _LiveView | None = None
+        self._views = _LiveViews()
 
     @property
     def fingerprint(self) -> str:
@@ -141,7 +157,7 @@ class HarnessEvaluator:
     @batch_size.setter
     def batch_size(self, size: int | None) -> None:
         if size != self._batch_size:
-            self._batch_size, self._view = size, None
+            self._batch_size, self._views = size, _LiveViews()
 
     @property
     def fewshot_seed(self) -> int:
@@ -155,7 +171,8 @@ class HarnessEvaluator:
             MergeError: the candidate computes NaN, or a metric of it is not a number.
         """
         started = time.perf_counter()
-        if self._view is None or items not in self._view.blocks:
+        known = self._views.of(candidate.skeleton() if candidate.skeleton is not None else None)
+        if known is None or items not in known.blocks:
             self._prepare(candidate.reference(), items)
         prepared = time.perf_counter()
         view = self._prepare(candidate.model(), items)
@@ -180,9 +197,10 @@ class HarnessEvaluator:
         return self._scored(items).prepared
 
     def _scored(self, items: ItemBlock) -> _PreparedBlock:
-        if self._view is None or items not in self._view.blocks:
+        latest = self._views.of(None)
+        if latest is None or items not in latest.blocks:
             raise InvalidInput(f"{items} has not been scored yet; call score first")
-        return self._view.blocks[items]
+        return latest.blocks[items]
 
     def find_batch_size(self, model: PreTrainedModel) -> int:
         """The batch size for this kind of model and device: a power of two, the same at every call.
@@ -248,11 +266,12 @@ class HarnessEvaluator:
 
     def _prepare(self, model: PreTrainedModel, items: ItemBlock) -> _LiveView:
         """Have a block ready for a model. Its weights change in place; only another model object needs another view."""
-        view = self._view
-        if view is None or view.lm.model is not model:
+        view = self._views.of(model)
+        if view is None:
             self._batch_size = self._batch_size or self.find_batch_size(model)
             lm = self._lm(model, self._batch_size)
-            view = self._view = _LiveView(lm, self._open_engine(lm))
+            view = _LiveView(lm, self._open_engine(lm))
+        self._views.use(view)
         if items not in view.blocks:
             view.blocks[items] = self._block(view, items)
         return view
