@@ -51,10 +51,12 @@ class Alignment:
     Attributes:
         tensors: the aligned model.
         moved: layer -> number of units that come from another position; 0 everywhere for fine-tunes of one base.
+        units: layer -> number of its units.
     """
 
     tensors: dict[str, Tensor]
     moved: dict[str, int]
+    units: dict[str, int]
 
 
 def unit_map(source: Tensor, target: Tensor, settings: OtSettings) -> UnitMap:

@@ -74,7 +74,8 @@ def align_chain(
             tensor = shifted if owned == name else source[owned]
             aligned[owned] = tensor if units is None else units.rows(tensor)
         incoming = units
-    return Alignment({name: aligned[name] for name in source}, moved)
+    counts = {name: target[name].shape[0] for name in moved}
+    return Alignment({name: aligned[name] for name in source}, moved, counts)
 
 
 def chain_of(source: Tensors, target: Tensors) -> list[str]:

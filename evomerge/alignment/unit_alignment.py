@@ -53,7 +53,7 @@ def align_units(
         for member in group.members:
             aligned[member.name] = _moved(source[member.name], member, group.units, units)
         moved[group.prefix.removesuffix(".")] = units.moved
-    return Alignment(aligned, moved)
+    return Alignment(aligned, moved, {group.prefix.removesuffix("."): group.units for group in groups})
 
 
 def _shape(model: Tensors, name: str) -> tuple[int, ...] | None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evomerge.bank.magnitude_tables import sorted_together
-from evomerge.catalogue import TensorCatalogue
+from evomerge.catalogue import TensorCatalogue, TensorEntry
+from evomerge.merging.opcm import KEPT_BYTES, is_linear
 
 BYTES_PER_SORTED = 4  # the fp32 magnitudes, sorted in place
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -19,8 +20,8 @@ class MemoryNeed:
     """Bytes that a search holds.
 
     Attributes:
-        worker: of each worker alone: the live model in the scoring dtype, threshold tables, and the temporaries of the
-            largest merge.
+        worker: of each worker alone: the live model in the scoring dtype, threshold tables, decompositions, and the
+            temporaries of the largest merge.
         sources: base and experts; `placement` chooses their memory.
         statistics: files of statistics: mapped like the sources, or on the device of each worker.
         layers: of each worker alone: the layers of all sources in the scoring dtype, of which paths are made, where the
@@ -34,6 +35,45 @@ class MemoryNeed:
     statistics: int = 0
     layers: int = 0
     copied_layers: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectionSizes:
+    """Bytes of models that arrive one after the other and are projected, as OPCM does it.
+
+    Attributes:
+        kept: of the decompositions that a worker keeps for all its candidates.
+        merging: what a merge holds beside: three models in float32, and the largest matrix while it is decomposed.
+    """
+
+    kept: int
+    merging: int
+
+
+def projection_sizes(catalogue: TensorCatalogue, *, first_models: int, heads: bool = False) -> ProjectionSizes:
+    """Bytes that projections take.
+
+    Args:
+        first_models: number of models that may arrive first, each with decompositions that are kept.
+        heads: whether heads are projected, too.
+    """
+    matrices = [entry.shape for entry in catalogue.mergeable if _is_projected(entry, heads=heads)]
+    elements = sum(entry.numel * (8 if entry.dtype == "float64" else 4) for entry in catalogue.mergeable)
+    decomposing = [8 * (2 * m * n + 4 * min(m, n) ** 2) + _decomposition(m, n) for m, n in matrices]
+    return ProjectionSizes(
+        kept=min(KEPT_BYTES, first_models * sum(_decomposition(m, n) for m, n in matrices)),
+        merging=3 * elements + max(decomposing, default=0),
+    )
+
+
+def _is_projected(entry: TensorEntry, *, heads: bool) -> bool:
+    names = (entry.name, *entry.aliases)
+    return len(entry.shape) == 2 and all(is_linear(name, heads=heads) for name in names)
+
+
+def _decomposition(rows: int, columns: int) -> int:
+    """Bytes of U, s and V in float64."""
+    return 8 * min(rows, columns) * (rows + columns + 1)
 
 
 def memory_need(

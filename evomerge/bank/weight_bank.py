@@ -21,6 +21,7 @@ from evomerge.bank.recipe_tensors import RecipeTensors
 from evomerge.bank.skeletons import Skeletons
 from evomerge.bank.table_store import TableStore
 from evomerge.bank.threshold_tables import Contents, ThresholdTables
+from evomerge.catalogue.attention_heads import head_size
 from evomerge.catalogue.layer_stack import mlp_outputs, renumbered, tensors_of_layer
 from evomerge.checkpoints import Source, load_skeleton, open_source, tensor_digest
 from evomerge.checkpoints.layer_stack import check_layers
@@ -90,6 +91,7 @@ class WeightBank:
         }
         self._file_guard = FileGuard((base, *experts))
         self._fingerprints = {source.ref.name: source.ref.fingerprint for source in (base, *experts)}
+        self._head_size = head_size(base.settings)
         self._mergeable = tuple(entry.name for entry in base.catalogue.mergeable)
         self._outside = tuple(entry.name for entry in base.catalogue.entries if entry.layer is None)
         self._pool = LayerPool(self._weights, dtype=dtype, device=device)
@@ -283,7 +285,9 @@ class WeightBank:
             thresholds=self._thresholds(rule.sources),
             scope_names=self._mergeable,
             statistics=self._recipe_tensors.statistics(rule, recipe),
+            head_size=self._head_size,
             cache=self._caches[rule.sources].values.setdefault(tuple(sorted(recipe.files.items())), {}),
+            prefix_cache=lambda sources: self._caches[rule.sources[:sources]].values.setdefault("prefix", {}),
         )
 
     def _thresholds(self, sources: tuple[str, ...]) -> ThresholdTables:

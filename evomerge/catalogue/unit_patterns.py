@@ -48,6 +48,7 @@ MLP_PATTERNS = (
 )
 
 ATTENTION_OUTPUTS = ("o_proj", "out_proj", "dense")
+_HEAD_NORMS = ("q_norm", "k_norm")  # of single queries and keys, shared by all heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +89,8 @@ def unit_groups(tensors: Tensors, head_size: int | None = None) -> list[UnitGrou
     to move, too.
 
     Args:
-        head_size: dimensions of an attention head. None: that of the norms of single queries and keys, where a model
-            has them; otherwise heads do not move.
+        head_size: dimensions of an attention head, for models without norms of single queries and keys, which tell it.
+            None: heads of such models do not move.
     """
     groups = [*_mlp_groups(tensors), *_attention_groups(tensors, head_size)]
     place = {name: index for index, name in enumerate(tensors)}
@@ -143,7 +144,8 @@ def _attention_groups(tensors: Tensors, head_size: int | None) -> Iterator[UnitG
             continue
         rows = [f"{prefix}{module}.weight" for module in ("q_proj", "k_proj", "v_proj")]
         outputs = [f"{prefix}{module}.weight" for module in ATTENTION_OUTPUTS if f"{prefix}{module}.weight" in tensors]
-        size = head_size or _norm_size(tensors, prefix)
+        normed = any(f"{prefix}{norm}.weight" in tensors for norm in _HEAD_NORMS)
+        size = _norm_size(tensors, prefix) if normed else head_size
         if size is None or len(outputs) != 1 or any(each not in tensors for each in rows):
             continue
         units, rest = divmod(tensors[rows[1]].shape[0], size)
@@ -157,12 +159,22 @@ def _attention_groups(tensors: Tensors, head_size: int | None) -> Iterator[UnitG
             tuple(UnitMember(name=each, axis=axis, size=length // units) for each, axis, length in listed)
             for listed in (lengths, extra)
         ]
-        yield UnitGroup(prefix=prefix, units=units, incoming=members[0], others=members[1])
+        group = UnitGroup(prefix=prefix, units=units, incoming=members[0], others=members[1])
+        if not _tells_heads_apart(group, tensors):
+            yield group
+
+
+def _tells_heads_apart(group: UnitGroup, tensors: Tensors) -> bool:
+    """Whether attention has a tensor that may belong to single heads: sinks, scales, positions of an unknown kind."""
+    known = {member.name for member in group.members}
+    shared = {f"{group.prefix}{norm}.weight" for norm in _HEAD_NORMS}
+    beside = (name for name in tensors if name.startswith(group.prefix) and name not in known | shared)
+    return any(not _is_output_bias(name, known) and not name.endswith("inv_freq") for name in beside)
 
 
 def _norm_size(tensors: Tensors, prefix: str) -> int | None:
     """Dimensions of a head where queries and keys are normalised head by head, by weights that all heads share."""
-    norms = [tensors.get(f"{prefix}{module}.weight") for module in ("q_norm", "k_norm")]
+    norms = [tensors.get(f"{prefix}{module}.weight") for module in _HEAD_NORMS]
     sizes = {norm.numel() for norm in norms if norm is not None}
     return sizes.pop() if len(sizes) == 1 and None not in norms else None
 

@@ -38,7 +38,7 @@ _BUFFER = re.compile(r"(^|\.)(running_mean|running_var|(\w+_)?inv_freq|masked_bi
 
 _PIECE = 1 << 17
 
-# Decompositions of the first model that are kept for other candidates, in bytes; those beyond are made again.
+# Decompositions of first models that a worker keeps for other candidates, in bytes; those beyond are made again.
 KEPT_BYTES = 2 << 30
 
 
@@ -115,27 +115,34 @@ def _merge_all(tensors: RuleTensors, alpha: float) -> OpcmState:
     base, names = tensors.base, {*tensors.whole_model, *tensors.names}
     canonical = canonical_names([base, *tensors.sources])
     linear = linear_names(base, canonical, heads=tensors.options["lm_head"] == "projected")
-    vectors = (_task_vector({name: base[name] for name in sorted(names)}, source) for source in tensors.sources)
-    first = next(vectors)
-    state = OpcmState(task_vector=first, factor=1.0, mean_norm=_norm(first, first), arrived=1)
+    merged = {name: base[name] for name in sorted(names)}
+    state = _first_state(_task_vector(merged, tensors.sources[0]))
 
     def kept(name: str, matrix: Tensor) -> Decomposition:
         """That of the first model depends on no parameter."""
         return _kept(tensors, name, matrix) if state.arrived == 1 else decompose(matrix)
 
-    for vector in vectors:
+    for source in tensors.sources[1:]:
+        vector = _task_vector(merged, source)
         state = arrive(state, vector, alpha=alpha, options=tensors.options, linear=linear, decomposed=kept)
     return state
 
 
+def _first_state(task_vector: dict[str, Tensor]) -> OpcmState:
+    norm = _norm(task_vector, task_vector)
+    return OpcmState(task_vector=task_vector, factor=1.0, mean_norm=norm, arrived=1)
+
+
 def _kept(tensors: RuleTensors, name: str, matrix: Tensor) -> Decomposition:
-    key, spent = ("opcm", "first", name), tensors.cache.setdefault(("opcm", "bytes"), 0)
-    found: Decomposition | None = tensors.cache.get(key)
+    """The decomposition of the first model's tensor, for every order that begins with this model."""
+    kept, budget = tensors.cache_of_first(1), tensors.cache_of_first(0)
+    key, spent = ("opcm", "first", name), budget.setdefault(("opcm", "bytes"), 0)
+    found: Decomposition | None = kept.get(key)
     if found is None:
         found = decompose(matrix)
         if spent + found.nbytes <= KEPT_BYTES:
-            tensors.cache[key] = found
-            tensors.cache["opcm", "bytes"] = spent + found.nbytes
+            kept[key] = found
+            budget["opcm", "bytes"] = spent + found.nbytes
     return found
 
 
@@ -151,9 +158,8 @@ def opcm_first(base: Tensors, source: Tensors) -> OpcmState:
     """
     _refuse_misfits(base, source)
     canonical = canonical_names([base, source])
-    vector = _task_vector(_once(base, canonical), source)
-    norm = _norm(vector, vector)
-    return OpcmState(task_vector=_with_tied(vector, base, canonical), factor=1.0, mean_norm=norm, arrived=1)
+    state = _first_state(_task_vector(_once(base, canonical), source))
+    return replace(state, task_vector=_with_tied(state.task_vector, base, canonical))
 
 
 def opcm_next(
@@ -217,10 +223,11 @@ def arrive(
             decomposition = decomposed(name, old)
             rank = split_rank(decomposition.values, alpha, str(options["split_rank"]))
             new = project(tau, decomposition, rank, zero_diagonal=bool(options["zero_diagonal"]))
-        combined[name] = (old.double() * state.factor + new.double()).to(tau.dtype)
+        combined[name] = _in_pieces(lambda x, y: x.double() * state.factor + y.double(), old, new, dtype=tau.dtype)
     norm = _norm(combined, counted)
     if norm > 0:
-        combined = {name: (tensor.double() * (mean_norm / norm)).to(tensor.dtype) for name, tensor in combined.items()}
+        for name, tensor in combined.items():  # one after the other: a second copy of the model would not always fit
+            combined[name] = _in_pieces(lambda x: x.double() * (mean_norm / norm), tensor, dtype=tensor.dtype)
     factor = norm / mean_norm if mean_norm > 0 else 1.0
     return OpcmState(task_vector=combined, factor=factor, mean_norm=mean_norm, arrived=arrived)
 
@@ -267,10 +274,14 @@ def project(task_vector: Tensor, decomposition: Decomposition, rank: int, *, zer
 
 def linear_names(names: Iterable[str], canonical: Mapping[str, str], *, heads: bool) -> frozenset[str]:
     """Canonical names of tensors that by all their names are neither embeddings nor, unless `heads`, heads."""
-    refused = {"embedding"} if heads else {"embedding", "head"}
     listed = list(names)
-    other = {canonical[name] for name in listed if part_of(name) in refused}
+    other = {canonical[name] for name in listed if not is_linear(name, heads=heads)}
     return frozenset(canonical[name] for name in listed) - other
+
+
+def is_linear(name: str, *, heads: bool) -> bool:
+    """Whether a two-dimensional tensor of this name is projected."""
+    return part_of(name) not in ({"embedding"} if heads else {"embedding", "head"})
 
 
 def _once(base: Tensors, canonical: Mapping[str, str]) -> dict[str, Tensor]:
@@ -294,6 +305,14 @@ def _task_vector(base: Tensors, source: Tensors) -> dict[str, Tensor]:
 
 def _with_tied(vector: Tensors, base: Tensors, canonical: Mapping[str, str]) -> dict[str, Tensor]:
     return {name: vector[canonical[name]] for name, tensor in base.items() if tensor.is_floating_point()}
+
+
+def _in_pieces(function: Callable[..., Tensor], *tensors: Tensor, dtype: torch.dtype) -> Tensor:
+    """An element-wise function of contiguous tensors, without temporaries in float64 of their size."""
+    result = torch.empty(tensors[0].shape, dtype=dtype, device=tensors[0].device)
+    for piece, *pieces in zip(_pieces(result), *(_pieces(tensor) for tensor in tensors), strict=True):
+        piece.copy_(function(*pieces))
+    return result
 
 
 def _norm(vector: Tensors, names: Iterable[str]) -> float:

@@ -43,16 +43,21 @@ def merge_ot_fusion(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
 
 
 def align(
-    source: Tensors, target: Tensors, settings: OtSettings, activations: Sequence[Tensors] | None = None
+    source: Tensors,
+    target: Tensors,
+    settings: OtSettings,
+    activations: Sequence[Tensors] | None = None,
+    head_size: int | None = None,
 ) -> Alignment:
     """The source in the order of the target's units; by unit patterns where it has attention, otherwise as a chain.
 
     Raises:
         InvalidInput, MergeError: see `align_units` and `align_chain`.
     """
-    aligned = align_units if any(part_of(name) == "attention" for name in source) else align_chain
     with one_thread():
-        return aligned(source, target, settings, activations)
+        if any(part_of(name) == "attention" for name in source):
+            return align_units(source, target, settings, activations, head_size)
+        return align_chain(source, target, settings, activations)
 
 
 def interpolate(aligned: Tensor, target: Tensor, t: float, dtype: torch.dtype) -> Tensor:
@@ -78,7 +83,7 @@ def _alignment(tensors: RuleTensors) -> Alignment:
     names = {*tensors.whole_model, *tensors.names}
     # In the order of the model's own dictionary, which is the order of a chain of layers.
     first, second = ({name: source[name] for name in source if name in names} for source in tensors.sources)
-    alignment = align(first, second, settings, tensors.statistics)
+    alignment = align(first, second, settings, tensors.statistics, tensors.head_size)
     if settings.mode == "wts":
         tensors.cache["ot_fusion", "alignment"] = question, alignment
     return alignment

@@ -166,6 +166,7 @@ class MethodInfo:
         relative_weights: only the ratios of the sources' `weight` matter, whatever the options.
         sorts_magnitudes: it trims task vectors at thresholds, for which a worker sorts their magnitudes once.
         random: the result depends on the seed.
+        arrival: sources arrive one after the other, in an order that a space may search.
         sources: the exact number of sources, or None for any number.
         same_shapes: sources must agree in the shapes of their tensors; otherwise the method says what fits.
         tensors: its parameters that are tensors.
@@ -190,6 +191,7 @@ class MethodInfo:
     relative_weights: bool = False
     sorts_magnitudes: bool = False
     random: bool = False
+    arrival: bool = False
     sources: int | None = None
     same_shapes: bool = True
     tensors: tuple[TensorParameter, ...] = ()

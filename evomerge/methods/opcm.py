@@ -39,4 +39,5 @@ OPCM = MethodInfo(
         Option("norm_tensors", ("all", "parameters"), "norms with floating-point buffers, or without them"),
     ),
     needs=frozenset({"base"}),
+    arrival=True,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evomerge.bank.memory import MemoryNeed, memory_need
+from evomerge.bank.memory import MemoryNeed, ProjectionSizes, memory_need, projection_sizes
 from evomerge.bank.placement import Placement, place_sources, this_machine
 from evomerge.baselines.info import BASELINES
 from evomerge.merging.regmean import KEPT_BYTES
@@ -28,6 +28,7 @@ def memory_of(inputs: Inputs) -> MemoryNeed:
         largest_scope = max(groups) if searched else 0
     measured = measured_sizes(inputs, all_measurements(inputs, spec.chosen_baselines))
     paths = inputs.space.paths
+    projections = _projections(inputs)
     return memory_need(
         inputs.catalogue,
         len(inputs.refs),
@@ -35,10 +36,24 @@ def memory_of(inputs: Inputs) -> MemoryNeed:
         largest_scope=largest_scope,
         statistics=sum(each.file for each in measured),
         measuring=max((each.measuring for each in measured), default=0),
-        solving=max((each.solving for each in measured), default=0),
-        kept=min(KEPT_BYTES, sum(each.products for each in measured)),
+        solving=max((*(each.solving for each in measured), *(each.merging for each in projections)), default=0),
+        kept=min(KEPT_BYTES, sum(each.products for each in measured)) + sum(each.kept for each in projections),
         longest_path=0 if paths is None else paths.max_layers,
     )
+
+
+def _projections(inputs: Inputs) -> list[ProjectionSizes]:
+    """Of the methods whose sources arrive one after the other."""
+    space = inputs.space
+    return [
+        projection_sizes(
+            inputs.catalogue,
+            first_models=len(space.sources) if chosen.order == "searched" else 1,
+            heads=chosen.options.get("lm_head") == "projected",
+        )
+        for method, chosen in space.space.methods.items()
+        if METHODS[method].arrival
+    ]
 
 
 def placement_of(inputs: Inputs, workers: int) -> Placement:

@@ -16,6 +16,7 @@ from evomerge.errors import InvalidInput
 from evomerge.messages import some
 from evomerge.methods import method_info, resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule, source_role
+from evomerge.spaces.arrival import arrival_order, key_distributions
 from evomerge.spaces.bound_genome import BoundGenome
 from evomerge.spaces.genomes import bind_genome
 from evomerge.spaces.groups import TensorGroup, divide
@@ -168,7 +169,14 @@ class BoundSpace:
         options = resolve_options(
             method, chosen.options, semantics=self.space.semantics, scope="layer_group", n_sources=len(names)
         )
-        return Rule(tensors=group.tensors, method=method, sources=names, parameters=_frozen(resolved), options=options)
+        order = names
+        if chosen.order == "searched":
+            order = arrival_order(key_prefix(self.space, method), names, params)
+        parameters = {
+            name: tuple(value[names.index(each)] for each in order) if isinstance(value, tuple) else value
+            for name, value in _frozen(resolved).items()
+        }
+        return Rule(tensors=group.tensors, method=method, sources=order, parameters=parameters, options=options)
 
     def _scores(self, group: TensorGroup, method: str, params: Mapping[str, Any]) -> Iterator[Sequence[float]]:
         names, value = [source.name for source in self.sources], self.space.methods[method].parameters[SCORE]
@@ -265,11 +273,18 @@ def method_param(space: SearchSpace, group: TensorGroup) -> str:
 def _genes(
     space: SearchSpace, method: str, chosen: MethodSpace, *, knot: str, sources: Sequence[str]
 ) -> Iterator[tuple[str, BaseDistribution]]:
+    if chosen.order == "searched":
+        yield from key_distributions(key_prefix(space, method), sources)
     for parameter, value in chosen.parameters.items():
         if isinstance(value, Range):
             for owner in owners_of(method, parameter, value, sources):
                 name = param_name(space, method, parameter, value, knot=knot, source=owner)
                 yield name, _distribution(value, len(sources))
+
+
+def key_prefix(space: SearchSpace, method: str) -> str:
+    """First part of the names of the params that are keys of an order: the method, where methods are chosen."""
+    return method if len(space.methods) > 1 else ""
 
 
 def owners_of(method: str, parameter: str, value: Range, sources: Sequence[str]) -> Sequence[str | None]:

@@ -11,7 +11,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from evomerge.methods import METHODS
 from evomerge.recipe import Recipe, Rule
-from evomerge.spaces.bound import BoundSpace, method_param, owners_of, param_name
+from evomerge.spaces.arrival import key_params, keys_of
+from evomerge.spaces.bound import BoundSpace, key_prefix, method_param, owners_of, param_name
 from evomerge.spaces.groups import TensorGroup
 from evomerge.spaces.pairs import SCORE, score_of
 from evomerge.spaces.space import Range
@@ -78,6 +79,8 @@ def _values(
     """(param, share, value) of everything that is searched in a group."""
     method = space.method_of(group, params)
     names = [source.name for source in space.sources]
+    if space.space.methods[method].order == "searched":
+        yield from _keys(space, method, names, [rules.get(tensor) for tensor in group.tensors])
     for parameter, searched in space.space.methods[method].parameters.items():
         if not isinstance(searched, Range):
             continue
@@ -98,6 +101,20 @@ def _values(
             value = math.fsum(known) / len(known) if len(known) == len(read) else None
             for knot, share in group.knots:
                 yield param_name(space.space, method, parameter, searched, knot=knot, source=owner), share, value
+
+
+def _keys(
+    space: BoundSpace, method: str, names: list[str], rules: list[Rule | None]
+) -> Iterator[tuple[str, float, float | None]]:
+    """(param, share, value) of the keys of an order, from the first rule with these sources."""
+    prefix = key_prefix(space.space, method)
+    orders = (
+        rule.sources for rule in rules if rule and rule.method == method and sorted(rule.sources) == sorted(names)
+    )
+    order = next(orders, None)
+    keys = None if order is None else keys_of(prefix, names, order)
+    for param in key_params(prefix, names).values():
+        yield param, 1.0, None if keys is None else keys[param]
 
 
 def _read(

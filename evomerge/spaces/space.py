@@ -19,7 +19,7 @@ from pydantic import (
 from evomerge.catalogue import PART_PATTERNS, PARTS
 from evomerge.documents import Frozen, Positive, read_document, validate
 from evomerge.errors import InvalidInput, unknown_name
-from evomerge.methods import method_info, resolve_options
+from evomerge.methods import METHODS, method_info, resolve_options
 from evomerge.shipped import shipped_folder
 from evomerge.spaces.genome_settings import GenomeSettings
 from evomerge.spaces.pairs import SCORE, takes_scores
@@ -67,10 +67,26 @@ class Range(Frozen):
 
 
 class MethodSpace(Frozen):
-    """One method of the space: a range (searched) or a number (fixed) per parameter, and its semantics options."""
+    """One method of the space.
+
+    Attributes:
+        parameters: a range (searched) or a number (fixed) per parameter.
+        options: its semantics options.
+        order: of arrival, for methods whose sources arrive one after the other: that of the spec (`given`), or one for
+            all groups that is `searched` by a key for each source.
+    """
 
     parameters: Mapping[str, Range | float] = {}
     options: Mapping[str, Any] = {}
+    order: Literal["given", "searched"] = "given"
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Studies of earlier releases store spaces without an order."""
+        content: dict[str, Any] = dump(self)
+        if self.order == "given":
+            content.pop("order", None)
+        return content
 
 
 def _depth(value: object) -> object:
@@ -259,6 +275,9 @@ def _check_method(space: SearchSpace, method: str, chosen: MethodSpace) -> None:
             f"{where}: it makes a model for one task, the option {info.source_options[0].name!r}, and none for all; "
             f"compare with it as the baseline {method}"
         )
+    if chosen.order == "searched" and not info.arrival:
+        known_for = ", ".join(name for name, each in METHODS.items() if each.arrival)
+        raise InvalidInput(f"{where}: its sources do not arrive in an order; order: searched is for {known_for}")
     options = resolve_options(method, chosen.options, semantics=space.semantics)
     needed_under = None if info.statistics is None else info.statistics.needed_under
     if needed_under is not None and options[needed_under[0]] == needed_under[1]:

@@ -71,8 +71,11 @@ class RuleTensors:
             tied tensor once; None: `names`. Under `trim_scope: layer_group` the scope is `names`.
         statistics: for each source, in source order, name -> statistic of that tensor, for methods that take some. It
             may name other tensors than `names`; None where none were given.
+        head_size: dimensions of an attention head by the models' config; None where they have none.
         cache: values that depend on base, sources and statistics alone, see `cached`. It may outlive the rule, as long
             as these are the same.
+        prefix_cache: for a number n, the cache of what depends on base and the first n sources alone. It is shared by
+            rules whose sources begin alike; None: such values live as long as the rule.
     """
 
     names: tuple[str, ...]
@@ -84,7 +87,9 @@ class RuleTensors:
     thresholds: Thresholds | None = None
     scope_names: tuple[str, ...] | None = None
     statistics: Sequence[Tensors] | None = None
+    head_size: int | None = None
     cache: MutableMapping[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+    prefix_cache: Callable[[int], MutableMapping[Hashable, Any]] | None = field(default=None, repr=False, compare=False)
 
     def shared(self, name: str) -> float:
         value = self.parameters[name]
@@ -126,6 +131,13 @@ class RuleTensors:
         if key not in values:
             values[key] = compute()
         return values[key]
+
+    def cache_of_first(self, sources: int) -> MutableMapping[Hashable, Any]:
+        """The cache of what depends on base and the first sources alone."""
+        if self.prefix_cache is not None:
+            return self.prefix_cache(sources)
+        found: MutableMapping[Hashable, Any] = self.cache.setdefault(("first sources", sources), {})
+        return found
 
     def normalisable(self, weights: Sequence[float]) -> float:
         """The sum of the weights, which a normalised method divides by.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -346,7 +349,23 @@ def test_decompositions_beyond_the_bound_are_not_kept(monkeypatch):
     monkeypatch.setattr(opcm, "KEPT_BYTES", 500)  # one of the two takes (6 * 4 + 4 + 4 * 4) * 8 = 352 bytes
     cache = {}
     dict(merge_rule("opcm", rule(base, sources, tuple(base), 0.5, cache)))
-    assert [key for key in cache if key[1] == "first"] == [("opcm", "first", "fc1.weight")]
+    assert list(cache["first sources", 1]) == [("opcm", "first", "fc1.weight")]
+
+
+def test_orders_that_begin_alike_share_the_decompositions_of_their_first_model(monkeypatch):
+    base, *sources = models(4)
+    caches, decomposed, counts = defaultdict(dict), [], []
+    original = opcm.decompose
+    monkeypatch.setattr(opcm, "decompose", lambda matrix: decomposed.append(matrix.shape) or original(matrix))
+    for order in [(0, 1, 2), (0, 2, 1), (1, 0, 2), (0, 1, 2), (1, 2, 0)]:
+        arriving = [sources[place] for place in order]
+        expected = merge_state_dicts("opcm", arriving, base)
+        decomposed.clear()
+        prefixes = partial(lambda order, count: caches[order[:count]], order)
+        merged = dict(merge_rule("opcm", replace(rule(base, arriving, tuple(base)), prefix_cache=prefixes)))
+        counts.append(len(decomposed))
+        assert all(torch.equal(merged[name], expected[name]) for name in base)
+    assert counts == [4, 2, 4, 2, 2]  # two linear weights of the second state, and of a first model that is new
 
 
 def test_rules_with_parts_of_a_model_share_its_state(monkeypatch):
