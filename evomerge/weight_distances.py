@@ -1,8 +1,9 @@
-"""`evomerge distances`: how far the weights of two models are apart, in all and per part of the model."""
+"""`evomerge distances`: how far the weights of models, or of experts inside one, are apart, in all and per part."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -10,8 +11,11 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from evomerge.catalogue import PARTS
+from evomerge.catalogue import PARTS, TensorCatalogue, TensorEntry, build_catalogue
+from evomerge.catalogue.expert_names import find_copies, refuse_idle
 from evomerge.checkpoints import Source, open_source
+from evomerge.checkpoints.digests import weights_digest
+from evomerge.checkpoints.state_dict_files import find_state_dict, open_state_dict
 from evomerge.errors import InvalidInput
 from evomerge.merging.distances import cosine, l2, ssd, tssd
 from evomerge.messages import some
@@ -33,50 +37,156 @@ def compare_weights(
     Raises:
         InvalidInput: a model is missing, or the models do not have the same tensors.
     """
-    one = open_source(first, allow=allow)
-    other = open_source(second, allow=allow, like=one)
-    origin = None if base is None else open_source(base, allow=allow, like=one)
-    for model in (other, origin):
-        if model is not None:
-            _refuse_misfit(one, model)
-    parts = {part: [entry.name for entry in one.catalogue.mergeable if entry.part == part] for part in PARTS}
-    everything = [entry.name for entry in one.catalogue.mergeable]
-    scopes = {"all": everything, **{part: names for part, names in parts.items() if names}}
+    (one, other), origin = _opened([first, second], base, allow)
     return {
         "schema": SCHEMA,
         "models": [_identity(one), _identity(other)],
         "base": None if origin is None else _identity(origin),
         "keep": keep,
-        "distances": [_row(part, names, (one, other), origin, keep) for part, names in scopes.items()],
+        "distances": _rows(_Vectors.of_model(one, origin), _Vectors.of_model(other, origin), _scopes(one), keep),
+    }
+
+
+def compare_pairs(
+    models: Sequence[ModelRef], *, base: ModelRef | None, keep: float, allow: Collection[str] = ()
+) -> dict[str, Any]:
+    """Distances between every two of several models, as those of `compare_weights`.
+
+    Args, Raises:
+        As `compare_weights`; also fewer than two models.
+    """
+    if len(models) < 2:
+        raise InvalidInput(f"distances are between two models, but there is only {[ref.name for ref in models]}")
+    opened, origin = _opened(models, base, allow)
+    scopes = _scopes(opened[0])
+    return {
+        "schema": SCHEMA,
+        "models": [{"name": source.name, **_identity(source)} for source in opened],
+        "base": None if origin is None else _identity(origin),
+        "keep": keep,
+        "pairs": [
+            {
+                "names": [one.name, other.name],
+                "distances": _rows(_Vectors.of_model(one, origin), _Vectors.of_model(other, origin), scopes, keep),
+            }
+            for one, other in combinations(opened, 2)
+        ],
+    }
+
+
+def compare_experts(
+    model: str, patterns: Sequence[str], experts: Sequence[str], *, base: str | None, keep: float
+) -> dict[str, Any]:
+    """Distances between every two experts inside one checkpoint, over the tensors that both have.
+
+    Args:
+        model: folder, safetensors file or hub id of the checkpoint.
+        patterns, experts: see `evomerge.catalogue.expert_names.find_experts`.
+        base: likewise, with tensors by shared names; where it is given, experts minus base are compared.
+        keep: share of each vector that TSSD compares.
+
+    Raises:
+        InvalidInput: a model is missing, a pattern or an expert matches nothing, or copies have different shapes.
+    """
+    if len(experts) < 2:
+        raise InvalidInput(f"distances are between two experts, but there is only {list(experts)}")
+    weights = open_state_dict(find_state_dict(model))
+    origin = None if base is None else open_state_dict(find_state_dict(base))
+    refuse_idle(weights.header, patterns, experts)
+    tensors = weights.tensors, None if origin is None else origin.tensors
+    shared = find_copies(weights.header, patterns, experts)
+    pairs = []
+    for pair in combinations(experts, 2):
+        both = {key: copies for key, copies in shared.items() if set(pair) <= set(copies)}
+        if both:
+            scopes = _divided(build_catalogue({key: weights.header[copies[pair[0]]] for key, copies in both.items()}))
+            x, y = (_Vectors({key: copies[each] for key, copies in both.items()}, *tensors) for each in pair)
+            pairs.append({"names": list(pair), "distances": _rows(x, y, scopes, keep)})
+    return {
+        "schema": SCHEMA,
+        "model": {"location": model, "fingerprint": weights_digest(weights.digests())},
+        "base": None if origin is None else {"location": base, "fingerprint": weights_digest(origin.digests())},
+        "keep": keep,
+        "patterns": list(patterns),
+        "pairs": pairs,
     }
 
 
 def distances_table(document: Mapping[str, Any]) -> Table:
     """The same for a person."""
-    of = "weights" if document["base"] is None else f"task vectors from {document['base']['location']}"
     models = " and ".join(model["location"] for model in document["models"])
-    table = Table(title=Text(f"{models}: {of}"), header_style="bold")
-    table.add_column("part")
-    for column in ("elements", "L2", "cosine", "SSD", f"TSSD ({document['keep']:g})"):
-        table.add_column(column, justify="right")
+    table = _table(f"{models}: {_compared(document)}", ("part",), document["keep"])
     for row in document["distances"]:
-        numbers = (f"{row[name]:.4g}" for name in ("l2", "cosine", "ssd", "tssd"))
-        table.add_row(row["part"], f"{row['elements']:,}", *numbers)
+        table.add_row(row["part"], *_cells(row))
     return table
+
+
+def pairs_table(document: Mapping[str, Any]) -> Table:
+    """Distances of `compare_pairs` or `compare_experts` for a person: a line for each pair, without the parts."""
+    what = f"experts of {document['model']['location']}" if "model" in document else "sources"
+    table = _table(f"{what}: {_compared(document)}", ("first", "second"), document["keep"])
+    for pair in document["pairs"]:
+        table.add_row(*pair["names"], *_cells(pair["distances"][0]))
+    return table
+
+
+def _table(title: str, columns: Sequence[str], keep: float) -> Table:
+    table = Table(title=Text(title), header_style="bold")
+    for column in columns:
+        table.add_column(column)
+    for column in ("elements", "L2", "cosine", "SSD", f"TSSD ({keep:g})"):
+        table.add_column(column, justify="right")
+    return table
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return (f"{row['elements']:,}", *(f"{row[name]:.4g}" for name in ("l2", "cosine", "ssd", "tssd")))
+
+
+def _compared(document: Mapping[str, Any]) -> str:
+    return "weights" if document["base"] is None else f"task vectors from {document['base']['location']}"
+
+
+def _opened(
+    models: Sequence[ModelRef], base: ModelRef | None, allow: Collection[str]
+) -> tuple[list[Source], Source | None]:
+    """The models and the base, which all have the tensors of the first."""
+    one = open_source(models[0], allow=allow)
+    others = [open_source(ref, allow=allow, like=one) for ref in models[1:]]
+    origin = None if base is None else open_source(base, allow=allow, like=one)
+    for model in (*others, *([] if origin is None else [origin])):
+        _refuse_misfit(one, model)
+    return [one, *others], origin
 
 
 def _identity(source: Source) -> dict[str, str | None]:
     return {"location": source.ref.location, "fingerprint": source.ref.fingerprint}
 
 
-def _row(
-    part: str, names: list[str], models: tuple[Source, Source], base: Source | None, keep: float
-) -> dict[str, Any]:
-    x, y = (_MergeableWeights(names, model.tensors, None if base is None else base.tensors) for model in models)
+Scopes = Mapping[str, Sequence[TensorEntry]]
+"""Part, or `all` -> its tensors."""
+
+
+def _scopes(source: Source) -> Scopes:
+    return _divided(source.catalogue)
+
+
+def _divided(catalogue: TensorCatalogue) -> Scopes:
+    parts = {part: [entry for entry in catalogue.mergeable if entry.part == part] for part in PARTS}
+    return {"all": catalogue.mergeable, **{part: entries for part, entries in parts.items() if entries}}
+
+
+def _rows(x: _Vectors, y: _Vectors, scopes: Scopes, keep: float) -> list[dict[str, Any]]:
+    return [_row(part, entries, x, y, keep) for part, entries in scopes.items()]
+
+
+def _row(part: str, entries: Sequence[TensorEntry], x: _Vectors, y: _Vectors, keep: float) -> dict[str, Any]:
+    names = [entry.name for entry in entries]
+    x, y = x.only(names), y.only(names)
     return {
         "part": part,
         "tensors": len(names),
-        "elements": sum(models[0].catalogue[name].numel for name in names),
+        "elements": sum(entry.numel for entry in entries),
         "l2": l2(x, y),
         "cosine": cosine(x, y),
         "ssd": ssd(x, y),
@@ -84,27 +194,48 @@ def _row(
     }
 
 
-class _MergeableWeights(Mapping[str, Tensor]):
-    """Some tensors of a model, minus those of the base where there is one; each computed when it is asked for."""
+class _Vectors(Mapping[str, Tensor]):
+    """Some tensors of a model, minus those of the base where there is one; each computed when it is asked for.
 
-    def __init__(self, names: list[str], tensors: Mapping[str, Tensor], base: Mapping[str, Tensor] | None) -> None:
-        self._names = names
+    Args:
+        stored: name -> name of the tensor in `tensors`.
+        base: the tensors that are taken away, by name.
+    """
+
+    def __init__(
+        self, stored: Mapping[str, str], tensors: Mapping[str, Tensor], base: Mapping[str, Tensor] | None
+    ) -> None:
+        self._stored = stored
         self._tensors = tensors
         self._base = base
 
+    @classmethod
+    def of_model(cls, source: Source, base: Source | None) -> _Vectors:
+        names = [entry.name for entry in source.catalogue.mergeable]
+        return cls(dict(zip(names, names, strict=True)), source.tensors, None if base is None else base.tensors)
+
+    def only(self, names: Sequence[str]) -> _Vectors:
+        return _Vectors({name: self._stored[name] for name in names}, self._tensors, self._base)
+
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self._tensors[name]
+        tensor = self._tensors[self._stored[name]]
         if self._base is None:
             return tensor
+        if name not in self._base:
+            raise InvalidInput(f"the base has no tensor {name!r}")
         origin = self._base[name]
+        if origin.shape != tensor.shape:
+            raise InvalidInput(
+                f"{name!r} has the shape {tuple(origin.shape)} in the base, and {tuple(tensor.shape)} else"
+            )
         dtype = torch.float64 if torch.float64 in (tensor.dtype, origin.dtype) else torch.float32
         return tensor.to(dtype) - origin.to(dtype)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._stored)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._stored)
 
 
 def _refuse_misfit(one: Source, other: Source) -> None:

@@ -23,7 +23,7 @@ FLOORS = (
     ("statistics", "training"),
     ("objective", "jobs", "worker", "cluster", "study", "opening"),
     ("racing", "loop", "baselines", "verdict", "search"),
-    ("leaderboard", "preflight", "export", "weight_distances", "report"),
+    ("leaderboard", "preflight", "export", "weight_distances", "shared_tower", "report"),
     ("cli",),
     ("testing",),
 )

@@ -14,6 +14,8 @@ from evomerge.cli import run_command
 from evomerge.merging.distances import cosine, l2, ssd, tssd
 
 TOY = Path(__file__).parent.parent / "examples" / "toy" / "models"
+MODALITY = TOY.parent.parent / "methods" / "models" / "modality-experts"
+ATTENTION = "blocks.*.attn.{expert}.*"
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:
@@ -85,3 +87,67 @@ def test_models_that_do_not_fit_are_refused_by_tensor(capsys, tmp_path):
 def test_a_model_that_is_missing_and_a_share_above_one_exit_with_two(capsys, tmp_path):
     assert run(capsys, TOY / "reverse", tmp_path / "nothing")[0] == 2
     assert run(capsys, TOY / "reverse", TOY / "sort", "--keep", "1.5")[0] == 2
+
+
+def test_every_two_sources_of_a_spec_are_in_one_table(capsys, write_spec):
+    spec = write_spec()
+    found = document(capsys, "--spec", spec, "--base", "base")
+    assert [pair["names"] for pair in found["pairs"]] == [["reverse", "sort"]]
+    one = document(capsys, "reverse", "sort", "--base", "base", "--spec", spec)
+    assert found["pairs"][0]["distances"] == one["distances"]
+    assert found["base"] == one["base"]
+    of_weights = document(capsys, "--spec", spec)
+    assert [pair["names"] for pair in of_weights["pairs"]] == [
+        ["base", "reverse"],
+        ["base", "sort"],
+        ["reverse", "sort"],
+    ]
+    assert [model["name"] for model in of_weights["models"]] == ["base", "reverse", "sort"]
+    code, out, _ = run(capsys, "--spec", spec)
+    assert code == 0
+    assert sum("reverse" in line for line in out.splitlines()) == 2
+    assert "TSSD" in out
+
+
+def test_experts_inside_one_checkpoint_are_compared_over_what_both_have(capsys):
+    shared, seed_file = MODALITY / "shared.safetensors", MODALITY / "seed.safetensors"
+    found = document(capsys, shared, "--pattern", ATTENTION, "--experts", "v,l,vl")
+    tensors, seed = load_file(shared), load_file(seed_file)
+    v, vl = (
+        {
+            name.replace(f".{expert}.", "."): tensor.float()
+            for name, tensor in tensors.items()
+            if name.startswith(f"blocks.2.attn.{expert}.")
+        }
+        for expert in ("v", "vl")
+    )
+    pair = next(pair for pair in found["pairs"] if pair["names"] == ["v", "vl"])
+    assert [row["part"] for row in pair["distances"]] == ["all", "attention"]
+    assert pair["distances"][0]["l2"] == pytest.approx(l2(v, vl))
+    assert pair["distances"][0]["ssd"] == pytest.approx(ssd(v, vl))
+    options = ("--pattern", ATTENTION, "--experts", "v,vl", "--base", seed_file, "--keep", "0.2")
+    row = document(capsys, shared, *options)["pairs"][0]["distances"][0]
+    moved = [{name: each[name] - seed[name].float() for name in each} for each in (v, vl)]
+    assert row["tssd"] == pytest.approx(tssd(*moved, 0.2))
+    assert "experts of" in run(capsys, shared, *options)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give two models"),
+        (["reverse"], "give two models"),
+        (["MODALITY", "--pattern", "blocks.*.conv.{expert}.*", "--experts", "v,l"], "matches no tensor"),
+        (["MODALITY", "--pattern", ATTENTION, "--experts", "v,audio"], "known: l, v, vl"),
+        (["MODALITY", "--pattern", ATTENTION, "--experts", "v"], "between two experts"),
+        (["MODALITY", "--experts", "v,l"], "--pattern"),
+        (["MODALITY", "other", "--pattern", ATTENTION, "--experts", "v,l"], "inside one model"),
+        (["MODALITY", "--pattern", ATTENTION, "--experts", "v,l", "--base", "HEADS"], "has no tensor"),
+    ],
+)
+def test_models_and_experts_that_cannot_be_compared_exit_with_two(capsys, tmp_path, arguments, message):
+    save_file({"heads.v.bias": torch.zeros(2)}, tmp_path / "heads.safetensors")
+    places = {"MODALITY": MODALITY / "shared.safetensors", "HEADS": tmp_path / "heads.safetensors"}
+    code, out, error = run(capsys, *(places.get(each, each) for each in arguments))
+    assert (code, out) == (2, "")
+    assert message in error

@@ -10,8 +10,6 @@ With the base it rebuilds each model bit for bit: (elected - base) * mask * resc
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +21,7 @@ from torch import Tensor
 
 from evomerge.artefacts.output_folder import check_replaceable
 from evomerge.artefacts.weight_files import as_json, write_text, write_weights
-from evomerge.checkpoints.digests import WeightsDiffer, differing, tensor_digest
+from evomerge.checkpoints.digests import WeightsDiffer, differing, tensor_digest, weights_digest
 from evomerge.checkpoints.json_files import read_object
 from evomerge.checkpoints.safetensors_files import SafetensorsTensors, is_file_name, read_headers
 from evomerge.errors import InvalidInput, unknown_name
@@ -211,11 +209,6 @@ def write_emr(
             actual = {name: tensor_digest(tensor) for name, tensor in artefact.rebuild(model, base)}
             if names := differing(scored[model], actual):
                 raise WeightsDiffer(list(names), len(actual))
-
-
-def weights_digest(tensors: Mapping[str, str]) -> str:
-    """One digest for the digests of all tensors of a model."""
-    return hashlib.sha256(json.dumps(dict(sorted(tensors.items()))).encode()).hexdigest()
 
 
 def pack_mask(mask: Tensor) -> Tensor:

@@ -6,13 +6,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from evomerge.errors import InvalidInput
+from evomerge.errors import InvalidInput, unknown_name
 
 PLACEHOLDER = "{expert}"
 
 
 def find_experts(names: Iterable[str], patterns: Sequence[str], experts: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Shared name -> the full names of its copies, in the order of the experts.
+    """Shared name -> the full names of its copies, in the order of the experts. As `find_copies`."""
+    return {key: tuple(copies.values()) for key, copies in find_copies(names, patterns, experts).items()}
+
+
+def find_copies(names: Iterable[str], patterns: Sequence[str], experts: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Shared name -> expert -> the full name of its copy, in the order of the experts.
 
     Args:
         names: all tensors of the checkpoint.
@@ -50,9 +55,40 @@ def find_experts(names: Iterable[str], patterns: Sequence[str], experts: Sequenc
             f"{PLACEHOLDER} is a whole segment between dots, and the tensors are named like "
             f"{', '.join(map(repr, names[:3])) or 'nothing'}"
         )
-    shared = {key: tuple(copies[each] for each in order if each in copies) for key, copies in found.items()}
+    shared = {key: {each: copies[each] for each in order if each in copies} for key, copies in found.items()}
     _refuse_collisions(names, shared)
     return shared
+
+
+def refuse_idle(names: Iterable[str], patterns: Sequence[str], experts: Sequence[str]) -> None:
+    """Refuse a pattern or an expert that matches no tensor, of which `find_experts` has only to know others.
+
+    Raises:
+        InvalidInput: one of them; names the experts that there are.
+    """
+    names = list(names)
+    present = {pattern: _segments(names, pattern) for pattern in _listed("patterns", patterns)}
+    for pattern, found in present.items():
+        if not found:
+            raise InvalidInput(
+                f"pattern {pattern!r} matches no tensor; {PLACEHOLDER} is a whole segment between dots, and "
+                f"the tensors are named like {', '.join(map(repr, names[:3])) or 'nothing'}"
+            )
+    known = sorted(set().union(*present.values()))
+    for expert in _order(experts):
+        if expert not in known:
+            raise unknown_name(f"expert of {' or '.join(map(repr, patterns))}:", expert, known)
+
+
+def _segments(names: Sequence[str], pattern: str) -> set[str]:
+    """The segments of names that are in the place of the expert in a pattern."""
+    head, tail = _split(pattern)
+    return {
+        segment
+        for name in names
+        for segment, before, after in _placements(name, name.split("."))
+        if fnmatchcase(before, head) and fnmatchcase(after, tail)
+    }
 
 
 def _placements(name: str, experts: Sequence[str]) -> Iterator[tuple[str, str, str]]:
@@ -68,12 +104,12 @@ def _without_segment(before: str, after: str) -> str:
     return before + after[1:] if after else before[:-1]
 
 
-def _refuse_collisions(names: Sequence[str], shared: Mapping[str, tuple[str, ...]]) -> None:
-    others = set(names).difference(*shared.values())
+def _refuse_collisions(names: Sequence[str], shared: Mapping[str, Mapping[str, str]]) -> None:
+    others = set(names).difference(*(copies.values() for copies in shared.values()))
     for key, copies in shared.items():
         if not key or key in others:
             raise InvalidInput(
-                f"{', '.join(map(repr, copies))} would become {key!r}, "
+                f"{', '.join(map(repr, copies.values()))} would become {key!r}, "
                 f"{'a tensor that is there already' if key else 'which is no name'}; change the patterns"
             )
 

@@ -40,6 +40,11 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     return bytes_digest(dtype_name(tensor.dtype), tuple(tensor.shape), flat.view(torch.uint8).numpy().data)
 
 
+def weights_digest(tensors: Mapping[str, str]) -> str:
+    """One digest for the digests of all tensors of a model, in whatever files they are."""
+    return hashlib.sha256(json.dumps(dict(sorted(tensors.items()))).encode()).hexdigest()
+
+
 def bytes_digest(dtype: str, shape: tuple[int, ...], content: memoryview) -> str:
     """The digest of a tensor from its raw bytes: the same in a file and in memory."""
     digest = hashlib.sha256(f"{dtype} {list(shape)}\n".encode())

@@ -67,7 +67,7 @@ def open_weights(directory: Path, *, allow: Collection[str] = (), file: str | No
         return _named(directory, file)
     names = (safetensors_files.ONE_FILE, safetensors_files.INDEX)
     if any((directory / name).exists() for name in names):
-        return _safetensors(directory)
+        return safetensors_weights(directory)
     if not has_pickles(directory):
         raise InvalidInput(f"{directory} has no weights: looked for {' and '.join(names)}{_other_weights(directory)}")
     if "pickle_weights" not in allow:
@@ -84,7 +84,7 @@ def _named(directory: Path, file: str) -> Weights:
             f"config.json in {directory} gives {file!r} as transformers_weights; that must be a safetensors file in "
             "the same directory, or the index of one"
         )
-    return _safetensors(directory, file)
+    return safetensors_weights(directory, file)
 
 
 def _other_weights(directory: Path) -> str:
@@ -94,7 +94,8 @@ def _other_weights(directory: Path) -> str:
     return f"; there are {some(others)}, which transformers does not read under these names" if others else ""
 
 
-def _safetensors(directory: Path, file: str | None = None) -> Weights:
+def safetensors_weights(directory: Path, file: str | None = None) -> Weights:
+    """The weights of safetensors files, see `read_headers`."""
     stored = read_headers(directory, file)
     header = {name: (tensor.shape, tensor.dtype) for name, tensor in stored.items()}
     return Weights(

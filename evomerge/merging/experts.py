@@ -7,7 +7,7 @@ else is kept as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from types import MappingProxyType
@@ -92,23 +92,18 @@ def merge_experts(
             of another shape; a singular sum of Grams.
         MergeError: a merged tensor is not finite.
     """
-    request = _request(method, parameters, options, seed=seed, statistics=statistics)
+    merge = ExpertMerge.of(method, parameters, options, seed=seed, statistics=statistics)
     check_tensors("checkpoint", tensors)
-    shared = find_experts(tensors, patterns, experts)
-    owner = {name: key for key, copies in shared.items() for name in copies}
-    result: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        key = owner.get(name)
-        if key is None:
-            result[name] = tensor.detach().clone()
-        elif key not in result:
-            result[key] = _merged(key, {each: tensors[each].detach() for each in shared[key]}, request)
-    return result
+    return dict(merge.tensors(tensors, find_experts(tensors, patterns, experts)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Request:
-    """Method and arguments of a merge of experts, checked and with all defaults."""
+class ExpertMerge:
+    """Method and arguments of a merge of experts, checked and with all defaults.
+
+    Attributes:
+        seed, statistics: see `merge_experts`; they may read a tensor whenever it is asked for.
+    """
 
     merge: Callable[[SharedTensor], Tensor]
     parameters: Mapping[str, float]
@@ -116,33 +111,56 @@ class _Request:
     seed: Tensors
     statistics: Tensors
 
+    @classmethod
+    def of(
+        cls,
+        method: str,
+        parameters: Mapping[str, float],
+        options: Mapping[str, str],
+        *,
+        seed: Tensors | None,
+        statistics: Tensors | None,
+    ) -> ExpertMerge:
+        """As the arguments of `merge_experts`, whose errors it raises."""
+        if not isinstance(method, str) or method not in METHODS:
+            raise unknown_name("method for experts", str(method), METHODS)
+        if method == "arithmetic" and seed is None:
+            raise InvalidInput(
+                "arithmetic starts from the common initial weights of all experts; give them as `seed` (--seed-model)"
+            )
+        if method == "regmean" and statistics is None:
+            raise InvalidInput(
+                "regmean needs the Grams of the experts' inputs; give them as `statistics` (--statistics)"
+            )
+        check_tensors("seed", seed or {})
+        check_tensors("statistics", statistics or {})
+        return cls(
+            merge=METHODS[method],
+            parameters=_parameters(parameters),
+            options=_options(options),
+            seed=seed or {},
+            statistics=statistics or {},
+        )
 
-def _request(
-    method: str,
-    parameters: Mapping[str, float],
-    options: Mapping[str, str],
-    *,
-    seed: Tensors | None,
-    statistics: Tensors | None,
-) -> _Request:
-    if not isinstance(method, str) or method not in METHODS:
-        raise unknown_name("method for experts", str(method), METHODS)
-    if method == "arithmetic" and seed is None:
-        raise InvalidInput("arithmetic starts from the common initial weights of all experts; give them as `seed`")
-    if method == "regmean" and statistics is None:
-        raise InvalidInput("regmean needs the Grams of the experts' inputs; give them as `statistics`")
-    check_tensors("seed", seed or {})
-    check_tensors("statistics", statistics or {})
-    return _Request(
-        merge=METHODS[method],
-        parameters=_parameters(parameters),
-        options=_options(options),
-        seed=seed or {},
-        statistics=statistics or {},
-    )
+    def tensors(self, tensors: Tensors, shared: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of the merged checkpoint, one after the other, each in new memory.
+
+        Args:
+            tensors: the checkpoint.
+            shared: shared name -> the names of its copies, from `find_experts`.
+        """
+        owner = {name: key for key, copies in shared.items() for name in copies}
+        merged: set[str] = set()
+        for name in tensors:
+            key = owner.get(name)
+            if key is None:
+                yield name, tensors[name].detach().clone()
+            elif key not in merged:
+                merged.add(key)
+                yield key, _merged(key, {each: tensors[each].detach() for each in shared[key]}, self)
 
 
-def _merged(key: str, copies: Mapping[str, Tensor], request: _Request) -> Tensor:
+def _merged(key: str, copies: Mapping[str, Tensor], request: ExpertMerge) -> Tensor:
     names, first = tuple(copies), next(iter(copies.values()))
     for name, copy in copies.items():
         if copy.shape != first.shape or copy.is_floating_point() != first.is_floating_point() or copy.is_complex():
