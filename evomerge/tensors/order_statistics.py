@@ -12,9 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
+
+FEW = 1 << 16  # magnitudes are gathered instead of counted
+_INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 Vector = Callable[[int, str], Iterator[Tensor]]
 """(source, tensor name) -> the pieces of that source's vector in element order, float32 or float64."""
@@ -91,6 +95,9 @@ def kth_smallest_magnitude(pieces: Callable[[], Iterable[Tensor]], k: int, dtype
     Raises:
         ValueError: there are fewer than k elements, or k < 1.
     """
+    few = _gathered(pieces(), FEW)
+    if few is not None and 1 <= k <= len(few):  # in one pass, without histograms that are larger than the vector
+        return float(np.partition(few.to(dtype).numpy(), k - 1)[k - 1])
     return order_statistics(lambda: ([piece.abs()] for piece in pieces()), [[k]], dtype)[0][0]
 
 
@@ -118,20 +125,31 @@ def order_statistics(
         ]
         for vectors in pieces():
             for vector, counted in zip(vectors, counts, strict=True):
-                keys = _ordered_bits(vector.to(dtype))
+                bits = vector.to(dtype).contiguous().view(_INTEGERS[dtype])
                 for prefix, total in counted.items():
-                    total += _next_digits(keys, prefix, 16 * digit)
+                    total += _next_digits(bits, prefix, 16 * digit)
         for each, counted in zip(searches, counts, strict=True):
             for search in each:
                 search.descend(counted[search.prefix])
     return [[_number(search.prefix or 0, dtype) for search in each] for each in searches]
 
 
+def _gathered(pieces: Iterable[Tensor], most: int) -> Tensor | None:
+    """The absolute values of all pieces as one vector on the CPU; None where there are more than `most` or none."""
+    found: list[Tensor] = []
+    for piece in pieces:
+        most -= piece.numel()
+        if most < 0:
+            return None
+        found.append(piece.abs().reshape(-1).cpu())
+    return torch.cat(found) if found else None
+
+
 class _RankSearch:
     """The k-th smallest key, found digit by digit.
 
     Attributes:
-        prefix: the digits that are known, as one signed number; None before the first.
+        prefix: the digits that are known, as one signed number in the order of the numbers; None before the first.
         rank: of the key among those with these digits, counted from 1.
     """
 
@@ -149,30 +167,34 @@ class _RankSearch:
         self.prefix = digit - (1 << 15) if self.prefix is None else self.prefix << 16 | digit
 
 
-def _next_digits(keys: Tensor, prefix: int | None, shift: int) -> Tensor:
-    """Counts of the values of the digit at bit `shift`, among the keys with the digits `prefix`: int64 [65536]."""
+def _next_digits(bits: Tensor, prefix: int | None, shift: int) -> Tensor:
+    """Counts of the values of the digit at bit `shift`, among the numbers with the digits `prefix`: int64 [65536].
+
+    Digits count in the order of the numbers: those after the sign of a negative one are inverted. It is the counts that
+    are put in that order, and not the bits of every number.
+    """
     if prefix is None:
-        return torch.bincount((keys >> shift) + (1 << 15), minlength=1 << 16).cpu()
-    if keys.device.type == "cpu":
-        numbers = keys.numpy()  # which selects few of many several times faster
-        chosen = torch.from_numpy(numbers[numbers >> (shift + 16) == prefix])
+        counts = torch.bincount((bits >> shift) + (1 << 15), minlength=1 << 16).cpu()
+        return torch.cat([counts[: 1 << 15].flip(0), counts[1 << 15 :]])
+    stored = prefix if prefix >= 0 else _inverted(prefix, bits.itemsize * 8 - shift - 16)
+    if bits.device.type == "cpu":
+        numbers = bits.numpy()  # which selects few of many several times faster
+        chosen = torch.from_numpy(numbers[numbers >> (shift + 16) == stored])
     else:
-        chosen = keys[keys >> (shift + 16) == prefix]
-    return torch.bincount((chosen >> shift) & 0xFFFF, minlength=1 << 16).cpu()
+        chosen = bits[bits >> (shift + 16) == stored]
+    counts = torch.bincount((chosen >> shift) & 0xFFFF, minlength=1 << 16).cpu()
+    return counts if prefix >= 0 else counts.flip(0)
 
 
-def _ordered_bits(numbers: Tensor) -> Tensor:
-    """Signed integers in the order of the numbers: the bits, those after the sign inverted for negative numbers."""
-    integer, bits = (torch.int64, 64) if numbers.dtype == torch.float64 else (torch.int32, 32)
-    raw = numbers.contiguous().view(integer)
-    return raw ^ ((raw >> (bits - 1)) & ((1 << (bits - 1)) - 1))
+def _inverted(digits: int, width: int) -> int:
+    """A negative signed number of `width` bits with all bits after the sign inverted. It is its own inverse."""
+    return digits ^ ((1 << (width - 1)) - 1)
 
 
 def _number(key: int, dtype: torch.dtype) -> float:
-    """The number of a key of `_ordered_bits`, which is its own inverse."""
-    integer, bits = (torch.int64, 64) if dtype == torch.float64 else (torch.int32, 32)
-    raw = key if key >= 0 else key ^ ((1 << (bits - 1)) - 1)
-    return float(torch.tensor(raw, dtype=integer).view(dtype))
+    """The number whose digits, in the order of the numbers, are `key`."""
+    raw = key if key >= 0 else _inverted(key, dtype.itemsize * 8)
+    return float(torch.tensor(raw, dtype=_INTEGERS[dtype]).view(dtype))
 
 
 def trim(vector: Tensor, cut: Cut) -> tuple[Tensor, Cut]:
