@@ -12,6 +12,12 @@ ELECTED_ARITHMETIC = MethodInfo(
     name="elected_arithmetic",
     title="Base plus a weighted sum of task vectors that TIES has trimmed and sign-elected first",
     paper="AdaMerging++: adaptive model merging for multi-task learning, arXiv 2310.02575",
+    formula=(
+        "t_i = tau_i where |tau_i| is among the share density_i of the largest, else 0\n"
+        "sign = that of sum_i t_i, by element\n"
+        "theta = theta_0 + sum of the weight_i * t_i whose t_i has this sign"
+    ),
+    cost="one pass over base and sources; thresholds for all densities once per worker",
     merge="evomerge.elementwise.elected_arithmetic:merge_elected_arithmetic",
     plan="evomerge.elementwise.elected_arithmetic:plan_elected_arithmetic",
     per_source=(
