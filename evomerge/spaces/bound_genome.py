@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution
 from evomerge.catalogue import TensorCatalogue, TensorEntry
 from evomerge.errors import InvalidInput
 from evomerge.methods import resolve_options, resolve_parameters
-from evomerge.recipe import Recipe, Rule
+from evomerge.recipe import Rule
 from evomerge.spaces.genes import groups_of, parts_of
 from evomerge.spaces.groups import TensorGroup
 
@@ -51,8 +51,8 @@ class BoundGenome(Protocol):
         """The rules of a recipe. Pure."""
         ...
 
-    def nearest(self, recipe: Recipe) -> dict[str, Any] | None:
-        """The genes whose rules come closest to a recipe; None where the genome has nothing like it."""
+    def nearest(self, rules: Mapping[str, Rule]) -> dict[str, Any] | None:
+        """The genes whose rules come closest to these, by tensor; None where the genome has nothing like them."""
         ...
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, FloatDistribution
 
 from evomerge.catalogue import TensorCatalogue
-from evomerge.recipe import Recipe, Rule
+from evomerge.recipe import Rule
 from evomerge.spaces.bound_genome import GenomePart, divide_by_filters, genome_rule
 from evomerge.spaces.evolutionary import evo_decode, evo_initial, evo_shape
 from evomerge.spaces.genes import parts_of
@@ -101,11 +101,10 @@ class EvolutionarySpace:
         right = min(left + 1, len(points) - 1)
         return points[left] + (place - left) * (points[right] - points[left])
 
-    def nearest(self, recipe: Recipe) -> dict[str, Any] | None:
+    def nearest(self, rules: Mapping[str, Rule]) -> dict[str, Any] | None:
         """None also under `smooth`, where control points would have to be fitted."""
         if self.settings.smooth:
             return None
-        rules = {tensor: rule for rule in recipe.rules for tensor in rule.tensors}
         genes = dict(self.centre)
         for (group, part), tensors in self.tensors.items():
             found = [rule for name in tensors.tensors if (rule := rules.get(name)) is not None]

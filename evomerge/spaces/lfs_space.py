@@ -11,7 +11,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from evomerge.catalogue import TensorCatalogue
-from evomerge.recipe import Recipe, Rule
+from evomerge.recipe import Rule
 from evomerge.spaces.bound_genome import GenomePart, divide_by_filters, genome_rule
 from evomerge.spaces.genes import require_names
 from evomerge.spaces.genome_settings import LFS_METHODS, LfsSettings
@@ -80,9 +80,8 @@ class LfsSpace:
             for (group, part), tensors in self.tensors.items()
         )
 
-    def nearest(self, recipe: Recipe) -> dict[str, Any] | None:
+    def nearest(self, rules: Mapping[str, Rule]) -> dict[str, Any] | None:
         """Genes of methods that are not chosen are those of the initial design."""
-        rules = {tensor: rule for rule in recipe.rules for tensor in rule.tensors}
         genes = dict(self.initial[0])
         for group in range(self.layers // self.settings.granularity):
             parts = {part: tensors for (of, part), tensors in self.tensors.items() if of == group}

@@ -44,8 +44,8 @@ def nearest_params(space: BoundSpace, recipe: Recipe, trained: MeanWeights | Non
     if recipe.layers:
         return None
     if space.genome is not None:
-        return space.genome.nearest(recipe)
-    rules = {tensor: rule for rule in recipe.rules for tensor in rule.tensors}
+        return space.genome.nearest({**_rules(recipe), **_averages(trained or {})})
+    rules = _rules(recipe)
     params: dict[str, Any] = dict(_methods(space, rules))
     sums: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for group in space.groups:
@@ -60,6 +60,20 @@ def nearest_params(space: BoundSpace, recipe: Recipe, trained: MeanWeights | Non
             params[name] = _inside(space.distributions[name], mean)
     ordered = {name: params[name] for name in space.distributions if name in params}
     return ordered if space.is_complete(ordered) else None
+
+
+def _rules(recipe: Recipe) -> dict[str, Rule]:
+    return {tensor: rule for rule in recipe.rules for tensor in rule.tensors}
+
+
+def _averages(trained: MeanWeights) -> dict[str, Rule]:
+    """Trained coefficients as averages with their mean weights."""
+    return {
+        tensor: Rule(
+            tensors=(tensor,), method="linear", sources=tuple(weights), parameters={"weight": tuple(weights.values())}
+        )
+        for tensor, weights in trained.items()
+    }
 
 
 def _methods(space: BoundSpace, rules: Mapping[str, Rule]) -> Iterator[tuple[str, str]]:

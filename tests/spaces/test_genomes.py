@@ -4,10 +4,12 @@ import json
 import random
 
 import pytest
+import torch
 from optuna.distributions import CategoricalDistribution
 
 from evomerge.catalogue import build_catalogue
-from evomerge.errors import InvalidInput
+from evomerge.errors import InvalidInput, MergeError
+from evomerge.merging import merge_state_dicts
 from evomerge.recipe import ModelRef, Recipe, Rule
 from evomerge.spaces import load_space
 from evomerge.spaces.bound import bind
@@ -170,6 +172,22 @@ def test_a_soup_of_two_is_a_place_of_the_lfs_space_and_a_dare_merge_is_none(tmp_
     assert rule.parameters["weight"] == pytest.approx((1 / 3, 0.0, 1.0))
     assert nearest_params(space, whole("dare_linear", ("red",), {"weight": (1.0,), "drop_rate": (0.1,)})) is None
     assert nearest_params(space, whole("linear", ("base",), {"weight": (1.0,)})) is None
+
+
+def test_trained_coefficients_are_averages_by_their_mean(tmp_path):
+    space = bound(tmp_path, LFS)
+    recipe = whole("column_linear", tuple(NAMES), {})
+    genes = nearest_params(space, recipe, {name: {"red": 0.6, "green": 0.3, "blue": 0.0} for name in TENSORS})
+    assert {rule.parameters["weight"] for rule in space.decode(genes).rules} == {(0.6, 0.3, 0.0)}
+    assert nearest_params(space, recipe) is None
+
+
+def test_a_genome_without_any_weight_is_a_candidate_that_fails_and_no_end_of_the_search(tmp_path):
+    space = bound(tmp_path, LFS)
+    rule = space.decode({gene: 0.0 if "weights" in gene else value for gene, value in space.centre.items()}).rules[0]
+    sources = [{"w": torch.ones(2)}] * 3
+    with pytest.raises(MergeError, match="cannot be divided by their sum"):
+        merge_state_dicts(rule.method, sources, parameters={"weight": list(rule.parameters["weight"])})
 
 
 def test_a_stored_space_is_the_same_space(tmp_path):
