@@ -230,7 +230,9 @@ def distances(
     context: typer.Context,
     first: Annotated[
         str | None,
-        typer.Argument(help="Directory or hub id; with --spec the name of a source; with --pattern any checkpoint."),
+        typer.Argument(
+            help="Directory or hub id; with --spec the name of a source; with --pattern any checkpoint. Or SPEC."
+        ),
     ] = None,
     second: Annotated[str | None, typer.Argument(help="The other one.")] = None,
     base: Annotated[
@@ -259,6 +261,8 @@ def distances(
         document = compare_experts(first, pattern, experts.split(","), base=base, keep=keep)
         _print(terminal, document, json_, pairs_table)
         return
+    if first is not None and second is None and spec is None and first.endswith((".yaml", ".yml")):
+        spec, first = Path(first), None
     given = None if spec is None else load_spec(spec)
     sources = {} if given is None else {source.name: source.ref for source in given.sources}
     allow = () if given is None else given.allow

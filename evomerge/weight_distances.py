@@ -177,21 +177,14 @@ def _divided(catalogue: TensorCatalogue) -> Scopes:
 
 
 def _rows(x: _Vectors, y: _Vectors, scopes: Scopes, keep: float) -> list[dict[str, Any]]:
-    return [_row(part, entries, x, y, keep) for part, entries in scopes.items()]
-
-
-def _row(part: str, entries: Sequence[TensorEntry], x: _Vectors, y: _Vectors, keep: float) -> dict[str, Any]:
-    names = [entry.name for entry in entries]
-    x, y = x.only(names), y.only(names)
-    return {
-        "part": part,
-        "tensors": len(names),
-        "elements": sum(entry.numel for entry in entries),
-        "l2": l2(x, y),
-        "cosine": cosine(x, y),
-        "ssd": ssd(x, y),
-        "tssd": tssd(x, y, keep),
-    }
+    rows = []
+    for part, entries in scopes.items():
+        names = [entry.name for entry in entries]
+        one, other = x.only(names), y.only(names)
+        row = {"part": part, "tensors": len(names), "elements": sum(entry.numel for entry in entries)}
+        distances = {"l2": l2(one, other), "cosine": cosine(one, other), "ssd": ssd(one, other)}
+        rows.append({**row, **distances, "tssd": tssd(one, other, keep)})
+    return rows
 
 
 class _Vectors(Mapping[str, Tensor]):

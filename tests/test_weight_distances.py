@@ -96,6 +96,7 @@ def test_every_two_sources_of_a_spec_are_in_one_table(capsys, write_spec):
     one = document(capsys, "reverse", "sort", "--base", "base", "--spec", spec)
     assert found["pairs"][0]["distances"] == one["distances"]
     assert found["base"] == one["base"]
+    assert document(capsys, spec, "--base", "base") == found
     of_weights = document(capsys, "--spec", spec)
     assert [pair["names"] for pair in of_weights["pairs"]] == [
         ["base", "reverse"],

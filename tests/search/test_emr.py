@@ -136,3 +136,16 @@ def test_it_is_exported_as_one_artefact_and_the_model_of_a_task_bit_for_bit(spec
         assert code == 2
         assert message in error
     assert not (tmp_path / "none").exists()
+
+
+def test_it_is_made_beside_a_search_that_has_ended_and_the_verdict_takes_it_in(spec, capsys):
+    chosen = spec(baselines=["uniform-soup"])
+    run_search(chosen, ray="none")
+    search = ("--storage", chosen.storage_url, "--study", "sim")
+    assert run_command(["baseline", *search, "--name", "emr", "--ray", "none", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    row = next(row for row in document["rows"] if row["label"] == "emr")
+    assert row["models"]["stated"] == []  # each task's expert is the best one on its search items
+    assert set(row["models"]["tasks"]) == {"toy_reverse", "toy_sort"}
+    compared = [each for each in document["verdict"]["comparisons"] if each["baseline"] == "emr"]
+    assert [each.get("models", 1) for each in compared] == [len(row["models"]["recipes"])]
