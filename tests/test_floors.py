@@ -20,7 +20,7 @@ FLOORS = (
     ("engine",),
     ("tensors", "alignment", "elementwise", "merging", "checkpoints", "artefacts", "mergekit"),
     ("bank", "evaluation"),
-    ("statistics", "training"),
+    ("statistics", "optimisation", "training"),
     ("objective", "jobs", "worker", "cluster", "study", "opening"),
     ("racing", "loop", "baselines", "verdict", "search"),
     ("leaderboard", "preflight", "export", "weight_distances", "shared_tower", "report"),

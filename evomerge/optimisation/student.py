@@ -15,9 +15,9 @@ from evomerge.elementwise.column_linear import write_column_linear
 from evomerge.errors import InvalidInput
 from evomerge.merging import RuleTensors, merge_rule
 from evomerge.methods import resolve_options
+from evomerge.optimisation.batches import Batch
+from evomerge.optimisation.coefficients import Coefficients
 from evomerge.recipe import Recipe, Rule
-from evomerge.training.batches import Batch
-from evomerge.training.coefficients import Coefficients
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

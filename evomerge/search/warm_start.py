@@ -14,6 +14,7 @@ from evomerge.methods import METHODS
 from evomerge.objective import Objective
 from evomerge.opening.inputs import Inputs
 from evomerge.opening.open_study import OpenSearch
+from evomerge.optimisation.coefficients import mean_weights
 from evomerge.recipe import Recipe
 from evomerge.samplers.reference_points import ReferencePoint
 from evomerge.spaces.bound import BoundSpace
@@ -23,7 +24,6 @@ from evomerge.study.rows import Record, read_scores
 from evomerge.study.snapshot import snapshot_of
 from evomerge.study.stored_search import find_study
 from evomerge.study.trials import best_trials
-from evomerge.training.coefficients import mean_weights
 from evomerge.worker import files_folder
 
 Params = dict[str, object]

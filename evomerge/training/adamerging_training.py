@@ -14,17 +14,17 @@ from torch import Tensor
 from evomerge.elementwise.elected_arithmetic import ElectedVectors
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.messages import some
+from evomerge.optimisation.batches import CalibrationBatches
+from evomerge.optimisation.checkpoint import TrainingState, checkpoint_path, load_state, save_state
+from evomerge.optimisation.gradients import stream_gradients, vector_gradients
+from evomerge.optimisation.mofo import Mofo
+from evomerge.optimisation.student import Student
+from evomerge.optimisation.training_inputs import TrainingInputs
 from evomerge.recipe import Recipe
 from evomerge.tensors.rule_tensors import RuleTensors
 from evomerge.training.adamerging_settings import AdaSettings
-from evomerge.training.batches import CalibrationBatches
-from evomerge.training.checkpoint import TrainingState, checkpoint_path, load_state, save_state
 from evomerge.training.entropies import backward_entropies, entropies
-from evomerge.training.gradients import stream_gradients, vector_gradients
-from evomerge.training.mofo import Mofo
-from evomerge.training.student import Student
 from evomerge.training.task_weights import initial_task_weights
-from evomerge.training.training_inputs import TrainingInputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from evomerge.optimisation.batches import CalibrationBatches
+from evomerge.optimisation.student import Student
 from evomerge.training import dam
-from evomerge.training.batches import CalibrationBatches
 from evomerge.training.dam_settings import DamSettings
-from evomerge.training.student import Student
 from evomerge.training.teacher import FullTargets, Targets, Teachers
 
 # Logits per piece of a loss. CPU: the temporaries stay in cache. Elsewhere: enough to hide kernel launches.

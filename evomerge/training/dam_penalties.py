@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from evomerge.optimisation.coefficients import Coefficients, ModuleRole
 from evomerge.training import dam
-from evomerge.training.coefficients import Coefficients, ModuleRole
 from evomerge.training.dam_settings import LossWeights
 
 Penalty = Callable[[Mapping[str, Tensor]], Tensor]  # of the trained coefficients by tensor name: a weighted loss

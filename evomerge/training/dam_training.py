@@ -12,18 +12,18 @@ from torch import Tensor
 
 from evomerge.elementwise.column_linear import NONLINEARITIES
 from evomerge.errors import MergeError, unknown_name
+from evomerge.optimisation.batches import CalibrationBatches
+from evomerge.optimisation.checkpoint import TrainingState, checkpoint_path, load_state, save_state
+from evomerge.optimisation.coefficients import initial_coefficients, roles_of
+from evomerge.optimisation.gradients import factor_gradients, stream_gradients
+from evomerge.optimisation.mofo import Mofo, clip_gradients
+from evomerge.optimisation.student import Student
+from evomerge.optimisation.training_inputs import TrainingInputs
 from evomerge.recipe import Recipe
-from evomerge.training.batches import CalibrationBatches
-from evomerge.training.checkpoint import TrainingState, checkpoint_path, load_state, save_state
-from evomerge.training.coefficients import initial_coefficients, roles_of
 from evomerge.training.dam_losses import backward_losses, divergences
 from evomerge.training.dam_penalties import add_penalties, dam_penalties
 from evomerge.training.dam_settings import DamSettings
-from evomerge.training.gradients import factor_gradients, stream_gradients
-from evomerge.training.mofo import Mofo, clip_gradients
-from evomerge.training.student import Student
 from evomerge.training.teacher import Teachers
-from evomerge.training.training_inputs import TrainingInputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ from torch import Tensor
 from evomerge.catalogue import layer_of
 from evomerge.errors import InvalidInput
 from evomerge.methods import resolve_options, resolve_parameters
+from evomerge.optimisation.coefficients import source_weights
 from evomerge.recipe import Recipe, Rule
 from evomerge.training.adamerging_settings import AdaSettings
-from evomerge.training.coefficients import source_weights
 
 
 @dataclass(frozen=True, kw_only=True)

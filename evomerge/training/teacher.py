@@ -9,10 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from evomerge.training.batches import CalibrationBatches
+from evomerge.optimisation.batches import CalibrationBatches
+from evomerge.optimisation.student import Student
 from evomerge.training.dam import kl_by_position, mse_by_position
 from evomerge.training.dam_settings import DamSettings
-from evomerge.training.student import Student
 
 
 class Targets(Protocol):

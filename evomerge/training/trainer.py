@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from evomerge.errors import unknown_name
+from evomerge.optimisation.training_inputs import TrainingInputs
 from evomerge.recipe import Recipe
 from evomerge.training.adamerging_settings import AdaSettings
 from evomerge.training.adamerging_training import train_adamerging
 from evomerge.training.dam_settings import DamSettings
 from evomerge.training.dam_training import train_dam
-from evomerge.training.training_inputs import TrainingInputs
 
 
 class TrainingStep(Protocol):

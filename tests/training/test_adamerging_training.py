@@ -14,12 +14,12 @@ from evomerge.documents import validate
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.evaluation.evaluator import CalibrationText
 from evomerge.merging import merge_state_dicts
+from evomerge.optimisation.batches import CalibrationBatches
+from evomerge.optimisation.mofo import Mofo
 from evomerge.recipe import PathLayer
 from evomerge.training import AdaSettings, planned_tokens, train_adamerging
 from evomerge.training.adamerging import entropy_loss, train_coefficients
 from evomerge.training.adamerging_training import _EntropyTraining
-from evomerge.training.batches import CalibrationBatches
-from evomerge.training.mofo import Mofo
 from evomerge.training.task_weights import initial_task_weights
 from tests.training.conftest import KINDS, SOURCES
 

@@ -14,10 +14,10 @@ from evomerge.documents import validate
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.evaluation.evaluator import CalibrationText
 from evomerge.merging import merge_state_dicts
+from evomerge.optimisation.batches import CalibrationBatches
+from evomerge.optimisation.coefficients import initial_coefficients, roles_of
+from evomerge.optimisation.mofo import Mofo
 from evomerge.training import DamSettings
-from evomerge.training.batches import CalibrationBatches
-from evomerge.training.coefficients import initial_coefficients, roles_of
-from evomerge.training.mofo import Mofo
 from tests.training.conftest import KINDS, SOURCES
 
 ALL = ["linear", "bias", "norm", "embedding"]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from evomerge.training.coefficients import roles_of
+from evomerge.optimisation.coefficients import roles_of
+from evomerge.optimisation.gradients import factor_gradients
+from evomerge.optimisation.mofo import Mofo
 from evomerge.training.dam import entropy_loss, kl_loss, merged_weight, mse_loss
-from evomerge.training.gradients import factor_gradients
-from evomerge.training.mofo import Mofo
 from tests.training.conftest import KINDS, SOURCES
 
 ALL = ["linear", "bias", "norm", "embedding"]
@@ -70,7 +70,7 @@ def check(family, catch, phi, **settings):
     settings = {"losses": {"kl": 1, "similarity": 0}} | settings
     training = family.start(phi=phi, trainable=ALL, clip=1e6, **settings)
     caught = catch(training)
-    from evomerge.training.batches import CalibrationBatches
+    from evomerge.optimisation.batches import CalibrationBatches
     from evomerge.training.dam_settings import DamSettings
 
     calibration = CalibrationBatches(family.texts, DamSettings.model_validate(settings), 5)

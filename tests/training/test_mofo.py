@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evomerge.training.mofo import Mofo, clip_gradients
+from evomerge.optimisation.mofo import Mofo, clip_gradients
 
 
 def gradients(step):
