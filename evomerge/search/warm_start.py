@@ -8,6 +8,7 @@ from pathlib import Path
 
 from evomerge.artefacts.model_writer import RECIPE_FILES
 from evomerge.baselines.freshness import current_baselines
+from evomerge.baselines.info import BASELINES
 from evomerge.documents import read_text
 from evomerge.errors import InvalidInput
 from evomerge.methods import METHODS
@@ -55,9 +56,8 @@ def reference_points(opened: OpenSearch, objective: Objective) -> list[Reference
     for row in _best_first(opened):
         scores = read_scores(opened.artifacts, opened.storage, row.trial)
         if scores is not None:
-            found.append(
-                ReferencePoint(tuple(objective.points(scores)), None if row.recipe.files else _place(opened, row))
-            )
+            is_near = bool(row.recipe.files) or BASELINES[row.label].trained
+            found.append(ReferencePoint(tuple(objective.points(scores)), None if is_near else _place(opened, row)))
     if not found:
         raise InvalidInput(
             "the sampler cma with several objectives searches for what is better than the baselines, but none could be "

@@ -1,10 +1,13 @@
 """Warm starts in a whole search: which points are scored after the centre, and that it happens once."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from evomerge.cli import run_command
 from evomerge.errors import InvalidInput, OtherSpec
 from evomerge.samplers.cma import CmaSampler
+from evomerge.search import warm_start
 from evomerge.search.run import run_search
 from evomerge.spec import load_spec, override
 from evomerge.study.trials import best_trials
@@ -85,6 +88,19 @@ def test_a_recipe_of_other_models_has_no_place(write_spec, tmp_path):
     recipe.write_text(recipe.read_text().replace('"sort"', '"sorting"'))
     with pytest.raises(InvalidInput, match="has no place"):
         search(write_spec(warm_start={"recipes": ["centre/recipe.json"]}))
+
+
+def test_a_trained_baseline_is_a_goal_without_a_place(monkeypatch):
+    rows = [
+        SimpleNamespace(label=label, recipe=SimpleNamespace(files={}), trial=None)
+        for label in ("adamerging", "uniform-soup")
+    ]
+    monkeypatch.setattr(warm_start, "_best_first", lambda opened: rows)
+    monkeypatch.setattr(warm_start, "read_scores", lambda *_: {})
+    monkeypatch.setattr(warm_start, "_place", lambda opened, row: {"weight": 0.3})
+    opened = SimpleNamespace(artifacts=None, storage=None)
+    trained, soup = warm_start.reference_points(opened, SimpleNamespace(points=lambda scores: [0.5]))
+    assert (trained.params, soup.params) == (None, {"weight": 0.3})
 
 
 def test_genetic_samplers_learn_from_where_they_start(write_spec):
