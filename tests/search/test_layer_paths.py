@@ -229,3 +229,23 @@ def test_a_baseline_that_needs_a_sum_of_sources_is_refused(write_paths, capsys):
     spec.write_text(yaml.safe_dump(content))
     assert run_command(["check", str(spec)]) == 2
     assert "paths of their layers" in capsys.readouterr().err
+
+
+def test_the_evolutionary_example_merges_first_and_then_searches_paths_through_the_winner(
+    tmp_path, pack, monkeypatch, capsys, one_thread
+):
+    shutil.copytree(ROOT / "examples" / "evolutionary", tmp_path / "examples" / "evolutionary")
+    (tmp_path / "examples" / "toy").symlink_to(ROOT / "examples" / "toy")
+    monkeypatch.chdir(tmp_path / "examples" / "evolutionary")
+    for name, trials in (("parameters", 3), ("layers", 5)):  # at another size, on fewer items
+        spec = Path(f"{name}.yaml")
+        content = yaml.safe_load(spec.read_text())
+        spec.write_text(yaml.safe_dump({**content, "evaluator": pack, "budget": {"trials": trials}}, sort_keys=False))
+    assert document(capsys, "check", "parameters.yaml")["space"]["dimensions"] == 24
+    document(capsys, "run", "parameters.yaml", "--ray", "none")
+    assert document(capsys, "export", "parameters.yaml", "--out", "merged")["verified"]
+    rows = document(capsys, "run", "layers.yaml", "--ray", "none")["rows"]
+    values = {row["label"]: row["search"]["value"] for row in rows if row["search"]}
+    assert values["trial 0"] == values["merged"]
+    assert document(capsys, "export", "layers.yaml", "--out", "deep")["verified"]
+    assert AutoModelForCausalLM.from_pretrained("deep").config.num_hidden_layers <= 8
