@@ -82,6 +82,7 @@ def _front(lines: Sequence[Line]) -> list[Table]:
         return []
     share = {name: 1 / count for name, count in Counter(name for line in found for name in line.betters).items()}
     front = sorted(found, key=lambda line: (-sum(share[name] for name in line.betters), line.trial or 0))
+    names = {line.label: line.name for line in lines}
     tasks = list(front[0].search.tasks) if front[0].search else []
     title = "Pareto front, on the search items: none of these is beaten on every task"
     table = _table(title, _short(tasks))
@@ -89,7 +90,9 @@ def _front(lines: Sequence[Line]) -> list[Table]:
     for line in front[:FRONT_SHOWN]:
         if line.search:
             scores = (_number(line.search.tasks[task]["value"]) for task in tasks)
-            table.add_row(line.label, *scores, ", ".join(line.betters) or "–", style=_STYLES[line.kind])
+            table.add_row(
+                line.label, *scores, ", ".join(names[label] for label in line.betters) or "–", style=_STYLES[line.kind]
+            )
     if len(front) > FRONT_SHOWN:
         table.caption = f"and {len(front) - FRONT_SHOWN} more; --json has all of them"
     return [table]

@@ -149,3 +149,20 @@ def test_it_is_made_beside_a_search_that_has_ended_and_the_verdict_takes_it_in(s
     assert set(row["models"]["tasks"]) == {"toy_reverse", "toy_sort"}
     compared = [each for each in document["verdict"]["comparisons"] if each["baseline"] == "emr"]
     assert [each.get("models", 1) for each in compared] == [len(row["models"]["recipes"])]
+
+
+def test_the_front_marks_it_among_what_its_points_better(write_spec, capsys):
+    emr = {"name": "emr", "tasks": {"task_0": "reverse", "task_1": "sort"}}
+    settings = {
+        "objective": {"aggregate": "pareto"},
+        "sampler": "nsgaii",
+        "evaluator": {"name": "synthetic", "items": 40, "function": "noise"},  # luck alone: some trials are better
+        "budget": {"trials": 20},
+        "baselines": [emr],
+    }
+    chosen = load_spec(write_spec(**settings))
+    run_search(chosen, ray="none")
+    assert any("emr" in line.betters for line in leaderboard(read_search(chosen)))
+    assert run_command(["leaderboard", "--storage", chosen.storage_url, "--study", "sim"]) == 0
+    front = capsys.readouterr().out.split("Pareto front")[1].split("what it took")[0]
+    assert front.count("emr") == front.count("emr (2 models)") > 0
