@@ -109,8 +109,21 @@ class EmrArtefact:
             base: the tensors of the base by name.
 
         Raises:
-            InvalidInput: there is no such model, or the base is another one.
+            InvalidInput: there is no such model, or the base has other names or shapes. After the last tensor also
+                where they are not those that were scored: the base, or a file, is another one.
         """
+        digests: dict[str, str] = {}
+        for name, tensor in self.unverified(model, base):
+            digests[name] = tensor_digest(tensor)
+            yield name, tensor
+        if weights_digest(digests) != self.models[model].digest:
+            raise InvalidInput(
+                f"model {model!r} is not rebuilt as it was scored: the base has to be {self.base.location} "
+                f"({self.base.fingerprint}), and no file may have changed"
+            )
+
+    def unverified(self, model: str, base: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """As `rebuild`, without a comparison at the end."""
         self._packed(model)
         if missing := sorted(set(self.elected) - set(base)):
             raise InvalidInput(f"the base has no tensor {missing[0]!r}; the artefact's is {self.base.location}")
@@ -206,7 +219,7 @@ def write_emr(
         write_text(folder / DOCUMENT, as_json(_document(recipes, tensors, scored)))
         artefact = read_emr(folder)
         for model in artefact.models:
-            actual = {name: tensor_digest(tensor) for name, tensor in artefact.rebuild(model, base)}
+            actual = {name: tensor_digest(tensor) for name, tensor in artefact.unverified(model, base)}
             if names := differing(scored[model], actual):
                 raise WeightsDiffer(list(names), len(actual))
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from evomerge.artefacts.emr_artefact import pack_mask, read_emr, unpack_mask, write_emr
 from evomerge.checkpoints import WeightsDiffer, tensor_digests
@@ -193,3 +194,17 @@ def test_another_base_and_a_model_that_there_is_not_are_refused(tmp_path):
         list(artefact.rebuild("a", {"w": base["w"]}))
     with pytest.raises(InvalidInput, match=r"\(4, 7\)"):
         list(artefact.rebuild("a", {**base, "w": base["w"][:4]}))
+    with pytest.raises(InvalidInput, match="not rebuilt as it was scored: the base has to be models/base"):
+        list(artefact.rebuild("a", {**base, "w": base["w"] + 1}))
+
+
+def test_a_mask_that_was_changed_is_noticed(tmp_path):
+    base = model(0)
+    written(tmp_path / "out", base, [model(1, base), model(2, base)])
+    file = tmp_path / "out" / "masks" / "b" / "model.safetensors"
+    packed = load_file(file)
+    save_file({**packed, "w": packed["w"] ^ 1}, file)
+    artefact = read_emr(tmp_path / "out")
+    assert len(list(artefact.rebuild("a", base))) == 3
+    with pytest.raises(InvalidInput, match="'b' is not rebuilt"):
+        list(artefact.rebuild("b", base))
