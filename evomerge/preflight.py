@@ -22,6 +22,7 @@ from evomerge.opening.inputs import Inputs
 from evomerge.opening.measurements import all_measurements, measured_sizes
 from evomerge.opening.open_study import build_search_sampler
 from evomerge.opening.readiness import check_model, check_requests
+from evomerge.opening.unit_moves import moves_sentence, unit_moves
 from evomerge.recipe import Recipe
 from evomerge.search.warm_start import recipe_points
 from evomerge.storage import attributes
@@ -50,6 +51,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
     statistics = _statistics(inputs)
     check_requests(inputs)
     untried = check_model(inputs)
+    moves = unit_moves(inputs)
     return {
         "schema": SCHEMA,
         "name": spec.name,
@@ -66,6 +68,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
         "evaluator": {"name": spec.evaluator.name, "items": _items(inputs), "code": _code(inputs)},
         "budget": {"trials": spec.budget.trials, "hours": spec.budget.hours},
         "placement": placement.to_data(),
+        "alignment": None if moves is None else {"moved": moves, "says": moves_sentence(moves)},
         "statistics": statistics,
         "cost": {
             **_cost(inputs, sum(each["file_bytes"] for each in statistics)),
@@ -107,6 +110,8 @@ def preflight_text(document: dict[str, Any]) -> Text:
         f"sources and baselines: {cost['baseline_items']:,}; held-out: {cost['held_out_items']:,}\n"
         f"  {document['placement']['says']}; disk {in_bytes(cost['disk_bytes'])}\n"
     )
+    if document["alignment"]:
+        text.append(f"  {document['alignment']['says']}\n")
     for name, planned in cost["training"].items():
         text.append(
             f"  {name}: {planned['steps']:,} steps, {planned['gradient_tokens']:,} tokens with gradients and "

@@ -39,7 +39,7 @@ def write(tmp_path, text):
 
 
 def space_for(name):
-    return bound(name, experts=EXPERTS[:2] if name in ("slerp-per-layer", "ot-fusion") else EXPERTS)
+    return bound(name, experts=EXPERTS[: {"slerp-per-layer": 2, "ot-fusion": 1}.get(name, 4)])
 
 
 @pytest.mark.parametrize("name", known_spaces())
