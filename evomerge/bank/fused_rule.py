@@ -36,7 +36,7 @@ class Span:
 
     Attributes:
         compiled: whether a kernel takes it; a piece shorter than a vector is merged eagerly.
-        models: the piece of the base, where the formula has one, and of each source, on the device that holds them.
+        models: the pieces of base, sources and statistics, as far as the formula has them, where they are held.
     """
 
     start: int
@@ -174,13 +174,19 @@ class FusedRule:
 
     def _spans(self, name: str, kind: KernelKind) -> tuple[Span, ...]:
         """The pieces of a tensor. They are cached, which takes no memory, unless flattening had to copy the tensor."""
-        key = name, kind.base is not None
-        if key in self._cache.spans:
-            return self._cache.spans[key]
+        key: Hashable = name, kind.base is not None
+        # Statistics change with the files of a recipe.
+        cached: MutableMapping[Any, tuple[Span, ...]] = (
+            self._tensors.cache.setdefault("spans", {}) if kind.statistics else self._cache.spans
+        )
+        if key in cached:
+            return cached[key]
         tensors = [model[name] for model in _models(self._tensors, kind)]
+        if self._plan.statistics is not None and kind.statistics:
+            tensors += self._plan.statistics(name)
         spans = tuple(_cut([tensor.reshape(-1) for tensor in tensors], self._device))
         if all(tensor.is_contiguous() for tensor in tensors):
-            self._cache.spans[key] = spans
+            cached[key] = spans
         return spans
 
     def _numbers(self, name: str, positive: bool) -> tuple[Tensor, Tensor]:
@@ -188,10 +194,19 @@ class FusedRule:
         if not self._factors:
             self._factors = {each: self._plan.factors(each) for each in self._kernels}
         if positive not in self._packed:
-            both = pack(list(self._factors.values()), self._plan.scale, 1.0 if positive else -1.0)
-            numbers, words = (tensor.to(self._device).unbind() for tensor in both)
-            self._packed[positive] = dict(zip(self._factors, zip(numbers, words, strict=True), strict=True))
+            self._packed[positive] = {
+                name: packed for wide in (False, True) for name, packed in self._pack(1.0 if positive else -1.0, wide)
+            }
         return self._packed[positive][name]
+
+    def _pack(self, zero_sign: float, wide: bool) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+        factors = {
+            name: each for name, each in self._factors.items() if self._plan.formula_of(name).has_statistics == wide
+        }
+        if factors:
+            both = pack(list(factors.values()), self._plan.scale, zero_sign, wide=wide)
+            numbers, words = (tensor.to(self._device).unbind() for tensor in both)
+            yield from zip(factors, zip(numbers, words, strict=True), strict=True)
 
     def _votes(self, checks: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
         """Tensor -> the sum of what the kernels returned for its pieces, or a refusal of what is not finite."""
@@ -206,15 +221,24 @@ class FusedRule:
 
 def kinds(tensors: RuleTensors, plan: Plan, dtype: torch.dtype) -> dict[str, KernelKind] | None:
     """The kernels that a rule needs, by tensor name; None where one of its tensors is of a type that has none."""
-    formula, found = plan.formula, {}
+    found = {}
     scopes = set() if plan.scope_of is None else {other for name in tensors.names for other in plan.scope_of(name)}
     for name in sorted(scopes.union(tensors.names)):
+        formula = plan.formula_of(name)
         base = None if tensors.base is None or not formula.has_base else _NAMES.get(tensors.base[name].dtype)
         sources = [_NAMES.get(source[name].dtype) for source in tensors.sources]
+        given = plan.statistics(name) if plan.statistics is not None and formula.has_statistics else ()
+        statistics = [_NAMES.get(statistic.dtype) for statistic in given]
         out = _NAMES.get(dtype)
-        if None in (*sources, out) or (base is None and formula.has_base):
+        if None in (*sources, *statistics, out) or (base is None and formula.has_base):
             return None
-        found[name] = KernelKind(formula=formula, base=base, sources=tuple(map(str, sources)), out=str(out))
+        found[name] = KernelKind(
+            formula=formula,
+            base=base,
+            sources=tuple(map(str, sources)),
+            out=str(out),
+            statistics=tuple(map(str, statistics)),
+        )
     return found
 
 

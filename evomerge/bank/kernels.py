@@ -66,12 +66,14 @@ Kernel = Callable[[Sequence[Tensor]], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class KernelKind:
-    """Formula, and dtypes by name of base (None: no base), sources and output: all that a kernel is compiled for."""
+    """Formula, and dtypes by name of base (None: no base), sources, their statistics (if the formula has some) and
+    output: all that a kernel is compiled for."""
 
     formula: Formula
     base: str | None
     sources: tuple[str, ...]
     out: str
+    statistics: tuple[str, ...] = ()
 
     def run(self, *arguments: Tensor) -> Tensor:
         """The kernel itself, in eager operations. For the arguments see `arguments`.
@@ -82,8 +84,9 @@ class KernelKind:
         """
         rest = list(arguments)
         base = rest.pop(0) if self.base else None
-        sources, (numbers, words, out) = rest[: len(self.sources)], rest[len(self.sources) :]
-        merged, votes = evaluate(self.formula, base, sources, numbers=numbers, words=words)
+        sources, rest = rest[: len(self.sources)], rest[len(self.sources) :]
+        statistics, (numbers, words, out) = rest[: len(self.statistics)], rest[len(self.statistics) :]
+        merged, votes = evaluate(self.formula, base, sources, statistics=statistics, numbers=numbers, words=words)
         rounded = merged.to(out.dtype)
         out.copy_(rounded)
         if votes is None:
@@ -92,10 +95,13 @@ class KernelKind:
         return (votes + rounded.float() * numbers[Numbers.ZERO, 0]).sum(dtype=torch.float32)
 
     def arguments(self, elements: int) -> list[Tensor]:
-        """Arguments of the right kinds: base, sources, numbers, words, out; those that are pieces of equal length."""
-        models = [torch.zeros(elements, dtype=DTYPES[name]) for name in (self.base, *self.sources) if name]
+        """Arguments of the right kinds: base, sources, statistics, numbers, words, out; all but numbers and words are
+        pieces of equal length."""
+        names = (self.base, *self.sources, *self.statistics)
+        models = [torch.zeros(elements, dtype=DTYPES[name]) for name in names if name]
         numbers, words = torch.ones(len(Numbers), len(self.sources)), torch.ones(len(Words), len(self.sources))
         numbers[Numbers.ZERO] = 0.0
+        numbers = numbers.double() if self.formula.has_statistics else numbers
         return [*models, numbers, words.int(), torch.zeros(elements, dtype=DTYPES[self.out])]
 
 
@@ -283,7 +289,13 @@ def _main(path: Path, kind: KernelKind) -> None:
 
 def _kind_from(content: dict[str, Any]) -> KernelKind:
     formula = Formula(**content["formula"])
-    return KernelKind(formula=formula, base=content["base"], sources=tuple(content["sources"]), out=content["out"])
+    return KernelKind(
+        formula=formula,
+        base=content["base"],
+        sources=tuple(content["sources"]),
+        out=content["out"],
+        statistics=tuple(content["statistics"]),
+    )
 
 
 @cache

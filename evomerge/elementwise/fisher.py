@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 
 import torch
 from torch import Tensor
 
 from evomerge.elementwise.linear import relative_weights, weighted_sum
 from evomerge.errors import InvalidInput
+from evomerge.tensors.plans import Factors, Formula, Plan
 from evomerge.tensors.rule_tensors import Piece, RuleTensors
 from evomerge.tensors.sums import ordered_sum
 
@@ -31,26 +32,71 @@ def merge_fisher(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         InvalidInput: only some sources have a Fisher of a tensor, or one does not fit.
         MergeError: all weights are 0.
     """
-    shares = relative_weights(tensors.per_source("weight"))
-    power, floor = tensors.shared("power"), tensors.shared("floor")
-    scope, floors = tensors.options["normalize_fisher"], [floor] * len(shares)
-    if tensors.options["floor_on"] == "target":
-        floors[1:] = [0.0] * (len(shares) - 1)
-    of_model = _norms(tensors, tensors.whole_model, power) if scope == "model" else [1.0] * len(shares)
+    power = tensors.shared("power")
+    weighing = Weighing(tensors)
     for name in tensors.names:
         fishers = _fishers(tensors, name)
         if fishers is None:
-            yield name, tensors.merge(name, lambda piece: weighted_sum(piece.sources, shares))
+            yield name, tensors.merge(name, lambda piece: weighted_sum(piece.sources, weighing.shares))
             continue
-        norms = _norms(tensors, [name], power) if scope == "tensor" else of_model
-        factors = [share / norm for share, norm in zip(shares, norms, strict=True)]
-        flat = [fisher.reshape(-1) for fisher in fishers]
+        flat, factors = [fisher.reshape(-1) for fisher in fishers], weighing.factors(name)
 
         def kernel(piece: Piece, flat: list[Tensor] = flat, factors: list[float] = factors) -> Tensor:
             parts = [powered(fisher[piece.start : piece.stop], power) for fisher in flat]
-            return fisher_mean(piece.sources, parts, factors, floors)
+            return fisher_mean(piece.sources, parts, factors, weighing.floors)
 
         yield name, tensors.merge(name, kernel)
+
+
+def plan_fisher(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan | None:
+    """The formula of `merge_fisher`; None under a power, which libraries and compilers round differently.
+
+    Raises:
+        InvalidInput, MergeError: see `merge_fisher`.
+    """
+    if tensors.shared("power") != 1:
+        return None
+    weighing = Weighing(tensors)
+    known = {name: _fishers(tensors, name) for name in tensors.names}
+
+    def factors(name: str) -> list[Factors]:
+        if known[name] is None:
+            return [Factors(share) for share in weighing.shares]
+        return [Factors(*each) for each in zip(weighing.factors(name), weighing.floors, strict=True)]
+
+    return Plan(
+        formula=Formula(kind="information"),
+        factors=factors,
+        others={name: Formula(kind="average") for name, fishers in known.items() if fishers is None},
+        statistics=lambda name: [fisher.reshape(-1) for fisher in known[name] or ()],
+    )
+
+
+class Weighing:
+    """The numbers of a Fisher-weighted average.
+
+    Attributes:
+        shares: w_i, divided by their sum.
+        floors: floor_i of each source.
+    """
+
+    def __init__(self, tensors: RuleTensors) -> None:
+        self.shares = relative_weights(tensors.per_source("weight"))
+        self.floors = [tensors.shared("floor")] * len(self.shares)
+        if tensors.options["floor_on"] == "target":
+            self.floors[1:] = [0.0] * (len(self.shares) - 1)
+        self._tensors = tensors
+        self._power = tensors.shared("power")
+        self._scope = tensors.options["normalize_fisher"]
+        self._of_model = self._norms(tensors.whole_model) if self._scope == "model" else [1.0] * len(self.shares)
+
+    def factors(self, name: str) -> list[float]:
+        """a_i of a tensor that has Fishers."""
+        norms = self._norms([name]) if self._scope == "tensor" else self._of_model
+        return [share / norm for share, norm in zip(self.shares, norms, strict=True)]
+
+    def _norms(self, scope: Sequence[str]) -> list[float]:
+        return _norms(self._tensors, scope, self._power)
 
 
 def fisher_mean(

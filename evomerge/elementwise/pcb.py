@@ -51,7 +51,7 @@ class Bounds(NamedTuple):
 
     def scale(self, clipped: Tensor) -> Tensor:
         """mm: the range becomes 0 to 1; all values of an empty range become 0."""
-        return (clipped - self.low) * self.factor
+        return (clipped - self.low).mul_(self.factor)
 
 
 def _range(low: float, high: float, dtype: torch.dtype) -> Bounds:
@@ -132,7 +132,8 @@ def betas(vectors: Sequence[Tensor], variant: str, magnitudes: Sequence[Bounds])
     """beta_i = exp(n mm(A_i)^2) inter_i of each source, up to a factor that mm() takes out again."""
     n = len(vectors)
     for source, between in enumerate(_between(vectors, variant, magnitudes)):
-        yield competition_within(_scaled(vectors[source], magnitudes[source]), n).mul_(between)
+        bounds = magnitudes[source]
+        yield competition_within(bounds.scale(bounds.clip(vectors[source].abs())), n).mul_(between)
 
 
 def _between(vectors: Sequence[Tensor], variant: str, magnitudes: Sequence[Bounds]) -> list[Tensor]:

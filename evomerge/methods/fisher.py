@@ -12,8 +12,10 @@ FISHER = MethodInfo(
         "theta = sum_i a_i * F_i * theta_i / sum_i a_i * F_i, by element\n"
         "F_i = max(Fisher_i^power, floor), the floor for the first source alone; a_i = weight_i / |Fisher_i^power|"
     ),
-    cost="one pass over sources and Fishers; before it gradients of a few hundred texts per source, once",
+    cost="one pass over sources and Fishers, many times slower under a power other than 1; "
+    "before it gradients of a few hundred texts per source, once",
     merge="evomerge.elementwise.fisher:merge_fisher",
+    plan="evomerge.elementwise.fisher:plan_fisher",
     per_source=(
         Parameter(
             name="weight",

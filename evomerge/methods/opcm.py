@@ -16,7 +16,8 @@ OPCM = MethodInfo(
         "M = (factor * M + U P V') rescaled to the mean norm of the task vectors so far\n"
         "other tensors: tau itself in place of U P V'; theta = theta_0 + M"
     ),
-    cost="one full SVD per linear weight and source, O(m n min(m, n)): 0.3 s for 1024 x 1024 on a CPU",
+    cost="one full SVD per linear weight and source but the last, those of the first once per worker: "
+    "O(m n min(m, n)), 0.3 s for 1024 x 1024 on a CPU",
     merge="evomerge.merging.opcm:merge_opcm",
     shared=(
         Parameter(

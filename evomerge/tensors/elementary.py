@@ -44,28 +44,29 @@ def power_of_two(x: Tensor) -> Tensor:
     if x.dtype == torch.float64:
         return x.exp2()
     whole = torch.round(x)
-    return _polynomial(x - whole, _POWER) * ((whole.to(torch.int32) + 127) << 23).view(torch.float32)
+    power = _polynomial(x - whole, _POWER)
+    return power.mul_((whole.to(torch.int32).add_(127) << 23).view(torch.float32))
 
 
 def hyperbolic_tangent(x: Tensor) -> Tensor:
     """tanh(x), an odd function to the bit; its relative error is small for small x, too."""
     if x.dtype == torch.float64:
         return x.tanh()
-    half = torch.where(x < -_TANH_IS_ONE, -_TANH_IS_ONE, torch.where(x > _TANH_IS_ONE, _TANH_IS_ONE, x)) * 0.5
+    half = x.clamp(-_TANH_IS_ONE, _TANH_IS_ONE).mul_(0.5)
     squared = half * half
-    above, below = half * _polynomial(squared, _ABOVE), _polynomial(squared, _BELOW)
+    above, below = _polynomial(squared, _ABOVE).mul_(half), _polynomial(squared, _BELOW)
     # tanh(2 y) = 2 tanh(y) / (1 + tanh(y)^2), with one division.
-    return above * below * 2.0 / (above * above + below * below)
+    return (above * below).mul_(2.0).div_(above.square_().add_(below.square_()))
 
 
 def tangent_up_to_one(x: Tensor) -> Tensor:
     """tanh(x) for |x| <= 1, without a division; otherwise as `hyperbolic_tangent`."""
-    return x.tanh() if x.dtype == torch.float64 else x * _polynomial(x * x, _SMALL)
+    return x.tanh() if x.dtype == torch.float64 else _polynomial(x * x, _SMALL).mul_(x)
 
 
 def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
-    """Horner's scheme, from the coefficient of the highest power on."""
-    total = x * coefficients[0] + coefficients[1]
+    """Horner's scheme, from the coefficient of the highest power on; in place, which a compiler does not notice."""
+    total = (x * coefficients[0]).add_(coefficients[1])
     for coefficient in coefficients[2:]:
-        total = total * x + coefficient
+        total.mul_(x).add_(coefficient)
     return total

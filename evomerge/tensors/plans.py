@@ -12,8 +12,8 @@ Equation numbers are those of `ties.merge_ties` (TIES), `dropping.Drop` (DARE) a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, MutableMapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import combinations_with_replacement
 from typing import NamedTuple
@@ -64,7 +64,8 @@ class Formula:
     """The part of a plan that is fixed when it is compiled.
 
     Attributes:
-        kind: `average` of the sources, `sum` of task vectors on the base, `election` (TIES) or `competition` (PCB).
+        kind: `average` of the sources, `sum` of task vectors on the base, `election` (TIES), `competition` (PCB) or
+            `information` (Fisher).
         drops: DARE masks the task vectors first.
         elect, agg, weighting: the options of TIES; `agg: elected-sum` weighs after the election, see
             `elected_arithmetic`.
@@ -80,7 +81,12 @@ class Formula:
 
     @property
     def has_base(self) -> bool:
-        return self.kind != "average"
+        return self.kind not in ("average", "information")
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether a statistic of each source's tensor goes in. Numbers and arithmetic are then in float64."""
+        return self.kind == "information"
 
 
 class Factors(NamedTuple):
@@ -103,12 +109,19 @@ class Plan:
         factors: tensor name -> the numbers of each source.
         scale: lambda.
         scope_of: tensor name -> the tensors whose votes decide its zero sums; None where no votes decide them.
+        others: tensor name -> its formula, of tensors with another one than the rule's.
+        statistics: tensor name -> its statistic in each source, for formulas that have some.
     """
 
     formula: Formula
     factors: Callable[[str], list[Factors]]
     scale: float = 1.0
     scope_of: Callable[[str], tuple[str, ...]] | None = None
+    others: Mapping[str, Formula] = field(default_factory=dict)
+    statistics: Callable[[str], Sequence[Tensor]] | None = None
+
+    def formula_of(self, name: str) -> Formula:
+        return self.others.get(name, self.formula)
 
 
 def plan_rule(method: str, tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan | None:
@@ -131,20 +144,24 @@ def same_for_all(weights: Sequence[float]) -> Callable[[str], list[Factors]]:
     return lambda name: factors
 
 
-def pack(tensors: Sequence[Sequence[Factors]], scale: float = 1.0, zero_sign: float = 1.0) -> tuple[Tensor, Tensor]:
+def pack(
+    tensors: Sequence[Sequence[Factors]], scale: float = 1.0, zero_sign: float = 1.0, *, wide: bool = False
+) -> tuple[Tensor, Tensor]:
     """`numbers` and `words` of several tensors, with one more dimension in front.
 
     Args:
         tensors: the factors of each tensor, one per source.
+        wide: numbers in float64.
 
     Returns:
-        float32 of shape (tensors, 12, sources) and int32 of shape (tensors, 4, sources), for the elements from index 0;
-        `offset_words` gives the words of later ones.
+        float32 or float64 of shape (tensors, 12, sources) and int32 of shape (tensors, 4, sources), for the elements
+        from index 0; `offset_words` gives the words of later ones.
     """
     undropped = Drop(0, 0.0)
     # By way of numpy, which reads nested lists several times faster.
     with np.errstate(over="ignore"):  # what is above the largest float32 is infinite, and refused when it is written
-        numbers = np.array([_numbers(factors, undropped, scale, zero_sign) for factors in tensors], dtype=np.float32)
+        numbers = np.array([_numbers(factors, undropped, scale, zero_sign) for factors in tensors])
+        numbers = numbers.astype(np.float64 if wide else np.float32)
     words = np.zeros((len(tensors), len(Words), numbers.shape[-1]), dtype=np.int32)
     if any(factor.drop for factors in tensors for factor in factors):
         words[:] = [_words(factors, undropped) for factors in tensors]
@@ -182,19 +199,28 @@ def offset_words(words: Tensor, factors: Sequence[Factors], start: int) -> Tenso
 
 
 def evaluate(
-    formula: Formula, base: Tensor | None, sources: Sequence[Tensor], *, numbers: Tensor, words: Tensor
+    formula: Formula,
+    base: Tensor | None,
+    sources: Sequence[Tensor],
+    *,
+    statistics: Sequence[Tensor] = (),
+    numbers: Tensor,
+    words: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
     """One piece of the merged tensor.
 
     Args:
         base, sources: the same piece of one flattened tensor of each model, shape (n,), any float dtype up to float32.
-        numbers: float32 of shape (12, sources), see `Numbers`.
+        statistics: likewise of the statistic of each source, where the formula has some.
+        numbers: float32 (with statistics float64) of shape (12, sources), see `Numbers`.
         words: int32 of shape (4, sources), see `Words`.
 
     Returns:
         float32 of shape (n,), and for elections the votes: the sign of each elected sum, -1, 0 or +1. Where a weight is
         NaN the vote is NaN, and the merged value has no meaning.
     """
+    if formula.has_statistics:
+        return _weigh_by_information(sources, statistics, numbers), None
     if base is None:
         return _weighted_sum([source.float() for source in sources], numbers), None
     origin = base.float()
@@ -218,6 +244,18 @@ def _sum(tensors: Sequence[Tensor]) -> Tensor:
     for tensor in tensors[1:]:
         total = total + tensor
     return total
+
+
+def _weigh_by_information(sources: Sequence[Tensor], fishers: Sequence[Tensor], numbers: Tensor) -> Tensor:
+    """The mean of `fisher.fisher_mean`, rounded to float32."""
+    shares = []
+    for i, fisher in enumerate(fishers):
+        wide, floor = fisher.double(), numbers[Numbers.THRESHOLD, i]
+        shares.append(torch.where(wide < floor, floor, wide) * numbers[Numbers.WEIGHT, i])
+    denominator = _sum(shares)
+    numerator = _sum([share * source.double() for share, source in zip(shares, sources, strict=True)]) + 0.0
+    merged = torch.where(denominator > 0, numerator / denominator, sources[0].double())
+    return merged.float()
 
 
 def _drop(vector: Tensor, numbers: Tensor, words: Tensor) -> Tensor:
@@ -284,7 +322,7 @@ def _compete(formula: Formula, vectors: Sequence[Tensor], numbers: Tensor) -> Te
 
 def competition_within(scaled: Tensor, n: int) -> Tensor:
     """exp(n mm^2) of n sources, up to a factor that is the same for all elements."""
-    exponent = scaled * scaled * (n * LOG2_E)
+    exponent = scaled.square().mul_(n * LOG2_E)
     if n <= _MOST_UNSHIFTED:
         return power_of_two(exponent)
     # exp(89) is more than float32 holds.

@@ -34,6 +34,7 @@ PARAMETERS = {
     "elected_arithmetic": {"density": [0.3, 0.5, 1.0], "weight": [0.7, -0.4, 1.1]},
     "ties": {"density": [0.3, 0.5, 1.0], "weight": [1.0, 0.6, -1.3], "lambda": 1.7},
     "dare_linear": {"drop_rate": [0.5, 0.0, 0.9], "weight": [0.7, -0.4, 1.1]},
+    "fisher": {"weight": [0.7, 0.4, 1.1], "floor": 0.02},
     "pcb": {"density": 0.2, "weight": [0.7, -0.4, 1.1]},
     "dare_ties": {"drop_rate": [0.5, 0.0, 0.9], "density": [0.3, 0.5, 0.1], "weight": [1.0, 0.6, -1.3], "lambda": 0.3},
 }
@@ -89,6 +90,20 @@ def rule_of(method, options, dtypes, names=tuple(SIZES), tables=True, seed=0):
         seed=11,
         thresholds=thresholds,
         scope_names=tuple(SIZES),
+        statistics=fishers_of(count, dtypes[-1]) if METHODS[method].statistics else None,
+    )
+
+
+def fishers_of(count, dtype):
+    """Fishers of all tensors but one, with zeros in all sources at once."""
+    generator = torch.Generator().manual_seed(5)
+    sizes = {name: size for name, size in SIZES.items() if name != "b"}
+    return tuple(
+        {
+            name: (torch.randint(0, 3, (size,), generator=generator) ** 5 * 2**-8).to(dtype)
+            for name, size in sizes.items()
+        }
+        for _ in range(count)
     )
 
 
@@ -215,6 +230,19 @@ def test_a_competition_of_any_number_of_sources_has_the_bits_of_the_method(count
     assert_same_bits("pcb", tensors, torch.float32, EagerKernels())
 
 
+def test_a_power_of_fishers_has_no_formula_and_other_statistics_are_other_pieces():
+    tensors, cache = rule_of("fisher", {}, (torch.float32,) * 4), SourceCache()
+    powered = dataclasses.replace(tensors, parameters={**tensors.parameters, "power": 0.5})
+    assert plan_rule("fisher", powered, {}) is None
+    for scale in (1.0, 3.0):
+        statistics = tuple({name: each.pow(scale) for name, each in source.items()} for source in tensors.statistics)
+        given = dataclasses.replace(tensors, statistics=statistics, cache={})
+        expected = dict(merge_rule("fisher", given))
+        rule = fuse_rule("fisher", given, kernels=EagerKernels(), dtype=torch.float32, device=CPU, cache=cache)
+        for name, tensor in rule.tensors():
+            assert torch.equal(tensor, expected[name])
+
+
 def test_a_type_without_kernels_is_merged_eagerly():
     tensors = rule_of("linear", {}, (torch.float64,) * 4)
     assert kinds(tensors, plan_rule("linear", tensors, {}), torch.float32) is None
@@ -234,7 +262,7 @@ BFLOAT16 = ("bfloat16",) * 3
         ("ties", {}, (torch.bfloat16,) * 4, torch.bfloat16),
         ("dare_ties", {"weighting": "norm"}, (torch.float32, torch.bfloat16, torch.float16), torch.float32),
         ("pcb", {}, (torch.bfloat16,) * 4, torch.bfloat16),
-        ("pcb", {"variant": "vision_es"}, (torch.float32,) * 4, torch.float32),
+        ("fisher", {}, (torch.float32, torch.bfloat16, torch.float16), torch.float32),
     ],
 )
 def test_compiled_kernels_have_the_bits_of_the_method_with_any_chunks_and_threads(
