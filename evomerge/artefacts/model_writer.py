@@ -14,9 +14,9 @@ from evomerge.artefacts.output_folder import check_replaceable
 from evomerge.artefacts.weight_files import MAX_SHARD_BYTES, as_json, write_text, write_weights
 from evomerge.checkpoints.digests import dtype_name
 from evomerge.checkpoints.export_form import export_form
-from evomerge.checkpoints.layer_stack import stacked_source
 from evomerge.checkpoints.safetensors_files import INDEX
 from evomerge.checkpoints.source import Source
+from evomerge.checkpoints.stacked_source import stacked_source
 from evomerge.checkpoints.tokenizer import PATTERNS as TOKENIZER_PATTERNS
 from evomerge.messages import some
 from evomerge.recipe import Recipe

@@ -17,8 +17,8 @@ import torch
 from evomerge.bank.layer_pool import LayerPool
 from evomerge.catalogue.layer_stack import divide_name, mlp_outputs, renumbered, tensors_of_layer
 from evomerge.checkpoints import Source
-from evomerge.checkpoints.layer_stack import layers_of_settings, stacked_source
 from evomerge.checkpoints.stacked_model import build_stacked, check_alike, layers_in, list_of_layers
+from evomerge.checkpoints.stacked_source import layers_of_settings, stacked_source
 from evomerge.engine.live_state import LiveState
 from evomerge.errors import InvalidInput
 from evomerge.recipe import PathLayer

@@ -24,7 +24,7 @@ from evomerge.bank.threshold_tables import Contents, ThresholdTables
 from evomerge.catalogue.attention_heads import head_size
 from evomerge.catalogue.layer_stack import mlp_outputs, renumbered, tensors_of_layer
 from evomerge.checkpoints import Source, load_skeleton, open_source, tensor_digest
-from evomerge.checkpoints.layer_stack import check_layers
+from evomerge.checkpoints.stacked_source import check_layers
 from evomerge.engine.live_state import LiveState
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.merging import RuleTensors, merge_rule

@@ -13,9 +13,9 @@ import torch
 
 from evomerge.catalogue.layer_stack import divide_name, tensors_of_layer
 from evomerge.checkpoints.architecture import build_on_meta, read_settings
-from evomerge.checkpoints.layer_stack import stacked_source
 from evomerge.checkpoints.live import meta_model
 from evomerge.checkpoints.source import Source
+from evomerge.checkpoints.stacked_source import stacked_source
 from evomerge.errors import InvalidInput
 from evomerge.messages import in_one_line, some
 

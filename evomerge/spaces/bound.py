@@ -20,8 +20,8 @@ from evomerge.spaces.arrival import arrival_order, key_distributions
 from evomerge.spaces.bound_genome import BoundGenome
 from evomerge.spaces.genomes import bind_genome
 from evomerge.spaces.groups import TensorGroup, divide
+from evomerge.spaces.layer_paths import BoundPaths, bind_paths
 from evomerge.spaces.pairs import SCORE, chosen_pair, takes_scores
-from evomerge.spaces.paths import BoundPaths, bind_paths
 from evomerge.spaces.space import MethodSpace, Range, SearchSpace
 
 

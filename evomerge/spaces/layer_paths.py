@@ -62,7 +62,15 @@ class BoundPaths:
         genome = {name: 1.0 for name in self._all_genes() if _is_scale(name)} | dict(params)
         everything = self.depth * len(self.sources)
         return tuple(
-            dis_path(genome, self.sources, self.depth, self.granularity, self.fix_layers, everything, self.base)
+            dis_path(
+                genome,
+                self.sources,
+                self.depth,
+                granularity=self.granularity,
+                fix_layers=self.fix_layers,
+                max_layers=everything,
+                base=self.base,
+            )
         )
 
     def recipe(self, params: Mapping[str, Any], base: ModelRef, sources: Sequence[ModelRef], **rest: Any) -> Recipe:
