@@ -30,6 +30,7 @@ from evomerge.study.stored_search import find_study
 
 SCHEMA = 1
 MANY_DIMENSIONS = 30
+RARE_PATHS = 0.5  # share of paths within the budget of depth, below which a search should learn what is too long
 TRIALS_PER_DIMENSION = 10
 STUDY_BYTES_PER_TRIAL = 12_000  # of SQLite at 30 params, attributes included
 BYTES_PER_ITEM = 8  # of a compressed Parquet file of outcomes
@@ -238,6 +239,12 @@ def _seconds_left(inputs: Inputs) -> float | None:
 def _budget_warnings(inputs: Inputs) -> list[str]:
     dimensions, trials = inputs.space.active_dimensions, inputs.spec.budget.trials
     warnings = []
+    paths = inputs.space.paths
+    if paths is not None and (within := paths.share_within_budget()) < RARE_PATHS:
+        warnings.append(
+            f"{within:.2g} of all paths have at most {paths.max_layers} layers, and the others are refused unscored, "
+            "which counts as a trial; use tpe or catcma, which learn from that, raise max_layers, or fix more layers"
+        )
     if trials < TRIALS_PER_DIMENSION * dimensions:
         warnings.append(
             f"{trials} trials are few for {dimensions} dimensions; "

@@ -152,7 +152,7 @@ def check_baseline(baseline: BaselineSpec, spec: SearchSpec, tasks: Collection[s
         if info.built_from == "best" and spec.search_space.layers is not None:
             raise InvalidInput(
                 f"baseline {baseline.name!r} starts from a weighted sum of the sources, but the space has paths of "
-                "their layers; use dam, which starts from their average"
+                f"their layers; use {info.trainer}, which needs no winner"
             )
         sums = {name for name, info in METHODS.items() if info.weighted_sum}
         if info.built_from == "best" and not set(spec.search_space.method_names) <= sums:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -85,6 +87,20 @@ class BoundPaths:
     def refusal(self, path: Sequence[PathLayer]) -> str:
         """The reason why a path over the budget is not scored."""
         return f"the path has {len(path)} layers, and max_layers of the space allows {self.max_layers}"
+
+    def share_within_budget(self) -> float:
+        """Share of the paths drawn at random that are not over the budget."""
+        blocks, positions = len(self.sources) * self.granularity, (self.depth - 2 * self.fix_layers) // self.granularity
+        one = {count: math.comb(blocks, count) / 2**blocks for count in range(1, blocks + 1)}
+        one[self.granularity] += 1 / 2**blocks  # nothing selected: the base's layers
+        shares = {2 * self.fix_layers: 1.0}
+        for _ in range(positions):
+            longer: dict[int, float] = defaultdict(float)
+            for length, share in shares.items():
+                for count, probability in one.items():
+                    longer[length + count] += share * probability
+            shares = longer
+        return math.fsum(share for length, share in shares.items() if length <= self.max_layers)
 
     def params_of(self, recipe: Recipe) -> dict[str, Any] | None:
         """The params of a recipe; None where the space has none for it.

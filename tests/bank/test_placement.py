@@ -35,6 +35,25 @@ def test_the_fastest_memory_that_is_large_enough_is_chosen(device, host, place):
     assert chosen.streams == (device is not None and place is not Place.DEVICE)
 
 
+@pytest.mark.parametrize(
+    ("machine", "place", "worker"),
+    [
+        (Machine(64 * GB, None), Place.MAPPED, 20),  # the layers that are held in another dtype
+        (Machine(128 * GB, 80 * GB), Place.DEVICE, 20),
+        (Machine(128 * GB, 50 * GB), Place.PINNED, 45),  # sources elsewhere: all layers have to be on the device
+    ],
+)
+def test_layers_of_paths_are_counted_where_they_are_copied(machine, place, worker):
+    chosen = place_sources(MemoryNeed(worker=15 * GB, sources=30 * GB, layers=30 * GB, copied_layers=5 * GB), machine)
+    assert (chosen.place, chosen.worker) == (place, worker * GB)
+
+
+def test_layers_of_paths_that_a_device_cannot_hold_are_refused():
+    need = MemoryNeed(worker=15 * GB, sources=30 * GB, layers=30 * GB)
+    with pytest.raises(InvalidInput, match="needs 45"):
+        place_sources(need, Machine(128 * GB, 40 * GB))
+
+
 @pytest.mark.parametrize("machine", [Machine(32 * GB, None), Machine(128 * GB, 8 * GB)])
 def test_what_cannot_fit_is_refused_before_anything_is_loaded(machine):
     with pytest.raises(InvalidInput, match="use fewer workers"):

@@ -39,3 +39,20 @@ def test_statistics_are_counted_for_the_searches_that_measure_some(write_spec, s
     kept = min(KEPT_BYTES, sum(size.products for size in sizes))
     assert need.worker >= live + kept + max(size.measuring for size in sizes)
     assert memory_of(open_inputs(load_spec(write_spec(baselines=[])))).statistics == 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])  # the toy models are stored in bfloat16
+def test_a_search_over_paths_counts_the_layers_that_it_copies_and_the_scaled_ones_of_the_longest_path(
+    write_spec, tmp_path, dtype
+):
+    needs = {}
+    for longest in (6, 12):
+        (tmp_path / "paths.yaml").write_text(yaml.safe_dump({"name": "paths", "layers": {"max_layers": longest}}))
+        inputs = open_inputs(load_spec(write_spec(space="paths.yaml", baselines=[], dtype=dtype)))
+        needs[longest] = memory_of(inputs)
+    inside = sum(entry.numel for entry in inputs.catalogue.entries if entry.layer is not None)
+    size = {"bfloat16": 2, "float32": 4}[dtype]
+    assert needs[6].layers == 3 * inside * size
+    assert needs[6].copied_layers == (0 if dtype == "bfloat16" else needs[6].layers)
+    output = inputs.catalogue["model.layers.0.mlp.down_proj.weight"].numel * size
+    assert needs[12].worker - needs[6].worker == 2 * 6 * output

@@ -205,6 +205,15 @@ def test_a_recipe_given_by_hand_that_is_over_the_budget_is_refused_before_anythi
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_check_warns_where_most_paths_are_over_the_budget(write_paths, capsys):
+    def warnings(**layers):
+        found = document(capsys, "check", write_paths(layers, baselines=[], budget={"trials": 500}))["warnings"]
+        return [warning for warning in found if "of all paths" in warning]
+
+    assert "have at most 6 layers" in warnings(max_layers=6)[0]
+    assert warnings(max_layers=9) == []
+
+
 def test_a_path_that_won_starts_the_next_search(write_paths, tmp_path):
     spec = write_paths({"max_layers": 8}, budget={"trials": 6}, baselines=[])
     assert run_command(["run", str(spec), "--ray", "none"]) == 0

@@ -1,5 +1,6 @@
 """Layer paths as a search space: params to recipes and back, the budget of depth, and what is refused."""
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -116,6 +117,17 @@ def test_a_proposal_over_the_budget_is_infeasible_by_so_many_layers_and_a_recipe
     assert space.infeasible(space.decode(space.centre)) is None
     with pytest.raises(InvalidInput, match="8 layers, and max_layers of the space allows 5"):
         nearest_params(space, recipe)
+
+
+@pytest.mark.parametrize("layers", [{"max_layers": 5}, {"max_layers": 4, "fix_layers": 1}, {"max_layers": 8}])
+def test_the_share_of_paths_within_the_budget_is_that_of_all_genomes(layers):
+    space = bound(scale=False, **layers)
+    bits = [name for name in space.distributions if "block" in name]
+    lengths = []
+    for values in itertools.product("01", repeat=len(bits)):
+        lengths.append(len(space.decode({**space.centre, **dict(zip(bits, values, strict=True))}).layers))
+    share = sum(length <= layers["max_layers"] for length in lengths) / len(lengths)
+    assert space.paths.share_within_budget() == pytest.approx(share)
 
 
 def test_without_a_budget_a_path_may_have_a_quarter_more_layers():
