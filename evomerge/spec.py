@@ -277,7 +277,7 @@ class SearchSpec(Frozen):
         if self.fidelity.name != "full" and self.sampler.info is not None and self.sampler.info.complete_only:
             raise ValueError(
                 f"fidelity {self.fidelity.name} ends most trials early, and sampler {self.sampler.name} learns from "
-                "complete ones only; write fidelity: full, or use cma, catcma or tpe"
+                "complete ones only; write fidelity: full, or use cma, catcma, forest or tpe"
             )
         if self.objective.constraints and self.fidelity.name != "full":
             raise ValueError(

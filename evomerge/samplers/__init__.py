@@ -115,6 +115,12 @@ def _cma_with_reference_points(inputs: SamplerInputs) -> SearchSampler:
     return build(inputs)
 
 
+def _forest(inputs: SamplerInputs) -> SearchSampler:
+    from evomerge.samplers.forest import build
+
+    return build(inputs)
+
+
 def _gp(inputs: SamplerInputs) -> SearchSampler:
     from evomerge.samplers.optuna_builtin import build_gp
 
@@ -160,6 +166,7 @@ _ALL = (
         constraints=False,
         needs_reference_points=True,
     ),
+    SamplerInfo(name="forest", build=_forest, build_several=None, constraints=False),
     SamplerInfo(name="gp", build=_gp, build_several=_gp, complete_only=True),
     SamplerInfo(name="nsgaii", build=_nsgaii, build_several=_nsgaii, complete_only=True),
     SamplerInfo(name="nsgaiii", build=_nsgaiii, build_several=_nsgaiii, complete_only=True),

@@ -8,7 +8,7 @@ the results of the study again, in the order in which they were told.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol, cast
@@ -57,6 +57,10 @@ class SamplerSpace(Protocol):
     @property
     def centre(self) -> Mapping[str, Any]:
         """The params that a search starts from."""
+        ...
+
+    def active(self, params: Mapping[str, Any]) -> Iterator[str]:
+        """Names of the parameters that exist beside those of `params`, parents first."""
         ...
 
     def is_complete(self, params: Mapping[str, Any]) -> bool:

@@ -78,6 +78,7 @@ class Case:
 _TPE = {"n_startup_trials": 4}
 _GP = {"n_startup_trials": 5}
 _SLOW_GP = {"n_startup_trials": 12}  # it takes a third of a second to model several functions
+_FOREST = {"n_startup_trials": 6}
 _NSGA = {"population_size": 4}
 _CMA = {"popsize": 5, "mean_every": 7}
 _CATCMA = {"popsize": 5}
@@ -99,6 +100,10 @@ CASES: Mapping[str, Case] = {
     "tpe, 3 workers": Case(sampler="tpe", space="mixed", settings=_TPE, workers=3),
     "tpe, 3 objectives": Case(sampler="tpe", space="conditional", settings=_TPE, objectives=3),
     "tpe, 3 objectives, constrained": Case(sampler="tpe", space="box", settings=_TPE, objectives=3, constrained=True),
+    "forest, defaults": Case(sampler="forest", space="numbers"),
+    "forest, categories": Case(sampler="forest", space="categories", settings=_FOREST),
+    "forest, conditional": Case(sampler="forest", space="conditional", settings=_FOREST),
+    "forest, 3 workers": Case(sampler="forest", space="mixed", settings=_FOREST, workers=3),
     "gp, box": Case(sampler="gp", space="box", settings=_GP, seed=2),
     "gp, categories": Case(sampler="gp", space="categories", settings=_GP),
     "gp, constrained": Case(sampler="gp", space="box", settings=_SLOW_GP, seed=3, constrained=True),

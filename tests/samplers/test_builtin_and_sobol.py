@@ -110,7 +110,7 @@ def test_children_of_every_crossover_and_mutation_lie_in_the_space(name: str, cr
 
 
 def test_the_table_is_complete() -> None:
-    assert set(SAMPLERS) == {"catcma", "cma", "gp", "nsgaii", "nsgaiii", "qmc", "random", "tpe"}
+    assert set(SAMPLERS) == {"catcma", "cma", "forest", "gp", "nsgaii", "nsgaiii", "qmc", "random", "tpe"}
 
 
 def test_an_unknown_sampler_is_answered_with_the_nearest() -> None:
@@ -128,6 +128,9 @@ def test_an_unknown_sampler_is_answered_with_the_nearest() -> None:
         ("cma", {"popsize": 2}),
         ("cma", {"popsize": 8.0}),
         ("tpe", {"n_startup_trials": -1}),
+        ("forest", {"n_startup_trials": 1}),
+        ("forest", {"n_trees": 0}),
+        ("forest", {"random_share": 1.5}),
         ("gp", {"n_startup_trials": 0}),
         ("nsgaii", {"population_size": 1}),
         ("nsgaii", {"crossover_prob": 1.5}),

@@ -140,6 +140,20 @@ def test_brackets_spend_less_and_keep_the_good_ones(write_spec, rule):
     ) * len(trials)
 
 
+def test_a_forest_on_hyperbands_rungs_goes_on_as_if_it_had_not_been_stopped(write_spec):
+    changes = {
+        "evaluator": EVALUATOR,
+        "fidelity": "hyperband",
+        "sampler": {"name": "forest", "n_startup_trials": 4},
+    }
+    whole = search(write_spec("whole.yaml", name="whole", **changes), trials=20)
+    path = write_spec("pieces.yaml", name="pieces", **changes)
+    for trials in (3, 9, 20):
+        pieces = search(path, trials=trials)
+    assert [trial.params for trial in pieces.trials] == [trial.params for trial in whole.trials]
+    assert {trial.state for trial in whole.trials} == {TrialState.PRUNED, TrialState.COMPLETE}
+
+
 def test_the_fidelity_is_part_of_the_study(write_spec):
     search(write_spec(evaluator=EVALUATOR, fidelity="race"), trials=1)
     with pytest.raises(OtherSpec, match=r"fidelity\.alpha"):
