@@ -18,7 +18,7 @@ from made_up_models import toy_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from evomerge.bank.kernels import DTYPES
+from evomerge.passes.kernels import DTYPES
 
 NAMES = ("base", "first", "second")
 REMOTE_CODE = Path(__file__).with_name("remote_model.py")

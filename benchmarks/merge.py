@@ -15,11 +15,11 @@ import torch
 from machine import arguments, interleaved, progress, report
 from torch import Tensor
 
-from evomerge.bank.fused_rule import SourceCache, fuse_rule
-from evomerge.bank.kernels import Kernels
-from evomerge.bank.threshold_tables import ThresholdTables
 from evomerge.merging import RuleTensors
 from evomerge.methods import resolve_options, resolve_parameters
+from evomerge.passes.fused_rule import SourceCache, fuse_rule
+from evomerge.passes.kernels import Kernels
+from evomerge.passes.threshold_tables import ThresholdTables
 
 EXPERTS = 4
 DENSITY = 0.2

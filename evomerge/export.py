@@ -14,7 +14,6 @@ from rich.text import Text
 from evomerge.artefacts import Parent, model_card, models_card, write_model
 from evomerge.artefacts.emr_artefact import position_of, write_emr
 from evomerge.bank import WeightBank
-from evomerge.bank.kernels import DTYPES
 from evomerge.bank.weight_bank import default_device
 from evomerge.baselines.freshness import current_baselines
 from evomerge.baselines.named_recipes import source_rows
@@ -24,6 +23,7 @@ from evomerge.leaderboard import Line, leaderboard
 from evomerge.mergekit.export_yaml import to_mergekit
 from evomerge.merging.emr import rescaler_of
 from evomerge.opening.inputs import Inputs, open_inputs
+from evomerge.passes.kernels import DTYPES
 from evomerge.recipe import Recipe, RecipeSet
 from evomerge.search.stages import MEAN
 from evomerge.study.command_line import command_line

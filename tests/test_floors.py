@@ -15,11 +15,11 @@ PACKAGE = Path(__file__).parent.parent / "evomerge"
 # named with the room.
 FLOORS = (
     ("errors", "seeding", "messages", "documents", "shipped", "whole_files"),
-    ("storage", "samplers"),
-    ("methods", "recipe", "catalogue", "spaces", "packs", "baselines.info", "spec"),
+    ("storage", "evolution", "samplers"),
+    ("methods", "recipe", "catalogue", "genomes", "spaces", "packs", "baselines.info", "spec"),
     ("engine",),
     ("tensors", "alignment", "elementwise", "merging", "checkpoints", "artefacts", "mergekit"),
-    ("bank", "evaluation"),
+    ("passes", "bank", "evaluation"),
     ("statistics", "optimisation", "training"),
     ("objective", "jobs", "worker", "cluster", "study", "opening"),
     ("racing", "loop", "baselines", "verdict", "search"),
@@ -94,7 +94,7 @@ def test_no_import_of_the_package_runs_upward():
         ("shipped.py", "import evomerge.search.run", ["evomerge.search.run"]),
         ("storage/lock.py", "from evomerge.study.trials import best_trials", ["evomerge.study.trials"]),
         (
-            "bank/fused_rule.py",
+            "passes/fused_rule.py",
             "from evomerge.errors import InvalidInput\nfrom evomerge.bank.memory import MemoryNeed",
             [],
         ),
@@ -123,7 +123,7 @@ def test_every_file_has_a_floor():
     [
         ("ray", "cluster/ray_executor.py"),
         ("lm_eval", "evaluation/lm_eval"),
-        ("cma", "samplers/cma_strategy.py"),
+        ("cma", "evolution/cma_strategy.py"),
         ("optuna_dashboard", "study/dashboard.py"),
     ],
 )

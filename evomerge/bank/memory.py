@@ -7,9 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from evomerge.bank.magnitude_tables import sorted_together
 from evomerge.catalogue import TensorCatalogue, TensorEntry
 from evomerge.merging.opcm import KEPT_BYTES, is_linear
+from evomerge.passes.magnitude_tables import sorted_together
 
 BYTES_PER_SORTED = 4  # the fp32 magnitudes, sorted in place
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}

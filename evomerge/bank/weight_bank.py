@@ -12,15 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from evomerge.bank.file_guard import FileGuard
-from evomerge.bank.fused_rule import FusedRule, SourceCache, fuse_rule
-from evomerge.bank.kernels import DTYPES, Kernels
 from evomerge.bank.layer_pool import LayerPool
 from evomerge.bank.memory import memory_need, total_memory
 from evomerge.bank.placement import Machine, place_sources, placed, this_machine
 from evomerge.bank.recipe_tensors import RecipeTensors
 from evomerge.bank.skeletons import Skeletons
-from evomerge.bank.table_store import TableStore
-from evomerge.bank.threshold_tables import Contents, ThresholdTables
 from evomerge.catalogue.attention_heads import head_size
 from evomerge.catalogue.layer_stack import mlp_outputs, renumbered, tensors_of_layer
 from evomerge.checkpoints import Source, load_skeleton, open_source, tensor_digest
@@ -29,6 +25,10 @@ from evomerge.engine.live_state import LiveState
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.merging import RuleTensors, merge_rule
 from evomerge.methods import method_info
+from evomerge.passes.fused_rule import FusedRule, SourceCache, fuse_rule
+from evomerge.passes.kernels import DTYPES, Kernels
+from evomerge.passes.table_store import TableStore
+from evomerge.passes.threshold_tables import Contents, ThresholdTables
 from evomerge.recipe import SEMANTICS_VERSION, ModelRef, PathLayer, Recipe, Rule
 
 if TYPE_CHECKING:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from evomerge.bank.kernels import DTYPES
 from evomerge.bank.memory import BYTES, available_memory
 from evomerge.checkpoints import check_scorable, load_skeleton, meta_model
 from evomerge.checkpoints.stacked_model import check_stackable
 from evomerge.evaluation.evaluator import ModelEvaluator
 from evomerge.messages import in_bytes
 from evomerge.opening.inputs import Inputs
+from evomerge.passes.kernels import DTYPES
 
 _SHARE = 0.5  # of the available memory that the base may take, to be run beside everything else
 

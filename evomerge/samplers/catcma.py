@@ -27,10 +27,10 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
 from evomerge.errors import InvalidInput
+from evomerge.evolution.unit_cube import UnitCube
 from evomerge.samplers import settings
 from evomerge.samplers.base import SEEDS, ReplayingSampler, SamplerInputs, SamplerSpace, refuse_hyperband
 from evomerge.samplers.infeasible import excess_of
-from evomerge.samplers.unit_cube import UnitCube
 from evomerge.seeding import derive
 from evomerge.storage.optuna_internals import cached_trials
 

@@ -29,9 +29,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.errors import InvalidInput
-from evomerge.samplers import settings
-from evomerge.samplers.base import ReplayingSampler, SamplerInputs, SamplerSpace, refuse_hyperband
-from evomerge.samplers.cma_evolution import (
+from evomerge.evolution.cma_evolution import (
     GENERATION_MODES,
     RESTARTS,
     SMALLEST_POPSIZE,
@@ -39,8 +37,10 @@ from evomerge.samplers.cma_evolution import (
     Evolution,
     EvolutionSettings,
 )
-from evomerge.samplers.cma_strategy import default_popsize
-from evomerge.samplers.unit_cube import UnitCube
+from evomerge.evolution.cma_strategy import default_popsize
+from evomerge.evolution.unit_cube import UnitCube
+from evomerge.samplers import settings
+from evomerge.samplers.base import ReplayingSampler, SamplerInputs, SamplerSpace, refuse_hyperband
 from evomerge.seeding import derive
 from evomerge.storage.optuna_internals import cached_trials
 

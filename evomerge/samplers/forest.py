@@ -23,10 +23,10 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sklearn.ensemble import RandomForestRegressor
 
+from evomerge.evolution.unit_cube import UnitCube
 from evomerge.samplers import settings
 from evomerge.samplers.acquisition import log_expected_improvement, log_scaled
 from evomerge.samplers.base import SEEDS, SamplerInputs, SeededSampler, in_tell_order, refuse_hyperband
-from evomerge.samplers.unit_cube import UnitCube
 from evomerge.seeding import derive
 from evomerge.storage.attributes import RUNGS
 from evomerge.storage.optuna_internals import cached_trials

@@ -36,12 +36,12 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
 from evomerge.errors import InvalidInput
+from evomerge.evolution.cma_evolution import RESTARTS, SMALLEST_POPSIZE, Evaluation, Evolution, EvolutionSettings
+from evomerge.evolution.cma_strategy import default_popsize
+from evomerge.evolution.unit_cube import UnitCube
 from evomerge.samplers import settings
 from evomerge.samplers.base import ReplayingSampler, SamplerInputs, SamplerSpace
 from evomerge.samplers.cma import SIGMA0, refuse_unsuitable
-from evomerge.samplers.cma_evolution import RESTARTS, SMALLEST_POPSIZE, Evaluation, Evolution, EvolutionSettings
-from evomerge.samplers.cma_strategy import default_popsize
-from evomerge.samplers.unit_cube import UnitCube
 from evomerge.seeding import derive
 from evomerge.storage.attributes import GOALS, Readable, Writable, read_text, write_text
 from evomerge.storage.optuna_internals import cached_trials

@@ -15,9 +15,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 from scipy.stats import qmc
 
+from evomerge.evolution.unit_cube import UnitCube
 from evomerge.samplers import settings
 from evomerge.samplers.base import SamplerInputs, SamplerSpace, SeededSampler
-from evomerge.samplers.unit_cube import UnitCube
 from evomerge.seeding import derive
 
 __all__ = ["SobolSampler", "build"]

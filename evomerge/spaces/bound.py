@@ -13,15 +13,15 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from evomerge.catalogue import TensorCatalogue
 from evomerge.errors import InvalidInput
+from evomerge.genomes.arrival import arrival_order, key_distributions
+from evomerge.genomes.pairs import SCORE, chosen_pair, takes_scores
 from evomerge.messages import some
 from evomerge.methods import method_info, resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule, source_role
-from evomerge.spaces.arrival import arrival_order, key_distributions
 from evomerge.spaces.bound_genome import BoundGenome
 from evomerge.spaces.genomes import bind_genome
 from evomerge.spaces.groups import TensorGroup, divide
 from evomerge.spaces.layer_paths import BoundPaths, bind_paths
-from evomerge.spaces.pairs import SCORE, chosen_pair, takes_scores
 from evomerge.spaces.space import MethodSpace, Range, SearchSpace
 
 

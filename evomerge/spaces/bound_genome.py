@@ -14,9 +14,9 @@ from optuna.distributions import BaseDistribution
 
 from evomerge.catalogue import TensorCatalogue, TensorEntry
 from evomerge.errors import InvalidInput
+from evomerge.genomes.genes import groups_of, parts_of
 from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.recipe import Rule
-from evomerge.spaces.genes import groups_of, parts_of
 from evomerge.spaces.groups import TensorGroup
 
 __all__ = ["BoundGenome", "GenomePart", "divide_by_filters", "genome_rule"]

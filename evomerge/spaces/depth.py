@@ -14,8 +14,8 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from evomerge.errors import InvalidInput
+from evomerge.genomes.genes import Genome, groups_of, require_count, require_names
 from evomerge.recipe import PathLayer
-from evomerge.spaces.genes import Genome, groups_of, require_count, require_names
 
 __all__ = ["PathLayer", "dis_distributions", "dis_initial", "dis_orders", "dis_path"]
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from evomerge.errors import InvalidInput, unknown_name
-from evomerge.spaces.genes import groups_of, parts_of, require_count, require_names
-from evomerge.spaces.genome_settings import EVOLUTIONARY_PARAMETERS
-from evomerge.spaces.layer_group import LayerGroup, slerp_pair, slerp_share
+from evomerge.genomes.genes import groups_of, parts_of, require_count, require_names
+from evomerge.genomes.genome_settings import EVOLUTIONARY_PARAMETERS
+from evomerge.genomes.layer_group import LayerGroup, slerp_pair, slerp_share
 
 __all__ = ["evo_decode", "evo_initial", "evo_shape"]
 

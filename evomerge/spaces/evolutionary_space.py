@@ -12,13 +12,13 @@ from typing import Any
 from optuna.distributions import BaseDistribution, FloatDistribution
 
 from evomerge.catalogue import TensorCatalogue
+from evomerge.genomes.genes import parts_of
+from evomerge.genomes.genome_settings import EVOLUTIONARY_PARAMETERS, EvolutionarySettings
+from evomerge.genomes.pairs import score_of
 from evomerge.recipe import Rule
 from evomerge.spaces.bound_genome import GenomePart, divide_by_filters, genome_rule
 from evomerge.spaces.evolutionary import evo_decode, evo_initial, evo_shape
-from evomerge.spaces.genes import parts_of
-from evomerge.spaces.genome_settings import EVOLUTIONARY_PARAMETERS, EvolutionarySettings
 from evomerge.spaces.groups import TensorGroup
-from evomerge.spaces.pairs import score_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from evomerge.catalogue import TensorCatalogue
+from evomerge.genomes.genome_settings import GenomeSettings, LfsSettings
 from evomerge.spaces.bound_genome import BoundGenome
 from evomerge.spaces.evolutionary_space import bind_evolutionary
-from evomerge.spaces.genome_settings import GenomeSettings, LfsSettings
 from evomerge.spaces.lfs_space import bind_lfs
 
 

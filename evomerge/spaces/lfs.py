@@ -12,9 +12,9 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from evomerge.spaces.genes import Genome, groups_of, parts_of, require_count, require_names
-from evomerge.spaces.genome_settings import LFS_METHODS
-from evomerge.spaces.layer_group import LayerGroup, slerp_pair, slerp_share
+from evomerge.genomes.genes import Genome, groups_of, parts_of, require_count, require_names
+from evomerge.genomes.genome_settings import LFS_METHODS
+from evomerge.genomes.layer_group import LayerGroup, slerp_pair, slerp_share
 
 __all__ = [
     "lfs_decode",

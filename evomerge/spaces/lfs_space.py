@@ -11,10 +11,11 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from evomerge.catalogue import TensorCatalogue
+from evomerge.genomes.genes import require_names
+from evomerge.genomes.genome_settings import LFS_METHODS, LfsSettings
+from evomerge.genomes.pairs import score_of
 from evomerge.recipe import Rule
 from evomerge.spaces.bound_genome import GenomePart, divide_by_filters, genome_rule
-from evomerge.spaces.genes import require_names
-from evomerge.spaces.genome_settings import LFS_METHODS, LfsSettings
 from evomerge.spaces.groups import TensorGroup
 from evomerge.spaces.lfs import (
     lfs_decode,
@@ -27,7 +28,6 @@ from evomerge.spaces.lfs import (
     task_weight_gene,
     ties_lambda_gene,
 )
-from evomerge.spaces.pairs import score_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,12 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
+from evomerge.genomes.arrival import key_params, keys_of
+from evomerge.genomes.pairs import SCORE, score_of
 from evomerge.methods import METHODS
 from evomerge.recipe import Recipe, Rule
-from evomerge.spaces.arrival import key_params, keys_of
 from evomerge.spaces.bound import BoundSpace, key_prefix, method_param, owners_of, param_name
 from evomerge.spaces.groups import TensorGroup
-from evomerge.spaces.pairs import SCORE, score_of
 from evomerge.spaces.space import Range
 
 _SMALLEST = 1e-6  # share of a source that has none, where shares are searched as logarithms of ratios

@@ -19,10 +19,10 @@ from pydantic import (
 from evomerge.catalogue import PART_PATTERNS, PARTS
 from evomerge.documents import Frozen, Positive, read_document, validate
 from evomerge.errors import InvalidInput, unknown_name
+from evomerge.genomes.genome_settings import GenomeSettings
+from evomerge.genomes.pairs import SCORE, takes_scores
 from evomerge.methods import METHODS, method_info, resolve_options
 from evomerge.shipped import shipped_folder
-from evomerge.spaces.genome_settings import GenomeSettings
-from evomerge.spaces.pairs import SCORE, takes_scores
 
 
 class Range(Frozen):

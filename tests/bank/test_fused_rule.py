@@ -13,14 +13,14 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from evomerge.bank import fused_rule
-from evomerge.bank.fused_rule import SourceCache, fuse_rule, kinds
-from evomerge.bank.kernels import KernelKind, Kernels, package_path
-from evomerge.bank.threshold_tables import ThresholdTables
 from evomerge.elementwise import pcb
 from evomerge.errors import MergeError
 from evomerge.merging import RuleTensors, merge_rule
 from evomerge.methods import METHODS, resolve_options, resolve_parameters
+from evomerge.passes import fused_rule
+from evomerge.passes.fused_rule import SourceCache, fuse_rule, kinds
+from evomerge.passes.kernels import KernelKind, Kernels, package_path
+from evomerge.passes.threshold_tables import ThresholdTables
 from evomerge.tensors.plans import Formula, plan_rule
 
 CPU = torch.device("cpu")
@@ -286,7 +286,7 @@ def test_a_compiled_kernel_is_loaded_without_the_compiler():
     assert Kernels(CPU).compile(kind) is not None
     code = (
         "import json, os, sys, torch; before = dict(os.environ)\n"
-        "from evomerge.bank.kernels import Kernels, _kind_from\n"
+        "from evomerge.passes.kernels import Kernels, _kind_from\n"
         f"kind = _kind_from(json.loads({json.dumps(json.dumps(asdict(kind)))}))\n"
         "kernel = Kernels(torch.device('cpu')).find(kind, compile_missing=False)\n"
         "kernel(kind.arguments(100))\n"
@@ -322,5 +322,5 @@ def test_a_package_is_named_after_all_that_its_code_depends_on(tmp_path, monkeyp
     other = KernelKind(formula=Formula(kind="average"), base=None, sources=BFLOAT16, out="float32")
     assert package_path(tmp_path, kind) != package_path(tmp_path, other)
     before = package_path(tmp_path, kind)
-    monkeypatch.setattr("evomerge.bank.kernels._machine", lambda: "another processor")
+    monkeypatch.setattr("evomerge.passes.kernels._machine", lambda: "another processor")
     assert package_path(tmp_path, kind) != before

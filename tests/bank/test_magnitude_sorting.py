@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evomerge.bank import kernels, magnitude_sorting, magnitude_tables
-from evomerge.bank.kernels import compiled_library
-from evomerge.bank.magnitude_sorting import SOURCE, Loops, fast_table, this_machines_loops
-from evomerge.bank.magnitude_tables import make_table
+from evomerge.passes.kernels import compiled_library
+from evomerge.passes.magnitude_sorting import SOURCE, Loops, fast_table, this_machines_loops
+from evomerge.passes.magnitude_tables import make_table
 
 TINY = float(np.finfo(np.float32).smallest_subnormal)
 FEW = st.sampled_from([0.0, TINY, 3 * TINY, 1e-38, 0.5, 1.0, 1.0000001, 2.0, 3e38])

@@ -11,10 +11,10 @@ from transformers import AfmoeConfig, AutoModelForCausalLM, FlintConfig, GptOssC
 
 from evomerge.artefacts import write_model
 from evomerge.bank import WeightBank
-from evomerge.bank.kernels import Kernels
 from evomerge.checkpoints import Source, live, load_skeleton, open_source, tensor_digest
 from evomerge.errors import InvalidInput
 from evomerge.methods import resolve_options, resolve_parameters
+from evomerge.passes.kernels import Kernels
 from evomerge.recipe import ModelRef, Recipe, Rule
 
 CPU = torch.device("cpu")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from evomerge.bank.magnitude_sorting import SHORT
-from evomerge.bank.table_store import TableStore
-from evomerge.bank.threshold_tables import Contents, ThresholdTables
+from evomerge.passes.magnitude_sorting import SHORT
+from evomerge.passes.table_store import TableStore
+from evomerge.passes.threshold_tables import Contents, ThresholdTables
 
 ELEMENTS = SHORT + 4_000
 SCOPES = (("a",), ("a", "b"), ("c",))

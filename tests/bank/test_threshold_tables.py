@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.bank import magnitude_tables
-from evomerge.bank.magnitude_tables import make_table
-from evomerge.bank.threshold_tables import ThresholdTables
+from evomerge.passes import magnitude_tables
+from evomerge.passes.magnitude_tables import make_table
+from evomerge.passes.threshold_tables import ThresholdTables
 
 
 def worst_error(magnitudes, ranks=None):

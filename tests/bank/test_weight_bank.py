@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from evomerge.bank import WeightBank
-from evomerge.bank.kernels import KernelKind, Kernels
 from evomerge.bank.memory import memory_need
 from evomerge.checkpoints import open_source, tensor_digest
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.merging import RuleTensors, merge_state_dicts
 from evomerge.methods import resolve_options, resolve_parameters
+from evomerge.passes.kernels import KernelKind, Kernels
 from evomerge.recipe import ModelRef, Recipe, Rule
 from evomerge.spaces import load_space
 from evomerge.spaces.bound import bind

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from optuna.trial import TrialState
 
 from evomerge.errors import InvalidInput
+from evomerge.evolution.cma_evolution import Evaluation, Evolution, EvolutionSettings, break_ties
 from evomerge.samplers import build_sampler
 from evomerge.samplers.cma import CmaSampler
-from evomerge.samplers.cma_evolution import Evaluation, Evolution, EvolutionSettings, break_ties
 from evomerge.seeding import derive
 from evomerge.testing.sampler_contract import Space, ask, box, tell
 

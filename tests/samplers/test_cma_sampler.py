@@ -21,9 +21,9 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from evomerge.errors import InvalidInput
+from evomerge.evolution.cma_evolution import Evaluation, Evolution, EvolutionSettings
 from evomerge.samplers import build_sampler
 from evomerge.samplers.cma import CmaSampler
-from evomerge.samplers.cma_evolution import Evaluation, Evolution, EvolutionSettings
 from evomerge.storage.attributes import TELL
 from evomerge.testing.sampler_contract import (
     CATEGORIES,

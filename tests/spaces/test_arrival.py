@@ -9,9 +9,9 @@ import pytest
 
 from evomerge.catalogue import build_catalogue
 from evomerge.errors import InvalidInput
+from evomerge.genomes.arrival import arrival_order, key_params, keys_of
 from evomerge.recipe import ModelRef
 from evomerge.spaces import load_space
-from evomerge.spaces.arrival import arrival_order, key_params, keys_of
 from evomerge.spaces.bound import bind
 from evomerge.spaces.nearest import nearest_params
 from evomerge.spaces.space import SearchSpace

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from evomerge.errors import InvalidInput
+from evomerge.genomes.layer_group import LayerGroup
 from evomerge.spaces.evolutionary import evo_decode, evo_initial, evo_shape
-from evomerge.spaces.layer_group import LayerGroup
 
 
 def test_shapes():

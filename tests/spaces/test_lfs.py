@@ -6,7 +6,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from evomerge.errors import InvalidInput
-from evomerge.spaces.layer_group import LayerGroup, slerp_share
+from evomerge.genomes.layer_group import LayerGroup, slerp_share
 from evomerge.spaces.lfs import lfs_decode, lfs_distributions, lfs_initial
 
 SMALL = (["x", "y"], 2, 2, [])  # one group, one part

@@ -6,11 +6,11 @@ import pytest
 
 from evomerge.catalogue import build_catalogue
 from evomerge.errors import InvalidInput
+from evomerge.genomes.pairs import score_of
 from evomerge.recipe import ModelRef
 from evomerge.spaces import load_space
 from evomerge.spaces.bound import bind
 from evomerge.spaces.nearest import nearest_params
-from evomerge.spaces.pairs import score_of
 
 EXPERTS = [ModelRef(name, "none") for name in ("red", "green", "blue")]
 TENSORS = {

@@ -9,9 +9,9 @@ from optuna.distributions import BaseDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from evomerge.evolution.unit_cube import UnitCube
 from evomerge.samplers import SAMPLERS, SamplerInfo, settings
 from evomerge.samplers.base import SamplerInputs, SearchSampler, SeededSampler
-from evomerge.samplers.unit_cube import UnitCube
 
 
 class GoldenSampler(SeededSampler):

@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 
 from evomerge.errors import InvalidInput
+from evomerge.genomes.layer_group import slerp_pair, slerp_share
 from evomerge.methods import MethodInfo
-from evomerge.spaces.layer_group import slerp_pair, slerp_share
 
 __all__ = ["SCORE", "chosen_pair", "score_of", "takes_scores"]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from evomerge.bank.magnitude_sorting import SHORT, fast_table
-from evomerge.bank.magnitude_tables import Table
-from evomerge.bank.table_store import Scope, TableStore, pair_digest, scope_digest
+from evomerge.passes.magnitude_sorting import SHORT, fast_table
+from evomerge.passes.magnitude_tables import Table
+from evomerge.passes.table_store import Scope, TableStore, pair_digest, scope_digest
 
 # Elements of task vectors that are computed together. CPU: they stay in the cache until they are counted.
 CPU_PIECE = 1 << 17

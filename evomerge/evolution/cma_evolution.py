@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.errors import InvalidInput
-from evomerge.samplers.cma_strategy import KeyedNormal, Strategy
+from evomerge.evolution.cma_strategy import KeyedNormal, Strategy
 
 __all__ = ["GENERATION_MODES", "RESTARTS", "Evaluation", "Evolution", "EvolutionSettings"]
 

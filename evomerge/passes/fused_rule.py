@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.bank.kernels import DTYPES, LANES, SHORTEST, Kernel, KernelKind, Kernels
 from evomerge.errors import MergeError
+from evomerge.passes.kernels import DTYPES, LANES, SHORTEST, Kernel, KernelKind, Kernels
 from evomerge.tensors.plans import Factors, Plan, offset_words, pack, plan_rule
 from evomerge.tensors.rule_tensors import RuleTensors
 

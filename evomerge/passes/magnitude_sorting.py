@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evomerge.bank.kernels import compiled_library
-from evomerge.bank.magnitude_tables import (
+from evomerge.passes.kernels import compiled_library
+from evomerge.passes.magnitude_tables import (
     Floats,
     Limits,
     Pieces,

@@ -267,7 +267,7 @@ def _load(path: Path) -> Kernel:
 
 def _start_compiling(path: Path, kind: KernelKind) -> subprocess.Popen[bytes]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "evomerge.bank.kernels", str(path), json.dumps(asdict(kind))]
+    command = [sys.executable, "-m", "evomerge.passes.kernels", str(path), json.dumps(asdict(kind))]
     # In an environment of its own: inductor writes its files beside the packages, and takes no more than one core.
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(path.parent / "inductor"), "OMP_NUM_THREADS": "1"}
     package = str(Path(__file__).parent.parent.parent)

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from evomerge.bank import magnitude_sorting, magnitude_tables
-from evomerge.bank.kernels import default_folder
-from evomerge.bank.magnitude_tables import Table
+from evomerge.passes import magnitude_sorting, magnitude_tables
+from evomerge.passes.kernels import default_folder
+from evomerge.passes.magnitude_tables import Table
 from evomerge.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
