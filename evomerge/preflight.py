@@ -24,7 +24,7 @@ from evomerge.opening.open_study import build_search_sampler
 from evomerge.opening.readiness import check_model, check_requests
 from evomerge.opening.unit_moves import moves_sentence, unit_moves
 from evomerge.recipe import Recipe
-from evomerge.search.warm_start import recipe_points
+from evomerge.search.warm_start import check_recipes
 from evomerge.storage import attributes
 from evomerge.study.stored_search import find_study
 
@@ -48,7 +48,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
     task_weights(spec.objective, inputs.evaluator.weights)
     for baseline in spec.chosen_baselines:
         check_baseline(baseline, spec, inputs.evaluator.weights)
-    recipe_points(inputs)
+    check_recipes(inputs)
     statistics = _statistics(inputs)
     check_requests(inputs)
     untried = check_model(inputs)

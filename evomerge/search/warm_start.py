@@ -20,7 +20,9 @@ from evomerge.recipe import Recipe
 from evomerge.samplers.reference_points import ReferencePoint
 from evomerge.spaces.bound import BoundSpace
 from evomerge.spaces.nearest import nearest_params
-from evomerge.spec import OtherStudy
+from evomerge.spec import OtherStudy, SearchSpec
+from evomerge.storage import attributes
+from evomerge.storage.opening import release
 from evomerge.study.rows import Record, read_scores
 from evomerge.study.snapshot import snapshot_of
 from evomerge.study.stored_search import find_study
@@ -82,6 +84,27 @@ def _of_baselines(opened: OpenSearch, count: int) -> list[Params]:
         return []
     places = (_place(opened, row) for row in _best_first(opened))
     return [place for place in places if place][:count]
+
+
+def check_recipes(inputs: Inputs) -> None:
+    """Refuse recipes of the warm start that have no place. A study that has begun reads them no more.
+
+    Raises:
+        InvalidInput: see `recipe_points`.
+    """
+    if inputs.spec.warm_start.recipes and not _has_begun(inputs.spec):
+        recipe_points(inputs)
+
+
+def _has_begun(spec: SearchSpec) -> bool:
+    """Whether the first points of the spec's study have been enqueued."""
+    try:
+        storage, study = find_study(spec)
+    except InvalidInput:  # there is none
+        return False
+    begun = bool(study.user_attrs.get(attributes.WARM))
+    release(storage)
+    return begun
 
 
 def recipe_points(inputs: Inputs) -> list[Params]:

@@ -1,5 +1,6 @@
 """Warm starts in a whole search: which points are scored after the centre, and that it happens once."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -46,6 +47,17 @@ def test_an_exported_recipe_and_another_study_can_be_started_from(write_spec, tm
     best = [trial for trial in best_trials(earlier, 2) if trial.number not in (0, 3)]
     for trial, another in zip(trials[2:], best, strict=False):
         assert (trial.params, trial.value) == (another.params, another.value)
+
+
+def test_a_study_that_has_begun_goes_on_without_the_recipe_that_it_started_from(write_spec, tmp_path):
+    first = write_spec("first.yaml", name="first")
+    search(first, trials=2)
+    assert run_command(["export", str(first), "--trial", "1", "--out", str(tmp_path / "one")]) == 0
+    second = write_spec("second.yaml", name="second", warm_start={"recipes": ["one/recipe.json"]})
+    before = search(second, trials=2).get_trials()
+    shutil.rmtree(tmp_path / "one")
+    assert [trial.params for trial in search(second, trials=3).get_trials()[:2]] == [each.params for each in before]
+    assert run_command(["check", str(second)]) == 0
 
 
 def test_what_has_no_place_is_refused(write_spec, tmp_path):
