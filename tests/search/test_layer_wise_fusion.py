@@ -44,7 +44,9 @@ def finished(folder):
     return [trial for trial in study.trials if not trial.user_attrs.get(attributes.INTERRUPTED)]
 
 
-@pytest.mark.parametrize(("space", "sampler"), [("lfs", "tpe"), ("lfs-flat", "catcma"), ("evolutionary-ties", "cma")])
+@pytest.mark.parametrize(
+    ("space", "sampler"), [("lfs", "tpe"), ("lfs-flat", "catcma"), ("lfs-flat", "forest"), ("evolutionary-ties", "cma")]
+)
 def test_a_search_that_is_killed_and_resumed_exports_what_it_scored(
     processes, write_spec, tmp_path, monkeypatch, capsys, space, sampler
 ):
