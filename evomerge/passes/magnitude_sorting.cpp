@@ -50,11 +50,12 @@ struct Knots {
 
     Knots(const int64_t* ranks, const float* values, int64_t count, double allowed)
         : ranks(ranks), values(values), above(count), below(count) {
+        const int64_t whole = int64_t(allowed);
         int64_t fewest = 0, most = 0;  // as a threshold their values have too few, at most too many, smaller elements
         for (int64_t i = 0; i < count; ++i) {
             const int64_t rank = ranks[i > 0 && values[i - 1] == values[i] ? i - 1 : i];
-            while (double(rank - ranks[fewest]) > allowed) ++fewest;
-            while (most + 1 < count && double(ranks[most + 1] - rank) <= allowed) ++most;
+            while (rank - ranks[fewest] > whole) ++fewest;
+            while (most + 1 < count && ranks[most + 1] - rank <= whole) ++most;
             above[i] = fewest > 0 ? values[fewest - 1] : -1.0f;
             below[i] = values[most];
         }

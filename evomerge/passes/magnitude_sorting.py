@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from ctypes import c_double, c_int64, c_uint32, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from evomerge.passes.kernels import compiled_library
@@ -94,7 +96,7 @@ class Loops:
             ranks.append(found[0])
             values.append(found[1])
             start += len(part)
-        return self._thinned(np.concatenate(ranks), np.concatenate(values), limits)
+        return self._thinned(_joined(ranks), _joined(values), limits)
 
     def _sorted_parts(self, magnitudes: Pieces, elements: int) -> Iterator[Floats | None]:
         if elements <= SHORT:
@@ -138,6 +140,10 @@ class Loops:
             ranks.ctypes.data, values.ctypes.data, len(ranks), limits.longest_run, limits.allowed, kept.ctypes.data
         )
         return with_steps(ranks[kept], values[kept])
+
+
+def _joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _on_cpu(magnitudes: Pieces) -> Iterator[torch.Tensor]:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evomerge.bank import kernels, magnitude_sorting, magnitude_tables
+from evomerge.passes import kernels, magnitude_sorting, magnitude_tables
 from evomerge.passes.kernels import compiled_library
 from evomerge.passes.magnitude_sorting import SOURCE, Loops, fast_table, this_machines_loops
 from evomerge.passes.magnitude_tables import make_table

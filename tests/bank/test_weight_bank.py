@@ -14,7 +14,9 @@ from evomerge.checkpoints import open_source, tensor_digest
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.merging import RuleTensors, merge_state_dicts
 from evomerge.methods import resolve_options, resolve_parameters
+from evomerge.passes import threshold_tables
 from evomerge.passes.kernels import KernelKind, Kernels
+from evomerge.passes.table_store import TableStore
 from evomerge.recipe import ModelRef, Recipe, Rule
 from evomerge.spaces import load_space
 from evomerge.spaces.bound import bind
@@ -194,6 +196,20 @@ def test_n30_nothing_is_opened_sorted_or_written_again_without_need(sources, ban
     bank.materialize(bound.decode(changed))
     assert calls == []
     assert merged == [next(group.tensors for group in bound.groups if group.label == "layers2-3")]
+
+
+def test_threshold_tables_are_there_for_the_next_worker(sources, dtype, tmp_path, monkeypatch):
+    def worker():
+        torch.set_num_threads(1)
+        store = TableStore(tmp_path)
+        return WeightBank(*sources, dtype=getattr(torch, dtype), device=torch.device("cpu"), store=store)
+
+    recipe = recipe_of(sources, "ties", dtype, {"density": 0.4})
+    first = live_bits(worker().materialize(recipe))
+    assert len(list(tmp_path.iterdir())) == len(EXPERTS)
+    monkeypatch.setattr(threshold_tables, "fast_table", lambda *given: pytest.fail("made again"))
+    assert live_bits(worker().materialize(recipe)) == first
+    assert dict(digests(worker().merged(recipe))).items() >= first.items()
 
 
 def test_a_merge_that_is_not_finite_is_refused_and_leaves_no_trace(sources, bank, dtype):
