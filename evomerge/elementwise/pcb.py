@@ -29,10 +29,11 @@ from torch import Tensor
 
 from evomerge.errors import MergeError
 from evomerge.tensors.elementary import hyperbolic_tangent, tangent_up_to_one
-from evomerge.tensors.order_statistics import order_statistics
+from evomerge.tensors.order_statistics import expected_order_statistics
 from evomerge.tensors.plans import Factors, Formula, Plan, competition_within
 from evomerge.tensors.rule_tensors import Piece, RuleTensors
 
+SAMPLED = 61  # one of so many elements tells where order statistics are to be expected
 CLIPPED_SHARE = {"main": 1e-4, "nlp": 1e-2, "vision": 1e-2, "vision_es": 1e-2}
 
 
@@ -179,10 +180,10 @@ def magnitude_bounds(tensors: RuleTensors, share: float) -> tuple[Bounds, ...]:
     """
     elements = tensors.elements(tensors.whole_model)
 
-    def magnitudes() -> Iterator[list[Tensor]]:
+    def magnitudes(stride: int = 1) -> Iterator[list[Tensor]]:
         for name in tensors.whole_model:
             for piece in tensors.pieces(name):
-                vectors = [vector.abs_() for vector in piece.task_vectors()]
+                vectors = [vector[::stride].abs() for vector in piece.task_vectors()]
                 if not all(math.isfinite(float(vector.amax())) for vector in vectors):  # NaN is the largest
                     raise MergeError(f"the base or a source has values that are not finite in tensor {name!r}")
                 yield vectors
@@ -201,21 +202,26 @@ def competition_bounds(
     """
     elements = tensors.elements(tensors.whole_model)
 
-    def scores() -> Iterator[list[Tensor]]:
+    def scores(stride: int = 1) -> Iterator[list[Tensor]]:
         for name in tensors.whole_model:
             for piece in tensors.pieces(name):
-                yield list(betas(piece.task_vectors(), variant, magnitudes))
+                vectors = [vector[::stride].contiguous() for vector in piece.task_vectors()]
+                yield list(betas(vectors, variant, magnitudes))
 
     return _bounds(scores, (int(elements * (1 - density)), elements - 1), tensors)
 
 
 def _bounds(
-    pieces: Callable[[], Iterator[list[Tensor]]], indices: tuple[int, int], tensors: RuleTensors
+    pieces: Callable[..., Iterator[list[Tensor]]], indices: tuple[int, int], tensors: RuleTensors
 ) -> tuple[Bounds, ...]:
-    """Two order statistics of a vector of each source. An index outside of the vector means its first or last."""
+    """Two order statistics of a vector of each source. An index outside of the vector means its first or last.
+
+    Args:
+        pieces: of the vectors; called with a stride, of every so many elements alone.
+    """
     elements, dtype = tensors.elements(tensors.whole_model), tensors.dtype(tensors.whole_model)
     if elements == 0:
         return (_range(0.0, 0.0, dtype),) * len(tensors.sources)
     ranks = [min(max(index, 0), elements - 1) + 1 for index in indices]
-    found = order_statistics(pieces, [ranks] * len(tensors.sources), dtype)
+    found = expected_order_statistics(pieces, ranks, dtype, elements=elements, sample=pieces(SAMPLED))
     return tuple(_range(low, high, dtype) for low, high in found)
