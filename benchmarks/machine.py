@@ -76,11 +76,16 @@ def report(document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], as_js
         print(json.dumps(whole, indent=2))
         return
     print(in_words(whole["machine"]))
+    print(table(rows))
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows in columns of equal width."""
     columns = list(rows[0])
-    table = [columns, *([_cell(row[column]) for column in columns] for row in rows)]
-    widths = [max(len(line[index]) for line in table) for index in range(len(columns))]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    cells = [columns, *([_cell(row[column]) for column in columns] for row in rows)]
+    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells)
+    return "\n".join(lines)
 
 
 def progress(text: str) -> None:

@@ -3,29 +3,51 @@
 *plain* is eager PyTorch in float32, tensor by tensor, with `torch.sort` for each source and tensor. *bandwidth* is
 bytes read plus bytes written per second; for the copy, which copies the output, likewise. `ratio` is that of TIES,
 plain to fused, on the largest model. Sources are randomly initialised: the speed of a merge does not depend on values.
+
+*first* is the first candidate of a worker on a machine that has no threshold tables of these sources, *next worker* the
+first one of a worker that finds them on disk, *warm* every later one; all in float32, with kernels there. *Allowed*
+are three times a warm one and 3 s per 100 M elements and source. `DARE-TIES / TIES` is the ratio of warm ones.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from machine import arguments, interleaved, progress, report
+from machine import CLOCKS, arguments, interleaved, progress, report, table
 from torch import Tensor
 
-from evomerge.merging import RuleTensors
-from evomerge.methods import resolve_options, resolve_parameters
-from evomerge.passes.fused_rule import SourceCache, fuse_rule
+from evomerge.merging import RuleTensors, merge_rule
+from evomerge.methods import METHODS, resolve_options, resolve_parameters
+from evomerge.passes.fused_rule import FusedRule, SourceCache, fuse_rule
 from evomerge.passes.kernels import Kernels
-from evomerge.passes.threshold_tables import ThresholdTables
+from evomerge.passes.magnitude_sorting import this_machines_loops
+from evomerge.passes.table_store import TableStore
+from evomerge.passes.threshold_tables import Contents, ThresholdTables
+from evomerge.tensors.order_statistics import Thresholds
 
 EXPERTS = 4
 DENSITY = 0.2
 
-# Layers, width, width of the mlp, vocabulary.
-SIZES = {"toy": (4, 64, 176, 64), "100M": (12, 768, 2048, 32_000)}
+# Layers, width, width of keys and values, width of the mlp, vocabulary; the last one is SmolLM2-135M.
+SIZES = {
+    "toy": (4, 64, 64, 176, 64),
+    "100M": (12, 768, 768, 2048, 32_000),
+    "135M": (30, 576, 192, 1536, 49_152),
+}
+
+# First candidates: method, parameters, options.
+COLD: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "ties": ("ties", {"density": DENSITY}, {"trim_scope": "tensor"}),
+    "dare_ties": ("dare_ties", {"density": DENSITY, "drop_rate": 0.5}, {"trim_scope": "tensor"}),
+    "pcb": ("pcb", {"density": 0.1}, {}),
+}
+COLD_SOURCES = 3
+ALLOWED_WARM, ALLOWED_SECONDS = 3, 3.0  # times a warm candidate, and per 100 M elements and source
 
 # What is timed: method and options.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -41,12 +63,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def main() -> None:
     parser = arguments(str(__doc__).partition("\n")[0])
-    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["toy", "100M"])
+    parser.add_argument("--cold", choices=list(SIZES), default="135M", help="size for first candidates (default 135M)")
+    parser.add_argument("--only-cold", action="store_true", help="first candidates alone")
     parser.add_argument("--no-plain", action="store_true", help="only against the copy: plain takes minutes at 100M")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kernels = Kernels(device)
+    first = first_candidates(given.cold, kernels, given.runs, given.clock)
+    if given.only_cold:
+        report({"benchmark": "merge", "clock": given.clock, **first}, first["first candidates"], given.json)
+        return
     rows = []
     for size in given.sizes:
         base, sources = models(size, device)
@@ -55,7 +83,80 @@ def main() -> None:
             timed = partial(interleaved, runs=given.runs, clock=given.clock)
             rows.append({"model": size, **measure(case, base, sources, kernels, timed, not given.no_plain)})
     ties = [row for row in rows if row["method"] == "ties"][-1]
-    report({"benchmark": "merge", "clock": given.clock, "ratio": ties["plain / fused"]}, rows, given.json)
+    report({"benchmark": "merge", "clock": given.clock, "ratio": ties["plain / fused"], **first}, rows, given.json)
+    if not given.json:
+        print(table(first["first candidates"]))
+
+
+def first_candidates(size: str, kernels: Kernels, runs: int, clock: str) -> dict[str, Any]:
+    """A row per method on one size, and the ratio of warm candidates of DARE-TIES to those of TIES."""
+    base, sources = models(size, kernels.device, torch.float32, COLD_SOURCES)
+    elements = sum(map(Tensor.numel, base.values()))
+    live = {name: torch.zeros_like(tensor) for name, tensor in base.items()}
+    this_machines_loops()  # once per machine, like the kernels
+    now = CLOCKS[clock]
+    rows: list[dict[str, Any]] = []
+    warm_sides: dict[str, Callable[[], object]] = {}
+    for case in COLD:
+        progress(f"{size}: first candidate of {case}")
+        seconds = []
+        with tempfile.TemporaryDirectory() as folder:
+            for _ in range(2 if METHODS[COLD[case][0]].sorts_magnitudes else 1):
+                tables = stored_tables(base, sources, Path(folder))
+                candidate = cold_side(case, base, sources, kernels, tables)
+                started = now()
+                candidate(live)
+                tables.save()
+                seconds.append(now() - started)
+            warm_sides[case] = partial(candidate, live)
+        rows.append({"model": size, "method": case, "first s": seconds[0], "next worker s": [*seconds, None][1]})
+    warm = interleaved(warm_sides, runs=runs, clock=clock)
+    for row in rows:
+        row["warm s"] = warm[row["method"]]
+        row["allowed s"] = ALLOWED_WARM * row["warm s"] + ALLOWED_SECONDS * elements / 1e8 * COLD_SOURCES
+        row["first / allowed"] = row["first s"] / row["allowed s"]
+    return {"first candidates": rows, "DARE-TIES / TIES": warm["dare_ties"] / warm["ties"]}
+
+
+def stored_tables(base: dict[str, Tensor], sources: list[dict[str, Tensor]], folder: Path) -> ThresholdTables:
+    names = tuple(map(str, range(len(sources))))
+    return ThresholdTables(base, sources, Contents(base="base", sources=names, store=TableStore(folder)))
+
+
+def cold_side(
+    case: str, base: dict[str, Tensor], sources: list[dict[str, Tensor]], kernels: Kernels, tables: ThresholdTables
+) -> Callable[[dict[str, Tensor]], None]:
+    """Writes a candidate of a worker that has made none yet, eagerly where the method has no formula."""
+    method, parameters, options = COLD[case]
+    cache, waiting = SourceCache(), _Waiting(kernels)
+
+    def fused(
+        names: tuple[str, ...], thresholds: Thresholds, cache: SourceCache
+    ) -> tuple[RuleTensors, FusedRule | None]:
+        tensors = RuleTensors(
+            names=names,
+            base=base,
+            sources=tuple(sources),
+            parameters=resolve_parameters(method, parameters, len(sources)),
+            options=resolve_options(method, options),
+            thresholds=thresholds,
+            cache=cache.values.setdefault((), {}),
+        )
+        return tensors, fuse_rule(
+            method, tensors, kernels=waiting, dtype=torch.float32, device=kernels.device, cache=cache
+        )
+
+    fused(("model.norm.weight",), _Known(), SourceCache())  # the kernels are there
+
+    def write(live: dict[str, Tensor]) -> None:
+        tensors, rule = fused(tuple(base), tables, cache)
+        if rule is not None:
+            rule.write(live)
+            return
+        for name, tensor in merge_rule(method, tensors):
+            live[name].copy_(tensor)
+
+    return write
 
 
 def measure(
@@ -124,6 +225,13 @@ def fused_side(
     return write
 
 
+class _Known(Thresholds):
+    """Thresholds that take no time."""
+
+    def kth_magnitude(self, source: int, scope: tuple[str, ...], k: int) -> float:
+        return 0.002
+
+
 class _Waiting(Kernels):
     """Kernels that are there when they are asked for."""
 
@@ -135,25 +243,26 @@ class _Waiting(Kernels):
         return self._inner.compile(kind)
 
 
-def models(size: str, device: torch.device) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-    """Base and experts in bfloat16, with the tensors of a Llama of that size."""
+def models(
+    size: str, device: torch.device, dtype: torch.dtype = torch.bfloat16, experts: int = EXPERTS
+) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    """Base and experts with the tensors of a Llama of that size."""
     generator = torch.Generator().manual_seed(0)
     base = {
-        name: (torch.randn(shape, generator=generator) * 0.02).to(device, torch.bfloat16)
-        for name, shape in shapes(size).items()
+        name: (torch.randn(shape, generator=generator) * 0.02).to(device, dtype) for name, shape in shapes(size).items()
     }
     sources = [
         {
-            name: (tensor.float() + (torch.randn(tensor.shape, generator=generator) * 0.002).to(device)).bfloat16()
+            name: (tensor.float() + (torch.randn(tensor.shape, generator=generator) * 0.002).to(device)).to(dtype)
             for name, tensor in base.items()
         }
-        for _ in range(EXPERTS)
+        for _ in range(experts)
     ]
     return base, sources
 
 
 def shapes(size: str) -> dict[str, tuple[int, ...]]:
-    layers, width, inner, vocabulary = SIZES[size]
+    layers, width, narrow, inner, vocabulary = SIZES[size]
     found: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (vocabulary, width),
         "model.norm.weight": (width,),
@@ -161,7 +270,7 @@ def shapes(size: str) -> dict[str, tuple[int, ...]]:
     for layer in range(layers):
         prefix = f"model.layers.{layer}."
         for part in "qkvo":
-            found[f"{prefix}self_attn.{part}_proj.weight"] = (width, width)
+            found[f"{prefix}self_attn.{part}_proj.weight"] = (narrow if part in "kv" else width, width)
         for part in ("gate", "up"):
             found[f"{prefix}mlp.{part}_proj.weight"] = (inner, width)
         found[f"{prefix}mlp.down_proj.weight"] = (width, inner)
