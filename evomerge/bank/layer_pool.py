@@ -25,13 +25,26 @@ class LayerPool:
         self._held: dict[tuple[str, str, torch.dtype], torch.Tensor] = {}
 
     def tensor(self, source: str, name: str, live: torch.dtype) -> torch.Tensor:
-        """A tensor of a source, rounded to the scoring dtype, in the dtype `live` that the model class keeps it in."""
+        """A tensor of a source, rounded to the scoring dtype, in the dtype `live` that the model class keeps it in.
+
+        Raises:
+            MergeError: it is not finite in the scoring dtype.
+        """
         key = (source, name, live)
         if key not in self._held:
-            stored = self._weights[source][name]
-            rounded = stored.to(self._dtype) if stored.is_floating_point() else stored
-            self._held[key] = rounded.to(self._device, live)
+            self._held[key] = self.rounded(source, name).to(self._device, live)
         return self._held[key]
+
+    def rounded(self, source: str, name: str) -> torch.Tensor:
+        """A tensor of a source where the source is, rounded to the scoring dtype.
+
+        Raises:
+            MergeError: it is not finite in that dtype.
+        """
+        stored = self._weights[source][name]
+        if not stored.is_floating_point():
+            return stored
+        return _finite(stored.to(self._dtype), f"tensor {name!r} of {source!r}")
 
     def scaled(self, source: str, name: str, scale: float) -> torch.Tensor:
         """A tensor of a source times a factor: multiplied in fp32 and rounded once, to the scoring dtype.
@@ -40,6 +53,10 @@ class LayerPool:
             MergeError: the product is not finite.
         """
         product = (self._weights[source][name].to(self._device).float() * scale).to(self._dtype)
-        if not bool(torch.isfinite(product).all()):
-            raise MergeError(f"tensor {name!r} of {source!r}, times {scale}, is not finite in {self._dtype}")
-        return product
+        return _finite(product, f"tensor {name!r} of {source!r}, times {scale},")
+
+
+def _finite(tensor: torch.Tensor, described: str) -> torch.Tensor:
+    if not bool(torch.isfinite(tensor).all()):
+        raise MergeError(f"{described} is not finite in {str(tensor.dtype).removeprefix('torch.')}")
+    return tensor

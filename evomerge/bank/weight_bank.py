@@ -176,7 +176,7 @@ class WeightBank:
             if entry.name in scaled:
                 tensor = self._pool.scaled(layer.source, entry.name, layer.scale)
             else:
-                tensor = self._in_dtype(self._weights[layer.source][entry.name])
+                tensor = self._pool.rounded(layer.source, entry.name)
             yield renumbered(entry.name, place), tensor
 
     def live_digests(self, recipe: Recipe) -> dict[str, str]:

@@ -44,8 +44,8 @@ _STYLES = {"best": "bold green", "trial": "dim", "mean": "dim", "source": "", "b
 
 
 def _summary(stored: StoredSearch, lines: Sequence[Line]) -> Table:
-    columns = ("search", "±", "held-out", "±", "s / candidate")
     paths = any(line.layers for line in lines)  # else all have as many layers as the sources
+    columns = ("search", "±", "held-out", "±", "s each" if paths else "s / candidate")
     table = _table(f"{stored.study.study_name}: objective", (*columns, "layers") if paths else columns)
     for line in lines:
         seconds = f"{line.seconds:.1f}" if line.seconds else "–"

@@ -168,6 +168,19 @@ def test_layers_are_the_sources_own_memory_and_one_that_stays_is_not_touched(ope
     assert deeper.model.embed_tokens is first.model.embed_tokens
 
 
+def test_scaled_tensors_are_kept_for_the_next_path_and_given_back_by_models_that_are_not_in_use(open_bank):
+    bank = open_bank("llama")
+    short = bank.materialize(recipe_of(bank, PATHS[1]))
+    scaled = short.model.layers[1].mlp.down_proj.weight
+    own = bank.weights["b"]["model.layers.1.mlp.down_proj.weight"]
+    assert torch.equal(scaled, own * torch.tensor(0.7))
+    deep = bank.materialize(recipe_of(bank, PATHS[2]))
+    assert deep.model.layers[2].mlp.down_proj.weight.data_ptr() == scaled.data_ptr()
+    assert short.model.layers[1].mlp.down_proj.weight.data_ptr() == own.data_ptr()
+    again = bank.materialize(recipe_of(bank, PATHS[1]))
+    assert torch.equal(again.model.layers[1].mlp.down_proj.weight, scaled)
+
+
 def test_models_of_a_depth_are_built_once_and_a_limited_number_of_them_is_kept(open_bank, monkeypatch):
     built: list[int] = []
     build = skeletons_module.build_stacked
@@ -245,6 +258,19 @@ def test_a_scale_beyond_the_dtype_is_a_failed_merge(open_bank):
     bank = open_bank("llama")
     with pytest.raises(MergeError, match="not finite"):
         bank.materialize(recipe_of(bank, [("a", 0, 1e38), ("a", 1, 1e39)]))
+
+
+def test_a_layer_that_is_not_finite_in_the_scoring_dtype_is_a_failed_merge(open_bank):
+    bank = open_bank("llama", torch.float16)
+    bank._weights["a"] = dict(bank.weights["a"])
+    name = "model.layers.1.mlp.up_proj.weight"
+    bank._weights["a"][name] = bank.weights["a"][name] * 1e6
+    recipe = recipe_of(bank, [("a", 1, 1.0)], "float16")
+    with pytest.raises(MergeError, match=r"up_proj\.weight' of 'a' is not finite in float16"):
+        bank.materialize(recipe)
+    with pytest.raises(MergeError, match="not finite"):
+        dict(bank.merged(recipe))
+    assert torch.isfinite(bank.materialize(recipe_of(bank, [("a", 0, 1.0)], "float16"))(ITEMS).logits).all()
 
 
 def test_a_model_whose_layers_compute_by_their_place_is_refused(open_bank):

@@ -214,9 +214,10 @@ def test_a_check_warns_where_most_paths_are_over_the_budget(write_paths, capsys)
     assert warnings(max_layers=9) == []
 
 
-def test_a_path_that_won_starts_the_next_search(write_paths, tmp_path):
+def test_a_path_that_won_starts_the_next_search(write_paths, tmp_path, capsys):
     spec = write_paths({"max_layers": 8}, budget={"trials": 6}, baselines=[])
     assert run_command(["run", str(spec), "--ray", "none"]) == 0
+    assert "layers" in capsys.readouterr().out  # a column of the leaderboard
     study = optuna.load_study(study_name="sim", storage=f"sqlite:///{tmp_path}/runs/sim/study.db")
     best = best_trials(study, 1)[0]
     assert run_command(["export", str(spec), "--out", "best"]) == 0
