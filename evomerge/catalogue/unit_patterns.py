@@ -169,7 +169,7 @@ def _tells_heads_apart(group: UnitGroup, tensors: Tensors) -> bool:
     known = {member.name for member in group.members}
     shared = {f"{group.prefix}{norm}.weight" for norm in _HEAD_NORMS}
     beside = (name for name in tensors if name.startswith(group.prefix) and name not in known | shared)
-    return any(not _is_output_bias(name, known) and not name.endswith("inv_freq") for name in beside)
+    return any(not _stays(name, known) for name in beside)
 
 
 def _norm_size(tensors: Tensors, prefix: str) -> int | None:
@@ -184,9 +184,10 @@ def _has_strangers(group: UnitGroup, tensors: Tensors) -> bool:
     known = {member.name for member in group.members}
     lengths = {tensors[member.name].shape[member.axis] for member in group.members} | {group.units}
     beside = (name for name in tensors if name.startswith(group.prefix) and name not in known)
-    return any(lengths & set(tensors[name].shape) for name in beside if not _is_output_bias(name, known))
+    return any(lengths & set(tensors[name].shape) for name in beside if not _stays(name, known))
 
 
-def _is_output_bias(name: str, known: set[str]) -> bool:
-    """The bias of a moving module's outputs, which are in the residual stream."""
-    return name.endswith("bias") and name.removesuffix("bias") + "weight" in known
+def _stays(name: str, known: set[str]) -> bool:
+    """Whether a tensor is a bias of outputs, which are in the residual stream, or of positions inside a head."""
+    is_bias = name.endswith("bias") and name.removesuffix("bias") + "weight" in known
+    return is_bias or name.endswith("inv_freq")
