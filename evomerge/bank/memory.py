@@ -66,6 +66,12 @@ def projection_sizes(catalogue: TensorCatalogue, *, first_models: int, heads: bo
     )
 
 
+def alignment_bytes(catalogue: TensorCatalogue, *, mixed: bool) -> int:
+    """Bytes of the aligned first source that OT fusion keeps: what can move in the source's dtype, mixed in float64."""
+    moving = [entry for entry in catalogue.mergeable if entry.part in ("attention", "mlp", "rest")]
+    return sum(entry.numel * (8 if mixed else BYTES.get(entry.dtype, 8)) for entry in moving)
+
+
 def _is_projected(entry: TensorEntry, *, heads: bool) -> bool:
     names = (entry.name, *entry.aliases)
     return len(entry.shape) == 2 and all(is_linear(name, heads=heads) for name in names)

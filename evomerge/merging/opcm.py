@@ -100,12 +100,15 @@ def _last_state(tensors: RuleTensors) -> OpcmState:
     """The state after all sources; kept for the rules with the other parts of the model, where this rule is a part."""
     alpha = tensors.shared("alpha")
     question = alpha, tuple(sorted(tensors.options.items())), tensors.whole_model
-    kept: tuple[object, OpcmState] | None = tensors.cache.get(("opcm", "state"))
-    if kept is not None and kept[0] == question:
-        return kept[1]
+    shared = tensors.cache_of_first(0)  # by all orders: a state has the size of the model
+    kept: tuple[object, object, OpcmState] | None = shared.get(("opcm", "state"))
+    if kept is not None and kept[0] == question and kept[1] is tensors.cache:
+        return kept[2]
+    shared.pop(("opcm", "state"), None)
+    del kept
     state = _merge_all(tensors, alpha)
     if set(tensors.names) != set(tensors.whole_model):
-        tensors.cache["opcm", "state"] = question, state
+        shared["opcm", "state"] = question, tensors.cache, state
     return state
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evomerge.bank.memory import MemoryNeed, ProjectionSizes, memory_need, projection_sizes
+from evomerge.bank.memory import MemoryNeed, ProjectionSizes, alignment_bytes, memory_need, projection_sizes
 from evomerge.bank.placement import Placement, place_sources, this_machine
 from evomerge.baselines.info import BASELINES
 from evomerge.merging.regmean import KEPT_BYTES
@@ -37,15 +37,17 @@ def memory_of(inputs: Inputs) -> MemoryNeed:
         statistics=sum(each.file for each in measured),
         measuring=max((each.measuring for each in measured), default=0),
         solving=max((*(each.solving for each in measured), *(each.merging for each in projections)), default=0),
-        kept=min(KEPT_BYTES, sum(each.products for each in measured)) + sum(each.kept for each in projections),
+        kept=min(KEPT_BYTES, sum(each.products for each in measured))
+        + max((each.kept for each in projections), default=0)
+        + _aligned(inputs),
         longest_path=0 if paths is None else paths.max_layers,
     )
 
 
 def _projections(inputs: Inputs) -> list[ProjectionSizes]:
-    """Of the methods whose sources arrive one after the other."""
-    space = inputs.space
-    return [
+    """Of the methods, searched or a baseline's, whose sources arrive one after the other."""
+    space, spec = inputs.space, inputs.spec
+    sizes = [
         projection_sizes(
             inputs.catalogue,
             first_models=len(space.sources) if chosen.order == "searched" else 1,
@@ -54,6 +56,18 @@ def _projections(inputs: Inputs) -> list[ProjectionSizes]:
         for method, chosen in space.space.methods.items()
         if METHODS[method].arrival
     ]
+    merged_by = (BASELINES[baseline.name].method for baseline in spec.chosen_baselines)
+    if any(method is not None and METHODS[method].arrival for method in merged_by):
+        sizes.append(projection_sizes(inputs.catalogue, first_models=1))
+    return sizes
+
+
+def _aligned(inputs: Inputs) -> int:
+    chosen = inputs.space.space.methods.get("ot_fusion")
+    if chosen is None:
+        return 0
+    mixed = chosen.options.get("solver") == "sinkhorn" or chosen.options.get("correction") is False
+    return alignment_bytes(inputs.catalogue, mixed=mixed)
 
 
 def placement_of(inputs: Inputs, workers: int) -> Placement:
