@@ -1,6 +1,6 @@
 """Expected improvement of a cost whose logarithm is modelled.
 
-F. Hutter et al., "An experimental investigation of model-based parameter optimisation", 2009, section 5.2 (log EI); the
+F. Hutter et al., "An experimental investigation of model-based parameter optimisation", 2009 (log EI); the
 scaling of costs before their logarithm is taken is that of SMAC3.
 """
 

@@ -27,6 +27,7 @@ from evomerge.evolution.unit_cube import UnitCube
 from evomerge.samplers import settings
 from evomerge.samplers.acquisition import log_expected_improvement, log_scaled
 from evomerge.samplers.base import SEEDS, SamplerInputs, SeededSampler, in_tell_order, refuse_hyperband
+from evomerge.samplers.infeasible import excess_of
 from evomerge.seeding import derive
 from evomerge.storage.attributes import RUNGS
 from evomerge.storage.optuna_internals import cached_trials
@@ -66,9 +67,9 @@ class ForestSampler(SeededSampler):
     """Proposes the point of largest log EI under a random forest, over numbers, categories and conditional parameters.
 
     The forest is fitted anew for every proposal, from the study alone. Its features are the coordinates of the unit
-    cube, one column per choice of a category, and a value outside the cube where a parameter does not exist. Failed
-    trials teach nothing. Dropped ones count with their values at the rungs that they reached, or, after a race, with
-    their estimate on all items.
+    cube, one column per choice of a category, and a value outside the cube where a parameter does not exist. Trials
+    that failed while they were scored teach nothing. Dropped ones count with their values at the rungs that they
+    reached, or, after a race, with their estimate on all items.
 
     Args:
         startup: see `build`.
@@ -118,17 +119,21 @@ class ForestSampler(SeededSampler):
         return draws.random(len(self._choices))
 
     def _known(self, study: Study, trials: Sequence[FrozenTrial]) -> tuple[Vector, Vector] | None:
-        """Points and costs on the largest number of items with enough of them; None without any."""
+        """Points and costs on the largest number of items with enough of them; None without any.
+
+        A proposal that was refused without being scored costs as much as the worst one with a score, as in SMAC.
+        """
         sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
         by_items: dict[float, list[tuple[FrozenTrial, float]]] = defaultdict(list)
-        for trial in in_tell_order(trials):
-            if self._is_usable(trial):
-                for items, value in values_by_items(trial).items():
-                    by_items[items].append((trial, sign * value))
+        usable = [trial for trial in in_tell_order(trials) if self._is_usable(trial)]
+        for trial in usable:
+            for items, value in values_by_items(trial).items():
+                by_items[items].append((trial, sign * value))
         for items in sorted(by_items, reverse=True):
             if len(by_items[items]) >= self._startup:
                 scored, costs = zip(*by_items[items], strict=True)
-                return self._points(scored), np.array(costs, dtype=np.float64)
+                refused = [trial for trial in usable if excess_of(trial) is not None]
+                return self._points([*scored, *refused]), np.array([*costs, *[max(costs)] * len(refused)])
         return None
 
     def _is_usable(self, trial: FrozenTrial) -> bool:
@@ -140,7 +145,7 @@ class ForestSampler(SeededSampler):
         return np.array(rows, dtype=np.float64).reshape(-1, len(self._choices))
 
     def _features(self, points: Vector) -> Vector:
-        """What the trees split by: [N, columns]."""
+        """Columns that the trees split by: [N, columns]."""
         exists = self._existing(points)
         columns: list[Vector] = []
         for at, choices in enumerate(self._choices):

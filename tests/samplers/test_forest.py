@@ -15,7 +15,7 @@ from evomerge.errors import InvalidInput
 from evomerge.samplers import build_sampler
 from evomerge.samplers.acquisition import log_expected_improvement, log_scaled
 from evomerge.samplers.forest import Forest, ForestSampler, values_by_items
-from evomerge.storage.attributes import RUNGS, TELL
+from evomerge.storage.attributes import INFEASIBLE, RUNGS, TELL
 from evomerge.testing.sampler_contract import CONDITIONAL, SamplerContract, Space, ask, box, loss, run, tell
 
 
@@ -73,6 +73,20 @@ def test_a_forest_is_fitted_to_the_most_items_that_enough_trials_were_scored_on(
     assert costs() == [-0.5, -0.8, -0.2]
     study.add_trial(scored(0.5, 0.9, {}))  # before there was an incumbent
     assert costs() == [-0.3, -0.6, -0.9]
+
+
+def test_a_refused_proposal_costs_as_much_as_the_worst_one_and_another_failure_teaches_nothing() -> None:
+    space = box(1)
+    sampler = forest_sampler(space, n_startup_trials=2)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.add_trials([scored(0.1, 0.4, {}), scored(0.2, 0.9, {}), scored(0.3, None, {}, TrialState.FAIL)])
+    refused = scored(0.8, None, {}, TrialState.FAIL)
+    refused.user_attrs[INFEASIBLE] = 2.0
+    study.add_trial(refused)
+    known = sampler._known(study, study.get_trials())
+    assert known is not None
+    assert known[0][:, 0].tolist() == [0.1, 0.2, 0.8]
+    assert known[1].tolist() == [-0.4, -0.9, -0.4]
 
 
 def test_proposals_follow_the_rung_with_enough_values_and_not_the_estimates() -> None:
