@@ -94,7 +94,7 @@ def test_no_import_of_the_package_runs_upward():
         ("shipped.py", "import evomerge.search.run", ["evomerge.search.run"]),
         ("storage/lock.py", "from evomerge.study.trials import best_trials", ["evomerge.study.trials"]),
         (
-            "passes/fused_rule.py",
+            "bank/weight_bank.py",
             "from evomerge.errors import InvalidInput\nfrom evomerge.bank.memory import MemoryNeed",
             [],
         ),
