@@ -95,7 +95,7 @@ def test_no_import_of_the_package_runs_upward():
         ("storage/lock.py", "from evomerge.study.trials import best_trials", ["evomerge.study.trials"]),
         (
             "bank/weight_bank.py",
-            "from evomerge.errors import InvalidInput\nfrom evomerge.bank.memory import MemoryNeed",
+            "from evomerge.errors import InvalidInput\nfrom evomerge.passes.fused_rule import FusedRule",
             [],
         ),
         ("spec.py", "from evomerge.baselines.info import BASELINES", []),
@@ -167,8 +167,10 @@ def test_n36_private_names_of_optuna_are_used_in_one_file():
 def test_optuna_stays_with_spaces_and_study_and_what_reads_them():
     users = {unit_of(path) for path in FILES if any(module.split(".")[0] == "optuna" for module in imports_of(path))}
     assert users <= {
+        "genomes",
         "spaces",
         "storage",
+        "evolution",
         "samplers",
         "study",
         "opening",
