@@ -1,4 +1,4 @@
-"""How many units of the first source OT fusion will move, told before a search."""
+"""Number of units of the first source that OT fusion will move, computed before a search."""
 
 from __future__ import annotations
 
