@@ -34,7 +34,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge import load_spec, run_search
-from evomerge.bank import WeightBank, fused_rule, kernels
+from evomerge.bank import WeightBank
 from evomerge.baselines.named_recipes import source_rows
 from evomerge.engine.live_state import LiveState
 from evomerge.errors import EvomergeError, InvalidInput
@@ -42,6 +42,7 @@ from evomerge.evaluation import Candidate, ItemBlock, Pack, load_pack
 from evomerge.evaluation.scores import Scores
 from evomerge.export import export_merge
 from evomerge.opening.inputs import Inputs, open_inputs
+from evomerge.passes import fused_rule, kernels
 from evomerge.passes.kernels import KernelKind
 from evomerge.preflight import preflight
 from evomerge.recipe import Recipe, Rule
