@@ -39,6 +39,9 @@ class OneNumber:
     def active(self, params):
         return self.distributions
 
+    def infeasible(self, recipe):
+        return None
+
 
 @pytest.fixture(params=["sqlite", "journal"])
 def search(request, tmp_path):
