@@ -297,7 +297,7 @@ class WeightBank:
         return self._tables[sources]
 
     def _contents(self, base: str, sources: tuple[str, ...]) -> Contents | None:
-        """What the tables are kept on disk by; None where the content of a model is not known."""
+        """Contents that tables are kept on disk by; None where the content of a model is not known."""
         of_base, *others = (self._fingerprints[name] for name in (base, *sources))
         known = tuple(other for other in others if other is not None)
         if of_base is None or len(known) < len(others):
