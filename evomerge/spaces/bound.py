@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -199,58 +199,38 @@ def bind(
         InvalidInput: a method cannot merge this number of sources, or the model has no layers to divide by.
     """
     sources = (base, *experts) if space.sources == "all" else tuple(experts)
+    names = [source.name for source in sources]
     for method in space.methods:
-        _check_number(space, method, [source.name for source in sources])
+        _check_number(space, method, names)
+    bound = partial(BoundSpace, space=space, base=base, sources=sources, dtype=dtype, seed=seed)
     if space.layers is not None:
-        paths = bind_paths(space, catalogue, base.name, [source.name for source in sources])
-        return BoundSpace(
-            space=space,
-            base=base,
-            sources=sources,
-            groups=(),
-            distributions=paths.distributions(),
-            conditions={},
-            dtype=dtype,
-            seed=seed,
-            paths=paths,
-        )
+        paths = bind_paths(space, catalogue, base.name, names)
+        return bound(groups=(), distributions=paths.distributions(), conditions={}, paths=paths)
     if space.genome is not None:
-        genome = bind_genome(space.genome, catalogue, [source.name for source in sources], semantics=space.semantics)
-        return BoundSpace(
-            space=space,
-            base=base,
-            sources=sources,
-            groups=genome.groups,
-            distributions=genome.distributions,
-            conditions={},
-            dtype=dtype,
-            seed=seed,
-            genome=genome,
-        )
+        genome = bind_genome(space.genome, catalogue, names, semantics=space.semantics)
+        return bound(groups=genome.groups, distributions=genome.distributions, conditions={}, genome=genome)
     groups = divide(catalogue, space.groups)
+    distributions, conditions = _box(space, groups, names)
+    if not distributions:
+        raise InvalidInput(f"search space {space.name!r} has nothing to search: every parameter is fixed")
+    return bound(groups=groups, distributions=distributions, conditions=conditions)
+
+
+def _box(
+    space: SearchSpace, groups: Sequence[TensorGroup], sources: Sequence[str]
+) -> tuple[dict[str, BaseDistribution], dict[str, tuple[str, tuple[str, ...]]]]:
+    """The parameters of all groups, and those that exist only for some methods: name -> (parent, its values)."""
     distributions: dict[str, BaseDistribution] = {}
     conditions: dict[str, tuple[str, tuple[str, ...]]] = {}
-    names = [source.name for source in sources]
     for group, knot in [(each, knot) for each in groups for knot, _ in each.knots]:
         if len(space.methods) > 1:
             distributions.setdefault(method_param(space, group), CategoricalDistribution(tuple(space.methods)))
         for method, chosen in space.methods.items():
-            for param, distribution in _genes(space, method, chosen, knot=knot, sources=names):
+            for param, distribution in _genes(space, method, chosen, knot=knot, sources=sources):
                 distributions.setdefault(param, distribution)
                 if len(space.methods) > 1 and param.startswith(_join(knot, method)):
                     conditions[param] = (method_param(space, group), (method,))
-    if not distributions:
-        raise InvalidInput(f"search space {space.name!r} has nothing to search: every parameter is fixed")
-    return BoundSpace(
-        space=space,
-        base=base,
-        sources=sources,
-        groups=groups,
-        distributions=distributions,
-        conditions=conditions,
-        dtype=dtype,
-        seed=seed,
-    )
+    return distributions, conditions
 
 
 def _check_number(space: SearchSpace, method: str, sources: Sequence[str]) -> None:

@@ -91,8 +91,8 @@ SPACES = {
 }
 
 
-def refused(spec, tmp_path, capsys, says):
-    """Whether check and run both end with code 2 and one line that says so, and leave no file behind."""
+def assert_refused(spec, tmp_path, capsys, says):
+    """Check and run both end with code 2 and one line that says so, and leave no file behind."""
     before = sorted(tmp_path.rglob("*"))
     for command in (["check", str(spec)], ["run", str(spec), "--ray", "none"]):
         assert run_command(command) == 2
@@ -110,7 +110,7 @@ def test_a_space_that_a_method_does_not_allow_is_refused(write_spec, tmp_path, c
         (tmp_path / "space.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         says = says.replace("space.genome", "genome")
     spec = write_spec(space=content if place == "the spec" else "space.yaml", sampler="catcma")
-    refused(spec, tmp_path, capsys, says)
+    assert_refused(spec, tmp_path, capsys, says)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_space_that_a_method_does_not_allow_is_refused(write_spec, tmp_path, c
 def test_a_number_of_sources_that_a_method_cannot_merge_is_refused(
     write_spec, tmp_path, capsys, content, sources, says
 ):
-    refused(write_spec(space=content, sources=sources, sampler="catcma"), tmp_path, capsys, says)
+    assert_refused(write_spec(space=content, sources=sources, sampler="catcma"), tmp_path, capsys, says)
 
 
 @pytest.mark.parametrize("method", ["pcb", "opcm", "ot_fusion"])
@@ -145,7 +145,7 @@ def test_sources_of_another_shape_are_refused(write_spec, tmp_path, capsys, meth
     parameter = {"pcb": "weight", "opcm": "alpha", "ot_fusion": "t"}[method]
     sources = [BASE, REVERSE, {"name": "narrow", "location": str(narrow)}]
     spec = write_spec(space=space(method, {parameter: upto(0.9)}), sources=sources)
-    refused(spec, tmp_path, capsys, name)
+    assert_refused(spec, tmp_path, capsys, name)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_sources_of_another_shape_are_refused(write_spec, tmp_path, capsys, meth
     ],
 )
 def test_a_baseline_that_its_method_does_not_allow_is_refused(write_spec, tmp_path, capsys, baseline, says):
-    refused(write_spec(baselines=[baseline]), tmp_path, capsys, says)
+    assert_refused(write_spec(baselines=[baseline]), tmp_path, capsys, says)
 
 
 def recipe_file(tmp_path, rule, **changes):
@@ -181,7 +181,7 @@ def recipe_file(tmp_path, rule, **changes):
 def test_a_warm_start_without_a_place_is_refused(write_spec, tmp_path, capsys, method, parameters, files):
     rule = Rule(tensors=("model.norm.weight",), method=method, sources=("reverse", "sort"), parameters=parameters)
     spec = write_spec(warm_start={"recipes": [recipe_file(tmp_path, rule, files=files)]})
-    refused(spec, tmp_path, capsys, "has no place in search space")
+    assert_refused(spec, tmp_path, capsys, "has no place in search space")
 
 
 @pytest.mark.parametrize("method", ["fisher", "regmean"])
@@ -199,4 +199,4 @@ def test_statistics_without_text_to_measure_them_on_are_refused(
 ):
     content = space(method, {{"fisher": "power", "regmean": "scaling"}[method]: upto(1.0)})
     sources = [BASE, *({**expert, "calibration": calibration} for expert in (REVERSE, SORT))]
-    refused(write_spec(space=content, sources=sources), tmp_path, capsys, says)
+    assert_refused(write_spec(space=content, sources=sources), tmp_path, capsys, says)
