@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 SEMANTICS_VERSION = 1  # raised whenever the same recipe would give other weights
@@ -74,6 +74,9 @@ class Recipe:
             "grams.reverse" (`source_role`).
         layers: the layers of the model, from the first to the last, of base and sources as they are; rules then name
             tensors outside of layers only. Empty: as many layers as the base has, merged by the rules.
+        ingredients: name -> a merge that rules may name as one more source: its weights, rounded to its own dtype.
+            `sources` has the real models, those of the ingredients included; `files` only what the rules of this recipe
+            need, each ingredient has its own. An ingredient may have ingredients.
     """
 
     base: ModelRef
@@ -84,22 +87,20 @@ class Recipe:
     semantics: int = SEMANTICS_VERSION
     files: Mapping[str, str] = field(default_factory=dict)
     layers: tuple[PathLayer, ...] = ()
+    ingredients: Mapping[str, Recipe] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
         """SHA-256 over everything that determines the weights: the content of the sources, not their location."""
-        content = self._content()
-        for model in (content["base"], *content["sources"]):
-            if model["fingerprint"]:
-                del model["location"], model["revision"]
-        return hashlib.sha256(_canonical(content).encode()).hexdigest()
+        return hashlib.sha256(_canonical(_without_locations(self._content())).encode()).hexdigest()
 
     def to_json(self) -> str:
         return json.dumps({"digest": self.digest, **self._content()}, indent=2, ensure_ascii=False)
 
     def _content(self) -> dict[str, Any]:
-        content = asdict(self)
-        for name in ("files", "layers"):  # a recipe without them does not mention them
+        content = asdict(replace(self, ingredients={}))
+        content["ingredients"] = {name: recipe._content() for name, recipe in self.ingredients.items()}
+        for name in ("files", "layers", "ingredients"):  # a recipe without them does not mention them
             if not content[name]:
                 del content[name]
         return content
@@ -119,6 +120,7 @@ class Recipe:
             semantics=content["semantics"],
             files=content.get("files", {}),
             layers=tuple(PathLayer(**layer) for layer in content.get("layers", ())),
+            ingredients={name: cls._from(recipe) for name, recipe in content.get("ingredients", {}).items()},
         )
 
 
@@ -178,6 +180,16 @@ def copying_rule(source: str, tensors: tuple[str, ...]) -> Rule:
         parameters={"weight": (1.0,)},
         options={"normalize": False},
     )
+
+
+def _without_locations(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a recipe in which a model whose fingerprint is known is named by that alone."""
+    for model in (content["base"], *content["sources"]):
+        if model["fingerprint"]:
+            del model["location"], model["revision"]
+    for ingredient in content.get("ingredients", {}).values():
+        _without_locations(ingredient)
+    return content
 
 
 def _rule_from(content: Mapping[str, Any]) -> Rule:

@@ -23,6 +23,20 @@ COPY = Rule(
 )
 PATH = (PathLayer("math", 0, 1.0), PathLayer("code", 1, 0.5))
 RECIPE = Recipe(base=BASE, sources=(MATH, CODE), rules=(TIES, COPY), dtype="bfloat16", seed=7)
+OUTER = Rule(
+    tensors=("x",),
+    method="linear",
+    sources=("soup", "code"),
+    parameters={"weight": (0.5, 0.5)},
+    options={"normalize": True},
+)
+NESTED = Recipe(
+    base=BASE,
+    sources=(MATH, CODE),
+    rules=(OUTER,),
+    dtype="bfloat16",
+    ingredients={"soup": replace(RECIPE, files={"coefficients": "f" * 64})},
+)
 
 
 def test_where_the_sources_lie_does_not_change_the_digest() -> None:
@@ -75,6 +89,32 @@ def test_the_digest_is_the_same_in_every_release() -> None:
 
 def test_a_recipe_without_layers_does_not_mention_them() -> None:
     assert "layers" not in json.loads(RECIPE.to_json())
+
+
+def test_a_recipe_with_an_ingredient_comes_back_from_json_as_it_was() -> None:
+    twice = replace(NESTED, ingredients={"inner": NESTED})
+    again = Recipe.from_json(twice.to_json())
+    assert again == twice
+    assert again.digest == twice.digest
+    assert again.ingredients["inner"].ingredients["soup"].files == {"coefficients": "f" * 64}
+
+
+def test_a_recipe_without_ingredients_does_not_mention_them() -> None:
+    content = json.loads(NESTED.to_json())
+    assert "ingredients" not in json.loads(RECIPE.to_json())
+    assert "ingredients" not in content["ingredients"]["soup"]
+
+
+@pytest.mark.parametrize("change", [{"seed": 8}, {"files": {}}, {"dtype": "float32"}, {"rules": (TIES,)}])
+def test_everything_in_an_ingredient_is_part_of_the_digest(change: dict[str, Any]) -> None:
+    other = {"soup": replace(NESTED.ingredients["soup"], **change)}
+    assert replace(NESTED, ingredients=other).digest != NESTED.digest
+
+
+def test_where_the_sources_of_an_ingredient_lie_does_not_change_the_digest() -> None:
+    soup = NESTED.ingredients["soup"]
+    moved = replace(soup, base=replace(BASE, location="/elsewhere"), sources=(replace(MATH, revision=None), CODE))
+    assert replace(NESTED, ingredients={"soup": moved}).digest == NESTED.digest
 
 
 @pytest.mark.parametrize(
