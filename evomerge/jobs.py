@@ -85,7 +85,7 @@ class Train:
         recipe: what the training starts from.
         settings: of the training, such as `evomerge.training.DamSettings`, as plain data.
         calibration: source name -> its texts; a source without an entry teaches nothing.
-        trainer: its name in `evomerge.training.TRAINERS`.
+        trainer: its name in `evomerge.trainers.TRAINERS`.
     """
 
     streams: ClassVar[bool] = True

@@ -155,7 +155,8 @@ class Worker:
             _PEAK_RESET.write_text("5")
 
     def _train(self, job: Train) -> Generator[Progress, None, tuple[Result, Cost]]:
-        from evomerge.training import TrainingInputs, find_trainer
+        from evomerge.trainers import find_trainer
+        from evomerge.training import TrainingInputs
 
         artifacts = self._artifacts("a training")
         texts = {name: self._texts(calibration) for name, calibration in job.calibration.items()}

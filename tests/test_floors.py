@@ -20,7 +20,7 @@ FLOORS = (
     ("engine",),
     ("tensors", "alignment", "elementwise", "merging", "checkpoints", "artefacts", "mergekit"),
     ("passes", "bank", "evaluation"),
-    ("statistics", "optimisation", "training"),
+    ("statistics", "optimisation", "training", "learned", "trainers"),
     ("objective", "jobs", "worker", "cluster", "study", "opening"),
     ("racing", "loop", "baselines", "verdict", "search"),
     ("leaderboard", "preflight", "export", "weight_distances", "shared_tower", "report"),

@@ -313,7 +313,8 @@ def training_settings(baseline: BaselineSpec, longest: int | None = None) -> dic
     Raises:
         InvalidInput: a setting that does not exist, is out of its range, or is not open to choice.
     """
-    from evomerge.training import SETTINGS, AdaSettings
+    from evomerge.trainers import SETTINGS
+    from evomerge.training import AdaSettings
 
     info = BASELINES[baseline.name]
     for name in sorted(baseline.settings.keys() & info.preset):

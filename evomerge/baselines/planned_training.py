@@ -7,7 +7,8 @@ from evomerge.baselines.info import BASELINES
 from evomerge.evaluation.calibration_texts import calibration_texts
 from evomerge.opening.inputs import Inputs
 from evomerge.spec import BaselineSpec
-from evomerge.training import SETTINGS, PlannedTokens, planned_tokens
+from evomerge.trainers import SETTINGS
+from evomerge.training import PlannedTokens, planned_tokens
 
 
 def planned_training(baseline: BaselineSpec, inputs: Inputs) -> PlannedTokens | None:

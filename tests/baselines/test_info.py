@@ -8,7 +8,7 @@ import pytest
 from evomerge.baselines.info import BASELINES
 from evomerge.methods import METHODS
 from evomerge.methods.functions import load_function
-from evomerge.training import TRAINERS
+from evomerge.trainers import TRAINERS
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -15,7 +15,8 @@ from evomerge.evaluation.evaluator import CalibrationText
 from evomerge.mergekit.export_yaml import to_mergekit
 from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule
-from evomerge.training import TrainingInputs, find_trainer
+from evomerge.trainers import find_trainer
+from evomerge.training import TrainingInputs
 
 TOY = Path(__file__).parent.parent.parent / "examples" / "toy" / "models"
 EXPERTS = ("reverse", "sort")

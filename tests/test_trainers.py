@@ -10,10 +10,10 @@ from evomerge.evaluation.evaluator import CalibrationText
 from evomerge.jobs import Failed, Progress, Train, Trained, WorkerSetup
 from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule
-from evomerge.training import TRAINERS, find_trainer
+from evomerge.trainers import TRAINERS, find_trainer
 from evomerge.worker import Worker
 
-TOY = Path(__file__).parent.parent.parent / "examples" / "toy"
+TOY = Path(__file__).parent.parent / "examples" / "toy"
 
 
 @dataclass(frozen=True)
