@@ -95,8 +95,8 @@ def row_blocks(shape: tuple[int, ...], device: torch.device) -> Iterator[slice]:
 
 def _write(tensors: RuleTensors, name: str, target: Tensor) -> None:
     device, dtype = target.device, tensors.dtype([name])
-    given, phi = tensors.per_source_tensors("coefficients"), str(tensors.options["phi"])
-    factors = [_factor(each, name, target.shape, source=index, phi=phi) for index, each in enumerate(given)]
+    phi = str(tensors.options["phi"])
+    factors = [apply(phi, each) for each in column_coefficients(tensors, name, target.shape)]
     shape = tuple(target.shape) or (1,)
     weights = [source[name].detach().reshape(shape) for source in tensors.sources]
     # Views with stride 0: no coefficient is ever written out to the size of its weight.
@@ -112,7 +112,17 @@ def _write(tensors: RuleTensors, name: str, target: Tensor) -> None:
             place.copy_(total)
 
 
-def _factor(coefficients: Mapping[str, Tensor], name: str, shape: torch.Size, *, source: int, phi: str) -> Tensor:
+def column_coefficients(tensors: RuleTensors, name: str, shape: torch.Size) -> list[Tensor]:
+    """The coefficients of a tensor, one for each source, each of a shape that broadcasts to the tensor's.
+
+    Raises:
+        InvalidInput: one is missing, of another kind or shape, or not finite.
+    """
+    given = tensors.per_source_tensors("coefficients")
+    return [_coefficient(each, name, shape, source=index) for index, each in enumerate(given)]
+
+
+def _coefficient(coefficients: Mapping[str, Tensor], name: str, shape: torch.Size, *, source: int) -> Tensor:
     if name not in coefficients:
         raise InvalidInput(
             f"the coefficients of source {source} have no entry for tensor {name!r}; "
@@ -130,7 +140,7 @@ def _factor(coefficients: Mapping[str, Tensor], name: str, shape: torch.Size, *,
         )
     if not bool(torch.isfinite(given).all()):
         raise InvalidInput(f"{where} is not finite; coefficients are finite numbers")
-    return apply(phi, given.detach())
+    return given.detach()
 
 
 def _broadcasts(given: torch.Size, shape: torch.Size) -> bool:

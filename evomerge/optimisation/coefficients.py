@@ -148,10 +148,17 @@ def initial_coefficients(
 
 
 def mean_weights(recipe: Recipe, files: Path) -> dict[str, dict[str, float]]:
-    """Tensor name -> source name -> the mean weight that its trained coefficients give it; nothing without any."""
+    """Tensor name -> source name -> the mean weight that its trained coefficients give it; nothing without any.
+
+    The weights are those of the sources, or of their task vectors under `column_arithmetic`.
+    """
     found = {}
     for rule in recipe.rules:
-        if rule.method == "column_linear":
+        if rule.method == "column_arithmetic":
+            for name, given in stored_columns(recipe, files, rule).items():
+                means = given.double().reshape(len(given), -1).mean(dim=1)
+                found[name] = dict(zip(rule.sources, means.tolist(), strict=True))
+        elif rule.method == "column_linear":
             phi = str(rule.options["phi"])
             for name, given in _stored(
                 Recipe(base=recipe.base, sources=recipe.sources, rules=(rule,), dtype=recipe.dtype, files=recipe.files),
@@ -161,6 +168,27 @@ def mean_weights(recipe: Recipe, files: Path) -> dict[str, dict[str, float]]:
                 means = NONLINEARITIES[phi].value(given.double()).reshape(len(given), -1).mean(dim=1)
                 found[name] = dict(zip(rule.sources, means.tolist(), strict=True))
     return found
+
+
+def stored_columns(recipe: Recipe, files: Path, rule: Rule) -> dict[str, Tensor]:
+    """Tensor name -> the coefficients of task vectors under `column_arithmetic`, [n sources, ...], times `weight`.
+
+    Args:
+        files: folder with the file of the recipe.
+        rule: of the recipe.
+
+    Raises:
+        InvalidInput: the recipe names no such file, or it is not there.
+    """
+    if FILE_ROLE not in recipe.files:
+        raise InvalidInput(f"the recipe has a rule with column_arithmetic, but names no file of {FILE_ROLE}")
+    tensors, _ = load_tensors(files, recipe.files[FILE_ROLE])
+    weights = torch.tensor(rule.parameters["weight"], dtype=torch.float64)
+
+    def weighted(given: Tensor) -> Tensor:
+        return (given.double() * weights.reshape(-1, *(1 for _ in given.shape[1:]))).to(given.dtype)
+
+    return {name: weighted(tensors[name]) for name in rule.tensors}
 
 
 def _needs_base(recipe: Recipe, roles: Mapping[str, ModuleRole], rules: Mapping[str, Rule]) -> bool:
