@@ -64,6 +64,21 @@ def prompt_and_answer(task: Any, requests: Sequence[Any]) -> tuple[str, str]:
     return str(prompt), str(answer)
 
 
+def wrong_options(task: Any, requests: Sequence[Any]) -> list[tuple[str, str]]:
+    """Prompt and answer of every wrong option of an item of an lm-eval task; nothing where there are no options.
+
+    Raises:
+        InvalidInput: the task does not say which option is right.
+    """
+    first = requests[0]
+    if first.request_type != "loglikelihood" or len(requests) == 1:
+        return []
+    # Behind the options there may be the same answers without a prompt, for the metric acc_mutual_info.
+    options = requests[: len(task.doc_to_choice(first.doc))]
+    right = _right_choice(task, first.doc, len(options))
+    return [(str(option.args[0]), str(option.args[1])) for at, option in enumerate(options) if at != right]
+
+
 def read_texts(path: Path, items: int, encode: Encode) -> list[CalibrationText]:
     """Up to so many texts of a file: `.jsonl` with `text`, or `prompt` and `completion`; else one per line.
 

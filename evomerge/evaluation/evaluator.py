@@ -50,15 +50,18 @@ class CalibrationText:
     Attributes:
         tokens: the token ids of prompt and right answer.
         answer: the position where the answer starts; 0 where all of it counts.
+        others: of an item with several options, the same prompt with each wrong one; nothing otherwise.
     """
 
     tokens: tuple[int, ...]
     answer: int
+    others: tuple[CalibrationText, ...] = ()
 
     def cut(self, length: int) -> CalibrationText:
-        """The last tokens of a text that is longer than `length`: the answer is there."""
-        surplus = len(self.tokens) - length
-        return self if surplus <= 0 else CalibrationText(self.tokens[surplus:], max(0, self.answer - surplus))
+        """The last tokens of a text that is longer than `length`, where the answer is; the other options likewise."""
+        surplus = max(0, len(self.tokens) - length)
+        others = tuple(other.cut(length) for other in self.others)
+        return CalibrationText(self.tokens[surplus:], max(0, self.answer - surplus), others)
 
     def counted(self, token_mask: str) -> range:
         """The positions that count.

@@ -1,14 +1,15 @@
 """Calibration texts: the right prompt, the right answer, the right items."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from tiny_pack import make_tokenizer, write_pack
 
 from evomerge.errors import InvalidInput
 from evomerge.evaluation import load_pack
-from evomerge.evaluation.calibration_texts import read_texts, tokenised
-from evomerge.evaluation.evaluator import CalibratingEvaluator
+from evomerge.evaluation.calibration_texts import read_texts, tokenised, wrong_options
+from evomerge.evaluation.evaluator import CalibratingEvaluator, CalibrationText
 from evomerge.evaluation.lm_eval.harness_evaluator import HarnessEvaluator
 from evomerge.evaluation.synthetic import SyntheticEvaluator
 
@@ -39,6 +40,37 @@ def test_every_kind_of_task_gives_its_prompt_and_its_right_answer(evaluator, tas
             "toy_read": ("", document["text"]),
         }[task]
         assert read(text) == ("".join(expected), expected[1])
+
+
+def test_an_item_with_options_has_its_prompt_with_every_wrong_one(evaluator):
+    ids = evaluator.split.parts["calibration"]["toy_letter"]
+    for item, text in zip(ids, evaluator.calibration("toy_letter", 10), strict=True):
+        word = list(evaluator.tasks["toy_letter"].eval_docs)[item]["word"]
+        wrong = [letter for letter in "abcefhlopy" if letter != word[0]]
+        assert [read(other) for other in text.others] == [
+            (f"first letter of {word}:{letter}", letter) for letter in wrong
+        ]
+
+
+@pytest.mark.parametrize("task", ["toy_write", "toy_last", "toy_read"])
+def test_an_item_without_options_has_none_beside_its_answer(evaluator, task):
+    assert all(text.others == () for text in evaluator.calibration(task, 10))
+
+
+def test_answers_without_a_prompt_are_no_options():
+    document = {"options": ["yes", "no"]}
+    task = SimpleNamespace(doc_to_choice=lambda document: document["options"], doc_to_target=lambda document: 1)
+    requests = [
+        SimpleNamespace(request_type="loglikelihood", doc=document, args=args)
+        for args in [("is it?", " yes"), ("is it?", " no"), ("", "yes"), ("", "no")]  # acc_mutual_info
+    ]
+    assert wrong_options(task, requests) == [("is it?", " yes")]
+
+
+def test_the_options_of_a_long_item_are_cut_as_it_is():
+    long, short = CalibrationText((5, 6, 7, 8, 9), 3), CalibrationText((5, 6), 1)
+    text = CalibrationText((5, 6, 1), 2, (long, short))
+    assert text.cut(3) == CalibrationText((5, 6, 1), 2, (CalibrationText((7, 8, 9), 1), short))
 
 
 def test_no_item_of_another_part_calibrates(evaluator):

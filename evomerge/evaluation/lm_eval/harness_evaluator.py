@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from evomerge.engine.protocol import Engine, Lengths
 from evomerge.engine.transformers_engine import SHORTEST, TransformersEngine
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.evaluation.aggregates import WEIGHTED, standard_error
-from evomerge.evaluation.calibration_texts import prompt_and_answer, read_texts, tokenised
+from evomerge.evaluation.calibration_texts import prompt_and_answer, read_texts, tokenised, wrong_options
 from evomerge.evaluation.evaluator import CalibrationText, Candidate, HarnessScores
 from evomerge.evaluation.lm_eval.cached_tokenizer import CachedTokenizer
 from evomerge.evaluation.lm_eval.encoding import EncodedInstances, Instances, encode
@@ -257,12 +257,17 @@ class HarnessEvaluator:
                 "give its split a calibration part, or name a file"
             )
         requests = self.prompts.part("calibration")[task]
-        texts = [prompt_and_answer(self.tasks[task], requests[item]) for item in ids]
-        return [tokenised(prompt, answer, self._tokenizer.plain.encode) for prompt, answer in texts]
+        return [self._calibration_text(task, requests[item]) for item in ids]
 
     def read_calibration(self, file: Path, items: int) -> list[CalibrationText]:
         """See `CalibratingEvaluator`."""
         return read_texts(file, items, self._tokenizer.plain.encode)
+
+    def _calibration_text(self, task: str, requests: Sequence[Instance]) -> CalibrationText:
+        encode = self._tokenizer.plain.encode
+        prompt, answer = prompt_and_answer(self.tasks[task], requests)
+        others = [tokenised(*option, encode) for option in wrong_options(self.tasks[task], requests)]
+        return replace(tokenised(prompt, answer, encode), others=tuple(others))
 
     def _prepare(self, model: PreTrainedModel, items: ItemBlock) -> _LiveView:
         """Have a block ready for a model. Its weights change in place; only another model object needs another view."""
