@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
+
+from evomerge.errors import InvalidInput
 
 SEMANTICS_VERSION = 1  # raised whenever the same recipe would give other weights
 
@@ -89,7 +92,7 @@ class Recipe:
     layers: tuple[PathLayer, ...] = ()
     ingredients: Mapping[str, Recipe] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over everything that determines the weights: the content of the sources, not their location."""
         return hashlib.sha256(_canonical(_without_locations(self._content())).encode()).hexdigest()
@@ -159,6 +162,55 @@ class RecipeSet:
         content = json.loads(text)
         recipes = {name: Recipe._from(recipe) for name, recipe in content["recipes"].items()}
         return cls(recipes=recipes, tasks=content["tasks"], stated=tuple(content["stated"]))
+
+
+def all_ingredients(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
+    """Every ingredient at every depth with its path, such as "dam" or "soup/dam"; inner ones come first."""
+    for name, ingredient in recipe.ingredients.items():
+        for path, inner in all_ingredients(ingredient):
+            yield f"{name}/{path}", inner
+        yield name, ingredient
+
+
+def check_ingredients(recipe: Recipe) -> None:
+    """Refuse what cannot stand as a source.
+
+    Raises:
+        InvalidInput: an ingredient is several models or a path of layers, has the name of a source, or merges models
+            that the recipe does not list; or a path takes layers of one.
+    """
+    models = {recipe.base.name: recipe.base, **{source.name: source for source in recipe.sources}}
+    for name, ingredient in recipe.ingredients.items():
+        _check_ingredient(name, ingredient, models)
+        if ingredient.base.fingerprint != recipe.base.fingerprint:
+            raise InvalidInput(
+                f"ingredient {name!r} has another base than the recipe; all merges of one recipe have the same base"
+            )
+        check_ingredients(ingredient)
+    if layer := next((layer for layer in recipe.layers if layer.source in recipe.ingredients), None):
+        raise InvalidInput(
+            f"the path takes a layer of the ingredient {layer.source!r}; export that merge, and use it as a source"
+        )
+
+
+def _check_ingredient(name: str, ingredient: object, models: Mapping[str, ModelRef]) -> None:
+    if not isinstance(ingredient, Recipe):
+        raise InvalidInput(
+            f"ingredient {name!r} is several models, and only one model can be a source; name one of them"
+        )
+    if ingredient.layers:
+        raise InvalidInput(
+            f"ingredient {name!r} is a path of layers, whose tensors are not those of the base; export it, and search "
+            "with it as a source"
+        )
+    if name in models:
+        raise InvalidInput(f"ingredient {name!r} has the name of a source of the recipe; give it another one")
+    for ref in (ingredient.base, *ingredient.sources):
+        if ref.name not in models or models[ref.name].fingerprint != ref.fingerprint:
+            raise InvalidInput(
+                f"ingredient {name!r} merges {ref.name!r} ({ref.fingerprint}), which the recipe does not list; "
+                "`sources` has the models of all ingredients"
+            )
 
 
 def source_role(role: str, source: str) -> str:

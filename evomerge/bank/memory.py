@@ -28,6 +28,8 @@ class MemoryNeed:
             sources are not on its device.
         copied_layers: the part of that which the sources do not hold in the scoring dtype anyway, so that it is needed
             in any case.
+        ingredients: of each worker alone: merges that are sources of other merges, in the memory of the sources where
+            that is no file.
     """
 
     worker: int
@@ -35,6 +37,7 @@ class MemoryNeed:
     statistics: int = 0
     layers: int = 0
     copied_layers: int = 0
+    ingredients: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,7 @@ def memory_need(
     solving: int = 0,
     kept: int = 0,
     longest_path: int = 0,
+    ingredients: int = 0,
 ) -> MemoryNeed:
     """Bytes that a search over this many models (base included) holds. Activations are extra: they depend on the items.
 
@@ -104,6 +108,7 @@ def memory_need(
         kept: bytes that it keeps between candidates, to merge the next one faster.
         longest_path: layers of the deepest candidate of a search for layer paths; 0 for other searches. Each of its
             layers may hold a scaled output projection of its MLP, beside those of the candidate before.
+        ingredients: number of merges that are kept as sources of other merges, in this dtype.
     """
     stored = sum(entry.numel * BYTES.get(entry.dtype, 8) for entry in catalogue.entries)
     live = sum(entry.numel * BYTES[dtype] for entry in catalogue.entries)
@@ -112,7 +117,10 @@ def memory_need(
     merging = max(largest * (4 + BYTES[dtype]), sorted_together(largest_scope) * BYTES_PER_SORTED, solving)
     tables = stored * models // 100 if largest_scope else 0
     need = MemoryNeed(
-        worker=live + kept + max(merging + tables, measuring), sources=stored * models, statistics=statistics
+        worker=live + kept + max(merging + tables, measuring),
+        sources=stored * models,
+        statistics=statistics,
+        ingredients=ingredients * sum(entry.numel for entry in catalogue.mergeable) * BYTES[dtype],
     )
     if not longest_path:
         return need

@@ -40,6 +40,8 @@ class Placement:
         worker: bytes that each worker holds on the device beside the sources: live model, tables, temporaries,
             statistics.
         pageable: whether the sources are memory that the system may drop and read again.
+        host: bytes of main memory that each worker holds for merges that are sources, where these are streamed from
+            mapped files; elsewhere they are counted among what the worker holds, or among the pinned sources.
     """
 
     place: Place
@@ -47,6 +49,7 @@ class Placement:
     sources: int
     worker: int
     pageable: bool
+    host: int = 0
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for `evomerge check`."""
@@ -60,6 +63,7 @@ class Placement:
         return (
             f"sources in {self.place} ({in_bytes(self.sources)}, {shared}){streamed}; "
             f"each worker holds {in_bytes(self.worker)} more on the {self.device}"
+            + (f" and {in_bytes(self.host)} of merges in main memory" if self.host else "")
         )
 
     @property
@@ -92,6 +96,7 @@ def place_sources(need: MemoryNeed, machine: Machine, *, workers: int = 1) -> Pl
         InvalidInput: the search cannot fit; the message has the need, the memory of the machine and the remedy.
     """
     beside = need.worker + need.copied_layers
+    beside += need.ingredients
     if machine.device is None:
         _refuse_excess(beside * workers, machine.host, "this machine")
         mapped = need.sources + need.statistics
@@ -101,20 +106,34 @@ def place_sources(need: MemoryNeed, machine: Machine, *, workers: int = 1) -> Pl
         return Placement(place=Place.DEVICE, device="cuda", sources=need.sources, worker=beside, pageable=False)
     streamed = need.worker + need.statistics + need.layers
     _refuse_excess(streamed, machine.device, "the GPU")
-    if need.sources * workers <= HOST_SHARE * machine.host:
-        return Placement(place=Place.PINNED, device="cuda", sources=need.sources, worker=streamed, pageable=False)
-    return Placement(place=Place.MAPPED, device="cuda", sources=need.sources, worker=streamed, pageable=True)
+    pinned = need.sources + need.ingredients
+    if pinned * workers <= HOST_SHARE * machine.host:
+        return Placement(place=Place.PINNED, device="cuda", sources=pinned, worker=streamed, pageable=False)
+    _refuse_excess(need.ingredients * workers, machine.host, "this machine")
+    return Placement(
+        place=Place.MAPPED,
+        device="cuda",
+        sources=need.sources,
+        worker=streamed,
+        pageable=True,
+        host=need.ingredients,
+    )
 
 
 def placed(tensors: Mapping[str, torch.Tensor], place: Place, device: torch.device) -> Mapping[str, torch.Tensor]:
     """The tensors of one source in their place: the mapped memory itself, or a copy."""
+    return {name: put(tensor, place, device) for name, tensor in tensors.items()}
+
+
+def put(tensor: torch.Tensor, place: Place, device: torch.device) -> torch.Tensor:
+    """A tensor in its place; itself where it is there. What is not in a file of its own stays in memory of the host."""
     match place:
         case Place.DEVICE:
-            return {name: tensor.to(device) for name, tensor in tensors.items()}
+            return tensor.to(device)
         case Place.PINNED:
-            return {name: tensor.pin_memory() for name, tensor in tensors.items()}
+            return tensor.cpu().pin_memory()
         case _:
-            return dict(tensors)
+            return tensor.cpu()
 
 
 def _refuse_excess(wanted: int, there: int, where: str) -> None:

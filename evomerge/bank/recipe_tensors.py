@@ -58,6 +58,11 @@ class RecipeTensors:
         return self._by_source(role, rule, recipe, ()) if "statistics" in info.needs else None
 
     def _of_source(self, role: str, source: str, rule: Rule, recipe: Recipe) -> Mapping[str, torch.Tensor]:
+        if source in recipe.ingredients:
+            raise InvalidInput(
+                f"a rule with {rule.method} needs the {role.removesuffix(f'.{source}')} of the ingredient {source!r}, "
+                "but only models are measured; merge ingredients by a method without statistics"
+            )
         tensors, metadata = self._load(*self._file(role, rule, recipe))
         ref = next(each for each in (*recipe.sources, recipe.base) if each.name == source)
         if metadata.get("source") != ref.fingerprint:

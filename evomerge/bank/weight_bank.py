@@ -14,22 +14,23 @@ import torch
 from evomerge.bank.file_guard import FileGuard
 from evomerge.bank.layer_pool import LayerPool
 from evomerge.bank.memory import memory_need, total_memory
-from evomerge.bank.placement import Machine, place_sources, placed, this_machine
+from evomerge.bank.placement import Machine, place_sources, placed, put, this_machine
+from evomerge.bank.recipe_check import check_recipe
 from evomerge.bank.recipe_tensors import RecipeTensors
+from evomerge.bank.resident_merges import ResidentMerges
 from evomerge.bank.skeletons import Skeletons
 from evomerge.catalogue.attention_heads import head_size
 from evomerge.catalogue.layer_stack import mlp_outputs, renumbered, tensors_of_layer
 from evomerge.checkpoints import Source, load_skeleton, open_source, tensor_digest
-from evomerge.checkpoints.stacked_source import check_layers
 from evomerge.engine.live_state import LiveState
-from evomerge.errors import InvalidInput, MergeError
+from evomerge.errors import MergeError
 from evomerge.merging import RuleTensors, merge_rule
 from evomerge.methods import method_info
 from evomerge.passes.fused_rule import FusedRule, SourceCache, fuse_rule
 from evomerge.passes.kernels import DTYPES, Kernels
 from evomerge.passes.table_store import TableStore
 from evomerge.passes.threshold_tables import Contents, ThresholdTables
-from evomerge.recipe import SEMANTICS_VERSION, ModelRef, PathLayer, Recipe, Rule
+from evomerge.recipe import ModelRef, PathLayer, Recipe, Rule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,6 +44,7 @@ def open_bank(
     device: str | None = None,
     allow: Collection[str] = (),
     files: Path | None = None,
+    ingredients: int = 0,
 ) -> WeightBank:
     """Open the sources (mmap; nothing is copied on a CPU) and put a bank over them.
 
@@ -50,10 +52,18 @@ def open_bank(
 
     Args:
         files: the folder with the files of recipes, such as trained coefficients.
+        ingredients: number of merges that are kept as sources of other merges.
     """
     opened = open_source(base, allow=allow, trust_fingerprint=True)
     others = [open_source(expert, allow=allow, like=opened, trust_fingerprint=True) for expert in experts]
-    return WeightBank(opened, others, dtype=DTYPES[dtype], device=torch.device(device or default_device()), files=files)
+    return WeightBank(
+        opened,
+        others,
+        dtype=DTYPES[dtype],
+        device=torch.device(device or default_device()),
+        files=files,
+        ingredients=ingredients,
+    )
 
 
 def default_device() -> str:
@@ -78,13 +88,19 @@ class WeightBank:
         files: Path | None = None,
         kernels: Kernels | None = None,
         store: TableStore | None = None,
+        ingredients: int = 0,
     ) -> None:
-        """`store` keeps threshold tables on disk, by default in the user's cache."""
+        """
+        Args:
+            store: keeps threshold tables on disk, by default in the user's cache.
+            ingredients: number of merges that memory was planned for as sources of other merges. A recipe with more
+                has them all while it is written; then those that were not used for longest are dropped.
+        """
         self.base = base
         self.dtype = dtype
         self.device = device
         machine = this_machine() if device.type == "cuda" else Machine(total_memory(), None)
-        need = memory_need(base.catalogue, 1 + len(experts), str(dtype).removeprefix("torch."))
+        need = memory_need(base.catalogue, 1 + len(experts), str(dtype).removeprefix("torch."), ingredients=ingredients)
         self.placement = place_sources(need, machine)
         self._weights = {
             source.ref.name: placed(_mapped(source), self.placement.place, device) for source in (base, *experts)
@@ -105,6 +121,7 @@ class WeightBank:
         self._live: dict[str, torch.Tensor] = {}
         self._written: dict[str, str] = {}
         self._recipe_tensors = RecipeTensors(files, device)
+        self._merges = ResidentMerges(self._build, self._forget, planned=ingredients)
 
     def materialize(self, recipe: Recipe) -> PreTrainedModel:
         """The live model with the recipe's weights. It is the same object every time: use it before the next call.
@@ -115,11 +132,11 @@ class WeightBank:
         Raises:
             MergeError: the recipe has no merge, or a merged tensor is not finite.
         """
-        self._check(recipe)
+        self._begin(recipe)
         model = self._load_model()
         self._reset_state()
         for rule in recipe.rules:
-            mark = _mark(rule, recipe)
+            mark = _mark(rule, recipe, _contents(rule, recipe))
             stale = [name for name in rule.tensors if self._written.get(name) != mark]
             if stale:
                 self._write(rule, recipe, mark)
@@ -153,7 +170,12 @@ class WeightBank:
 
         Tensors that no rule names come from the base; integer tensors keep their dtype.
         """
-        self._check(recipe)
+        self._begin(recipe)
+        yield from self._tensors(recipe)
+
+    def _tensors(self, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
+        """`merged` in the dtype of the recipe, which may be an ingredient of another one."""
+        dtype = DTYPES[recipe.dtype]
         named = {name for rule in recipe.rules for name in rule.tensors}
         for rule in recipe.rules:
             fused = self._fused(rule, recipe)
@@ -161,13 +183,23 @@ class WeightBank:
                 yield from fused.tensors()
             else:
                 for name, tensor in self._merge(rule, recipe):
-                    yield name, _finite(name, tensor.to(self.dtype))
+                    yield name, _finite(name, tensor.to(dtype))
         self._save_tables()
         for name in self._outside if recipe.layers else self.base.catalogue.names:
             if name not in named:
-                yield name, self._base_tensor(name)
+                yield name, _in_dtype(self._base[name], dtype)
         for place, layer in enumerate(recipe.layers):
             yield from self._layer(place, layer)
+
+    def _build(self, ingredient: Recipe) -> dict[str, torch.Tensor]:
+        """The tensors of an ingredient, where the sources are. Those that it takes from the base share its memory."""
+        return {name: put(tensor, self.placement.place, self.device) for name, tensor in self._tensors(ingredient)}
+
+    def _forget(self, digest: str) -> None:
+        """Drop all that refers to the tensors of an ingredient."""
+        for cached in (self._tables, self._caches):
+            for key in [key for key in cached if digest in key]:
+                del cached[key]
 
     def _layer(self, place: int, layer: PathLayer) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors of one layer of a path."""
@@ -188,7 +220,7 @@ class WeightBank:
         live = self._live
         if recipe.layers:
             live = {name: live[name] for name in self._outside} | dict(self._load_skeletons().tensors(recipe.layers))
-        return {name: tensor_digest(self._in_dtype(tensor)) for name, tensor in live.items()}
+        return {name: tensor_digest(_in_dtype(tensor, self.dtype)) for name, tensor in live.items()}
 
     @property
     def weights(self) -> Mapping[str, Mapping[str, torch.Tensor]]:
@@ -250,14 +282,12 @@ class WeightBank:
 
     def _restore(self, names: set[str]) -> None:
         for name in names:
-            self._live[name].copy_(self._base_tensor(name))
+            self._live[name].copy_(_in_dtype(self._base[name], self.dtype))
             del self._written[name]
 
-    def _base_tensor(self, name: str) -> torch.Tensor:
-        return self._in_dtype(self._weights[self.base.ref.name][name])
-
-    def _in_dtype(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+    @property
+    def _base(self) -> Mapping[str, torch.Tensor]:
+        return self._weights[self.base.ref.name]
 
     def _fused(self, rule: Rule, recipe: Recipe) -> FusedRule | None:
         """The rule compiled to one pass per tensor, where that can be had now."""
@@ -265,40 +295,54 @@ class WeightBank:
             rule.method,
             self.rule_tensors(rule, recipe),
             kernels=self._kernels,
-            dtype=self.dtype,
+            dtype=DTYPES[recipe.dtype],
             device=self.device,
-            cache=self._caches[rule.sources],
+            cache=self._caches[_contents(rule, recipe)],
         )
 
     def _merge(self, rule: Rule, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
         return merge_rule(rule.method, self.rule_tensors(rule, recipe))
 
     def rule_tensors(self, rule: Rule, recipe: Recipe) -> RuleTensors:
-        """The resident tensors of one rule of a recipe, as a method takes them."""
+        """The resident tensors of one rule of a recipe, as a method takes them.
+
+        Raises:
+            MergeError: an ingredient that the rule names cannot be built.
+        """
+        sources, contents = tuple(self._source(name, recipe) for name in rule.sources), _contents(rule, recipe)
         return RuleTensors(
             names=rule.tensors,
             base=self._weights[recipe.base.name],
-            sources=tuple(self._weights[name] for name in rule.sources),
+            sources=sources,
             parameters={**rule.parameters, **self._recipe_tensors.parameters(rule, recipe)},
             options=rule.options,
             seed=recipe.seed,
-            thresholds=self._thresholds(rule.sources),
+            thresholds=self._thresholds(contents, sources),
             scope_names=self._mergeable,
             statistics=self._recipe_tensors.statistics(rule, recipe),
             head_size=self._head_size,
-            cache=self._caches[rule.sources].values.setdefault(tuple(sorted(recipe.files.items())), {}),
-            prefix_cache=lambda sources: self._caches[rule.sources[:sources]].values.setdefault("prefix", {}),
+            cache=self._caches[contents].values.setdefault(tuple(sorted(recipe.files.items())), {}),
+            prefix_cache=lambda sources: self._caches[contents[:sources]].values.setdefault("prefix", {}),
         )
 
-    def _thresholds(self, sources: tuple[str, ...]) -> ThresholdTables:
-        if sources not in self._tables:
-            base, others = self.base.ref.name, [self._weights[name] for name in sources]
-            self._tables[sources] = ThresholdTables(self._weights[base], others, self._contents(base, sources))
-        return self._tables[sources]
+    def _source(self, name: str, recipe: Recipe) -> Mapping[str, torch.Tensor]:
+        """The resident tensors of a source or an ingredient of a recipe."""
+        if name not in recipe.ingredients:
+            return self._weights[name]
+        try:
+            return self._merges.tensors(recipe.ingredients[name])
+        except MergeError as error:
+            raise MergeError(f"ingredient {name!r}: {error}") from error
 
-    def _contents(self, base: str, sources: tuple[str, ...]) -> Contents | None:
-        """Contents that tables are kept on disk by; None where the content of a model is not known."""
-        of_base, *others = (self._fingerprints[name] for name in (base, *sources))
+    def _thresholds(self, contents: tuple[str, ...], sources: Sequence[Mapping[str, torch.Tensor]]) -> ThresholdTables:
+        if contents not in self._tables:
+            self._tables[contents] = ThresholdTables(self._base, sources, self._stored_by(contents))
+        return self._tables[contents]
+
+    def _stored_by(self, contents: tuple[str, ...]) -> Contents | None:
+        """Contents that tables are kept on disk by; None where that of a model is not known, and for ingredients, which
+        other searches do not have."""
+        of_base, *others = (self._fingerprints.get(name) for name in (self.base.ref.name, *contents))
         known = tuple(other for other in others if other is not None)
         if of_base is None or len(known) < len(others):
             return None
@@ -308,20 +352,12 @@ class WeightBank:
         for tables in self._tables.values():
             tables.save()
 
-    def _check(self, recipe: Recipe) -> None:
+    def _begin(self, recipe: Recipe) -> None:
+        """Check a recipe, and make room for its ingredients."""
         self._file_guard.check()
-        if recipe.semantics != SEMANTICS_VERSION:
-            raise InvalidInput(
-                f"the recipe was made with semantics version {recipe.semantics}, this is {SEMANTICS_VERSION}; "
-                "rebuild it with the release of evomerge that made it"
-            )
-        for ref in (recipe.base, *recipe.sources):
-            if ref.fingerprint != self._fingerprints.get(ref.name):
-                raise InvalidInput(f"the recipe's source {ref.name!r} ({ref.fingerprint}) is not in this bank")
-        if DTYPES[recipe.dtype] is not self.dtype:
-            raise InvalidInput(f"the recipe is in {recipe.dtype}, the bank in {self.dtype}")
-        if recipe.layers:
-            check_layers(recipe, self.base.catalogue)
+        check_recipe(recipe, fingerprints=self._fingerprints, dtype=self.dtype, catalogue=self.base.catalogue)
+        named = {name for rule in recipe.rules for name in rule.sources}
+        self._merges.begin([made for name, made in recipe.ingredients.items() if name in named])
 
 
 def _mapped(source: Source) -> Mapping[str, torch.Tensor]:
@@ -334,10 +370,20 @@ def _finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _mark(rule: Rule, recipe: Recipe) -> str:
+def _in_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _contents(rule: Rule, recipe: Recipe) -> tuple[str, ...]:
+    """Names of the sources of a rule, and digests of its ingredients: under one name recipes have different ones."""
+    made = recipe.ingredients
+    return tuple(made[name].digest if name in made else name for name in rule.sources)
+
+
+def _mark(rule: Rule, recipe: Recipe, contents: tuple[str, ...]) -> str:
     """Identifies what a rule writes, given that sources and dtype are the bank's own."""
     content: tuple[object, ...] = (
-        rule.method, rule.sources, sorted(rule.parameters.items()), sorted(rule.options.items()), recipe.seed
+        rule.method, contents, sorted(rule.parameters.items()), sorted(rule.options.items()), recipe.seed
     )  # fmt: skip
     if method_info(rule.method).roles:
         content += (sorted(recipe.files.items()),)
