@@ -186,6 +186,8 @@ class Failed:
 
 Result = Scored | Found | Trained | Measured | Failed
 
+GRADIENT_FORWARDS = 3  # forward passes that one with gradients costs: the backward pass costs two
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
@@ -219,6 +221,25 @@ class Cost:
             gpu_seconds=self.gpu_seconds + other.gpu_seconds,
             peak_bytes=max(self.peak_bytes, other.peak_bytes),
         )
+
+    def forwards(self, scoring: Cost) -> float | None:
+        """The cost in forward passes of one item, with which a search and a training can be compared.
+
+        Tokens that were read without gradients count once, with gradients `GRADIENT_FORWARDS` times. Where scoring
+        reads no tokens, these are the items that were scored.
+
+        Args:
+            scoring: of items of the search, any number of them: it says how many tokens one has on average.
+
+        Returns:
+            None where nothing was scored.
+        """
+        if not scoring.items:
+            return None
+        if not scoring.forward_tokens:
+            return float(self.items)
+        tokens = self.forward_tokens + GRADIENT_FORWARDS * self.gradient_tokens
+        return tokens * scoring.items / scoring.forward_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,8 @@ class Line:
         seconds: of scoring it once, merge included.
         cost: of choosing it: of a baseline its steps and training, of the winner the whole search. None for rows that
             were not chosen.
+        forwards: cost of coming by it in forward passes of one item, see `Cost.forwards`: as `cost`, the whole search
+            also for other trials and the mean, and nothing for a source. None while no item has been scored.
         losses: of a trained baseline: source -> [loss before, loss at the end].
         command: reproduces the held-out scores (search scores where nothing was held out yet), None where the
             evaluator is not lm-eval, or no command can.
@@ -64,6 +66,7 @@ class Line:
     held_out: PartScore | None
     seconds: float | None
     cost: Cost | None = None
+    forwards: float | None = None
     losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     command: str | None = None
     no_command: str | None = None
@@ -97,7 +100,8 @@ def leaderboard(stored: StoredSearch, top: int = SHOWN) -> list[Line]:
     means = [row for row in held_out.values() if row.label == MEAN]
     if means:  # the latest one: the mean moves during the search
         lines.append(_mean_line(means[-1]))
-    return sorted(lines, key=_rank)
+    whole, scoring = search_cost(stored.study), _scoring_cost(stored)
+    return sorted((replace(line, forwards=_spent(line, whole).forwards(scoring)) for line in lines), key=_rank)
 
 
 def _betters(one: Line, other: Line) -> bool:
@@ -129,6 +133,22 @@ def pareto_front(study: optuna.Study) -> list[FrozenTrial]:
 def search_cost(study: optuna.Study) -> Cost:
     """The cost of all trials of a search together, and of the statistics that were measured for them."""
     return total_cost(study.get_trials(deepcopy=False)) + read_statistics(study).cost
+
+
+def _spent(line: Line, whole: Cost) -> Cost:
+    """The cost of coming by a row, in a search that took `whole`."""
+    if line.kind == "source":
+        return Cost()
+    return whole if line.cost is None else line.cost
+
+
+def _scoring_cost(stored: StoredSearch) -> Cost:
+    """The cost of scoring items of the search: of all trials, or of the sources while there is none."""
+    trials = total_cost(stored.study.get_trials(deepcopy=False))
+    if trials.items:
+        return trials
+    sources = {source.name for source in stored.spec.sources}
+    return sum((row.cost for row in _rows(stored.baselines) if row.label in sources), Cost())
 
 
 def leaderboard_document(stored: StoredSearch, lines: Sequence[Line]) -> dict[str, Any]:

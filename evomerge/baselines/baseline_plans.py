@@ -73,6 +73,7 @@ class Ingredients:
         references: source name -> its scores on the search items.
         reference_cost: of scoring the experts there.
         best: recipe of the winner, None before it has been named.
+        search_cost: of all trials of the search so far, and of what was measured for them.
         trials: finished trials of the search.
         longest: tokens that the model can hold, None if its config has no limit.
     """
@@ -85,6 +86,7 @@ class Ingredients:
     references: Mapping[str, Scores]
     reference_cost: Cost = field(default_factory=Cost)
     best: Recipe | None = None
+    search_cost: Cost = field(default_factory=Cost)
     trials: int = 0
     longest: int | None = None
 
@@ -267,7 +269,7 @@ def dam(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
 
 def dam_from_best(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
     """The same from the winner of the search, whose merge has to be a weighted sum of the sources."""
-    return (yield from _trained(given, baseline, _winner(given)))
+    return (yield from _trained_from_winner(given, baseline))
 
 
 def adamerging(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
@@ -281,13 +283,15 @@ def adamerging(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
 
 def adamerging_from_best(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
     """The same from the winner of the search, whose merge has to be a weighted sum of task vectors."""
-    return (yield from _trained(given, baseline, _winner(given)))
+    return (yield from _trained_from_winner(given, baseline))
 
 
-def _winner(given: Ingredients) -> Recipe:
+def _trained_from_winner(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
+    """A training from the winner of the search, which has cost the search."""
     if given.best is None:
         raise InvalidInput("the search has not named its best merge yet; run the search first")
-    return given.best
+    trained = yield from _trained(given, baseline, given.best)
+    return replace(trained, cost=given.search_cost)
 
 
 def _trained(given: Ingredients, baseline: BaselineSpec, initial: Recipe) -> BaselinePlan:

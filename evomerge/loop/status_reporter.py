@@ -14,6 +14,7 @@ from evomerge.loop.budget import BudgetAccount
 from evomerge.storage import attributes
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.status import Status
+from evomerge.study.study_statistics import read_statistics
 
 STATUS_SECONDS = 2.0  # between two writes of the status attribute, at least
 
@@ -33,6 +34,7 @@ class StatusReporter:
         self._account = account
         self._on_status = on_status
         self._results = 0
+        self._measured = read_statistics(search.study).cost
         self._share_before = account.share
         self._written = -math.inf
 
@@ -72,4 +74,5 @@ class StatusReporter:
             pid=os.getpid(),
             updated=time.time(),
             ended=account.ended(in_flight) if state == "finished" else None,
+            forwards=(tally.spent + self._measured).forwards(tally.spent),
         )

@@ -61,7 +61,7 @@ def listening(terminal: Terminal) -> Iterator[Listener]:
 
 
 def status_line(status: Status) -> Text:
-    """done/total · best · rate · time left · workers."""
+    """done/total · best · cost · rate · time left · workers."""
     parts = [f"{status.finished}/{status.budget} trials"]
     if status.best is not None:
         parts.append(f"best {status.best:.4f} (trial {status.best_trial})")
@@ -69,6 +69,8 @@ def status_line(status: Status) -> Text:
         parts.append(f"{status.dropped} dropped early")
     if status.failed:
         parts.append(f"{status.failed} failed")
+    if status.forwards is not None:
+        parts.append(f"{status.forwards:,.0f} forwards")
     if status.trials_per_hour is not None:
         parts.append(f"{status.trials_per_hour:.0f} trials/h")
     if status.seconds_left:

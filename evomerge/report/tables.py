@@ -45,12 +45,13 @@ _STYLES = {"best": "bold green", "trial": "dim", "mean": "dim", "source": "", "b
 
 def _summary(stored: StoredSearch, lines: Sequence[Line]) -> Table:
     paths = any(line.layers for line in lines)  # else all have as many layers as the sources
-    columns = ("search", "±", "held-out", "±", "s each" if paths else "s / candidate")
+    columns = ("search", "±", "held-out", "±", "forwards", "s each")
     table = _table(f"{stored.study.study_name}: objective", (*columns, "layers") if paths else columns)
     for line in lines:
         seconds = f"{line.seconds:.1f}" if line.seconds else "–"
         depth = [str(line.layers or "–")] if paths else []
-        cells = (*_cells(line.search), *_cells(line.held_out), seconds, *depth)
+        forwards = "–" if line.forwards is None else f"{line.forwards:,.0f}"
+        cells = (*_cells(line.search), *_cells(line.held_out), forwards, seconds, *depth)
         table.add_row(_name(line), *cells, style=_STYLES[line.kind])
     return table
 

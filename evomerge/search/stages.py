@@ -115,6 +115,7 @@ def _ingredients(session: Session) -> Ingredients:
         references={name: result.scores for name, result in session.references.items()},
         reference_cost=sum((session.references[ref.name].cost for ref in experts), Cost()),
         best=winning_recipe(search, winner) if winner is not None else None,
+        search_cost=search.tally.spent + read_statistics(search.study).cost,
         trials=search.tally.finished,
         longest=inputs.longest_text,
     )

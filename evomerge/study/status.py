@@ -19,6 +19,8 @@ class Status:
         workers: state -> number of workers.
         updated: seconds since the epoch.
         ended: the part of the budget that is spent, in words; None while the search has not finished.
+        forwards: cost of the trials and of what was measured for them, in forward passes of one item; None before the
+            first.
     """
 
     state: str
@@ -38,6 +40,7 @@ class Status:
     updated: float
     dropped: int = 0
     ended: str | None = None
+    forwards: float | None = None
 
 
 def status_of(content: Mapping[str, Any]) -> Status:
