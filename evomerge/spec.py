@@ -133,9 +133,15 @@ class BaselineSpec(BaseModel):
 
 
 class VerdictSpec(Frozen):
-    """The held-out comparison: how many of the best trials are scored on the held-out items, the winner among them."""
+    """The comparison on the held-out items.
+
+    Attributes:
+        best: number of the best trials that are scored there, the winner among them.
+        margin: difference of the objective below which two merges are equivalent; without one that is not tested.
+    """
 
     best: Positive = 5
+    margin: Annotated[float, Field(gt=0)] | None = None
 
 
 class BudgetSpec(Frozen):

@@ -135,7 +135,7 @@ def _cost_cells(cost: Cost) -> tuple[str, ...]:
 def _comparisons(verdict: Verdict) -> Table:
     table = _table(
         f"{verdict.winner} against the others, on {verdict.items:,} held-out items",
-        ("difference", "95 % interval", "p (Holm)", ""),
+        ("difference", "95 % interval", "p (corrected)", ""),
     )
     scale = 1 if verdict.unit == "plain" else 100
     for each in verdict.comparisons:

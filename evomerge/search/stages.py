@@ -46,7 +46,7 @@ from evomerge.verdict import (
     store_digests,
     winning_recipe,
 )
-from evomerge.verdict.records import store_verdict
+from evomerge.verdict.records import read_known, store_verdict
 from evomerge.worker import files_folder
 
 MEAN = "mean of cma"
@@ -233,7 +233,7 @@ def judge_winner(session: Session, winner: Winner) -> None:
             for row in named_recipes(record.label, recipes[record.label])
         ),
     ]
-    note_look(search, winner, [row.recipe for row in rows])
+    note_look(search, winner, [row.recipe for row in rows], opened.inputs.spec.verdict.margin)
 
     def store(result: NamedResult) -> None:
         if result.digests is not None:
@@ -294,8 +294,9 @@ def _store_verdict(
 ) -> None:
     opened, objective = session.opened, session.objective
     study = opened.search.study
+    digests = {source.label: source.recipe.digest for source in session.sources}
     sources = [
-        Entrant(label=name, held_out=held_out[name], search=objective.value(result.scores))
+        Entrant(label=name, held_out=held_out[name], search=objective.value(result.scores), recipe=digests[name])
         for name, result in session.references.items()
     ]
     best_source = max(sources, key=lambda source: -math.inf if source.search is None else source.search)
@@ -306,20 +307,24 @@ def _store_verdict(
             search=each.value,
             chosen=BASELINES[each.label].chosen_on_search_items,
             models=each.model_count,
+            recipe=each.digest,
         )
         for each in baselines
         if each.label in held_out
     ]
+    compared = [best_source, *others]
     search_items = opened.inputs.evaluator.split.items(ItemBlock("search"))
     verdict = judge(
         objective,
         Entrant(label=winner.label, held_out=held_out[winner.label], search=winner.value),
         winner.trial,
-        [best_source, *others],
+        compared,
         sources,
         trials=opened.search.tally.finished - opened.search.tally.failed,
         search_items=sum(map(len, search_items.values())),
         looks=len(study.user_attrs[attributes.LOOKS]),
+        known=read_known(study, winner, {each.label: each.recipe for each in compared if each.recipe is not None}),
+        margin=opened.inputs.spec.verdict.margin,
         seed=opened.inputs.spec.seed,
     )
     opened.check_hold()

@@ -33,6 +33,7 @@ WINNER: Final = "evomerge:winner"  # trial, digest and value of the trial that t
 WARM: Final = "evomerge:warm_started"  # the points of the warm start have been enqueued
 GOALS: Final = "evomerge:goals"  # text: merges that a search of several objectives should dominate, in JSON
 LOOKS: Final = "evomerge:held_out_looks"  # [winner's trial, digest of all that was compared] of each look at held-out
+COMPARED: Final = "evomerge:compared"  # text: what all looks found, by winner's trial and baseline's recipe
 DIGESTS: Final = "evomerge:digests"  # text: the winner's trial and the digest of each of its tensors as scored
 INCUMBENT: Final = (
     "evomerge:incumbent"  # text: the best trial and its outcome on every item, for others to race against

@@ -1,6 +1,6 @@
 """The verdict: the winner is named from the search items, and only then compared on the held-out items.
 
-Holds: the winner, paired tests, Holm's correction, sentences.
+Holds: the winner, paired tests, Holm's correction, shares of looks, sentences.
 Does not hold: scoring; it compares outcomes that exist.
 Start reading at: `records.py`, then `judge.py`.
 """

@@ -75,6 +75,14 @@ class Resampled:
         share = (1 + across) / (1 + draws)
         return min(1.0, 2 * float(stdtr(self.freedom, ndtri(share)))) if share < 0.5 else 1.0
 
+    def equivalence_p(self, margin: float) -> float:
+        """p-value that the difference is the margin or more, in either direction: the level at which the interval would
+        just touch the margin, of the nearer side."""
+        draws = len(self.differences)
+        beyond = max(np.count_nonzero(self.differences >= margin), np.count_nonzero(self.differences <= -margin))
+        share = (1 + beyond) / (1 + draws)
+        return float(stdtr(self.freedom, ndtri(share))) if share < 1 else 1.0
+
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """The expanded percentile interval."""
         tail = float(ndtr(stdtrit(self.freedom, (1 - level) / 2)))

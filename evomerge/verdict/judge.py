@@ -1,6 +1,7 @@
 """Compares the winner with every baseline on the held-out items, and its lead there with that on the search items.
 
-Nothing is chosen here: the winner was named from the search items, and the family of comparisons is the caller's.
+Nothing is chosen here: the winner was named from the search items, and the comparisons are the caller's. Those that are
+new form the family of this look; what an earlier look said of the same two merges stands.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scipy.special import log_ndtr
 
@@ -17,9 +18,10 @@ from evomerge.evaluation.scores import Scores
 from evomerge.objective import Objective
 from evomerge.seeding import derive
 from evomerge.verdict import holm
+from evomerge.verdict.looks import share
 from evomerge.verdict.paired import PairedDifference, paired_difference, subtract
 from evomerge.verdict.sentences import sentence
-from evomerge.verdict.verdict import ALPHA, Comparison, Lead, Unit, Verdict, VerdictWord
+from evomerge.verdict.verdict import ALPHA, Comparison, Known, Lead, Unit, Verdict, VerdictWord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,7 @@ class Entrant:
         chosen: whether it was picked for that value, as the best of a grid or of a random search is. It has luck of its
             own there, so that it is no measure of the winner's.
         models: number of models that the row is; each task was given to the one that belongs to it.
+        recipe: digest of its recipe, by which a later look knows it again.
     """
 
     label: str
@@ -40,6 +43,7 @@ class Entrant:
     search: float | None = None
     chosen: bool = False
     models: int = 1
+    recipe: str | None = None
 
 
 def judge(
@@ -52,6 +56,8 @@ def judge(
     trials: int | None = None,
     search_items: int | None = None,
     looks: int = 1,
+    known: Mapping[str, Known] | None = None,
+    margin: float | None = None,
     seed: int = 0,
 ) -> Verdict:
     """The verdict on a search.
@@ -66,6 +72,8 @@ def judge(
         trials, search_items: number of candidates that the winner was chosen from, and of items that it was chosen on;
             without them the verdict does not say what luck alone would give the best of them.
         looks: number of comparisons of a winner on these items, this one included.
+        known: label of a baseline -> what an earlier look found between the same two merges.
+        margin: difference of the objective below which two models are equivalent; None: that is not tested.
         seed: key of resamples and sampled coins.
 
     Raises:
@@ -82,6 +90,10 @@ def judge(
         _by_label(baselines),
         search_differences=leads,
         models={entrant.label: entrant.models for entrant in baselines},
+        recipes={entrant.label: entrant.recipe for entrant in baselines if entrant.recipe is not None},
+        look=looks,
+        margin=margin,
+        known=known,
         seed=seed,
     )
     held_out = objective.value(winner.held_out)
@@ -107,6 +119,7 @@ def judge(
         items=sum(len(score.items) for score in winner.held_out.tasks.values()),
         looks=looks,
         unit=_unit(objective, [winner.held_out, *(entrant.held_out for entrant in baselines)]),
+        margin=margin,
     )
     return verdict.with_sentence(sentence(verdict))
 
@@ -118,51 +131,115 @@ def compare(
     *,
     search_differences: Mapping[str, float] | None = None,
     models: Mapping[str, int] | None = None,
+    recipes: Mapping[str, str] | None = None,
+    look: int = 1,
+    margin: float | None = None,
+    known: Mapping[str, Known] | None = None,
     seed: int = 0,
 ) -> tuple[Comparison, ...]:
-    """The winner against each baseline on the same items, corrected by Holm for all of them together.
+    """The winner against each baseline on the same items, corrected for all comparisons that this look adds.
 
     Args:
         search_differences: label -> winner − baseline on the search items, shown beside the comparison.
         models: label -> number of models that it is, 1 where it is not named.
+        recipes: label -> digest of its recipe.
+        look: number of this look at the held-out items.
+        margin: difference below which two models are equivalent; None: that is not tested.
+        known: label -> what an earlier look found between the same two merges.
         seed: key of resamples and sampled coins.
 
     Raises:
         InvalidInput: a baseline has no scores of the winner's tasks and items.
     """
     found = {
-        label: paired_difference(winner, scores, objective, seed=derive(seed, "verdict", label))
+        label: paired_difference(winner, scores, objective, seed=derive(seed, "verdict", label), margin=margin)
         for label, scores in baselines.items()
     }
-    tested = {label: each.p for label, each in found.items() if each.p is not None}
-    adjusted = dict(zip(tested, holm.adjust(list(tested.values())), strict=True))
-    multipliers = dict(zip(tested, holm.multipliers(list(tested.values())), strict=True))
-    known, counts = search_differences or {}, models or {}
-    return tuple(
-        Comparison(
-            baseline=label,
-            difference=each.difference,
-            low=each.low,
-            high=each.high,
-            stderr=math.sqrt(each.variance) if each.variance is not None else None,
-            p=each.p,
-            adjusted_p=adjusted.get(label),
-            test=each.test,
-            items=each.items,
-            discordant=each.discordant,
-            items_needed=each.items_needed(ALPHA / multipliers[label]) if label in multipliers else None,
-            outcome=_outcome(each, adjusted.get(label)),
-            search_difference=known.get(label),
-            models=counts.get(label, 1),
+    before = known or {}
+    added = {label: each for label, each in found.items() if label not in before or before[label].margin != margin}
+    corrected = _corrected(added, look, with_equivalence=margin is not None)
+    leads, counts, digests = search_differences or {}, models or {}, recipes or {}
+    comparisons = []
+    for label, each in found.items():
+        tested = corrected.get(label)
+        if label in before:
+            earlier = before[label].comparison
+            tested = _Corrected.of(earlier) if tested is None else tested.after(earlier)
+        assert tested is not None  # it is known or added
+        comparisons.append(
+            Comparison(
+                baseline=label,
+                difference=each.difference,
+                low=each.low,
+                high=each.high,
+                stderr=math.sqrt(each.variance) if each.variance is not None else None,
+                p=each.p,
+                adjusted_p=tested.p,
+                test=each.test,
+                items=each.items,
+                discordant=each.discordant,
+                items_needed=tested.items_needed,
+                outcome=_outcome(each.difference, tested),
+                search_difference=leads.get(label),
+                models=counts.get(label, 1),
+                equivalence_p=tested.equivalence_p,
+                look=tested.look,
+                recipe=digests.get(label),
+            )
         )
-        for label, each in found.items()
-    )
+    return tuple(comparisons)
 
 
-def _outcome(found: PairedDifference, adjusted_p: float | None) -> VerdictWord:
-    if found.difference <= 0:
-        return "does not beat"
-    return "beats" if adjusted_p is not None and adjusted_p < ALPHA else "cannot be told"
+@dataclass(frozen=True, kw_only=True)
+class _Corrected:
+    """The p-values of one comparison, corrected for its family and for all looks; see `Comparison`."""
+
+    p: float | None
+    equivalence_p: float | None
+    items_needed: int | None
+    look: int
+
+    @classmethod
+    def of(cls, comparison: Comparison) -> _Corrected:
+        return cls(
+            p=comparison.adjusted_p,
+            equivalence_p=comparison.equivalence_p,
+            items_needed=comparison.items_needed,
+            look=comparison.look,
+        )
+
+    def after(self, earlier: Comparison) -> _Corrected:
+        """With the difference as an earlier look found it, where that p-value is smaller: equivalence alone is new."""
+        if earlier.adjusted_p is None or self.p is None or self.p < earlier.adjusted_p:
+            return self
+        return replace(self, p=earlier.adjusted_p, items_needed=earlier.items_needed, look=earlier.look)
+
+
+def _corrected(added: Mapping[str, PairedDifference], look: int, *, with_equivalence: bool) -> dict[str, _Corrected]:
+    """The comparisons that a look adds, with p-values corrected for their number and for all looks."""
+    tested = {label: each.p for label, each in added.items() if each.p is not None}
+    spent, p_values = share(look), list(tested.values())
+    adjusted = dict(zip(tested, holm.adjust(p_values, with_equivalence=with_equivalence), strict=True))
+    factors = dict(zip(tested, holm.multipliers(p_values, with_equivalence=with_equivalence), strict=True))
+    found = {}
+    for label, each in added.items():
+        equivalence_p = None if each.equivalence_p is None else holm.adjust_equivalence(each.equivalence_p, len(tested))
+        found[label] = _Corrected(
+            p=min(1.0, adjusted[label] / spent) if label in tested else None,
+            equivalence_p=None if equivalence_p is None else min(1.0, equivalence_p / spent),
+            items_needed=each.items_needed(ALPHA * spent / factors[label]) if label in tested else None,
+            look=look,
+        )
+    return found
+
+
+def _outcome(difference: float, tested: _Corrected) -> VerdictWord:
+    told_apart = tested.p is not None and tested.p < ALPHA
+    if told_apart and difference > 0:
+        return "beats"
+    if not told_apart and tested.equivalence_p is not None and tested.equivalence_p < ALPHA:
+        return "equivalent"
+    return "cannot be told" if difference > 0 else "does not beat"
 
 
 def _lead(comparisons: Sequence[Comparison], trials: int | None, search_items: int | None) -> Lead | None:

@@ -2,6 +2,7 @@
 
 - Outcomes 0 or 1, objective a weighted mean: an exact test on the discordant items (`sign_flip`).
 - Anything else whose value can be recomputed from the items: the paired bootstrap (`bootstrap`).
+- That they differ by less than a margin: a score test of the shifted difference (`equivalence`), or the same bootstrap.
 - A metric that is aggregated by a task's own function, or fewer than two items to resample: no test, named "none".
 """
 
@@ -20,9 +21,11 @@ from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.objective import Objective
 from evomerge.verdict import bootstrap, sign_flip
 from evomerge.verdict.bootstrap import TaskPair
+from evomerge.verdict.equivalence import equivalence_p
 from evomerge.verdict.sign_flip import Discordance
 
 POWER = 0.8
+_FEWEST = 10  # items that differ, below which resamples show nothing of the rare ones that a margin may rest on
 _NOTHING = 1e-12  # relative difference of two values that only rounding tells apart
 
 
@@ -37,6 +40,8 @@ class PairedDifference:
         test: "McNemar", "sign flip", "paired bootstrap" or "none".
         items, discordant: number of items that were compared, and of those whose outcomes differ.
         null_variance, variance: of the difference with as many items: if the models were equal, and as observed.
+        equivalence_p: that the difference is the margin or more in either direction; None without a margin or a test,
+            and where fewer than ten real-valued outcomes differ.
     """
 
     difference: float
@@ -48,6 +53,7 @@ class PairedDifference:
     discordant: int
     null_variance: float | None = None
     variance: float | None = None
+    equivalence_p: float | None = None
 
     def items_needed(self, level: float) -> int | None:
         """Number of such items, shared among the tasks as here, that shows this difference with 80 % power.
@@ -67,10 +73,13 @@ class PairedDifference:
         return max(1, math.ceil(min(needed, 1e15)))
 
 
-def paired_difference(first: Scores, second: Scores, objective: Objective, *, seed: int) -> PairedDifference:
+def paired_difference(
+    first: Scores, second: Scores, objective: Objective, *, seed: int, margin: float | None = None
+) -> PairedDifference:
     """Compare two models on the same items.
 
     Args:
+        margin: in units of the objective, below which two models are equivalent; None where that is not asked.
         seed: key of resamples, where the test needs some.
 
     Raises:
@@ -96,6 +105,7 @@ def paired_difference(first: Scores, second: Scores, objective: Objective, *, se
             discordant=discordant,
             null_variance=null_variance,
             variance=variance,
+            equivalence_p=None if margin is None else equivalence_p(tasks, margin),
         )
     if all(pair.kind in RECOMPUTED and pair.resamples for pair in pairs.values()):
         resampled = bootstrap.resample(pairs, first, objective, seed)
@@ -112,6 +122,7 @@ def paired_difference(first: Scores, second: Scores, objective: Objective, *, se
                 discordant=discordant,
                 null_variance=variance,
                 variance=variance,
+                equivalence_p=None if margin is None or discordant < _FEWEST else resampled.equivalence_p(margin),
             )
     return PairedDifference(
         difference=difference, low=None, high=None, p=None, test="none", items=items, discordant=discordant

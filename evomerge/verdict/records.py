@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import optuna
 
@@ -17,7 +18,7 @@ from evomerge.storage.attributes import read_text, write_text
 from evomerge.study.dashboard import write_note
 from evomerge.study.search_study import SearchStudy
 from evomerge.verdict.sentences import markdown
-from evomerge.verdict.verdict import Verdict
+from evomerge.verdict.verdict import Comparison, Known, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,14 @@ def read_winner(attrs: dict[str, object]) -> Winner | None:
     return Winner(**content) if isinstance(content, dict) else None
 
 
-def note_look(search: SearchStudy, winner: Winner, recipes: Iterable[Recipe]) -> None:
-    """Record a comparison of this winner with these merges on the held-out items. The same one in a row counts once."""
-    compared = hashlib.sha256(json.dumps(sorted(recipe.digest for recipe in recipes)).encode()).hexdigest()[:16]
+def note_look(search: SearchStudy, winner: Winner, recipes: Iterable[Recipe], margin: float | None = None) -> None:
+    """Record a comparison of this winner with these merges on the held-out items. The same one in a row counts once.
+
+    Args:
+        margin: within which they are tested for equivalence: with another one it is another comparison.
+    """
+    content = [*sorted(recipe.digest for recipe in recipes), *([] if margin is None else [f"margin {margin!r}"])]
+    compared = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
     looks = list(search.study.user_attrs.get(attributes.LOOKS, []))
     if looks[-1:] != [[winner.trial, compared]]:
         search.set(attributes.LOOKS, [*looks, [winner.trial, compared]])
@@ -85,9 +91,43 @@ def winning_recipe(search: SearchStudy, winner: Winner) -> Recipe:
 
 
 def store_verdict(study: optuna.Study, verdict: Verdict) -> None:
-    """Replace the stored verdict, and the note that Optuna Dashboard shows beside it."""
+    """Replace the stored verdict and the note that Optuna Dashboard shows beside it, and keep what it compared."""
     write_text(study, attributes.VERDICT, json.dumps(verdict.to_document()))
     write_note(study, markdown(verdict))
+    compared = {
+        _pair(verdict.trial, each.recipe): {"margin": verdict.margin, "comparison": each.to_document()}
+        for each in verdict.comparisons
+        if each.recipe is not None
+    }
+    write_text(study, attributes.COMPARED, json.dumps({**_read_compared(study), **compared}))
+
+
+def read_known(study: optuna.Study, winner: Winner, recipes: Mapping[str, str]) -> dict[str, Known]:
+    """Label -> what earlier looks found between the winner and the merge of that label.
+
+    Args:
+        recipes: label -> digest of the recipe.
+    """
+    compared = _read_compared(study)
+    found = {label: compared.get(_pair(winner.trial, digest)) for label, digest in recipes.items()}
+    return {
+        label: Known(Comparison(**content["comparison"]), content["margin"])
+        for label, content in found.items()
+        if content is not None
+    }
+
+
+def _pair(trial: int, recipe: str) -> str:
+    return f"{trial} {recipe}"
+
+
+def _read_compared(study: optuna.Study) -> dict[str, Any]:
+    """What all looks found; nothing where its writing was cut short: it is then tested again, in the present look."""
+    try:
+        text = read_text(study, attributes.COMPARED)
+    except InvalidInput:
+        return {}
+    return dict(json.loads(text or "{}"))
 
 
 def read_verdict(study: optuna.Study) -> Verdict | None:

@@ -1,4 +1,4 @@
-"""The verdict in words: comparisons won, lost and open, the items that would decide them, and the share of luck."""
+"""The verdict in words: comparisons won, lost, equivalent and open, the items that would decide them, and luck."""
 
 from __future__ import annotations
 
@@ -8,6 +8,17 @@ from collections.abc import Sequence
 from evomerge.messages import listed, p_value
 from evomerge.verdict.verdict import ALPHA, Comparison, Lead, Unit, Verdict
 
+_TITLES = (
+    "winner against",
+    "difference",
+    "95 % interval",
+    "p (corrected)",
+    "test",
+    "items that differ",
+    "items needed",
+    "outcome",
+    "difference on the search items",
+)
 _MANY = 4  # baselines that are named one by one, where all fared the same
 _BEYOND = 10_000_000
 
@@ -17,8 +28,8 @@ def sentence(verdict: Verdict) -> str:
     texts = [_outcomes(verdict), _luck(verdict)]
     if verdict.looks > 1:
         texts.append(
-            f"The held-out items have been looked at {verdict.looks} times, which the p-values do not allow for: every "
-            "further look makes a false win likelier."
+            f"The held-out items have been looked at {verdict.looks} times, which the p-values allow for; the words of "
+            "earlier looks at the same merges stand."
         )
     if verdict.unit == "normalised points" and "points" in texts[1]:
         texts.append("A point is a hundredth of the way from the sources' worst score to their best.")
@@ -29,12 +40,11 @@ def markdown(verdict: Verdict) -> str:
     """The verdict as a note: its sentence, a table of the comparisons, and the gap between search and held-out."""
     parts = ["## Verdict", verdict.sentence or sentence(verdict)]
     if verdict.comparisons:
-        head = (
-            "| winner against | difference | 95 % interval | p (Holm) | test | items that differ | items needed "
-            "| outcome | difference on the search items |"
-        )
-        rows = [_row(each, verdict.unit) for each in verdict.comparisons]
-        parts.append("\n".join([head, "|---" * 9 + "|", *rows]))
+        titles = list(_TITLES)
+        if verdict.margin is not None:
+            titles.insert(_TITLES.index("test"), f"p (differs by {amount(verdict.margin, verdict.unit)})")
+        rows = [_row(each, verdict) for each in verdict.comparisons]
+        parts.append("\n".join([f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", *rows]))
     if verdict.gap is not None:
         text = f"Search − held-out of the winner: {amount(verdict.gap, verdict.unit, signed=True)}"
         if verdict.reference_gap is not None and verdict.luck is not None:
@@ -46,7 +56,8 @@ def markdown(verdict: Verdict) -> str:
         parts.append(text + ".")
     parts.append(
         f"{_count(verdict.items, 'held-out item')}, compared one by one. An interval is of its difference alone; "
-        f"p-values are corrected for {_count(len(verdict.comparisons), 'comparison')}."
+        f"p-values are corrected for {_count(len(verdict.comparisons), 'comparison')} and for every look at these "
+        "items, earlier and later ones."
     )
     return "\n\n".join(parts) + "\n"
 
@@ -68,6 +79,7 @@ def _outcomes(verdict: Verdict) -> str:
     same = [each for each in verdict.comparisons if each.discordant == 0]
     others = [each for each in verdict.comparisons if each.discordant > 0]
     beaten = [each for each in others if each.outcome == "beats"]
+    alike = [each for each in others if each.outcome == "equivalent"]
     open_ones = [each for each in others if each.outcome == "cannot be told" and each.p is not None]
     untested = [each for each in others if each.outcome == "cannot be told" and each.p is None]
     behind = [each for each in others if each.outcome == "does not beat" and not each.worse]
@@ -75,6 +87,7 @@ def _outcomes(verdict: Verdict) -> str:
     every = len(verdict.comparisons)
     clauses = [
         f"beats {_names(beaten, every)}" if beaten else "",
+        _equivalent(alike, verdict) if alike else "",
         _undecided(open_ones, verdict.items) if open_ones else "",
         f"is ahead of {_names(untested, every)}, but no paired test can be made there" if untested else "",
         f"does not beat {_names(behind, every)}" if behind else "",
@@ -82,6 +95,11 @@ def _outcomes(verdict: Verdict) -> str:
         f"has the same outcomes as {_names(same, every)} on every item" if same else "",
     ]
     return f"{subject} {'; it '.join(clause for clause in clauses if clause)}."
+
+
+def _equivalent(comparisons: Sequence[Comparison], verdict: Verdict) -> str:
+    names = _names(comparisons, len(verdict.comparisons))
+    return f"is equivalent to {names} (within {amount(verdict.margin or 0.0, verdict.unit)})"
 
 
 def _undecided(comparisons: Sequence[Comparison], items: int) -> str:
@@ -125,8 +143,8 @@ def _left(lead: Lead, unit: Unit) -> str:
     return f"{text} {'were' if text.endswith('points') else 'was'} left"
 
 
-def _row(comparison: Comparison, unit: Unit) -> str:
-    nothing = "–"
+def _row(comparison: Comparison, verdict: Verdict) -> str:
+    nothing, unit = "–", verdict.unit
     interval = nothing
     if comparison.low is not None and comparison.high is not None:
         interval = f"{amount(comparison.low, unit, signed=True)} to {amount(comparison.high, unit, signed=True)}"
@@ -136,6 +154,7 @@ def _row(comparison: Comparison, unit: Unit) -> str:
         amount(comparison.difference, unit, signed=True),
         interval,
         p_value(comparison.adjusted_p),
+        *([] if verdict.margin is None else [p_value(comparison.equivalence_p)]),
         comparison.test,
         f"{comparison.discordant:,} of {comparison.items:,}",
         nothing if comparison.items_needed is None else _about(comparison.items_needed),

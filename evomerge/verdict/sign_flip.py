@@ -2,7 +2,8 @@
 
 If winner and baseline were equally good, each discordant item would be as likely to favour the one as the other, so
 that the signs of the differences are fair coins. Where all items weigh the same that is McNemar's exact test; where
-they do not (tasks of unequal size or weight), the same coins are thrown with unequal stakes.
+they do not (tasks of unequal size or weight), the same coins are thrown with unequal stakes. McNemar's test is in its
+unconditional form.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from scipy.special import bdtr, bdtrc, ndtri
 
 from evomerge.evaluation.aggregates import FloatArray
 from evomerge.seeding import derive
+from evomerge.verdict import mcnemar
 
 ENUMERATED: Final = 1_000_000  # combinations of coins that are summed over; more of them are sampled
 DRAWS: Final = 99_999
@@ -50,20 +52,15 @@ def difference(tasks: Sequence[Discordance]) -> float:
     return math.fsum(task.stake * (task.wins - task.losses) for task in tasks)
 
 
-def mcnemar(wins: int, losses: int) -> float:
-    """Exact two-sided p-value that wins and losses are fair coins (McNemar 1947; exact form: the binomial test)."""
-    return min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5))) if wins + losses else 1.0
-
-
 def sign_flip(tasks: Sequence[Discordance], seed: int) -> tuple[str, float]:
     """Two-sided p-value that the sign of every discordant item is a fair coin, with the name of the test.
 
     Summed over all combinations where there are not too many of them; else over random ones, keyed by `seed`, with
     p = (1 + hits) / (1 + draws) (Phipson & Smyth 2010), which is never 0 and keeps its level.
     """
-    merged = _by_stake(tasks)
+    merged = merged_by_stake(tasks)
     if len(merged) == 1:
-        return "McNemar", mcnemar(merged[0].wins, merged[0].losses)
+        return "McNemar", mcnemar.unconditional(merged[0].wins, merged[0].losses, merged[0].items)
     observed = abs(difference(merged))
     scale = math.fsum(task.stake * task.count for task in merged)
     threshold = observed - _SAME * scale
@@ -101,8 +98,8 @@ def variances(tasks: Sequence[Discordance]) -> tuple[float, float]:
     return null, max(0.0, null - drift)
 
 
-def _by_stake(tasks: Sequence[Discordance]) -> list[Discordance]:
-    """Tasks whose items are worth the same are one."""
+def merged_by_stake(tasks: Sequence[Discordance]) -> list[Discordance]:
+    """The tasks, those whose items are worth the same joined to one."""
     groups: dict[float, list[Discordance]] = defaultdict(list)
     for task in tasks:
         known = next((stake for stake in groups if math.isclose(stake, task.stake, rel_tol=_SAME)), task.stake)

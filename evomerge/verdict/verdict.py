@@ -9,10 +9,11 @@ from typing import Any, Final, Literal
 from evomerge.errors import InvalidInput
 from evomerge.messages import marked
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
+_WITHOUT_LOOKS: Final = 1  # of verdicts whose p-values do not allow for repeated looks
 ALPHA: Final = 0.05
 
-VerdictWord = Literal["beats", "does not beat", "cannot be told"]
+VerdictWord = Literal["beats", "equivalent", "does not beat", "cannot be told"]
 Unit = Literal["points", "normalised points", "plain"]
 
 
@@ -27,7 +28,8 @@ class Comparison:
             where no test could be made.
         stderr: standard error of the difference; None where no test could be made.
         p: two-sided; None where no test could be made.
-        adjusted_p: p after Holm's correction over all comparisons of the verdict.
+        adjusted_p: p after the correction for all comparisons of its look (Holm's without a margin) and for all looks,
+            earlier and later ones.
         test: the test that gives p: "McNemar", "sign flip", "paired bootstrap" or "none".
         items: number of items that were compared.
         discordant: number of those whose outcomes differ.
@@ -36,6 +38,10 @@ class Comparison:
         outcome: the answer.
         search_difference: the same difference on the search items, None where it is not known.
         models: number of models that the baseline is; more than one know the task of every item.
+        equivalence_p: that the difference is the verdict's margin or more, corrected likewise; None without a margin,
+            and where that cannot be tested.
+        look: number of the look at the held-out items in which it was tested; the words of a look stand in later ones.
+        recipe: digest of the baseline's recipe; None in verdicts of earlier versions.
     """
 
     baseline: str
@@ -52,6 +58,9 @@ class Comparison:
     outcome: VerdictWord
     search_difference: float | None = None
     models: int = 1
+    equivalence_p: float | None = None
+    look: int = 1
+    recipe: str | None = None
 
     @property
     def name(self) -> str:
@@ -64,11 +73,20 @@ class Comparison:
         return self.difference < 0 and self.adjusted_p is not None and self.adjusted_p < ALPHA
 
     def to_document(self) -> dict[str, Any]:
-        """As JSON. A baseline that is one model does not mention how many it is."""
+        """As JSON, without the fields that earlier versions had not where they have nothing to tell."""
         content = asdict(self)
-        if self.models == 1:
-            del content["models"]
+        for name, usual in (("models", 1), ("equivalence_p", None), ("look", 1), ("recipe", None)):
+            if content[name] == usual:
+                del content[name]
         return content
+
+
+@dataclass(frozen=True)
+class Known:
+    """A comparison of an earlier look, and the margin that it was tested with."""
+
+    comparison: Comparison
+    margin: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +130,8 @@ class Verdict:
         looks: number of comparisons of a winner on these items, this one included.
         unit: how differences are shown: "points" (hundredths of scores between 0 and 1), "normalised points"
             (hundredths of the way from the sources' worst to their best) or "plain".
+        margin: difference of the objective below which two models are equivalent; None where that was not asked.
+        allows_for_looks: whether p-values are corrected for repeated looks; not in verdicts of earlier versions.
         sentence: the same in plain words.
     """
 
@@ -128,25 +148,33 @@ class Verdict:
     looks: int
     unit: Unit
     sentence: str = ""
+    margin: float | None = None
+    allows_for_looks: bool = True
 
     def with_sentence(self, text: str) -> Verdict:
         return replace(self, sentence=text)
 
     def to_document(self) -> dict[str, Any]:
-        """As JSON, with the number of this layout."""
-        return {"schema": SCHEMA, **asdict(self), "comparisons": [each.to_document() for each in self.comparisons]}
+        """As JSON, with the number of its layout."""
+        content = {**asdict(self), "comparisons": [each.to_document() for each in self.comparisons]}
+        if self.margin is None:
+            del content["margin"]
+        del content["allows_for_looks"]
+        return {"schema": SCHEMA if self.allows_for_looks else _WITHOUT_LOOKS, **content}
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Verdict:
         """The verdict that `to_document` wrote.
 
         Raises:
-            InvalidInput: it was written in another layout.
+            InvalidInput: it was written in a layout that is not known.
         """
         content = dict(document)
         schema = content.pop("schema", None)
-        if schema != SCHEMA:
-            raise InvalidInput(f"the verdict has schema {schema!r}; this version of evomerge reads {SCHEMA}")
+        if schema not in (SCHEMA, _WITHOUT_LOOKS):
+            raise InvalidInput(
+                f"the verdict has schema {schema!r}; this version of evomerge reads {_WITHOUT_LOOKS} and {SCHEMA}"
+            )
         content["comparisons"] = tuple(Comparison(**each) for each in content["comparisons"])
         content["lead"] = Lead(**content["lead"]) if content["lead"] is not None else None
-        return cls(**content)
+        return cls(**content, allows_for_looks=schema != _WITHOUT_LOOKS)

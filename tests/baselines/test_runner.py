@@ -114,6 +114,28 @@ def test_settings_that_come_back_bring_their_baseline_back(write_spec, tmp_path,
     first = next(row for row in read_records(study_of(tmp_path, "sim/baselines")) if row.label == "ties")
     assert line.recipe == first.digest
     assert len(study_of(tmp_path, "sim").user_attrs[attributes.LOOKS]) == 3  # each comparison is a look
+    verdict = read_verdict(study_of(tmp_path, "sim"))
+    assert verdict.looks == 3
+    assert {each.look for each in verdict.comparisons} == {1}  # and its words stand in later ones
+
+
+def test_what_a_look_found_stands_whatever_was_compared_between_and_a_killed_run_finds_the_same(write_spec, tmp_path):
+    def verdict_after(**changes):
+        run_search(load_spec(write_spec(**changes)), ray="none")
+        return read_verdict(study_of(tmp_path, "sim"))
+
+    first = verdict_after(baselines=["uniform-soup"])
+    second = verdict_after(baselines=["uniform-soup", "ties"])
+    assert [each.look for each in second.comparisons] == [1, 1, 2]
+    assert second.comparisons[:2] == first.comparisons
+    study = study_of(tmp_path, "sim")
+    for lost in (attributes.VERDICT, attributes.COMPARED):  # killed before one of them was written
+        study.set_user_attr(lost, None)
+        assert verdict_after(baselines=["uniform-soup", "ties"]).comparisons[2] == second.comparisons[2]
+    third = verdict_after(baselines=["uniform-soup", "ties"], verdict={"margin": 0.02})
+    assert third.looks == 3
+    assert [each.adjusted_p for each in third.comparisons] == [each.adjusted_p for each in second.comparisons]
+    assert all(each.equivalence_p is not None for each in third.comparisons)
 
 
 def test_an_unfinished_search_shows_nothing_on_held_out_items(write_spec, scored, tmp_path):

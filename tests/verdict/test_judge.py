@@ -11,7 +11,8 @@ from evomerge.errors import InvalidInput
 from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.objective import Objective
 from evomerge.verdict import Entrant, Verdict, compare, judge, markdown
-from evomerge.verdict.holm import adjust, multipliers
+from evomerge.verdict.holm import adjust, adjust_equivalence, multipliers
+from evomerge.verdict.verdict import Known
 
 
 def paired(wins, losses, items=1000, right=500):
@@ -45,10 +46,10 @@ def test_every_p_value_is_corrected_for_all_comparisons():
     first, second = paired(60, 35)
     alone = compare(OBJECTIVE, first, {"one": second})
     many = compare(OBJECTIVE, first, {"one": second, "two": second, "three": second, "same": first})
-    assert alone[0].p == alone[0].adjusted_p == many[0].p
-    assert [each.adjusted_p for each in many] == pytest.approx([4 * alone[0].p] * 3 + [1.0])
+    assert alone[0].p == 0.9 * alone[0].adjusted_p == many[0].p  # the first look spends 0.9 of the level
+    assert [each.adjusted_p for each in many] == pytest.approx([4 * alone[0].p / 0.9] * 3 + [1.0])
     assert alone[0].outcome == "beats"
-    assert [each.outcome for each in many] == ["beats" if 4 * alone[0].p < 0.05 else "cannot be told"] * 3 + [
+    assert [each.outcome for each in many] == ["beats" if 4 * alone[0].p < 0.045 else "cannot be told"] * 3 + [
         "does not beat"
     ]
 
@@ -85,7 +86,7 @@ def test_the_sentence_says_beats_cannot_be_told_and_how_many_items_would_tell():
     assert [each.worse for each in verdict.comparisons] == [False] * 4 + [True]
     assert verdict.sentence == (
         "The best merge found (trial 41) beats uniform-soup and ties; it cannot be told apart from task-arithmetic "
-        "with 1,000 items (about 4,800 would tell); it does not beat dare-ties; it is beaten by dam. Its lead of 3.0 "
+        "with 1,000 items (about 4,900 would tell); it does not beat dare-ties; it is beaten by dam. Its lead of 3.0 "
         "points over task-arithmetic on the search items is 2.0 points on items that the search never saw."
     )
 
@@ -93,8 +94,8 @@ def test_the_sentence_says_beats_cannot_be_told_and_how_many_items_would_tell():
 def test_two_that_cannot_be_told_are_one_clause():
     verdict = judge(OBJECTIVE, AHEAD, 41, [baseline("a", 110, 90), baseline("b", 100, 95)])
     assert verdict.sentence == (
-        "The best merge found (trial 41) cannot be told apart with 1,000 items from a (about 4,800 would tell) and b "
-        "(about 61,000 would tell)."
+        "The best merge found (trial 41) cannot be told apart with 1,000 items from a (about 4,900 would tell) and b "
+        "(about 63,000 would tell)."
     )
 
 
@@ -236,10 +237,71 @@ def test_a_comparison_that_no_test_fits_is_said_to_have_none():
     assert "| – |" in markdown(verdict)
 
 
-def test_repeated_looks_are_said():
-    text = judge(OBJECTIVE, AHEAD, 41, [baseline("soup", 150, 50)], looks=3).sentence
-    assert "The held-out items have been looked at 3 times, which the p-values do not allow for" in text
-    assert "looked at" not in judge(OBJECTIVE, AHEAD, 41, [baseline("soup", 150, 50)]).sentence
+def test_repeated_looks_are_said_and_allowed_for():
+    family = [baseline("soup", 150, 50), baseline("ties", 110, 80)]
+    first, third = (judge(OBJECTIVE, AHEAD, 41, family, looks=look) for look in (1, 3))
+    assert "have been looked at 3 times, which the p-values allow for" in third.sentence
+    assert "looked at" not in first.sentence
+    assert [each.look for each in third.comparisons] == [3, 3]
+    assert [each.adjusted_p for each in third.comparisons] == pytest.approx(
+        [min(1.0, each.adjusted_p * 0.9 * 60) for each in first.comparisons]  # 0.1 / 6 of the level
+    )
+    assert third.comparisons[0].items_needed > first.comparisons[0].items_needed
+
+
+def known_from(verdict):
+    return {each.baseline: Known(each, verdict.margin) for each in verdict.comparisons}
+
+
+def test_the_words_of_an_earlier_look_stand_and_only_what_is_new_is_tested_and_corrected():
+    soup, ties = baseline("soup", 150, 105), baseline("ties", 160, 105)
+    first = judge(OBJECTIVE, AHEAD, 41, [soup])
+    second = judge(OBJECTIVE, AHEAD, 41, [soup, ties], looks=2, known=known_from(first))
+    assert second.comparisons[0] == first.comparisons[0]
+    assert first.comparisons[0].outcome == "beats"
+    alone = judge(OBJECTIVE, AHEAD, 41, [ties], looks=2)
+    assert second.comparisons[1] == alone.comparisons[0]  # a family of its own
+    assert judge(OBJECTIVE, AHEAD, 41, [soup], looks=2).comparisons[0].outcome == "cannot be told"
+
+
+def test_a_margin_that_comes_later_leaves_the_wins_and_is_tested_in_its_own_look():
+    soup, twin = baseline("soup", 150, 105), baseline("twin", 2, 1)
+    first = judge(OBJECTIVE, AHEAD, 41, [soup, twin])
+    second = judge(OBJECTIVE, AHEAD, 41, [soup, twin], looks=2, known=known_from(first), margin=0.03)
+    assert [each.outcome for each in second.comparisons] == ["beats", "equivalent"]
+    assert second.comparisons[0].adjusted_p == first.comparisons[0].adjusted_p
+    at_once = judge(OBJECTIVE, AHEAD, 41, [soup, twin], margin=0.03)
+    assert second.comparisons[1].equivalence_p == pytest.approx(0.9 / 0.05 * at_once.comparisons[1].equivalence_p)
+
+
+def test_equivalent_is_said_within_the_margin_and_is_weaker_than_a_win_or_a_loss():
+    family = [baseline("twin", 6, 5), baseline("near", 5, 6), baseline("soup", 25, 5), baseline("other", 110, 100)]
+    verdict = judge(OBJECTIVE, AHEAD, 41, [*family, baseline("dam", 5, 30)], margin=0.04)
+    assert [each.outcome for each in verdict.comparisons] == [
+        "equivalent",
+        "equivalent",
+        "beats",
+        "cannot be told",
+        "does not beat",
+    ]
+    assert verdict.comparisons[4].worse
+    assert verdict.comparisons[2].equivalence_p < 0.05  # both are true: less than 4 points, but more than none
+    assert verdict.sentence.startswith(
+        "The best merge found (trial 41) beats soup; it is equivalent to twin and near (within 4.0 points); it cannot "
+        "be told apart from other with 1,000 items"
+    )
+    assert "| p (differs by 4.0 points) |" in markdown(verdict)
+    assert "| equivalent |" in markdown(verdict)
+    without = judge(OBJECTIVE, AHEAD, 41, family)
+    assert {each.equivalence_p for each in without.comparisons} == {None}
+    assert without.comparisons[1].outcome == "does not beat"
+
+
+def test_equivalence_keeps_a_part_of_the_level_from_the_steps_after_the_first():
+    """Worked by hand for M = 4: (M − r) / (1 − r / 8) for r = 0, 1, 2, 3."""
+    assert multipliers([0.01, 0.04, 0.03, 0.005], with_equivalence=True) == pytest.approx([24 / 7, 1.6, 8 / 3, 4])
+    assert adjust([0.01, 0.04, 0.03, 0.005], with_equivalence=True) == pytest.approx([0.24 / 7, 0.08, 0.08, 0.02])
+    assert adjust_equivalence(0.005, 4) == pytest.approx(0.04)
 
 
 def test_points_are_hundredths_of_shares_or_of_the_sources_range_and_perplexities_are_plain():
@@ -280,8 +342,20 @@ def test_the_verdict_survives_json():
     assert Verdict.from_document(json.loads(json.dumps(verdict.to_document(), allow_nan=False))) == verdict
     bare = judge(OBJECTIVE, Entrant(label="trial 3", held_out=WINNER), 3, [])
     assert Verdict.from_document(json.loads(json.dumps(bare.to_document(), allow_nan=False))) == bare
+    margin = judge(OBJECTIVE, AHEAD, 41, [replace(baseline("soup", 3, 5), recipe="abc")], looks=3, margin=0.03)
+    assert Verdict.from_document(json.loads(json.dumps(margin.to_document(), allow_nan=False))) == margin
     with pytest.raises(InvalidInput, match="schema 99"):
         Verdict.from_document({**verdict.to_document(), "schema": 99})
+
+
+def test_a_verdict_without_margin_and_looks_of_an_earlier_version_is_read_and_written_as_it_was():
+    new = judge(OBJECTIVE, AHEAD, 41, [baseline("soup", 150, 50, 0.5)])
+    old = json.loads(json.dumps({**new.to_document(), "schema": 1}))
+    assert {"margin", "allows_for_looks"}.isdisjoint(old)
+    assert {"equivalence_p", "look", "recipe", "models"}.isdisjoint(old["comparisons"][0])
+    read = Verdict.from_document(old)
+    assert not read.allows_for_looks
+    assert read.to_document() == old
 
 
 def test_the_note_is_a_table_with_one_row_per_baseline():

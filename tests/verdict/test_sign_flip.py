@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from evomerge.verdict import sign_flip
-from evomerge.verdict.sign_flip import Discordance, difference, interval, mcnemar
+from evomerge.verdict import mcnemar, sign_flip
+from evomerge.verdict.sign_flip import Discordance, difference, interval
 
 
 def brute_force(tasks):
@@ -25,12 +25,12 @@ def brute_force(tasks):
 @pytest.mark.parametrize(("wins", "losses"), [(0, 0), (1, 0), (0, 6), (5, 5), (37, 12), (125, 75), (900, 1100)])
 def test_mcnemar_is_the_binomial_test(wins, losses):
     expected = binomtest(wins, wins + losses, 0.5).pvalue if wins + losses else 1.0
-    assert mcnemar(wins, losses) == pytest.approx(expected, rel=1e-9)
+    assert mcnemar.conditional(wins, losses) == pytest.approx(expected, rel=1e-9)
 
 
 def test_tasks_whose_items_are_worth_the_same_are_one_mcnemar_test():
     tasks = [Discordance(stake=0.01, items=50, wins=8, losses=2), Discordance(stake=0.01, items=50, wins=9, losses=4)]
-    assert sign_flip.sign_flip(tasks, seed=0) == ("McNemar", mcnemar(17, 6))
+    assert sign_flip.sign_flip(tasks, seed=0) == ("McNemar", mcnemar.unconditional(17, 6, 100))
 
 
 @pytest.mark.parametrize(
