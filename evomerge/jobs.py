@@ -12,6 +12,9 @@ from evomerge.packs.items import ItemBlock, Split
 from evomerge.recipe import ModelRef, Recipe
 from evomerge.spec import Calibration
 
+Products = tuple[tuple[float, ...], ...]
+"""[n, n], symmetric: <tau_i, tau_j> of n task vectors."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSetup:
@@ -118,7 +121,19 @@ class Measure:
     attempt: int = 1
 
 
-Job = Score | FindBatchSize | Train | Measure  # `streams`: whether it sends its `Progress` before the outcome
+@dataclass(frozen=True)
+class Multiply:
+    """Take the inner products of the task vectors of all experts, tensor by tensor."""
+
+    streams: ClassVar[bool] = False
+
+    key: str
+    attempt: int = 1
+
+
+Job = (
+    Score | FindBatchSize | Train | Measure | Multiply
+)  # `streams`: whether it sends its `Progress` before the outcome
 
 
 @dataclass(frozen=True)
@@ -171,6 +186,13 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Multiplied:
+    """Task vectors were multiplied. `products` has for each merged tensor <tau_i, tau_j>, experts in their order."""
+
+    products: Mapping[str, Products]
+
+
+@dataclass(frozen=True)
 class Failed:
     """A job that was not done.
 
@@ -184,7 +206,7 @@ class Failed:
     invalid: bool = False
 
 
-Result = Scored | Found | Trained | Measured | Failed
+Result = Scored | Found | Trained | Measured | Multiplied | Failed
 
 GRADIENT_FORWARDS = 3  # forward passes that one with gradients costs: the backward pass costs two
 

@@ -32,6 +32,8 @@ from evomerge.jobs import (
     Job,
     Measure,
     Measured,
+    Multiplied,
+    Multiply,
     Outcome,
     Progress,
     Result,
@@ -64,6 +66,7 @@ class Worker:
         self.name = name or f"{socket.gethostname()}:{os.getpid()}"
         self._setup = setup
         self._bank: WeightBank | None = None
+        self._products: Multiplied | None = None
         self._merge_seconds = 0.0
         self.evaluator: Evaluator = build_evaluator(
             setup.evaluator,
@@ -114,7 +117,7 @@ class Worker:
             elif isinstance(job, Measure):
                 result, cost = yield from self._measure(job)
             else:
-                result = self._score(job) if isinstance(job, Score) else self._find(job)
+                result = self._at_once(job)
         except Exception as error:
             invalid = isinstance(error, InvalidInput)
             reason = str(error)[:REASON_LENGTH] if invalid else _reason(error)
@@ -222,6 +225,20 @@ class Worker:
                 yield Progress(key=job.key, step=step.step, steps=step.steps)
         cost = Cost(forward_tokens=found.forward_tokens, gradient_tokens=found.gradient_tokens, seconds=found.seconds)
         return Measured(found.digest), cost
+
+    def _at_once(self, job: Score | FindBatchSize | Multiply) -> Result:
+        if isinstance(job, Score):
+            return self._score(job)
+        return self._multiply() if isinstance(job, Multiply) else self._find(job)
+
+    def _multiply(self) -> Multiplied:
+        from evomerge.statistics.products import task_vector_products
+
+        if self._products is None:
+            weights, names = self.bank.weights, [entry.name for entry in self.bank.base.catalogue.mergeable]
+            experts = [weights[expert.name] for expert in self._setup.experts]
+            self._products = Multiplied(task_vector_products(weights[self._setup.base.name], experts, names))
+        return self._products
 
     def _artifacts(self, work: str) -> Path:
         if self._setup.artifacts is None:

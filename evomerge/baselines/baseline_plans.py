@@ -17,7 +17,7 @@ from evomerge.catalogue import TensorCatalogue
 from evomerge.documents import validate
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.evaluation.scores import Scores
-from evomerge.jobs import Cost
+from evomerge.jobs import Cost, Products
 from evomerge.methods import METHODS, resolve_options, resolve_parameters
 from evomerge.methods.functions import load_function
 from evomerge.objective import Objective
@@ -60,8 +60,21 @@ class MeasurementResult:
     cost: Cost
 
 
-Step = NamedRecipe | TrainingRequest | PlannedMeasurement
-StepResult = NamedResult | TrainingResult | MeasurementResult
+@dataclass(frozen=True)
+class ProductsRequest:
+    """A step of a plan: the inner products of all experts' task vectors."""
+
+
+@dataclass(frozen=True)
+class ProductsResult:
+    """Inner products by tensor, see `evomerge.jobs.Multiplied`, and the cost of taking them."""
+
+    products: Mapping[str, Products]
+    cost: Cost
+
+
+Step = NamedRecipe | TrainingRequest | PlannedMeasurement | ProductsRequest
+StepResult = NamedResult | TrainingResult | MeasurementResult | ProductsResult
 BaselinePlan = Generator[Sequence[Step], Sequence[StepResult | None], Choice]
 
 
@@ -136,10 +149,15 @@ def check_baseline(baseline: BaselineSpec, spec: SearchSpec, tasks: Collection[s
         tasks: of the evaluator.
 
     Raises:
-        InvalidInput: see `plan_of`; a baseline that needs calibration texts without them; or emr with a task or expert
-            that there is not.
+        InvalidInput: see `plan_of`; a baseline that needs calibration texts, or more experts, without them; or emr with
+            a task or expert that there is not.
     """
     info = BASELINES[baseline.name]
+    if len(spec.experts) < info.least_experts:
+        raise InvalidInput(
+            f"baseline {baseline.name!r} compares experts with each other: it needs {info.least_experts} of them, but "
+            f"the spec has {len(spec.experts)}; leave it out"
+        )
     if info.method is not None:
         _merge_settings(baseline, info.method, len(spec.experts))
         baseline_measurements(baseline, spec, [expert.ref for expert in spec.experts], longest=None)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from evomerge.documents import Frozen
 from evomerge.methods import METHODS
 
-__all__ = ["BASELINES", "BaselineInfo", "EmrSettings", "NoSettings", "WeightGrid"]
+__all__ = ["BASELINES", "BaselineInfo", "EmrSettings", "ModelStockSettings", "NoSettings", "WeightGrid"]
 
 
 class NoSettings(Frozen):
@@ -40,6 +40,19 @@ class EmrSettings(Frozen):
     tasks: Mapping[str, str] = {}
 
 
+class ModelStockSettings(Frozen):
+    """Settings of Model Stock.
+
+    Attributes:
+        pair_mean: what is averaged over pairs of experts: the cosines between their task vectors, or the angles.
+        negative: task vectors that point away from each other count as if they were at right angles (`clip`), or as
+            they are (`raw`: the merge may then lie beyond the base, or far out).
+    """
+
+    pair_mean: Literal["cosines", "angles"] = "cosines"
+    negative: Literal["clip", "raw"] = "clip"
+
+
 @dataclass(frozen=True, kw_only=True)
 class BaselineInfo:
     """A baseline as data. Functions are named as "module:function", and loaded when the baseline is built.
@@ -56,9 +69,11 @@ class BaselineInfo:
         sampler: it is a search with this sampler, and has no plan.
         built_from: part of the search that it is built from: the winner's recipe (`best`) or the number of finished
             trials (`trials`). A change of that part makes another baseline.
-        on_request: built only when it is named: it costs a search, a training or a measurement more.
+        on_request: built only when it is named: it costs a search, a training, a measurement or a row
+            more, and every further row costs the verdict power.
         early: built before the first trial, since normalisation, constraints and warm starts may need it.
         chosen_on_search_items: chosen by its own value on the search items, whose luck it shares.
+        least_experts: how many it needs.
         by_task: its row is several models, one per expert; each task is given to the one that belongs to it.
     """
 
@@ -74,6 +89,7 @@ class BaselineInfo:
     on_request: bool = False
     early: bool = False
     chosen_on_search_items: bool = False
+    least_experts: int = 1
     by_task: bool = False
 
     @property
@@ -98,6 +114,7 @@ class BaselineInfo:
 
 
 _PLANS = "evomerge.baselines.baseline_plans"
+_NORMS = "evomerge.baselines.norm_rules"
 _ALL = (
     BaselineInfo(name="uniform-soup", plan=f"{_PLANS}:uniform_soup", early=True),
     BaselineInfo(
@@ -115,6 +132,15 @@ _ALL = (
     ),
     BaselineInfo(name="ties", plan=f"{_PLANS}:one_method", method="ties"),
     BaselineInfo(name="dare-ties", plan=f"{_PLANS}:one_method", method="dare_ties"),
+    BaselineInfo(name="metagpt", plan=f"{_NORMS}:metagpt", on_request=True),
+    BaselineInfo(
+        name="model-stock",
+        plan=f"{_NORMS}:model_stock",
+        settings=ModelStockSettings,
+        on_request=True,
+        least_experts=2,
+    ),
+    BaselineInfo(name="nan", plan=f"{_NORMS}:nan", on_request=True),
     BaselineInfo(
         name="emr",
         plan="evomerge.baselines.models_by_task:emr",

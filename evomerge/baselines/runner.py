@@ -12,6 +12,8 @@ from evomerge.baselines.baseline_plans import (
     Choice,
     Ingredients,
     MeasurementResult,
+    ProductsRequest,
+    ProductsResult,
     Step,
     StepResult,
     plan_of,
@@ -30,7 +32,20 @@ from evomerge.baselines.named_recipes import (
 )
 from evomerge.cluster import Executor
 from evomerge.errors import EvomergeError
-from evomerge.jobs import Cost, Failed, Job, Measured, Outcome, Progress, Score, Scored, Train, Trained
+from evomerge.jobs import (
+    Cost,
+    Failed,
+    Job,
+    Measured,
+    Multiplied,
+    Multiply,
+    Outcome,
+    Progress,
+    Score,
+    Scored,
+    Train,
+    Trained,
+)
 from evomerge.loop.dispatcher import Dispatcher
 from evomerge.loop.stop import Stop
 from evomerge.opening.measurements import PlannedMeasurement
@@ -205,6 +220,9 @@ class BaselineRunner:
         elif isinstance(step, PlannedMeasurement):
             job = step.job(f"{self._records.study.study_name}/{name}")
             key = job.key
+        elif isinstance(step, ProductsRequest):
+            key = f"{self._records.study.study_name}/{name}/products"
+            job = Multiply(key)
         else:
             baseline.trial = self._records.begin(name, baseline.made)
             kept = self._records.kept(baseline.trial)
@@ -259,6 +277,8 @@ class BaselineRunner:
             return kept
         if isinstance(found, Measured):
             return MeasurementResult(found.digest, outcome.cost)
+        if isinstance(found, Multiplied):
+            return ProductsResult(found.products, outcome.cost)
         baseline.reason = found.reason if isinstance(found, Failed) else "a job of another kind came back"
         return None
 
