@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from evomerge.leaderboard import Line, leaderboard
 from evomerge.mergekit.export_yaml import to_mergekit
 from evomerge.merging.emr import rescaler_of
 from evomerge.opening.inputs import Inputs, open_inputs
+from evomerge.opening.open_study import stored_space
 from evomerge.passes.kernels import DTYPES
 from evomerge.recipe import Recipe, RecipeSet
 from evomerge.search.stages import MEAN
@@ -31,7 +32,6 @@ from evomerge.study.rows import read_records
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.snapshot import snapshot_of
 from evomerge.study.stored_search import StoredSearch
-from evomerge.study.study_statistics import read_statistics
 from evomerge.verdict import read_digests, read_winner
 from evomerge.worker import files_folder
 
@@ -195,7 +195,7 @@ def _of_task(chosen: _Chosen | RecipeSet, which: str, task: str | None) -> _Chos
 
 def _choose(stored: StoredSearch, inputs: Inputs, which: str) -> _Chosen | RecipeSet:
     if which == "best" or which.isdigit():
-        space = replace(inputs.space, files=read_statistics(stored.study).files)
+        space = stored_space(inputs, stored.study)
         search = SearchStudy(stored.study, stored.storage, space, artifacts=stored.artifacts)
         trial = _trial(stored, which)
         return _Chosen(f"trial {trial.number}", search.recipe_of(trial), trial.number)

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from evomerge.baselines.freshness import current_baselines, left_out
 from evomerge.jobs import Cost
 from evomerge.messages import marked
+from evomerge.search.origins import origin_of
 from evomerge.search.stages import MEAN
 from evomerge.storage import attributes
 from evomerge.study.rows import Record, read_failures, read_record, read_records
@@ -43,8 +44,8 @@ class Line:
     Attributes:
         kind: source, baseline, best (the winner), trial, or mean (of the sampler's distribution).
         seconds: of scoring it once, merge included.
-        cost: of choosing it: of a baseline its steps and training, of the winner the whole search. None for rows that
-            were not chosen.
+        cost: of choosing it: of a baseline its steps and training, of the winner the whole search with the baselines
+            that its space is made of. None for rows that were not chosen.
         forwards: cost of coming by it in forward passes of one item, see `Cost.forwards`: as `cost`, the whole search
             also for other trials and the mean, and nothing for a source. None while no item has been scored.
         losses: of a trained baseline: source -> [loss before, loss at the end].
@@ -56,6 +57,7 @@ class Line:
         models: of a row that is several models: the summary of its `RecipeSet`. Empty for one model.
         prepare: makes the model directory that `command` reads, None where it is there already.
         layers: of a path of layers their number; None where it is that of the sources.
+        corner: of a trial in a space of other merges: the one that it grew from; is_corner: it is that one itself.
     """
 
     label: str
@@ -75,6 +77,8 @@ class Line:
     betters: tuple[str, ...] = ()
     models: Mapping[str, Any] = field(default_factory=dict)
     layers: int | None = None
+    corner: str | None = None
+    is_corner: bool = False
 
     @property
     def name(self) -> str:
@@ -92,8 +96,10 @@ def leaderboard(stored: StoredSearch, top: int = SHOWN) -> list[Line]:
     for trial in ({trial.number: trial for trial in best_trials(stored.study, top)} | front).values():
         row = read_record(trial)
         best = winner is not None and trial.number == winner.trial
-        cost = search_cost(stored.study) if best else None
+        cost = search_cost(stored.study) + _made_before(stored, baselines) if best else None
         line = _line(row, held_out, kind="best" if best else "trial", trial=trial.number, cost=cost)
+        if (origin := origin_of(stored.spec, stored.study, trial.number)) is not None:
+            line = replace(line, corner=origin.label, is_corner=origin.is_corner)
         if trial.number in front:
             line = replace(line, front=True, betters=tuple(each.label for each in baselines if _betters(line, each)))
         lines.append(line)
@@ -149,6 +155,12 @@ def _scoring_cost(stored: StoredSearch) -> Cost:
         return trials
     sources = {source.name for source in stored.spec.sources}
     return sum((row.cost for row in _rows(stored.baselines) if row.label in sources), Cost())
+
+
+def _made_before(stored: StoredSearch, baselines: Sequence[Line]) -> Cost:
+    """The cost of the baselines that the space is made of."""
+    made = {each.name for each in stored.spec.space_baselines}
+    return sum((line.cost for line in baselines if line.label in made and line.cost is not None), Cost())
 
 
 def leaderboard_document(stored: StoredSearch, lines: Sequence[Line]) -> dict[str, Any]:

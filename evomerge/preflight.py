@@ -15,6 +15,7 @@ from evomerge.baselines.planned_training import planned_training
 from evomerge.cluster import worker_count
 from evomerge.errors import InvalidInput
 from evomerge.evaluation import code_files, known_evaluators, load_pack
+from evomerge.evaluation.evaluator import ModelEvaluator
 from evomerge.messages import duration, in_bytes, some
 from evomerge.objective import task_weights
 from evomerge.opening.capacity import memory_of, placement_of
@@ -24,7 +25,10 @@ from evomerge.opening.open_study import build_search_sampler
 from evomerge.opening.readiness import check_model, check_requests
 from evomerge.opening.unit_moves import moves_sentence, unit_moves
 from evomerge.recipe import Recipe
-from evomerge.search.warm_start import check_recipes
+from evomerge.recipe_spaces.recipe_space import RecipeSpace
+from evomerge.search.ingredients import check_recipe_file
+from evomerge.search.warm_start import check_recipes, has_begun
+from evomerge.spaces.bound import BoundSpace
 from evomerge.storage import attributes
 from evomerge.study.stored_search import find_study
 
@@ -49,6 +53,8 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
     for baseline in spec.chosen_baselines:
         check_baseline(baseline, spec, inputs.evaluator.weights)
     check_recipes(inputs)
+    if not has_begun(spec):
+        check_recipe_file(inputs)
     statistics = _statistics(inputs)
     check_requests(inputs)
     untried = check_model(inputs)
@@ -63,7 +69,8 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
             "dimensions": space.dimensions,
             "active_dimensions": space.active_dimensions,
             "groups": [{"label": group.label or "all", "tensors": len(group.tensors)} for group in space.groups],
-            "centre": _centre(space.decode(space.centre)),
+            "centre": _start(space),
+            **({"merges": list(space.labels)} if isinstance(space, RecipeSpace) else {}),
             **({"longest_path": space.paths.max_layers} if space.paths is not None else {}),
         },
         "evaluator": {"name": spec.evaluator.name, "items": _items(inputs), "code": _code(inputs)},
@@ -100,7 +107,7 @@ def preflight_text(document: dict[str, Any]) -> Text:
         text.append(f"    paths of up to {space['longest_path']} layers\n")
     for group in space["groups"]:
         text.append(f"    {group['label']}: {group['tensors']} tensors\n")
-    text.append(f"  centre of the box: {space['centre']}\n")
+    text.append(f"  {'starts at' if 'merges' in space else 'centre of the box'}: {space['centre']}\n")
     items = "; ".join(f"{part} {sum(counts.values())}" for part, counts in document["evaluator"]["items"].items())
     text.append(f"  evaluator {document['evaluator']['name']}: items: {items}\n")
     for path, digest in document["evaluator"]["code"].items():
@@ -150,6 +157,12 @@ def _tensors(inputs: Inputs) -> dict[str, Any]:
         "rest": [entry.name for entry in catalogue.mergeable if entry.part == "rest"],
         "tied": {entry.name: list(entry.aliases) for entry in catalogue.entries if entry.aliases},
     }
+
+
+def _start(space: BoundSpace) -> str:
+    if isinstance(space, RecipeSpace):  # its merges have not been made yet
+        return f"the best of {', '.join(space.labels)}" if len(space.labels) > 1 else space.labels[0]
+    return _centre(space.decode(space.centre))
 
 
 def _centre(recipe: Recipe) -> str:
@@ -212,13 +225,19 @@ def _cost(inputs: Inputs, statistics: int) -> dict[str, int]:
     need = memory_of(inputs)
     return {
         "workers": worker_count(spec.workers, None),
-        "search_items": spec.budget.trials * search,
+        "search_items": max(0, spec.budget.trials - _scored_before(inputs)) * search,
         "baseline_items": rows * search,
         "held_out_items": shown * held_out,
         "worker_bytes": need.worker + need.copied_layers,
         "shared_bytes": need.sources,
         "disk_bytes": spec.budget.trials * (STUDY_BYTES_PER_TRIAL + BYTES_PER_ITEM * search) + statistics,
     }
+
+
+def _scored_before(inputs: Inputs) -> int:
+    """Trials whose scores are those of baselines."""
+    exact = isinstance(inputs.space, RecipeSpace) and isinstance(inputs.evaluator, ModelEvaluator)
+    return len(inputs.spec.space_baselines) if exact else 0
 
 
 def _training(inputs: Inputs) -> dict[str, dict[str, int]]:

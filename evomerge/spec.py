@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,8 @@ from evomerge.baselines.info import BASELINES
 from evomerge.documents import Frozen, Positive, read_document, validate
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.recipe import ModelRef
+from evomerge.recipe_spaces.checks import check_recipe_space, is_recipe_file
+from evomerge.recipe_spaces.scaled_rules import LINEAR_IN_WEIGHT
 from evomerge.samplers import SAMPLERS, SamplerInfo
 from evomerge.spaces.space import SearchSpace, check_space, load_space
 
@@ -227,7 +229,7 @@ class WorkersSpec(Frozen):
 def _is_reference_point(baseline: BaselineSpec) -> bool:
     """Whether a baseline is one model that is there before the search. `resolve` refuses an unknown name later."""
     info = BASELINES.get(baseline.name)
-    return info is None or not (info.needs_search or info.by_task)
+    return info is None or info.one_model_before
 
 
 def _named(value: object) -> object:
@@ -339,6 +341,22 @@ class SearchSpec(Frozen):
         return self.space
 
     @property
+    def space_baselines(self) -> tuple[BaselineSpec, ...]:
+        """The baselines whose merges the search space is made of."""
+        space = self.search_space
+        if space.origin == "baselines":
+            return tuple(each for each in self.chosen_baselines if _is_reference_point(each))
+        return tuple(each for each in self.chosen_baselines if each.name == space.around)
+
+    @property
+    def space_labels(self) -> tuple[str, ...]:
+        """The merges that the search space is made of, by their labels: baselines, or the name of a recipe's file."""
+        around = self.search_space.around
+        if around is not None and is_recipe_file(around):
+            return (Path(around).name,)
+        return tuple(each.name for each in self.space_baselines)
+
+    @property
     def storage_url(self) -> str:
         return self.storage or f"sqlite:///runs/{self.name}/study.db"
 
@@ -354,23 +372,25 @@ class SearchSpec(Frozen):
         evaluator: str,
         params: Mapping[str, str],
         measured: Mapping[str, str] | None = None,
+        made_of: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """Everything that the value of a trial, or the next proposal, depends on. Runs of a study must agree in it.
 
-        Budget, workers, storage, artifacts, baselines, verdict, and calibration that no statistics of the space are
-        measured on, may change when a study is resumed.
+        Budget, workers, storage, artifacts, baselines that the space is not made of, verdict, and calibration that no
+        statistics of the space are measured on, may change when a study is resumed.
 
         Args:
             fingerprints: source name -> content hash of its files.
             evaluator: fingerprint of the evaluator, data included.
             params: param -> its distribution, in the order in which samplers see them.
             measured: role of a file of statistics -> digest of the texts that they are measured on.
+            made_of: source -> digest of the texts that the baselines of the space are made from, where they need texts.
         """
         return {
             "base": self.base.name,
             "sources": {source.name: fingerprints[source.name] for source in self.sources},
             "order of sources": [source.name for source in self.sources],
-            "space": self.search_space.model_dump(mode="json", by_alias=True, exclude={"description"}),
+            "space": self._space_identity(),
             "params and their order": digest(list(params.items())),
             "evaluator": evaluator,
             "objective": self.objective.model_dump(mode="json"),
@@ -384,7 +404,20 @@ class SearchSpec(Frozen):
             "dtype": self.dtype,
             "seed": self.seed,
             **({"texts of statistics": dict(measured)} if measured else {}),
+            **self._merges_identity(made_of),
         }
+
+    def _space_identity(self) -> dict[str, Any]:
+        content = self.search_space.model_dump(mode="json", by_alias=True, exclude={"description"})
+        if (around := self.search_space.around) is not None:
+            content["around"] = Path(around).name  # the recipe in a file is compared by its digest
+        return content
+
+    def _merges_identity(self, texts: Mapping[str, str] | None) -> dict[str, Any]:
+        if not self.search_space.takes_recipes:
+            return {}
+        settings = {each.name: each.settings for each in self.space_baselines}
+        return {"baselines of the space": settings, **({"texts of these baselines": dict(texts)} if texts else {})}
 
 
 def digest(content: object) -> str:
@@ -430,6 +463,7 @@ def resolve(spec: SearchSpec, directory: Path) -> SearchSpec:
     else:
         space = spec.space
         check_space(space)
+    space = _with_merges(space, names, directory)
     evaluator = spec.evaluator
     if (directory / evaluator.name / "evaluator.yaml").is_file():
         evaluator = evaluator.model_copy(update={"name": str((directory / evaluator.name).resolve())})
@@ -438,6 +472,27 @@ def resolve(spec: SearchSpec, directory: Path) -> SearchSpec:
     return spec.model_copy(
         update={"sources": sources, "space": space, "evaluator": evaluator, "warm_start": warm_start}
     )
+
+
+def _with_merges(space: SearchSpace, baselines: Sequence[str], directory: Path) -> SearchSpace:
+    """The space with the recipe that it is around found: a baseline of the spec, or a file."""
+    check_recipe_space(space)
+    around, where = space.around, f"search space {space.name!r}"
+    if around is None:
+        return space
+    if is_recipe_file(around):
+        return space.model_copy(update={"around": str((directory / Path(around).expanduser()).resolve())})
+    if around not in BASELINES:
+        raise unknown_name(f"baseline that {where} is around:", around, BASELINES)
+    info = BASELINES[around]
+    if not info.one_model_before or (info.method is not None and info.method not in LINEAR_IN_WEIGHT):
+        raise InvalidInput(
+            f"{where} is around {around!r}, which is no weighted sum of the sources that is there before the search; "
+            "name another baseline, or a recipe.json"
+        )
+    if around not in baselines:
+        raise InvalidInput(f"{where} is around {around!r}; name it among the baselines of the search")
+    return space
 
 
 def override(

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "evomerge"
 FLOORS = (
     ("errors", "seeding", "messages", "documents", "shipped", "whole_files"),
     ("storage", "evolution", "samplers"),
-    ("methods", "recipe", "catalogue", "genomes", "spaces", "packs", "baselines.info", "spec"),
+    ("methods", "recipe", "catalogue", "genomes", "spaces", "recipe_spaces", "packs", "baselines.info", "spec"),
     ("engine",),
     ("tensors", "alignment", "elementwise", "merging", "checkpoints", "artefacts", "mergekit"),
     ("passes", "bank", "evaluation"),
@@ -169,6 +169,7 @@ def test_optuna_stays_with_spaces_and_study_and_what_reads_them():
     assert users <= {
         "genomes",
         "spaces",
+        "recipe_spaces",
         "storage",
         "evolution",
         "samplers",

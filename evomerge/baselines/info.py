@@ -112,6 +112,11 @@ class BaselineInfo:
         """Whether it can be built only after the search."""
         return self.built_from is not None
 
+    @property
+    def one_model_before(self) -> bool:
+        """Whether it can be one model that is there before the search."""
+        return not (self.needs_search or self.by_task)
+
 
 _PLANS = "evomerge.baselines.baseline_plans"
 _NORMS = "evomerge.baselines.norm_rules"

@@ -19,6 +19,7 @@ from evomerge.loop.status_reporter import StatusReporter
 from evomerge.loop.stop import Stop
 from evomerge.objective import Collapsed, Objective
 from evomerge.racing import Fidelity, Full, LookResult
+from evomerge.recipe import Recipe
 from evomerge.spec import BudgetSpec
 from evomerge.study.incumbent import incumbent_text
 from evomerge.study.search_study import Proposal, SearchStudy
@@ -34,6 +35,7 @@ class Controller:
         budget: what all runs of the study together may use.
         fidelity: decides on how many items a candidate is scored; all of them by default.
         incumbent: item outcomes of the best trial so far, which others race against.
+        stored: finds the scores of a recipe on all search items that are known already, so that it is not scored again.
         on_status: called after every event with the status of the search.
     """
 
@@ -47,6 +49,7 @@ class Controller:
         budget: BudgetSpec,
         fidelity: Fidelity | None = None,
         incumbent: Scores | None = None,
+        stored: Callable[[Recipe], Scores | None] = lambda recipe: None,
         batch_size: int | None = None,
         on_status: Callable[[Status], None] = lambda status: None,
     ) -> None:
@@ -54,6 +57,7 @@ class Controller:
         self._objective = objective
         self._fidelity = Full(objective) if fidelity is None else fidelity
         self._incumbent = incumbent
+        self._stored = stored
         self._batch_size = batch_size
         self._stop = stop
         self._dispatcher = Dispatcher(executor, stop, self._note_retry)
@@ -111,6 +115,14 @@ class Controller:
             return
         key = f"{self._search.study.study_name}/{proposal.number}"
         self._search.begin(proposal)
+        known = self._stored(proposal.recipe)
+        if known is not None:
+            outcome = Outcome(
+                key=key, attempt=proposal.attempt, result=Scored(known), seconds=known.seconds, worker="stored"
+            )
+            self._store(proposal, outcome, None)
+            self._stop.check()
+            return
         self._in_flight[key] = CandidateInFlight(
             proposal=proposal, blocks=self._fidelity.blocks(proposal.number), incumbent=self._incumbent
         )
@@ -148,7 +160,11 @@ class Controller:
                 return
             estimate = result.estimate
         del self._in_flight[job.key]
-        reason = self._tell(candidate, estimate)
+        self._store(candidate.proposal, candidate.outcome(), estimate)
+
+    def _store(self, proposal: Proposal, outcome: Outcome, estimate: float | None) -> None:
+        """Store the outcome of a proposal, and stop where most of the latest ones have failed."""
+        reason = self._tell(proposal, outcome, estimate)
         self._status.add_result()
         self._latest.append(reason is not None)
         if reason is not None and sum(self._latest) > WINDOW // 2:
@@ -168,13 +184,12 @@ class Controller:
         self._search.report(look.trial, look.items, result.estimate, candidate.rungs)
         return result
 
-    def _tell(self, candidate: CandidateInFlight, estimate: float | None) -> str | None:
+    def _tell(self, proposal: Proposal, outcome: Outcome, estimate: float | None) -> str | None:
         """Store the outcome of a proposal; returns the reason where it failed.
 
         Args:
             estimate: of a candidate that was dropped, the value that the sampler learns from.
         """
-        proposal, outcome = candidate.proposal, candidate.outcome()
         if not isinstance(outcome.result, Scored):
             return self._fail(proposal, outcome, reason_of(outcome))
         scores = outcome.result.scores

@@ -14,6 +14,7 @@ from evomerge.evaluation.factory import build_evaluator
 from evomerge.evaluation.split import split_from_json
 from evomerge.jobs import WorkerSetup
 from evomerge.recipe import ModelRef
+from evomerge.recipe_spaces.binding import bind_recipe_space
 from evomerge.spaces.bound import BoundSpace, bind
 from evomerge.spec import SearchSpec
 from evomerge.study.identity import StudyIdentity
@@ -37,10 +38,12 @@ class Inputs:
     @cached_property
     def space(self) -> BoundSpace:
         """The search space over these tensors and sources."""
-        experts = [source.ref for source in self.experts]
-        return bind(
-            self.spec.search_space, self.catalogue, self.base.ref, experts, dtype=self.spec.dtype, seed=self.spec.seed
-        )
+        spec, experts = self.spec, [source.ref for source in self.experts]
+        space, base, catalogue = spec.search_space, self.base.ref, self.catalogue
+        if space.takes_recipes:
+            labels = spec.space_labels
+            return bind_recipe_space(space, catalogue, base, experts, labels, dtype=spec.dtype, seed=spec.seed)
+        return bind(space, catalogue, base, experts, dtype=spec.dtype, seed=spec.seed)
 
     @cached_property
     def evaluator(self) -> Evaluator:

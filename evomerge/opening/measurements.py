@@ -165,6 +165,18 @@ def measured_sizes(inputs: Inputs, planned: Sequence[PlannedMeasurement]) -> lis
     ]
 
 
+def baseline_texts(inputs: Inputs) -> dict[str, str]:
+    """Source -> digest of the texts that the baselines of the space are made from; nothing where none needs texts.
+
+    Raises:
+        InvalidInput: a source has no calibration texts, or they are missing.
+    """
+    if not any(BASELINES[each.name].needs_texts for each in inputs.spec.space_baselines):
+        return {}
+    calibrations = {each.name: each.calibration for each in inputs.spec.experts if each.calibration is not None}
+    return {name: texts_digest(calibration_texts(inputs.evaluator, each)) for name, each in calibrations.items()}
+
+
 def measured_texts(inputs: Inputs) -> dict[str, str]:
     """Role -> digest of the texts that are read for it: values of trials depend on them.
 

@@ -15,7 +15,8 @@ from optuna.trial import FrozenTrial
 
 from evomerge.evaluation.split import split_to_json
 from evomerge.opening.inputs import Inputs
-from evomerge.opening.measurements import measured_texts
+from evomerge.opening.measurements import baseline_texts, measured_texts
+from evomerge.recipe_spaces.recipe_space import RecipeSpace
 from evomerge.samplers import build_sampler
 from evomerge.samplers.base import SearchSampler
 from evomerge.spaces.bound import BoundSpace
@@ -27,6 +28,7 @@ from evomerge.study.identity import StudyIdentity, create_or_verify
 from evomerge.study.rows import Records
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.stored_search import BASELINES, HELD_OUT, artifacts_folder, from_anywhere
+from evomerge.study.study_ingredients import StudyIngredients, read_ingredients
 from evomerge.study.study_statistics import StudyStatistics, read_statistics
 
 
@@ -35,7 +37,8 @@ class OpenSearch:
     """A study that this process may write to, with its siblings.
 
     Attributes:
-        space: that of the inputs, with the files that the study has measured.
+        space: that of the inputs, with what the study has measured and made for it.
+        workers: number of workers, which only defaults depend on.
     """
 
     inputs: Inputs
@@ -47,6 +50,7 @@ class OpenSearch:
     artifacts: Path
     storage: BaseStorage
     check_hold: Callable[[], None]
+    workers: int = 1
 
     def sibling(self, name: str, sampler: optuna.samplers.BaseSampler) -> SearchStudy:
         """Another search of the same space, in the study `NAME/name` of the same storage."""
@@ -64,7 +68,22 @@ class OpenSearch:
     def with_statistics(self, measured: StudyStatistics) -> OpenSearch:
         """Store the files that every recipe of the search takes from now on."""
         self.search.set_text(attributes.STATISTICS, measured.to_json())
-        space = replace(self.space, files=measured.files)
+        return self._with_space(replace(self.space, files=measured.files))
+
+    def with_ingredients(self, made: StudyIngredients) -> OpenSearch:
+        """Store the merges that every recipe of the search is made of from now on, and begin at the best of them.
+
+        Raises:
+            InvalidInput: a merge that the space cannot be made of.
+        """
+        assert isinstance(self.space, RecipeSpace)  # no other space is made of merges
+        space = self.space.with_recipes(made.recipes)
+        self.search.set_text(attributes.INGREDIENTS, made.to_json())
+        sampler = build_search_sampler(self.inputs, self.workers, self.identity.popsize, space)
+        self.search.study.sampler = sampler
+        return self._with_space(space)
+
+    def _with_space(self, space: BoundSpace) -> OpenSearch:
         study, storage = self.search.study, self.storage
         search = SearchStudy(study, storage, space, artifacts=self.artifacts, check_hold=self.check_hold)
         return replace(self, space=space, search=search)
@@ -107,8 +126,8 @@ def _open(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             study.set_metric_names(list(inputs.evaluator.weights))  # what Optuna Dashboard calls the objectives
-    study.sampler = build_search_sampler(inputs, workers, identity.popsize)
-    space = replace(inputs.space, files=read_statistics(study).files)
+    space = stored_space(inputs, study)
+    study.sampler = build_search_sampler(inputs, workers, identity.popsize, space)
     return OpenSearch(
         inputs=inputs,
         space=space,
@@ -119,7 +138,18 @@ def _open(
         artifacts=folder,
         storage=storage,
         check_hold=check_hold,
+        workers=workers,
     )
+
+
+def stored_space(inputs: Inputs, study: optuna.Study) -> BoundSpace:
+    """The space of the inputs with all that the study has measured and made for it.
+
+    Raises:
+        InvalidInput: what is stored is torn.
+    """
+    space, made = replace(inputs.space, files=read_statistics(study).files), read_ingredients(study)
+    return space.with_recipes(made.recipes) if made is not None and isinstance(space, RecipeSpace) else space
 
 
 def _identity(inputs: Inputs, workers: int) -> StudyIdentity:
@@ -133,6 +163,7 @@ def _identity(inputs: Inputs, workers: int) -> StudyIdentity:
             inputs.evaluator.fingerprint,
             {name: repr(distribution) for name, distribution in inputs.space.distributions.items()},
             measured_texts(inputs),
+            baseline_texts(inputs),
         ),
         split=split_to_json(inputs.evaluator.split),
         batch_size=None,
@@ -140,23 +171,26 @@ def _identity(inputs: Inputs, workers: int) -> StudyIdentity:
     )
 
 
-def build_search_sampler(inputs: Inputs, workers: int, popsize: int | None = None) -> SearchSampler:
-    """The spec's sampler; with the population size of the study once there is one.
+def build_search_sampler(
+    inputs: Inputs, workers: int, popsize: int | None = None, space: BoundSpace | None = None
+) -> SearchSampler:
+    """The spec's sampler; with the population size and the space of the study once there is one.
 
     Raises:
         InvalidInput: unknown sampler or setting, or one that cannot search the space.
     """
-    spec = inputs.spec
+    spec, space = inputs.spec, inputs.space if space is None else space
     settings = dict(spec.sampler.settings) | ({} if popsize is None else {"popsize": popsize})
     return build_sampler(
         spec.sampler.name,
         settings,
         seed=spec.seed,
-        space=inputs.space,
+        space=space,
         workers=workers,
         directions=directions_of(inputs),
         constraints=_violations if spec.objective.constraints else None,
         tie_breaker=attributes.COMPANION,
+        first_step=space.first_step,
     )
 
 

@@ -27,6 +27,7 @@ def leaderboard_tables(stored: StoredSearch, lines: Sequence[Line]) -> Group:
     shown = _not_only_of_the_front(lines)
     tables: list[RenderableType] = [_summary(stored, shown), _detail(shown), *_front(lines), _costs(shown)]
     tables += [Text(_models(line) + "\n") for line in shown if line.name != line.label]
+    tables += [Text(_origin(line) + "\n") for line in shown if line.kind == "best" and line.corner is not None]
     for name, reason in left_out_of(stored).items():
         tables.append(Text(f"{name} is left out: {reason}\n", style="yellow"))
     winner = read_winner(stored.study.user_attrs)
@@ -64,6 +65,10 @@ def _models(line: Line) -> str:
         for task, model in line.models["tasks"].items()
     )
     return f"{line.label} is several models ({len(line.models['recipes'])}), not one: it gives {listed(list(tasks))}."
+
+
+def _origin(line: Line) -> str:
+    return f"{line.label} {'is' if line.is_corner else 'grew from'} {line.corner}{' itself' if line.is_corner else ''}."
 
 
 def _not_only_of_the_front(lines: Sequence[Line]) -> list[Line]:

@@ -64,12 +64,13 @@ def build_sampler(
     directions: int = 1,
     constraints: Constraints | None = None,
     tie_breaker: str | None = None,
+    first_step: float = 1.0,
 ) -> SearchSampler:
     """Build a sampler by its name.
 
     Args:
         name: a key of `SAMPLERS`.
-        settings, seed, space, workers, tie_breaker: see `SamplerInputs`.
+        settings, seed, space, workers, tie_breaker, first_step: see `SamplerInputs`.
         directions: number of objectives.
         constraints: given a finished trial, one number per condition, none above 0 where the trial is feasible. They
             are recorded with the trial.
@@ -92,7 +93,9 @@ def build_sampler(
     from evomerge.samplers.base import SamplerInputs
     from evomerge.samplers.constraints import ConstrainedSampler
 
-    inputs = SamplerInputs(settings=settings, seed=seed, space=space, workers=workers, tie_breaker=tie_breaker)
+    inputs = SamplerInputs(
+        settings=settings, seed=seed, space=space, workers=workers, tie_breaker=tie_breaker, first_step=first_step
+    )
     sampler = build(inputs)
     return sampler if constraints is None else ConstrainedSampler(sampler, constraints)
 

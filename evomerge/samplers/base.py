@@ -78,6 +78,7 @@ class SamplerInputs:
         space: the space to search.
         workers: candidates that are scored at a time; only defaults depend on it.
         tie_breaker: user attribute of a trial that ranks trials of equal value, see `CmaSampler`. Others ignore it.
+        first_step: first steps as a share of the usual ones, below 1 where the centre is a good merge already.
     """
 
     settings: Mapping[str, Any]
@@ -85,6 +86,7 @@ class SamplerInputs:
     space: SamplerSpace
     workers: int
     tie_breaker: str | None = None
+    first_step: float = 1.0
 
 
 def in_tell_order(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

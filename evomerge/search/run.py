@@ -21,6 +21,7 @@ from evomerge.search.stages import (
     judge_winner,
     make_baselines,
     measure_statistics,
+    take_merges,
 )
 from evomerge.spec import SearchSpec
 from evomerge.study.command_line import command_line
@@ -47,6 +48,7 @@ def run_search(spec: SearchSpec, *, ray: str | None = None, listener: Listener |
         session = measure_statistics(session)
         early, late = early_and_late(spec)
         make_baselines(session, early)
+        session = take_merges(session)
         enqueue_known_merges(session)
         explore(session)
         winner = name_winner(session.opened.search)

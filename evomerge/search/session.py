@@ -22,7 +22,8 @@ from evomerge.opening.open_study import OpenSearch, open_search
 from evomerge.opening.readiness import check_requests
 from evomerge.packs.items import ItemBlock
 from evomerge.recipe import Recipe
-from evomerge.search.warm_start import check_recipes
+from evomerge.search.ingredients import check_recipe_file
+from evomerge.search.warm_start import check_recipes, has_begun
 from evomerge.spec import BaselineSpec, SearchSpec
 from evomerge.storage import attributes
 from evomerge.storage.url import run_directory
@@ -108,6 +109,8 @@ def _refuse_unfit(inputs: Inputs, baselines: Sequence[BaselineSpec]) -> None:
     """Refuse, before anything is created, inputs that would end the run later."""
     task_weights(inputs.spec.objective, inputs.evaluator.weights)
     check_recipes(inputs)
+    if not has_begun(inputs.spec):
+        check_recipe_file(inputs)
     for baseline in baselines:
         check_baseline(baseline, inputs.spec, inputs.evaluator.weights)
         planned_training(baseline, inputs)

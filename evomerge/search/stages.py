@@ -27,6 +27,8 @@ from evomerge.racing import build_fidelity
 from evomerge.recipe import RecipeSet
 from evomerge.samplers.base import sampler_of
 from evomerge.samplers.reference_points import ReferencePoint
+from evomerge.search.ingredients import stored_scores, take_ingredients
+from evomerge.search.origins import origin_of
 from evomerge.search.session import Session
 from evomerge.search.warm_start import reference_points, warm_points
 from evomerge.spec import BaselineSpec, SearchSpec
@@ -46,6 +48,7 @@ from evomerge.verdict import (
     store_digests,
     winning_recipe,
 )
+from evomerge.verdict.origin import with_origin
 from evomerge.verdict.records import read_known, store_verdict
 from evomerge.worker import files_folder
 
@@ -55,11 +58,12 @@ MEAN = "mean of cma"
 def early_and_late(spec: SearchSpec) -> tuple[list[BaselineSpec], list[BaselineSpec]]:
     """The baselines of a spec that are built before the first trial, and those that are built after the search."""
     start_from_them = spec.warm_start.baselines > 0 or spec.needs_reference_points
+    merges = {each.name for each in spec.space_baselines}
     early: list[BaselineSpec] = []
     late: list[BaselineSpec] = []
     for baseline in spec.chosen_baselines:
         info = BASELINES[baseline.name]
-        before = (start_from_them or info.early) and not info.needs_search
+        before = (start_from_them or info.early or baseline.name in merges) and not info.needs_search
         (early if before else late).append(baseline)
     return early, late
 
@@ -163,6 +167,15 @@ def _is_stored(folder: Path, digest: str | None) -> bool:
     return digest is not None and (folder / f"{digest}.safetensors").is_file()
 
 
+def take_merges(session: Session) -> Session:
+    """Give the space the merges that it is made of, where it is made of merges. See `take_ingredients`.
+
+    Returns:
+        The session with the space that can be decoded.
+    """
+    return replace(session, opened=take_ingredients(session.opened, session.listener.on_phase))
+
+
 def enqueue_known_merges(session: Session) -> None:
     """Have the first points of the space and the warm start scored first, and store reference points; once a study."""
     opened = session.opened
@@ -188,6 +201,7 @@ def explore(session: Session) -> None:
         budget=spec.budget,
         fidelity=build_fidelity(spec.fidelity, session.objective, references),
         incumbent=read_incumbent(study, opened.storage, opened.artifacts) if spec.fidelity.name != "full" else None,
+        stored=stored_scores(opened),
         batch_size=session.batch_size,
         on_status=session.listener.on_status,
     ).run()
@@ -310,7 +324,7 @@ def _store_verdict(
             recipe=each.digest,
         )
         for each in baselines
-        if each.label in held_out
+        if each.label in held_out and each.digest != winner.digest  # the winner may be a baseline itself
     ]
     compared = [best_source, *others]
     search_items = opened.inputs.evaluator.split.items(ItemBlock("search"))
@@ -328,4 +342,4 @@ def _store_verdict(
         seed=opened.inputs.spec.seed,
     )
     opened.check_hold()
-    store_verdict(study, verdict)
+    store_verdict(study, with_origin(verdict, origin_of(opened.inputs.spec, study, winner.trial)))

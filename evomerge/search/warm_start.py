@@ -6,6 +6,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import optuna
+
 from evomerge.artefacts.model_writer import RECIPE_FILES
 from evomerge.baselines.freshness import current_baselines
 from evomerge.baselines.info import BASELINES
@@ -17,6 +19,7 @@ from evomerge.opening.inputs import Inputs
 from evomerge.opening.open_study import OpenSearch
 from evomerge.optimisation.coefficients import mean_weights
 from evomerge.recipe import Recipe
+from evomerge.recipe_spaces.recipe_space import RecipeSpace
 from evomerge.samplers.reference_points import ReferencePoint
 from evomerge.spaces.bound import BoundSpace
 from evomerge.spaces.nearest import nearest_params
@@ -26,6 +29,7 @@ from evomerge.storage.opening import release
 from evomerge.study.rows import Record, read_scores
 from evomerge.study.snapshot import snapshot_of
 from evomerge.study.stored_search import find_study
+from evomerge.study.study_ingredients import read_ingredients
 from evomerge.study.trials import best_trials
 from evomerge.worker import files_folder
 
@@ -39,17 +43,18 @@ def warm_points(opened: OpenSearch) -> list[Params]:
         InvalidInput: a recipe or a study has no point in the search space.
     """
     wanted = opened.inputs.spec.warm_start
-    points = [*_of_baselines(opened, wanted.baselines), *recipe_points(opened.inputs)]
+    points = [*_of_baselines(opened, wanted.baselines), *recipe_points(opened.inputs, opened.space)]
     for study in wanted.studies:
         points += _of_study(opened, study)
-    initial = opened.inputs.space.initial
+    initial = opened.space.initial
     return [point for number, point in enumerate(points) if point not in initial and point not in points[:number]]
 
 
 def reference_points(opened: OpenSearch, objective: Objective) -> list[ReferencePoint]:
     """The baselines, the best first, as reference points of a search with several objectives.
 
-    A trained merge has no params: it is no point of the space, only near one.
+    A trained merge has no params: it is no point of the space, only near one. In a space that is made of it, it is a
+    corner.
 
     Raises:
         InvalidInput: none of the baselines could be made.
@@ -58,7 +63,8 @@ def reference_points(opened: OpenSearch, objective: Objective) -> list[Reference
     for row in _best_first(opened):
         scores = read_scores(opened.artifacts, opened.storage, row.trial)
         if scores is not None:
-            is_near = bool(row.recipe.files) or BASELINES[row.label].trained
+            trained = bool(row.recipe.files) or BASELINES[row.label].trained
+            is_near = trained and not isinstance(opened.space, RecipeSpace)
             found.append(ReferencePoint(tuple(objective.points(scores)), None if is_near else _place(opened, row)))
     if not found:
         raise InvalidInput(
@@ -75,7 +81,7 @@ def _best_first(opened: OpenSearch) -> list[Record]:
 
 
 def _place(opened: OpenSearch, row: Record) -> Params | None:
-    return dict(row.params) or _nearest(opened.inputs.space, row.recipe, files_folder(opened.artifacts))
+    return dict(row.params) or _nearest(opened.space, row.recipe, files_folder(opened.artifacts))
 
 
 def _of_baselines(opened: OpenSearch, count: int) -> list[Params]:
@@ -92,11 +98,11 @@ def check_recipes(inputs: Inputs) -> None:
     Raises:
         InvalidInput: see `recipe_points`.
     """
-    if inputs.spec.warm_start.recipes and not _has_begun(inputs.spec):
-        recipe_points(inputs)
+    if inputs.spec.warm_start.recipes and not has_begun(inputs.spec):
+        recipe_points(inputs, inputs.space)
 
 
-def _has_begun(spec: SearchSpec) -> bool:
+def has_begun(spec: SearchSpec) -> bool:
     """Whether the first points of the spec's study have been enqueued."""
     try:
         storage, study = find_study(spec)
@@ -107,13 +113,15 @@ def _has_begun(spec: SearchSpec) -> bool:
     return begun
 
 
-def recipe_points(inputs: Inputs) -> list[Params]:
+def recipe_points(inputs: Inputs, space: BoundSpace) -> list[Params]:
     """Points of the recipes that the warm start names.
+
+    Args:
+        space: that of the inputs, or of the study.
 
     Raises:
         InvalidInput: a file is no recipe, or its recipe has no point in the search space.
     """
-    space = inputs.space
     found = []
     for name in inputs.spec.warm_start.recipes:
         path = Path(name)
@@ -127,13 +135,20 @@ def recipe_points(inputs: Inputs) -> list[Params]:
         params = _exported(space, recipe, path.parent / RECIPE_FILES)
         if params is None:
             methods = "a path of layers" if recipe.layers else ", ".join(sorted({r.method for r in recipe.rules}))
-            known = ", ".join(space.space.method_names)
             raise InvalidInput(
                 f"warm_start: the recipe {name} ({methods}) has no place in search space {space.space.name!r}; "
-                + (f"its methods are {known}" if known else "it has paths of layers")
+                + _kind_of(space)
             )
         found.append(params)
     return found
+
+
+def _kind_of(space: BoundSpace) -> str:
+    """The merges of a space, in words."""
+    if isinstance(space, RecipeSpace):
+        return f"it is made of {', '.join(space.labels)}, which are its first points anyway"
+    known = ", ".join(space.space.method_names)
+    return f"its methods are {known}" if known else "it has paths of layers"
 
 
 def _exported(space: BoundSpace, recipe: Recipe, files: Path) -> Params | None:
@@ -151,13 +166,20 @@ def _exported(space: BoundSpace, recipe: Recipe, files: Path) -> Params | None:
 
 
 def _nearest(space: BoundSpace, recipe: Recipe, files: Path) -> Params | None:
+    if isinstance(space, RecipeSpace):
+        return space.params_of(recipe)
     return nearest_params(space, recipe, mean_weights(recipe, files))
 
 
 def _of_study(opened: OpenSearch, other: OtherStudy) -> list[Params]:
-    spec, space = opened.inputs.spec, opened.inputs.space
+    spec, space = opened.inputs.spec, opened.space
     _, study = find_study(spec.model_copy(update={"name": other.name, "storage": other.storage or spec.storage_url}))
     trials = best_trials(study, other.trials)
+    if isinstance(space, RecipeSpace) and not _same_merges(space, study):
+        raise InvalidInput(
+            f"warm_start: the merges of study {other.name!r} are not those of this search, though both spaces are made "
+            "of merges; leave it out"
+        )
     for trial in trials:
         strange = [name for name in trial.params if trial.distributions[name] != space.distributions.get(name)]
         if strange or not space.is_complete(trial.params):
@@ -166,3 +188,11 @@ def _of_study(opened: OpenSearch, other: OtherStudy) -> list[Params]:
                 f"{strange[0] if strange else 'some params'} is not the same there; give its exported recipe instead"
             )
     return [dict(trial.params) for trial in trials]
+
+
+def _same_merges(space: RecipeSpace, study: optuna.Study) -> bool:
+    stored = read_ingredients(study)
+    recipes = {} if stored is None else stored.recipes
+    return {label: each.digest for label, each in recipes.items()} == {
+        label: each.digest for label, each in space.made.items()
+    }

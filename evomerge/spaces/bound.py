@@ -79,6 +79,11 @@ class BoundSpace:
     def conditional(self) -> bool:
         return bool(self.conditions)
 
+    @property
+    def first_step(self) -> float:
+        """A sampler's first steps from the centre, as a share of the usual ones."""
+        return 1.0
+
     @cached_property
     def centre(self) -> dict[str, Any]:
         if self.genome is not None or self.paths is not None:

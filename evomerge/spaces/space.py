@@ -160,6 +160,11 @@ class SearchSpace(Frozen):
     """A search space, independent of any model. `evomerge.spaces.bound.bind` gives it tensors and sources.
 
     It is methods and groups, the genome of another search, or paths of layers.
+
+    Attributes:
+        origin: what is merged (`from`): the sources, or the baselines of the search; see `evomerge.recipe_spaces`.
+        around: the label of a baseline or the path of a recipe.json, whose coefficients are multiplied by a `factor`
+            per source and group.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -171,9 +176,30 @@ class SearchSpace(Frozen):
     part_patterns: Mapping[str, str] = {}
     genome: GenomeSettings | None = None
     layers: LayerPaths | None = None
+    origin: Literal["sources", "baselines"] = Field(default="sources", alias="from")
+    around: str | None = None
+    factor: Range | None = None
+
+    @property
+    def takes_recipes(self) -> bool:
+        """Whether its merges are made of other merges, which are there before the first trial."""
+        return self.origin == "baselines" or self.around is not None
+
+    @model_validator(mode="after")
+    def _recipes_fit(self) -> SearchSpace:
+        if (self.around is None) != (self.factor is None):
+            raise ValueError("around: RECIPE and factor: {low, high} belong together; give both or neither")
+        if self.takes_recipes and (self.genome or self.layers or self.semantics != "evomerge" or self.sources == "all"):
+            raise ValueError("a space of other merges has groups only; leave genome, layers, semantics and sources out")
+        given = {"methods", "origin", "groups"} & self.model_fields_set
+        if self.around is not None and given != {"groups"}:
+            raise ValueError("around: RECIPE has the methods and sources of that recipe; give groups and factor alone")
+        return self
 
     @model_validator(mode="after")
     def _one_kind(self) -> SearchSpace:
+        if self.around is not None:
+            return self
         given = sorted({"methods", "groups"} & self.model_fields_set)
         if self.layers is not None and (given or self.genome or "semantics" in self.model_fields_set):
             raise ValueError(
@@ -190,6 +216,8 @@ class SearchSpace(Frozen):
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         absent = {"genome"} if self.genome is None else {"methods", "groups"}
         absent |= {"layers"} if self.layers is None else {"methods", "groups", "semantics"}
+        absent |= {"around", "factor"} if self.around is None else {"methods", "semantics", "sources"}
+        absent |= {"origin", "from"} if self.origin == "sources" else {"sources"}
         return {name: value for name, value in handler(self).items() if name not in absent}
 
     @field_validator("part_patterns")

@@ -39,6 +39,7 @@ INCUMBENT: Final = (
     "evomerge:incumbent"  # text: the best trial and its outcome on every item, for others to race against
 )
 STATISTICS: Final = "evomerge:statistics"  # text: files of the statistics that recipes name, and their cost, in JSON
+INGREDIENTS: Final = "evomerge:ingredients"  # text: the merges that the space is made of, the best first, in JSON
 PHASE: Final = "evomerge:phase"  # current activity of the controller
 VERDICT: Final = "evomerge:verdict"  # text: the held-out comparison, in JSON
 

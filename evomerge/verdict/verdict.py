@@ -133,6 +133,7 @@ class Verdict:
         margin: difference of the objective below which two models are equivalent; None where that was not asked.
         allows_for_looks: whether p-values are corrected for repeated looks; not in verdicts of earlier versions.
         sentence: the same in plain words.
+        corner: in a space that is made of other merges, the one that the winner grew from; is_corner: it is that merge.
     """
 
     winner: str
@@ -150,6 +151,8 @@ class Verdict:
     sentence: str = ""
     margin: float | None = None
     allows_for_looks: bool = True
+    corner: str | None = None
+    is_corner: bool = False
 
     def with_sentence(self, text: str) -> Verdict:
         return replace(self, sentence=text)
@@ -159,6 +162,8 @@ class Verdict:
         content = {**asdict(self), "comparisons": [each.to_document() for each in self.comparisons]}
         if self.margin is None:
             del content["margin"]
+        if self.corner is None:  # of a search in another space
+            del content["corner"], content["is_corner"]
         del content["allows_for_looks"]
         return {"schema": SCHEMA if self.allows_for_looks else _WITHOUT_LOOKS, **content}
 

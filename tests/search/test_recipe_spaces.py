@@ -1,0 +1,215 @@
+"""Searches in spaces of other merges: corners first, killed and resumed, and never worse than a baseline."""
+
+import json
+import multiprocessing
+import shutil
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+sys.path.append(str(Path(__file__).parent))
+
+import killer
+
+from evomerge.cli import run_command
+from evomerge.storage import attributes
+from evomerge.study.rows import read_records
+from evomerge.study.study_ingredients import read_ingredients
+
+BASELINES = ["uniform-soup", "task-arithmetic", "ties"]
+NEAR = {"name": "near", "around": "task-arithmetic", "groups": {"depth": {"blocks": 2}}}
+NEAR = {**NEAR, "factor": {"low": 0.5, "high": 1.5}}
+
+
+def run(path, *more):
+    return run_command(["run", str(path), "--ray", "none", *more])
+
+
+def study(name="sim"):
+    return optuna.load_study(study_name=name, storage="sqlite:///runs/sim/study.db")
+
+
+def said(capsys):
+    return " ".join(capsys.readouterr().err.split())
+
+
+@pytest.fixture
+def real(write_spec, pack):
+    """A search of real toy models on few items."""
+
+    def write(**changes):
+        content = {"evaluator": str(pack), "dtype": "float32", "baselines": BASELINES, "budget": {"trials": 3}}
+        return write_spec(**{**content, "space": "baselines-per-block", **changes})
+
+    return write
+
+
+def test_the_first_trials_are_the_baselines_with_their_scores_and_cost_nothing(real):
+    assert run(real()) == 0
+    rows = {row.label: row for row in read_records(study("sim/baselines")) if row.label in BASELINES}
+    best_first = sorted(BASELINES, key=lambda label: -rows[label].value)
+    trials = study().trials
+    assert [trial.user_attrs[attributes.RECIPE] for trial in trials] == [rows[label].digest for label in best_first]
+    assert [trial.value for trial in trials] == [rows[label].value for label in best_first]
+    assert [trial.user_attrs[attributes.COST]["items"] for trial in trials] == [0, 0, 0]
+    assert list(read_ingredients(study()).recipes) == best_first
+
+
+def test_the_verdict_on_a_winner_that_is_a_baseline_says_so_and_does_not_test_it_against_itself(real, capsys):
+    path = real()
+    assert run(path) == 0
+    capsys.readouterr()
+    assert run_command(["leaderboard", str(path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    best = next(row for row in document["rows"] if row["kind"] == "best")
+    assert best["is_corner"]
+    assert document["verdict"]["corner"] == best["corner"]
+    assert best["corner"] not in {each["baseline"] for each in document["verdict"]["comparisons"]}
+    assert f"is {best['corner']} itself" in document["verdict"]["sentence"]
+    assert run_command(["leaderboard", str(path)]) == 0
+    assert f"{best['label']} is {best['corner']} itself." in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.fixture(scope="module")
+def processes():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["killer", "evomerge.search.run", "evomerge.leaderboard"])
+    return context
+
+
+def killed(processes, path, trials, point=None, trial=-1):
+    arguments = ["run", str(path), "--ray", "none", "--trials", str(trials)]
+    process = processes.Process(target=killer.run, args=(arguments, point, trial))
+    process.start()
+    process.join(timeout=240)
+    return process.exitcode
+
+
+def finished():
+    trials = [trial for trial in study().trials if not trial.user_attrs.get(attributes.INTERRUPTED)]
+    assert all(trial.state is TrialState.COMPLETE for trial in trials)
+    return sorted(trials, key=lambda trial: trial.user_attrs[attributes.TELL])
+
+
+@pytest.mark.parametrize("space", ["baselines-per-block", NEAR], ids=["from", "around"])
+def test_kills_among_the_corners_and_after_them_change_nothing(processes, write_spec, tmp_path, monkeypatch, space):
+    path = write_spec(space=space, baselines=BASELINES)
+    for folder in ("whole", "killed"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    assert killed(processes, path, 9) == 0
+    whole = finished()
+    monkeypatch.chdir(tmp_path / "killed")
+    points = ["inside ask", "after submit", "between result and tell", "after tell", "while scoring"]
+    for trial, point in enumerate(points):
+        assert killed(processes, path, 9, point, trial) == -9
+    assert killed(processes, path, 9) == 0
+    again = finished()
+    assert [trial.params for trial in again] == [trial.params for trial in whole]
+    assert [trial.value for trial in again] == [trial.value for trial in whole]
+    assert len(again) == 9
+
+
+def test_a_change_of_the_baselines_that_the_space_is_made_of_is_refused(write_spec, capsys):
+    space = {"space": "baselines-global", "budget": {"trials": 2}}
+    assert run(write_spec(baselines=BASELINES, **space)) == 0
+    capsys.readouterr()
+    for others in (BASELINES[:2], ["uniform-soup", {"name": "task-arithmetic", "weights": [0.4]}, "ties"]):
+        assert run(write_spec(baselines=others, **space), "--trials", "3") == 4
+        assert "baselines of the space" in said(capsys)
+    assert run(write_spec(baselines=[*BASELINES, "random-search"], **space), "--trials", "3") == 0
+
+
+def test_a_baseline_that_is_another_one_now_is_refused(write_spec, capsys, monkeypatch):
+    path = write_spec(space=NEAR, baselines=BASELINES, budget={"trials": 2})
+    assert run(path) == 0
+    capsys.readouterr()
+    row = next(row for row in read_records(study("sim/baselines")) if row.label == "uniform-soup")
+    made = next(row for row in read_records(study("sim/baselines")) if row.label == "task-arithmetic")
+    number = study("sim/baselines").ask().number
+    storage = study("sim/baselines")._storage
+    trial = storage.get_trial_id_from_study_id_trial_number(study("sim/baselines")._study_id, number)
+    for key, value in {**row.trial.user_attrs, attributes.LABEL: made.label, attributes.MADE: made.made}.items():
+        storage.set_trial_user_attr(trial, key, value)
+    artifact = next(iter(row.trial.system_attrs.items()))
+    storage.set_trial_system_attr(trial, *artifact)
+    study("sim/baselines").tell(number, 0.5)
+    assert run(path, "--trials", "3") == 2
+    assert f"made of task-arithmetic with recipe {made.digest[:12]}, but it is {row.digest[:12]} now" in said(capsys)
+
+
+def test_the_recipe_of_an_export_can_be_searched_around(write_spec, tmp_path, capsys):
+    first = write_spec("first.yaml", name="first", budget={"trials": 2})
+    assert run(first) == 0
+    assert run_command(["export", str(first), "--trial", "1", "--out", str(tmp_path / "one")]) == 0
+    space = {**NEAR, "around": "one/recipe.json"}
+    path = write_spec(space=space, baselines=["uniform-soup"], budget={"trials": 2})
+    assert run(path) == 0
+    stored = study().trials[0].user_attrs[attributes.RECIPE]
+    assert stored == json.loads((tmp_path / "one" / "recipe.json").read_text())["digest"]
+    shutil.rmtree(tmp_path / "one")  # the study has it
+    assert run(path, "--trials", "3") == 0
+    capsys.readouterr()
+    assert run(write_spec(name="again", space=space)) == 2
+    assert "one/recipe.json' cannot be read" in said(capsys)
+    assert not Path("runs/again").exists()
+
+
+@pytest.mark.parametrize(
+    ("space", "more", "message"),
+    [
+        ({**NEAR, "around": "ties"}, {}, "is no weighted sum of the sources"),
+        ({**NEAR, "around": "random-search"}, {}, "is no weighted sum of the sources"),
+        ({**NEAR, "around": "task-arithmetics"}, {}, "did you mean 'task-arithmetic'"),
+        ({**NEAR, "around": "greedy-soup"}, {}, "name it among the baselines"),
+        ("baselines-global", {"baselines": []}, "the spec names none"),
+        ("baselines-global", {"baselines": [*BASELINES, "dam-from-best"]}, "use dam, which needs no winner"),
+        ({**NEAR, "methods": {"ties": {}}}, {}, "give groups and factor alone"),
+    ],
+)
+def test_a_space_that_cannot_be_made_is_refused_before_anything_is_written(write_spec, capsys, space, more, message):
+    path = write_spec(**{"space": space, "baselines": BASELINES, **more})
+    for command in (["run", str(path), "--ray", "none"], ["check", str(path)]):
+        assert run_command(command) == 2
+        assert message in said(capsys)
+    assert not Path("runs").exists()
+
+
+def test_check_and_status_know_the_space(write_spec, capsys):
+    path = write_spec(space="baselines-per-block", baselines=BASELINES)
+    assert run_command(["check", str(path), "--json"]) == 0
+    space = json.loads(capsys.readouterr().out)["space"]
+    assert space["merges"] == BASELINES
+    assert space["dimensions"] == 9
+    assert run_command(["check", str(path)]) == 0
+    assert "starts at: the best of uniform-soup, task-arithmetic, ties" in capsys.readouterr().out
+    assert run_command(["spaces", "baselines-per-block", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["spaces"][0]["from"] == "baselines"
+
+
+def test_a_warm_start_by_baselines_adds_nothing_and_one_by_another_study_of_other_merges_is_refused(write_spec, capsys):
+    first = {"name": "sim", "space": NEAR, "baselines": BASELINES}
+    assert run(write_spec(**first, warm_start={"baselines": 3}), "--trials", "2") == 0
+    assert set(study().trials[0].params.values()) == {1.0}
+    assert set(study().trials[1].params.values()) != {1.0}
+    capsys.readouterr()
+    other = {"studies": [{"name": "sim", "storage": "sqlite:///runs/sim/study.db"}]}
+    second = {**first, "name": "other", "space": {**NEAR, "around": "uniform-soup"}}
+    assert run(write_spec(**second, warm_start=other)) == 2
+    assert "the merges of study 'sim' are not those of this search" in said(capsys)
+
+
+def test_with_several_objectives_every_baseline_is_a_reference_point_of_the_space(write_spec):
+    path = write_spec(space="baselines-global", baselines=BASELINES, objective={"aggregate": "pareto"})
+    assert run(path, "--trials", "3") == 0
+    goals = json.loads("".join(_chunks(study(), attributes.GOALS)))
+    goals = json.loads(goals)
+    assert all(sorted(each["params"].values()) == [0.0, 0.0, 1.0] for each in goals)
+    assert len(goals) == 3
+
+
+def _chunks(found, key):
+    return [found.user_attrs[f"{key}:{number}"] for number in range(1, found.user_attrs[key]["chunks"] + 1)]
