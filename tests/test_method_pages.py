@@ -82,9 +82,10 @@ def test_the_example_is_a_call_that_merges(name):
     def model():
         return {"fc.weight": torch.randn(3, 3, generator=generator)}
 
-    ones = {"fc.weight": torch.ones(3, 3)}
-    names = {"base": model(), "sources": [model(), model()], "coefficients": [ones, ones]}
-    names["statistics"] = [{"fc.weight": torch.eye(3) + 0.5}] * 2  # a Fisher, and a Gram that is not singular
+    count, ones = method_info(name).sources or 2, {"fc.weight": torch.ones(3, 3)}
+    names = {"base": model(), "sources": [model() for _ in range(count)]}
+    names |= {"coefficients": [ones] * count, "weights": [ones] * count}
+    names["statistics"] = [{"fc.weight": torch.eye(3) + 0.5}] * count  # a Fisher, and a Gram that is not singular
     exec(described(name)["example"]["text"], names)
     assert names["merged"]["fc.weight"].shape == (3, 3)
     assert bool(names["merged"]["fc.weight"].isfinite().all())
