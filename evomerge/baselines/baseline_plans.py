@@ -163,11 +163,6 @@ def check_baseline(baseline: BaselineSpec, spec: SearchSpec, tasks: Collection[s
         baseline_measurements(baseline, spec, [expert.ref for expert in spec.experts], longest=None)
     elif info.trained:
         training_settings(baseline)
-        if info.built_from == "best" and spec.search_space.takes_recipes:
-            raise InvalidInput(
-                f"baseline {baseline.name!r} starts from a weighted sum of the sources, but the space is made of other "
-                f"merges; use {info.trainer}, which needs no winner"
-            )
         if not spec.has_calibration:
             without = [expert.name for expert in spec.experts if expert.calibration is None]
             raise InvalidInput(

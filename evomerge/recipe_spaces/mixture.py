@@ -31,6 +31,11 @@ class MixtureSpace(RecipeSpace):
     """
 
     @property
+    def ingredients(self) -> int:
+        """Number of merges that its recipes may name as sources."""
+        return len(self.labels)
+
+    @property
     def first_step(self) -> float:
         return 0.15
 

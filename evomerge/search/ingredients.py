@@ -15,7 +15,7 @@ from evomerge.evaluation.scores import Scores
 from evomerge.messages import some
 from evomerge.opening.inputs import Inputs
 from evomerge.opening.open_study import OpenSearch
-from evomerge.recipe import Recipe
+from evomerge.recipe import Recipe, all_ingredients
 from evomerge.recipe_spaces.checks import is_recipe_file
 from evomerge.recipe_spaces.recipe_space import RecipeSpace
 from evomerge.recipe_spaces.scaled_rules import check_scalable
@@ -128,9 +128,8 @@ def _refuse_others(opened: OpenSearch, stored: StudyIngredients) -> None:
 
 
 def _files(recipe: Recipe) -> Iterator[str]:
-    yield from recipe.files.values()
-    for ingredient in recipe.ingredients.values():
-        yield from _files(ingredient)
+    for each in (recipe, *(ingredient for _, ingredient in all_ingredients(recipe))):
+        yield from each.files.values()
 
 
 def _read_recipe(inputs: Inputs, path: Path) -> Recipe:

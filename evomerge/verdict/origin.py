@@ -22,10 +22,8 @@ class Origin:
     def sentence(self, trial: str) -> str:
         """The origin of a trial, in plain words."""
         if self.is_corner:
-            return (
-                f"The best merge found ({trial}) is {self.label} itself: nothing better was found on the search items."
-            )
-        return f"The best merge found ({trial}) grew from {self.label}."
+            return f"{trial.capitalize()} is {self.label} itself: nothing better was found on the search items."
+        return f"{trial.capitalize()} grew from {self.label}."
 
 
 def with_origin(verdict: Verdict, origin: Origin | None) -> Verdict:

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -14,12 +15,13 @@ sys.path.append(str(Path(__file__).parent))
 
 import killer
 
+from evomerge.baselines.info import BASELINES
 from evomerge.cli import run_command
 from evomerge.storage import attributes
 from evomerge.study.rows import read_records
 from evomerge.study.study_ingredients import read_ingredients
 
-BASELINES = ["uniform-soup", "task-arithmetic", "ties"]
+MERGES = ["uniform-soup", "task-arithmetic", "ties"]
 NEAR = {"name": "near", "around": "task-arithmetic", "groups": {"depth": {"blocks": 2}}}
 NEAR = {**NEAR, "factor": {"low": 0.5, "high": 1.5}}
 
@@ -41,7 +43,7 @@ def real(write_spec, pack):
     """A search of real toy models on few items."""
 
     def write(**changes):
-        content = {"evaluator": str(pack), "dtype": "float32", "baselines": BASELINES, "budget": {"trials": 3}}
+        content = {"evaluator": str(pack), "dtype": "float32", "baselines": MERGES, "budget": {"trials": 3}}
         return write_spec(**{**content, "space": "baselines-per-block", **changes})
 
     return write
@@ -49,8 +51,8 @@ def real(write_spec, pack):
 
 def test_the_first_trials_are_the_baselines_with_their_scores_and_cost_nothing(real):
     assert run(real()) == 0
-    rows = {row.label: row for row in read_records(study("sim/baselines")) if row.label in BASELINES}
-    best_first = sorted(BASELINES, key=lambda label: -rows[label].value)
+    rows = {row.label: row for row in read_records(study("sim/baselines")) if row.label in MERGES}
+    best_first = sorted(MERGES, key=lambda label: -rows[label].value)
     trials = study().trials
     assert [trial.user_attrs[attributes.RECIPE] for trial in trials] == [rows[label].digest for label in best_first]
     assert [trial.value for trial in trials] == [rows[label].value for label in best_first]
@@ -96,15 +98,14 @@ def finished():
 
 @pytest.mark.parametrize("space", ["baselines-per-block", NEAR], ids=["from", "around"])
 def test_kills_among_the_corners_and_after_them_change_nothing(processes, write_spec, tmp_path, monkeypatch, space):
-    path = write_spec(space=space, baselines=BASELINES)
+    path = write_spec(space=space, baselines=MERGES)
     for folder in ("whole", "killed"):
         (tmp_path / folder).mkdir()
     monkeypatch.chdir(tmp_path / "whole")
     assert killed(processes, path, 9) == 0
     whole = finished()
     monkeypatch.chdir(tmp_path / "killed")
-    points = ["inside ask", "after submit", "between result and tell", "after tell", "while scoring"]
-    for trial, point in enumerate(points):
+    for trial, point in ((0, "inside ask"), (1, "between result and tell"), (4, "while scoring")):
         assert killed(processes, path, 9, point, trial) == -9
     assert killed(processes, path, 9) == 0
     again = finished()
@@ -115,16 +116,16 @@ def test_kills_among_the_corners_and_after_them_change_nothing(processes, write_
 
 def test_a_change_of_the_baselines_that_the_space_is_made_of_is_refused(write_spec, capsys):
     space = {"space": "baselines-global", "budget": {"trials": 2}}
-    assert run(write_spec(baselines=BASELINES, **space)) == 0
+    assert run(write_spec(baselines=MERGES, **space)) == 0
     capsys.readouterr()
-    for others in (BASELINES[:2], ["uniform-soup", {"name": "task-arithmetic", "weights": [0.4]}, "ties"]):
+    for others in (MERGES[:2], ["uniform-soup", {"name": "task-arithmetic", "weights": [0.4]}, "ties"]):
         assert run(write_spec(baselines=others, **space), "--trials", "3") == 4
         assert "baselines of the space" in said(capsys)
-    assert run(write_spec(baselines=[*BASELINES, "random-search"], **space), "--trials", "3") == 0
+    assert run(write_spec(baselines=[*MERGES, "random-search"], **space), "--trials", "3") == 0
 
 
 def test_a_baseline_that_is_another_one_now_is_refused(write_spec, capsys, monkeypatch):
-    path = write_spec(space=NEAR, baselines=BASELINES, budget={"trials": 2})
+    path = write_spec(space=NEAR, baselines=MERGES, budget={"trials": 2})
     assert run(path) == 0
     capsys.readouterr()
     row = next(row for row in read_records(study("sim/baselines")) if row.label == "uniform-soup")
@@ -139,6 +140,38 @@ def test_a_baseline_that_is_another_one_now_is_refused(write_spec, capsys, monke
     study("sim/baselines").tell(number, 0.5)
     assert run(path, "--trials", "3") == 2
     assert f"made of task-arithmetic with recipe {made.digest[:12]}, but it is {row.digest[:12]} now" in said(capsys)
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """broken(names): let these baselines fail."""
+
+    def fail(*names):
+        for name in names:
+            monkeypatch.setitem(BASELINES, name, replace(BASELINES[name], plan="broken_plan:fail"))
+
+    return fail
+
+
+def test_a_baseline_that_cannot_be_made_has_no_weight_and_its_reason_is_said(write_spec, broken, capsys):
+    broken("ties")
+    path = write_spec(space="baselines-global", baselines=MERGES)
+    assert run(path, "--trials", "5") == 0
+    assert "the space has no ties, whose weights stay 0: planted failure" in said(capsys)
+    trials = study().trials
+    assert {trial.params["ties.weight"] for trial in trials} == {0.0}
+    assert [sorted(trial.params.values()) for trial in trials[:2]] == [[0.0, 0.0, 1.0]] * 2
+    stored = read_ingredients(study())
+    assert set(stored.recipes) == {"uniform-soup", "task-arithmetic"}
+    assert "planted failure" in stored.left_out["ties"]
+    assert run(path, "--trials", "6") == 0
+
+
+def test_a_space_of_which_nothing_could_be_made_is_refused_with_the_reasons(write_spec, broken, capsys):
+    broken("ties", "task-arithmetic")
+    assert run(write_spec(space="baselines-global", baselines=["task-arithmetic", "ties"])) == 2
+    assert "none of them could be made (task-arithmetic: planted failure; ties: planted failure)" in said(capsys)
+    assert not study().trials
 
 
 def test_the_recipe_of_an_export_can_be_searched_around(write_spec, tmp_path, capsys):
@@ -166,12 +199,11 @@ def test_the_recipe_of_an_export_can_be_searched_around(write_spec, tmp_path, ca
         ({**NEAR, "around": "task-arithmetics"}, {}, "did you mean 'task-arithmetic'"),
         ({**NEAR, "around": "greedy-soup"}, {}, "name it among the baselines"),
         ("baselines-global", {"baselines": []}, "the spec names none"),
-        ("baselines-global", {"baselines": [*BASELINES, "dam-from-best"]}, "use dam, which needs no winner"),
         ({**NEAR, "methods": {"ties": {}}}, {}, "give groups and factor alone"),
     ],
 )
 def test_a_space_that_cannot_be_made_is_refused_before_anything_is_written(write_spec, capsys, space, more, message):
-    path = write_spec(**{"space": space, "baselines": BASELINES, **more})
+    path = write_spec(**{"space": space, "baselines": MERGES, **more})
     for command in (["run", str(path), "--ray", "none"], ["check", str(path)]):
         assert run_command(command) == 2
         assert message in said(capsys)
@@ -179,10 +211,10 @@ def test_a_space_that_cannot_be_made_is_refused_before_anything_is_written(write
 
 
 def test_check_and_status_know_the_space(write_spec, capsys):
-    path = write_spec(space="baselines-per-block", baselines=BASELINES)
+    path = write_spec(space="baselines-per-block", baselines=MERGES)
     assert run_command(["check", str(path), "--json"]) == 0
     space = json.loads(capsys.readouterr().out)["space"]
-    assert space["merges"] == BASELINES
+    assert space["merges"] == MERGES
     assert space["dimensions"] == 9
     assert run_command(["check", str(path)]) == 0
     assert "starts at: the best of uniform-soup, task-arithmetic, ties" in capsys.readouterr().out
@@ -191,7 +223,7 @@ def test_check_and_status_know_the_space(write_spec, capsys):
 
 
 def test_a_warm_start_by_baselines_adds_nothing_and_one_by_another_study_of_other_merges_is_refused(write_spec, capsys):
-    first = {"name": "sim", "space": NEAR, "baselines": BASELINES}
+    first = {"name": "sim", "space": NEAR, "baselines": MERGES}
     assert run(write_spec(**first, warm_start={"baselines": 3}), "--trials", "2") == 0
     assert set(study().trials[0].params.values()) == {1.0}
     assert set(study().trials[1].params.values()) != {1.0}
@@ -203,7 +235,7 @@ def test_a_warm_start_by_baselines_adds_nothing_and_one_by_another_study_of_othe
 
 
 def test_with_several_objectives_every_baseline_is_a_reference_point_of_the_space(write_spec):
-    path = write_spec(space="baselines-global", baselines=BASELINES, objective={"aggregate": "pareto"})
+    path = write_spec(space="baselines-global", baselines=MERGES, objective={"aggregate": "pareto"})
     assert run(path, "--trials", "3") == 0
     goals = json.loads("".join(_chunks(study(), attributes.GOALS)))
     goals = json.loads(goals)
