@@ -11,6 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.baselines.freshness import current_baselines, left_out
+from evomerge.baselines.info import BASELINES
 from evomerge.jobs import Cost
 from evomerge.messages import marked
 from evomerge.search.origins import origin_of
@@ -58,6 +59,7 @@ class Line:
         prepare: makes the model directory that `command` reads, None where it is there already.
         layers: of a path of layers their number; None where it is that of the sources.
         corner: of a trial in a space of other merges: the one that it grew from; is_corner: it is that one itself.
+        control: a baseline that cannot know what the experts learned.
     """
 
     label: str
@@ -79,11 +81,12 @@ class Line:
     layers: int | None = None
     corner: str | None = None
     is_corner: bool = False
+    control: bool = False
 
     @property
     def name(self) -> str:
-        """The label, with a mark where the row is not one model."""
-        return marked(self.label, len(self.models["recipes"])) if self.models else self.label
+        """The label, with a mark where the row is not one model, or a control."""
+        return marked(self.label, len(self.models["recipes"]) if self.models else 1, control=self.control)
 
 
 def leaderboard(stored: StoredSearch, top: int = SHOWN) -> list[Line]:
@@ -215,6 +218,7 @@ def _line(row: Record, held_out: _HeldOut, *, kind: str, trial: int | None = Non
         losses=row.losses,
         models=row.models,
         layers=row.trial.user_attrs.get(attributes.LAYERS),
+        control=kind == "baseline" and BASELINES[row.label].control,
     )
 
 

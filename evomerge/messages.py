@@ -18,9 +18,10 @@ def listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def marked(label: str, models: int) -> str:
-    """The label of a row, with a mark where the row is several models: emr (3 models)."""
-    return label if models == 1 else f"{label} ({models} models)"
+def marked(label: str, models: int, *, control: bool = False) -> str:
+    """The label of a row, with a mark where it is several models or a control: emr (3 models)."""
+    marks = [f"{models} models"] * (models > 1) + ["control"] * control
+    return f"{label} ({', '.join(marks)})" if marks else label
 
 
 def first_line(error: Exception) -> str:

@@ -231,8 +231,20 @@ def greedy_soup(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
 
 def task_arithmetic(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
     """One weight for all task vectors, the best of a grid on the search items (arXiv 2212.04089)."""
+    return (yield from _best_weight(given, baseline, "task_arithmetic"))
+
+
+def random_source(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
+    """The same with task vectors that are as large and know nothing: what any change of this size would be worth.
+
+    The weight is chosen anew, since the weights of real task vectors say nothing of it.
+    """
+    return (yield from _best_weight(given, baseline, "permuted_arithmetic"))
+
+
+def _best_weight(given: Ingredients, baseline: BaselineSpec, method: str) -> BaselinePlan:
     weights = _grid(baseline)
-    recipes = {weight: given.recipe("task_arithmetic", {"weight": weight}, {}) for weight in weights}
+    recipes = {weight: given.recipe(method, {"weight": weight}, {}) for weight in weights}
     results = yield [
         NamedRecipe(label=f"{baseline.name}/{weight:g}", recipe=recipe) for weight, recipe in recipes.items()
     ]

@@ -74,6 +74,8 @@ class BaselineInfo:
         early: built before the first trial, since normalisation, constraints and warm starts may need it.
         chosen_on_search_items: chosen by its own value on the search items, whose luck it shares.
         least_experts: how many it needs.
+        control: shows what a merge is worth that cannot know what the experts learned. It is scored, tested and marked
+            as one, and no search starts from it.
         by_task: its row is several models, one per expert; each task is given to the one that belongs to it.
     """
 
@@ -90,6 +92,7 @@ class BaselineInfo:
     early: bool = False
     chosen_on_search_items: bool = False
     least_experts: int = 1
+    control: bool = False
     by_task: bool = False
 
     @property
@@ -114,8 +117,8 @@ class BaselineInfo:
 
     @property
     def one_model_before(self) -> bool:
-        """Whether it can be one model that is there before the search."""
-        return not (self.needs_search or self.by_task)
+        """Whether it can be one model that is there before the search, and that a search may start from."""
+        return not (self.needs_search or self.by_task or self.control)
 
 
 _PLANS = "evomerge.baselines.baseline_plans"
@@ -146,6 +149,15 @@ _ALL = (
         least_experts=2,
     ),
     BaselineInfo(name="nan", plan=f"{_NORMS}:nan", on_request=True),
+    BaselineInfo(
+        name="random-source",
+        plan=f"{_PLANS}:random_source",
+        candidates=f"{_PLANS}:one_per_weight",
+        settings=WeightGrid,
+        on_request=True,
+        chosen_on_search_items=True,
+        control=True,
+    ),
     BaselineInfo(
         name="emr",
         plan="evomerge.baselines.models_by_task:emr",

@@ -26,7 +26,7 @@ def leaderboard_tables(stored: StoredSearch, lines: Sequence[Line]) -> Group:
     verdict = read_verdict(stored.study)
     shown = _not_only_of_the_front(lines)
     tables: list[RenderableType] = [_summary(stored, shown), _detail(shown), *_front(lines), _costs(shown)]
-    tables += [Text(_models(line) + "\n") for line in shown if line.name != line.label]
+    tables += [Text(_models(line) + "\n") for line in shown if line.models]
     tables += [Text(_origin(line) + "\n") for line in shown if line.kind == "best" and line.corner is not None]
     for name, reason in left_out_of(stored).items():
         tables.append(Text(f"{name} is left out: {reason}\n", style="yellow"))

@@ -63,7 +63,8 @@ def early_and_late(spec: SearchSpec) -> tuple[list[BaselineSpec], list[BaselineS
     late: list[BaselineSpec] = []
     for baseline in spec.chosen_baselines:
         info = BASELINES[baseline.name]
-        before = (start_from_them or info.early or baseline.name in merges) and not info.needs_search
+        wanted = start_from_them or info.early or baseline.name in merges
+        before = wanted and not info.needs_search and not info.control
         (early if before else late).append(baseline)
     return early, late
 
@@ -322,6 +323,7 @@ def _store_verdict(
             chosen=BASELINES[each.label].chosen_on_search_items,
             models=each.model_count,
             recipe=each.digest,
+            control=BASELINES[each.label].control,
         )
         for each in baselines
         if each.label in held_out and each.digest != winner.digest  # the winner may be a baseline itself

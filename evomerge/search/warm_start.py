@@ -75,9 +75,11 @@ def reference_points(opened: OpenSearch, objective: Objective) -> list[Reference
 
 
 def _best_first(opened: OpenSearch) -> list[Record]:
-    """The baselines that are one model: several are no point of the space, and no measure of one."""
+    """The baselines that are one model, and no control: several are no point of the space, and no measure of one."""
     rows = current_baselines(opened.baselines, opened.inputs.spec, snapshot_of(opened.search.study))
-    return sorted((row for row in rows if not row.models), key=lambda row: -row.value)
+    return sorted(
+        (row for row in rows if not row.models and not BASELINES[row.label].control), key=lambda row: -row.value
+    )
 
 
 def _place(opened: OpenSearch, row: Record) -> Params | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from scipy.special import log_ndtr
@@ -36,6 +36,7 @@ class Entrant:
             own there, so that it is no measure of the winner's.
         models: number of models that the row is; each task was given to the one that belongs to it.
         recipe: digest of its recipe, by which a later look knows it again.
+        control: whether it is a baseline that cannot know what the experts learned.
     """
 
     label: str
@@ -44,6 +45,7 @@ class Entrant:
     chosen: bool = False
     models: int = 1
     recipe: str | None = None
+    control: bool = False
 
 
 def judge(
@@ -94,6 +96,7 @@ def judge(
         look=looks,
         margin=margin,
         known=known,
+        controls={entrant.label for entrant in baselines if entrant.control},
         seed=seed,
     )
     held_out = objective.value(winner.held_out)
@@ -114,7 +117,7 @@ def judge(
         gap=gap,
         reference_gap=reference_gap,
         luck=gap - reference_gap if gap is not None and reference_gap is not None else None,
-        lead=_lead([each for each in comparisons if each.baseline in references] or comparisons, trials, search_items),
+        lead=_lead(_measures(comparisons, references) or comparisons, trials, search_items),
         comparisons=comparisons,
         items=sum(len(score.items) for score in winner.held_out.tasks.values()),
         looks=looks,
@@ -122,6 +125,11 @@ def judge(
         margin=margin,
     )
     return verdict.with_sentence(sentence(verdict))
+
+
+def _measures(comparisons: Sequence[Comparison], unchosen: Container[str]) -> list[Comparison]:
+    """The comparisons with baselines that a lead is over: not picked for their value, and no control."""
+    return [each for each in comparisons if each.baseline in unchosen and not each.control]
 
 
 def compare(
@@ -135,6 +143,7 @@ def compare(
     look: int = 1,
     margin: float | None = None,
     known: Mapping[str, Known] | None = None,
+    controls: Collection[str] = (),
     seed: int = 0,
 ) -> tuple[Comparison, ...]:
     """The winner against each baseline on the same items, corrected for all comparisons that this look adds.
@@ -146,6 +155,7 @@ def compare(
         look: number of this look at the held-out items.
         margin: difference below which two models are equivalent; None: that is not tested.
         known: label -> what an earlier look found between the same two merges.
+        controls: labels of those that cannot know what the experts learned.
         seed: key of resamples and sampled coins.
 
     Raises:
@@ -182,6 +192,7 @@ def compare(
                 outcome=_outcome(each.difference, tested),
                 search_difference=leads.get(label),
                 models=counts.get(label, 1),
+                control=label in controls,
                 equivalence_p=tested.equivalence_p,
                 look=tested.look,
                 recipe=digests.get(label),

@@ -25,7 +25,7 @@ _BEYOND = 10_000_000
 
 def sentence(verdict: Verdict) -> str:
     """The verdict in plain words: one sentence on the baselines, then the caveats."""
-    texts = [_outcomes(verdict), _luck(verdict)]
+    texts = [_outcomes(verdict), _luck(verdict), _controls(verdict)]
     if verdict.looks > 1:
         texts.append(
             f"The held-out items have been looked at {verdict.looks} times, which the p-values allow for; the words of "
@@ -132,6 +132,17 @@ def _luck(verdict: Verdict) -> str:
     return f"Its {over} is {amount(lead.held_out, unit)} {unseen}."
 
 
+def _controls(verdict: Verdict) -> str:
+    """What it means that a control is not beaten."""
+    as_good = [each.baseline for each in verdict.comparisons if each.control and each.outcome != "beats"]
+    if not as_good:
+        return ""
+    return (
+        f"The control{'s' * (len(as_good) > 1)} {listed(as_good)} cannot know what the experts learned: while the best "
+        "merge is not shown to beat such a control, its score is no evidence that the experts' knowledge was merged."
+    )
+
+
 def _searches(share: float) -> str:
     return "nearly every search" if share > 0.95 else f"up to {round(100 * share)} of 100 searches"
 
@@ -178,6 +189,6 @@ def _count(number: int, noun: str) -> str:
 
 def _names(comparisons: Sequence[Comparison], every: int) -> str:
     if len(comparisons) == every > _MANY:
-        several = [each.name for each in comparisons if each.models > 1]
-        return f"all {every} baselines{f', {listed(several)} among them' if several else ''}"
+        marked = [each.name for each in comparisons if each.name != each.baseline]
+        return f"all {every} baselines{f', {listed(marked)} among them' if marked else ''}"
     return listed([each.name for each in comparisons])

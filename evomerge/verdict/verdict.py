@@ -42,6 +42,7 @@ class Comparison:
             and where that cannot be tested.
         look: number of the look at the held-out items in which it was tested; the words of a look stand in later ones.
         recipe: digest of the baseline's recipe; None in verdicts of earlier versions.
+        control: whether the baseline is one that cannot know what the experts learned.
     """
 
     baseline: str
@@ -61,11 +62,12 @@ class Comparison:
     equivalence_p: float | None = None
     look: int = 1
     recipe: str | None = None
+    control: bool = False
 
     @property
     def name(self) -> str:
         """The baseline's label, with a mark where it is not one model."""
-        return marked(self.baseline, self.models)
+        return marked(self.baseline, self.models, control=self.control)
 
     @property
     def worse(self) -> bool:
@@ -75,7 +77,7 @@ class Comparison:
     def to_document(self) -> dict[str, Any]:
         """As JSON, without the fields that earlier versions had not where they have nothing to tell."""
         content = asdict(self)
-        for name, usual in (("models", 1), ("equivalence_p", None), ("look", 1), ("recipe", None)):
+        for name, usual in (("models", 1), ("equivalence_p", None), ("look", 1), ("recipe", None), ("control", False)):
             if content[name] == usual:
                 del content[name]
         return content

@@ -47,7 +47,11 @@ def plain(source):
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize(
     ("method", "candidates"),
-    [("opcm", [{"alpha": 0.2}, {"alpha": 0.8}]), ("ot_fusion", [{"t": 0.25}, {"t": 0.75}, {"t": 1.0}])],
+    [
+        ("opcm", [{"alpha": 0.2}, {"alpha": 0.8}]),
+        ("ot_fusion", [{"t": 0.25}, {"t": 0.75}, {"t": 1.0}]),
+        ("permuted_arithmetic", [{"weight": 0.3}, {"weight": [0.9, 0.1]}]),
+    ],
 )
 def test_what_a_bank_writes_and_exports_is_the_reference(sources, method, candidates, parts):
     base, experts = sources

@@ -180,6 +180,7 @@ def test_the_number_of_merges_that_a_baseline_scores_is_known_beforehand():
         "metagpt": 1,
         "model-stock": 1,
         "nan": 1,
+        "random-source": 10,
         "emr": 3,
         "fisher": 1,
         "regmean": 1,

@@ -7,11 +7,14 @@ import pytest
 
 from evomerge.cli import run_command
 from evomerge.errors import InvalidInput, OtherSpec
+from evomerge.leaderboard import leaderboard
 from evomerge.samplers.cma import CmaSampler
 from evomerge.search import warm_start
 from evomerge.search.run import run_search
 from evomerge.spec import load_spec, override
+from evomerge.study.stored_search import read_search
 from evomerge.study.trials import best_trials
+from evomerge.verdict.records import read_verdict
 
 BASELINES = ["uniform-soup", "task-arithmetic", "ties"]
 
@@ -33,6 +36,20 @@ def test_the_best_baselines_of_the_space_come_right_after_the_centre(write_spec)
     assert set(study.sampler.told) >= {0, 1, 2}
     again = search(path, trials=8)
     assert [trial.params for trial in again.get_trials()[:6]] == [trial.params for trial in trials]
+
+
+def test_no_search_starts_from_a_control(write_spec):
+    methods = {"permuted_arithmetic": {"parameters": {"weight": {"low": 0.0, "high": 1.0}}}}
+    space = {"name": "permuted", "groups": {"depth": "global"}, "methods": methods}
+    path = write_spec(baselines=["random-source", "uniform-soup"], space=space, warm_start={"baselines": 2})
+    study = search(path, trials=3)
+    rows = {line.label: line for line in leaderboard(read_search(load_spec(path)))}
+    assert rows["random-source"].control
+    assert rows["random-source"].name == "random-source (control)"
+    assert not rows["uniform-soup"].control
+    first = study.get_trials()[1].params
+    assert first not in [dict.fromkeys(first, weight) for weight in (0.1 * step for step in range(1, 11))]
+    assert read_verdict(study).comparisons[-1].control
 
 
 def test_an_exported_recipe_and_another_study_can_be_started_from(write_spec, tmp_path):

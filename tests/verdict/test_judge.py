@@ -118,6 +118,25 @@ def test_several_models_are_marked_wherever_they_are_named_and_are_no_measure_of
     assert judge(OBJECTIVE, AHEAD, 41, many).sentence.endswith("beats all 6 baselines, emr (3 models) among them.")
 
 
+def test_a_control_is_tested_and_named_as_one_and_is_no_measure_of_the_lead():
+    control = replace(baseline("random-source", 90, 30, 0.9), control=True)
+    verdict = judge(OBJECTIVE, AHEAD, 41, [baseline("soup", 150, 50, 0.5), control])
+    assert "beats soup and random-source (control)" in verdict.sentence
+    assert "no evidence" not in verdict.sentence
+    assert verdict.lead.baseline == "soup"
+    document = verdict.to_document()
+    assert [each.get("control") for each in document["comparisons"]] == [None, True]
+    assert Verdict.from_document(json.loads(json.dumps(document))) == verdict
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(50, 45), (45, 50), (20, 90)])
+def test_a_control_that_is_not_beaten_puts_the_score_in_doubt(wins, losses):
+    control = replace(baseline("random-source", wins, losses), control=True)
+    verdict = judge(OBJECTIVE, AHEAD, 41, [baseline("soup", 150, 50), control])
+    assert "The control random-source cannot know what the experts learned" in verdict.sentence
+    assert "no evidence that the experts' knowledge was merged" in verdict.sentence
+
+
 def test_a_lead_of_which_nothing_is_left_was_luck():
     verdict = judge(OBJECTIVE, AHEAD, 41, [baseline("uniform-soup", 102, 99, 0.499), baseline("ties", 100, 60, 0.49)])
     assert verdict.lead.luck
