@@ -102,12 +102,15 @@ def leaderboard(
     storage: Storage = None,
     study: Study = None,
     top: Annotated[int, typer.Option(min=1, help="How many trials to show.")] = 5,
+    importance: Annotated[bool, typer.Option("--importance", help="Also which experts and groups matter.")] = False,
     json_: Json = False,
 ) -> None:
     """Sources, baselines and the best trials, on search and on held-out items."""
     terminal = _terminal(context)
+    from evomerge.importance import importance_document
     from evomerge.leaderboard import leaderboard as lines_of
     from evomerge.leaderboard import leaderboard_document
+    from evomerge.report.importance_table import importance_table
     from evomerge.report.paths import described_paths
     from evomerge.report.tables import leaderboard_tables
 
@@ -117,7 +120,11 @@ def leaderboard(
         from evomerge.report.lm_eval_commands import with_commands
 
         lines = with_commands(stored, lines, spec if storage is None else None)
-    _print(terminal, leaderboard_document(stored, lines), json_, lambda _: leaderboard_tables(stored, lines))
+    document = leaderboard_document(stored, lines)
+    if importance:
+        document |= importance_document(stored)
+    further = [importance_table(document)] if importance else []
+    _print(terminal, document, json_, lambda _: leaderboard_tables(stored, lines, further))
     if not json_:
         terminal.write(described_paths(stored))
 

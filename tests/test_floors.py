@@ -23,7 +23,7 @@ FLOORS = (
     ("statistics", "optimisation", "training", "learned", "trainers"),
     ("objective", "jobs", "worker", "cluster", "study", "opening"),
     ("racing", "loop", "baselines", "verdict", "search"),
-    ("leaderboard", "preflight", "export", "weight_distances", "shared_tower", "report"),
+    ("importance", "leaderboard", "preflight", "export", "weight_distances", "shared_tower", "report"),
     ("cli",),
     ("testing",),
 )
@@ -177,6 +177,7 @@ def test_optuna_stays_with_spaces_and_study_and_what_reads_them():
         "opening",
         "verdict",
         "search",
+        "importance",
         "leaderboard",
         "export",
         "report",

@@ -21,11 +21,11 @@ from evomerge.verdict.records import read_verdict
 FRONT_SHOWN = 20
 
 
-def leaderboard_tables(stored: StoredSearch, lines: Sequence[Line]) -> Group:
-    """The leaderboard for a terminal: objective, tasks, cost, and the verdict."""
+def leaderboard_tables(stored: StoredSearch, lines: Sequence[Line], further: Sequence[RenderableType] = ()) -> Group:
+    """The leaderboard for a terminal: objective, tasks, cost, further tables, and the verdict."""
     verdict = read_verdict(stored.study)
     shown = _not_only_of_the_front(lines)
-    tables: list[RenderableType] = [_summary(stored, shown), _detail(shown), *_front(lines), _costs(shown)]
+    tables: list[RenderableType] = [_summary(stored, shown), _detail(shown), *_front(lines), _costs(shown), *further]
     tables += [Text(_models(line) + "\n") for line in shown if line.models]
     tables += [Text(_origin(line) + "\n") for line in shown if line.kind == "best" and line.corner is not None]
     for name, reason in left_out_of(stored).items():
