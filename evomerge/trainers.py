@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from evomerge.errors import unknown_name
+from evomerge.evaluation.evaluator import CalibrationText
+from evomerge.learned.items import planned_learning
+from evomerge.learned.learned_training import train_learned
+from evomerge.learned.settings import LearnedSettings
+from evomerge.optimisation import batches
+from evomerge.optimisation.batches import PlannedTokens
 from evomerge.optimisation.training_inputs import TrainingInputs
 from evomerge.recipe import Recipe
 from evomerge.training.adamerging_settings import AdaSettings
@@ -85,8 +91,31 @@ def _adamerging(inputs: TrainingInputs, settings: Mapping[str, Any]) -> Generato
     return train_adamerging(inputs, AdaSettings.model_validate(dict(settings)))
 
 
-TRAINERS: Final[dict[str, Trainer]] = {"dam": _dam, "adamerging": _adamerging}
-SETTINGS: Final[dict[str, type[DamSettings] | type[AdaSettings]]] = {"dam": DamSettings, "adamerging": AdaSettings}
+def _learned(inputs: TrainingInputs, settings: Mapping[str, Any]) -> Generator[TrainingStep, None, TrainedMerge]:
+    return train_learned(inputs, LearnedSettings.model_validate(dict(settings)))
+
+
+TRAINERS: Final[dict[str, Trainer]] = {"dam": _dam, "adamerging": _adamerging, "learned": _learned}
+SETTINGS: Final[dict[str, type[DamSettings] | type[AdaSettings] | type[LearnedSettings]]] = {
+    "dam": DamSettings,
+    "adamerging": AdaSettings,
+    "learned": LearnedSettings,
+}
+
+
+def planned_tokens(
+    trainer: str, texts: Mapping[str, Sequence[CalibrationText]], settings: Mapping[str, Any], seed: int
+) -> PlannedTokens:
+    """The steps that a training has at most, and the tokens that it reads in them.
+
+    Raises:
+        InvalidInput: there is no such trainer, or the texts cannot be trained on.
+    """
+    find_trainer(trainer)
+    given = SETTINGS[trainer].model_validate(dict(settings))
+    if isinstance(given, LearnedSettings):
+        return planned_learning(texts, given, seed)
+    return batches.planned_tokens(texts, given, seed)
 
 
 def find_trainer(name: str) -> Trainer:

@@ -10,7 +10,7 @@ from evomerge.evaluation.evaluator import CalibrationText
 from evomerge.jobs import Failed, Progress, Train, Trained, WorkerSetup
 from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule
-from evomerge.trainers import TRAINERS, find_trainer
+from evomerge.trainers import TRAINERS, find_trainer, planned_tokens
 from evomerge.worker import Worker
 
 TOY = Path(__file__).parent.parent / "examples" / "toy"
@@ -101,3 +101,10 @@ def test_a_trainer_that_does_not_exist_is_refused_with_the_nearest_names(worker)
     outcome = worker.run(job("damm", worker))
     assert isinstance(outcome.result, Failed)
     assert outcome.result.invalid
+
+
+@pytest.mark.parametrize("trainer", ["dam", "adamerging", "learned"])
+def test_the_tokens_of_every_trainer_are_planned_by_its_name(trainer):
+    texts = {"sort": [CalibrationText((1, 2, 3), 1)] * 4}
+    planned = planned_tokens(trainer, texts, {"steps": 2, "batch_size": 1}, 0)
+    assert (planned.steps, planned.gradient_tokens) == (2, {"dam": 6, "adamerging": 12, "learned": 6}[trainer])

@@ -6,9 +6,9 @@ from evomerge.baselines.baseline_plans import training_settings
 from evomerge.baselines.info import BASELINES
 from evomerge.evaluation.calibration_texts import calibration_texts
 from evomerge.opening.inputs import Inputs
+from evomerge.optimisation.batches import PlannedTokens
 from evomerge.spec import BaselineSpec
-from evomerge.trainers import SETTINGS
-from evomerge.training import PlannedTokens, planned_tokens
+from evomerge.trainers import planned_tokens
 
 
 def planned_training(baseline: BaselineSpec, inputs: Inputs) -> PlannedTokens | None:
@@ -21,6 +21,5 @@ def planned_training(baseline: BaselineSpec, inputs: Inputs) -> PlannedTokens | 
         return None
     calibrations = {expert.name: expert.calibration for expert in inputs.spec.experts if expert.calibration is not None}
     texts = {name: calibration_texts(inputs.evaluator, each) for name, each in calibrations.items()}
-    trainer = str(BASELINES[baseline.name].trainer)
-    settings = SETTINGS[trainer].model_validate(training_settings(baseline, inputs.longest_text))
-    return planned_tokens(texts, settings, inputs.spec.seed)
+    trainer, settings = str(BASELINES[baseline.name].trainer), training_settings(baseline, inputs.longest_text)
+    return planned_tokens(trainer, texts, settings, inputs.spec.seed)

@@ -1,10 +1,11 @@
 """Coefficients of task vectors that are learned by gradient, from right answers, from experts, or from sureness.
 
-Holds: the settings of the trainer `learned`.
+Holds: the trainer `learned`: its settings, losses and course, coefficients of any granularity, items to stop by.
 Does not hold: other trainings (`training/`), what trainings share (`optimisation/`), the decision to train.
-Start reading at: `settings.py`.
+Start reading at: `learned_training.py`, then `losses.py`.
 """
 
+from evomerge.learned.learned_training import LearnedResult, LearnedStep, train_learned
 from evomerge.learned.settings import LearnedLosses, LearnedSettings
 
-__all__ = ["LearnedLosses", "LearnedSettings"]
+__all__ = ["LearnedLosses", "LearnedResult", "LearnedSettings", "LearnedStep", "train_learned"]

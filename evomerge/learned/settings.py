@@ -101,6 +101,10 @@ class LearnedSettings(Frozen):
             )
         return self
 
+    def is_measured(self, step: int) -> bool:
+        """Whether the loss is measured after this step, counted from 1."""
+        return step == self.steps or (self.stop_share > 0 and step % self.stop_every == 0)
+
     @property
     def rate(self) -> float:
         """The learning rate, with the default of the granularity filled in."""
@@ -112,27 +116,3 @@ class LearnedSettings(Frozen):
         if self.granularity == "column":
             return "column_arithmetic"
         return {"task_vectors": "task_arithmetic", "ties": "elected_arithmetic", "dare": "dare_linear"}[self.basis]
-
-    @property
-    def epochs(self) -> None:
-        """The steps are given; there is no number of passes."""
-
-    @property
-    def batches(self) -> int:
-        """Batches of each source in a step."""
-        return 1
-
-    @property
-    def token_mask(self) -> str:
-        """The positions that count."""
-        return self.positions
-
-    @property
-    def teacher(self) -> str:
-        """Sources run at every step where the merge learns from them."""
-        return "live" if self.loss.experts else "none"
-
-    @property
-    def measurements(self) -> int:
-        """Passes over the measured texts: before and after."""
-        return 2 * (2 if self.loss.experts else 1)

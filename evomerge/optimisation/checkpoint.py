@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -28,6 +28,8 @@ class TrainingState:
         coefficients, first, second: the trained coefficients and their moments, by tensor name.
         history: [losses, penalties] of every step so far.
         before: loss before the training by source.
+        best, best_losses: the coefficients that the training would end with, and their losses by source, where these
+            are not the last ones.
         forward_tokens, gradient_tokens: read so far.
         seconds: of training so far.
     """
@@ -40,6 +42,8 @@ class TrainingState:
     forward_tokens: int
     gradient_tokens: int
     seconds: float
+    best: Mapping[str, Tensor] = field(default_factory=dict)
+    best_losses: Mapping[str, float] = field(default_factory=dict)
 
 
 def checkpoint_path(
@@ -60,11 +64,17 @@ def checkpoint_path(
 
 def save_state(path: Path, state: TrainingState) -> None:
     """Replace the former state in one step: there is always a whole one."""
-    parts = {"coefficients": state.coefficients, "first": state.first, "second": state.second}
+    parts = {
+        "coefficients": state.coefficients,
+        "first": state.first,
+        "second": state.second,
+        "best": state.best,
+    }
     tensors = {f"{part}/{name}": tensor for part, values in parts.items() for name, tensor in values.items()}
     metadata = {
         "history": json.dumps(state.history),
         "before": json.dumps(state.before),
+        "best_losses": json.dumps(dict(state.best_losses)),
         "forward_tokens": str(state.forward_tokens),
         "gradient_tokens": str(state.gradient_tokens),
         "seconds": str(state.seconds),
@@ -95,4 +105,6 @@ def load_state(path: Path, device: torch.device) -> TrainingState | None:
         forward_tokens=int(metadata["forward_tokens"]),
         gradient_tokens=int(metadata["gradient_tokens"]),
         seconds=float(metadata["seconds"]),
+        best=part("best"),
+        best_losses=json.loads(metadata.get("best_losses", "{}")),
     )

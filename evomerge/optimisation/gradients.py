@@ -12,13 +12,18 @@ from torch import Tensor
 from evomerge.elementwise.column_linear import row_blocks
 
 
-def factor_gradients(weight_gradient: Tensor, weights: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+def factor_gradients(
+    weight_gradient: Tensor, weights: Sequence[Tensor], shape: Sequence[int], base: Tensor | None = None
+) -> Tensor:
     """dL/df_i = sum over the broadcast dimensions of dL/dW * W_i, for W = sum_i f_i * W_i.
+
+    With a base for W = W_0 + sum_i f_i * (W_i - W_0): the task vectors take the place of the sources.
 
     Args:
         weight_gradient: dL/dW, of any float dtype.
         weights: the n sources W_i, of the shape of W and any float dtype.
         shape: of a factor f_i; it broadcasts to W.
+        base: W_0, likewise.
 
     Returns:
         [n, *shape], in float32 (float64 where dL/dW is). The products are made in blocks that fit the cache.
@@ -26,38 +31,58 @@ def factor_gradients(weight_gradient: Tensor, weights: Sequence[Tensor], shape: 
     full = tuple(weight_gradient.shape) or (1,)
     spread = (1,) * (len(full) - len(shape)) + tuple(shape)
     gradient = weight_gradient.reshape(full)
-    flat_weights = [weight.detach().reshape(full) for weight in weights]
+    vectors = _Vectors([weight.detach().reshape(full) for weight in weights], base, full, gradient)
     sums = _sums_by_row if spread[0] != 1 else _sums_over_rows
-    return sums(gradient, flat_weights, spread).reshape(len(weights), *shape)
+    return sums(gradient, vectors, spread).reshape(len(weights), *shape)
 
 
-def _sums_over_rows(gradient: Tensor, weights: Sequence[Tensor], spread: tuple[int, ...]) -> Tensor:
+class _Vectors:
+    """Sources, or their task vectors where there is a base, in blocks of the dtype and on the device of a gradient."""
+
+    def __init__(
+        self, weights: Sequence[Tensor], base: Tensor | None, shape: tuple[int, ...], gradient: Tensor
+    ) -> None:
+        self._weights = weights
+        self._base = None if base is None else base.detach().reshape(shape)
+        self._like = gradient.device, _dtype(gradient)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def block(self, block: slice) -> Iterator[Tensor]:
+        """That block of each, one after the other."""
+        start = None if self._base is None else self._base[block].to(*self._like)
+        for weight in self._weights:
+            part = weight[block].to(*self._like)
+            yield part if start is None else part - start
+
+
+def _sums_over_rows(gradient: Tensor, vectors: _Vectors, spread: tuple[int, ...]) -> Tensor:
     """Sums for factors that all rows share: blocks of products are added element by element, and then their rows."""
     dtype, device = _dtype(gradient), gradient.device
     totals: list[Tensor] = []
     for block in row_blocks(tuple(gradient.shape), device):
         part = gradient[block].to(dtype)
-        parts = [weight[block].to(device, dtype) for weight in weights]
         if totals:
-            for total, each in zip(totals, parts, strict=True):
+            for total, each in zip(totals, vectors.block(block), strict=True):
                 total[: len(part)].addcmul_(part, each)
         else:
-            totals = [part * each for each in parts]
+            totals = [part * each for each in vectors.block(block)]
     summed = [dimension for dimension, size in enumerate(spread) if size == 1]
     if not totals:
-        return torch.zeros(len(weights), *spread, dtype=dtype, device=device)
+        return torch.zeros(len(vectors), *spread, dtype=dtype, device=device)
     return torch.stack([total.sum(summed, keepdim=True) for total in totals])
 
 
-def _sums_by_row(gradient: Tensor, weights: Sequence[Tensor], spread: tuple[int, ...]) -> Tensor:
+def _sums_by_row(gradient: Tensor, vectors: _Vectors, spread: tuple[int, ...]) -> Tensor:
     """Sums for factors that differ by row."""
     dtype, device = _dtype(gradient), gradient.device
-    sums = torch.zeros(len(weights), *spread, dtype=dtype, device=device)
+    sums = torch.zeros(len(vectors), *spread, dtype=dtype, device=device)
     summed = [dimension for dimension, size in enumerate(spread) if size == 1 and dimension > 0]
     for block in row_blocks(tuple(gradient.shape), device):
         part = gradient[block].to(dtype)
-        for index, weight in enumerate(weights):
-            product = part * weight[block].to(device, dtype)
+        for index, vector in enumerate(vectors.block(block)):
+            product = part * vector
             sums[index, block] = product.sum(summed, keepdim=True) if summed else product
     return sums
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from evomerge.elementwise.column_arithmetic import write_column_arithmetic
 from evomerge.elementwise.column_linear import write_column_linear
 from evomerge.errors import InvalidInput
 from evomerge.merging import RuleTensors, merge_rule
@@ -83,6 +84,15 @@ class Student:
         self._merge = partial(self._write_coefficients, coefficients)
         self._stale |= set(self.names if changed is None else changed)
 
+    def set_vectors(self, sources: Sequence[str], coefficients: Sequence[Mapping[str, Tensor]]) -> None:
+        """Set the base plus weighted task vectors as the merge; the next forward pass writes the tensors with weights.
+
+        Args:
+            coefficients: of each source, by tensor name, as the method `column_arithmetic` takes them.
+        """
+        self._merge = partial(self._write_vectors, tuple(sources), coefficients)
+        self._stale |= set(coefficients[0])
+
     def write(self) -> None:
         """Bring the live tensors up to date with the merge."""
         if self._merge is None or not self._stale:
@@ -120,6 +130,19 @@ class Student:
             seed=self._recipe.seed,
         )
         write_column_linear(tensors, self.live)
+
+    def _write_vectors(
+        self, sources: Sequence[str], coefficients: Sequence[Mapping[str, Tensor]], names: tuple[str, ...]
+    ) -> None:
+        tensors = RuleTensors(
+            names=names,
+            base=self._weights[self._recipe.base.name],
+            sources=[self._weights[source] for source in sources],
+            parameters={"weight": (1.0,) * len(sources), "coefficients": coefficients},
+            options={},
+            seed=self._recipe.seed,
+        )
+        write_column_arithmetic(tensors, self.live)
 
     def logits(self, batch: Batch, *, gradients: bool = False) -> tuple[Tensor, Tensor]:
         """Run the merge: logits [B, K, V] of the K positions where anything counts, and the counted of them [B, K]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -110,7 +111,7 @@ def _given(
     rules = {name: rule for rule in recipe.rules for name in rule.tensors}
     values = {}
     for group, names in groups.items():
-        distinct = {_lambdas(rules.get(name), recipe.base.name, sources, settings.method) for name in names}
+        distinct = {vector_weights(rules.get(name), recipe.base.name, sources, settings.method) for name in names}
         if len(distinct) > 1:
             raise InvalidInput(
                 f"the initial recipe weighs the tensors of {group!r} differently; "
@@ -126,13 +127,32 @@ def _given(
     return values
 
 
-def _lambdas(rule: Rule | None, base: str, sources: Sequence[str], method: str) -> tuple[float, ...]:
-    """The factor of each task vector; 0 for a tensor that is the base's."""
+def vector_weights(
+    rule: Rule | None,
+    base: str,
+    sources: Sequence[str],
+    method: str,
+    parameters: Mapping[str, float] = MappingProxyType({}),
+) -> tuple[float, ...]:
+    """The factor of each vector; 0 for a tensor that is the base's.
+
+    Args:
+        method: that merges the vectors: whole task vectors, or what it makes of them.
+        parameters: of the method, beside the weights, where they are not its defaults.
+
+    Raises:
+        InvalidInput: the rule's merge is no weighted sum of these vectors.
+    """
     if rule is None:
         return (0.0,) * len(sources)
     if method != "task_arithmetic":
-        return _same_method(rule, sources, method)
+        return _same_method(rule, sources, method, parameters)
     weights = source_weights(rule, base)
+    if others := weights.keys() - {base, *sources}:
+        raise InvalidInput(
+            f"the initial recipe weighs {rule.tensors[0]!r} by {min(others)!r}, which is none of the sources; start "
+            "from a merge of the sources alone"
+        )
     if abs(math.fsum(weights.values()) - 1) > 1e-6:
         raise InvalidInput(
             f"the initial recipe weighs {rule.tensors[0]!r} by {weights}, which do not sum to 1 and so are no sum of "
@@ -141,12 +161,13 @@ def _lambdas(rule: Rule | None, base: str, sources: Sequence[str], method: str) 
     return tuple(weights.get(source, 0.0) for source in sources)
 
 
-def _same_method(rule: Rule, sources: Sequence[str], method: str) -> tuple[float, ...]:
-    plain = {**resolve_parameters(method, {}, len(sources)), "weight": rule.parameters.get("weight")}
+def _same_method(rule: Rule, sources: Sequence[str], method: str, parameters: Mapping[str, float]) -> tuple[float, ...]:
+    plain = {**resolve_parameters(method, parameters, len(sources)), "weight": rule.parameters.get("weight")}
     same = rule.sources == tuple(sources) and rule.parameters == plain
     if rule.method != method or not same or rule.options != resolve_options(method, {}):
         raise InvalidInput(
-            f"this variant can start from a merge of all sources by {method} with its defaults, and "
+            f"this variant can start from a merge of all sources by {method} with "
+            f"{parameters or 'its defaults'}, and "
             f"{rule.tensors[0]!r} of the initial recipe is merged by {rule.method} otherwise; give `initial`"
         )
     weights = rule.parameters["weight"]

@@ -28,13 +28,20 @@ _SIZES: dict[str, Any] = {
     "max_position_embeddings": 64,
     "initializer_range": 0.2,
 }
+_GPT2_SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 64,
+    "initializer_range": 0.2,
+}
 KINDS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": lambda: LlamaConfig(**_SIZES),
     "llama_tied": lambda: LlamaConfig(**_SIZES, tie_word_embeddings=True),
     "qwen2": lambda: Qwen2Config(**_SIZES, tie_word_embeddings=True),
-    "gpt2": lambda: GPT2Config(
-        vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2
-    ),
+    "gpt2": lambda: GPT2Config(**_GPT2_SIZES),
+    "gpt2_untied": lambda: GPT2Config(**_GPT2_SIZES, tie_word_embeddings=False),
 }
 SOURCES = ("left", "middle", "right")
 
