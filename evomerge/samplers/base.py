@@ -78,7 +78,8 @@ class SamplerInputs:
         space: the space to search.
         workers: candidates that are scored at a time; only defaults depend on it.
         tie_breaker: user attribute of a trial that ranks trials of equal value, see `CmaSampler`. Others ignore it.
-        first_step: first steps as a share of the usual ones, below 1 where the centre is a good merge already.
+        first_step: first steps as a share of the usual ones, below 1 where the centre is a good merge already. Only
+            `cma` has use for it.
     """
 
     settings: Mapping[str, Any]

@@ -58,7 +58,7 @@ def build(inputs: SamplerInputs) -> CatCmaSampler:
     return CatCmaSampler(
         inputs.space,
         seed=inputs.seed,
-        sigma0=settings.number(inputs.settings, "sigma0", 0.2 * inputs.first_step, low=0.0),
+        sigma0=settings.number(inputs.settings, "sigma0", 0.2, low=0.0),
         popsize=settings.integer(inputs.settings, "popsize", default, low=_SMALLEST_POPULATION),
     )
 
