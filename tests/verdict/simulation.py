@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.objective import Objective
-from evomerge.verdict import Entrant, Verdict, judge
+from evomerge.verdict import Comparison, Entrant, Verdict, VerdictWord, compare, judge
 
 Answers = NDArray[np.bool_]
 OBJECTIVE = Objective(aggregate="weighted_mean", weights={"task": 1.0})
@@ -88,3 +88,36 @@ def searched(
         search_items=search_items,
         seed=seed,
     )
+
+
+def looked(
+    seed: int,
+    *,
+    looks: int,
+    edge: float = 0.0,
+    margin: float | None = None,
+    baselines: int = 4,
+    items: int = 1000,
+    discordant: float = 0.2,
+) -> list[tuple[Comparison, ...]]:
+    """The comparisons of a search that continues after every look, each with another winner.
+
+    The winners were chosen on other items, so that they are any models of their quality here; all are held against the
+    same baselines on the same held-out items. A user who looks until he likes the words has seen some first ones.
+
+    Args:
+        edge: how much better than the baselines all winners truly are.
+    """
+    generator = np.random.Generator(np.random.Philox(seed))
+    edges = [*(-edge / 2,) * baselines, *(edge / 2,) * looks]
+    scored = [as_scores(row) for row in answers(generator, edges, items, discordant)]
+    known = {f"baseline {number}": scored[number] for number in range(baselines)}
+    return [
+        compare(OBJECTIVE, winner, known, look=look, margin=margin)
+        for look, winner in enumerate(scored[baselines:], start=1)
+    ]
+
+
+def said(found: Sequence[Sequence[Comparison]], outcome: VerdictWord) -> bool:
+    """Whether some look gave this word to some baseline."""
+    return any(each.outcome == outcome for comparisons in found for each in comparisons)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from simulation import answers, searched
+from simulation import answers, looked, said, searched
 
 from evomerge.evaluation import Candidate, ItemBlock
 from evomerge.evaluation.synthetic import SyntheticEvaluator
@@ -57,6 +57,28 @@ def test_the_lead_of_a_search_among_equals_is_called_luck_or_is_none():
 def test_the_luck_of_a_real_difference_is_not_called_so():
     verdicts = [searched(seed, edge=0.05, baseline_edges=(-0.05,) * 4) for seed in range(100)]
     assert sum("luck" in verdict.sentence for verdict in verdicts) <= 2
+
+
+def test_who_looks_until_he_wins_wins_falsely_in_at_most_5_percent():
+    found = [looked(seed, looks=6, discordant=0.3) for seed in range(300)]
+    assert sum(said(looks, "beats") for looks in found) <= 0.065 * len(found)
+    uncorrected = [
+        any(each.difference > 0 and each.p < 0.05 / 4 for comparisons in looks for each in comparisons)
+        for looks in found
+    ]
+    assert sum(uncorrected) > 0.08 * len(found)  # what the correction for looks is for
+
+
+def test_who_looks_until_a_model_is_equivalent_is_told_so_falsely_in_at_most_5_percent():
+    worse = [looked(seed, looks=6, edge=-0.03, margin=0.03, discordant=0.06) for seed in range(300)]
+    assert sum(said(looks, "equivalent") for looks in worse) <= 0.065 * len(worse)
+    assert sum(said(looks, "beats") for looks in worse) == 0
+
+
+def test_a_twin_is_called_equivalent_at_the_first_look_in_at_least_80_percent():
+    found = [looked(seed, looks=1, margin=0.03, discordant=0.05) for seed in range(200)]
+    each = [comparison.outcome == "equivalent" for looks in found for comparison in looks[0]]
+    assert sum(each) >= 0.8 * len(each)
 
 
 RECIPES = [
