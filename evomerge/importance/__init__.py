@@ -1,4 +1,4 @@
-"""Which experts and groups of tensors a search has shown to matter, from its finished trials.
+"""Importance of experts and of groups of tensors, from the finished trials of a search.
 
 - Holds: the share of the differences between trials that only the parameters of one expert or group explain, with an
   interval.

@@ -1,4 +1,4 @@
-"""Which experts and which groups of tensors matter, by the finished trials of a search."""
+"""Importance of each source and of each group of tensors, by the finished trials of a search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What some columns of a table explain of a value that the other columns cannot: leave-one-covariate-out.
+"""The part of a value that some columns of a table explain and the others cannot: leave-one-covariate-out.
 
 A ridge regression on all columns and one without those in question each predict every row from the others. The two
 squared errors of a row are compared, so that the mean difference has a standard error (LOCO, Lei et al. 2018, arXiv

@@ -25,7 +25,7 @@ ROUNDS = 6
 
 
 @dataclass(frozen=True)
-class Permutation:
+class KeyedPermutation:
     """A permutation of the elements of a flattened tensor.
 
     Attributes:
@@ -54,7 +54,7 @@ class Permutation:
         return left << half | right
 
 
-def permutation(seed: int, source: int, name: str, elements: int) -> Permutation:
+def permutation(seed: int, source: int, name: str, elements: int) -> KeyedPermutation:
     """The permutation of one tensor of one source."""
     keys = (derive(seed, "permutation", source, name, number) for number in range(ROUNDS))
-    return Permutation(tuple(keys), elements)
+    return KeyedPermutation(tuple(keys), elements)

@@ -133,7 +133,7 @@ def _luck(verdict: Verdict) -> str:
 
 
 def _controls(verdict: Verdict) -> str:
-    """What it means that a control is not beaten."""
+    """A caveat where a control is not beaten."""
     as_good = [each.baseline for each in verdict.comparisons if each.control and each.outcome != "beats"]
     if not as_good:
         return ""

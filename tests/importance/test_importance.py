@@ -1,4 +1,4 @@
-"""Which experts and groups matter: told where it is so, and else said that it cannot be told."""
+"""Importance of experts and groups: told where it is so, and else said that it cannot be told."""
 
 import json
 from types import SimpleNamespace
