@@ -9,6 +9,7 @@ import torch
 
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.evaluator import CalibrationText
+from evomerge.learned.permuted_answers import permuted_answers
 from evomerge.learned.settings import LearnedSettings
 from evomerge.optimisation.batches import PlannedTokens
 from evomerge.seeding import derive
@@ -26,7 +27,8 @@ class LearningItems:
     """
 
     def __init__(self, texts: Texts, settings: LearnedSettings, seed: int) -> None:
-        given = {source: [text.cut(settings.max_length) for text in each] for source, each in texts.items() if each}
+        texts = {source: _labelled(each, source, settings, seed) for source, each in texts.items() if each}
+        given = {source: [text.cut(settings.max_length) for text in each] for source, each in texts.items()}
         if not given:
             raise InvalidInput("no source has calibration texts; name `calibration` for at least one of them")
         for source, each in given.items():
@@ -65,6 +67,12 @@ class LearningItems:
     def _order(self, purpose: str, source: str, epoch: int, count: int) -> list[int]:
         generator = torch.Generator().manual_seed(derive(self._seed, purpose, source, epoch))
         return [int(index) for index in torch.randperm(count, generator=generator)]
+
+
+def _labelled(
+    texts: Sequence[CalibrationText], source: str, settings: LearnedSettings, seed: int
+) -> Sequence[CalibrationText]:
+    return permuted_answers(texts, source, seed) if settings.labels == "permuted" else texts
 
 
 def _check(source: str, texts: Sequence[CalibrationText], settings: LearnedSettings) -> None:

@@ -54,6 +54,7 @@ class LearnedSettings(Frozen):
         stop_every: steps between measurements on these texts.
         patience: measurements in a row without a new least loss, after which the training ends.
         task_weights: source -> weight of its loss; 1 for a source without an entry. Filled in from the objective.
+        labels: the answers of the items, or as a control those of other items of the same source.
         positions: where the losses `experts` and `entropy` look: at the positions that predict a token of the answer,
             at the first of these, which reads no token of an answer, or at all.
         temperature: of source and merge in the loss `experts`.
@@ -79,6 +80,7 @@ class LearnedSettings(Frozen):
     stop_every: Positive = 5
     patience: Positive = 6
     task_weights: Mapping[str, AboveZero] = {}
+    labels: Literal["given", "permuted"] = "given"
     positions: Literal["answer", "first", "all"] = "answer"
     temperature: AboveZero = 1.0
     max_length: Annotated[int, Field(gt=1)] = 2048
