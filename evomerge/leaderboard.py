@@ -10,6 +10,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from evomerge.baselines.ablation import WITHOUT_ONE, weighed_sources
 from evomerge.baselines.freshness import current_baselines, left_out
 from evomerge.baselines.info import BASELINES
 from evomerge.jobs import Cost
@@ -60,6 +61,7 @@ class Line:
         layers: of a path of layers their number; None where it is that of the sources.
         corner: of a trial in a space of other merges: the one that it grew from; is_corner: it is that one itself.
         control: a baseline that cannot know what the experts learned.
+        without: of the winner without one expert: that expert.
     """
 
     label: str
@@ -82,6 +84,7 @@ class Line:
     corner: str | None = None
     is_corner: bool = False
     control: bool = False
+    without: str | None = None
 
     @property
     def name(self) -> str:
@@ -202,7 +205,17 @@ def _sources(stored: StoredSearch, held_out: _HeldOut) -> list[Line]:
 
 def _baselines(stored: StoredSearch, held_out: _HeldOut) -> list[Line]:
     rows = current_baselines(_rows(stored.baselines), stored.spec, snapshot_of(stored.study))
-    return [_line(row, held_out, kind="baseline", cost=row.cost) for row in rows]
+    lines = [_line(row, held_out, kind="baseline", cost=row.cost) for row in rows]
+    return [replace(line, without=_left_out(row)) for line, row in zip(lines, rows, strict=True)]
+
+
+def _left_out(row: Record) -> str | None:
+    """The expert that a row leaves out of the winner, where that is what it does."""
+    if row.label != WITHOUT_ONE:
+        return None
+    recipe = row.recipe
+    kept = set(weighed_sources(recipe))
+    return ", ".join(ref.name for ref in recipe.sources if ref.name not in {*kept, recipe.base.name})
 
 
 def _line(row: Record, held_out: _HeldOut, *, kind: str, trial: int | None = None, cost: Cost | None = None) -> Line:

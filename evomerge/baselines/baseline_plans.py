@@ -23,6 +23,7 @@ from evomerge.methods.functions import load_function
 from evomerge.objective import Objective
 from evomerge.opening.measurements import PlannedMeasurement, baseline_measurements
 from evomerge.recipe import ModelRef, Recipe, RecipeSet, Rule
+from evomerge.recipe_spaces.scaled_rules import LINEAR_IN_WEIGHT
 from evomerge.spec import BaselineSpec, Calibration, SearchSpec
 from evomerge.study.rows import TrainingResult
 from evomerge.study.snapshot import SearchSnapshot
@@ -158,6 +159,13 @@ def check_baseline(baseline: BaselineSpec, spec: SearchSpec, tasks: Collection[s
             f"baseline {baseline.name!r} compares experts with each other: it needs {info.least_experts} of them, but "
             f"the spec has {len(spec.experts)}; leave it out"
         )
+    if info.built_from == "best" and not info.trained:
+        others = set(spec.search_space.method_names) - set(LINEAR_IN_WEIGHT)
+        if others or spec.search_space.layers is not None:
+            raise InvalidInput(
+                f"baseline {baseline.name!r} takes one source out of a weighted sum, but the space has "
+                f"{', '.join(sorted(others)) or 'paths of layers'}; it is for {', '.join(LINEAR_IN_WEIGHT)}"
+            )
     if info.method is not None:
         _merge_settings(baseline, info.method, len(spec.experts))
         baseline_measurements(baseline, spec, [expert.ref for expert in spec.experts], longest=None)

@@ -73,7 +73,7 @@ class BaselineInfo:
             more, and every further row costs the verdict power.
         early: built before the first trial, since normalisation, constraints and warm starts may need it.
         chosen_on_search_items: chosen by its own value on the search items, whose luck it shares.
-        least_experts: how many it needs.
+        least_experts: how many experts it needs.
         control: shows what a merge is worth that cannot know what the experts learned. It is scored, tested and marked
             as one, and no search starts from it.
         by_task: its row is several models, one per expert; each task is given to the one that belongs to it.
@@ -197,6 +197,15 @@ _ALL = (
         built_from="best",
         on_request=True,
         chosen_on_search_items=True,
+    ),
+    BaselineInfo(
+        name="without-one",
+        plan="evomerge.baselines.ablation:without_one",
+        candidates=f"{_PLANS}:one_per_expert",
+        built_from="best",
+        on_request=True,
+        chosen_on_search_items=True,
+        least_experts=2,
     ),
     BaselineInfo(
         name="random-search", sampler="random", built_from="trials", on_request=True, chosen_on_search_items=True

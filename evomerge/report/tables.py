@@ -26,6 +26,7 @@ def leaderboard_tables(stored: StoredSearch, lines: Sequence[Line], further: Seq
     verdict = read_verdict(stored.study)
     shown = _not_only_of_the_front(lines)
     tables: list[RenderableType] = [_summary(stored, shown), _detail(shown), *_front(lines), _costs(shown), *further]
+    tables += [Text(f"{line.label} leaves out {line.without}.\n") for line in shown if line.without]
     tables += [Text(_models(line) + "\n") for line in shown if line.models]
     tables += [Text(_origin(line) + "\n") for line in shown if line.kind == "best" and line.corner is not None]
     for name, reason in left_out_of(stored).items():

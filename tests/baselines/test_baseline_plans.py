@@ -189,6 +189,7 @@ def test_the_number_of_merges_that_a_baseline_scores_is_known_beforehand():
         "adamerging": 1,
         "adamerging-task": 1,
         "adamerging-from-best": 1,
+        "without-one": 3,
         "random-search": spec.budget.trials,
     }
 
