@@ -2,14 +2,15 @@
 
 mergekit is a separate program that others may run on this file; nothing of it is used here. The YAML can express one
 method for the whole model, and for each parameter one value, values by layer (a gradient over the layers), and values
-by name (a filter is a part of a tensor's name; the first that fits decides).
+by name (a filter is a part of a tensor's name; the first that fits decides). A merge of merges is several documents, as
+mergekit-multi runs them: each ingredient has a name, by which later ones take it as a model.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -36,15 +37,51 @@ def to_mergekit(recipe: Recipe, catalogue: TensorCatalogue) -> tuple[str | None,
         if slices is None:
             return None, reason
         return _opening(recipe) + yaml.safe_dump(slices, sort_keys=False, allow_unicode=True), ""
+    stages = dict(_stages(recipe))
+    names = {digest: f"merge-{place}-{label}" for place, (digest, (label, _)) in enumerate(stages.items(), start=1)}
+    documents, where = [], ""
     try:
-        method, sources, options = _one_method(recipe, catalogue)
-        theirs = _counterpart(method)
-        values = _values(recipe, theirs, options)
-        switches, settings = _switches(method, theirs, options), _settings(values, catalogue)
-        content = _document(recipe, theirs, sources, switches=switches, settings=settings)
+        for label, each in stages.values():
+            where = f"its ingredient {label!r}: "
+            documents.append(_document(each, catalogue, names))
+        where = ""
+        documents.append(_document(recipe, catalogue, names))
     except _NotExpressible as reason:
-        return None, str(reason)
-    return _comments(recipe, method, options) + yaml.safe_dump(content, sort_keys=False, allow_unicode=True), ""
+        return None, f"{where}{reason}"
+    how = "# Several merges, of which the last one has no name: run them with mergekit-multi.\n" if stages else ""
+    return how + "---\n".join(documents), ""
+
+
+def _stages(recipe: Recipe) -> Iterator[tuple[str, tuple[str, Recipe]]]:
+    """(digest, (label, recipe)) of the ingredients that a rule names, at every depth, each after its own ones."""
+    named = {source for rule in recipe.rules for source in rule.sources}
+    for label, ingredient in recipe.ingredients.items():
+        if label in named:
+            yield from _stages(ingredient)
+            yield ingredient.digest, (label, ingredient)
+
+
+def _document(recipe: Recipe, catalogue: TensorCatalogue, names: Mapping[str, str]) -> str:
+    """The document of one merge.
+
+    Args:
+        names: digest -> name of each merge that later ones take.
+    """
+    method, sources, options = _one_method(recipe, catalogue)
+    theirs = _counterpart(method)
+    values = _values(recipe, theirs, options)
+    models = {ref.name: location_of(ref) for ref in (recipe.base, *recipe.sources)}
+    models |= {label: names[each.digest] for label, each in recipe.ingredients.items() if each.digest in names}
+    content = {"name": names[recipe.digest]} if recipe.digest in names else {}
+    content |= _content(
+        recipe,
+        theirs,
+        sources,
+        models,
+        switches=_switches(method, theirs, options),
+        settings=_settings(values, catalogue),
+    )
+    return _comments(recipe, method, options) + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def _one_method(recipe: Recipe, catalogue: TensorCatalogue) -> tuple[str, tuple[str, ...], dict[str, Any]]:
@@ -111,15 +148,15 @@ def _settings(
     return {key: _setting(numbers, catalogue) for key, numbers in values.items()}
 
 
-def _document(
+def _content(
     recipe: Recipe,
     theirs: MergekitMethod,
     sources: tuple[str, ...],
+    refs: Mapping[str, str],
     *,
     switches: Mapping[str, bool],
     settings: Mapping[tuple[str, str | None], Setting],
 ) -> dict[str, Any]:
-    refs = {ref.name: location_of(ref) for ref in (recipe.base, *recipe.sources)}
     models = []
     for source in sources:
         own = {name: setting for (name, of), setting in settings.items() if of == source}

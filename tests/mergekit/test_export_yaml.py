@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -175,3 +176,42 @@ def test_integer_buffers_need_no_rule() -> None:
 )
 def test_what_mergekit_cannot_say_comes_with_a_reason(rules: list[Rule], reason: str) -> None:
     assert reason in _reason(_recipe(*rules))
+
+
+def _nested(*labels: str, **ingredients: Recipe) -> Recipe:
+    rule = Rule(
+        tensors=ALL,
+        method="task_arithmetic",
+        sources=labels,
+        parameters={"weight": tuple(0.5 for _ in labels)},
+        options=resolve_options("task_arithmetic", {}),
+    )
+    return replace(_recipe(rule), ingredients=ingredients)
+
+
+def test_a_merge_of_merges_is_one_document_for_each_as_mergekit_multi_takes_them() -> None:
+    soup, ties = _recipe(_rule("linear", weight=(0.3, 0.7))), _recipe(_rule("slerp", t=0.25))
+    unused = _recipe(_rule("linear", weight=(0.1, 0.9)))
+    inner = _nested("soup", "math", soup=soup)
+    text, reason = to_mergekit(
+        _nested("inner", "mixed", "again", inner=inner, mixed=ties, again=soup, x=unused), CATALOGUE
+    )
+    assert text is not None, reason
+    assert text.startswith("# Several merges")
+    documents = list(yaml.safe_load_all(text))
+    assert [document.pop("name", None) for document in documents] == [
+        "merge-1-again",
+        "merge-2-inner",
+        "merge-3-mixed",
+        None,
+    ]
+    assert documents[0] == _content(soup)
+    assert documents[2] == _content(ties)
+    assert [model["model"] for model in documents[1]["models"]] == ["merge-1-again", "org/math@v2"]
+    assert [model["model"] for model in documents[3]["models"]] == ["merge-2-inner", "merge-3-mixed", "merge-1-again"]
+    assert {document["tokenizer_source"] for document in documents} == {"org/base"}
+
+
+def test_a_merge_of_a_merge_that_mergekit_cannot_make_says_of_which() -> None:
+    trained = _recipe(_rule("column_linear", phi="identity"))
+    assert _reason(_nested("trained", "math", trained=trained)).startswith("its ingredient 'trained': mergekit has no")
