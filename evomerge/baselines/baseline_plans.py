@@ -22,6 +22,7 @@ from evomerge.methods import METHODS, resolve_options, resolve_parameters
 from evomerge.methods.functions import load_function
 from evomerge.objective import Objective
 from evomerge.opening.measurements import PlannedMeasurement, baseline_measurements
+from evomerge.optimisation.flattening import flattened
 from evomerge.recipe import ModelRef, Recipe, RecipeSet, Rule
 from evomerge.recipe_spaces.scaled_rules import LINEAR_IN_WEIGHT
 from evomerge.spec import BaselineSpec, Calibration, SearchSpec
@@ -325,10 +326,10 @@ def adamerging_from_best(given: Ingredients, baseline: BaselineSpec) -> Baseline
 
 
 def _trained_from_winner(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
-    """A training from the winner of the search, which has cost the search."""
+    """A training from the winner of the search, which has cost the search; of merges from their sum, if it is one."""
     if given.best is None:
         raise InvalidInput("the search has not named its best merge yet; run the search first")
-    trained = yield from _trained(given, baseline, given.best)
+    trained = yield from _trained(given, baseline, flattened(given.best))
     return replace(trained, cost=given.search_cost)
 
 

@@ -44,6 +44,11 @@ class Student:
                 "a training merges the layers of the base in their order, and this recipe has a path of layers; start "
                 "from another merge"
             )
+        if recipe.ingredients:
+            raise InvalidInput(
+                f"a training merges models, and this recipe merges {', '.join(recipe.ingredients)}, which are merges; "
+                "start from `flattened(recipe)`"
+            )
         self.live = live
         self.names = tuple(sorted(name for name, tensor in live.items() if tensor.is_floating_point()))
         self.forward_tokens = 0

@@ -21,7 +21,7 @@ from evomerge.errors import InvalidInput
 from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.jobs import Cost
 from evomerge.objective import Objective
-from evomerge.recipe import ModelRef
+from evomerge.recipe import ModelRef, Recipe, Rule
 from evomerge.spec import BaselineSpec, SearchSpec, load_spec
 from evomerge.study.rows import TrainingResult
 from evomerge.study.snapshot import SearchSnapshot
@@ -246,3 +246,31 @@ def test_a_calibration_file_that_does_not_exist_is_refused(write_spec):
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(InvalidInput, match=r"calibration file .*nowhere.txt' does not exist"):
         load_spec(path)
+
+
+def merge_of(method, soup):
+    """The winner of a search that mixes a merge of this method with a soup."""
+    made = Rule(tensors=("w",), method=method, sources=("a", "b"), parameters={"weight": (1.0, 1.0)})
+    outer = Rule(tensors=("w",), method="linear", sources=("made", "soup"), parameters={"weight": (1.0, 3.0)})
+    own = replace(soup, rules=(replace(made, options={"normalize": True}),))
+    mixed = replace(soup, rules=(replace(outer, options={"normalize": True}),))
+    return replace(mixed, ingredients={"made": own, "soup": soup})
+
+
+@pytest.mark.parametrize("name", ["dam-from-best", "adamerging-from-best"])
+def test_a_training_from_a_merge_of_merges_starts_from_its_sum_of_models(name):
+    given = ingredients([0.0] * 4, calibration={"task": "task", "items": 8})
+    best = merge_of("linear", given.soup(given.experts))
+    (request,) = next(plan_of(BaselineSpec(name=name), replace(given, best=best)))
+    assert isinstance(request.recipe, Recipe)
+    (rule,) = request.recipe.rules
+    assert rule.sources == ("a", "b", "c")
+    assert rule.parameters["weight"] == pytest.approx((0.375, 0.375, 0.25))
+    assert not request.recipe.ingredients
+
+
+def test_a_training_from_a_merge_of_merges_that_is_no_weighted_sum_is_refused():
+    given = ingredients([0.0] * 4, calibration={"task": "task", "items": 8})
+    best = merge_of("ties", given.soup(given.experts))
+    with pytest.raises(InvalidInput, match="ingredient 'made': a training cannot start from a merge by ties"):
+        next(plan_of(BaselineSpec(name="dam-from-best"), replace(given, best=best)))
