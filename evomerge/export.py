@@ -13,6 +13,7 @@ from rich.text import Text
 
 from evomerge.artefacts import Parent, model_card, models_card, write_model
 from evomerge.artefacts.emr_artefact import position_of, write_emr
+from evomerge.artefacts.exported_files import exported_names
 from evomerge.bank import WeightBank
 from evomerge.bank.weight_bank import default_device
 from evomerge.baselines.freshness import current_baselines
@@ -95,7 +96,7 @@ def export_merge(
         dtype=DTYPES[inputs.spec.dtype],
         recipe=chosen.recipe,
         files=texts,
-        recipe_files={role: files / f"{digest}.safetensors" for role, digest in chosen.recipe.files.items()},
+        recipe_files={name: files / f"{digest}.safetensors" for name, digest in exported_names(chosen.recipe).items()},
     )
     return {
         "schema": SCHEMA,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from evomerge.recipe import Recipe
+from evomerge.recipe import Recipe, all_ingredients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +53,7 @@ def model_card(
         *license_warnings(parents),
         "## How it was merged",
         *_path_section(recipe),
-        *(
-            [_table(("method", "tensors", "sources", "parameters", "options"), _rule_rows(recipe))]
-            if recipe.rules
-            else []
-        ),
+        *_rule_tables(recipe),
         f"Weights in {recipe.dtype}, random masks by seed {recipe.seed}, recipe `{recipe.digest}` (see `recipe.json`).",
         *(["## Scores", _table(columns, rows)] if rows else []),
         *notes,
@@ -152,6 +148,19 @@ def _path_section(recipe: Recipe) -> list[str]:
     ]
     sentence = f"{len(recipe.layers)} layers of the sources as they are, each MLP's output times its scale:"
     return [sentence, _table(("layer", "source", "its layer", "scale"), rows)]
+
+
+def _rule_tables(recipe: Recipe) -> list[str]:
+    """The rules of the recipe, and below them those of the merges among its sources."""
+    columns = ("method", "tensors", "sources", "parameters", "options")
+    tables = [_table(columns, _rule_rows(recipe))] if recipe.rules else []
+    for path, ingredient in all_ingredients(recipe):
+        tables += [
+            f"### {path}",
+            f"A source that is a merge itself, rounded to {ingredient.dtype}, recipe `{ingredient.digest}`.",
+            *([_table(columns, _rule_rows(ingredient))] if ingredient.rules else []),
+        ]
+    return tables
 
 
 def _rule_rows(recipe: Recipe) -> list[tuple[str, ...]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from evomerge.artefacts.exported_files import RECIPE_FILES
 from evomerge.artefacts.output_folder import check_replaceable
 from evomerge.artefacts.weight_files import MAX_SHARD_BYTES, as_json, write_text, write_weights
 from evomerge.checkpoints.digests import dtype_name
@@ -23,7 +24,6 @@ from evomerge.recipe import Recipe
 from evomerge.whole_files import folder_in_place
 
 RECIPE = "recipe.json"
-RECIPE_FILES = "recipe-files"  # a folder: loaders that take every safetensors file beside a config for weights exist
 _LEGAL_PATTERNS = (
     "LICENSE*",
     "NOTICE*",
@@ -64,7 +64,8 @@ def write_model(
         dtype: what floating-point tensors must already have; nothing is rounded here, only copies from the base are.
         recipe: written as recipe.json.
         files: further text files by name, such as README.md.
-        recipe_files: role -> file that the recipe needs, copied as recipe-files/ROLE.safetensors.
+        recipe_files: name -> file that the recipe or an ingredient needs, copied as recipe-files/NAME.safetensors; see
+            `exported_names`.
         max_shard_bytes: tensors beyond this go to a further file.
 
     Raises InvalidInput where `out` holds something else than an earlier export, and ValueError where the tensors are
@@ -90,9 +91,9 @@ def write_model(
             shutil.copyfile(base.directory / name, folder / name)  # the content, where a hub snapshot has a link
         for name, text in files.items():
             write_text(folder / name, text)
-        for role, path in (recipe_files or {}).items():
+        for name, path in (recipe_files or {}).items():
             (folder / RECIPE_FILES).mkdir(exist_ok=True)
-            shutil.copyfile(path, folder / RECIPE_FILES / f"{role}.safetensors")
+            shutil.copyfile(path, folder / RECIPE_FILES / f"{name}.safetensors")
 
 
 def exported_config(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:

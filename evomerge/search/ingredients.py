@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from evomerge.artefacts.model_writer import RECIPE_FILES
+from evomerge.artefacts.exported_files import take_files
 from evomerge.baselines.freshness import current_baselines, left_out
 from evomerge.documents import read_text
 from evomerge.errors import InvalidInput
@@ -94,7 +93,7 @@ def _found(opened: OpenSearch) -> StudyIngredients:
     around = spec.search_space.around
     if around is not None and is_recipe_file(around):
         recipe = _read_recipe(opened.inputs, Path(around))
-        _take_files(recipe, Path(around).parent / RECIPE_FILES, files_folder(opened.artifacts))
+        take_files(recipe, Path(around).parent, files_folder(opened.artifacts))
         return StudyIngredients(recipes={spec.space_labels[0]: recipe})
     rows = _rows(opened)
     ordered = sorted((label for label in spec.space_labels if label in rows), key=lambda label: -rows[label].value)
@@ -149,18 +148,3 @@ def _read_recipe(inputs: Inputs, path: Path) -> Recipe:
     if recipe.dtype != inputs.spec.dtype:
         raise InvalidInput(f"{where} is of dtype {recipe.dtype}, the search of {inputs.spec.dtype}; give it that dtype")
     return recipe
-
-
-def _take_files(recipe: Recipe, exported: Path, folder: Path) -> None:
-    """Copy the files of an exported recipe to those of the study."""
-    for role, digest in recipe.files.items():
-        target = folder / f"{digest}.safetensors"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not target.is_file():
-                shutil.copy(exported / f"{role}.safetensors", target.with_suffix(".part"))
-                target.with_suffix(".part").replace(target)
-        except OSError as error:
-            raise InvalidInput(
-                f"the recipe needs {exported / role}.safetensors, which cannot be read; copy the export as a whole"
-            ) from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
 
-from evomerge.artefacts.model_writer import RECIPE_FILES
+from evomerge.artefacts.exported_files import take_files
 from evomerge.baselines.freshness import current_baselines
 from evomerge.baselines.info import BASELINES
 from evomerge.documents import read_text
@@ -18,7 +18,8 @@ from evomerge.objective import Objective
 from evomerge.opening.inputs import Inputs
 from evomerge.opening.open_study import OpenSearch
 from evomerge.optimisation.coefficients import mean_weights
-from evomerge.recipe import Recipe
+from evomerge.optimisation.flattening import flattened
+from evomerge.recipe import Recipe, all_ingredients
 from evomerge.recipe_spaces.recipe_space import RecipeSpace
 from evomerge.samplers.reference_points import ReferencePoint
 from evomerge.spaces.bound import BoundSpace
@@ -134,7 +135,7 @@ def recipe_points(inputs: Inputs, space: BoundSpace) -> list[Params]:
             raise InvalidInput(
                 f"warm_start: {name} is no recipe.json as `evomerge export` writes it: {error}"
             ) from error
-        params = _exported(space, recipe, path.parent / RECIPE_FILES)
+        params = _exported(space, recipe, path.parent)
         if params is None:
             methods = "a path of layers" if recipe.layers else ", ".join(sorted({r.method for r in recipe.rules}))
             raise InvalidInput(
@@ -153,23 +154,27 @@ def _kind_of(space: BoundSpace) -> str:
     return f"its methods are {known}" if known else "it has paths of layers"
 
 
-def _exported(space: BoundSpace, recipe: Recipe, files: Path) -> Params | None:
-    trained = {each.name for rule in recipe.rules if rule.method in METHODS for each in METHODS[rule.method].tensors}
+def _exported(space: BoundSpace, recipe: Recipe, export: Path) -> Params | None:
+    wanted = {digest for each in (recipe, *dict(all_ingredients(recipe)).values()) for digest in _coefficients(each)}
     with tempfile.TemporaryDirectory() as folder:
-        for role in trained & recipe.files.keys():  # an export names them by their roles
-            try:
-                shutil.copy(files / f"{role}.safetensors", Path(folder) / f"{recipe.files[role]}.safetensors")
-            except OSError as error:
-                raise InvalidInput(
-                    f"warm_start: the recipe needs {files / role}.safetensors, which cannot be read; copy the export "
-                    "as a whole"
-                ) from error
+        take_files(recipe, export, Path(folder), wanted)
         return _nearest(space, recipe, Path(folder))
 
 
+def _coefficients(recipe: Recipe) -> list[str]:
+    """Digests of the files with trained coefficients."""
+    roles = {each.name for rule in recipe.rules if rule.method in METHODS for each in METHODS[rule.method].tensors}
+    return [digest for role, digest in recipe.files.items() if role in roles]
+
+
 def _nearest(space: BoundSpace, recipe: Recipe, files: Path) -> Params | None:
+    """The point of a merge; in a space of models that of the sum which a merge of merges is, if it is one."""
     if isinstance(space, RecipeSpace):
         return space.params_of(recipe)
+    if recipe.ingredients:
+        with suppress(InvalidInput):  # it is no weighted sum
+            return nearest_params(space, flattened(recipe, files))
+        return None
     return nearest_params(space, recipe, mean_weights(recipe, files))
 
 

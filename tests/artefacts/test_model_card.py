@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
@@ -78,3 +80,23 @@ def test_a_card_tells_no_local_path() -> None:
 
 def test_a_card_without_scores_has_no_table_of_scores() -> None:
     assert "## Scores" not in _card(BASE, rows=())
+
+
+def test_a_card_shows_the_merges_among_the_sources_at_every_depth() -> None:
+    outer = replace(RECIPE.rules[0], method="task_arithmetic", sources=("trimmed", "math"), options={})
+    middle = replace(RECIPE, rules=(outer,), ingredients={"trimmed": RECIPE})
+    recipe = replace(RECIPE, rules=(replace(outer, sources=("mixed",)),), ingredients={"mixed": middle})
+    card = model_card(recipe, [BASE], (), (), title="toy", reproduce="evomerge run toy.yaml")
+    start = card.index("## How it was merged")
+    places = [
+        card.index(text, start)
+        for text in (
+            "| task_arithmetic | 2 | mixed |",
+            "### mixed/trimmed",
+            "| ties | 2 | math |",
+            "### mixed\n",
+            "| task_arithmetic | 2 | trimmed, math |",
+        )
+    ]
+    assert places == sorted(places)
+    assert f"rounded to bfloat16, recipe `{RECIPE.digest}`" in card

@@ -8,6 +8,7 @@ import pytest
 from evomerge.cli import run_command
 from evomerge.errors import InvalidInput, OtherSpec
 from evomerge.leaderboard import leaderboard
+from evomerge.opening.inputs import open_inputs
 from evomerge.samplers.cma import CmaSampler
 from evomerge.search import warm_start
 from evomerge.search.run import run_search
@@ -64,6 +65,32 @@ def test_an_exported_recipe_and_another_study_can_be_started_from(write_spec, tm
     best = [trial for trial in best_trials(earlier, 2) if trial.number not in (0, 3)]
     for trial, another in zip(trials[2:], best, strict=False):
         assert (trial.params, trial.value) == (another.params, another.value)
+
+
+def test_a_merge_of_merges_starts_a_search_of_models_at_their_sum(write_spec, tmp_path):
+    first = {"name": "first", "space": "baselines-global", "budget": {"trials": 4}}
+    grid = {"name": "task-arithmetic", "weights": [0.25]}
+    made = search(write_spec("first.yaml", **first, baselines=["uniform-soup", grid]))
+    assert run_command(["export", str(tmp_path / "first.yaml"), "--trial", "3", "--out", str(tmp_path / "mixed")]) == 0
+    second = write_spec("second.yaml", name="second", warm_start={"recipes": ["mixed/recipe.json"]})
+    params = made.trials[3].params
+    weight = 0.5 * params["uniform-soup.weight"] + 0.25 * params["task-arithmetic.weight"]
+    assert set(params.values()) != {0.0, 1.0}
+    assert search(second, trials=2).get_trials()[1].params == pytest.approx(
+        dict.fromkeys(made_of_two_experts(second), weight)
+    )
+
+
+def made_of_two_experts(path):
+    return open_inputs(load_spec(path)).space.distributions
+
+
+def test_a_merge_of_merges_that_is_no_sum_of_models_has_no_place(write_spec, tmp_path):
+    first = {"name": "first", "space": "baselines-global", "budget": {"trials": 3}}
+    search(write_spec("first.yaml", **first, baselines=["uniform-soup", "ties"]))
+    assert run_command(["export", str(tmp_path / "first.yaml"), "--trial", "2", "--out", str(tmp_path / "mixed")]) == 0
+    with pytest.raises(InvalidInput, match="has no place in search space"):
+        search(write_spec(warm_start={"recipes": ["mixed/recipe.json"]}))
 
 
 def test_a_study_that_has_begun_goes_on_without_the_recipe_that_it_started_from(write_spec, tmp_path):
