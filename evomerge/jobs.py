@@ -28,6 +28,7 @@ class WorkerSetup:
         bounds: param -> (low, high), for analytic evaluators.
         gpus: how many GPUs, or what share of one, the worker holds.
         artifacts: the study's folder of artifacts, where the files of recipes lie. All workers have to see it.
+        ingredients: number of merges that memory was planned for as sources of other merges.
     """
 
     base: ModelRef
@@ -43,6 +44,7 @@ class WorkerSetup:
     device: str | None = None
     gpus: float = 1.0
     artifacts: str | None = None
+    ingredients: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -228,7 +228,7 @@ def _cost(inputs: Inputs, statistics: int) -> dict[str, int]:
         "search_items": max(0, spec.budget.trials - _scored_before(inputs)) * search,
         "baseline_items": rows * search,
         "held_out_items": shown * held_out,
-        "worker_bytes": need.worker + need.copied_layers,
+        "worker_bytes": need.worker + need.copied_layers + need.ingredients,
         "shared_bytes": need.sources,
         "disk_bytes": spec.budget.trials * (STUDY_BYTES_PER_TRIAL + BYTES_PER_ITEM * search) + statistics,
     }

@@ -94,6 +94,7 @@ class Worker:
                 device=setup.device,
                 allow=setup.allow,
                 files=files_folder(setup.artifacts) if setup.artifacts else None,
+                ingredients=setup.ingredients,
             )
         return self._bank
 

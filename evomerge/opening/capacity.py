@@ -16,7 +16,7 @@ def memory_of(inputs: Inputs) -> MemoryNeed:
 
     A method that sorts magnitudes does so for one group after the other, once; baselines, over the whole model. One
     source is measured at a time in a worker, before it merges. Paths are counted with every layer of every source, and
-    the longest one that the space allows.
+    the longest one that the space allows. Merges that are sources of others are counted in the dtype of the search.
     """
     spec = inputs.spec
     searched = any(METHODS[method].sorts_magnitudes for method in spec.search_space.method_names)
@@ -41,6 +41,7 @@ def memory_of(inputs: Inputs) -> MemoryNeed:
         + max((each.kept for each in projections), default=0)
         + _aligned(inputs),
         longest_path=0 if paths is None else paths.max_layers,
+        ingredients=inputs.space.ingredients,
     )
 
 

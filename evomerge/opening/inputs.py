@@ -89,6 +89,7 @@ class Inputs:
             bounds=ranges,
             allow=spec.allow,
             artifacts=str(artifacts_folder(spec).resolve()),
+            ingredients=self.space.ingredients,
         )
 
 

@@ -84,6 +84,11 @@ class BoundSpace:
         """A sampler's first steps from the centre, as a share of the usual ones."""
         return 1.0
 
+    @property
+    def ingredients(self) -> int:
+        """Number of merges that its recipes may name as sources."""
+        return 0
+
     @cached_property
     def centre(self) -> dict[str, Any]:
         if self.genome is not None or self.paths is not None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from evomerge.artefacts import write_model
+from evomerge.artefacts.exported_files import exported_names, take_files
 from evomerge.bank import WeightBank
 from evomerge.checkpoints import open_source, tensor_digest
 from evomerge.checkpoints.recipe_files import store_tensors
@@ -299,6 +305,46 @@ def test_an_ingredient_takes_what_no_rule_of_it_names_from_the_base_without_a_co
     (held,) = bank._merges._held.values()
     shared = {name for name, tensor in held.items() if tensor.data_ptr() == bank.weights["base"][name].data_ptr()}
     assert shared == set(sources[0].catalogue.names) - set(some)
+
+
+@pytest.mark.parametrize(("planned", "share"), [(16, 1.0), (8, 0.0)])
+def test_memory_of_kept_ingredients_is_within_a_fifth_of_what_is_counted_and_that_of_dropped_ones_is_free(
+    planned, share
+):
+    # What the allocator keeps of small blocks is none of the merges'.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    script = Path(__file__).parent / "memory_of_ingredients.py"
+    command = [sys.executable, str(script), str(planned)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    taken, counted = map(int, ran.stdout.split())
+    assert taken / counted == pytest.approx(share, abs=0.2)
+
+
+def test_an_export_is_rebuilt_from_its_recipe_and_the_files_beside_it_alone(sources, tmp_path):
+    base, _ = sources
+    trained = made(sources, tmp_path / "files", "column_linear", {}, {"phi": "identity"})
+    measured = made(sources, tmp_path / "files", "fisher", {}, {})
+    middle = outer(sources, {"trained": trained, "measured": measured}, parameters={"weight": [0.25, 0.75]})
+    recipe = outer(sources, {"middle": middle, "soup": inner(sources, "linear")}, "task_arithmetic")
+    bank = bank_of(sources, files=tmp_path / "files")
+    scored = bank.live_digests(recipe)
+    write_model(
+        tmp_path / "out",
+        base=base,
+        tensors=bank.merged(recipe),
+        dtype=torch.float32,
+        recipe=recipe,
+        recipe_files={
+            name: tmp_path / "files" / f"{digest}.safetensors" for name, digest in exported_names(recipe).items()
+        },
+    )
+    shutil.rmtree(tmp_path / "files")
+    again = Recipe.from_json((tmp_path / "out" / "recipe.json").read_text())
+    take_files(again, tmp_path / "out", tmp_path / "taken")
+    assert again.digest == recipe.digest
+    assert bank_of(sources, files=tmp_path / "taken").live_digests(again) == scored
+    written = open_source(ModelRef("out", str(tmp_path / "out")))
+    assert digests((name, written.tensors[name]) for name in written.catalogue.names) == scored
 
 
 def test_an_ingredient_that_cannot_be_merged_fails_the_candidate_by_name(sources):

@@ -54,6 +54,30 @@ def test_layers_of_paths_that_a_device_cannot_hold_are_refused():
         place_sources(need, Machine(128 * GB, 40 * GB))
 
 
+@pytest.mark.parametrize(
+    ("machine", "place", "sources", "worker", "host"),
+    [
+        (Machine(64 * GB, None), Place.MAPPED, 30, 25, 0),
+        (Machine(128 * GB, 80 * GB), Place.DEVICE, 30, 25, 0),
+        (Machine(128 * GB, 64 * GB), Place.PINNED, 40, 15, 0),
+        (Machine(50 * GB, 64 * GB), Place.MAPPED, 30, 15, 10),
+    ],
+)
+def test_merges_that_are_sources_are_counted_where_the_sources_are_and_never_in_files(
+    machine, place, sources, worker, host
+):
+    chosen = place_sources(MemoryNeed(worker=15 * GB, sources=30 * GB, ingredients=10 * GB), machine)
+    found = (chosen.place, chosen.sources, chosen.worker, chosen.host)
+    assert found == (place, sources * GB, worker * GB, host * GB)
+    assert ("of merges in main memory" in chosen.sentence) == bool(host)
+
+
+@pytest.mark.parametrize("machine", [Machine(24 * GB, None), Machine(9 * GB, 64 * GB)])
+def test_merges_that_the_machine_cannot_hold_are_refused(machine):
+    with pytest.raises(InvalidInput, match="this machine has"):
+        place_sources(MemoryNeed(worker=15 * GB, sources=30 * GB, ingredients=10 * GB), machine)
+
+
 @pytest.mark.parametrize("machine", [Machine(32 * GB, None), Machine(128 * GB, 8 * GB)])
 def test_what_cannot_fit_is_refused_before_anything_is_loaded(machine):
     with pytest.raises(InvalidInput, match="use fewer workers"):
