@@ -123,8 +123,21 @@ POINTS: dict[str, Callable[[int], None]] = {
 }
 
 
+def _on_ingredients(when: str) -> Callable[[int], None]:
+    def arm(_: int) -> None:
+        around(SearchStudy, "set_text", **{when: lambda self, key, text: key == attributes.INGREDIENTS and die()})
+
+    return arm
+
+
+STAGES: dict[str, Callable[[int], None]] = {
+    "before the merges are taken": _on_ingredients("before"),
+    "after the merges are taken": _on_ingredients("after"),
+}
+
+
 def run(arguments: list[str], point: str | None = None, trial: int = -1) -> None:
     """The command, until it ends or dies. To be the target of a process."""
     if point is not None:
-        POINTS[point](trial)
+        {**POINTS, **STAGES}[point](trial)
     os._exit(run_command(arguments))

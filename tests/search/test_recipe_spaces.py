@@ -9,7 +9,10 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
+import yaml
 from optuna.trial import TrialState
+from safetensors.torch import load_file
 
 sys.path.append(str(Path(__file__).parent))
 
@@ -75,6 +78,21 @@ def test_the_verdict_on_a_winner_that_is_a_baseline_says_so_and_does_not_test_it
     assert f"{best['label']} is {best['corner']} itself." in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_mixture_is_exported_as_the_weighted_sum_of_the_exported_baselines(real, tmp_path):
+    path = real(space="baselines-per-block", budget={"trials": 4})
+    assert run(path) == 0
+    params = study().trials[3].params
+    for which in ("3", *MERGES):
+        assert run_command(["export", str(path), "--trial", which, "--out", str(tmp_path / which)]) == 0
+    weights = {which: load_file(tmp_path / which / "model.safetensors") for which in ("3", *MERGES)}
+    base = load_file(Path(yaml.safe_load(path.read_text())["sources"][0]["location"]) / "model.safetensors")
+    for name, block in (("model.layers.0.mlp.up_proj.weight", "0-1"), ("model.layers.5.mlp.up_proj.weight", "4-5")):
+        expected = base[name].double()
+        for label in MERGES:
+            expected += params[f"layers{block}.{label}.weight"] * (weights[label][name] - base[name]).double()
+        assert torch.allclose(weights["3"][name].double(), expected, atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def processes():
     context = multiprocessing.get_context("forkserver")
@@ -105,6 +123,8 @@ def test_kills_among_the_corners_and_after_them_change_nothing(processes, write_
     assert killed(processes, path, 9) == 0
     whole = finished()
     monkeypatch.chdir(tmp_path / "killed")
+    for point in killer.STAGES:
+        assert killed(processes, path, 9, point) == -9
     for trial, point in ((0, "inside ask"), (1, "between result and tell"), (4, "while scoring")):
         assert killed(processes, path, 9, point, trial) == -9
     assert killed(processes, path, 9) == 0
