@@ -38,11 +38,11 @@ bench: install
 	for name in merge score candidate memory scale dam controller verdict; do \
 		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
 
-# What the search itself is worth: samplers on synthetic landscapes and toy models, racing, several objectives.
+# What the search itself is worth: samplers on synthetic landscapes and toy models, racing, several objectives, futility.
 bench-search: install
 	for fraction in target noisy wide toy; do \
 		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/search.py --fraction $$fraction --processes 2 || exit 1; done
-	for name in racing fidelity pareto; do \
+	for name in racing fidelity pareto futility; do \
 		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 # What runs: small random models of the architectures of transformers, each compared with lm-eval and a plain merge.

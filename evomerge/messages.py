@@ -1,4 +1,4 @@
-"""Words of messages: lists, foreign errors in one line, durations, bytes, large numbers, p-values."""
+"""Words of messages: lists, foreign errors in one line, durations, bytes, large numbers, chances, p-values."""
 
 from __future__ import annotations
 
@@ -69,6 +69,13 @@ def in_thousands(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return str(count)
+
+
+def in_percent(chance: float | None) -> str:
+    """A chance as percentage: 34 %, below 1 %; unknown where it is None."""
+    if chance is None:
+        return "unknown"
+    return "below 1 %" if chance < 0.01 else f"{100 * chance:.0f} %"
 
 
 def p_value(p: float | None) -> str:

@@ -156,6 +156,7 @@ class BudgetSpec(Frozen):
         tokens: that models read for trials.
         patience: trials with a score since the best value was found.
         target: a value of the objective that is good enough.
+        futility: a chance to pass the best baseline that is too small to go on; without one it is only shown.
     """
 
     trials: Positive = 100
@@ -164,6 +165,7 @@ class BudgetSpec(Frozen):
     tokens: Positive | None = None
     patience: Positive | None = None
     target: float | None = None
+    futility: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
 class FidelitySpec(Frozen):

@@ -7,6 +7,7 @@ from evomerge.messages import (
     first_line,
     in_bytes,
     in_one_line,
+    in_percent,
     in_thousands,
     last_line,
     listed,
@@ -55,6 +56,16 @@ def test_a_p_value_has_two_digits(p, text):
 def test_durations_and_large_numbers_have_the_unit_that_fits():
     assert [duration(seconds) for seconds in (42, 200, 18_600)] == ["42 s", "3 min 20 s", "5 h 10 min"]
     assert [in_thousands(count) for count in (999, 640_000, 1_234_567)] == ["999", "640 k", "1.23 M"]
+
+
+def test_a_chance_is_a_whole_percentage_and_a_tiny_one_is_not_nothing():
+    assert [in_percent(chance) for chance in (0.344, 0.01, 0.004, 0.0, None)] == [
+        "34 %",
+        "1 %",
+        "below 1 %",
+        "below 1 %",
+        "unknown",
+    ]
 
 
 def test_note_and_table_print_the_same_p_value():

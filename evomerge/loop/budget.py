@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
+from evomerge.loop.outlook import Bar, chance_to_pass
 from evomerge.spec import BudgetSpec
 from evomerge.storage import attributes
 from evomerge.study.search_study import SearchStudy
@@ -24,10 +26,15 @@ class Spent:
 
 
 class BudgetAccount:
-    """The budget of a study, and what its runs have spent of it, this one included."""
+    """The budget of a study, and what its runs have spent of it, this one included.
 
-    def __init__(self, budget: BudgetSpec, search: SearchStudy) -> None:
+    Args:
+        bar: the best baseline that was scored before the search, which it is to pass.
+    """
+
+    def __init__(self, budget: BudgetSpec, search: SearchStudy, bar: Bar | None = None) -> None:
         self.budget = budget
+        self.bar = bar
         self._tally = search.tally
         self._started = time.monotonic()
         self._before = float((search.study.user_attrs.get(attributes.STATUS) or {}).get("run_seconds", 0.0))
@@ -49,6 +56,21 @@ class BudgetAccount:
         limits = _limits(self.budget, self.spent())
         return min(1.0, max(used / limit for _, limit, used in limits if limit is not None))
 
+    @property
+    def chance(self) -> float | None:
+        """The chance that what is left passes the bar; None without a bar, and while there are too few candidates.
+
+        It follows from the study alone, so that every run of it decides alike: hours are not looked at.
+        """
+        if self.bar is None:
+            return None
+        tally, spent = self._tally, self.spent()
+        left = [self.budget.trials - spent.trials]
+        for _, limit, used in _limits(self.budget, spent)[2:]:
+            if limit is not None and used:
+                left.append(math.ceil((limit - used) / used * spent.trials))
+        return chance_to_pass(tally.values, self.bar.value, min(left))
+
     def spent(self, in_flight: int = 0) -> Spent:
         """All that has been used, after `in_flight` trials more have begun."""
         tally = self._tally
@@ -62,8 +84,20 @@ class BudgetAccount:
         )
 
     def ended(self, in_flight: int) -> str | None:
-        """The limit that finished trials and those in flight exhaust, in words; None while there is room."""
-        return reached(self.budget, self.spent(in_flight))
+        """The limit that finished trials and those in flight exhaust, or futility, in words; None while there is room
+        and hope."""
+        return reached(self.budget, self.spent(in_flight)) or self._futility()
+
+    def _futility(self) -> str | None:
+        if self.budget.futility is None or self.bar is None:
+            return None
+        chance = self.chance
+        if chance is None or chance >= self.budget.futility:
+            return None
+        return (
+            f"it is futile to go on: the chance to pass {self.bar.label} ({self.bar.value:.4f}) with the rest of the "
+            f"budget is below {self.budget.futility:g}"
+        )
 
     def has_room(self, in_flight: int) -> bool:
         """Whether an interrupted trial is scored again. Only the limits of trials and hours apply: the original run

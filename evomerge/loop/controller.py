@@ -15,6 +15,7 @@ from evomerge.jobs import Job, Outcome, Score, Scored
 from evomerge.loop.budget import BudgetAccount
 from evomerge.loop.candidate import CandidateInFlight
 from evomerge.loop.dispatcher import Dispatcher, reason_of
+from evomerge.loop.outlook import Bar
 from evomerge.loop.status_reporter import StatusReporter
 from evomerge.loop.stop import Stop
 from evomerge.objective import Collapsed, Objective
@@ -35,6 +36,7 @@ class Controller:
         budget: what all runs of the study together may use.
         fidelity: decides on how many items a candidate is scored; all of them by default.
         incumbent: item outcomes of the best trial so far, which others race against.
+        bar: the best baseline that was scored before, which the search is to pass.
         stored: finds the scores of a recipe on all search items that are known already, so that it is not scored again.
         on_status: called after every event with the status of the search.
     """
@@ -49,6 +51,7 @@ class Controller:
         budget: BudgetSpec,
         fidelity: Fidelity | None = None,
         incumbent: Scores | None = None,
+        bar: Bar | None = None,
         stored: Callable[[Recipe], Scores | None] = lambda recipe: None,
         batch_size: int | None = None,
         on_status: Callable[[Status], None] = lambda status: None,
@@ -64,7 +67,7 @@ class Controller:
         self._in_flight: dict[str, CandidateInFlight] = {}
         self._at_rungs = search.at_rungs()
         self._latest: deque[bool] = deque(maxlen=WINDOW)
-        self._account = BudgetAccount(budget, search)
+        self._account = BudgetAccount(budget, search, bar)
         self._status = StatusReporter(search, executor, self._account, on_status)
 
     def run(self) -> None:

@@ -1,4 +1,7 @@
-"""The status of a run: counted from the tally, the budget and the workers, passed on, and stored now and then."""
+"""The status of a run: counted from the tally, the budget and the workers, passed on, and stored now and then.
+
+A search that has become futile has that in its note in Optuna Dashboard as well, until a verdict takes its place.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from dataclasses import asdict
 
 from evomerge.cluster import Executor
 from evomerge.loop.budget import BudgetAccount
+from evomerge.messages import in_percent
 from evomerge.storage import attributes
+from evomerge.study.dashboard import write_note
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.status import Status
 from evomerge.study.study_statistics import read_statistics
@@ -37,6 +42,7 @@ class StatusReporter:
         self._measured = read_statistics(search.study).cost
         self._share_before = account.share
         self._written = -math.inf
+        self._futile = False
 
     def add_result(self) -> None:
         """Count a result of this run, for its rate."""
@@ -49,6 +55,20 @@ class StatusReporter:
         if force or time.monotonic() - self._written >= STATUS_SECONDS:
             self._search.set(attributes.STATUS, asdict(status))
             self._written = time.monotonic()
+            self._note(status)
+
+    def _note(self, status: Status) -> None:
+        """Write the note where the search has become futile since the last one, or is so no longer."""
+        if status.bar is None or status.is_futile == self._futile:
+            return
+        self._futile = status.is_futile
+        label, value = status.bar
+        hope = "can hardly" if status.is_futile else "may still"
+        write_note(
+            self._search.study,
+            f"After {status.finished} trials the search {hope} pass {label} ({value:.4f} on the search items) with the "
+            f"rest of its budget: the chance is {in_percent(status.chance)}.\n",
+        )
 
     def _status(self, state: str, in_flight: int) -> Status:
         tally, account = self._search.tally, self._account
@@ -73,6 +93,8 @@ class StatusReporter:
             host=socket.gethostname(),
             pid=os.getpid(),
             updated=time.time(),
+            bar=None if account.bar is None else (account.bar.label, account.bar.value),
+            chance=account.chance,
             ended=account.ended(in_flight) if state == "finished" else None,
             forwards=(tally.spent + self._measured).forwards(tally.spent),
         )

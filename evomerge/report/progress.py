@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from evomerge.jobs import Progress
-from evomerge.messages import duration
+from evomerge.messages import duration, in_percent
 from evomerge.report.terminal import Terminal
 from evomerge.search.run import Listener
 from evomerge.storage import attributes
@@ -75,6 +75,9 @@ def status_line(status: Status) -> Text:
         parts.append(f"{status.trials_per_hour:.0f} trials/h")
     if status.seconds_left:
         parts.append(f"{duration(status.seconds_left)} left")
+    if status.bar is not None and status.chance is not None and status.chance < 1:
+        hope = "hardly passes" if status.is_futile else "may pass"
+        parts.append(f"{hope} {status.bar[0]} ({in_percent(status.chance)})")
     workers = ", ".join(f"{count} {state}" for state, count in status.workers.items())
     if workers:
         parts.append(f"workers: {workers}" + (f", {status.restarts} restarted" if status.restarts else ""))

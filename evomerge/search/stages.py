@@ -20,6 +20,7 @@ from evomerge.evaluation.scores import Scores
 from evomerge.jobs import Cost, Measured
 from evomerge.loop.controller import Controller
 from evomerge.loop.dispatcher import reason_of, refuse_invalid, run_all
+from evomerge.loop.outlook import Bar
 from evomerge.messages import duration
 from evomerge.opening.measurements import planned_measurements
 from evomerge.packs.items import ItemBlock
@@ -203,12 +204,29 @@ def explore(session: Session) -> None:
         fidelity=build_fidelity(spec.fidelity, session.objective, references),
         incumbent=read_incumbent(study, opened.storage, opened.artifacts) if spec.fidelity.name != "full" else None,
         stored=stored_scores(opened),
+        bar=_bar(session),
         batch_size=session.batch_size,
         on_status=session.listener.on_status,
     ).run()
     if opened.search.tally.finished:
         measured = opened.search.tally.spent.seconds / opened.search.tally.finished
         session.listener.on_phase(f"a candidate took {measured:.2g} s (predicted: {predicted:.2g} s)")
+
+
+def _bar(session: Session) -> Bar | None:
+    """The best of the sources and of the early baselines that are one model: all that is known while a search runs.
+
+    None where none of them has a finite value.
+    """
+    opened = session.opened
+    early, _ = early_and_late(opened.inputs.spec)
+    names = {baseline.name for baseline in early}
+    known = current_baselines(opened.baselines, opened.inputs.spec, snapshot_of(opened.search.study))
+    bars = [
+        *(Bar(name, session.objective.value_or_nan(each.scores)) for name, each in session.references.items()),
+        *(Bar(each.label, each.value) for each in known if each.label in names and each.model_count == 1),
+    ]
+    return max((bar for bar in bars if math.isfinite(bar.value)), key=lambda bar: bar.value, default=None)
 
 
 def _predict_duration(session: Session) -> float:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+
+FUTILE: Final = 0.05  # chance below which a search is said to be futile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,8 @@ class Status:
         workers: state -> number of workers.
         updated: seconds since the epoch.
         ended: the part of the budget that is spent, in words; None while the search has not finished.
+        bar: label of the best baseline that was scored before the search, with its value; None where there is none.
+        chance: that what is left of the budget passes it; None while nobody knows.
         forwards: cost of the trials and of what was measured for them, in forward passes of one item; None before the
             first.
     """
@@ -40,9 +44,18 @@ class Status:
     updated: float
     dropped: int = 0
     ended: str | None = None
+    bar: tuple[str, float] | None = None
+    chance: float | None = None
+
+    @property
+    def is_futile(self) -> bool:
+        """Whether the search can hardly pass the best baseline any more."""
+        return self.chance is not None and self.chance < FUTILE
+
     forwards: float | None = None
 
 
 def status_of(content: Mapping[str, Any]) -> Status:
     """The status that a study stores."""
-    return Status(**content)
+    bar = content.get("bar")
+    return Status(**{**content, "bar": None if bar is None else (bar[0], bar[1])})

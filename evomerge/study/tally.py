@@ -25,6 +25,7 @@ class Tally:
         dropped: of these, trials that were not scored on all items.
         told: results that were told, which number the next one.
         spent: cost of all trials that count towards the budget.
+        values: of the complete trials that meet all constraints, in the order in which they were told.
     """
 
     def __init__(self, finished: Sequence[FrozenTrial]) -> None:
@@ -34,6 +35,7 @@ class Tally:
         self.dropped = sum(trial.state is TrialState.PRUNED for trial in counted)
         self.told = sum(attributes.TELL in trial.user_attrs for trial in finished)
         self.spent = total_cost(counted)
+        self.values: list[float] = []
         self._best: tuple[bool, float, int] | None = None  # meets the constraints, value, less the number
         self._told_at_best = 0
         for trial in sorted(finished, key=lambda trial: trial.user_attrs.get(attributes.TELL, -1)):
@@ -85,6 +87,8 @@ class Tally:
         self.spent += cost
 
     def _consider(self, value: float, number: int, told: int, feasible: bool) -> None:
+        if feasible:
+            self.values.append(value)
         rank = (feasible, value, -number)
         if self._best is None or rank[:2] > self._best[:2]:
             self._told_at_best = told
