@@ -1,5 +1,7 @@
 """Spaces around one merge: its coefficients times a factor per source and group."""
 
+from dataclasses import replace
+
 import pytest
 
 from evomerge.documents import validate
@@ -40,6 +42,14 @@ def test_a_factor_multiplies_the_weight_of_its_source_in_its_group_alone(around,
     assert first.parameters == {"drop_rate": (0.1, 0.2, 0.3), "weight": (0.5, 0.2, 0.3)}
     assert second.parameters == recipe.rules[0].parameters
     assert (first.method, first.options) == ("dare_linear", recipe.rules[0].options)
+
+
+def test_coefficients_in_a_file_are_multiplied_by_the_factor_of_the_method(around, whole):
+    recipe = replace(whole("column_arithmetic", (1.0, 1.0, 1.0)), files={"coefficients": "d1"})
+    space = around(recipe)
+    changed = space.decode({**space.centre, "layers2-3.red.factor": 1.25})
+    assert changed.files == recipe.files
+    assert [rule.parameters["weight"] for rule in changed.rules] == [(1.0, 1.0, 1.0), (1.25, 1.0, 1.0)]
 
 
 def test_the_shares_of_an_average_are_multiplied_as_task_vectors(around, whole):
