@@ -45,7 +45,7 @@ def soup(sources, method="linear", dtype="float32"):
     return Recipe(base=base.ref, sources=tuple(expert.ref for expert in experts), rules=(rule,), dtype=dtype)
 
 
-def train(bank, initial, files, trainer="dam", **settings):
+def train(bank, start, files, trainer="dam", **settings):
     generator = torch.Generator().manual_seed(0)
     texts = {
         name: [CalibrationText(tuple(torch.randint(5, 90, (8,), generator=generator).tolist()), 4) for _ in range(4)]
@@ -53,7 +53,7 @@ def train(bank, initial, files, trainer="dam", **settings):
     }
     with bank.borrow() as (model, live):
         inputs = TrainingInputs(
-            model=model, live=live, weights=bank.weights, texts=texts, initial=initial, seed=1, files=files
+            model=model, live=live, weights=bank.weights, texts=texts, initial=start, seed=1, files=files
         )
         training = find_trainer(trainer)(inputs, {"steps": 2, "learning_rate": 0.01} | settings)
         while True:
@@ -89,6 +89,29 @@ def test_what_adamerging_learned_is_what_every_bank_makes_of_its_recipe(sources,
     text, reason = to_mergekit(recipe, sources[0].catalogue)
     assert (text is None) == ("variant" in settings)
     assert reason == ("mergekit has no counterpart of the method elected_arithmetic" if "variant" in settings else "")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"granularity": "column"}, {"basis": "ties"}, {"basis": "dare", "granularity": "global"}]
+)
+def test_what_is_learned_is_what_every_bank_makes_of_its_recipe(sources, tmp_path, dtype, settings):
+    bank = bank_of(sources, tmp_path, dtype)
+    given = {"batch_size": 2, "initial": 0.4, "stop_share": 0.0, **settings}
+    recipe, trained = train(bank, soup(sources, "task_arithmetic", dtype), tmp_path, "learned", **given)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert bank.live_digests(recipe) == trained
+    assert bank_of(sources, tmp_path, dtype).live_digests(recipe) == trained
+    assert {name: tensor_digest(tensor) for name, tensor in bank.merged(recipe)} == trained
+
+
+def test_a_source_without_weight_is_left_out_of_coefficients_per_column(sources, tmp_path):
+    bank = bank_of(sources, tmp_path)
+    recipe, _ = train(bank, soup(sources, "task_arithmetic"), tmp_path, "learned", granularity="column", batch_size=2)
+    (rule,) = recipe.rules
+    none = replace(recipe, rules=(replace(rule, parameters={"weight": (0.0, 0.0)}),))
+    base = {name: tensor_digest(tensor.float()) for name, tensor in sources[0].tensors.items()}
+    assert bank.live_digests(none) == {name: base[name] for name in bank.live_digests(none)}
 
 
 def test_after_a_loan_everything_is_written_anew(sources, tmp_path):
