@@ -35,7 +35,7 @@ test-all: install
 	EVOMERGE_NO_SKIP=1 $(PYTEST)
 
 bench: install
-	for name in merge score candidate memory scale dam controller verdict; do \
+	for name in merge score candidate memory scale dam learned controller verdict; do \
 		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 # What the search itself is worth: samplers on synthetic landscapes and toy models, racing, several objectives, futility.
