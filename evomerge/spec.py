@@ -20,6 +20,7 @@ from evomerge.samplers import SAMPLERS, SamplerInfo
 from evomerge.spaces.space import SearchSpace, check_space, load_space
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
+Estimator = Literal["paired", "difference"]
 Allowed = Literal["pickle_weights", "remote_code", "task_code", "benchmark_test_sets"]
 
 
@@ -176,7 +177,12 @@ class FidelitySpec(Frozen):
             and `hyperband`, as long as it is among the best at certain numbers of items.
         block: items that are scored between two looks, over all tasks together.
         minimum: items before the first look.
-        alpha: of a race, the largest share of equally good candidates that may be dropped.
+        alpha: of a race, the largest share of equally good candidates that may be dropped as worse.
+        estimator: of a race, `paired`: all candidates take the items in one order, and are compared with the best one
+            on those seen; `difference`: items are drawn for each candidate, those in doubt sooner, and what earlier
+            candidates say of the others is taken into account. Left open, that of the study.
+        futility: of a race by difference, the largest share that may be dropped of the candidates that would take the
+            lead on all search items; 0: nobody is dropped for having no prospect of it. Left open, that of the study.
         eta: of the brackets, one of `eta` candidates continues, on `eta` times as many items.
     """
 
@@ -185,13 +191,18 @@ class FidelitySpec(Frozen):
     minimum: Positive = 64
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.02
     eta: Annotated[int, Field(ge=2)] = 3
+    estimator: Estimator | None = None
+    futility: Annotated[float, Field(ge=0, lt=0.5)] | None = None
 
     @model_validator(mode="after")
     def _settings_belong(self) -> FidelitySpec:
-        used = {"full": (), "race": ("block", "minimum", "alpha")}.get(self.name, ("minimum", "eta"))
+        race = ("block", "minimum", "alpha", "estimator", "futility")
+        used = {"full": (), "race": race}.get(self.name, ("minimum", "eta"))
         for name in self.model_fields_set - {"name", *used}:
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"fidelity {self.name} has no setting {name!r}; it has {', '.join(used) or 'none'}")
+        if self.estimator == "paired" and self.futility:
+            raise ValueError("futility needs the estimator difference; leave futility out, or the estimator")
         return self
 
 
@@ -397,7 +408,7 @@ class SearchSpec(Frozen):
             "evaluator": evaluator,
             "objective": self.objective.model_dump(mode="json"),
             "sampler": {"name": self.sampler.name, **self.sampler.settings},
-            "fidelity": self.fidelity.model_dump(mode="json"),
+            "fidelity": self.fidelity.model_dump(mode="json", exclude_none=True),
             "warm start": {
                 "baselines": self.warm_start.baselines,
                 "recipes": [Path(name).name for name in self.warm_start.recipes],

@@ -9,6 +9,7 @@ from evomerge.evaluation.combination import combine_scores
 from evomerge.evaluation.scores import Scores
 from evomerge.jobs import Cost, Outcome, Scored
 from evomerge.packs.items import ItemBlock
+from evomerge.racing.draw import Draw
 from evomerge.racing.fidelity import InterimLook, LookResult
 from evomerge.study.search_study import Proposal
 
@@ -21,12 +22,14 @@ class CandidateInFlight:
         blocks: the items that it is scored on, one block after another.
         incumbent: scores of the best candidate when this one started. Fixed for its whole race, otherwise the error
             rate would not hold.
+        draw: the items that were drawn for it, and their predictions; None where it has the same blocks as others.
         rungs: items -> its value on them, where it has been compared with others.
     """
 
     proposal: Proposal
     blocks: Sequence[ItemBlock]
     incumbent: Scores | None
+    draw: Draw | None = None
     rungs: dict[int, float] = field(default_factory=dict)
     _outcomes: list[Outcome] = field(default_factory=list)
 
@@ -77,6 +80,7 @@ class CandidateInFlight:
             earlier=earlier,
             incumbent=self.incumbent,
             at_rung=at_rung,
+            draw=self.draw,
         )
 
     def note(self, result: LookResult) -> None:

@@ -19,7 +19,7 @@ from evomerge.loop.outlook import Bar
 from evomerge.loop.status_reporter import StatusReporter
 from evomerge.loop.stop import Stop
 from evomerge.objective import Collapsed, Objective
-from evomerge.racing import Fidelity, Full, LookResult
+from evomerge.racing import Fidelity, Full, ItemHistory, LookResult
 from evomerge.recipe import Recipe
 from evomerge.spec import BudgetSpec
 from evomerge.study.incumbent import incumbent_text
@@ -36,6 +36,7 @@ class Controller:
         budget: what all runs of the study together may use.
         fidelity: decides on how many items a candidate is scored; all of them by default.
         incumbent: item outcomes of the best trial so far, which others race against.
+        history: item outcomes of the trials that have ended, where the fidelity needs them.
         bar: the best baseline that was scored before, which the search is to pass.
         stored: finds the scores of a recipe on all search items that are known already, so that it is not scored again.
         on_status: called after every event with the status of the search.
@@ -51,6 +52,7 @@ class Controller:
         budget: BudgetSpec,
         fidelity: Fidelity | None = None,
         incumbent: Scores | None = None,
+        history: ItemHistory | None = None,
         bar: Bar | None = None,
         stored: Callable[[Recipe], Scores | None] = lambda recipe: None,
         batch_size: int | None = None,
@@ -60,6 +62,7 @@ class Controller:
         self._objective = objective
         self._fidelity = Full(objective) if fidelity is None else fidelity
         self._incumbent = incumbent
+        self._history = ItemHistory() if history is None else history
         self._stored = stored
         self._batch_size = batch_size
         self._stop = stop
@@ -126,9 +129,9 @@ class Controller:
             self._store(proposal, outcome, None)
             self._stop.check()
             return
-        self._in_flight[key] = CandidateInFlight(
-            proposal=proposal, blocks=self._fidelity.blocks(proposal.number), incumbent=self._incumbent
-        )
+        draw = self._fidelity.draw(proposal.number, self._incumbent, self._history)
+        blocks = self._fidelity.blocks(proposal.number) if draw is None else draw.blocks
+        self._in_flight[key] = CandidateInFlight(proposal=proposal, blocks=blocks, incumbent=self._incumbent, draw=draw)
         self._submit_block(key)
 
     def _submit_block(self, key: str, worker: str | None = None) -> None:
@@ -201,12 +204,18 @@ class Controller:
             if isinstance(dropped, Collapsed):
                 return self._fail(proposal, outcome, dropped.reason)
             self._search.tell(proposal, outcome, dropped)
+            self._remember(scores)
             return None
         assessed = self._objective.assess(scores)
         if isinstance(assessed, Collapsed):
             return self._fail(proposal, outcome, assessed.reason)
         self._search.tell(proposal, outcome, assessed, self._succession(proposal, scores, assessed.value))
+        self._remember(scores)
         return None
+
+    def _remember(self, scores: Scores) -> None:
+        if self._fidelity.needs_history:
+            self._history.add(scores)
 
     def _fail(self, proposal: Proposal, outcome: Outcome, reason: str) -> str:
         self._search.fail(proposal.number, reason, outcome)

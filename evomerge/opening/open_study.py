@@ -25,6 +25,7 @@ from evomerge.storage.lock import hold
 from evomerge.storage.opening import open_storage, release, with_retries
 from evomerge.storage.url import resolve_url
 from evomerge.study.identity import StudyIdentity, create_or_verify
+from evomerge.study.race_defaults import CURRENT
 from evomerge.study.rows import Records
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.stored_search import BASELINES, HELD_OUT, artifacts_folder, from_anywhere
@@ -168,6 +169,7 @@ def _identity(inputs: Inputs, workers: int) -> StudyIdentity:
         split=split_to_json(inputs.evaluator.split),
         batch_size=None,
         popsize=sampler.popsize,
+        race=CURRENT,
     )
 
 

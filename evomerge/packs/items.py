@@ -23,6 +23,9 @@ class Split:
 
     def items(self, block: ItemBlock) -> dict[str, tuple[int, ...]]:
         """The item ids of a block, by task."""
+        if block.chosen is not None:
+            chosen = dict(block.chosen)
+            return {task: chosen.get(task, ()) for task in self.parts[block.part]}
         return {task: ids[slice(*block.positions(len(ids)))] for task, ids in self.parts[block.part].items()}
 
 
@@ -32,12 +35,16 @@ class ItemBlock:
 
     With `of`, start and stop count in shares of each task: `ItemBlock("search", 2, 3, of=10)` is the third tenth of
     every task, however many items it has. Shares are rounded up, so that the first ones have an item of every task.
+
+    Attributes:
+        chosen: (task, item ids of the part) in place of positions, for items that were drawn.
     """
 
     part: Part
     start: int = 0
     stop: int | None = None
     of: int | None = None
+    chosen: tuple[tuple[str, tuple[int, ...]], ...] | None = None
 
     def positions(self, items: int) -> tuple[int, int | None]:
         """First position, and the one after the last, in a task of so many items."""

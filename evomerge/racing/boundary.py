@@ -49,33 +49,41 @@ class _Look:
     Attributes:
         bound: on the scale of a standard normal; infinite where the look is too close to the one before.
         spent: error rate that is used up.
-        fraction: of the information, at the last look that was counted.
-        nodes, masses: the law of the Brownian motion B(fraction) = statistic · √fraction of the races that continue.
+        information: at the last look that was counted.
+        nodes, masses: the law of the Brownian motion B(information) = statistic · √information of the races that
+            continue.
     """
 
     bound: float
     spent: float
-    fraction: float
+    information: float
     nodes: FloatArray
     masses: FloatArray
 
 
-_START = _Look(bound=math.inf, spent=0.0, fraction=0.0, nodes=np.zeros(1), masses=np.ones(1))
+_START = _Look(bound=math.inf, spent=0.0, information=0.0, nodes=np.zeros(1), masses=np.ones(1))
 
 
-def boundary(fractions: Sequence[float], alpha: float, spending: Spending = "pocock") -> float:
+def boundary(
+    fractions: Sequence[float],
+    alpha: float,
+    spending: Spending = "pocock",
+    information: Sequence[float] | None = None,
+) -> float:
     """Critical value of a standard normal statistic at the last of these looks, in a one-sided test.
 
     It depends on the looks so far only. If there is no difference, the chance that the
     statistic reaches the boundary at some look up to a fraction t is `SPENDING[spending](t, alpha)`.
 
     Args:
-        fractions: share of the information at every look so far, increasing, in (0, 1].
+        fractions: the clock by which the error rate is spent: a share at every look so far, increasing, in (0, 1].
         alpha: error rate of all looks together.
+        information: at every look, increasing: the inverse variance of the estimate, in any unit. The fractions
+            themselves where it is not given.
 
     Raises:
-        InvalidInput: fractions that do not increase or are not in (0, 1], an error rate that is not in (0, 0.5), or an
-            unknown way to spend it.
+        InvalidInput: fractions that do not increase or are not in (0, 1], information that does not increase or is not
+            positive and finite, an error rate that is not in (0, 0.5), or an unknown way to spend it.
     """
     if spending not in SPENDING:
         raise unknown_name("alpha spending", spending, SPENDING)
@@ -86,28 +94,35 @@ def boundary(fractions: Sequence[float], alpha: float, spending: Spending = "poc
         0 <= before <= after <= 1 and after > 0 for before, after in itertools.pairwise((0.0, *looks))
     ):
         raise InvalidInput(f"the fractions of the looks must increase within (0, 1], but are {list(looks)}")
-    for count in range(100, len(looks), 100):  # from the first ones, so that the recursion is never deep
-        _look(looks[:count], alpha, spending)
-    return _look(looks, alpha, spending).bound
+    known = looks if information is None else tuple(float(each) for each in information)
+    if len(known) != len(looks) or not all(
+        0 <= before <= after < math.inf and after > 0 for before, after in itertools.pairwise((0.0, *known))
+    ):
+        raise InvalidInput(f"the information must be positive and increase at {len(looks)} looks, but is {list(known)}")
+    both = tuple(zip(looks, known, strict=True))
+    for count in range(100, len(both), 100):  # from the first ones, so that the recursion is never deep
+        _look(both[:count], alpha, spending)
+    return _look(both, alpha, spending).bound
 
 
 @functools.lru_cache(maxsize=2048)
-def _look(fractions: tuple[float, ...], alpha: float, spending: str) -> _Look:
-    before = _look(fractions[:-1], alpha, spending) if len(fractions) > 1 else _START
-    fraction = fractions[-1]
-    step = math.sqrt(max(0.0, fraction - before.fraction))
+def _look(looks: tuple[tuple[float, float], ...], alpha: float, spending: str) -> _Look:
+    before = _look(looks[:-1], alpha, spending) if len(looks) > 1 else _START
+    fraction, information = looks[-1]
+    step = math.sqrt(max(0.0, information - before.information))
     target = SPENDING[spending](fraction, alpha)
-    if step**2 < _NEAREST * fraction or target - before.spent < 1e-15:
+    if step**2 < _NEAREST * information or target - before.spent < 1e-15:
         # Nothing to spend yet: what this look would have got is left to the next.
         return replace(before, bound=math.inf)
-    bound = _bound(before, step, math.sqrt(fraction), target - before.spent)
-    low, high = -_FAR * math.sqrt(fraction), bound * math.sqrt(fraction)
+    scale = math.sqrt(information)
+    bound = _bound(before, step, scale, target - before.spent)
+    low, high = -_FAR * scale, bound * scale
     places, weights = _quadrature()
     nodes = low + (high - low) * places
     steps = (nodes[:, None] - before.nodes) / step
     density = np.exp(-(steps**2) / 2) @ before.masses / (step * math.sqrt(2 * math.pi))
     masses = (high - low) * weights * density
-    return _Look(bound=bound, spent=target, fraction=fraction, nodes=nodes, masses=masses)
+    return _Look(bound=bound, spent=target, information=information, nodes=nodes, masses=masses)
 
 
 def _bound(before: _Look, step: float, scale: float, spend: float) -> float:

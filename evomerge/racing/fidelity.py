@@ -11,8 +11,12 @@ from evomerge.evaluation.scores import Scores
 from evomerge.objective import Objective
 from evomerge.packs.items import ItemBlock
 from evomerge.racing.brackets import BracketKind, BracketSettings, bracket, rungs, survives_rung
+from evomerge.racing.difference import DifferenceSettings, decide_by_difference
+from evomerge.racing.draw import Draw, make_draw
+from evomerge.racing.item_history import ItemHistory
 from evomerge.racing.race import RaceSettings, decide, require_means
 from evomerge.spec import FidelitySpec
+from evomerge.study.race_defaults import RaceDefaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +29,7 @@ class InterimLook:
         earlier: task -> items that had been seen, after each block before the last.
         incumbent: scores of the best complete candidate, None before there is one.
         at_rung: items -> values of the candidates that were compared there before, by trial.
+        draw: its items, where they were drawn for it.
     """
 
     trial: int
@@ -32,6 +37,7 @@ class InterimLook:
     earlier: Sequence[Mapping[str, int]] = ()
     incumbent: Scores | None = None
     at_rung: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
+    draw: Draw | None = None
 
     @property
     def items(self) -> int:
@@ -64,14 +70,30 @@ class Fidelity(Protocol):
     def needs_incumbent(self) -> bool:
         """Whether candidates are compared with the best complete one, so that the study must keep its outcomes."""
 
+    @property
+    def needs_history(self) -> bool:
+        """Whether the outcomes of earlier candidates are asked for."""
+
+    def draw(self, trial: int, incumbent: Scores | None, history: ItemHistory) -> Draw | None:
+        """The items of a trial that begins now, where they are drawn; else it has the same `blocks` as others."""
+
     def blocks(self, trial: int) -> Sequence[ItemBlock]:
-        """The blocks of items that a trial is scored on, one after another."""
+        """The blocks of items that a trial is scored on, one after another, where none are drawn for it."""
 
     def look(self, look: InterimLook) -> LookResult:
         """Decide about a candidate after one of its blocks but the last."""
 
 
-class Full:
+class _AlikeForAll:
+    """Base of the fidelities by which all candidates have the same blocks."""
+
+    needs_history = False
+
+    def draw(self, trial: int, incumbent: Scores | None, history: ItemHistory) -> Draw | None:
+        return None
+
+
+class Full(_AlikeForAll):
     """Every candidate is scored on all items, in one block."""
 
     needs_incumbent = False
@@ -86,7 +108,7 @@ class Full:
         return LookResult(drop=False, estimate=self._objective.value_or_nan(look.seen))
 
 
-class Race:
+class Race(_AlikeForAll):
     """A candidate is dropped when it is clear that it is worse than the incumbent. Blocks have a share of every task.
 
     Args:
@@ -113,7 +135,51 @@ class Race:
         return LookResult(drop=decision.drop, estimate=decision.estimate)
 
 
-class Brackets:
+class DifferenceRace:
+    """A race on items that are drawn for each candidate, with predictions of its outcomes. See `difference.py`.
+
+    A candidate that begins before there is an incumbent is scored on all items.
+
+    Args:
+        seed: of the study; with the number of a trial it keys the draw of its items.
+    """
+
+    needs_incumbent = True
+    needs_history = True
+
+    def __init__(
+        self, settings: DifferenceSettings, objective: Objective, *, minimum: int, block: int, seed: int
+    ) -> None:
+        self._settings = settings
+        self._objective = objective
+        self._minimum = minimum
+        self._block = block
+        self._seed = seed
+
+    def draw(self, trial: int, incumbent: Scores | None, history: ItemHistory) -> Draw | None:
+        if incumbent is None:
+            return None
+        return make_draw(
+            self._objective,
+            incumbent,
+            history,
+            seed=self._seed,
+            trial=trial,
+            minimum=self._minimum,
+            block=self._block,
+        )
+
+    def blocks(self, trial: int) -> Sequence[ItemBlock]:
+        return (ItemBlock("search"),)
+
+    def look(self, look: InterimLook) -> LookResult:
+        if look.draw is None:
+            return LookResult(drop=False, estimate=self._objective.value_or_nan(look.seen))
+        decision = decide_by_difference(self._settings, look.draw, look.seen, block=len(look.earlier))
+        return LookResult(drop=decision.drop, estimate=decision.estimate)
+
+
+class Brackets(_AlikeForAll):
     """A candidate continues while it is among the best of those that were scored on as many items.
 
     A candidate that begins before there is an incumbent is scored on all items.
@@ -150,11 +216,15 @@ class Brackets:
         return LookResult(drop=drop, estimate=paired.estimate, rung=rung, value=value)
 
 
-def build_fidelity(spec: FidelitySpec, objective: Objective, references: Sequence[Scores]) -> Fidelity:
+def build_fidelity(
+    spec: FidelitySpec, objective: Objective, references: Sequence[Scores], *, race: RaceDefaults, seed: int
+) -> Fidelity:
     """The fidelity of a spec.
 
     Args:
         references: scores of base and experts on all items of the search.
+        race: the study's settings in place of those that the spec leaves open.
+        seed: of the study.
 
     Raises:
         InvalidInput: a metric whose parts cannot be compared.
@@ -165,6 +235,10 @@ def build_fidelity(spec: FidelitySpec, objective: Objective, references: Sequenc
         require_means(reference)
     sizes = [len(task.items) for task in references[0].tasks.values()]
     items = sum(sizes)
+    if spec.name == "race" and (spec.estimator or race.estimator) == "difference":
+        futility = race.futility if spec.futility is None else spec.futility
+        drawn = DifferenceSettings(alpha=spec.alpha, futility=futility)
+        return DifferenceRace(drawn, objective, minimum=spec.minimum, block=spec.block, seed=seed)
     if spec.name == "race":
         blocks = min(max(1, round(items / spec.block)), max(sizes))
         return Race(RaceSettings(spec.alpha, spec.minimum), objective, blocks=blocks)

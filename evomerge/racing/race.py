@@ -102,7 +102,7 @@ def decide(
         InvalidInput: a metric whose parts cannot be compared, or items or metrics that the incumbent does not have.
     """
     require_means(incumbent)
-    slopes, sizes, counts = _slopes(objective, incumbent), _sizes(incumbent), _sizes(seen)
+    slopes, sizes, counts = mean_slopes(objective, incumbent), _sizes(incumbent), _sizes(seen)
     difference, statistic = _test(_contributions(slopes, incumbent, seen))
     bound = _bound(settings, slopes, sizes, [*earlier, counts])
     return Decision(
@@ -123,7 +123,7 @@ def information(objective: Objective, incumbent: Scores, counts: Mapping[str, in
     outcomes that vary as much in every task. Where every task is seen to the same share, it is that share. A task that
     has not been seen counts as half an item: the difference has nothing of it yet, and little error may be spent.
     """
-    return _information(_slopes(objective, incumbent), _sizes(incumbent), counts)
+    return _information(mean_slopes(objective, incumbent), _sizes(incumbent), counts)
 
 
 def require_means(scores: Scores) -> None:
@@ -164,7 +164,7 @@ def _is_mean(score: TaskScores) -> bool:
     return math.isclose(score.value, mean, rel_tol=1e-9, abs_tol=1e-12)
 
 
-def _slopes(objective: Objective, incumbent: Scores) -> dict[str, float]:
+def mean_slopes(objective: Objective, incumbent: Scores) -> dict[str, float]:
     """Derivative of the objective by the (weighted) mean of each task's outcomes, at the incumbent."""
     slopes = objective.slopes(incumbent)
     return {task: slopes[task] * (_sensitivity(score) or 0.0) for task, score in incumbent.tasks.items()}

@@ -24,7 +24,7 @@ from evomerge.loop.outlook import Bar
 from evomerge.messages import duration
 from evomerge.opening.measurements import planned_measurements
 from evomerge.packs.items import ItemBlock
-from evomerge.racing import build_fidelity
+from evomerge.racing import ItemHistory, build_fidelity
 from evomerge.recipe import RecipeSet
 from evomerge.samplers.base import sampler_of
 from evomerge.samplers.reference_points import ReferencePoint
@@ -34,6 +34,7 @@ from evomerge.search.session import Session
 from evomerge.search.warm_start import reference_points, warm_points
 from evomerge.spec import BaselineSpec, SearchSpec
 from evomerge.storage import attributes
+from evomerge.study.ended_scores import ended_scores
 from evomerge.study.incumbent import read_incumbent
 from evomerge.study.rows import Record
 from evomerge.study.snapshot import snapshot_of
@@ -195,14 +196,17 @@ def explore(session: Session) -> None:
     spec, study = opened.inputs.spec, opened.search.study
     predicted = _predict_duration(session)
     references = [session.references[source.name].scores for source in spec.sources]
+    race = opened.identity.race
+    fidelity = build_fidelity(spec.fidelity, session.objective, references, race=race, seed=spec.seed)
     Controller(
         opened.search,
         session.executor,
         session.objective,
         session.stop,
         budget=spec.budget,
-        fidelity=build_fidelity(spec.fidelity, session.objective, references),
-        incumbent=read_incumbent(study, opened.storage, opened.artifacts) if spec.fidelity.name != "full" else None,
+        fidelity=fidelity,
+        incumbent=read_incumbent(study, opened.storage, opened.artifacts) if fidelity.needs_incumbent else None,
+        history=ItemHistory(ended_scores(study, opened.storage, opened.artifacts) if fidelity.needs_history else ()),
         stored=stored_scores(opened),
         bar=_bar(session),
         batch_size=session.batch_size,

@@ -24,6 +24,7 @@ IDENTITY: Final = "evomerge:identity"  # text: the part of the spec that may not
 SPLIT: Final = "evomerge:split"  # text: the items of search and held-out, in JSON
 VERSIONS: Final = "evomerge:versions"  # package versions at creation
 POPSIZE: Final = "evomerge:popsize"  # fixed at creation, because its default depends on the number of workers
+RACE: Final = "evomerge:race"  # settings that the spec of a race may leave open, as they were at creation
 BATCH_SIZE: Final = "evomerge:batch_size"  # fixed at creation, because padding may change the last bits of a score
 ONE_BY_ONE: Final = "evomerge:one_by_one"  # whether lm-eval gives our scores only in batches of one request
 NO_HARNESS_SCORES: Final = "evomerge:no_harness_scores"  # whether lm-eval gives our scores in no way

@@ -16,6 +16,7 @@ from evomerge.storage import attributes
 from evomerge.storage.attributes import read_text, write_text
 from evomerge.storage.opening import in_transaction
 from evomerge.storage.optuna_internals import storage_of
+from evomerge.study.race_defaults import RaceDefaults, read_race_defaults
 
 SCHEMA = 1
 PACKAGES = ("evomerge", "torch", "transformers", "lm_eval", "optuna", "cma", "numpy", "ray")
@@ -31,6 +32,7 @@ class StudyIdentity:
         split: the item split in JSON.
         batch_size: the evaluator's batch size.
         popsize: the sampler's population size, None for samplers without one.
+        race: settings of a race that the spec may leave open.
     """
 
     spec: str
@@ -38,6 +40,7 @@ class StudyIdentity:
     split: str
     batch_size: int | None
     popsize: int | None
+    race: RaceDefaults
 
 
 def create_or_verify(study: optuna.Study, identity: StudyIdentity) -> StudyIdentity:
@@ -91,6 +94,7 @@ def _settled(study: optuna.Study) -> StudyIdentity:
         split=_text(study, attributes.SPLIT),
         batch_size=study.user_attrs.get(attributes.BATCH_SIZE),
         popsize=study.user_attrs.get(attributes.POPSIZE),
+        race=read_race_defaults(study),
     )
 
 
@@ -126,6 +130,7 @@ def _write(study: optuna.Study, identity: StudyIdentity) -> None:
     study.set_user_attr(attributes.VERSIONS, versions())
     study.set_user_attr(attributes.BATCH_SIZE, identity.batch_size)
     study.set_user_attr(attributes.POPSIZE, identity.popsize)
+    study.set_user_attr(attributes.RACE, identity.race.model_dump(mode="json"))
     study.set_user_attr(attributes.SCHEMA, SCHEMA)
 
 

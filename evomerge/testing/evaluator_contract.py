@@ -57,6 +57,16 @@ class EvaluatorContract:
         assert set(evaluator.weights) == set(evaluator.split.parts["search"])
         assert all(weight > 0 for weight in evaluator.weights.values())
 
+    def test_chosen_items_have_the_outcomes_that_they_have_in_the_whole_part(self, evaluator: Evaluator) -> None:
+        candidate = self.candidates()[0]
+        whole = evaluator.score(candidate, ItemBlock("search"))
+        task, ids = next(iter(evaluator.split.parts["search"].items()))
+        chosen = evaluator.score(candidate, ItemBlock("search", chosen=((task, ids[::-2]),)))
+        assert set(chosen.tasks) == {task}
+        outcomes = dict(zip(whole.tasks[task].items, whole.tasks[task].outcomes, strict=True))
+        assert chosen.tasks[task].items == ids[::-2]
+        assert chosen.tasks[task].outcomes == tuple(outcomes[item] for item in ids[::-2])
+
     def test_a_task_without_items_in_the_block_is_left_out(self, evaluator: Evaluator) -> None:
         assert not evaluator.score(self.candidates()[0], ItemBlock("search", 10_000, 10_001)).tasks
 

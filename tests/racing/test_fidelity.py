@@ -7,12 +7,14 @@ import pytest
 
 from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.objective import Objective
-from evomerge.racing import InterimLook, build_fidelity
+from evomerge.racing import InterimLook, ItemHistory, build_fidelity
 from evomerge.spec import FidelitySpec
+from evomerge.study.race_defaults import CURRENT, RaceDefaults
 
 ITEMS = 400
 OBJECTIVE = Objective(aggregate="weighted_mean", weights={"task": 1.0})
 NAMES = ("full", "race", "successive_halving", "hyperband")
+RULES = (*({"name": name} for name in NAMES), {"name": "race", "estimator": "paired"})
 
 
 def scores(outcomes):
@@ -28,9 +30,15 @@ def scores(outcomes):
     return Scores({"task": task}, {})
 
 
-@pytest.fixture(params=NAMES)
+def build(rule, objective=OBJECTIVE, references=None, race=CURRENT):
+    return build_fidelity(
+        FidelitySpec(**rule), objective, references or [scores([1.0, 0.0] * (ITEMS // 2))], race=race, seed=1
+    )
+
+
+@pytest.fixture(params=RULES, ids=str)
 def fidelity(request):
-    return build_fidelity(FidelitySpec(name=request.param), OBJECTIVE, [scores([1.0, 0.0] * (ITEMS // 2))])
+    return build(request.param)
 
 
 def test_the_blocks_of_a_trial_are_all_items_once(fidelity):
@@ -46,14 +54,29 @@ def test_nothing_is_dropped_before_there_is_an_incumbent(fidelity):
     assert (result.drop, result.estimate) == (False, 0.5)
 
 
-def test_only_full_needs_no_incumbent(fidelity):
-    assert fidelity.needs_incumbent == (len(fidelity.blocks(0)) > 1)
+def test_candidates_are_compared_with_an_incumbent_wherever_some_may_be_dropped(fidelity):
+    draw = fidelity.draw(3, scores([1.0, 0.0] * (ITEMS // 2)), ItemHistory())
+    blocks = fidelity.blocks(3) if draw is None else draw.blocks
+    assert fidelity.needs_incumbent == (len(blocks) > 1)
+    assert fidelity.needs_history == (draw is not None)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_scores_that_allow_no_objective_have_no_estimate(name):
+def test_nothing_is_drawn_before_there_is_an_incumbent(fidelity):
+    assert fidelity.draw(0, None, ItemHistory()) is None
+
+
+def test_a_race_that_leaves_it_open_is_that_of_its_study():
+    incumbent = scores([1.0, 0.0] * (ITEMS // 2))
+    old = build({"name": "race"}, race=RaceDefaults())
+    assert old.draw(3, incumbent, ItemHistory()) is None
+    assert old.blocks(3) == build({"name": "race", "estimator": "paired"}).blocks(3)
+    assert build({"name": "race"}).draw(3, incumbent, ItemHistory()) is not None
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_scores_that_allow_no_objective_have_no_estimate(rule):
     task = scores([1.0, 0.0] * (ITEMS // 2)).tasks["task"]
     both = Scores({"first": task, "second": task}, {})
     overflowing = Objective(aggregate="weighted_mean", weights={"first": math.inf, "second": -math.inf})
-    fidelity = build_fidelity(FidelitySpec(name=name), overflowing, [both])
+    fidelity = build(rule, overflowing, [both])
     assert math.isnan(fidelity.look(InterimLook(trial=0, seen=both)).estimate)

@@ -14,7 +14,9 @@ from evomerge.packs.items import ItemBlock
 from evomerge.search.run import run_search
 from evomerge.spec import load_spec, override
 from evomerge.storage import attributes
+from evomerge.study.ended_scores import ended_scores
 from evomerge.study.incumbent import read_incumbent
+from evomerge.study.race_defaults import RaceDefaults
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.stored_search import artifacts_folder, read_search
 from evomerge.study.trials import best_trials, read_cost
@@ -26,13 +28,22 @@ def search(path, **changes):
     return run_search(override(load_spec(path), **changes), ray="none")
 
 
+PAIRED = {"name": "race", "estimator": "paired"}
+
+
 @pytest.fixture
 def race(write_spec):
     return write_spec(evaluator=EVALUATOR, fidelity="race", budget={"trials": 20})
 
 
-def test_a_race_drops_bad_candidates_early_and_never_the_best(race):
-    study = search(race)
+@pytest.fixture
+def paired_race(write_spec):
+    return write_spec("paired.yaml", evaluator=EVALUATOR, fidelity=PAIRED, budget={"trials": 20})
+
+
+@pytest.mark.parametrize("estimator", ["race", "paired_race"])
+def test_a_race_drops_bad_candidates_early_and_never_the_best(request, estimator):
+    study = search(request.getfixturevalue(estimator))
     trials = study.get_trials()
     dropped = [trial for trial in trials if trial.state is TrialState.PRUNED]
     complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
@@ -42,14 +53,14 @@ def test_a_race_drops_bad_candidates_early_and_never_the_best(race):
     everything = read_cost(trials[0]).items
     assert everything > 700
     assert max(read_cost(trial).items for trial in dropped) < everything
-    assert min(read_cost(trial).items for trial in dropped) >= 64
+    assert min(read_cost(trial).items for trial in dropped) >= (64 if estimator == "paired_race" else 32)
     assert all(read_cost(trial).items == everything for trial in complete)
     assert sum(read_cost(trial).items for trial in trials) < 0.6 * everything * len(trials)
 
 
-def test_what_a_dropped_trial_tells_is_its_paired_estimate(race):
-    study = search(race)
-    stored = read_search(load_spec(race))
+def test_what_a_dropped_trial_tells_is_its_paired_estimate(paired_race):
+    study = search(paired_race)
+    stored = read_search(load_spec(paired_race))
     blocks = round(read_cost(study.trials[0]).items / 64)
     for trial in study.get_trials(states=(TrialState.PRUNED,)):
         earlier = [
@@ -114,8 +125,74 @@ def test_the_incumbent_is_kept_in_the_study_and_found_again(race):
     assert mean == pytest.approx(best.value)
 
 
-def test_a_race_goes_on_as_if_it_had_not_been_stopped(write_spec):
-    changes = {"evaluator": EVALUATOR, "fidelity": "race"}
+def test_what_a_trial_on_drawn_items_tells_is_near_what_it_is_worth(race):
+    study = search(race)
+    stored = read_search(load_spec(race))
+    evaluator = SyntheticEvaluator(
+        {key: value for key, value in EVALUATOR.items() if key != "name"}, bounds=_bounds(stored), seed=1
+    )
+    dropped = study.get_trials(states=(TrialState.PRUNED,))
+    worth = [
+        sum(_mean(evaluator, trial, ItemBlock("search"), task) for task in evaluator.weights) / len(evaluator.weights)
+        for trial in dropped
+    ]
+    errors = [trial.value - value for trial, value in zip(dropped, worth, strict=True)]
+    assert abs(sum(errors) / len(errors)) < 0.03
+    assert max(map(abs, errors)) < 0.25
+    incumbents = [trial.value for trial in study.get_trials(states=(TrialState.COMPLETE,))]
+    assert all(trial.value < max(incumbents) for trial in dropped)
+
+
+def test_every_trial_of_a_race_on_drawn_items_has_a_draw_of_its_own(race):
+    study = search(race, trials=8)
+    stored = read_search(load_spec(race))
+    seen = [
+        tuple(sorted((task, item) for task, score in scores.tasks.items() for item in score.items))
+        for scores in ended_scores(stored.study, stored.storage, stored.artifacts)
+    ]
+    partial = [items for items in seen if len(items) < len(seen[0])]
+    assert len(seen) == len(study.trials)
+    assert len(set(partial)) == len(partial) > 2
+
+
+def test_a_race_on_drawn_items_repeats_what_a_killed_one_did(write_spec, monkeypatch):
+    changes = {"evaluator": EVALUATOR, "fidelity": "race", "budget": {"trials": 12}}
+    whole = search(write_spec("whole.yaml", name="whole", **changes))
+    path = write_spec("killed.yaml", name="killed", **changes)
+    tell = SearchStudy.tell
+
+    def dies_at_every_fourth(self, proposal, *rest, **named):
+        if proposal.number % 4 == 3 and proposal.attempt == 1:
+            raise KeyboardInterrupt
+        tell(self, proposal, *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SearchStudy, "tell", dies_at_every_fourth)
+        patch.setattr(SearchStudy, "undo_attempt", lambda self, proposal: None)
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                search(path)
+        killed = search(path)
+    assert [(trial.state, trial.params, trial.value) for trial in killed.trials] == [
+        (trial.state, trial.params, trial.value) for trial in whole.trials
+    ]
+    assert [read_cost(trial).items for trial in killed.trials] == [read_cost(trial).items for trial in whole.trials]
+
+
+def test_a_study_keeps_the_estimator_that_was_the_default_when_it_was_made(write_spec):
+    path = write_spec(evaluator=EVALUATOR, fidelity="race", budget={"trials": 6})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evomerge.opening.open_study.CURRENT", RaceDefaults())
+        search(path, trials=3)
+    study = search(path)
+    paired = write_spec("paired.yaml", name="paired", evaluator=EVALUATOR, fidelity=PAIRED, budget={"trials": 6})
+    assert [trial.value for trial in study.trials] == [trial.value for trial in search(paired).trials]
+    assert study.user_attrs[attributes.RACE] == {"estimator": "paired", "futility": 0.0}
+
+
+@pytest.mark.parametrize("fidelity", ["race", PAIRED, {"name": "race", "futility": 0.0}], ids=str)
+def test_a_race_goes_on_as_if_it_had_not_been_stopped(write_spec, fidelity):
+    changes = {"evaluator": EVALUATOR, "fidelity": fidelity}
     whole = search(write_spec("whole.yaml", name="whole", **changes), trials=20)
     path = write_spec("pieces.yaml", name="pieces", **changes)
     for trials in (3, 9, 20):
@@ -164,6 +241,9 @@ def test_the_fidelity_is_part_of_the_study(write_spec):
     ("fidelity", "message"),
     [
         ({"name": "race", "eta": 4}, "fidelity race has no setting 'eta'"),
+        ({"name": "hyperband", "estimator": "difference"}, "fidelity hyperband has no setting 'estimator'"),
+        ({"name": "race", "estimator": "paired", "futility": 0.1}, "futility needs the estimator difference"),
+        ({"name": "race", "estimator": "best"}, "difference"),
         ({"name": "hyperband", "alpha": 0.1}, "fidelity hyperband has no setting 'alpha'"),
         ({"name": "full", "block": 10}, "fidelity full has no setting 'block'"),
         ("fast", "full"),

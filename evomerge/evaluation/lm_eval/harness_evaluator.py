@@ -75,6 +75,10 @@ class _LiveView:
         self.lengths: dict[Part, Lengths] = {}
         self.blocks: dict[ItemBlock, _PreparedBlock] = {}
 
+    def forget_chosen(self) -> None:
+        """Forget the blocks of chosen items."""
+        self.blocks = {items: block for items, block in self.blocks.items() if items.chosen is None}
+
 
 class _LiveViews:
     """The views of the live models that were scored last: one for each depth of candidates."""
@@ -278,6 +282,8 @@ class HarnessEvaluator:
             view = _LiveView(lm, self._open_engine(lm))
         self._views.use(view)
         if items not in view.blocks:
+            if items.chosen is not None:  # of one candidate: no other will ask for it
+                view.forget_chosen()
             view.blocks[items] = self._block(view, items)
         return view
 
