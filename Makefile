@@ -42,8 +42,9 @@ bench: install
 bench-search: install
 	for fraction in target noisy wide toy; do \
 		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/search.py --fraction $$fraction --processes 2 || exit 1; done
-	for name in racing fidelity pareto futility; do \
+	for name in racing difference fidelity pareto futility; do \
 		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/racing.py --estimator difference
 
 # What runs: small random models of the architectures of transformers, each compared with lm-eval and a plain merge.
 architectures: install

@@ -30,6 +30,10 @@ from evomerge.study.rows import read_records, read_scores
 from evomerge.study.stored_search import read_search
 from evomerge.study.trials import read_cost
 
+FIDELITIES: dict[str, dict[str, str]] = {
+    **{name: {"name": name} for name in ("full", "race", "hyperband", "successive_halving")},
+    "paired_race": {"name": "race", "estimator": "paired"},
+}
 TOY = Path(__file__).parent.parent / "examples" / "toy" / "search.yaml"
 
 
@@ -40,8 +44,9 @@ def main() -> None:
     parser.add_argument(
         "--rules",
         nargs="+",
+        choices=list(FIDELITIES),
         default=["full", "race", "hyperband", "successive_halving"],
-        help="fidelities by name, full first",
+        help="fidelities by name, full first; paired_race is the race with that estimator",
     )
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -62,7 +67,7 @@ def _spec(rule: str, seed: int, trials: int, folder: Path) -> SearchSpec:
     content = load_spec(TOY).model_dump(mode="json", by_alias=True)
     content |= {
         "name": f"{rule}-{seed}",
-        "fidelity": {"name": rule},
+        "fidelity": FIDELITIES[rule],
         "seed": seed,
         "budget": {"trials": trials},
         "baselines": [],
