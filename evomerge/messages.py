@@ -51,6 +51,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def duration_of_one(seconds: float) -> str:
+    """Seconds of one candidate, below ten with two digits: 0.42 s, 3.1 s, 42 s, 2 min 5 s."""
+    return f"{seconds:.2g} s" if seconds < 9.95 else duration(seconds)
+
+
 def in_bytes(count: int) -> str:
     """Bytes in decimal units, with one decimal below 100: 640 MB, 1.4 GB, 12 B."""
     if count < 1000:

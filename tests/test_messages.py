@@ -4,6 +4,7 @@ import pytest
 
 from evomerge.messages import (
     duration,
+    duration_of_one,
     first_line,
     in_bytes,
     in_one_line,
@@ -65,6 +66,15 @@ def test_a_chance_is_a_whole_percentage_and_a_tiny_one_is_not_nothing():
         "below 1 %",
         "below 1 %",
         "unknown",
+    ]
+
+
+def test_a_candidate_of_minutes_takes_no_power_of_ten_of_seconds():
+    assert [duration_of_one(seconds) for seconds in (0.042, 3.14, 9.96, 124)] == [
+        "0.042 s",
+        "3.1 s",
+        "10 s",
+        "2 min 4 s",
     ]
 
 

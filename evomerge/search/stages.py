@@ -21,7 +21,7 @@ from evomerge.jobs import Cost, Measured
 from evomerge.loop.controller import Controller
 from evomerge.loop.dispatcher import reason_of, refuse_invalid, run_all
 from evomerge.loop.outlook import Bar
-from evomerge.messages import duration
+from evomerge.messages import duration, duration_of_one
 from evomerge.opening.measurements import planned_measurements
 from evomerge.packs.items import ItemBlock
 from evomerge.racing import ItemHistory, build_fidelity
@@ -214,7 +214,9 @@ def explore(session: Session) -> None:
     ).run()
     if opened.search.tally.finished:
         measured = opened.search.tally.spent.seconds / opened.search.tally.finished
-        session.listener.on_phase(f"a candidate took {measured:.2g} s (predicted: {predicted:.2g} s)")
+        session.listener.on_phase(
+            f"a candidate took {duration_of_one(measured)} (predicted: {duration_of_one(predicted)})"
+        )
 
 
 def _bar(session: Session) -> Bar | None:
@@ -240,7 +242,7 @@ def _predict_duration(session: Session) -> float:
     left = max(0, inputs.spec.budget.trials - session.opened.search.tally.finished)
     workers = session.executor.capacity
     session.listener.on_phase(
-        f"a candidate takes about {seconds:.2g} s on all items: {left} trials on {workers} "
+        f"a candidate takes about {duration_of_one(seconds)} on all items: {left} trials on {workers} "
         f"{'worker' if workers == 1 else 'workers'} about {duration(left * seconds / workers)}"
     )
     return seconds
