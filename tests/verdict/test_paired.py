@@ -235,3 +235,22 @@ def test_the_bootstrap_keeps_its_level_and_its_coverage(kind, aggregation, draw,
         covered += found.low <= 0 <= found.high
     assert false <= 30  # 7.5 %: 5 % and what 400 runs may be off by
     assert covered >= 368
+
+
+def test_the_bootstrap_calls_models_that_differ_by_the_margin_equivalent_as_rarely_as_its_level(monkeypatch):
+    monkeypatch.setattr(bootstrap, "DRAWS", 499)
+    generator = np.random.Generator(np.random.Philox(12))
+    over, margin, false, found = objective(2), 1.0, 0, 0
+    for run in range(400):
+        first, second, twin = (scores(*(task(generator.normal(size=25)) for _ in "ab")) for _ in range(3))
+        worse = scores(*(task(np.array(each.outcomes) - margin) for each in second.tasks.values()))
+        false += paired_difference(first, worse, over, seed=run, margin=margin).equivalence_p < 0.05
+        found += paired_difference(first, twin, over, seed=run, margin=margin).equivalence_p < 0.05
+    assert false <= 30  # 7.5 %: 5 % and what 400 runs may be off by
+    assert found >= 380
+
+
+def test_few_real_valued_outcomes_that_differ_show_no_equivalence():
+    first, second = [0.5] * 40, [0.5] * 35 + [0.4] * 5
+    found = paired_difference(scores(task(first)), scores(task(second)), objective(), seed=0, margin=0.5)
+    assert (found.test, found.equivalence_p) == ("paired bootstrap", None)
