@@ -212,8 +212,9 @@ def explore(session: Session) -> None:
         batch_size=session.batch_size,
         on_status=session.listener.on_status,
     ).run()
-    if opened.search.tally.finished:
-        measured = opened.search.tally.spent.seconds / opened.search.tally.finished
+    spent = opened.search.tally.spent
+    if spent.candidates:  # trials with the scores of a baseline cost nothing
+        measured = spent.seconds / spent.candidates
         session.listener.on_phase(
             f"a candidate took {duration_of_one(measured)} (predicted: {duration_of_one(predicted)})"
         )
