@@ -40,6 +40,7 @@ def main() -> None:
     run(
         "dam",
         __doc__.splitlines()[0],
+        models=SOURCES,
         cases=CASES,
         case=case,
         our_steps=our_steps,
@@ -54,7 +55,7 @@ def our_steps(folder: Path, options: dict[str, Any]) -> Iterator[None]:
 
     model = live_model(options)
     live = model.state_dict(keep_vars=True)
-    weights = mapped_sources(folder)
+    weights = mapped_sources(folder, SOURCES)
     count = options["steps"] + 1
     refs = tuple(ModelRef(name, name, fingerprint=name) for name in SOURCES)
     rule = Rule(
@@ -87,7 +88,7 @@ def plain_steps(folder: Path, options: dict[str, Any]) -> Iterator[None]:
     from evomerge.training.dam import kl_loss, similarity
 
     model = live_model(options)
-    weights = list(mapped_sources(folder).values())
+    weights = list(mapped_sources(folder, SOURCES).values())
     dtype = getattr(torch, options["dtype"])
     linear = [key for key, tensor in weights[0].items() if tensor.ndim == 2 and key != "model.embed_tokens.weight"]
     frozen = {

@@ -4,8 +4,8 @@
 
 A case is the number of tokens of each text, and the granularity of the coefficients.
 
-Both sides learn the same coefficients of two sources beside a base, randomly initialised Llama-like models, on the same
-tokens, one text per source and step, of which the second half is the answer, with one thread:
+Both sides learn the same coefficients of three sources beside a base, randomly initialised Llama-like models, on the
+same tokens, one text per source and step, of which the second half is the answer, with one thread:
 
 * ours: `evomerge.learned.train_learned`, without items to stop by;
 * plain: for every tensor W_0 + sum_i c_i * (W_i - W_0) in torch operations that autograd records, `functional_call` on
@@ -26,8 +26,8 @@ from typing import Any
 from training_step import SOURCES, live_model, mapped_sources, run, token_ids
 
 LEARNING_RATE = 1e-3
-BASE = SOURCES[0]
-EXPERTS = SOURCES[1:]
+BASE = "base"
+MODELS = (BASE, *SOURCES)
 
 
 def case(text: str) -> dict[str, Any]:
@@ -42,6 +42,7 @@ def main() -> None:
     run(
         "learned",
         __doc__.splitlines()[0],
+        models=MODELS,
         cases=CASES,
         case=case,
         our_steps=our_steps,
@@ -56,15 +57,15 @@ def our_steps(folder: Path, options: dict[str, Any]) -> Iterator[None]:
     from evomerge.recipe import ModelRef, Recipe
 
     model = live_model(options)
-    base, *experts = (ModelRef(name, name, fingerprint=name) for name in (BASE, *EXPERTS))
+    base, *experts = (ModelRef(name, name, fingerprint=name) for name in MODELS)
     half = options["length"] // 2
     inputs = TrainingInputs(
         model=model,
         live=model.state_dict(keep_vars=True),
-        weights=mapped_sources(folder),
+        weights=mapped_sources(folder, MODELS),
         texts={
             name: [CalibrationText(token_ids(options, source, step), half) for step in range(options["steps"] + 1)]
-            for source, name in enumerate(EXPERTS)
+            for source, name in enumerate(SOURCES)
         },
         initial=Recipe(base=base, sources=tuple(experts), rules=(), dtype=options["dtype"]),
         seed=0,
@@ -88,8 +89,8 @@ def plain_steps(folder: Path, options: dict[str, Any]) -> Iterator[None]:
     from torch.func import functional_call
 
     model = live_model(options)
-    weights = mapped_sources(folder)
-    base, experts = weights[BASE], [weights[name] for name in EXPERTS]
+    weights = mapped_sources(folder, MODELS)
+    base, experts = weights[BASE], [weights[name] for name in SOURCES]
     dtype = getattr(torch, options["dtype"])
     columns = options["granularity"] == "column"
     coefficients = {

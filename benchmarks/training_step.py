@@ -35,6 +35,7 @@ def run(
     name: str,
     description: str,
     *,
+    models: Sequence[str],
     cases: Sequence[Case],
     case: Callable[[str], Case],
     our_steps: Steps,
@@ -43,6 +44,7 @@ def run(
     """The command line of a benchmark.
 
     Args:
+        models: that are merged, of which there are files.
         cases: of the table.
         case: reads one from the command line.
     """
@@ -61,7 +63,7 @@ def run(
     for each in given["cases"]:
         progress(", ".join(f"{key} {value}" for key, value in each.items()))
         with tempfile.TemporaryDirectory() as folder:
-            options = {"stored": "float32", **given, **each}
+            options = {"stored": "float32", "models": models, **given, **each}
             rows.append({**each, **compare(Path(folder), options, our_steps, plain_steps)})
     settings = {key: given[key] for key in ("steps", "layers", "width", "vocabulary", "dtype")}
     document = {"benchmark": name, "ratio": rows[0]["time ratio"], "sources": len(SOURCES), **settings}
@@ -170,7 +172,7 @@ def write_sources(folder: Path, options: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
     model = live_model(options)
-    for index, name in enumerate(SOURCES):
+    for index, name in enumerate(options["models"]):
         generator = torch.Generator().manual_seed(index)
         tensors = {
             key: (tensor + 0.01 * torch.randn(tensor.shape, generator=generator)).to(getattr(torch, options["stored"]))
@@ -179,10 +181,10 @@ def write_sources(folder: Path, options: dict[str, Any]) -> None:
         save_file(tensors, folder / f"{name}.safetensors")
 
 
-def mapped_sources(folder: Path) -> dict[str, dict[str, Any]]:
+def mapped_sources(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     from safetensors import safe_open
 
-    files = {name: safe_open(folder / f"{name}.safetensors", framework="pt") for name in SOURCES}
+    files = {name: safe_open(folder / f"{name}.safetensors", framework="pt") for name in names}
     return {name: {key: file.get_tensor(key) for key in file.keys()} for name, file in files.items()}  # noqa: SIM118
 
 

@@ -13,7 +13,7 @@ Weight = Annotated[float, Field(ge=0)]
 AboveZero = Annotated[float, Field(gt=0)]
 Granularity = Literal["global", "groups", "tensor", "column"]
 
-RATES: Final[Mapping[Granularity, float]] = {"global": 0.05, "groups": 0.05, "tensor": 0.05, "column": 0.05}
+RATES: Final[Mapping[Granularity, float]] = {"global": 0.05, "groups": 0.05, "tensor": 0.05, "column": 0.1}
 
 
 class LearnedLosses(Frozen):
@@ -72,7 +72,7 @@ class LearnedSettings(Frozen):
     density: Annotated[float, Field(gt=0, le=1)] = 0.2
     initial: float | None = None
     steps: Positive = 60
-    batch_size: Positive = 16
+    batch_size: Positive = 8
     learning_rate: AboveZero | None = None
     penalty: Weight = 0.0
     stop_share: Annotated[float, Field(ge=0, lt=1)] = 0.25
