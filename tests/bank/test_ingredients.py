@@ -21,10 +21,9 @@ from evomerge.checkpoints.recipe_files import store_tensors
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.merging import merge_state_dicts
 from evomerge.methods import resolve_options, resolve_parameters
-from evomerge.passes.fused_rule import kinds
-from evomerge.passes.kernels import Kernels
+from evomerge.passes.kernels import KernelKind, Kernels
 from evomerge.recipe import ModelRef, PathLayer, Recipe, RecipeSet, Rule, copying_rule
-from evomerge.tensors.plans import plan_rule
+from evomerge.tensors.plans import Formula
 
 TOY = Path(__file__).parent.parent.parent / "examples" / "toy" / "models"
 EXPERTS = ("reverse", "sort")
@@ -220,16 +219,23 @@ def test_an_ingredient_is_rounded_to_its_own_dtype(sources):
 
 def test_compiled_and_eager_merges_of_ingredients_have_the_same_bits(sources, tmp_path):
     cpu = torch.device("cpu")
-    sums = {each: inner(sources, "task_arithmetic", {"weight": each}, dtype="bfloat16") for each in (0.4, 0.9)}
-    ingredients = {"small": sums[0.4], "large": sums[0.9]}
-    recipe = outer(sources, ingredients, "task_arithmetic", {"weight": [0.3, 0.8]}, "bfloat16")
-    eager = bank_of(sources, "bfloat16", kernels=Kernels(cpu, tmp_path))
+    base, experts = sources
+    third = open_source(ModelRef("swap", str(TOY / "swap")), like=base)
+    three = (base, [*experts, third])
+    scope, all_three = {"trim_scope": "tensor"}, (*EXPERTS, "swap")
+
+    def ties(names, density, **settings):
+        rule = rule_of("ties", names, names_of(sources), {"density": density}, scope)
+        return recipe_of(three, rule, dtype="bfloat16", **settings)
+
+    ingredients = {f"density {density}": ties(all_three, density) for density in (0.2, 0.3, 0.5)}
+    recipe = ties(tuple(ingredients), 0.4, ingredients=ingredients)
+    eager = bank_of(three, "bfloat16", kernels=Kernels(cpu, tmp_path))
     kernels = Kernels(cpu)
-    compiled = bank_of(sources, "bfloat16", kernels=kernels)
-    (rule,) = sums[0.4].rules
-    tensors = compiled.rule_tensors(rule, sums[0.4])
-    (kind,) = set(kinds(tensors, plan_rule(rule.method, tensors, {}), torch.bfloat16).values())
-    kernels.compile(kind)  # of the ingredients, and of their sum, whose sources have the same dtypes
+    compiled = bank_of(three, "bfloat16", kernels=kernels)
+    formula = Formula(kind="election", elect="mass", agg="dis-mean", weighting="count")
+    kind = KernelKind(formula=formula, base="bfloat16", sources=("bfloat16",) * 3, out="bfloat16")
+    kernels.compile(kind)  # of the ingredients, and of their merge, whose sources have the same dtypes
     assert eager._fused(recipe.rules[0], recipe) is None
     assert compiled._fused(recipe.rules[0], recipe) is not None
     assert compiled.live_digests(recipe) == eager.live_digests(recipe)
