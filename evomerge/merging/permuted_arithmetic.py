@@ -56,4 +56,4 @@ class _PermutedVectors:
         return self._taken(self._sources[source], origins) - self._taken(self._base, origins)
 
     def _taken(self, flat: Tensor, origins: Tensor) -> Tensor:
-        return flat[origins.to(flat.device)].to(self._device, self._dtype)
+        return flat.index_select(0, origins.to(flat.device)).to(self._device, self._dtype)

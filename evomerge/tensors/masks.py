@@ -71,6 +71,11 @@ def mixed_index(low: Tensor, key_low: Tensor | int, key_high: Tensor | int) -> T
     return _shifted(x, 8)  # (3), times 2**24
 
 
+def mixed_word(low: Tensor, key: int) -> Tensor:
+    """A shorter hash: 24 bits of each element from its low word and 32 bits of a key, by (1) and (3) alone."""
+    return _shifted(_mixed(low ^ _signed(key)), 8)
+
+
 def _uniform_bits(key: int, start: int, stop: int, device: torch.device | str) -> Tensor:
     key_low, key_high, low = index_words(key, start)
     return mixed_index(torch.arange(stop - start, dtype=torch.int32, device=device) + low, key_low, key_high)

@@ -1,27 +1,30 @@
 """Keyed permutations: the place of each element is computed from its index, so that none is stored.
 
 The key is (seed, source position, tensor name), as for masks, and any division of the tensor into slices gives the same
-permutation on every device. A Feistel network is a bijection whatever its round function (Luby and Rackoff 1988): the
-index is cut into two halves of h bits, and in each round
+permutation on every device. With a * b places, a and b near the root of the size, an index is
+(left, right) = divmod(index, b), and rounds in turn add to one part what a hash F makes of the other:
 
-    left, right = right, left ^ F(right)         (1)
+    left = (left + F(right)) mod a               (1)
+    right = (right + F(left)) mod b              (2)
 
-with F the hash of `masks` under a key of the round. Its domain is the next power of 4 from the size of the tensor on:
-an index that falls beyond the tensor is sent on until it does not (cycle walking, Black and Rogaway 2002), which leaves
-a bijection of the tensor's own indices.
+Each is a bijection whatever F is, a generalised Feistel network (Black and Rogaway 2002). The few indices that end
+beyond the tensor go through all rounds again until they do not (cycle walking), which leaves a bijection of the
+tensor's own.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from evomerge.seeding import derive
-from evomerge.tensors.masks import index_words, mixed_index
+from evomerge.tensors.masks import mixed_word
 
-ROUNDS = 6
+ROUNDS = 4
+_NARROW = 1 << 30  # elements up to which indices, and a * b, are counted in int32
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class KeyedPermutation:
     """A permutation of the elements of a flattened tensor.
 
     Attributes:
-        keys: one of 64 bits for each round.
+        keys: one of 32 bits for each round.
         elements: of the tensor, at most 2**48.
     """
 
@@ -38,23 +41,30 @@ class KeyedPermutation:
 
     def origins(self, start: int, stop: int, device: torch.device | str = "cpu") -> Tensor:
         """The indices, int64 of shape `(stop - start,)`, of the elements that come to the places `[start, stop)`."""
-        found = self._rounds(torch.arange(start, stop, dtype=torch.int64, device=device))
+        dtype = torch.int32 if self.elements <= _NARROW else torch.int64
+        found = self._rounds(torch.arange(start, stop, dtype=dtype, device=device))
         while bool((beyond := found >= self.elements).any()):
             found[beyond] = self._rounds(found[beyond])
-        return found
+        return found.to(torch.int64)
 
     def _rounds(self, index: Tensor) -> Tensor:
-        half = max(1, -(-(self.elements - 1).bit_length() // 2))
-        low = (1 << half) - 1
-        left, right = index >> half, index & low
-        for key in self.keys:
-            key_low, key_high, _ = index_words(key, 0)
-            mixed = mixed_index(right.to(torch.int32), key_low, key_high)
-            left, right = right, left ^ (mixed.to(torch.int64) & low)  # (1)
-        return left << half | right
+        rows = math.isqrt(self.elements - 1) + 1
+        columns = -(-self.elements // rows)
+        left, right = index // columns, index % columns
+        for number, key in enumerate(self.keys):
+            if number % 2:
+                right = (right + _hashed(left, key)) % columns  # (2)
+            else:
+                left = (left + _hashed(right, key)) % rows  # (1)
+        return left * columns + right
 
 
 def permutation(seed: int, source: int, name: str, elements: int) -> KeyedPermutation:
     """The permutation of one tensor of one source."""
-    keys = (derive(seed, "permutation", source, name, number) for number in range(ROUNDS))
+    keys = (derive(seed, "permutation", source, name, number) % (1 << 32) for number in range(ROUNDS))
     return KeyedPermutation(tuple(keys), elements)
+
+
+def _hashed(part: Tensor, key: int) -> Tensor:
+    """F: 24 random bits of each element, in its dtype."""
+    return mixed_word(part.to(torch.int32), key).to(part.dtype)

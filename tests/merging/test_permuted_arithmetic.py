@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from evomerge.errors import InvalidInput
 from evomerge.merging import merge_state_dicts
 from evomerge.tensors import rule_tensors
-from evomerge.tensors.masks import mixed_index
 from evomerge.tensors.permutations import permutation
 
 
@@ -31,16 +30,27 @@ def test_a_permutation_is_the_same_in_any_division_into_slices(cuts):
     assert torch.equal(torch.cat(slices), keyed.origins(0, 500))
 
 
-def test_it_is_a_feistel_network_whose_indices_walk_until_they_are_inside():
-    keyed, elements = permutation(5, 1, "w", 40), 40
+def mixed(x):
+    """The finaliser of the masks, in Python integers."""
+    x ^= x >> 16
+    x = x * 0x7FEB352D % 2**32
+    x ^= x >> 15
+    x = x * 0x846CA68B % 2**32
+    return x ^ x >> 16
 
-    def rounds(index):  # 40 elements need 6 bits: halves of 3
-        left, right = index >> 3, index & 7
-        for key in keyed.keys:
-            low, high = (word - 2**32 if word >= 2**31 else word for word in (key % 2**32, key // 2**32))
-            mixed = int(mixed_index(torch.tensor([right], dtype=torch.int32), low, high)[0])
-            left, right = right, left ^ (mixed & 7)
-        return left << 3 | right
+
+@pytest.mark.parametrize("elements", [1, 2, 40, 41, 47, 49])
+def test_it_is_the_network_worked_in_integers_with_indices_that_walk_until_they_are_inside(elements):
+    keyed = permutation(5, 1, "w", elements)
+    rows = next(number for number in range(1, 9) if number**2 >= elements)
+    columns = -(-elements // rows)
+
+    def rounds(index):
+        left, right = divmod(index, columns)
+        for first, second in zip(keyed.keys[::2], keyed.keys[1::2], strict=True):
+            left = (left + (mixed(right ^ first) >> 8)) % rows
+            right = (right + (mixed(left ^ second) >> 8)) % columns
+        return left * columns + right
 
     def walked(index):
         index = rounds(index)
@@ -51,11 +61,17 @@ def test_it_is_a_feistel_network_whose_indices_walk_until_they_are_inside():
     assert keyed.origins(0, elements).tolist() == [walked(index) for index in range(elements)]
 
 
+def test_beyond_the_indices_of_int32_it_is_still_a_bijection_near_both_ends():
+    keyed = permutation(2, 0, "w", 3 * 2**31 + 7)
+    places = torch.cat([keyed.origins(0, 2000), keyed.origins(3 * 2**31 - 2000, 3 * 2**31 + 7)])
+    assert len(set(places.tolist())) == 4007
+    assert 0 <= int(places.min()) < int(places.max()) < 3 * 2**31 + 7
+
+
 def test_permutations_are_frozen():
     """A change of these places is a change of every stored recipe with permuted task vectors."""
-    assert permutation(0, 0, "weight", 16).origins(0, 16).tolist() == [
-        9, 10, 8, 11, 4, 12, 3, 0, 2, 7, 14, 13, 15, 1, 5, 6
-    ]  # fmt: skip
+    places = permutation(0, 0, "weight", 16).origins(0, 16).tolist()
+    assert places == [14, 8, 6, 5, 2, 15, 1, 10, 12, 13, 4, 3, 7, 0, 9, 11]  # fmt: skip
 
 
 def test_seed_source_tensor_and_size_each_give_another_permutation():
