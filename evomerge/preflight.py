@@ -18,7 +18,7 @@ from evomerge.evaluation import code_files, known_evaluators, load_pack
 from evomerge.evaluation.evaluator import ModelEvaluator
 from evomerge.messages import duration, in_bytes, some
 from evomerge.objective import task_weights
-from evomerge.opening.capacity import memory_of, placement_of
+from evomerge.opening.capacity import memory_of, placement_of, trained_weights
 from evomerge.opening.inputs import Inputs
 from evomerge.opening.measurements import all_measurements, measured_sizes
 from evomerge.opening.open_study import build_search_sampler
@@ -55,7 +55,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
     check_recipes(inputs)
     if not has_begun(spec):
         check_recipe_file(inputs)
-    statistics = _statistics(inputs)
+    statistics, weights = _statistics(inputs), trained_weights(inputs)
     check_requests(inputs)
     untried = check_model(inputs)
     moves = unit_moves(inputs)
@@ -79,7 +79,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
         "alignment": None if moves is None else {"moved": moves, "says": moves_sentence(moves)},
         "statistics": statistics,
         "cost": {
-            **_cost(inputs, sum(each["file_bytes"] for each in statistics)),
+            **_cost(inputs, sum(each["file_bytes"] for each in statistics) + weights.file + weights.checkpoint),
             "training": _training(inputs),
             "seconds_left": _seconds_left(inputs),
         },
@@ -216,7 +216,7 @@ def _statistics(inputs: Inputs) -> list[dict[str, Any]]:
     ]
 
 
-def _cost(inputs: Inputs, statistics: int) -> dict[str, int]:
+def _cost(inputs: Inputs, files: int) -> dict[str, int]:
     spec, items = inputs.spec, _items(inputs)
     search, held_out = sum(items["search"].values()), sum(items["held_out"].values())
     rows = len(inputs.refs) + sum(candidates(baseline, spec) for baseline in spec.chosen_baselines)
@@ -230,7 +230,7 @@ def _cost(inputs: Inputs, statistics: int) -> dict[str, int]:
         "held_out_items": shown * held_out,
         "worker_bytes": need.worker + need.copied_layers + need.ingredients,
         "shared_bytes": need.sources,
-        "disk_bytes": spec.budget.trials * (STUDY_BYTES_PER_TRIAL + BYTES_PER_ITEM * search) + statistics,
+        "disk_bytes": spec.budget.trials * (STUDY_BYTES_PER_TRIAL + BYTES_PER_ITEM * search) + files,
     }
 
 

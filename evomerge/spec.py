@@ -334,7 +334,9 @@ class SearchSpec(Frozen):
         if self.baselines is not None:
             return self.baselines
         unasked = [info for info in BASELINES.values() if not info.on_request]
-        return tuple(BaselineSpec(name=info.name) for info in unasked if self.has_calibration or not info.trained)
+        return tuple(
+            BaselineSpec(name=info.name) for info in unasked if not info.trained or self.has_texts(info.least_texts)
+        )
 
     @property
     def needs_reference_points(self) -> bool:
@@ -345,7 +347,11 @@ class SearchSpec(Frozen):
     @property
     def has_calibration(self) -> bool:
         """Whether every expert names text that it is good at."""
-        return all(expert.calibration for expert in self.experts)
+        return self.has_texts(1)
+
+    def has_texts(self, least: int) -> bool:
+        """Whether every expert names so many texts that it is good at, or more."""
+        return all(expert.calibration is not None and expert.calibration.items >= least for expert in self.experts)
 
     @property
     def search_space(self) -> SearchSpace:

@@ -8,6 +8,9 @@ from typing import Any, Final, Protocol
 
 from evomerge.errors import unknown_name
 from evomerge.evaluation.evaluator import CalibrationText
+from evomerge.learned.choice import choose_and_learn, planned_choice
+from evomerge.learned.fine_tuning import fine_tune
+from evomerge.learned.fine_tuning_settings import FineTuneSettings
 from evomerge.learned.items import planned_learning
 from evomerge.learned.learned_training import train_learned
 from evomerge.learned.settings import LearnedSettings
@@ -92,14 +95,25 @@ def _adamerging(inputs: TrainingInputs, settings: Mapping[str, Any]) -> Generato
 
 
 def _learned(inputs: TrainingInputs, settings: Mapping[str, Any]) -> Generator[TrainingStep, None, TrainedMerge]:
-    return train_learned(inputs, LearnedSettings.model_validate(dict(settings)))
+    chosen = LearnedSettings.model_validate(dict(settings))
+    return choose_and_learn(inputs, chosen) if chosen.granularity == "chosen" else train_learned(inputs, chosen)
 
 
-TRAINERS: Final[dict[str, Trainer]] = {"dam": _dam, "adamerging": _adamerging, "learned": _learned}
-SETTINGS: Final[dict[str, type[DamSettings] | type[AdaSettings] | type[LearnedSettings]]] = {
+def _fine_tune(inputs: TrainingInputs, settings: Mapping[str, Any]) -> Generator[TrainingStep, None, TrainedMerge]:
+    return fine_tune(inputs, FineTuneSettings.model_validate(dict(settings)))
+
+
+TRAINERS: Final[dict[str, Trainer]] = {
+    "dam": _dam,
+    "adamerging": _adamerging,
+    "learned": _learned,
+    "fine-tune": _fine_tune,
+}
+SETTINGS: Final[dict[str, type[DamSettings] | type[AdaSettings] | type[LearnedSettings] | type[FineTuneSettings]]] = {
     "dam": DamSettings,
     "adamerging": AdaSettings,
     "learned": LearnedSettings,
+    "fine-tune": FineTuneSettings,
 }
 
 
@@ -113,8 +127,11 @@ def planned_tokens(
     """
     find_trainer(trainer)
     given = SETTINGS[trainer].model_validate(dict(settings))
+    if isinstance(given, FineTuneSettings):
+        return planned_learning(texts, given.learning, seed)
     if isinstance(given, LearnedSettings):
-        return planned_learning(texts, given, seed)
+        planned = planned_choice if given.granularity == "chosen" else planned_learning
+        return planned(texts, given, seed)
     return batches.planned_tokens(texts, given, seed)
 
 

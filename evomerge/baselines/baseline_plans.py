@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from evomerge.baselines.info import BASELINES, WeightGrid
 from evomerge.baselines.named_recipes import NamedRecipe, NamedResult
+from evomerge.baselines.training_settings import SearchFacts, training_settings
 from evomerge.catalogue import TensorCatalogue
 from evomerge.documents import validate
 from evomerge.errors import InvalidInput, unknown_name
@@ -90,7 +91,7 @@ class Ingredients:
         best: recipe of the winner, None before it has been named.
         search_cost: of all trials of the search so far, and of what was measured for them.
         trials: finished trials of the search.
-        longest: tokens that the model can hold, None if its config has no limit.
+        facts: what trainings and measurements go by.
     """
 
     spec: SearchSpec
@@ -103,7 +104,7 @@ class Ingredients:
     best: Recipe | None = None
     search_cost: Cost = field(default_factory=Cost)
     trials: int = 0
-    longest: int | None = None
+    facts: SearchFacts = field(default_factory=SearchFacts)
 
     @property
     def standing(self) -> SearchSnapshot:
@@ -274,7 +275,7 @@ def one_method(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
 
 def one_measured_method(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
     """The same for a method with statistics, which are measured first."""
-    planned = baseline_measurements(baseline, given.spec, given.experts, longest=given.longest)
+    planned = baseline_measurements(baseline, given.spec, given.experts, longest=given.facts.longest)
     results = yield planned
     files = {
         each.role: result.digest
@@ -303,7 +304,7 @@ def _merge_settings(baseline: BaselineSpec, method: str, experts: int) -> tuple[
 
 def dam(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
     """Differentiable adaptive merging from the uniform average (arXiv 2410.08371)."""
-    return (yield from _trained(given, baseline, given.soup(given.experts)))
+    return (yield from trained(given, baseline, given.soup(given.experts)))
 
 
 def dam_from_best(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
@@ -317,7 +318,7 @@ def adamerging(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
 
     settings = AdaSettings.model_validate(training_settings(baseline))
     initial = given.recipe(settings.method, {"weight": settings.initial}, {})
-    return (yield from _trained(given, baseline, initial))
+    return (yield from trained(given, baseline, initial))
 
 
 def adamerging_from_best(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
@@ -329,15 +330,16 @@ def _trained_from_winner(given: Ingredients, baseline: BaselineSpec) -> Baseline
     """A training from the winner of the search, which has cost the search; of merges from their sum, if it is one."""
     if given.best is None:
         raise InvalidInput("the search has not named its best merge yet; run the search first")
-    trained = yield from _trained(given, baseline, flattened(given.best))
-    return replace(trained, cost=given.search_cost)
+    refined = yield from trained(given, baseline, flattened(given.best))
+    return replace(refined, cost=given.search_cost)
 
 
-def _trained(given: Ingredients, baseline: BaselineSpec, initial: Recipe) -> BaselinePlan:
+def trained(given: Ingredients, baseline: BaselineSpec, initial: Recipe) -> BaselinePlan:
+    """A training from a merge, on the texts of all experts that have some."""
     calibration = {expert.name: expert.calibration for expert in given.spec.experts if expert.calibration is not None}
     training = TrainingRequest(
         recipe=initial,
-        settings=training_settings(baseline, given.longest),
+        settings=training_settings(baseline, given.facts),
         calibration=calibration,
         trainer=str(BASELINES[baseline.name].trainer),
     )
@@ -345,31 +347,6 @@ def _trained(given: Ingredients, baseline: BaselineSpec, initial: Recipe) -> Bas
     if not isinstance(kept, TrainingResult):
         raise InvalidInput("the training failed")
     return Choice(kept.recipe, losses=kept.losses)
-
-
-def training_settings(baseline: BaselineSpec, longest: int | None = None) -> dict[str, Any]:
-    """The settings of a training, all of them, as plain data.
-
-    Args:
-        longest: tokens that the model can hold: longer texts are cut, whatever the settings allow.
-
-    Raises:
-        InvalidInput: a setting that does not exist, is out of its range, or is not open to choice.
-    """
-    from evomerge.trainers import SETTINGS
-    from evomerge.training import AdaSettings
-
-    info = BASELINES[baseline.name]
-    for name in sorted(baseline.settings.keys() & info.preset):
-        raise InvalidInput(
-            f"{name} of baseline {baseline.name!r} is always {info.preset[name]!r}; leave it out, or use {info.trainer}"
-        )
-    given = {**info.preset, **baseline.settings}
-    settings = validate(SETTINGS[str(info.trainer)], given, f"baseline {baseline.name!r}")
-    if isinstance(settings, AdaSettings) and settings.initial is None and not info.needs_search:
-        raise InvalidInput(f"baseline {baseline.name!r} starts from no other merge; give `initial` a number")
-    max_length = min(settings.max_length, longest or settings.max_length)
-    return settings.model_copy(update={"max_length": max_length}).model_dump(mode="json")
 
 
 def _grid(baseline: BaselineSpec) -> tuple[float, ...]:

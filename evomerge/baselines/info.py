@@ -66,6 +66,7 @@ class BaselineInfo:
         method: merge method that `one_method` applies to all experts. Its parameters and options are the settings.
         trainer: trainer that it uses, on text of every expert. Its settings are those of the training.
         preset: settings of that training that make this baseline; search.yaml cannot change them.
+        defaults: settings of that training where search.yaml gives none, in place of the trainer's own defaults.
         sampler: it is a search with this sampler, and has no plan.
         built_from: part of the search that it is built from: the winner's recipe (`best`) or the number of finished
             trials (`trials`). A change of that part makes another baseline.
@@ -74,6 +75,7 @@ class BaselineInfo:
         early: built before the first trial, since normalisation, constraints and warm starts may need it.
         chosen_on_search_items: chosen by its own value on the search items, whose luck it shares.
         least_experts: how many experts it needs.
+        least_texts: of every expert, with which a trained one is built unasked.
         control: shows what a merge is worth that cannot know what the experts learned. It is scored, tested and marked
             as one, and no search starts from it.
         by_task: its row is several models, one per expert; each task is given to the one that belongs to it.
@@ -86,12 +88,14 @@ class BaselineInfo:
     method: str | None = None
     trainer: str | None = None
     preset: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     sampler: str | None = None
     built_from: Literal["best", "trials"] | None = None
     on_request: bool = False
     early: bool = False
     chosen_on_search_items: bool = False
     least_experts: int = 1
+    least_texts: int = 1
     control: bool = False
     by_task: bool = False
 
@@ -99,6 +103,11 @@ class BaselineInfo:
     def trained(self) -> bool:
         """Whether it is the result of a training."""
         return self.trainer is not None
+
+    @property
+    def trains_weights(self) -> bool:
+        """Whether all weights are trained, so that the result is as large as a model."""
+        return self.trainer == "fine-tune"
 
     @property
     def measured(self) -> bool:
@@ -122,6 +131,7 @@ class BaselineInfo:
 
 
 _PLANS = "evomerge.baselines.baseline_plans"
+_LEARNED = "evomerge.baselines.learned_plans"
 _NORMS = "evomerge.baselines.norm_rules"
 _ALL = (
     BaselineInfo(name="uniform-soup", plan=f"{_PLANS}:uniform_soup", early=True),
@@ -180,6 +190,29 @@ _ALL = (
         on_request=True,
         chosen_on_search_items=True,
     ),
+    BaselineInfo(
+        name="learned",
+        plan=f"{_LEARNED}:learned",
+        trainer="learned",
+        defaults={"granularity": "chosen", "steps": 120},
+        least_texts=2,
+    ),
+    BaselineInfo(
+        name="learned-tensor",
+        plan=f"{_LEARNED}:learned",
+        trainer="learned",
+        preset={"granularity": "tensor"},
+        on_request=True,
+    ),
+    BaselineInfo(
+        name="learned-column",
+        plan=f"{_LEARNED}:learned",
+        trainer="learned",
+        preset={"granularity": "column"},
+        defaults={"steps": 120},
+        on_request=True,
+    ),
+    BaselineInfo(name="fine-tune", plan=f"{_LEARNED}:fine_tune", trainer="fine-tune", on_request=True),
     BaselineInfo(name="adamerging", plan=f"{_PLANS}:adamerging", trainer="adamerging", on_request=True),
     BaselineInfo(
         name="adamerging-task",

@@ -1,6 +1,7 @@
 """Coefficients of task vectors that are learned by gradient, from right answers, from experts, or from sureness.
 
-Holds: the trainer `learned`: its settings, losses and course, coefficients of any granularity, items to stop by.
+Holds: the trainer `learned`: its settings, losses and course, coefficients of any granularity, items to stop by; the
+choice among granularities; the trainer `fine-tune`, of all weights on the same items.
 Does not hold: other trainings (`training/`), what trainings share (`optimisation/`), the decision to train.
 Start reading at: `learned_training.py`, then `losses.py`.
 """

@@ -124,7 +124,7 @@ class _LearnedTraining:
         self._inputs = inputs
         self._settings = settings
         self._items = LearningItems(inputs.texts, settings, inputs.seed)
-        self._weights = _shares(self._items.learned, settings.task_weights)
+        self._weights = source_shares(self._items.learned, settings.task_weights)
         self.history: list[tuple[dict[str, float], dict[str, float]]] = []
         self._student = Student(inputs.model, inputs.live, inputs.weights, inputs.initial)
         roles = roles_of(inputs.model, {name: inputs.live[name] for name in self._student.names})
@@ -283,7 +283,7 @@ class _LearnedTraining:
         self._optimizer.restore(len(state.history), state.coefficients, state.first, state.second)
 
 
-def _shares(texts: Mapping[str, object], weights: Mapping[str, float]) -> dict[str, float]:
+def source_shares(texts: Mapping[str, object], weights: Mapping[str, float]) -> dict[str, float]:
     """Source -> factor of its loss; they sum to 1."""
     total = math.fsum(weights.get(source, 1.0) for source in texts)
     return {source: weights.get(source, 1.0) / total for source in texts}

@@ -17,7 +17,7 @@ RATES: Final[Mapping[Granularity, float]] = {"global": 0.05, "groups": 0.05, "te
 
 
 class LearnedLosses(Frozen):
-    """Factor of each loss in their sum; 0 switches it off.
+    """Factor of each loss in their sum; without one it is off.
 
     Attributes:
         answers: negative log-likelihood of the right answer, in nats per item; of an item with several options, the
@@ -26,7 +26,7 @@ class LearnedLosses(Frozen):
         entropy: of the predictions, as in AdaMerging. Needs no labels.
     """
 
-    answers: Weight = 1.0
+    answers: Weight = 0.0
     experts: Weight = 0.0
     entropy: Weight = 0.0
 
@@ -35,11 +35,16 @@ class LearnedSettings(Frozen):
     """Settings of the trainer `learned`: theta = theta_0 + sum_i c_i tau_i, with coefficients c_i that are learned.
 
     Attributes:
-        loss: weights of the losses.
+        loss: weights of the losses; right answers alone where it is not given.
         granularity: one coefficient per source, per source and group of tensors, per source and tensor, or per source
-            and input column (element of a norm, one of a bias).
-        groups: under granularity "groups", group -> its tensors; tensors of no group share one more coefficient. Filled
-            in from the search space.
+            and input column (element of a norm, one of a bias); or "chosen" among `granularities` by items that are not
+            trained on.
+        granularities: to choose from, the fewest coefficients first; groups only where there are some.
+        penalties: to choose from under "chosen" where folds are trained on; the first one is that of the granularities.
+        trial_steps: of the trainings that are compared under "chosen".
+        folds: into which the texts are divided under "chosen", each of them kept for stopping once; 1 is one division;
+            None: 4 where a source has fewer than 64 texts, else 1.
+        groups: group -> its tensors; tensors of no group share one more coefficient. Filled in from the search space.
         basis: the vectors that are weighed: task vectors, those that TIES has trimmed and sign-elected, or those that
             DARE has dropped elements of and rescaled.
         density: share of the elements that TIES keeps, or that DARE does not drop.
@@ -65,8 +70,12 @@ class LearnedSettings(Frozen):
         max_tokens: padded tokens of one forward pass.
     """
 
-    loss: LearnedLosses = LearnedLosses()
-    granularity: Granularity = "tensor"
+    loss: LearnedLosses = LearnedLosses(answers=1.0)
+    granularity: Granularity | Literal["chosen"] = "tensor"
+    granularities: Annotated[tuple[Granularity, ...], Field(min_length=1)] = ("global", "groups", "tensor", "column")
+    penalties: Annotated[tuple[Weight, ...], Field(min_length=1)] = (0.0, 1.0)
+    trial_steps: Positive = 20
+    folds: Positive | None = None
     groups: Mapping[str, tuple[str, ...]] = {}
     basis: Literal["task_vectors", "ties", "dare"] = "task_vectors"
     density: Annotated[float, Field(gt=0, le=1)] = 0.2
@@ -92,8 +101,8 @@ class LearnedSettings(Frozen):
     def _consistent(self) -> LearnedSettings:
         if not any(self.loss.model_dump().values()):
             raise ValueError("loss has no weight above 0; give answers, experts or entropy one")
-        if bool(self.groups) != (self.granularity == "groups"):
-            raise ValueError("groups are given with granularity: groups, and with no other")
+        if self.groups and self.granularity not in {"groups", "chosen"}:
+            raise ValueError("groups are given with granularity: groups, or with chosen")
         if self.granularity == "column" and self.basis != "task_vectors":
             raise ValueError("granularity: column weighs whole task vectors; use basis: task_vectors, or another one")
         if (self.fold + 1) * self.stop_share > 1 + 1e-9:
@@ -110,7 +119,8 @@ class LearnedSettings(Frozen):
     @property
     def rate(self) -> float:
         """The learning rate, with the default of the granularity filled in."""
-        return RATES[self.granularity] if self.learning_rate is None else self.learning_rate
+        rate = RATES["tensor" if self.granularity == "chosen" else self.granularity]
+        return rate if self.learning_rate is None else self.learning_rate
 
     @property
     def method(self) -> str:

@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
-from evomerge.bank.memory import MemoryNeed, ProjectionSizes, alignment_bytes, memory_need, projection_sizes
+from dataclasses import dataclass
+
+from evomerge.bank.memory import BYTES, MemoryNeed, ProjectionSizes, alignment_bytes, memory_need, projection_sizes
 from evomerge.bank.placement import Placement, place_sources, this_machine
 from evomerge.baselines.info import BASELINES
 from evomerge.merging.regmean import KEPT_BYTES
 from evomerge.methods import METHODS
 from evomerge.opening.inputs import Inputs
 from evomerge.opening.measurements import all_measurements, measured_sizes
+
+
+@dataclass(frozen=True)
+class TrainedWeights:
+    """Bytes that a baseline takes whose weights are all trained; 0 where the search has none.
+
+    Attributes:
+        file: of the weights in the dtype of the merge.
+        training: of weights, gradients and two moments in float32, and of the best weights so far.
+        checkpoint: on the disk while it is trained: the same without the gradients.
+    """
+
+    file: int
+    training: int
+    checkpoint: int
+
+
+def trained_weights(inputs: Inputs) -> TrainedWeights:
+    """Bytes for the weights of a baseline that are trained."""
+    if not any(BASELINES[baseline.name].trains_weights for baseline in inputs.spec.chosen_baselines):
+        return TrainedWeights(0, 0, 0)
+    elements = sum(entry.numel for entry in inputs.catalogue.mergeable)
+    wide, file = elements * BYTES["float32"], elements * BYTES[inputs.spec.dtype]
+    return TrainedWeights(file=file, training=4 * wide + file, checkpoint=3 * wide + file)
 
 
 def memory_of(inputs: Inputs) -> MemoryNeed:
@@ -28,14 +54,14 @@ def memory_of(inputs: Inputs) -> MemoryNeed:
         largest_scope = max(groups) if searched else 0
     measured = measured_sizes(inputs, all_measurements(inputs, spec.chosen_baselines))
     paths = inputs.space.paths
-    projections = _projections(inputs)
+    projections, weights = _projections(inputs), trained_weights(inputs)
     return memory_need(
         inputs.catalogue,
         len(inputs.refs),
         spec.dtype,
         largest_scope=largest_scope,
-        statistics=sum(each.file for each in measured),
-        measuring=max((each.measuring for each in measured), default=0),
+        statistics=sum(each.file for each in measured) + weights.file,
+        measuring=max([weights.training, *(each.measuring for each in measured)]),
         solving=max((*(each.solving for each in measured), *(each.merging for each in projections)), default=0),
         kept=min(KEPT_BYTES, sum(each.products for each in measured))
         + max((each.kept for each in projections), default=0)

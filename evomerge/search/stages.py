@@ -13,6 +13,7 @@ from evomerge.baselines.freshness import current_baselines
 from evomerge.baselines.info import BASELINES
 from evomerge.baselines.models_by_task import joined_row, named_recipes
 from evomerge.baselines.named_recipes import NamedRecipe, NamedResult, record_row, score_rows
+from evomerge.baselines.planned_training import facts_of
 from evomerge.baselines.random_search import random_search
 from evomerge.baselines.runner import BaselineRunner
 from evomerge.errors import InvalidInput, StoppedByFailures
@@ -124,7 +125,7 @@ def _ingredients(session: Session) -> Ingredients:
         best=winning_recipe(search, winner) if winner is not None else None,
         search_cost=search.tally.spent + read_statistics(search.study).cost,
         trials=search.tally.finished,
-        longest=inputs.longest_text,
+        facts=facts_of(inputs),
     )
 
 

@@ -16,6 +16,7 @@ from evomerge.baselines.baseline_plans import (
 from evomerge.baselines.freshness import build_key
 from evomerge.baselines.info import BASELINES
 from evomerge.baselines.named_recipes import NamedResult
+from evomerge.baselines.training_settings import SearchFacts
 from evomerge.catalogue import build_catalogue
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.scores import Scores, TaskScores
@@ -160,10 +161,12 @@ def test_settings_that_a_baseline_does_not_have_are_refused_before_anything_runs
         check_baseline(baseline, ingredients([0, 0, 0, 0]).spec, ["task"])
 
 
-def test_dam_is_made_by_default_only_where_every_expert_names_its_texts():
+def test_trained_merges_are_made_by_default_only_where_every_expert_names_its_texts():
     without, with_texts = ingredients([0] * 4).spec, ingredients([0] * 4, {"task": "task", "items": 3}).spec
     assert [each.name for each in without.chosen_baselines] == [*BASELINES][:5]
-    assert [each.name for each in with_texts.chosen_baselines] == [*[*BASELINES][:5], "dam"]
+    assert [each.name for each in with_texts.chosen_baselines] == [*[*BASELINES][:5], "dam", "learned"]
+    one_text = ingredients([0] * 4, {"task": "task", "items": 1}).spec  # none to learn from and one to stop by
+    assert [each.name for each in one_text.chosen_baselines] == [*[*BASELINES][:5], "dam"]
 
 
 def test_the_number_of_merges_that_a_baseline_scores_is_known_beforehand():
@@ -186,6 +189,10 @@ def test_the_number_of_merges_that_a_baseline_scores_is_known_beforehand():
         "regmean": 1,
         "dam": 1,
         "dam-from-best": 1,
+        "learned": 1,
+        "learned-tensor": 1,
+        "learned-column": 1,
+        "fine-tune": 1,
         "adamerging": 1,
         "adamerging-task": 1,
         "adamerging-from-best": 1,
@@ -197,7 +204,7 @@ def test_the_number_of_merges_that_a_baseline_scores_is_known_beforehand():
 @pytest.mark.parametrize(("name", "kind"), [("fisher", "fisher"), ("regmean", "grams")])
 def test_a_baseline_with_statistics_has_every_expert_measured_and_names_the_files(name, kind):
     given = ingredients([0] * 4, {"task": "task", "items": 3})
-    plan = plan_of(BaselineSpec(name=name), replace(given, longest=100))
+    plan = plan_of(BaselineSpec(name=name), replace(given, facts=SearchFacts(longest=100)))
     asked = plan.send(None)
     assert [each.role for each in asked] == [f"{kind}.a", f"{kind}.b", f"{kind}.c"]
     assert {each.settings["max_length"] for each in asked} == {100}

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from evomerge.merging.regmean import KEPT_BYTES
-from evomerge.opening.capacity import memory_of
+from evomerge.opening.capacity import memory_of, trained_weights
 from evomerge.opening.inputs import open_inputs
 from evomerge.opening.measurements import all_measurements, measured_sizes
 from evomerge.spec import load_spec
@@ -56,3 +56,13 @@ def test_a_search_over_paths_counts_the_layers_that_it_copies_and_the_scaled_one
     assert needs[6].copied_layers == (0 if dtype == "bfloat16" else needs[6].layers)
     output = inputs.catalogue["model.layers.0.mlp.down_proj.weight"].numel * size
     assert needs[12].worker - needs[6].worker == 2 * 6 * output
+
+
+def test_a_training_of_all_weights_is_counted_with_its_moments_and_its_file(write_spec):
+    without, needed = (
+        memory_of(open_inputs(load_spec(write_spec(baselines=names, dtype="float32")))) for names in ([], ["fine-tune"])
+    )
+    inputs = open_inputs(load_spec(write_spec(baselines=["fine-tune"], dtype="float32")))
+    elements = sum(entry.numel for entry in inputs.catalogue.mergeable)
+    assert needed.worker >= without.worker + 16 * elements  # weights, gradients, two moments
+    assert needed.statistics == without.statistics + 4 * elements == trained_weights(inputs).file

@@ -11,8 +11,10 @@ from evomerge.learned import LearnedSettings
     ("given", "message"),
     [
         ({"loss": {"answers": 0}}, "give answers, experts or entropy one"),
-        ({"granularity": "groups"}, "groups are given with granularity: groups"),
-        ({"groups": {"all": ["w"]}}, "and with no other"),
+        (
+            {"granularity": "tensor", "groups": {"all": ["w"]}},
+            "groups are given with granularity: groups, or with chosen",
+        ),
         ({"granularity": "column", "basis": "ties"}, "use basis: task_vectors"),
         ({"fold": 4}, "parts of stop_share 0.25 have numbers below 4"),
         ({"task_weights": {"one": 0}}, "greater than 0"),
@@ -34,6 +36,13 @@ def test_the_merge_method_follows_from_basis_and_granularity():
     methods = {basis: LearnedSettings(basis=basis).method for basis in ("task_vectors", "ties", "dare")}
     assert methods == {"task_vectors": "task_arithmetic", "ties": "elected_arithmetic", "dare": "dare_linear"}
     assert LearnedSettings(granularity="column").method == "column_arithmetic"
+
+
+def test_a_loss_that_is_named_takes_the_place_of_right_answers():
+    assert LearnedSettings().loss.model_dump() == {"answers": 1, "experts": 0, "entropy": 0}
+    assert validate(LearnedSettings, {"loss": {"experts": 1}}, "x").loss.model_dump() == {
+        "answers": 0, "experts": 1, "entropy": 0
+    }  # fmt: skip
 
 
 def test_folds_of_a_third_are_three():

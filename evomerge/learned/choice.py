@@ -1,0 +1,336 @@
+"""The choice of what is learned, inside the calibration items: how many coefficients, how free, in how many steps."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from evomerge.learned.items import LearningItems, Texts, planned_learning
+from evomerge.learned.learned_training import (
+    STOP_LOSS,
+    LearnedResult,
+    LearnedStep,
+    source_shares,
+    train_learned,
+)
+from evomerge.learned.settings import Granularity, LearnedSettings
+from evomerge.learned.tried import Tried, is_as_good, simplest_of_the_best
+from evomerge.learned.vector_coefficients import initial_vector_coefficients
+from evomerge.optimisation.batches import PlannedTokens
+from evomerge.optimisation.checkpoint import checkpoint_path
+from evomerge.optimisation.coefficients import roles_of
+from evomerge.optimisation.student import Student
+from evomerge.optimisation.training_inputs import TrainingInputs
+from evomerge.whole_files import write_whole
+
+FEW_TEXTS = 64  # of some source: with fewer, those kept for stopping are too few to choose by
+FOLDS = 4
+
+_Losses = dict[str, float]
+
+
+def choose_and_learn(inputs: TrainingInputs, settings: LearnedSettings) -> Generator[LearnedStep, None, LearnedResult]:
+    """Learn coefficients of a granularity that is chosen by items that are not trained on.
+
+    Candidates are the start as it is and the granularities, from the fewest coefficients on, until a finer one is
+    clearly worse. Each is trained for `trial_steps`, and the simplest within one standard error of the best is trained
+    anew from the start. With many texts one division of them serves the choice and the early stopping. With few texts
+    there are folds, so that every text is kept for stopping once; penalties are compared for the chosen granularity;
+    and it is trained on all texts, for the steps after which the mean loss over the folds was least. Where nothing is
+    better than the start by more than the error, the start is the result.
+
+    Each training has a checkpoint of its own, and the course of those that have ended is stored: a choice that was
+    killed continues to the same numbers. All else is as in `train_learned`.
+
+    Yields:
+        A `LearnedStep` after each step of each training, numbered over all of them.
+    """
+    choice = _Choice(inputs, settings)
+    first, *finer = choice.granularities
+    tried = [(yield from choice.try_out(first, settings.penalties[0]))]
+    tried.insert(0, choice.start)
+    for granularity in finer:
+        tried.append((yield from choice.try_out(granularity, settings.penalties[0])))
+        if not is_as_good(tried[-1], min(tried, key=choice.mean), choice.shares):
+            break
+    chosen = simplest_of_the_best(tried, choice.shares)
+    if chosen.granularity is not None and choice.folds > 1:
+        held = [chosen]
+        for penalty in settings.penalties[1:]:
+            held.append((yield from choice.try_out(chosen.granularity, penalty)))
+        chosen = min(held, key=choice.mean)
+    return (yield from choice.finish(chosen))
+
+
+def planned_choice(texts: Texts, settings: LearnedSettings, seed: int) -> PlannedTokens:
+    """Count the tokens that a choice reads at most: where nothing stops early, and all is tried.
+
+    Raises:
+        InvalidInput: texts that cannot be trained on.
+    """
+    planned = [planned_learning(texts, course, seed) for course in _all_courses(texts, settings)]
+    return PlannedTokens(
+        steps=sum(each.steps for each in planned),
+        gradient_tokens=sum(each.gradient_tokens for each in planned),
+        forward_tokens=sum(each.forward_tokens for each in planned),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ended:
+    """A training that has ended, as the choice reads it.
+
+    Attributes:
+        history: [losses, others] of every step, see `LearnedStep`.
+        before, after: source -> its loss on the items kept for stopping, at the start and of the best step.
+        checkpoint: name of its file, which is of no use any more.
+    """
+
+    history: list[tuple[_Losses, _Losses]]
+    before: _Losses
+    after: _Losses
+    best_step: int
+    forward_tokens: int
+    gradient_tokens: int
+    seconds: float
+    checkpoint: str | None
+
+
+class _Choice:
+    """The trainings of a choice, each done once.
+
+    Attributes:
+        folds: divisions of the texts.
+        granularities: to choose from, the fewest coefficients first.
+    """
+
+    def __init__(self, inputs: TrainingInputs, settings: LearnedSettings) -> None:
+        self._inputs = inputs
+        self._settings = settings
+        self.folds = _folds(inputs.texts, settings)
+        self.granularities = _granularities(settings)
+        self._shares = source_shares({name: each for name, each in inputs.texts.items() if each}, settings.task_weights)
+        self._steps = sum(course.steps for course in _all_courses(inputs.texts, settings))
+        self._number = 0
+        self._path = self._checkpoint_path()
+        self._ended = {} if self._path is None else _load(self._path)
+        self._done: dict[str, _Ended] = {}
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The share of each unit of a mean loss: of a source, with folds of a fold."""
+        return tuple(self._shares.values()) if self.folds == 1 else (1 / self.folds,) * self.folds
+
+    def mean(self, tried: Tried) -> float:
+        """The mean loss of a candidate."""
+        return tried.mean(self.shares)
+
+    @property
+    def start(self) -> Tried:
+        """The start as a candidate: it was measured by the trainings that have ended."""
+        measured = list(self._done.values())[: self.folds]
+        if self.folds == 1:
+            losses = tuple(measured[0].before[source] for source in self._shares)
+        else:
+            losses = tuple(self._total(each.before) for each in measured)
+        return Tried(granularity=None, penalty=0.0, steps=0, losses=losses)
+
+    def try_out(self, granularity: Granularity, penalty: float) -> Generator[LearnedStep, None, Tried]:
+        """Train a candidate for some steps, on every fold."""
+        trials = []
+        for fold in range(self.folds):
+            course = _trial(self._settings, granularity, penalty=penalty, fold=fold, folds=self.folds)
+            trials.append((yield from self._train(course)))
+        if self.folds == 1:
+            steps, losses = trials[0].best_step, tuple(trials[0].after[source] for source in self._shares)
+        else:
+            steps, losses = self._best_step([_stop_curve(each, self._settings) for each in trials])
+        return Tried(granularity=granularity, penalty=penalty, steps=steps, losses=losses)
+
+    def finish(self, chosen: Tried) -> Generator[LearnedStep, None, LearnedResult]:
+        """Train what was chosen from the start, or leave the start as it is."""
+        if chosen.granularity is None:
+            result = self._stay()
+        else:
+            course = _final(self._settings, chosen.granularity, tried=chosen, folds=self.folds)
+            training = train_learned(self._inputs, course)
+            result = yield from self._numbered(training, [])
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+        before = self._done.values()
+        return replace(
+            result,
+            forward_tokens=result.forward_tokens + sum(each.forward_tokens for each in before),
+            gradient_tokens=result.gradient_tokens + sum(each.gradient_tokens for each in before),
+            seconds=result.seconds + math.fsum(each.seconds for each in before),
+        )
+
+    def _train(self, course: LearnedSettings) -> Generator[LearnedStep, None, _Ended]:
+        """Train, or repeat the steps of a training that has ended."""
+        key = course.model_dump_json()
+        known = self._ended.get(key)
+        if known is not None:
+            for losses, others in known.history:
+                yield self._step(losses, others)
+        else:
+            history: list[tuple[_Losses, _Losses]] = []
+            result = yield from self._numbered(train_learned(self._inputs, course), history)
+            known = _Ended(
+                history=history,
+                before=dict(result.before),
+                after=dict(result.after),
+                best_step=result.best_step,
+                forward_tokens=result.forward_tokens,
+                gradient_tokens=result.gradient_tokens,
+                seconds=result.seconds,
+                checkpoint=None if result.checkpoint is None else result.checkpoint.name,
+            )
+            self._ended[key] = known
+            self._save()
+        if known.checkpoint is not None and self._path is not None:
+            self._path.with_name(known.checkpoint).unlink(missing_ok=True)
+        self._done[key] = known
+        return known
+
+    def _numbered(
+        self, training: Generator[LearnedStep, None, LearnedResult], history: list[tuple[_Losses, _Losses]]
+    ) -> Generator[LearnedStep, None, LearnedResult]:
+        """A training with its steps numbered over the whole choice, and noted."""
+        while True:
+            try:
+                step = next(training)
+            except StopIteration as end:
+                result: LearnedResult = end.value
+                return result
+            history.append((dict(step.losses), dict(step.others)))
+            yield self._step(step.losses, step.others)
+
+    def _step(self, losses: Mapping[str, float], others: Mapping[str, float]) -> LearnedStep:
+        self._number += 1
+        return LearnedStep(step=self._number, steps=self._steps, losses=losses, others=others)
+
+    def _best_step(self, curves: Sequence[Mapping[int, float]]) -> tuple[int, tuple[float, ...]]:
+        """The step after which the mean over the folds is least, and the loss of each fold after it."""
+        by_step = {step: tuple(curve[step] for curve in curves) for step in curves[0]}
+        return min(by_step.items(), key=lambda each: (math.fsum(each[1]), each[0]))
+
+    def _stay(self) -> LearnedResult:
+        """The start in the form of what is learned, in the live model."""
+        inputs = self._inputs
+        student = Student(inputs.model, inputs.live, inputs.weights, inputs.initial)
+        course = _final(self._settings, self.granularities[0], tried=self.start, folds=self.folds)
+        roles = roles_of(inputs.model, {name: inputs.live[name] for name in student.names})
+        coefficients = initial_vector_coefficients(
+            inputs.initial, roles, course, files=inputs.files, device=student.device
+        )
+        coefficients.set_in(student)
+        student.write()
+        before = next(iter(self._done.values())).before
+        return LearnedResult(
+            recipe=coefficients.recipe(inputs.initial, inputs.files),
+            before=before,
+            after=before,
+            forward_tokens=0,
+            gradient_tokens=0,
+            steps=0,
+            best_step=0,
+            seconds=0.0,
+            checkpoint=None,
+        )
+
+    def _total(self, losses: Mapping[str, float]) -> float:
+        return math.fsum(self._shares[source] * loss for source, loss in losses.items())
+
+    def _checkpoint_path(self) -> Path | None:
+        inputs = self._inputs
+        if inputs.checkpoints is None:
+            return None
+        first = _trial(self._settings, self.granularities[0], penalty=0.0, fold=0, folds=self.folds)
+        path = checkpoint_path(
+            inputs.checkpoints,
+            "choice",
+            inputs.initial,
+            self._settings,
+            texts=LearningItems(inputs.texts, first, inputs.seed).digest(),
+            seed=inputs.seed,
+            device=next(iter(inputs.live.values())).device,
+        )
+        return path.with_suffix(".json")
+
+    def _save(self) -> None:
+        if self._path is not None:
+            content = {key: asdict(each) for key, each in self._ended.items()}
+            write_whole(self._path, json.dumps(content).encode())
+
+
+def _load(path: Path) -> dict[str, _Ended]:
+    """The trainings that have ended; none where they cannot be read: the file is only a cache."""
+    with suppress(OSError, ValueError, TypeError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            key: _Ended(**{**each, "history": [(losses, others) for losses, others in each["history"]]})
+            for key, each in content.items()
+        }
+    return {}
+
+
+def _folds(texts: Texts, settings: LearnedSettings) -> int:
+    if settings.folds is not None:
+        return settings.folds
+    return FOLDS if min((len(each) for each in texts.values() if each), default=0) < FEW_TEXTS else 1
+
+
+def _granularities(settings: LearnedSettings) -> tuple[Granularity, ...]:
+    """Those of the settings that these settings can have: groups where there are some, columns of task vectors."""
+    impossible = set() if settings.groups else {"groups"}
+    impossible |= set() if settings.basis == "task_vectors" else {"column"}
+    return tuple(each for each in settings.granularities if each not in impossible) or ("tensor",)
+
+
+def _all_courses(texts: Texts, settings: LearnedSettings) -> list[LearnedSettings]:
+    """The settings of all trainings that a choice may make, the finest granularity as the one that is chosen."""
+    folds, granularities = _folds(texts, settings), _granularities(settings)
+    tried = [(each, settings.penalties[0]) for each in granularities]
+    if folds > 1:
+        tried += [(granularities[-1], penalty) for penalty in settings.penalties[1:]]
+    trials = [
+        _trial(settings, granularity, penalty=penalty, fold=fold, folds=folds)
+        for granularity, penalty in tried
+        for fold in range(folds)
+    ]
+    last = Tried(granularity=granularities[-1], penalty=0.0, steps=settings.trial_steps, losses=())
+    return [*trials, _final(settings, granularities[-1], tried=last, folds=folds)]
+
+
+def _trial(
+    settings: LearnedSettings, granularity: Granularity, *, penalty: float, fold: int, folds: int
+) -> LearnedSettings:
+    """The settings of a trial. With folds it lasts as long as its loss does not rise for long."""
+    share = 1 / folds if folds > 1 else settings.stop_share or 1 / FOLDS
+    changes = {
+        "granularity": granularity,
+        "penalty": penalty,
+        "fold": fold,
+        "stop_share": share,
+        "steps": settings.trial_steps,
+    }
+    return settings.model_copy(update=changes)
+
+
+def _final(settings: LearnedSettings, granularity: Granularity, *, tried: Tried, folds: int) -> LearnedSettings:
+    """The settings of the training that gives the result: with folds on all texts, in the steps that were best."""
+    changes: dict[str, object] = {"granularity": granularity, "penalty": tried.penalty}
+    if folds > 1:
+        changes |= {"stop_share": 0.0, "steps": max(1, tried.steps)}
+    return settings.model_copy(update=changes)
+
+
+def _stop_curve(ended: _Ended, settings: LearnedSettings) -> dict[int, float]:
+    """Step -> loss on the items kept for stopping, where it is measured; after the end of a training the last one."""
+    losses = [others[STOP_LOSS] for _, others in ended.history]
+    steps = [*range(settings.stop_every, settings.trial_steps, settings.stop_every), settings.trial_steps]
+    return {step: losses[min(step, len(losses)) - 1] for step in steps}
