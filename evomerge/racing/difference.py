@@ -11,7 +11,8 @@ whatever the prediction (Särndal, Swensson & Wretman, 1992, section 6.3); a goo
 A candidate is dropped for one of two reasons, each tested again after every block:
 
 - *worse*: it is worse than the incumbent beyond these items. The test of `evomerge.racing.race`, with the variance
-  Σ c_i² (y_i − b_i)² + V̂. Of candidates that are as good as the incumbent, at most `alpha` end so.
+  Σ c_i² (y_i − b_i)² + V̂ and, as there, one more square as large as the largest of the drawn. Of candidates that are
+  as good as the incumbent, at most `alpha` end so.
 - *futile*: the rest of its items can hardly make it the best. The same test with the variance V̂, which ends at zero. Of
   candidates that would score above the incumbent on all items of the search, at most `futility` end so: what they are
   worth beyond these items does not matter, as the best candidate is named on them.
@@ -92,12 +93,13 @@ def decide_by_difference(settings: DifferenceSettings, draw: Draw, seen: Scores,
     difference = float(np.sum(draw.shares * (draw.predicted - draw.incumbent)) + np.sum(errors / chances))
     of_draw = (draw.information[block][1] + float(np.sum(errors**2 * (1 - chances) / chances**2))) / 2
     of_items = (_of_items(draw) + float(np.sum(apart**2 / chances))) / 2
+    largest = float(np.max(np.abs(errors / chances)))
     is_last = block + 1 >= len(draw.blocks)
     return DifferenceDecision(
         drop=not is_last
         and (
             _is_futile(settings, draw, block, _ratio(difference, of_draw))
-            or _is_worse(settings, draw, block, _ratio(difference, of_items + of_draw))
+            or _is_worse(settings, draw, block, _ratio(difference, of_items + of_draw + largest**2))
         ),
         estimate=draw.incumbent_value + difference,
         difference=difference,
