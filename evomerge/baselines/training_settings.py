@@ -78,8 +78,10 @@ def training_settings(baseline: BaselineSpec, facts: SearchFacts | None = None) 
 
     info, facts = BASELINES[baseline.name], facts or SearchFacts()
     for name in sorted(baseline.settings.keys() & info.preset):
+        plain = BASELINES.get(str(info.trainer))
+        instead = "" if plain is None or name in plain.preset else f", or use {info.trainer}"
         raise InvalidInput(
-            f"{name} of baseline {baseline.name!r} is always {info.preset[name]!r}; leave it out, or use {info.trainer}"
+            f"{name} of baseline {baseline.name!r} is always {info.preset[name]!r}; leave it out{instead}"
         )
     kind = SETTINGS[str(info.trainer)]
     filled_in = [name for name in _FILLED_IN if name in kind.model_fields]

@@ -118,6 +118,24 @@ def test_what_was_scored_is_exported_from_the_file_of_weights(spec, capsys):
     assert rows["fine-tune"]["recipe"] == row.digest
 
 
+def test_the_control_learns_from_permuted_answers_and_is_marked(spec, capsys):
+    control = {**LEARNED, "name": "learned-permuted", "granularity": "tensor"}
+    path = spec(baselines=[{**LEARNED, "granularity": "tensor"}, control], budget={"trials": 2})
+    assert run_command(["check", str(path), "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)["cost"]["training"]
+    run_search(load_spec(path), ray="none")
+    plain, permuted = row_of("sim", "learned"), row_of("sim", "learned-permuted")
+    assert permuted.digest != plain.digest
+    assert permuted.losses["reverse"][0] > plain.losses["reverse"][0] + 0.5  # before any step: other answers
+    assert 0 < permuted.cost.gradient_tokens <= planned["learned-permuted"]["gradient_tokens"]
+    assert run_command(["leaderboard", str(path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert {row["label"] for row in document["rows"] if row["control"]} == {"learned-permuted"}
+    compared = {each["baseline"]: each.get("control", False) for each in document["verdict"]["comparisons"]}
+    assert compared["learned-permuted"]
+    assert not compared["learned"]
+
+
 def test_where_nothing_can_be_learned_the_start_is_the_result(spec):
     path = spec(baselines=[{**LEARNED, "learning_rate": 1e-12}])
     assert run_command(["baseline", str(path), "--name", "learned", "--ray", "none", "--json"]) == 0
@@ -130,6 +148,12 @@ def test_where_nothing_can_be_learned_the_start_is_the_result(spec):
     ("baselines", "changes", "message"),
     [
         ([{"name": "learned", "steps": 0}], {}, "steps"),
+        (
+            [{"name": "learned", "labels": "permuted"}],
+            {},
+            "labels of baseline 'learned' is always 'given'; leave it out",
+        ),
+        ([{"name": "learned-permuted", "labels": "given"}], {}, "is always 'permuted'; leave it out"),
         ([{"name": "learned", "folds": 4, "stop_share": 1.0}], {}, "stop_share"),
         ([{"name": "learned-tensor"}], {"items": 1}, "has one calibration text"),
         ([{"name": "learned", "basis": "ties", "granularity": "column"}], {}, "column"),
