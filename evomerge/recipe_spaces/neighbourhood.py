@@ -21,7 +21,7 @@ class NeighbourhoodSpace(RecipeSpace):
 
     @property
     def first_step(self) -> float:
-        return 1.0
+        return 0.3  # longer ones gain on the search items what is lost on others
 
     def with_recipes(self, made: Mapping[str, Recipe]) -> Self:
         for label, recipe in made.items():

@@ -4,8 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from evomerge.baselines.info import BASELINES
 from evomerge.documents import validate
 from evomerge.errors import InvalidInput
+from evomerge.recipe_spaces.checks import check_recipe_space
+from evomerge.spaces import known_spaces, load_space
 from evomerge.spaces.space import SearchSpace
 
 
@@ -78,6 +81,19 @@ def test_one_factor_may_be_shared_by_all_groups(around, whole):
     assert list(space.distributions) == ["factor"]
     rules = space.decode({"factor": 0.5}).rules
     assert [rule.parameters["weight"] for rule in rules] == [(0.5, 0.5, 1.0)] * 2
+
+
+SHIPPED = [name for name in known_spaces() if load_space(name).around]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_space_is_around_a_baseline_and_the_ends_of_its_ranges_are_other_merges(bound, whole, name):
+    space = load_space(name)
+    check_recipe_space(space)
+    assert BASELINES[space.around].one_model_before
+    made = bound(space, [space.around]).with_recipes({space.around: whole("task_arithmetic", (0.5, 0.4, 0.3))})
+    points = [{**made.centre, param: each.high} for param, each in made.distributions.items()]
+    assert len({made.decode(point).digest for point in (made.centre, *points)}) == 1 + len(points)
 
 
 @pytest.mark.parametrize(
