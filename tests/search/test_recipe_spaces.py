@@ -93,6 +93,27 @@ def test_a_mixture_is_exported_as_the_weighted_sum_of_the_exported_baselines(rea
         assert torch.allclose(weights["3"][name].double(), expected, atol=1e-6)
 
 
+def test_a_search_starts_from_learned_columns_and_multiplies_them(real, tmp_path):
+    learned = {"name": "learned-column", "steps": 2, "batch_size": 2}
+    path = real(space={**NEAR, "around": "learned-column"}, baselines=["uniform-soup", learned], budget={"trials": 2})
+    content = yaml.safe_load(path.read_text())
+    for source in content["sources"][1:]:
+        source["calibration"] = {"task": f"toy_{source['name']}", "items": 16}
+    path.write_text(yaml.safe_dump(content))
+    assert run(path) == 0
+    row = next(row for row in read_records(study("sim/baselines")) if row.label == "learned-column")
+    first, second = study().trials
+    assert (first.user_attrs[attributes.RECIPE], first.value) == (row.digest, row.value)
+    for which in ("0", "1"):
+        assert run_command(["export", str(path), "--trial", which, "--out", str(tmp_path / which)]) == 0
+    merged = json.loads((tmp_path / "1" / "recipe.json").read_text())
+    assert merged["files"] == row.recipe.files
+    assert {rule["method"] for rule in merged["rules"]} == {"column_arithmetic"}
+    assert merged["rules"][0]["parameters"]["weight"] == [
+        second.params[f"layers0-1.{name}.factor"] for name in ("reverse", "sort")
+    ]
+
+
 @pytest.fixture(scope="module")
 def processes():
     context = multiprocessing.get_context("forkserver")
