@@ -36,14 +36,15 @@ import yaml
 from machine import describe, in_words
 from made_up_models import save_model
 from optuna.distributions import BaseDistribution, FloatDistribution
+from toy_search import toy_search
 
 from evomerge import load_spec
 from evomerge.evaluation import ItemBlock, load_pack
 from evomerge.jobs import FindBatchSize, Found, Score, Scored
 from evomerge.opening.inputs import Inputs, open_inputs
+from evomerge.spec import SearchSpec
 from evomerge.worker import Worker
 
-TOY_SEARCH = Path(__file__).parent.parent / "examples" / "toy" / "search.yaml"
 SIZES = ["toy", "100m"]
 EXPERTS = 4
 
@@ -68,10 +69,10 @@ def main() -> None:
     print(json.dumps(document) if arguments.json else _table(document))
 
 
-def _spec(size: str, folder: Path) -> Path:
-    """The spec file of a search with models of this size."""
+def _spec(size: str, folder: Path) -> SearchSpec:
+    """A search with models of this size."""
     if size == "toy":
-        return TOY_SEARCH
+        return toy_search()
     names = ["base", *(f"expert{number}" for number in range(EXPERTS))]
     for seed, name in enumerate(names):
         save_model(folder / name, size, seed=seed, dtype=torch.bfloat16)
@@ -92,11 +93,11 @@ def _spec(size: str, folder: Path) -> Path:
     }
     path = folder / "search.yaml"
     path.write_text(yaml.safe_dump(spec), encoding="utf-8")
-    return path
+    return load_spec(path)
 
 
-def _measure(spec: Path, runs: int) -> dict[str, Any]:
-    inputs = open_inputs(load_spec(spec))
+def _measure(spec: SearchSpec, runs: int) -> dict[str, Any]:
+    inputs = open_inputs(spec)
     worker = Worker(inputs.setup(None))
     rng = random.Random(3)
     found = worker.run(FindBatchSize("batch size", _recipe(inputs, rng))).result

@@ -31,17 +31,17 @@ import numpy as np
 import optuna
 import torch
 from machine import progress, report
+from toy_search import toy_search
 
 from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.objective import Objective
 from evomerge.packs.items import ItemBlock
 from evomerge.racing import DifferenceSettings, Draw, ItemHistory, RaceSettings, decide, decide_by_difference, make_draw
 from evomerge.search.run import run_search
-from evomerge.spec import SearchSpec, load_spec
+from evomerge.spec import SearchSpec
 from evomerge.study.ended_scores import ended_scores
 from evomerge.study.stored_search import read_search, read_stored_spec
 
-TOY: Final = Path(__file__).parent.parent / "examples" / "toy" / "search.yaml"
 BLOCK: Final = 64
 KNOWN: Final = 5  # trials before predictions are judged
 RACES: Final = 4  # of each trial against an incumbent as good as it
@@ -253,9 +253,7 @@ def _row(rule: str, found: Sequence[Replay]) -> dict[str, Any]:
 
 def _searched(folder: Path) -> SearchSpec:
     """The spec of a toy search without baselines that was scored in full."""
-    content = load_spec(TOY).model_dump(mode="json", by_alias=True)
-    content |= {"baselines": [], "storage": f"sqlite:///{folder}/study.db", "artifacts": str(folder / "artifacts")}
-    spec = SearchSpec.model_validate(content)
+    spec = toy_search(baselines=[], storage=f"sqlite:///{folder}/study.db", artifacts=str(folder / "artifacts"))
     run_search(spec, ray="none")
     return spec
 

@@ -22,10 +22,11 @@ import optuna
 import torch
 from machine import arguments, progress, report
 from scipy.stats import t as student
+from toy_search import toy_search
 
 from evomerge.evaluation.scores import Scores
 from evomerge.search.run import run_search
-from evomerge.spec import SearchSpec, load_spec
+from evomerge.spec import SearchSpec
 from evomerge.study.rows import read_records, read_scores
 from evomerge.study.stored_search import read_search
 from evomerge.study.trials import read_cost
@@ -34,7 +35,6 @@ FIDELITIES: dict[str, dict[str, str]] = {
     **{name: {"name": name} for name in ("full", "race", "hyperband", "successive_halving")},
     "paired_race": {"name": "race", "estimator": "paired"},
 }
-TOY = Path(__file__).parent.parent / "examples" / "toy" / "search.yaml"
 
 
 def main() -> None:
@@ -64,18 +64,16 @@ def main() -> None:
 
 
 def _spec(rule: str, seed: int, trials: int, folder: Path) -> SearchSpec:
-    content = load_spec(TOY).model_dump(mode="json", by_alias=True)
-    content |= {
-        "name": f"{rule}-{seed}",
-        "fidelity": FIDELITIES[rule],
-        "seed": seed,
-        "budget": {"trials": trials},
-        "baselines": [],
-        "verdict": {"best": 1},
-        "storage": f"sqlite:///{folder}/{rule}-{seed}.db",
-        "artifacts": str(folder / f"{rule}-{seed}"),
-    }
-    return SearchSpec.model_validate(content)
+    return toy_search(
+        name=f"{rule}-{seed}",
+        fidelity=FIDELITIES[rule],
+        seed=seed,
+        budget={"trials": trials},
+        baselines=[],
+        verdict={"best": 1},
+        storage=f"sqlite:///{folder}/{rule}-{seed}.db",
+        artifacts=str(folder / f"{rule}-{seed}"),
+    )
 
 
 def _search(spec: SearchSpec) -> tuple[int, float, Scores]:

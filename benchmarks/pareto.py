@@ -21,13 +21,13 @@ import optuna
 import torch
 from machine import arguments, report
 from optuna._hypervolume import compute_hypervolume
+from toy_search import toy_search
 
 from evomerge.leaderboard import Line, leaderboard
 from evomerge.search.run import run_search
-from evomerge.spec import SearchSpec, load_spec, resolve
+from evomerge.spec import SearchSpec
 from evomerge.study.stored_search import read_search
 
-TOY = Path(__file__).parent.parent / "examples" / "toy" / "search.yaml"
 BASELINES = ["uniform-soup", "greedy-soup", "task-arithmetic", "ties", "dare-ties"]
 
 
@@ -75,21 +75,19 @@ def main() -> None:
 
 
 def _spec(sampler: dict[str, Any], space: str | None, trials: int, seed: int, folder: Path) -> SearchSpec:
-    content = load_spec(TOY).model_dump(mode="json", by_alias=True)
-    content |= {
-        "name": "pareto",
-        "objective": {"aggregate": "pareto"},
-        "sampler": sampler,
-        "space": space or content["space"],
-        "seed": seed,
-        "budget": {"trials": trials},
-        "baselines": [{"name": name} for name in BASELINES],
-        "warm_start": {"baselines": len(BASELINES)},
-        "verdict": {"best": 1},
-        "storage": f"sqlite:///{folder}/pareto.db",
-        "artifacts": str(folder / "artifacts"),
-    }
-    return resolve(SearchSpec.model_validate(content), TOY.parent)
+    return toy_search(
+        name="pareto",
+        objective={"aggregate": "pareto"},
+        sampler=sampler,
+        seed=seed,
+        budget={"trials": trials},
+        baselines=[{"name": name} for name in BASELINES],
+        warm_start={"baselines": len(BASELINES)},
+        verdict={"best": 1},
+        storage=f"sqlite:///{folder}/pareto.db",
+        artifacts=str(folder / "artifacts"),
+        **({"space": space} if space else {}),
+    )
 
 
 def _point(line: Line) -> np.ndarray:

@@ -9,14 +9,13 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE"
 import logging
 import statistics
 from functools import cache
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from toy_search import toy_search
 
-from evomerge import load_spec
 from evomerge.evaluation import ItemBlock
 from evomerge.jobs import Score, Scored
 from evomerge.opening.inputs import open_inputs
@@ -27,7 +26,6 @@ __all__ = ["DIMENSIONS", "ToyModels", "toy_models"]
 
 Point = NDArray[np.float64]
 
-TOY: Final = Path(__file__).parent.parent / "examples" / "toy" / "search.yaml"
 DIMENSIONS: Final = 18
 BATCH_SIZE: Final = 1024
 
@@ -38,7 +36,7 @@ class ToyModels:
     def __init__(self) -> None:
         torch.set_num_threads(1)
         logging.disable(logging.WARNING)
-        inputs = open_inputs(load_spec(TOY))
+        inputs = open_inputs(toy_search())
         self._space = inputs.space
         self._worker = Worker(inputs.setup(None))
 

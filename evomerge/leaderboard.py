@@ -98,12 +98,12 @@ def leaderboard(stored: StoredSearch, top: int = SHOWN) -> list[Line]:
     held_out = {(row.label, row.digest): row for row in _rows(stored.held_out)}
     baselines = _baselines(stored, held_out)
     lines = [*_sources(stored, held_out), *baselines]
+    whole, scoring = search_cost(stored.study) + _made_before(stored, baselines), _scoring_cost(stored)
     front = {trial.number: trial for trial in pareto_front(stored.study)}
     for trial in ({trial.number: trial for trial in best_trials(stored.study, top)} | front).values():
         row = read_record(trial)
         best = winner is not None and trial.number == winner.trial
-        cost = search_cost(stored.study) + _made_before(stored, baselines) if best else None
-        line = _line(row, held_out, kind="best" if best else "trial", trial=trial.number, cost=cost)
+        line = _line(row, held_out, kind="best" if best else "trial", trial=trial.number, cost=whole if best else None)
         if (origin := origin_of(stored.spec, stored.study, trial.number)) is not None:
             line = replace(line, corner=origin.label, is_corner=origin.is_corner)
         if trial.number in front:
@@ -112,7 +112,6 @@ def leaderboard(stored: StoredSearch, top: int = SHOWN) -> list[Line]:
     means = [row for row in held_out.values() if row.label == MEAN]
     if means:  # the latest one: the mean moves during the search
         lines.append(_mean_line(means[-1]))
-    whole, scoring = search_cost(stored.study), _scoring_cost(stored)
     return sorted((replace(line, forwards=_spent(line, whole).forwards(scoring)) for line in lines), key=_rank)
 
 

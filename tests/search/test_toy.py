@@ -18,15 +18,17 @@ from evomerge.storage import attributes
 ROOT = Path(__file__).parent.parent.parent
 TOY = ROOT / "examples" / "toy" / "search.yaml"
 BIN = Path(sys.executable).parent
-TRIALS = 4
+BASELINES = ["uniform-soup", "task-arithmetic", "ties"]  # no training; they are the first trials
+TRIALS = 6
 SOURCES = ("base", "count", "swap")  # three of the seven, so that the test takes half the time
 
 
 @pytest.fixture
 def spec(tmp_path):
-    """The toy search with fewer sources."""
+    """The toy search with fewer sources and baselines."""
     content = yaml.safe_load(TOY.read_text(encoding="utf-8"))
     sources = [source for source in content["sources"] if source["name"] in SOURCES]
+    content["baselines"] = BASELINES
     content["sources"] = [{**source, "location": str(TOY.parent / source["location"])} for source in sources]
     path = tmp_path / "search.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -70,7 +72,7 @@ def kill_after(spec, folder, finished):
 
 @pytest.mark.timeout(900)
 def test_the_toy_search_survives_kill_9_and_lm_eval_agrees_with_its_leaderboard(spec, tmp_path):
-    kill_after(spec, tmp_path, finished=2)
+    kill_after(spec, tmp_path, finished=4)
     killed = {trial.number: trial for trial in trials(tmp_path) if trial.state is TrialState.COMPLETE}
 
     evomerge("run", spec, "--trials", TRIALS, folder=tmp_path)
