@@ -154,8 +154,10 @@ def _comparisons(verdict: Verdict) -> Table:
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("model", no_wrap=True)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
+    table.add_column("model")  # where a terminal is narrow, names are wrapped, and numbers never cut
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
