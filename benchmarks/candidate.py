@@ -36,7 +36,7 @@ import yaml
 from machine import describe, in_words
 from made_up_models import save_model
 from optuna.distributions import BaseDistribution, FloatDistribution
-from toy_search import toy_search
+from toy_example import toy_search
 
 from evomerge import load_spec
 from evomerge.evaluation import ItemBlock, load_pack

@@ -31,7 +31,7 @@ import numpy as np
 import optuna
 import torch
 from machine import progress, report
-from toy_search import toy_search
+from toy_example import toy_search
 
 from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.objective import Objective

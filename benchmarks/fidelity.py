@@ -22,7 +22,7 @@ import optuna
 import torch
 from machine import arguments, progress, report
 from scipy.stats import t as student
-from toy_search import toy_search
+from toy_example import toy_search
 
 from evomerge.evaluation.scores import Scores
 from evomerge.search.run import run_search

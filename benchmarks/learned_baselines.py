@@ -30,6 +30,7 @@ from typing import Any, Final
 
 import torch
 from machine import progress, report
+from toy_example import TOY
 
 from evomerge import load_spec
 from evomerge.baselines.baseline_plans import Ingredients, TrainingRequest, plan_of
@@ -43,7 +44,6 @@ from evomerge.recipe import Recipe
 from evomerge.spec import BaselineSpec, SearchSpec
 from evomerge.worker import Worker
 
-TOY: Final = Path(__file__).parent.parent / "examples" / "toy" / "search.yaml"
 BASELINES: Final = ("learned", "learned-tensor", "learned-column", "fine-tune", "dam")
 UNLABELLED: Final = ("learned", "learned-tensor", "learned-column", "dam")
 BATCH_SIZE: Final = 1024

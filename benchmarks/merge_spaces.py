@@ -26,6 +26,7 @@ import machine
 import optuna
 import torch
 from optuna.trial import Trial
+from toy_example import TOY
 
 from evomerge.evaluation import ItemBlock
 from evomerge.jobs import Score, Scored
@@ -40,7 +41,6 @@ from evomerge.storage.attributes import TELL
 from evomerge.study.study_ingredients import read_ingredients
 from evomerge.worker import Worker
 
-TOY = Path(__file__).parent.parent / "examples" / "toy" / "search.yaml"
 BATCH_SIZE = 1024
 
 

@@ -21,7 +21,7 @@ import optuna
 import torch
 from machine import arguments, report
 from optuna._hypervolume import compute_hypervolume
-from toy_search import toy_search
+from toy_example import toy_search
 
 from evomerge.leaderboard import Line, leaderboard
 from evomerge.search.run import run_search

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from toy_search import toy_search
+from toy_example import toy_search
 
 from evomerge.evaluation import ItemBlock
 from evomerge.jobs import Score, Scored
