@@ -8,12 +8,12 @@ from typing import Any, Final, Protocol
 
 from evomerge.errors import unknown_name
 from evomerge.evaluation.evaluator import CalibrationText
-from evomerge.learned.choice import choose_and_learn, planned_choice
 from evomerge.learned.fine_tuning import fine_tune
 from evomerge.learned.fine_tuning_settings import FineTuneSettings
-from evomerge.learned.items import planned_learning
+from evomerge.learned.granularity_choice import choose_and_learn, planned_choice
+from evomerge.learned.learned_settings import LearnedSettings
 from evomerge.learned.learned_training import train_learned
-from evomerge.learned.settings import LearnedSettings
+from evomerge.learned.learning_items import planned_learning
 from evomerge.optimisation import batches
 from evomerge.optimisation.batches import PlannedTokens
 from evomerge.optimisation.training_inputs import TrainingInputs

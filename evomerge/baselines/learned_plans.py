@@ -6,7 +6,7 @@ import math
 
 from evomerge.baselines.baseline_plans import BaselinePlan, Ingredients, trained
 from evomerge.baselines.training_settings import training_settings
-from evomerge.learned.settings import LearnedSettings
+from evomerge.learned.learned_settings import LearnedSettings
 from evomerge.spec import BaselineSpec
 
 

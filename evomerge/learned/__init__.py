@@ -6,7 +6,7 @@ Does not hold: other trainings (`training/`), what trainings share (`optimisatio
 Start reading at: `learned_training.py`, then `losses.py`.
 """
 
+from evomerge.learned.learned_settings import LearnedLosses, LearnedSettings
 from evomerge.learned.learned_training import LearnedResult, LearnedStep, train_learned
-from evomerge.learned.settings import LearnedLosses, LearnedSettings
 
 __all__ = ["LearnedLosses", "LearnedResult", "LearnedSettings", "LearnedStep", "train_learned"]

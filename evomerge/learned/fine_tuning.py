@@ -15,8 +15,8 @@ from torch import Tensor
 from evomerge.checkpoints.recipe_files import store_tensors
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.learned.fine_tuning_settings import FineTuneSettings
-from evomerge.learned.items import LearningItems
 from evomerge.learned.learned_training import STOP_LOSS, LearnedResult, LearnedStep, source_shares
+from evomerge.learned.learning_items import LearningItems
 from evomerge.learned.losses import item_losses
 from evomerge.optimisation.checkpoint import TrainingState, checkpoint_path, load_state, save_state
 from evomerge.optimisation.gradients import stream_gradients

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from evomerge.documents import Frozen, Positive
-from evomerge.learned.settings import LearnedSettings
+from evomerge.learned.learned_settings import LearnedSettings
 
 AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from evomerge.evaluation.evaluator import CalibrationText
-from evomerge.learned.items import Texts
-from evomerge.learned.settings import LearnedSettings
+from evomerge.learned.learned_settings import LearnedSettings
+from evomerge.learned.learning_items import Texts
 from evomerge.optimisation.batches import Batch
 
 

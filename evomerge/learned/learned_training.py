@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import InvalidInput, MergeError, unknown_name
-from evomerge.learned.items import LearningItems
+from evomerge.learned.learned_settings import LearnedSettings
+from evomerge.learned.learning_items import LearningItems
 from evomerge.learned.losses import item_losses
-from evomerge.learned.settings import LearnedSettings
 from evomerge.learned.vector_coefficients import CoefficientGradients, initial_vector_coefficients
 from evomerge.optimisation.checkpoint import TrainingState, checkpoint_path, load_state, save_state
 from evomerge.optimisation.coefficients import roles_of
@@ -26,6 +26,7 @@ from evomerge.recipe import Recipe
 
 PENALTY = "penalty"
 STOP_LOSS = "stop loss"
+_OF = f"{STOP_LOSS} of "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,8 @@ class LearnedStep:
         step: from 1.
         steps: the most that the training may have.
         losses: source -> its loss on its items of this step, before the step.
-        others: the penalty before the step, and the latest loss on the items kept for stopping, where there are any.
+        others: the penalty before the step, and the latest loss on the items kept for stopping, in all and of every
+            source, where there are any.
     """
 
     step: int
@@ -46,8 +48,8 @@ class LearnedStep:
 
     @property
     def reported(self) -> dict[str, float]:
-        """All losses by name."""
-        return {**self.losses, **self.others}
+        """All losses by name, those on the items kept for stopping as one."""
+        return {**self.losses, **{name: loss for name, loss in self.others.items() if not name.startswith(_OF)}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +143,7 @@ class _LearnedTraining:
         if state is None:
             self._before = self._best_losses = self._measured()
             self._best: Mapping[str, Tensor] = self._start
-        self._latest = self._curve[-1]
+        self._latest: Mapping[str, float] = stop_losses(self.history[-1][1]) if self.history else self._before
 
     @property
     def ended(self) -> bool:
@@ -187,17 +189,21 @@ class _LearnedTraining:
         others = {PENALTY: penalty} if self._settings.penalty else {}
         self.history.append((losses, others))
         if self._items.stop:
-            others[STOP_LOSS] = self._stop_loss(number)
+            losses_to_stop = self._losses_to_stop(number)
+            others[STOP_LOSS] = self._total(losses_to_stop)
+            others |= {f"{_OF}{source}": loss for source, loss in losses_to_stop.items()}
         return losses, others
 
-    def _stop_loss(self, number: int) -> float:
-        """The latest loss on the items kept for stopping; where it is measured and the least, the merge is kept."""
-        if not self._settings.is_measured(number):
-            return self._latest
-        losses = self._measured()
-        self._latest = self._total(losses)
-        if self._latest < self._total(self._best_losses):
-            self._best, self._best_losses = _copies(self._coefficients.values), losses
+    def _losses_to_stop(self, number: int) -> Mapping[str, float]:
+        """The latest losses on the items kept for stopping; where they are measured and the least, the merge is kept.
+
+        Returns:
+            Source -> loss.
+        """
+        if self._settings.is_measured(number):
+            self._latest = self._measured()
+            if self._total(self._latest) < self._total(self._best_losses):
+                self._best, self._best_losses = _copies(self._coefficients.values), self._latest
         return self._latest
 
     def save(self) -> None:
@@ -287,6 +293,11 @@ def source_shares(texts: Mapping[str, object], weights: Mapping[str, float]) -> 
     """Source -> factor of its loss; they sum to 1."""
     total = math.fsum(weights.get(source, 1.0) for source in texts)
     return {source: weights.get(source, 1.0) / total for source in texts}
+
+
+def stop_losses(others: Mapping[str, float]) -> dict[str, float]:
+    """Source -> the latest loss on its items kept for stopping, of the other losses of a step."""
+    return {name.removeprefix(_OF): loss for name, loss in others.items() if name.startswith(_OF)}
 
 
 def _copies(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evomerge.learned.settings import Granularity
+from evomerge.learned.learned_settings import Granularity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class Tried:
         granularity: of its coefficients; None for the start, which has learned none.
         penalty: factor of the squared distance from the start.
         steps: after which the losses are the least.
-        losses: one for each unit: a fold, or a source where there is one division only.
+        losses: one for each unit: the items of a source that one fold keeps for stopping.
     """
 
     granularity: Granularity | None

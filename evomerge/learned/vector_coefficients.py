@@ -13,7 +13,7 @@ from torch import Tensor
 from evomerge.checkpoints.recipe_files import store_tensors
 from evomerge.elementwise.elected_arithmetic import ElectedVectors
 from evomerge.errors import InvalidInput
-from evomerge.learned.settings import LearnedSettings
+from evomerge.learned.learned_settings import LearnedSettings
 from evomerge.messages import some
 from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.optimisation.coefficients import FILE_ROLE, ModuleRole, stored_columns

@@ -31,12 +31,12 @@ def factor_gradients(
     full = tuple(weight_gradient.shape) or (1,)
     spread = (1,) * (len(full) - len(shape)) + tuple(shape)
     gradient = weight_gradient.reshape(full)
-    vectors = _Vectors([weight.detach().reshape(full) for weight in weights], base, full, gradient)
+    vectors = _WeighedTensors([weight.detach().reshape(full) for weight in weights], base, full, gradient)
     sums = _sums_by_row if spread[0] != 1 else _sums_over_rows
     return sums(gradient, vectors, spread).reshape(len(weights), *shape)
 
 
-class _Vectors:
+class _WeighedTensors:
     """Sources, or their task vectors where there is a base, in blocks of the dtype and on the device of a gradient."""
 
     def __init__(
@@ -57,7 +57,7 @@ class _Vectors:
             yield part if start is None else part - start
 
 
-def _sums_over_rows(gradient: Tensor, vectors: _Vectors, spread: tuple[int, ...]) -> Tensor:
+def _sums_over_rows(gradient: Tensor, vectors: _WeighedTensors, spread: tuple[int, ...]) -> Tensor:
     """Sums for factors that all rows share: blocks of products are added element by element, and then their rows."""
     dtype, device = _dtype(gradient), gradient.device
     totals: list[Tensor] = []
@@ -74,7 +74,7 @@ def _sums_over_rows(gradient: Tensor, vectors: _Vectors, spread: tuple[int, ...]
     return torch.stack([total.sum(summed, keepdim=True) for total in totals])
 
 
-def _sums_by_row(gradient: Tensor, vectors: _Vectors, spread: tuple[int, ...]) -> Tensor:
+def _sums_by_row(gradient: Tensor, vectors: _WeighedTensors, spread: tuple[int, ...]) -> Tensor:
     """Sums for factors that differ by row."""
     dtype, device = _dtype(gradient), gradient.device
     sums = torch.zeros(len(vectors), *spread, dtype=dtype, device=device)

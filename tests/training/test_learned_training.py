@@ -13,8 +13,8 @@ from evomerge.checkpoints.recipe_files import load_tensors
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.evaluation.evaluator import CalibrationText
 from evomerge.learned import LearnedSettings, train_learned
-from evomerge.learned.items import LearningItems, planned_learning
 from evomerge.learned.learned_training import _LearnedTraining
+from evomerge.learned.learning_items import LearningItems, planned_learning
 from evomerge.merging import merge_state_dicts
 from evomerge.recipe import PathLayer
 from tests.training.conftest import SOURCES

@@ -4,9 +4,9 @@ import pytest
 
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.evaluator import CalibrationText
-from evomerge.learned.items import LearningItems
+from evomerge.learned.learned_settings import LearnedSettings
+from evomerge.learned.learning_items import LearningItems
 from evomerge.learned.permuted_answers import permuted_answers
-from evomerge.learned.settings import LearnedSettings
 
 ITEMS = [CalibrationText((1, 2, 10 + item, 30 + item, 50 + item), 3) for item in range(12)]
 

@@ -9,15 +9,15 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from evomerge.learned.items import LearningItems, Texts, planned_learning
+from evomerge.learned.learned_settings import Granularity, LearnedSettings
 from evomerge.learned.learned_training import (
-    STOP_LOSS,
     LearnedResult,
     LearnedStep,
     source_shares,
+    stop_losses,
     train_learned,
 )
-from evomerge.learned.settings import Granularity, LearnedSettings
+from evomerge.learned.learning_items import LearningItems, Texts, planned_learning
 from evomerge.learned.tried import Tried, is_as_good, simplest_of_the_best
 from evomerge.learned.vector_coefficients import initial_vector_coefficients
 from evomerge.optimisation.batches import PlannedTokens
@@ -49,7 +49,7 @@ def choose_and_learn(inputs: TrainingInputs, settings: LearnedSettings) -> Gener
     Yields:
         A `LearnedStep` after each step of each training, numbered over all of them.
     """
-    choice = _Choice(inputs, settings)
+    choice = _GranularityChoice(inputs, settings)
     first, *finer = choice.granularities
     tried = [(yield from choice.try_out(first, settings.penalties[0]))]
     tried.insert(0, choice.start)
@@ -100,7 +100,7 @@ class _Ended:
     checkpoint: str | None
 
 
-class _Choice:
+class _GranularityChoice:
     """The trainings of a choice, each done once.
 
     Attributes:
@@ -122,8 +122,8 @@ class _Choice:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """The share of each unit of a mean loss: of a source, with folds of a fold."""
-        return tuple(self._shares.values()) if self.folds == 1 else (1 / self.folds,) * self.folds
+        """The share of each unit of a mean loss: of a source, in each of the folds."""
+        return tuple(share / self.folds for _ in range(self.folds) for share in self._shares.values())
 
     def mean(self, tried: Tried) -> float:
         """The mean loss of a candidate."""
@@ -133,11 +133,7 @@ class _Choice:
     def start(self) -> Tried:
         """The start as a candidate: it was measured by the trainings that have ended."""
         measured = list(self._done.values())[: self.folds]
-        if self.folds == 1:
-            losses = tuple(measured[0].before[source] for source in self._shares)
-        else:
-            losses = tuple(self._total(each.before) for each in measured)
-        return Tried(granularity=None, penalty=0.0, steps=0, losses=losses)
+        return Tried(granularity=None, penalty=0.0, steps=0, losses=self._units([each.before for each in measured]))
 
     def try_out(self, granularity: Granularity, penalty: float) -> Generator[LearnedStep, None, Tried]:
         """Train a candidate for some steps, on every fold."""
@@ -146,10 +142,10 @@ class _Choice:
             course = _trial(self._settings, granularity, penalty=penalty, fold=fold, folds=self.folds)
             trials.append((yield from self._train(course)))
         if self.folds == 1:
-            steps, losses = trials[0].best_step, tuple(trials[0].after[source] for source in self._shares)
+            steps, losses = trials[0].best_step, [trials[0].after]
         else:
             steps, losses = self._best_step([_stop_curve(each, self._settings) for each in trials])
-        return Tried(granularity=granularity, penalty=penalty, steps=steps, losses=losses)
+        return Tried(granularity=granularity, penalty=penalty, steps=steps, losses=self._units(losses))
 
     def finish(self, chosen: Tried) -> Generator[LearnedStep, None, LearnedResult]:
         """Train what was chosen from the start, or leave the start as it is."""
@@ -213,10 +209,14 @@ class _Choice:
         self._number += 1
         return LearnedStep(step=self._number, steps=self._steps, losses=losses, others=others)
 
-    def _best_step(self, curves: Sequence[Mapping[int, float]]) -> tuple[int, tuple[float, ...]]:
-        """The step after which the mean over the folds is least, and the loss of each fold after it."""
-        by_step = {step: tuple(curve[step] for curve in curves) for step in curves[0]}
-        return min(by_step.items(), key=lambda each: (math.fsum(each[1]), each[0]))
+    def _best_step(self, curves: Sequence[Mapping[int, _Losses]]) -> tuple[int, list[_Losses]]:
+        """The step after which the mean over the folds is least, and the losses of each fold after it."""
+        by_step = {step: [curve[step] for curve in curves] for step in curves[0]}
+        return min(by_step.items(), key=lambda each: (math.fsum(map(self._total, each[1])), each[0]))
+
+    def _units(self, losses: Sequence[_Losses]) -> tuple[float, ...]:
+        """The losses of all sources in every fold, in the order of `shares`."""
+        return tuple(each[source] for each in losses for source in self._shares)
 
     def _stay(self) -> LearnedResult:
         """The start in the form of what is learned, in the live model."""
@@ -329,8 +329,8 @@ def _final(settings: LearnedSettings, granularity: Granularity, *, tried: Tried,
     return settings.model_copy(update=changes)
 
 
-def _stop_curve(ended: _Ended, settings: LearnedSettings) -> dict[int, float]:
-    """Step -> loss on the items kept for stopping, where it is measured; after the end of a training the last one."""
-    losses = [others[STOP_LOSS] for _, others in ended.history]
+def _stop_curve(ended: _Ended, settings: LearnedSettings) -> dict[int, _Losses]:
+    """Step -> losses on the items kept for stopping, where they are measured; after the end of a training the last."""
+    losses = [stop_losses(others) for _, others in ended.history]
     steps = [*range(settings.stop_every, settings.trial_steps, settings.stop_every), settings.trial_steps]
     return {step: losses[min(step, len(losses)) - 1] for step in steps}

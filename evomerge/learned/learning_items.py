@@ -9,8 +9,8 @@ import torch
 
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.evaluator import CalibrationText
+from evomerge.learned.learned_settings import LearnedSettings
 from evomerge.learned.permuted_answers import permuted_answers
-from evomerge.learned.settings import LearnedSettings
 from evomerge.optimisation.batches import PlannedTokens
 from evomerge.seeding import derive
 
