@@ -30,7 +30,7 @@ from evomerge.search.ingredients import check_recipe_file
 from evomerge.search.warm_start import check_recipes, has_begun
 from evomerge.spaces.bound import BoundSpace
 from evomerge.storage import attributes
-from evomerge.study.stored_search import find_study
+from evomerge.study.stored_search import looking_at
 
 SCHEMA = 1
 MANY_DIMENSIONS = 30
@@ -249,7 +249,8 @@ def _training(inputs: Inputs) -> dict[str, dict[str, int]]:
 def _seconds_left(inputs: Inputs) -> float | None:
     """From the rate that the study has measured, None before there is one."""
     try:
-        status = find_study(inputs.spec)[1].user_attrs.get(attributes.STATUS)
+        with looking_at(inputs.spec) as study:
+            status = study.user_attrs.get(attributes.STATUS)
     except InvalidInput:
         return None
     return status["seconds_left"] if status else None

@@ -26,10 +26,9 @@ from evomerge.spaces.bound import BoundSpace
 from evomerge.spaces.nearest import nearest_params
 from evomerge.spec import OtherStudy, SearchSpec
 from evomerge.storage import attributes
-from evomerge.storage.opening import release
 from evomerge.study.rows import Record, read_scores
 from evomerge.study.snapshot import snapshot_of
-from evomerge.study.stored_search import find_study
+from evomerge.study.stored_search import looking_at
 from evomerge.study.study_ingredients import read_ingredients
 from evomerge.study.trials import best_trials
 from evomerge.worker import files_folder
@@ -108,12 +107,10 @@ def check_recipes(inputs: Inputs) -> None:
 def has_begun(spec: SearchSpec) -> bool:
     """Whether the first points of the spec's study have been enqueued."""
     try:
-        storage, study = find_study(spec)
+        with looking_at(spec) as study:
+            return bool(study.user_attrs.get(attributes.WARM))
     except InvalidInput:  # there is none
         return False
-    begun = bool(study.user_attrs.get(attributes.WARM))
-    release(storage)
-    return begun
 
 
 def recipe_points(inputs: Inputs, space: BoundSpace) -> list[Params]:
@@ -180,9 +177,11 @@ def _nearest(space: BoundSpace, recipe: Recipe, files: Path) -> Params | None:
 
 def _of_study(opened: OpenSearch, other: OtherStudy) -> list[Params]:
     spec, space = opened.inputs.spec, opened.space
-    _, study = find_study(spec.model_copy(update={"name": other.name, "storage": other.storage or spec.storage_url}))
-    trials = best_trials(study, other.trials)
-    if isinstance(space, RecipeSpace) and not _same_merges(space, study):
+    named = spec.model_copy(update={"name": other.name, "storage": other.storage or spec.storage_url})
+    with looking_at(named) as study:
+        trials = best_trials(study, other.trials)
+        is_other = isinstance(space, RecipeSpace) and not _same_merges(space, study)
+    if is_other:
         raise InvalidInput(
             f"warm_start: the merges of study {other.name!r} are not those of this search, though both spaces are made "
             "of merges; leave it out"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -11,7 +13,7 @@ from optuna.storages import BaseStorage
 
 from evomerge.errors import InvalidInput
 from evomerge.spec import SearchSpec
-from evomerge.storage.opening import open_storage
+from evomerge.storage.opening import open_storage, release
 from evomerge.storage.url import local_file, redact, resolve_url, run_directory
 from evomerge.study.stored_spec import differences, relocated, stored_spec, with_own_baselines
 
@@ -61,10 +63,17 @@ def read_search(spec: SearchSpec) -> StoredSearch:
 def read_stored_spec(url: str, name: str) -> SearchSpec:
     """The spec that a study was last run with, for commands that are given a storage and a study, not a file."""
     file = local_file(url)
-    study = _load(open_storage(url), name) if file is None or file.exists() else None
-    if study is None:
-        raise InvalidInput(f"there is no study {name!r} in the storage {redact(resolve_url(url))}")
-    return stored_spec(study, url)
+    missing = InvalidInput(f"there is no study {name!r} in the storage {redact(resolve_url(url))}")
+    if file is not None and not file.exists():
+        raise missing
+    storage = open_storage(url)
+    try:
+        study = _load(storage, name)
+        if study is None:
+            raise missing
+        return stored_spec(study, url)
+    finally:
+        release(storage)
 
 
 def continued(spec: SearchSpec) -> tuple[SearchSpec, str]:
@@ -76,8 +85,8 @@ def continued(spec: SearchSpec) -> tuple[SearchSpec, str]:
         The spec, and the differences of the given one, in one line.
     """
     try:
-        _, study = find_study(spec)
-        stored = relocated(stored_spec(study, spec.storage_url), spec)
+        with looking_at(spec) as study:
+            stored = relocated(stored_spec(study, spec.storage_url), spec)
     except InvalidInput:  # the study is not there yet, or not complete: it is made by this spec
         return spec, ""
     given = spec if spec.artifacts is None else from_anywhere(spec)
@@ -108,8 +117,23 @@ def find_study(spec: SearchSpec) -> tuple[BaseStorage, optuna.Study]:
     storage = open_storage(resolved)
     study = _load(storage, name)
     if study is None:
+        release(storage)
         raise InvalidInput(f"there is no study {name!r} in this storage yet; `evomerge run` makes it")
     return storage, study
+
+
+@contextmanager
+def looking_at(spec: SearchSpec) -> Iterator[optuna.Study]:
+    """The study of a spec for a short look, after which its connections are closed.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    storage, study = find_study(spec)
+    try:
+        yield study
+    finally:
+        release(storage)
 
 
 def _load(storage: BaseStorage, name: str) -> optuna.Study | None:
