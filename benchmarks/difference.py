@@ -1,4 +1,4 @@
-"""What the difference estimator is worth on real outcomes: those of a search that was scored in full, replayed.
+"""The worth of the difference estimator on real outcomes: those of a search that was scored in full, replayed.
 
     python benchmarks/difference.py [--storage URL --study NAME] [--seeds 5] [--draws 2000] [--json]
 

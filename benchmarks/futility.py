@@ -1,4 +1,4 @@
-"""How many searches that would have passed a baseline are given up as futile, and how much of hopeless ones is saved.
+"""Shares of searches that are given up as futile though they would have passed a baseline, and savings on others.
 
     python benchmarks/futility.py [--seeds 4] [--json]
 
@@ -71,7 +71,7 @@ def searches(seeds: int) -> Iterator[tuple[str, Sequence[float]]]:
 
 
 def searched(sampler: str, name: str, dimensions: int, seed: int) -> list[float]:
-    """What the trials of one search score."""
+    """Scores of the trials of one search."""
     contestant, where = SAMPLERS[sampler](dimensions, 1, seed), landscape(name, dimensions, seed)
     values: list[float] = []
     while len(values) < max(BUDGETS):

@@ -1,4 +1,4 @@
-"""How often the verdict finds a true difference of 5 points, and how often it claims what is not so.
+"""The power of the verdict to find a true difference of 5 points, and how often it claims what is not so.
 
     python benchmarks/verdict.py [--runs 500] [--searches 1000] [--looks 10] [--only power|looks] [--json]
 

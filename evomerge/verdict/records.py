@@ -122,7 +122,7 @@ def _pair(trial: int, recipe: str) -> str:
 
 
 def _read_compared(study: optuna.Study) -> dict[str, Any]:
-    """What all looks found; nothing where its writing was cut short: it is then tested again, in the present look."""
+    """The findings of all looks; nothing where their writing was cut short: the present look then tests again."""
     try:
         text = read_text(study, attributes.COMPARED)
     except InvalidInput:

@@ -33,7 +33,7 @@ class Item:
 
 
 def hash_of(subject: str) -> float:
-    """Where a subject falls between 0 and 1."""
+    """Place of a subject between 0 and 1."""
     return int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8], "big") / 2**64
 
 

@@ -82,7 +82,7 @@ def table(document: Mapping[str, Any]) -> str:
 
 
 def conditions(origin: str, seconds: Mapping[str, float]) -> str:
-    """Where the base came from, and how long the stages took on which machine."""
+    """Origin of the base, and how long the stages took on which machine."""
     stages = ", ".join(f"{stage} {taken / 60:.1f}" for stage, taken in seconds.items())
     machine = f"{os.cpu_count()} cores ({platform.machine()})"
     return f"Base: {origin}. Minutes of each stage on {machine}: {stages}; {sum(seconds.values()) / 60:.0f} in all."
