@@ -24,7 +24,7 @@ FLOORS = (
     ("objective", "jobs", "worker", "cluster", "study", "opening"),
     ("racing", "loop", "baselines", "verdict", "search"),
     ("importance", "leaderboard", "preflight", "export", "weight_distances", "shared_tower", "report"),
-    ("cli",),
+    ("commands", "cli"),
     ("testing",),
 )
 PLACES = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}

@@ -1,0 +1,35 @@
+"""Commands that list spaces, evaluators and merge methods."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from evomerge.commands.options import Json, print_document, terminal_of
+
+
+def spaces(context: typer.Context, name: Annotated[str | None, typer.Argument()] = None, json_: Json = False) -> None:
+    """The search spaces that ship with evomerge, or one of them."""
+    terminal = terminal_of(context)
+    from evomerge.report.inventory import describe_spaces, inventory_text
+
+    print_document(terminal, describe_spaces(name), json_, inventory_text)
+
+
+def evaluators(
+    context: typer.Context, name: Annotated[str | None, typer.Argument()] = None, json_: Json = False
+) -> None:
+    """The evaluators that are installed, or one of them."""
+    terminal = terminal_of(context)
+    from evomerge.report.inventory import describe_evaluators, inventory_text
+
+    print_document(terminal, describe_evaluators(name), json_, inventory_text)
+
+
+def methods(context: typer.Context, name: Annotated[str | None, typer.Argument()] = None, json_: Json = False) -> None:
+    """The merge methods, or one with formula, parameters, options, needs, cost, paper and an example."""
+    terminal = terminal_of(context)
+    from evomerge.report.inventory import describe_methods, inventory_text
+
+    print_document(terminal, describe_methods(name), json_, inventory_text)

@@ -1,0 +1,68 @@
+"""Commands that show a study: its state, its leaderboard, Optuna Dashboard."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from evomerge.commands.options import Json, SpecPath, Storage, Study, print_document, stored_of, terminal_of
+
+
+def status(
+    context: typer.Context, spec: SpecPath = None, storage: Storage = None, study: Study = None, json_: Json = False
+) -> None:
+    """The state of the search: counts by state, best so far, rate, time left, workers."""
+    terminal = terminal_of(context)
+    from evomerge.report.progress import status_document, status_text
+
+    print_document(terminal, status_document(stored_of(terminal, spec, storage, study)), json_, status_text)
+
+
+def leaderboard(
+    context: typer.Context,
+    spec: SpecPath = None,
+    storage: Storage = None,
+    study: Study = None,
+    top: Annotated[int, typer.Option(min=1, help="How many trials to show.")] = 5,
+    importance: Annotated[bool, typer.Option("--importance", help="Also which experts and groups matter.")] = False,
+    json_: Json = False,
+) -> None:
+    """Sources, baselines and the best trials, on search and on held-out items."""
+    terminal = terminal_of(context)
+    from evomerge.importance import importance_document
+    from evomerge.leaderboard import leaderboard as lines_of
+    from evomerge.leaderboard import leaderboard_document
+    from evomerge.report.importance_table import importance_table
+    from evomerge.report.paths import described_paths
+    from evomerge.report.tables import leaderboard_tables
+
+    stored = stored_of(terminal, spec, storage, study)
+    lines = lines_of(stored, top)
+    if json_:
+        from evomerge.report.lm_eval_commands import with_commands
+
+        lines = with_commands(stored, lines, spec if storage is None else None)
+    document = leaderboard_document(stored, lines)
+    if importance:
+        document |= importance_document(stored)
+    further = [importance_table(document)] if importance else []
+    print_document(terminal, document, json_, lambda _: leaderboard_tables(stored, lines, further))
+    if not json_:
+        terminal.write(described_paths(stored))
+
+
+def dashboard(
+    context: typer.Context,
+    spec: SpecPath = None,
+    storage: Storage = None,
+    study: Study = None,
+    host: Annotated[str, typer.Option(help="Address to bind. The dashboard has no authentication.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8080,
+) -> None:
+    """Optuna Dashboard on the study's storage."""
+    terminal = terminal_of(context)
+    from evomerge.study.dashboard import serve
+
+    stored = stored_of(terminal, spec, storage, study)
+    serve(stored.storage, stored.study.study_name, stored.artifacts, host=host, port=port, say=terminal.tell)

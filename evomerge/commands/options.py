@@ -1,0 +1,82 @@
+"""Options that several commands share, and the terminal, spec and stored study that they lead to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from evomerge.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from evomerge.report.terminal import Terminal
+    from evomerge.spec import SearchSpec
+    from evomerge.study.stored_search import StoredSearch
+
+SpecPath = Annotated[Path | None, typer.Argument(metavar="SPEC", help="A search.yaml; or give --storage and --study.")]
+Storage = Annotated[
+    str | None, typer.Option(help="Optuna storage URL; wins over the spec's. env:NAME reads it from $NAME.")
+]
+Study = Annotated[
+    str | None, typer.Option(help="With --storage and without SPEC: the study, whose stored spec serves.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+Workers = Annotated[int | None, typer.Option(help="Number of workers.")]
+Ray = Annotated[str | None, typer.Option(metavar="ADDRESS|local|none", help="Where the workers run.")]
+
+
+def terminal_of(context: typer.Context) -> Terminal:
+    """The terminal of a command, which from now on only our own lines reach."""
+    from evomerge.report.terminal import Terminal
+
+    terminal = context.ensure_object(Terminal)
+    terminal.divert()
+    return terminal
+
+
+def spec_of(path: Path | None, storage: str | None, study: str | None) -> SearchSpec:
+    """The spec that a command works on: a file, or what a study stores."""
+    if path is not None and study is not None:
+        raise InvalidInput("give either a SPEC, whose name is the study's, or --storage and --study; not both")
+    if path is not None:
+        from evomerge.spec import load_spec
+
+        spec = load_spec(path)
+        return spec if storage is None else spec.model_copy(update={"storage": storage})
+    if storage is None or study is None:
+        raise InvalidInput("give a SPEC (a search.yaml), or both --storage URL and --study NAME")
+    from evomerge.study.stored_search import read_stored_spec
+
+    return read_stored_spec(storage, study)
+
+
+def stored_of(terminal: Terminal, path: Path | None, storage: str | None, study: str | None) -> StoredSearch:
+    """The stored study that a command reads. A file only locates it; differences of the file are reported."""
+    from evomerge.spec import read_spec, resolve
+    from evomerge.study.stored_search import read_search
+
+    if path is None or study is not None:
+        return read_search(spec_of(path, storage, study))
+    given = read_spec(path)
+    given = given if storage is None else given.model_copy(update={"storage": storage})
+    unusable = ""
+    try:
+        given = resolve(given, path.resolve().parent)
+    except InvalidInput as error:  # what it names is gone: the study can be read all the same
+        unusable = str(error)
+    stored = read_search(given)
+    note_differences(terminal, unusable or stored.differences, given.name, path)
+    return stored
+
+
+def note_differences(terminal: Terminal, differences: str, study: str, path: Path | None) -> None:
+    if differences:
+        terminal.tell(f"note: study {study!r} goes by its own spec, {path} differs: {differences}")
+
+
+def print_document(terminal: Terminal, document: dict[str, Any], as_json: bool, renderable: Any) -> None:
+    if as_json:
+        terminal.document(document)
+    else:
+        terminal.show(renderable(document))
