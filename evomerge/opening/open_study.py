@@ -105,6 +105,7 @@ def open_search(inputs: Inputs, *, workers: int) -> Iterator[OpenSearch]:
     with hold(url, spec.name, directions=["maximize"] * directions_of(inputs)) as held:
         storage = open_storage(url, single_writer=True)
         try:
+            held.guard(storage)
             yield _open(inputs, storage, wanted, workers=workers, check_hold=held.check)
         finally:
             release(storage)

@@ -1,212 +1,168 @@
 """One controller at a time.
 
-A study on a local file is held by an advisory lock of the operating system, on a file beside it: the kernel drops it
-when the process ends, however it ends, so that the same command can be run again at once. A study on a server is held
-by an attribute that a thread keeps refreshing.
+A SQLite file is held by an advisory lock of the operating system, on a file beside it: the kernel drops it when the
+process ends, however it ends, so that the same command can be run again at once. A study on a server, and a journal
+file, is held by a lease, see `evomerge.storage.lease`; a journal on a local disk by a lock as well, so that it is free
+at once when its holder was killed. On network file systems locks are not to be trusted: they may be missing, or count
+on one machine only.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
-import os
-import socket
 import threading
-import time
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Final, TextIO
 
-from optuna.exceptions import DuplicatedStudyError, StorageInternalError
-from optuna.storages import BaseStorage
+from optuna.exceptions import DuplicatedStudyError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.study import StudyDirection
 
-from evomerge.errors import InvalidInput, StudyHeld
-from evomerge.storage.attributes import WRITER
-from evomerge.storage.opening import open_storage, release, with_retries
-from evomerge.storage.url import local_file, resolve_url
+from evomerge.clock import SYSTEM_CLOCK, Clock
+from evomerge.errors import EvomergeError, Interrupted, InvalidInput, StudyHeld
+from evomerge.storage.journals import FileLease, RedisJournal, RedisLease
+from evomerge.storage.lease import Lease, LeaseStore, LeaseTimes, record_in
+from evomerge.storage.opening import network_filesystem, open_storage, release, with_retries
+from evomerge.storage.optuna_internals import backend_of, journal_of
+from evomerge.storage.process import described, this_process
+from evomerge.storage.relational_lease import RelationalLease
+from evomerge.storage.url import SQLITE, local_file, resolve_url, scheme_of
 
-__all__ = ["Hold", "Patience", "hold"]
+__all__ = ["Hold", "hold", "keep", "lock_file"]
+
+_NO_LOCKS: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+_LOOKS: Final = 5  # at a lock that is taken: `holder_of` takes it for an instant
+_LOOK_SECONDS: Final = 0.1
+_JOIN_SECONDS: Final = 1.0  # for the thread, which may wait for a storage that does not answer
 
 
 class Hold:
-    """The right to write to a study."""
-
-    def __init__(self) -> None:
-        self._taken_by: str | None = None
-
-    def check(self) -> None:
-        """Raise StudyHeld if another controller has taken the study over, because this one was silent for too long."""
-        if self._taken_by is not None:
-            raise StudyHeld(f"this controller was silent for too long, and the study is now held by {self._taken_by}")
-
-    def lose(self, to: str) -> None:
-        self._taken_by = to
-
-
-@dataclass(frozen=True, kw_only=True)
-class Patience:
-    """Times in seconds, by which a server's study is refreshed and taken over.
+    """The right to write to a study.
 
     Attributes:
-        refresh: between two signs of life of the holder.
-        silence: without a sign of life, after which another one takes over, by the other one's monotonic clock, so that
-            it does not matter what the two wall clocks say.
-        skew: the largest difference of two wall clocks: a hold that expired longer ago is taken over without waiting.
-        settle: until all see a write.
+        held_since: when it was taken, in ISO format.
     """
 
-    refresh: float = 5.0
-    silence: float = 60.0
-    skew: float = 900.0
-    settle: float = 2.0
+    def __init__(self, held_since: str, lease: Lease | None = None) -> None:
+        self.held_since = held_since
+        self._lease = lease
+
+    def check(self) -> None:
+        """Return where this process surely holds the study, waiting for a storage that does not answer.
+
+        Raises:
+            StudyHeld: another controller has taken the study over, because this one was silent for too long.
+            Interrupted: nobody else is known to hold it, but the storage has not answered for so long that somebody
+                might: the same command resumes.
+        """
+        if self._lease is None:
+            return
+        try:
+            with_retries(self._lease.confirm)
+        except EvomergeError:
+            raise
+        except Exception as error:
+            raise Interrupted(
+                f"this controller cannot be sure any more that it holds the study ({type(error).__name__}); "
+                f"run the same command again to go on"
+            ) from error
+
+    def guard(self, storage: BaseStorage) -> None:
+        """Have a storage refuse what is written through it once another controller has taken the study over.
+
+        `check` alone would let a write through of a process that was stopped right after it, and continued later.
+        """
+        if self._lease is not None:
+            self._lease.guard(storage)
 
 
 @contextmanager
 def hold(
-    url: str, name: str, *, directions: Sequence[str] = ("maximize",), patience: Patience | None = None
+    url: str,
+    name: str,
+    *,
+    directions: Sequence[str] = ("maximize",),
+    times: LeaseTimes | None = None,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> Iterator[Hold]:
     """Hold a study for writing.
 
-    One SQLite or journal file has one writer, whatever the number of studies in it. On a server, each study has one;
-    the study is created if it does not exist yet, to have something to hold.
+    One SQLite or journal file has one writer, whatever the number of studies in it. On a server, each study has one; in
+    a database the study is created if it does not exist yet, to have something to hold.
 
     Args:
         url: storage URL.
         name: name of the study.
         directions: of the study, should it have to be created.
-        patience: other times than the default ones.
+        times: other times of a lease than the default ones.
 
     Raises:
         StudyHeld: another controller holds it; the message names it.
+        InvalidInput: a SQLite file on a file system without locks.
     """
     url = resolve_url(url)
-    file = local_file(url)
-    if file is not None:
-        with _hold_file(file.absolute(), name) as held:
+    with ExitStack() as stack:
+        file = local_file(url)
+        if file is None:
+            storage = open_storage(url)
+            stack.callback(release, storage)
+            store, what, locked = _store(storage, name, directions), f"the study {name!r}", False
+        else:
+            file = file.resolve()
+            locked = _is_lockable(file, url) and stack.enter_context(_file_lock(file, name, url))
+            if scheme_of(url) in SQLITE:
+                yield Hold(_now())
+                return
+            store, what = FileLease(file), str(file)
+        lease = Lease(store, what=what, times=times, locked=locked, clock=clock)
+        with keep(lease, clock=clock) as held:
             yield held
-    else:
-        storage = open_storage(url)
-        try:
-            with _hold_study(storage, name, directions, patience or Patience()) as held:
-                yield held
-        finally:
-            release(storage)
 
 
 @contextmanager
-def _hold_file(file: Path, name: str) -> Iterator[Hold]:
-    path = file.with_name(f"{file.name}.writer")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        opened = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise InvalidInput(f"cannot lock {file}: {error}") from error
-    with opened as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            raise StudyHeld(f"{file} is held by {_described(lock.read())}; stop it, or wait until it ends") from error
-        lock.truncate(0)
-        lock.write(json.dumps({**asdict(_me()), "since": _now(), "study": name}) + "\n")
-        lock.flush()
-        try:
-            yield Hold()
-        finally:
-            # The file stays: whoever deleted it could delete it from under one who has just locked it.
-            lock.truncate(0)
+def keep(lease: Lease, *, clock: Clock = SYSTEM_CLOCK) -> Iterator[Hold]:
+    """Take a lease, and refresh it in a thread until the block ends.
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Process:
-    """A process, told apart from a later one with the same number by the time of its start."""
-
-    host: str
-    boot: str
-    pid: int
-    start: str
-
-
-@contextmanager
-def _hold_study(storage: BaseStorage, name: str, directions: Sequence[str], patience: Patience) -> Iterator[Hold]:
-    study_id = _study_id(storage, name, directions)
-    record = _LeaseRecord(storage, study_id, patience)
-    _wait_for_turn(record, name, patience)
-    record.write()
-    time.sleep(patience.settle)  # two may have found the study free at once: the one who wrote last has it
-    rival = record.read()
-    if rival is None or rival.get("id") != record.id:
-        raise StudyHeld(f"the study {name!r} is held by {_described(rival)}, which came at the same moment")
-    held, stop = Hold(), threading.Event()
-    thread = threading.Thread(target=_keep, args=(record, held, stop, patience), name="evomerge-writer", daemon=True)
+    Raises:
+        StudyHeld: another controller has it.
+    """
+    while (wait := with_retries(lease.attempt)) is not None:
+        clock.sleep(wait)
+    stop = threading.Event()
+    thread = threading.Thread(
+        target=_repeat, args=(lease.refresh, stop, lease.times.refresh), name="evomerge-lease", daemon=True
+    )
     thread.start()
     try:
-        yield held
+        yield Hold(lease.since, lease)
     finally:
         stop.set()
-        thread.join()
-        record.clear()
+        thread.join(_JOIN_SECONDS)
+        with suppress(Exception):  # the block's own error counts; without a release the next one waits for silence
+            lease.release()
 
 
-class _LeaseRecord:
-    """The attribute that names the holder of a study."""
-
-    def __init__(self, storage: BaseStorage, study_id: int, patience: Patience) -> None:
-        self.id = uuid.uuid4().hex
-        self._storage = storage
-        self._study_id = study_id
-        self._patience = patience
-        self._since = _now()
-
-    def read(self) -> dict[str, Any] | None:
-        value = with_retries(lambda: self._storage.get_study_user_attrs(self._study_id).get(WRITER))
-        return value if isinstance(value, dict) else None
-
-    def write(self) -> None:
-        expires = time.time() + self._patience.silence
-        value = {"id": self.id, **asdict(_me()), "since": self._since, "expires": expires}
-        with_retries(lambda: self._storage.set_study_user_attr(self._study_id, WRITER, value))
-
-    def clear(self) -> None:
-        holder = self.read()
-        if holder is not None and holder.get("id") == self.id:
-            with_retries(lambda: self._storage.set_study_user_attr(self._study_id, WRITER, None))
+def _repeat(step: Callable[[], None], stop: threading.Event, seconds: float) -> None:
+    """Repeat a step until told to stop, whatever it raises: `Lease.confirm` says what came of it."""
+    while not stop.wait(seconds):
+        with suppress(BaseException):
+            step()
 
 
-def _wait_for_turn(record: _LeaseRecord, name: str, patience: Patience) -> None:
-    """Return when nobody holds the study; raise StudyHeld as soon as it is clear that somebody does."""
-    holder = record.read()
-    if holder is None or _is_gone(holder, patience):
-        return
-    if not _is_alive(holder):  # on another host: only silence tells
-        deadline = time.monotonic() + patience.silence
-        while time.monotonic() < deadline:
-            time.sleep(min(patience.refresh / 2, max(0.0, deadline - time.monotonic())))
-            latest = record.read()
-            if latest is None:
-                return
-            if latest != holder:
-                break
-        else:
-            return
-    raise StudyHeld(f"the study {name!r} is held by {_described(holder)}; stop it, or wait until it ends")
-
-
-def _keep(record: _LeaseRecord, held: Hold, stop: threading.Event, patience: Patience) -> None:
-    while not stop.wait(patience.refresh):
-        try:
-            holder = record.read()
-            if holder is None or holder.get("id") != record.id:
-                held.lose(_described(holder))
-                return
-            record.write()
-        except StorageInternalError:
-            continue  # the server is away; if it stays away, the controller's own writes say so
+def _store(storage: BaseStorage, name: str, directions: Sequence[str]) -> LeaseStore:
+    backend = backend_of(storage)
+    if isinstance(backend, RDBStorage):
+        return RelationalLease(backend, with_retries(lambda: _study_id(storage, name, directions)))
+    assert isinstance(backend, JournalStorage)
+    journal = journal_of(backend)
+    assert isinstance(journal, RedisJournal)  # journals in files are held as files
+    return RedisLease(journal, name)
 
 
 def _study_id(storage: BaseStorage, name: str, directions: Sequence[str]) -> int:
@@ -220,58 +176,58 @@ def _study_id(storage: BaseStorage, name: str, directions: Sequence[str]) -> int
         return storage.get_study_id_from_name(name)
 
 
-def _me() -> _Process:
-    return _Process(host=socket.gethostname(), boot=_boot(), pid=os.getpid(), start=_start(os.getpid()))
+def lock_file(file: Path) -> Path:
+    """The file beside a study's file that carries its lock, and says who has it."""
+    return file.with_name(f"{file.name}.writer")
 
 
-def _boot() -> str:
-    """The scope of process numbers: this run of this machine, and in it this container."""
+def _is_lockable(file: Path, url: str) -> bool:
+    return scheme_of(url) in SQLITE or not network_filesystem(file)
+
+
+@contextmanager
+def _file_lock(file: Path, name: str, url: str) -> Iterator[bool]:
+    """Lock a file until the block ends. False for a journal where the file system has no locks: it has its lease."""
     try:
-        return f"{_read('/proc/sys/kernel/random/boot_id').strip()} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:  # not Linux
-        return ""
-
-
-def _start(pid: int) -> str:
-    """When a process was started, in clock ticks since boot; "" if there is no such process."""
-    # The second field is the program's name in parentheses and may hold anything; the start is number 22.
-    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return fields[19] if len(fields) > 19 else ""
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
-
-
-def _is_here(holder: dict[str, Any]) -> bool:
-    return (holder.get("host"), holder.get("boot")) == (socket.gethostname(), _boot())
-
-
-def _is_alive(holder: dict[str, Any]) -> bool:
-    """Whether the holder is a process of this machine that runs."""
-    start = holder.get("start")
-    return _is_here(holder) and bool(start) and _start(int(holder.get("pid", 0))) == start
-
-
-def _is_gone(holder: dict[str, Any], patience: Patience) -> bool:
-    """Whether nobody can still be writing: a dead process of this machine, or a hold that expired long ago."""
-    if _is_here(holder) and holder.get("start") and not _is_alive(holder):
-        return True
-    return float(holder.get("expires", 0.0)) + patience.skew < time.time()
-
-
-def _described(holder: dict[str, Any] | str | None) -> str:
-    if isinstance(holder, str):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        opened = lock_file(file).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise InvalidInput(f"cannot lock {file}: {error}") from error
+    with opened as lock:
+        if not _lock(lock, file, url):
+            yield False
+            return
+        lock.truncate(0)
+        lock.write(json.dumps({**asdict(this_process()), "since": _now(), "study": name}) + "\n")
+        lock.flush()
         try:
-            holder = json.loads(holder)
-        except ValueError:
-            holder = None
-    if not isinstance(holder, dict):
-        return "another controller"
-    return f"the controller with process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
+            yield True
+        finally:
+            # The file stays: whoever deleted it could delete it from under one who has just locked it.
+            lock.truncate(0)
+
+
+def _lock(lock: TextIO, file: Path, url: str) -> bool:
+    for look in range(_LOOKS):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError as error:
+            if look == _LOOKS - 1:
+                lock.seek(0)
+                holder = described(record_in(lock.read()))
+                raise StudyHeld(f"{file} is held by {holder}; stop it, or wait until it ends") from error
+            SYSTEM_CLOCK.sleep(_LOOK_SECONDS)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise InvalidInput(f"cannot lock {file}: {error.strerror}") from error
+            if scheme_of(url) in SQLITE:
+                raise InvalidInput(
+                    f"{file} is on a file system without locks ({error.strerror}), which SQLite needs; use a local "
+                    f"disk, a journal (journal:///{file.with_suffix('.journal')}) or a database server"
+                ) from error
+            return False
+    return False
 
 
 def _now() -> str:

@@ -13,17 +13,17 @@ from urllib.parse import unquote
 
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from evomerge.errors import Interrupted, InvalidInput, nearest
 from evomerge.messages import first_line
 from evomerge.storage.journal_repair import repair_tail
+from evomerge.storage.journals import FileJournal, RedisJournal
 from evomerge.storage.optuna_internals import CachedStorage, backend_of
 from evomerge.storage.single_writer import SingleWriterStorage
 from evomerge.storage.url import SQLITE, file_of, redact, resolve_url, scheme_of
 
-__all__ = ["in_transaction", "open_storage", "with_retries"]
+__all__ = ["in_transaction", "network_filesystem", "open_storage", "release", "with_retries"]
 
 
 _Result = TypeVar("_Result")
@@ -133,8 +133,8 @@ def release(storage: BaseStorage) -> None:
 
 def _open_sqlite(url: str) -> RDBStorage:
     file = file_of(url)
-    kind = _filesystem(file)
-    if kind in _NETWORK_FILESYSTEMS:
+    kind = network_filesystem(file)
+    if kind:
         raise InvalidInput(
             f"{file} is on a network file system ({kind}), where SQLite's locks do not work; "
             f"use a local disk, a journal (journal:///{file.with_suffix('.journal')}) or a database server"
@@ -153,18 +153,19 @@ def _open_server(url: str, driver: str, extra: str) -> RDBStorage:
 
 
 def _open_journal(file: Path) -> BaseStorage:
+    file = file.resolve()
     _make_folder(file)
     repair_tail(file)
     # Absolute, because Optuna's lock is a symbolic link with this path as its target: one that dangles is never
     # recognised as stale, and a crash while it is held would block the journal for ever.
-    return JournalStorage(JournalFileBackend(str(file.absolute())))
+    return JournalStorage(FileJournal(str(file)))
 
 
 def _open_redis(url: str) -> BaseStorage:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            backend = _RedisBackend(url)
+            backend = RedisJournal(url)
     except ImportError as error:
         raise _missing_driver(url, "redis") from error
     except ValueError as error:  # redis-py, about the URL
@@ -175,16 +176,6 @@ def _open_redis(url: str) -> BaseStorage:
         if type(error).__module__.partition(".")[0] != "redis":  # its errors have no base class outside the package
             raise
         raise InvalidInput(f"cannot open {redact(url)}: {type(error).__name__}; is the server running?") from error
-
-
-class _RedisBackend(JournalRedisBackend):
-    """Without the snapshots, which are pickles: loading one would run the code of whoever can write to the server."""
-
-    def load_snapshot(self) -> bytes | None:
-        return None
-
-    def save_snapshot(self, snapshot: bytes) -> None:
-        return None
 
 
 def _relational(given: str, url: str, engine_options: dict[str, Any]) -> RDBStorage:
@@ -217,6 +208,12 @@ def _make_folder(file: Path) -> None:
         file.absolute().parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidInput(f"cannot create the folder of {file}: {error.strerror}") from error
+
+
+def network_filesystem(file: Path) -> str:
+    """The type of the network file system that a file is or would be on, "" for a local one."""
+    kind = _filesystem(file)
+    return kind if kind in _NETWORK_FILESYSTEMS else ""
 
 
 def _filesystem(file: Path, mounts: str | None = None) -> str:

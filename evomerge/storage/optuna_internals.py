@@ -6,23 +6,32 @@ They may change with any release. Each is used because the public way is slow (a
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from optuna import Study, Trial
 from optuna._typing import JSONSerializable
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages import _CachedStorage as CachedStorage
+from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Integer, String, Text, column, table
 
 __all__ = [
+    "STUDY_ATTRIBUTES",
     "CachedStorage",
     "JSONSerializable",
     "backend_of",
     "cached_trials",
     "id_of",
+    "journal_of",
     "storage_of",
     "with_further_trials",
 ]
+
+# The table of a relational storage in which Optuna keeps the user attributes of studies; both are unique together.
+STUDY_ATTRIBUTES: Final = table(
+    "study_user_attributes", column("study_id", Integer), column("key", String), column("value_json", Text)
+)
 
 
 def id_of(trial: Trial | FrozenTrial) -> int:
@@ -38,6 +47,11 @@ def storage_of(study: Study) -> BaseStorage:
 def backend_of(storage: BaseStorage) -> BaseStorage:
     """The storage behind Optuna's cache, or the storage itself where it has none."""
     return storage._backend if isinstance(storage, CachedStorage) else storage
+
+
+def journal_of(storage: JournalStorage) -> BaseJournalBackend:
+    """The file or server that the entries of a journal are appended to."""
+    return storage._backend
 
 
 def cached_trials(study: Study, states: Container[TrialState] | None = None) -> list[FrozenTrial]:

@@ -1,55 +1,85 @@
-"""Two controllers on one study, as real processes."""
+"""Two controllers on one study, as real processes and threads."""
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 
-from evomerge.errors import StudyHeld
-from evomerge.storage import lock
+from evomerge.errors import Interrupted, InvalidInput, StudyHeld
+from evomerge.storage import lock, opening
 from evomerge.storage.attributes import WRITER
-from evomerge.storage.lock import Patience, hold
-from evomerge.storage.opening import open_storage
+from evomerge.storage.journals import lease_file
+from evomerge.storage.lease import Lease, LeaseTimes, holder_in
+from evomerge.storage.lock import hold, keep
+from evomerge.storage.opening import open_storage, release
+from evomerge.storage.optuna_internals import backend_of
+from evomerge.storage.process import Process
+from evomerge.storage.relational_lease import RelationalLease
 
-QUICK = Patience(refresh=0.1, silence=1.5, skew=900.0, settle=0.1)
+QUICK = LeaseTimes(refresh=0.1, silence=1.5, margin=0.5)
+ELSEWHERE = Process(host="elsewhere", boot="b", pid=1, start="1")
 
 HOLDER = """
 import sys, time
-from evomerge.storage import lock
-from evomerge.storage.opening import open_storage
-url, remote = sys.argv[1:]
-if remote == "server":  # the rules for servers, without a server
-    patience = lock.Patience(refresh=0.1, silence=1.5, skew=900.0, settle=0.1)
-    held = lock._hold_study(open_storage(url), "s", ["maximize"], patience)
-else:
-    held = lock.hold(url, "s")
-with held:
+from evomerge.storage.lock import hold
+with hold(sys.argv[1], "s"):
     print("held", flush=True)
     time.sleep(60)
 """
 
+# A controller on a network file system, on another machine, that writes until it may not.
+WRITER_ELSEWHERE = """
+import sys, time
+from evomerge.errors import StudyHeld
+from evomerge.storage import lease, lock
+from evomerge.storage.opening import open_storage
+from evomerge.storage.process import Process
+lock.network_filesystem = lambda file: "nfs4"
+lease.this_process = lambda: Process(host="elsewhere", boot="b", pid=1, start="1")
+try:
+    with lock.hold(sys.argv[1], "s", times=lease.LeaseTimes(refresh=0.1, silence=1.5, margin=0.5)) as held:
+        storage = open_storage(sys.argv[1], single_writer=True)
+        held.guard(storage)
+        study = storage.create_new_study([], "s")
+        print("held", flush=True)
+        number = 0
+        while True:
+            if sys.argv[2] == "checked":
+                held.check()
+            storage.set_study_user_attr(study, "number", number)
+            number += 1
+            time.sleep(0.02)
+except StudyHeld as error:
+    print(f"{number} {error}", flush=True)
+"""
+
 
 @pytest.fixture
-def holders() -> Iterator[list[subprocess.Popen[str]]]:
-    processes: list[subprocess.Popen[str]] = []
-    yield processes
-    for process in processes:
+def processes() -> Iterator[list[subprocess.Popen[str]]]:
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
         process.kill()
         process.wait()
         if process.stdout:
             process.stdout.close()
 
 
-def start(holders: list[subprocess.Popen[str]], url: str, kind: str) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, url, kind], stdout=subprocess.PIPE, text=True)
-    holders.append(process)
+def start(processes: list[subprocess.Popen[str]], code: str, *arguments: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
+    processes.append(process)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process
@@ -57,10 +87,10 @@ def start(holders: list[subprocess.Popen[str]], url: str, kind: str) -> subproce
 
 @pytest.mark.parametrize("url", ["sqlite:///{}/deep/study.db", "journal:///{}/deep/study.journal"])
 def test_a_file_has_one_writer_until_it_is_killed(
-    url: str, tmp_path: Path, holders: list[subprocess.Popen[str]]
+    url: str, tmp_path: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
     url = url.format(tmp_path)
-    first = start(holders, url, "file")
+    first = start(processes, HOLDER, url)
     with pytest.raises(StudyHeld, match=rf"process {first.pid} on .*, since 20") as error, hold(url, "s"):
         pass
     assert error.value.exit_code == 6
@@ -72,127 +102,202 @@ def test_a_file_has_one_writer_until_it_is_killed(
         pass
 
 
-def test_one_process_cannot_hold_a_file_twice(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/study.db"
+@pytest.mark.parametrize("url", ["sqlite:///{}/study.db", "journal:///{}/study.journal"])
+def test_one_process_cannot_hold_a_file_twice(url: str, tmp_path: Path) -> None:
+    url = url.format(tmp_path)
     with hold(url, "s"), pytest.raises(StudyHeld), hold(url, "other"):
         pass
 
 
-def test_a_holder_that_fails_lets_go(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/study.db"
+@pytest.mark.parametrize("url", ["sqlite:///{}/study.db", "journal:///{}/study.journal"])
+def test_a_holder_that_fails_lets_go(url: str, tmp_path: Path) -> None:
+    url = url.format(tmp_path)
     with pytest.raises(ZeroDivisionError), hold(url, "s"):
         raise ZeroDivisionError
     with hold(url, "s"):
         pass
 
 
-def server(tmp_path: Path) -> optuna.storages.BaseStorage:
-    return open_storage(f"sqlite:///{tmp_path}/study.db")
+def no_flock(number: int) -> Callable[..., None]:
+    def flock(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return flock
 
 
-def test_a_study_on_a_server_has_one_writer_until_it_is_killed(
-    tmp_path: Path, holders: list[subprocess.Popen[str]]
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_journal_without_file_locks_is_held_by_its_lease(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = start(holders, f"sqlite:///{tmp_path}/study.db", "server")
-    begin = time.monotonic()
+    monkeypatch.setattr(lock.fcntl, "flock", no_flock(number))
+    url = f"journal:///{tmp_path}/study.journal"
+    with hold(url, "s") as held:
+        held.check()
+        with pytest.raises(StudyHeld, match=rf"study\.journal is held by the controller with process {os.getpid()}"):
+            hold(url, "s").__enter__()
+    with hold(url, "s"):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_sqlite_without_file_locks_is_refused_with_what_to_use_instead(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock.fcntl, "flock", no_flock(number))
     with (
-        pytest.raises(StudyHeld, match=rf"process {first.pid}"),
-        lock._hold_study(server(tmp_path), "s", ["maximize"], QUICK),
+        pytest.raises(InvalidInput, match=r"without locks .*use a local disk, a journal \(journal:///"),
+        hold(f"sqlite:///{tmp_path}/study.db", "s"),
     ):
         pass
-    first.kill()
-    first.wait()
-    with lock._hold_study(server(tmp_path), "s", ["maximize"], QUICK) as held:
-        assert time.monotonic() - begin < QUICK.silence  # its process is seen to be dead: no waiting
-        held.check()
 
 
-def record_of_another_host(tmp_path: Path, **changes: Any) -> tuple[optuna.storages.BaseStorage, int]:
-    storage = server(tmp_path)
-    study_id = lock._study_id(storage, "s", ["maximize"])
-    record = {
-        "id": "x",
-        "host": "elsewhere",
-        "boot": "b",
-        "pid": 1,
-        "start": "1",
-        "since": "2020",
-        "expires": time.time(),
-    }
-    storage.set_study_user_attr(study_id, WRITER, record | changes)
-    return storage, study_id
-
-
-@pytest.mark.parametrize("minutes", [-10, 0, 10])
-def test_another_host_is_taken_over_when_it_has_been_silent_whatever_its_clock_says(
-    tmp_path: Path, minutes: int
+def test_another_trouble_with_the_lock_is_not_taken_for_a_missing_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage, _ = record_of_another_host(tmp_path, expires=time.time() + 60 * minutes)
-    begin = time.monotonic()
-    with lock._hold_study(storage, "s", ["maximize"], QUICK):
-        assert time.monotonic() - begin >= QUICK.silence
-
-
-def test_another_host_whose_hold_expired_long_ago_is_taken_over_without_waiting(tmp_path: Path) -> None:
-    storage, _ = record_of_another_host(tmp_path, expires=time.time() - 1000)
-    begin = time.monotonic()
-    with lock._hold_study(storage, "s", ["maximize"], QUICK):
-        assert time.monotonic() - begin < QUICK.silence
-
-
-def test_another_host_that_refreshes_is_not_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The holder is a thread of this process that claims to run elsewhere, with a clock that is an hour slow.
-    with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(lock.socket, "gethostname", lambda: "elsewhere")
-        with lock._hold_study(server(tmp_path), "s", ["maximize"], QUICK):
-            me = lock._me()
-            elsewhere.setattr(lock, "_me", lambda: me)
-            elsewhere.setattr(lock.socket, "gethostname", lambda: "here")
-            rival = lock._hold_study(server(tmp_path), "s", ["maximize"], QUICK)
-            with pytest.raises(StudyHeld, match="on elsewhere"), rival:
-                pass
-
-
-def test_a_process_that_has_the_number_of_a_dead_holder_is_not_taken_for_it(tmp_path: Path) -> None:
-    me = lock._me()
-    storage, _ = record_of_another_host(
-        tmp_path, host=me.host, boot=me.boot, pid=me.pid, start="1", expires=time.time() + 1e6
-    )
-    with lock._hold_study(storage, "s", ["maximize"], QUICK) as held:
-        assert held.check() is None
-
-
-def test_of_two_that_come_at_once_the_last_to_write_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    storage = server(tmp_path)
-    write = lock._LeaseRecord.write
-
-    def overwritten(record: lock._LeaseRecord) -> None:
-        write(record)
-        record_of_another_host(tmp_path)
-
-    monkeypatch.setattr(lock._LeaseRecord, "write", overwritten)
-    with pytest.raises(StudyHeld, match="at the same moment"), lock._hold_study(storage, "s", ["maximize"], QUICK):
+    monkeypatch.setattr(lock.fcntl, "flock", no_flock(errno.EIO))
+    with pytest.raises(InvalidInput, match="cannot lock"), hold(f"journal:///{tmp_path}/study.journal", "s"):
         pass
 
 
-def test_a_holder_that_was_taken_over_learns_it_and_leaves_the_other_alone(tmp_path: Path) -> None:
-    storage = server(tmp_path)
-    with lock._hold_study(storage, "s", ["maximize"], QUICK) as held:
+def test_on_a_network_file_system_no_file_lock_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "_filesystem", lambda file: "nfs4")
+    monkeypatch.setattr(lock.fcntl, "flock", no_flock(errno.EDEADLK))
+    journal = tmp_path / "study.journal"
+    with hold(f"journal:///{journal}", "s"):
+        assert holder_in(lease_file(journal).read_text()) is not None
+    assert holder_in(lease_file(journal).read_text()) is None
+
+
+def stop_between_writes(process: subprocess.Popen[str], journal: Path) -> None:
+    """Stop a process while it does not have Optuna's lock of the journal, which others wait for half a minute."""
+    while True:
+        os.kill(process.pid, signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        if not journal.with_name(f"{journal.name}.lock").is_symlink():
+            return
+        os.kill(process.pid, signal.SIGCONT)
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("checks", ["checked", "unchecked"])
+def test_a_journal_on_a_network_file_system_is_taken_over_from_a_stopped_process_which_writes_nothing_more(
+    checks: str, tmp_path: Path, processes: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "network_filesystem", lambda file: "nfs4")
+    journal = tmp_path / "study.journal"
+    other = start(processes, WRITER_ELSEWHERE, f"journal:///{journal}", checks)
+    stop_between_writes(other, journal)
+    with hold(f"journal:///{journal}", "s", times=QUICK) as held:
+        storage = open_storage(f"journal:///{journal}", single_writer=True)
+        held.guard(storage)
+        study = storage.get_study_id_from_name("s")
+        storage.set_study_user_attr(study, "ours", 1)
+        before = journal.read_bytes()
+        os.kill(other.pid, signal.SIGCONT)
+        assert other.stdout is not None
+        assert "now held by the controller with process" in other.stdout.readline()
+        assert journal.read_bytes() == before
         held.check()
-        _, study_id = record_of_another_host(tmp_path)
-        deadline = time.monotonic() + 20.0
-        while held._taken_by is None and time.monotonic() < deadline:
-            time.sleep(0.3)
-            record_of_another_host(tmp_path)  # a refresh that had begun may have replaced it
-        with pytest.raises(StudyHeld, match=r"now held by .* on elsewhere"):
-            held.check()
-    assert storage.get_study_user_attrs(study_id)[WRITER]["id"] == "x"
 
 
-def test_letting_go_clears_the_record(tmp_path: Path) -> None:
+def server(tmp_path: Path) -> optuna.storages.BaseStorage:
+    return open_storage(f"sqlite:///{tmp_path}/study.db", single_writer=True)
+
+
+def lease_in(storage: optuna.storages.BaseStorage, process: Process | None = None) -> Lease:
+    """The lease of a study as on a server, without a server."""
+    backend = backend_of(storage)
+    assert isinstance(backend, optuna.storages.RDBStorage)
+    store = RelationalLease(backend, lock._study_id(storage, "s", ["minimize"]))
+    return Lease(store, what="the study 's'", times=QUICK, process=process)
+
+
+def test_a_study_in_a_database_is_taken_over_after_silence_and_given_back(tmp_path: Path) -> None:
     storage = server(tmp_path)
-    with lock._hold_study(storage, "s", ["minimize"], QUICK):
-        pass
+    assert lease_in(storage, ELSEWHERE).attempt() is None
+    begin = time.monotonic()
+    with keep(lease_in(storage)) as held:
+        assert time.monotonic() - begin >= QUICK.silence
+        held.check()
+        assert held.held_since.startswith("20")
+        with pytest.raises(StudyHeld, match=rf"process {os.getpid()} on"):
+            lease_in(storage).attempt()
     study = optuna.load_study(storage=storage, study_name="s")
-    assert study.user_attrs[WRITER] is None
+    assert study.user_attrs[WRITER] == {"number": 2}
     assert study.direction == optuna.study.StudyDirection.MINIMIZE
+    release(storage)
+
+
+def test_another_machine_that_refreshes_is_not_taken_over(tmp_path: Path) -> None:
+    storage, rivals = server(tmp_path), server(tmp_path)
+    with (
+        keep(lease_in(storage, ELSEWHERE)),
+        pytest.raises(StudyHeld, match="on elsewhere"),
+        keep(lease_in(rivals)),
+    ):
+        pass
+    release(storage)
+    release(rivals)
+
+
+class Recorded:
+    """A `LeaseStore` whose swaps are counted, and raise what a test says."""
+
+    def __init__(self) -> None:
+        self.text: str | None = None
+        self.errors: list[BaseException] = []
+        self.swapped = threading.Event()
+
+    def read(self) -> str | None:
+        return self.text
+
+    def swap(self, old: str | None, new: str) -> bool:
+        if self.errors:
+            raise self.errors.pop()
+        if self.text != old:
+            return False
+        self.text = new
+        self.swapped.set()
+        return True
+
+    def guard(self, storage: Any, holder: str) -> None:
+        raise AssertionError("no storage is opened here")
+
+
+def test_the_thread_that_refreshes_survives_whatever_a_library_raises() -> None:
+    store = Recorded()
+    with keep(Lease(store, what="s", times=LeaseTimes(refresh=0.001))) as held:
+        for error in (ConnectionError("redis"), Interrupted("ours"), RuntimeError(), SystemExit(1), MemoryError()):
+            store.errors = [error] * 3
+            store.swapped.clear()
+            assert store.swapped.wait(30)
+            assert store.errors == []
+        held.check()
+
+
+def test_one_that_is_taken_over_is_told_so_by_the_thread() -> None:
+    store = Recorded()
+    lease = Lease(store, what="s", times=LeaseTimes(refresh=0.001))
+    with keep(lease) as held:
+        store.text = json.dumps({"id": "other", "pid": 7, "host": "elsewhere", "since": "2020"})
+        deadline = time.monotonic() + 30
+        while lease._taken_by is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(StudyHeld, match="process 7 on elsewhere, since 2020"):
+            held.check()
+    assert holder_in(store.text) == "other"
+
+
+def test_a_run_that_has_lost_the_storage_ends_as_one_that_can_be_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evomerge.storage.opening.time.sleep", lambda seconds: None)
+    store = Recorded()
+    with keep(Lease(store, what="s", times=LeaseTimes(refresh=60.0, silence=1.0, margin=1.0))) as held:
+        for error in (optuna.exceptions.StorageInternalError(), RuntimeError()):
+            store.errors = [error] * 100
+            with pytest.raises(Interrupted) as raised:
+                held.check()
+            assert raised.value.exit_code == 3
+        store.errors = []
+        store.text = "{}"
+        with pytest.raises(StudyHeld):
+            held.check()

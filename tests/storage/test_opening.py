@@ -20,6 +20,7 @@ from sqlalchemy.engine import make_url
 
 from evomerge.errors import Interrupted, InvalidInput
 from evomerge.storage import opening
+from evomerge.storage.journals import RedisJournal
 from evomerge.storage.opening import open_storage, with_retries
 from evomerge.storage.url import local_file, redact, resolve_url
 
@@ -107,7 +108,7 @@ except InvalidInput as error:
 
 
 def test_the_redis_journal_neither_reads_nor_writes_pickles() -> None:
-    backend = opening._RedisBackend.__new__(opening._RedisBackend)  # without a client and a server
+    backend = RedisJournal.__new__(RedisJournal)  # without a client and a server
     backend.save_snapshot(b"anything")
     assert backend.load_snapshot() is None
 
