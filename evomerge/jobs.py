@@ -199,12 +199,16 @@ class Failed:
     """A job that was not done.
 
     Attributes:
-        infrastructural: says nothing of the candidate; the job is tried again elsewhere.
+        crashed: its worker, or the worker's device, went down with it, and the candidate may have caused that; the job
+            is tried again, as its next attempt.
+        lost: its machine was lost (a node died or was pre-empted), which says nothing of the candidate; the job is
+            tried again, as the same attempt.
         invalid: the user's input cannot be used; no candidate would fare better.
     """
 
     reason: str
-    infrastructural: bool = False
+    crashed: bool = False
+    lost: bool = False
     invalid: bool = False
 
 
@@ -278,7 +282,11 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The result of a job, with its key and attempt, seconds by phase, the worker's name and the cost."""
+    """The result of a job, with its key and attempt, seconds by phase, the worker's name and the cost.
+
+    Attributes:
+        losses: number of times that the machine was lost under it, in this run.
+    """
 
     key: str
     attempt: int
@@ -286,3 +294,4 @@ class Outcome:
     seconds: Mapping[str, float]
     worker: str
     cost: Cost = field(default_factory=Cost)
+    losses: int = 0

@@ -122,7 +122,7 @@ class Worker:
         except Exception as error:
             invalid = isinstance(error, InvalidInput)
             reason = str(error)[:REASON_LENGTH] if invalid else _reason(error)
-            result = Failed(reason, infrastructural=_is_broken_device(error), invalid=invalid)
+            result = Failed(reason, crashed=_is_broken_device(error), invalid=invalid)
         total = time.perf_counter() - started
         seconds = {"merge": self._merge_seconds, "total": total}
         if isinstance(result, Scored):

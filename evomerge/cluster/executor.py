@@ -22,14 +22,18 @@ class Executor(Protocol):
     """Runs jobs. Used by one thread, the controller's.
 
     Every submitted job gives exactly one outcome, unless it is cancelled: a job whose worker died gives a `Failed` that
-    is infrastructural, and the worker has been replaced. Jobs wait in the order of submission where no worker is free;
-    one that prefers a worker gets it if that is free, and otherwise any.
+    is `crashed`, one whose machine went away a `Failed` that is `lost`, and the worker is replaced. Jobs wait in the
+    order of submission where no worker is free; one that prefers a worker gets it if that is free, and otherwise any.
     A job that streams, such as a training, also tells its `Progress`, any number of times before its outcome.
     """
 
     @property
     def capacity(self) -> int:
         """Number of jobs that can run at the same time."""
+
+    @property
+    def isolated(self) -> bool:
+        """Whether jobs run in other processes than this one, which none of them can end."""
 
     def submit(self, job: Job) -> None: ...
 

@@ -15,6 +15,7 @@ class InlineExecutor:
     """Runs a job when its outcome is asked for. A job that ends the process ends the search: it can be resumed."""
 
     capacity = 1
+    isolated = False
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -34,7 +35,7 @@ class InlineExecutor:
             return event
         self._events = None
         self._queue.popleft()
-        if isinstance(event.result, Failed) and event.result.infrastructural:
+        if isinstance(event.result, Failed) and event.result.crashed:
             # This process is the worker: it cannot be replaced, and would fail whatever comes next.
             raise StoppedByFailures(f"{event.result.reason}; run the same command again to go on in a new process")
         return event

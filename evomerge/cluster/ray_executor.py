@@ -27,6 +27,13 @@ LOCAL = "local"
 START_SECONDS = 600.0  # how long no worker at all may be placed and built before the search gives up
 LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107  # bytes of the path of a Unix socket
 _SOCKET = "ray/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # what Ray names its longest one like
+_NODE_DIED = ("its node has died", "its owner has died")  # in Ray's reason of an actor's death
+_LOSSES = (
+    ray.exceptions.ActorUnavailableError,  # the network to it
+    ray.exceptions.LocalRayletDiedError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.ObjectLostError,  # an outcome that was on a node which died after it
+)
 MAX_DEATHS = 3  # deaths of one pool slot in a row, without an outcome between them, before the search gives up
 
 
@@ -76,10 +83,12 @@ class RayExecutor:
 
     With `gpus` None each worker gets a GPU where the cluster has any.
 
-    A worker that dies is replaced by a new actor, and its job comes back as an infrastructural failure: retrying is the
-    controller's decision. Actors never restart by themselves, and Ray never retries a method, since it would run a job
-    twice that nobody asked for twice.
+    A worker that dies is replaced by a new actor, and its job comes back as crashed or, where its node went away, as
+    lost: retrying is the controller's decision. Actors never restart by themselves, and Ray never retries a method,
+    since it would run a job twice that nobody asked for twice.
     """
+
+    isolated = True
 
     def __init__(
         self,
@@ -216,12 +225,12 @@ class RayExecutor:
         slot.deadline = float("inf")
         slot.deaths = 0
         assert isinstance(result, Outcome)
-        if isinstance(result.result, Failed) and result.result.infrastructural:
+        if isinstance(result.result, Failed) and result.result.crashed:
             self._replace(slot)  # its device has failed, and would fail the next job too
         return result
 
     def _replace_dead_worker(self, slot: _Slot, error: Exception) -> Outcome | None:
-        """Replace a dead worker; its job, if it had one, comes back as an infrastructural failure."""
+        """Replace a dead worker; its job, if it had one, comes back as crashed or lost."""
         job = slot.job
         slot.deaths += 1
         reason = f"worker {slot.name} died: {last_line(error)}"
@@ -230,7 +239,8 @@ class RayExecutor:
         self._replace(slot)
         if job is None:
             return None
-        return _outcome(slot, job, Failed(reason, infrastructural=True), {})
+        lost = _is_loss(error)
+        return _outcome(slot, job, Failed(reason, crashed=not lost, lost=lost), {})
 
     def _give_up(self, slot: _Slot) -> Outcome:
         job = slot.job
@@ -245,6 +255,13 @@ class RayExecutor:
         slot.deadline = float("inf")
         slot.restarts += 1
         self._start(slot)
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether a worker's machine went away, rather than its process, which the candidate may have ended."""
+    if isinstance(error, ray.exceptions.ActorDiedError):
+        return error.preempted or any(reason in str(error) for reason in _NODE_DIED)
+    return isinstance(error, _LOSSES)
 
 
 def _outcome(slot: _Slot, job: Job, failed: Failed, seconds: Mapping[str, float]) -> Outcome:

@@ -55,10 +55,10 @@ class CandidateInFlight:
             for phase, spent in each.seconds.items():
                 seconds[phase] = seconds.get(phase, 0.0) + spent
         cost = replace(sum((each.cost for each in self._outcomes), Cost()), candidates=last.cost.candidates)
+        whole = replace(last, seconds=seconds, cost=cost, losses=sum(each.losses for each in self._outcomes))
         if not isinstance(last.result, Scored):
-            return replace(last, seconds=seconds, cost=cost)
-        scores = combine_scores(self._scores())
-        return replace(last, result=replace(last.result, scores=scores), seconds=seconds, cost=cost)
+            return whole
+        return replace(whole, result=replace(last.result, scores=combine_scores(self._scores())))
 
     def look(self, at_rung: Mapping[int, Mapping[int, float]]) -> InterimLook:
         """The basis of the decision after a block.

@@ -67,6 +67,7 @@ class Controller:
         self._batch_size = batch_size
         self._stop = stop
         self._dispatcher = Dispatcher(executor, stop, self._note_retry)
+        self._isolated = executor.isolated
         self._in_flight: dict[str, CandidateInFlight] = {}
         self._at_rungs = search.at_rungs()
         self._latest: deque[bool] = deque(maxlen=WINDOW)
@@ -82,7 +83,7 @@ class Controller:
         """
         state = "failed"
         try:
-            for proposal in self._search.recover():
+            for proposal in self._search.recover(isolated=self._isolated):
                 # A trial that the budget has no room for stays as it is, for a larger one.
                 if self._account.has_room(len(self._in_flight)):
                     self._submit(proposal)

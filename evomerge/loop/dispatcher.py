@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
+from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.cluster import Executor
 from evomerge.errors import InvalidInput, StoppedByFailures
 from evomerge.jobs import Failed, FindBatchSize, Found, Job, Outcome, Progress
@@ -13,10 +15,17 @@ from evomerge.recipe import Recipe
 from evomerge.study.search_study import MAX_ATTEMPTS
 
 POLL_SECONDS = 0.5  # how long a signal may wait to be noticed
+MAX_LOSSES = 20  # of a machine under one job, before the job is no longer thought innocent
+LONGEST_WAIT = 60.0  # seconds before a job whose machines are lost one after another is submitted again
 
 
 class Dispatcher:
-    """Jobs in flight. Trouble of the machine is retried here, up to `MAX_ATTEMPTS`; everything else is passed on."""
+    """Jobs in flight. Those that went down with their worker or machine are submitted again here; everything else is
+    passed on.
+
+    A job whose worker crashed may have caused that: it has `MAX_ATTEMPTS` in all. One whose machine was lost keeps its
+    attempt, and waits longer each time, up to `MAX_LOSSES` times.
+    """
 
     def __init__(
         self,
@@ -24,11 +33,16 @@ class Dispatcher:
         stop: Stop,
         on_retry: Callable[[Job], None] = lambda job: None,
         on_progress: Callable[[Progress], None] = lambda progress: None,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._executor = executor
         self._stop = stop
         self._on_retry = on_retry
         self._on_progress = on_progress
+        self._clock = clock
+        self._losses: Counter[str] = Counter()
+        self._due: dict[str, float] = {}  # lost jobs that wait, each until then
         self.jobs: dict[str, Job] = {}
 
     @property
@@ -46,22 +60,49 @@ class Dispatcher:
             Interrupted: a signal asked for a stop.
         """
         self._stop.check()
+        self._submit_due()
         outcome = self._executor.next_event(timeout)
         if isinstance(outcome, Progress):
             self._on_progress(outcome)
             return None
         if outcome is None:
+            if len(self._due) == len(self.jobs) > 0:  # the executor has nothing to wait for
+                self._clock.sleep(min(timeout, max(0.0, min(self._due.values()) - self._clock.monotonic())))
             return None
-        job = self.jobs.pop(outcome.key)
-        if isinstance(outcome.result, Failed) and outcome.result.infrastructural:
-            if job.attempt < MAX_ATTEMPTS:
-                again = replace(job, attempt=job.attempt + 1)
-                self._on_retry(again)
-                self.submit(again)
+        job = self.jobs[outcome.key]
+        if isinstance(outcome.result, Failed) and (outcome.result.lost or outcome.result.crashed):
+            if self._again(job, outcome.result):
                 return None
-            reason = f"{outcome.result.reason} (attempt {job.attempt} of {MAX_ATTEMPTS})"
-            outcome = replace(outcome, result=Failed(reason))
-        return job, outcome
+            tries = f"attempt {job.attempt} of {MAX_ATTEMPTS}"
+            if outcome.result.lost:
+                tries = f"the machine was lost {self._losses[job.key]} times"
+            outcome = replace(outcome, result=Failed(f"{outcome.result.reason} ({tries})"))
+        del self.jobs[job.key]
+        return job, replace(outcome, losses=self._losses.pop(job.key, 0))
+
+    def _again(self, job: Job, failed: Failed) -> bool:
+        """Submit a job that went down with its worker or machine again, now or later. False where it had all tries."""
+        if failed.lost:
+            self._losses[job.key] += 1
+            losses = self._losses[job.key]
+            if losses >= MAX_LOSSES:
+                return False
+            wait = min(LONGEST_WAIT, 2.0 ** (losses - 2)) if losses > 1 else 0.0
+            self._due[job.key] = self._clock.monotonic() + wait
+            self._submit_due()
+            return True
+        if job.attempt >= MAX_ATTEMPTS:
+            return False
+        again = replace(job, attempt=job.attempt + 1)
+        self._on_retry(again)
+        self.submit(again)
+        return True
+
+    def _submit_due(self) -> None:
+        now = self._clock.monotonic()
+        for key in [key for key, due in self._due.items() if due <= now]:
+            del self._due[key]
+            self._executor.submit(self.jobs[key])
 
 
 def run_all(

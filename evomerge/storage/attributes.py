@@ -47,7 +47,7 @@ VERDICT: Final = "evomerge:verdict"  # text: the held-out comparison, in JSON
 # of a trial
 TELL: Final = "evomerge:tell"  # position in the order in which results were told; counts only on finished trials
 RECIPE: Final = "evomerge:recipe"  # digest of the recipe
-ATTEMPT: Final = "evomerge:attempt"  # number of times that the trial has been submitted
+ATTEMPT: Final = "evomerge:attempt"  # the one that was submitted last; losses of a machine are none
 FAILURE: Final = "evomerge:failure"  # reason of the failure
 INFEASIBLE: Final = "evomerge:infeasible"  # failed without being scored: by how much its proposal is out of bounds
 LAYERS: Final = "evomerge:layers"  # number of layers of a merge that is a path of layers

@@ -93,11 +93,14 @@ class SearchStudy:
             )
         return recipe
 
-    def recover(self) -> list[Proposal]:
+    def recover(self, *, isolated: bool = False) -> list[Proposal]:
         """Resume the trials that a killed controller left RUNNING: complete proposals are returned, to be scored again;
         half-asked ones are failed and proposed anew.
 
-        A trial that was begun `MAX_ATTEMPTS` times and never finished is failed: it may be the one that kills us.
+        Args:
+            isolated: candidates cannot kill the controller, and the attempt that its death cut short is made again.
+                Otherwise a trial that was begun `MAX_ATTEMPTS` times and never finished is failed: it may be the one
+                that kills us.
         """
         proposals = []
         for trial in self.trials(TrialState.RUNNING):
@@ -105,6 +108,8 @@ class SearchStudy:
             if not self._space.is_complete(trial.params):
                 self._enqueue_again(trial)
                 self._writer.finish(trial.number, TrialState.FAIL, partial(self._set_interruption, trial.number))
+            elif isolated:
+                proposals.append(self._proposal(trial.number, dict(trial.params), max(1, attempt)))
             elif attempt >= MAX_ATTEMPTS:
                 self.fail(trial.number, f"not finished in {attempt} attempts: the controller died each time")
             else:
@@ -285,7 +290,10 @@ class SearchStudy:
         self._writer.set(number, attributes.FAILURE, "interrupted in ask")
 
     def _set_outcome(self, number: int, outcome: Outcome) -> None:
-        self._writer.set(number, attributes.WORKER, {"name": outcome.worker, "attempt": outcome.attempt})
+        worker: dict[str, Any] = {"name": outcome.worker, "attempt": outcome.attempt}
+        if outcome.losses:
+            worker["losses"] = outcome.losses
+        self._writer.set(number, attributes.WORKER, worker)
         self._writer.set_effort(number, outcome.seconds, outcome.cost)
 
     def _set_assessment(self, number: int, assessment: Assessment) -> None:

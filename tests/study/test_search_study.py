@@ -1,5 +1,7 @@
 """The search's study: its tally is what its trials add up to, and a trial is stored whole, in few transactions."""
 
+from dataclasses import replace
+
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
@@ -32,6 +34,11 @@ class OneNumber:
 
     def __init__(self):
         self.distributions = {"x": FloatDistribution(0.0, 1.0)}
+
+    initial = ()
+
+    def is_complete(self, params):
+        return set(params) == {"x"}
 
     def decode(self, params):
         return RECIPE
@@ -75,6 +82,31 @@ def test_the_best_trial_meets_the_constraints_and_is_the_first_of_equals(search)
     tell_one_of_each(search)
     assert (search.tally.best, search.tally.is_best_feasible) == ((0.4, 2), True)
     assert search.tally.since_best == 2
+
+
+def cut_short(search, attempt):
+    """A trial that its controller left behind, in that attempt."""
+    proposal = replace(search.ask(), attempt=attempt)
+    search.begin(proposal)
+    return proposal
+
+
+def test_the_death_of_a_controller_is_no_attempt_of_candidates_that_cannot_cause_it(search):
+    cut_short(search, 1)
+    cut_short(search, 3)
+    for _ in range(5):  # controllers die, one after another
+        again = search.recover(isolated=True)
+        assert [proposal.attempt for proposal in again] == [1, 3]
+        for proposal in again:
+            search.begin(proposal)
+    assert search.tally.failed == 0
+
+
+def test_the_death_of_a_controller_that_scored_the_candidate_itself_is_one_of_its_attempts(search):
+    cut_short(search, 1)
+    cut_short(search, 3)
+    assert [proposal.attempt for proposal in search.recover()] == [2]
+    assert search.tally.failed == 1
 
 
 def test_trials_are_counted_by_what_became_of_them(search):

@@ -1,0 +1,105 @@
+"""Jobs in flight: those that go down with a worker or a machine are submitted again, each by its own count."""
+
+from itertools import pairwise
+
+import pytest
+
+from evomerge.clock import ManualClock
+from evomerge.cluster import WorkerState
+from evomerge.errors import Interrupted
+from evomerge.jobs import Failed, Outcome, Scored
+from evomerge.loop.dispatcher import MAX_LOSSES, Dispatcher
+from evomerge.loop.stop import Stop
+from evomerge.study.search_study import MAX_ATTEMPTS
+from evomerge.testing.executor_contract import job
+
+CRASH = Failed("worker-0 died", crashed=True)
+LOSS = Failed("its node has died", lost=True)
+DONE = Scored(scores=None)
+
+
+class ScriptedExecutor:
+    """Gives each submitted job the next result of a script, and notes when it was submitted and as which attempt."""
+
+    capacity = 1
+    isolated = True
+
+    def __init__(self, clock, *results):
+        self.clock = clock
+        self.results = list(results)
+        self.submitted = []
+        self.queue = []
+
+    def submit(self, job):
+        self.submitted.append((self.clock.monotonic(), job.attempt))
+        self.queue.append(job)
+
+    def next_event(self, timeout):
+        if not self.queue:
+            return None
+        job = self.queue.pop()
+        return Outcome(key=job.key, attempt=job.attempt, result=self.results.pop(0), seconds={}, worker="worker-0")
+
+    def cancel(self, key):
+        raise NotImplementedError
+
+    def workers(self):
+        return [WorkerState("worker-0", "idle")]
+
+    def close(self):
+        pass
+
+
+def run(*results, on_retry=lambda job: None):
+    """The outcome of one job under a script, and its submissions."""
+    clock = ManualClock()
+    executor = ScriptedExecutor(clock, *results)
+    dispatcher = Dispatcher(executor, Stop(), on_retry, clock=clock)
+    dispatcher.submit(job("a"))
+    while dispatcher.jobs:
+        done = dispatcher.wait()
+        if done is not None:
+            return done[1], executor.submitted
+    raise AssertionError("no outcome")
+
+
+def test_a_candidate_under_which_machines_were_lost_more_often_than_it_has_attempts_is_scored():
+    outcome, submitted = run(*[LOSS] * (MAX_ATTEMPTS + 2), DONE)
+    assert outcome.result is DONE
+    assert outcome.losses == MAX_ATTEMPTS + 2
+    assert {attempt for _, attempt in submitted} == {1}
+
+
+def test_a_candidate_whose_workers_crash_has_three_attempts_whatever_was_lost_between_them():
+    outcome, submitted = run(LOSS, CRASH, LOSS, LOSS, CRASH, LOSS, CRASH)
+    assert outcome.result == Failed("worker-0 died (attempt 3 of 3)")
+    assert [attempt for _, attempt in submitted] == [1, 1, 2, 2, 2, 3, 3]
+
+
+def test_only_a_crash_is_noted_as_another_attempt():
+    noted = []
+    run(LOSS, CRASH, LOSS, DONE, on_retry=noted.append)
+    assert [job.attempt for job in noted] == [2]
+
+
+def test_a_candidate_under_which_every_machine_is_lost_is_given_up_at_last_and_waits_longer_each_time():
+    outcome, submitted = run(*[LOSS] * MAX_LOSSES)
+    assert outcome.result == Failed(f"its node has died (the machine was lost {MAX_LOSSES} times)")
+    assert len(submitted) == MAX_LOSSES
+    waits = [after - before for (before, _), (after, _) in pairwise(submitted)]
+    assert waits[:4] == [0.0, 1.0, 2.0, 4.0]
+    assert waits == sorted(waits)
+    assert waits[-1] == 60.0
+
+
+def test_a_signal_is_noticed_while_a_lost_job_waits():
+    clock, stop = ManualClock(), Stop()
+    start = clock.monotonic()
+    dispatcher = Dispatcher(ScriptedExecutor(clock, *[LOSS] * 8), stop, clock=clock)
+    dispatcher.submit(job("a"))
+    while clock.monotonic() < start + 5.0:
+        assert dispatcher.wait() is None
+    stop.request("SIGTERM")
+    with pytest.raises(Interrupted):
+        dispatcher.wait()
+    assert clock.monotonic() < start + 6.0
