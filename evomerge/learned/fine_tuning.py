@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,10 +14,11 @@ from torch import Tensor
 from evomerge.checkpoints.recipe_files import store_tensors
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.learned.fine_tuning_settings import FineTuneSettings
-from evomerge.learned.learned_training import STOP_LOSS, LearnedResult, LearnedStep, source_shares
+from evomerge.learned.kept_best import KeptBest
+from evomerge.learned.learned_training import LearnedResult, LearnedStep, source_shares
 from evomerge.learned.learning_items import LearningItems
 from evomerge.learned.losses import item_losses
-from evomerge.optimisation.checkpoint import TrainingState, checkpoint_path, load_state, save_state
+from evomerge.optimisation.course import Course, steps_of
 from evomerge.optimisation.gradients import stream_gradients
 from evomerge.optimisation.mofo import Mofo, clip_gradients
 from evomerge.optimisation.student import Student
@@ -52,32 +52,25 @@ def fine_tune(inputs: TrainingInputs, settings: FineTuneSettings) -> Generator[L
     if inputs.initial.files:
         raise InvalidInput("a training of all weights starts from a merge without files, such as a soup")
     training = _FineTuning(inputs, settings)
-    for number, (losses, others) in enumerate(training.history, start=1):
-        yield LearnedStep(step=number, steps=settings.steps, losses=losses, others=others)
-    while not training.ended:
-        losses, others = training.step()
-        number = len(training.history)
-        if number % settings.checkpoint_every == 0 or training.ended:
-            training.save()
+    for number, losses, others in steps_of(training, settings.checkpoint_every):
         yield LearnedStep(step=number, steps=settings.steps, losses=losses, others=others)
     return training.finish()
 
 
 class _FineTuning:
-    """The state of one training: weights, optimiser and history, with the student.
+    """The state of one training: weights and optimiser, with the student.
 
     Attributes:
-        history: [losses, others] of every step so far, see `LearnedStep`.
+        course: [losses, others] of every step so far, see `LearnedStep`.
     """
 
     def __init__(self, inputs: TrainingInputs, settings: FineTuneSettings) -> None:
-        self._began = time.perf_counter()
+        began = time.perf_counter()
         self._inputs = inputs
         self._settings = settings
         self._learning = settings.learning
         self._items = LearningItems(inputs.texts, self._learning, inputs.seed)
         self._shares = source_shares(self._items.learned, settings.task_weights)
-        self.history: list[tuple[dict[str, float], dict[str, float]]] = []
         self._student = Student(inputs.model, inputs.live, inputs.weights, inputs.initial)
         self._student.set_rules(inputs.initial.rules)
         self._student.write()
@@ -86,34 +79,30 @@ class _FineTuning:
         self._optimizer = Mofo(
             self._values, learning_rate=settings.learning_rate, alpha=None, weight_decay=settings.weight_decay
         )  # AdamW
-        self._path = self._checkpoint_path()
-        state = None if self._path is None else load_state(self._path, self._student.device)
-        if state is not None:
-            self._restore(state)
-            return
-        self._before = self._best_losses = self._measured()
-        self._latest = self._total(self._before)
-        self._best = self._copies()
+        texts = self._items.digest()
+        self.course = Course(
+            "fine-tune", inputs, settings, texts=texts, student=self._student, optimizer=self._optimizer, began=began
+        )
+        if self.course.state is not None:
+            self._write(self._values)
+        self._best = KeptBest(
+            self._items,
+            self._learning,
+            self._shares,
+            rule=settings,
+            student=self._student,
+            course=self.course,
+            copies=lambda: {name: self._rounded(value).clone() for name, value in self._values.items()},
+        )
 
     @property
     def ended(self) -> bool:
         """Whether there is no step left, or the patience is over."""
-        made, settings = len(self.history), self._settings
-        if made == settings.steps:
-            return True
-        return bool(self._items.stop) and made - self.best_step >= settings.patience * settings.stop_every
+        return self._best.ended
 
-    @property
-    def best_step(self) -> int:
-        """The step with the least loss on the items kept for stopping; 0 is the start, the last one without any."""
-        if not self._items.stop:
-            return len(self.history)
-        curve = [self._total(self._before), *(others[STOP_LOSS] for _, others in self.history)]
-        return curve.index(min(curve))
-
-    def step(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Make one step; return its losses before it, and the latest loss on the items kept for stopping."""
-        number = len(self.history) + 1
+    def step(self) -> None:
+        """Make one step; the history gets its losses before it, and the latest on the items kept for stopping."""
+        number = len(self.course.history) + 1
         gradients = {name: torch.zeros_like(value) for name, value in self._values.items()}
 
         def take(name: str, gradient: Tensor) -> None:
@@ -135,46 +124,27 @@ class _FineTuning:
             )
         self._optimizer.step(gradients)
         self._write(self._values)
-        others: dict[str, float] = {}
-        self.history.append((losses, others))
-        if self._items.stop:
-            others[STOP_LOSS] = self._stop_loss(number)
-        return losses, others
+        self.course.history.append((losses, self._best.note(number)))
 
     def save(self) -> None:
         """Store the state, where checkpoints are wanted."""
-        if self._path is not None:
-            state = TrainingState(
-                coefficients=self._values,
-                first=self._optimizer.first,
-                second=self._optimizer.second,
-                history=self.history,
-                before=self._before,
-                forward_tokens=self._student.forward_tokens,
-                gradient_tokens=self._student.gradient_tokens,
-                seconds=self._seconds,
-                best=self._best,
-                best_losses=self._best_losses,
-            )
-            save_state(self._path, state)
+        self.course.save(self._best.before, self._best.values, self._best.losses)
 
     def finish(self) -> LearnedResult:
         """Measure the result, leave it in the live model, and store its recipe."""
-        if self._items.stop:
-            self._write(self._best)
-            after = self._best_losses
-        else:
-            after = self._measured()
+        if self._best.is_kept:
+            self._write(self._best.values)
+        after = self._best.losses if self._best.is_kept else self._best.measured()
         return LearnedResult(
             recipe=self._recipe(),
-            before=self._before,
+            before=self._best.before,
             after=after,
             forward_tokens=self._student.forward_tokens,
             gradient_tokens=self._student.gradient_tokens,
-            steps=len(self.history),
-            best_step=self.best_step,
-            seconds=self._seconds,
-            checkpoint=self._path if self._path is not None and self._path.exists() else None,
+            steps=len(self.course.history),
+            best_step=self._best.step,
+            seconds=self.course.seconds,
+            checkpoint=self.course.checkpoint,
         )
 
     def _recipe(self) -> Recipe:
@@ -185,21 +155,6 @@ class _FineTuning:
         rule = Rule(tensors=tuple(sorted(stacked)), method="stored", sources=(initial.base.name,))
         return replace(initial, rules=(rule,), files={FILE_ROLE: digest})
 
-    def _stop_loss(self, number: int) -> float:
-        """The latest loss on the items kept for stopping; where it is measured and the least, the weights are kept."""
-        if self._learning.is_measured(number):
-            losses = self._measured()
-            self._latest = self._total(losses)
-            if self._latest < self._total(self._best_losses):
-                self._best, self._best_losses = self._copies(), losses
-        return self._latest
-
-    def _measured(self) -> dict[str, float]:
-        return item_losses(self._items.measured, student=self._student, settings=self._learning, weights=self._shares)
-
-    def _total(self, losses: Mapping[str, float]) -> float:
-        return math.fsum(self._shares[source] * loss for source, loss in losses.items())
-
     def _write(self, values: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for name, value in values.items():
@@ -208,39 +163,6 @@ class _FineTuning:
     def _rounded(self, value: Tensor) -> Tensor:
         """In the dtype of the merge, which the live model may hold in a wider one."""
         return value.detach().to(getattr(torch, self._inputs.initial.dtype))
-
-    def _copies(self) -> dict[str, Tensor]:
-        """The weights of the moment; none are kept where the last ones are the result."""
-        if not self._items.stop:
-            return {}
-        return {name: self._rounded(value).clone() for name, value in self._values.items()}
-
-    @property
-    def _seconds(self) -> float:
-        return time.perf_counter() - self._began
-
-    def _checkpoint_path(self) -> Path | None:
-        if self._inputs.checkpoints is None:
-            return None
-        return checkpoint_path(
-            self._inputs.checkpoints,
-            "fine-tune",
-            self._inputs.initial,
-            self._settings,
-            texts=self._items.digest(),
-            seed=self._inputs.seed,
-            device=self._student.device,
-        )
-
-    def _restore(self, state: TrainingState) -> None:
-        self._began -= state.seconds
-        self.history = state.history
-        self._before, self._best, self._best_losses = state.before, dict(state.best), dict(state.best_losses)
-        self._student.forward_tokens = state.forward_tokens
-        self._student.gradient_tokens = state.gradient_tokens
-        self._optimizer.restore(len(state.history), state.coefficients, state.first, state.second)
-        self._latest = self.history[-1][1].get(STOP_LOSS, math.nan) if self.history else self._total(self._before)
-        self._write(self._values)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -9,12 +9,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from evomerge.learned.kept_best import stop_losses
 from evomerge.learned.learned_settings import Granularity, LearnedSettings
 from evomerge.learned.learned_training import (
     LearnedResult,
     LearnedStep,
     source_shares,
-    stop_losses,
     train_learned,
 )
 from evomerge.learned.learning_items import LearningItems, Texts, planned_learning

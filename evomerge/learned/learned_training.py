@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import InvalidInput, MergeError, unknown_name
+from evomerge.learned.kept_best import OF, KeptBest
 from evomerge.learned.learned_settings import LearnedSettings
 from evomerge.learned.learning_items import LearningItems
 from evomerge.learned.losses import item_losses
 from evomerge.learned.vector_coefficients import CoefficientGradients, initial_vector_coefficients
-from evomerge.optimisation.checkpoint import TrainingState, checkpoint_path, load_state, save_state
 from evomerge.optimisation.coefficients import roles_of
+from evomerge.optimisation.course import Course, steps_of
 from evomerge.optimisation.gradients import stream_gradients
 from evomerge.optimisation.mofo import Mofo
 from evomerge.optimisation.student import Student
@@ -25,8 +26,6 @@ from evomerge.optimisation.training_inputs import TrainingInputs
 from evomerge.recipe import Recipe
 
 PENALTY = "penalty"
-STOP_LOSS = "stop loss"
-_OF = f"{STOP_LOSS} of "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +48,7 @@ class LearnedStep:
     @property
     def reported(self) -> dict[str, float]:
         """All losses by name, those on the items kept for stopping as one."""
-        return {**self.losses, **{name: loss for name, loss in self.others.items() if not name.startswith(_OF)}}
+        return {**self.losses, **{name: loss for name, loss in self.others.items() if not name.startswith(OF)}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,31 +102,24 @@ def train_learned(inputs: TrainingInputs, settings: LearnedSettings) -> Generato
             if name not in experts:
                 raise unknown_name(kind, name, experts)
     training = _LearnedTraining(inputs, settings)
-    for number, (losses, others) in enumerate(training.history, start=1):
-        yield LearnedStep(step=number, steps=settings.steps, losses=losses, others=others)
-    while not training.ended:
-        losses, others = training.step()
-        number = len(training.history)
-        if number % settings.checkpoint_every == 0 or training.ended:
-            training.save()
+    for number, losses, others in steps_of(training, settings.checkpoint_every):
         yield LearnedStep(step=number, steps=settings.steps, losses=losses, others=others)
     return training.finish()
 
 
 class _LearnedTraining:
-    """The state of one training: coefficients, optimiser and history, with the student.
+    """The state of one training: coefficients and optimiser, with the student.
 
     Attributes:
-        history: [losses, others] of every step so far, see `LearnedStep`.
+        course: [losses, others] of every step so far, see `LearnedStep`.
     """
 
     def __init__(self, inputs: TrainingInputs, settings: LearnedSettings) -> None:
-        self._began = time.perf_counter()
+        began = time.perf_counter()
         self._inputs = inputs
         self._settings = settings
         self._items = LearningItems(inputs.texts, settings, inputs.seed)
         self._weights = source_shares(self._items.learned, settings.task_weights)
-        self.history: list[tuple[dict[str, float], dict[str, float]]] = []
         self._student = Student(inputs.model, inputs.live, inputs.weights, inputs.initial)
         roles = roles_of(inputs.model, {name: inputs.live[name] for name in self._student.names})
         self._coefficients = initial_vector_coefficients(
@@ -135,37 +127,29 @@ class _LearnedTraining:
         )
         self._start = _copies(self._coefficients.values)
         self._optimizer = Mofo(self._coefficients.values, learning_rate=settings.rate, alpha=None, weight_decay=0.0)
-        self._path = self._checkpoint_path()
-        state = None if self._path is None else load_state(self._path, self._student.device)
-        if state is not None:
-            self._restore(state)
+        texts = self._items.digest()
+        self.course = Course(
+            "learned", inputs, settings, texts=texts, student=self._student, optimizer=self._optimizer, began=began
+        )
         self._coefficients.set_in(self._student)
-        if state is None:
-            self._before = self._best_losses = self._measured()
-            self._best: Mapping[str, Tensor] = self._start
-        self._latest: Mapping[str, float] = stop_losses(self.history[-1][1]) if self.history else self._before
+        self._best = KeptBest(
+            self._items,
+            settings,
+            self._weights,
+            rule=settings,
+            student=self._student,
+            course=self.course,
+            copies=lambda: _copies(self._coefficients.values),
+        )
 
     @property
     def ended(self) -> bool:
         """Whether there is no step left, or the patience is over."""
-        made, settings = len(self.history), self._settings
-        if made == settings.steps:
-            return True
-        return bool(self._items.stop) and made - self.best_step >= settings.patience * settings.stop_every
+        return self._best.ended
 
-    @property
-    def best_step(self) -> int:
-        """The step with the least loss on the items kept for stopping; 0 is the start, the last one without any."""
-        return self._curve.index(min(self._curve)) if self._items.stop else len(self.history)
-
-    @property
-    def _curve(self) -> list[float]:
-        """The latest loss on the items kept for stopping after each step, the start first."""
-        return [self._total(self._before), *(others[STOP_LOSS] for _, others in self.history if STOP_LOSS in others)]
-
-    def step(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Make one step; return its losses before it, and the other ones."""
-        number = len(self.history) + 1
+    def step(self) -> None:
+        """Make one step; the history gets its losses before it, and the other ones."""
+        number = len(self.course.history) + 1
         gradients = CoefficientGradients(self._coefficients, self._student)
         parameters = {name: self._student.live[name] for name in self._student.names}
         with torch.enable_grad(), stream_gradients(parameters, gradients.take):
@@ -187,67 +171,31 @@ class _LearnedTraining:
         self._optimizer.step(slopes)
         self._coefficients.set_in(self._student)
         others = {PENALTY: penalty} if self._settings.penalty else {}
-        self.history.append((losses, others))
-        if self._items.stop:
-            losses_to_stop = self._losses_to_stop(number)
-            others[STOP_LOSS] = self._total(losses_to_stop)
-            others |= {f"{_OF}{source}": loss for source, loss in losses_to_stop.items()}
-        return losses, others
-
-    def _losses_to_stop(self, number: int) -> Mapping[str, float]:
-        """The latest losses on the items kept for stopping; where they are measured and the least, the merge is kept.
-
-        Returns:
-            Source -> loss.
-        """
-        if self._settings.is_measured(number):
-            self._latest = self._measured()
-            if self._total(self._latest) < self._total(self._best_losses):
-                self._best, self._best_losses = _copies(self._coefficients.values), self._latest
-        return self._latest
+        self.course.history.append((losses, others | self._best.note(number)))
 
     def save(self) -> None:
         """Store the state, where checkpoints are wanted."""
-        if self._path is not None:
-            state = TrainingState(
-                coefficients=self._coefficients.values,
-                first=self._optimizer.first,
-                second=self._optimizer.second,
-                history=self.history,
-                before=self._before,
-                forward_tokens=self._student.forward_tokens,
-                gradient_tokens=self._student.gradient_tokens,
-                seconds=self._seconds,
-                best=self._best,
-                best_losses=self._best_losses,
-            )
-            save_state(self._path, state)
+        self.course.save(self._best.before, self._best.values, self._best.losses)
 
     def finish(self) -> LearnedResult:
         """Leave the result in the live model, and store its recipe."""
-        if self._items.stop:
+        if self._best.is_kept:
             for key, value in self._coefficients.values.items():
-                value.copy_(self._best[key])
+                value.copy_(self._best.values[key])
             self._coefficients.set_in(self._student)
-        after = self._best_losses if self._items.stop else self._measured()
+        after = self._best.losses if self._best.is_kept else self._best.measured()
         self._student.write()
         return LearnedResult(
             recipe=self._coefficients.recipe(self._inputs.initial, self._inputs.files),
-            before=self._before,
+            before=self._best.before,
             after=after,
             forward_tokens=self._student.forward_tokens,
             gradient_tokens=self._student.gradient_tokens,
-            steps=len(self.history),
-            best_step=self.best_step,
-            seconds=self._seconds,
-            checkpoint=self._path if self._path is not None and self._path.exists() else None,
+            steps=len(self.course.history),
+            best_step=self._best.step,
+            seconds=self.course.seconds,
+            checkpoint=self.course.checkpoint,
         )
-
-    def _measured(self) -> dict[str, float]:
-        return item_losses(self._items.measured, student=self._student, settings=self._settings, weights=self._weights)
-
-    def _total(self, losses: Mapping[str, float]) -> float:
-        return math.fsum(self._weights[source] * loss for source, loss in losses.items())
 
     def _add_penalty(self, slopes: Mapping[str, Tensor]) -> float:
         """The penalty on the distance from the start; its slope is added in place."""
@@ -262,42 +210,11 @@ class _LearnedTraining:
             total += float(distance.double().square().sum())
         return factor * total / count
 
-    @property
-    def _seconds(self) -> float:
-        return time.perf_counter() - self._began
-
-    def _checkpoint_path(self) -> Path | None:
-        if self._inputs.checkpoints is None:
-            return None
-        return checkpoint_path(
-            self._inputs.checkpoints,
-            "learned",
-            self._inputs.initial,
-            self._settings,
-            texts=self._items.digest(),
-            seed=self._inputs.seed,
-            device=self._student.device,
-        )
-
-    def _restore(self, state: TrainingState) -> None:
-        self._began -= state.seconds
-        self.history = state.history
-        self._before = state.before
-        self._best, self._best_losses = state.best, dict(state.best_losses)
-        self._student.forward_tokens = state.forward_tokens
-        self._student.gradient_tokens = state.gradient_tokens
-        self._optimizer.restore(len(state.history), state.coefficients, state.first, state.second)
-
 
 def source_shares(texts: Mapping[str, object], weights: Mapping[str, float]) -> dict[str, float]:
     """Source -> factor of its loss; they sum to 1."""
     total = math.fsum(weights.get(source, 1.0) for source in texts)
     return {source: weights.get(source, 1.0) / total for source in texts}
-
-
-def stop_losses(others: Mapping[str, float]) -> dict[str, float]:
-    """Source -> the latest loss on its items kept for stopping, of the other losses of a step."""
-    return {name.removeprefix(_OF): loss for name, loss in others.items() if name.startswith(_OF)}
 
 
 def _copies(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from evomerge.elementwise.elected_arithmetic import ElectedVectors
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.messages import some
 from evomerge.optimisation.batches import CalibrationBatches
-from evomerge.optimisation.checkpoint import TrainingState, checkpoint_path, load_state, save_state
+from evomerge.optimisation.course import Course, steps_of
 from evomerge.optimisation.gradients import stream_gradients, vector_gradients
 from evomerge.optimisation.mofo import Mofo
 from evomerge.optimisation.student import Student
@@ -96,48 +96,47 @@ def train_adamerging(inputs: TrainingInputs, settings: AdaSettings) -> Generator
     if without := [name for name in experts if not inputs.texts.get(name)]:
         raise InvalidInput(f"AdaMerging needs texts of every source, and there are none of {some(without, 5)}")
     training = _EntropyTraining(inputs, settings)
-    for number, losses in enumerate(training.history, start=1):
-        yield EntropyStep(step=number, steps=settings.steps, losses=losses)
-    while len(training.history) < settings.steps:
-        losses = training.step()
-        number = len(training.history)
-        if number % settings.checkpoint_every == 0 or number == settings.steps:
-            training.save()
+    for number, losses, _ in steps_of(training, settings.checkpoint_every):
         yield EntropyStep(step=number, steps=settings.steps, losses=losses)
     return training.finish()
 
 
 class _EntropyTraining:
-    """The state of one training: coefficients, optimiser and history, with the student.
+    """The state of one training: coefficients and optimiser, with the student.
 
     Attributes:
-        history: the entropies of every step so far, by source.
+        course: the entropies of every step so far, by source.
     """
 
     def __init__(self, inputs: TrainingInputs, settings: AdaSettings) -> None:
-        self._began = time.perf_counter()
+        began = time.perf_counter()
         self._inputs = inputs
         self._settings = settings
         self._calibration = CalibrationBatches(inputs.texts, settings, inputs.seed)
-        self.history: list[dict[str, float]] = []
         self._student = Student(inputs.model, inputs.live, inputs.weights, inputs.initial)
         self._weights = initial_task_weights(inputs.initial, self._student.names, settings)
         self._group_of = {name: group for group, names in self._weights.groups.items() for name in names}
         self._optimizer = Mofo(
             self._weights.values, learning_rate=settings.learning_rate, alpha=None, weight_decay=0.0
         )  # Adam
-        self._path = self._checkpoint_path()
-        state = None if self._path is None else load_state(self._path, torch.device("cpu"))
-        if state is not None:
-            self._restore(state)
+        texts = self._calibration.digest()
+        self.course = Course(
+            "adamerging", inputs, settings, texts=texts, student=self._student, optimizer=self._optimizer, began=began
+        )
         self._rules = self._weights.rules()
         self._student.set_rules(self._rules)
-        if state is None:
-            self._before = entropies(self._calibration, self._student)
+        state = self.course.state
+        self._before = entropies(self._calibration, self._student) if state is None else state.before
 
-    def step(self) -> dict[str, float]:
-        """Make one step; return the entropies before it."""
-        first = len(self.history) * self._settings.batches
+    @property
+    def ended(self) -> bool:
+        """Whether there is no step left."""
+        return len(self.course.history) == self._settings.steps
+
+    def step(self) -> None:
+        """Make one step; the history gets the entropies before it."""
+        number = len(self.course.history) + 1
+        first = (number - 1) * self._settings.batches
         batches = [self._calibration.step(first + place) for place in range(self._settings.batches)]
         rules = {name: self._student.tensors(rule, [name]) for rule in self._rules for name in rule.tensors}
         totals = {name: torch.zeros(len(self._weights.sources), dtype=torch.float64) for name in self._weights.groups}
@@ -155,29 +154,17 @@ class _EntropyTraining:
         finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients.values())
         if not finite or not math.isfinite(sum(losses.values())):
             raise MergeError(
-                f"step {len(self.history) + 1} of the training is not finite (entropies {losses}); "
+                f"step {number} of the training is not finite (entropies {losses}); "
                 f"use a smaller learning_rate than {self._settings.learning_rate:g}, or the dtype bfloat16 or float32"
             )
         self._optimizer.step(gradients)
         self._rules = self._weights.rules()
         self._student.set_rules(self._rules)
-        self.history.append(losses)
-        return losses
+        self.course.history.append((losses, {}))
 
     def save(self) -> None:
         """Store the state, where checkpoints are wanted."""
-        if self._path is not None:
-            state = TrainingState(
-                coefficients=self._weights.values,
-                first=self._optimizer.first,
-                second=self._optimizer.second,
-                history=[(losses, {}) for losses in self.history],
-                before=self._before,
-                forward_tokens=self._student.forward_tokens,
-                gradient_tokens=self._student.gradient_tokens,
-                seconds=self._seconds,
-            )
-            save_state(self._path, state)
+        self.course.save(self._before)
 
     def finish(self) -> AdaResult:
         """Measure the result and leave it in the live model."""
@@ -189,9 +176,9 @@ class _EntropyTraining:
             after=after,
             forward_tokens=self._student.forward_tokens,
             gradient_tokens=self._student.gradient_tokens,
-            steps=len(self.history),
-            seconds=self._seconds,
-            checkpoint=self._path if self._path is not None and self._path.exists() else None,
+            steps=len(self.course.history),
+            seconds=self.course.seconds,
+            checkpoint=self.course.checkpoint,
         )
 
     def _vectors(self, tensors: RuleTensors) -> Iterator[tuple[int, list[Tensor]]]:
@@ -200,28 +187,3 @@ class _EntropyTraining:
         elected = ElectedVectors(tensors).of(name) if self._settings.variant == "plus_plus" else None
         for piece in tensors.pieces(name):
             yield piece.start, piece.task_vectors() if elected is None else elected(piece)
-
-    @property
-    def _seconds(self) -> float:
-        return time.perf_counter() - self._began
-
-    def _checkpoint_path(self) -> Path | None:
-        if self._inputs.checkpoints is None:
-            return None
-        return checkpoint_path(
-            self._inputs.checkpoints,
-            "adamerging",
-            self._inputs.initial,
-            self._settings,
-            texts=self._calibration.digest(),
-            seed=self._inputs.seed,
-            device=self._student.device,
-        )
-
-    def _restore(self, state: TrainingState) -> None:
-        self._began -= state.seconds
-        self.history = [losses for losses, _ in state.history]
-        self._before = state.before
-        self._student.forward_tokens = state.forward_tokens
-        self._student.gradient_tokens = state.gradient_tokens
-        self._optimizer.restore(len(state.history), state.coefficients, state.first, state.second)

@@ -13,8 +13,8 @@ from torch import Tensor
 from evomerge.elementwise.column_linear import NONLINEARITIES
 from evomerge.errors import MergeError, unknown_name
 from evomerge.optimisation.batches import CalibrationBatches
-from evomerge.optimisation.checkpoint import TrainingState, checkpoint_path, load_state, save_state
 from evomerge.optimisation.coefficients import initial_coefficients, roles_of
+from evomerge.optimisation.course import Course, steps_of
 from evomerge.optimisation.gradients import factor_gradients, stream_gradients
 from evomerge.optimisation.mofo import Mofo, clip_gradients
 from evomerge.optimisation.student import Student
@@ -100,33 +100,25 @@ def train_dam(inputs: TrainingInputs, settings: DamSettings) -> Generator[DamSte
             raise unknown_name("source with calibration texts", name, inputs.weights)
     training = _Training(inputs, settings)
     steps = training.calibration.steps
-    for number, (losses, penalties) in enumerate(training.history, start=1):
-        yield DamStep(step=number, steps=steps, losses=losses, penalties=penalties)
-    while len(training.history) < steps:
-        losses, penalties = training.step()
-        number = len(training.history)
-        if number % settings.checkpoint_every == 0 or number == steps:
-            training.save()
+    for number, losses, penalties in steps_of(training, settings.checkpoint_every):
         yield DamStep(step=number, steps=steps, losses=losses, penalties=penalties)
     return training.finish()
 
 
 class _Training:
-    """The state of one training: coefficients, optimiser and history, with the student and the teachers.
+    """The state of one training: coefficients and optimiser, with the student and the teachers.
 
     Attributes:
-        history: [losses, penalties] of every step so far.
+        course: losses and penalties of every step so far.
     """
 
     def __init__(self, inputs: TrainingInputs, settings: DamSettings) -> None:
-        self._began = time.perf_counter()
+        began = time.perf_counter()
         self._inputs = inputs
         self._settings = settings
         self.calibration = CalibrationBatches(inputs.texts, settings, inputs.seed)
-        self.history: list[tuple[dict[str, float], dict[str, float]]] = []
         self._student = Student(inputs.model, inputs.live, inputs.weights, inputs.initial)
         self._teachers = Teachers(self._student, self.calibration, settings)
-        self._path = self._checkpoint_path()
         roles = roles_of(inputs.model, {name: inputs.live[name] for name in self._student.names})
         self._coefficients = initial_coefficients(
             inputs.initial,
@@ -149,18 +141,27 @@ class _Training:
             alpha=settings.alpha if settings.optimizer == "mofo" else None,
             weight_decay=settings.decay,
         )
-        state = None if self._path is None else load_state(self._path, self._student.device)
-        if state is None:
+        texts = self.calibration.digest()
+        self.course = Course(
+            "dam", inputs, settings, texts=texts, student=self._student, optimizer=self._optimizer, began=began
+        )
+        if self.course.state is None:
             base = inputs.initial.base.name
             self._student.set_average([source.name for source in inputs.initial.sources if source.name != base])
             self._before = self._divergences()
         else:
-            self._restore(state)
+            self._before = self.course.state.before
         self._student.set_merge(self._coefficients)
 
-    def step(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Make one step; return its losses and penalties before it."""
-        chosen = self.calibration.step(len(self.history))
+    @property
+    def ended(self) -> bool:
+        """Whether there is no step left."""
+        return len(self.course.history) == self.calibration.steps
+
+    def step(self) -> None:
+        """Make one step; the history gets its losses and penalties before it."""
+        number = len(self.course.history) + 1
+        chosen = self.calibration.step(number - 1)
         factors = {name: torch.zeros_like(value) for name, value in self._trained.items()}
 
         def take(name: str, gradient: Tensor) -> None:
@@ -182,28 +183,16 @@ class _Training:
         norm = clip_gradients(gradients, self._settings.clip)
         if not torch.isfinite(norm + sum(losses.values())):
             raise MergeError(
-                f"step {len(self.history) + 1} of the training is not finite (losses {losses}); "
+                f"step {number} of the training is not finite (losses {losses}); "
                 f"use a smaller learning_rate than {self._settings.learning_rate:g}, or the dtype bfloat16 or float32"
             )
         self._optimizer.step(gradients)
         self._student.set_merge(self._coefficients, changed=self._trained)
-        self.history.append((losses, penalties))
-        return losses, penalties
+        self.course.history.append((losses, penalties))
 
     def save(self) -> None:
         """Store the state, where checkpoints are wanted."""
-        if self._path is not None:
-            state = TrainingState(
-                coefficients=self._trained,
-                first=self._optimizer.first,
-                second=self._optimizer.second,
-                history=self.history,
-                before=self._before,
-                forward_tokens=self._student.forward_tokens,
-                gradient_tokens=self._student.gradient_tokens,
-                seconds=self._seconds,
-            )
-            save_state(self._path, state)
+        self.course.save(self._before)
 
     def finish(self) -> DamResult:
         """Measure the result, leave it in the live model, and store its recipe."""
@@ -215,35 +204,10 @@ class _Training:
             after=after,
             forward_tokens=self._student.forward_tokens,
             gradient_tokens=self._student.gradient_tokens,
-            steps=len(self.history),
-            seconds=self._seconds,
-            checkpoint=self._path if self._path is not None and self._path.exists() else None,
-        )
-
-    @property
-    def _seconds(self) -> float:
-        return time.perf_counter() - self._began
-
-    def _checkpoint_path(self) -> Path | None:
-        if self._inputs.checkpoints is None:
-            return None
-        return checkpoint_path(
-            self._inputs.checkpoints,
-            "dam",
-            self._inputs.initial,
-            self._settings,
-            texts=self.calibration.digest(),
-            seed=self._inputs.seed,
-            device=self._student.device,
+            steps=len(self.course.history),
+            seconds=self.course.seconds,
+            checkpoint=self.course.checkpoint,
         )
 
     def _divergences(self) -> dict[str, float]:
         return divergences(self.calibration, self._student, self._settings.temperature)
-
-    def _restore(self, state: TrainingState) -> None:
-        self._began -= state.seconds
-        self.history = state.history
-        self._before = state.before
-        self._student.forward_tokens = state.forward_tokens
-        self._student.gradient_tokens = state.gradient_tokens
-        self._optimizer.restore(len(state.history), state.coefficients, state.first, state.second)

@@ -1,0 +1,140 @@
+"""The course of a training that may be killed at any time: its steps, its checkpoint, what it has taken so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import BaseModel
+from torch import Tensor
+
+from evomerge.optimisation.checkpoint import TrainingState, checkpoint_path, load_state, save_state
+from evomerge.optimisation.mofo import Mofo
+from evomerge.optimisation.student import Student
+from evomerge.optimisation.training_inputs import TrainingInputs
+
+Losses = dict[str, float]
+
+
+class Course:
+    """The steps of one training, stored with the state of its optimiser where the inputs have a folder of checkpoints.
+
+    One that was stored before is continued: optimiser, history, tokens and time are as they were.
+
+    Args:
+        trainer: its name, with which the file's name begins.
+        texts: digest of the texts.
+        optimizer: its values are those that are trained.
+        began: when the training began, by `time.perf_counter`.
+
+    Attributes:
+        history: [losses, others] of every step so far.
+        state: what was stored before; None where nothing was.
+    """
+
+    def __init__(
+        self,
+        trainer: str,
+        inputs: TrainingInputs,
+        settings: BaseModel,
+        *,
+        texts: str,
+        student: Student,
+        optimizer: Mofo,
+        began: float,
+    ) -> None:
+        self.history: list[tuple[Losses, Losses]] = []
+        self._student = student
+        self._optimizer = optimizer
+        self._began = began
+        self._path = None
+        if inputs.checkpoints is not None:
+            self._path = checkpoint_path(
+                inputs.checkpoints,
+                trainer,
+                inputs.initial,
+                settings,
+                texts=texts,
+                seed=inputs.seed,
+                device=student.device,
+            )
+        self.state = None if self._path is None else load_state(self._path, student.device)
+        if self.state is not None:
+            self._continue(self.state)
+
+    @property
+    def seconds(self) -> float:
+        """Duration so far, including the time before an interruption up to the last checkpoint."""
+        return time.perf_counter() - self._began
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The file of the last state; None where none was stored."""
+        return self._path if self._path is not None and self._path.exists() else None
+
+    def save(
+        self, before: Losses, best: Mapping[str, Tensor] | None = None, best_losses: Mapping[str, float] | None = None
+    ) -> None:
+        """Store the state, where checkpoints are wanted.
+
+        Args:
+            before: loss before the training by source.
+            best, best_losses: see `TrainingState`.
+        """
+        if self._path is None:
+            return
+        state = TrainingState(
+            coefficients=self._optimizer.values,
+            first=self._optimizer.first,
+            second=self._optimizer.second,
+            history=self.history,
+            before=before,
+            forward_tokens=self._student.forward_tokens,
+            gradient_tokens=self._student.gradient_tokens,
+            seconds=self.seconds,
+            best=best or {},
+            best_losses=best_losses or {},
+        )
+        save_state(self._path, state)
+
+    def _continue(self, state: TrainingState) -> None:
+        self._began -= state.seconds
+        self.history = state.history
+        self._student.forward_tokens = state.forward_tokens
+        self._student.gradient_tokens = state.gradient_tokens
+        self._optimizer.restore(len(state.history), state.coefficients, state.first, state.second)
+
+
+class Training(Protocol):
+    """A training by steps."""
+
+    course: Course
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is no step left to make."""
+
+    def step(self) -> None:
+        """Make one step, and add its losses to the history."""
+
+    def save(self) -> None:
+        """Store the state."""
+
+
+def steps_of(training: Training, checkpoint_every: int) -> Iterator[tuple[int, Losses, Losses]]:
+    """(number, losses, others) of every step: those that were made before are repeated, and the rest is made.
+
+    Args:
+        checkpoint_every: steps between two checkpoints; the last one is stored in any case.
+    """
+    for number, (losses, others) in enumerate(list(training.course.history), start=1):
+        yield number, losses, others
+    while not training.ended:
+        training.step()
+        number = len(training.course.history)
+        if number % checkpoint_every == 0 or training.ended:
+            training.save()
+        losses, others = training.course.history[-1]
+        yield number, losses, others
