@@ -1,0 +1,187 @@
+"""The container files: Dockerfile, compose, and manifests of Kubernetes, checked without either."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from evomerge import errors
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+DOCKER = ROOT / "docker"
+KUBERNETES = DOCKER / "kubernetes"
+SECRETS = {  # as docker/README.md lets the user make them: Secret -> its keys
+    "evomerge-storage": {"url"},
+    "evomerge-postgres": {"password"},
+    "evomerge-ray": {"auth_token"},
+    "evomerge-dashboard": {"logins"},
+}
+ANSWERED_BY_A_REPEAT = {errors.Interrupted.exit_code}
+ANSWERED_BY_AN_END = {
+    errors.InvalidInput.exit_code,
+    errors.OtherSpec.exit_code,
+    errors.StoppedByFailures.exit_code,
+}
+
+
+def documents():
+    return [
+        document
+        for path in sorted(KUBERNETES.glob("*.yaml"))
+        if path.name != "kustomization.yaml"
+        for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))
+    ]
+
+
+def values(node, key):
+    """Every value of a key, at any depth."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            if name == key:
+                yield value
+            yield from values(value, key)
+    elif isinstance(node, list):
+        for each in node:
+            yield from values(each, key)
+
+
+def named(kind):
+    return {each["metadata"]["name"] for each in documents() if each["kind"] == kind}
+
+
+def templates():
+    """Every pod template: of KubeRay's objects and of Kubernetes' own."""
+    for document in documents():
+        for key in ("template", "submitterPodTemplate"):
+            yield from values(document, key)
+
+
+def run(*command):
+    return subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
+
+
+def test_the_dockerfile_has_no_lint_and_installs_as_the_makefile_does():
+    run(BIN / "hadolint", DOCKER / "Dockerfile")
+    text = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+    assert (
+        text.count("RUN make install") == len(re.findall(r"^FROM source AS (cpu|cuda)$", text, flags=re.MULTILINE)) == 2
+    )
+
+
+def test_no_image_holds_the_secrets_beside_the_files():
+    assert "docker/secrets" in (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
+    assert "/docker/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_the_compose_file_follows_the_compose_schema():
+    run(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", DOCKER / "compose.yaml")
+
+
+def test_compose_publishes_nothing_but_the_login_on_the_loopback_interface():
+    services = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    published = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    assert list(published) == ["login"]
+    assert all(port.startswith("127.0.0.1:") for port in published["login"])
+    assert services["dashboard"]["networks"] == ["inside"]
+
+
+@pytest.mark.parametrize("script", ["controller.sh", "make-secrets.sh"])
+def test_the_scripts_are_executable_and_parse(script):
+    assert (DOCKER / script).stat().st_mode & 0o111
+    run("sh", "-n", DOCKER / script)
+
+
+def test_the_script_of_secrets_makes_those_that_compose_names(tmp_path):
+    script = tmp_path / "make-secrets.sh"
+    script.write_text((DOCKER / "make-secrets.sh").read_text())
+    printed = run("sh", script).stdout
+    wanted = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))["secrets"]
+    made = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+    assert set(made) == set(wanted)
+    assert made["postgres_password"] in made["storage_url"]
+    assert not any(secret.strip() in printed for secret in made.values())
+    assert (tmp_path / "secrets").stat().st_mode & 0o077 == 0
+    with pytest.raises(subprocess.CalledProcessError):  # a second run would lose the database's password
+        run("sh", script)
+
+
+def test_a_manifest_follows_the_schema_of_its_kind():
+    for path in sorted(KUBERNETES.glob("*.yaml")):
+        if path.name != "kustomization.yaml":
+            run(BIN / "kubernetes-validate", "--strict", path)
+
+
+def test_the_objects_of_kuberay_have_its_fields_and_pods_that_follow_their_schema(tmp_path):
+    for number, document in enumerate(each for each in documents() if each["apiVersion"] == "ray.io/v1"):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(yaml.safe_dump(document))
+        run(BIN / "check-jsonschema", "--schemafile", ROOT / "tests" / "assets" / "kuberay.schema.json", path)
+    for number, template in enumerate(templates()):
+        pod = {"apiVersion": "v1", "kind": "Pod", **template}
+        pod["metadata"] = {"name": f"pod-{number}", **template.get("metadata", {})}
+        path = tmp_path / f"pod-{number}.yaml"
+        path.write_text(yaml.safe_dump(pod))
+        run(BIN / "kubernetes-validate", "--strict", path)
+
+
+def test_every_exit_code_of_the_controller_has_its_answer():
+    (job,) = [each for each in documents() if each["kind"] == "Job"]
+    rules = job["spec"]["podFailurePolicy"]["rules"]
+    actions = {
+        code: rule["action"] for rule in rules if "onExitCodes" in rule for code in rule["onExitCodes"]["values"]
+    }
+    known = {error.exit_code for error in errors.EvomergeError.__subclasses__()} | {1}
+    assert set(actions) == known
+    assert {code for code, action in actions.items() if action == "Ignore"} == ANSWERED_BY_A_REPEAT
+    assert {code for code, action in actions.items() if action == "FailJob"} == ANSWERED_BY_AN_END
+    assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"  # without it Kubernetes refuses the policy
+
+
+def test_what_a_manifest_refers_to_exists():
+    manifests = documents()
+    secrets = {*values(manifests, "secretName")} | {each["name"] for each in values(manifests, "secretKeyRef")}
+    assert secrets == set(SECRETS)
+    text = (DOCKER / "README.md").read_text(encoding="utf-8")
+    for secret, keys in SECRETS.items():
+        assert f"secret generic {secret} " in text
+        assert all(f"{key}=" in text for key in keys)
+    claims = {each["claimName"] for each in values(manifests, "persistentVolumeClaim")}
+    assert claims <= named("PersistentVolumeClaim")
+    maps = {each["name"] for each in values(manifests, "configMap")} - named("ConfigMap")
+    assert maps == {"evomerge-spec"}
+    assert "configmap evomerge-spec " in text
+    listed = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text(encoding="utf-8"))["resources"]
+    assert {*listed, "rayjob.yaml", "kustomization.yaml"} == {path.name for path in KUBERNETES.glob("*.yaml")}
+
+
+def test_no_manifest_holds_a_secret_or_opens_a_port_to_the_outside():
+    manifests = documents()
+    assert "Secret" not in {each["kind"] for each in manifests}
+    assert {*values(manifests, "serviceType")} == {"ClusterIP"}
+    assert not [
+        each for each in manifests if each["kind"] == "Service" and each["spec"].get("type", "ClusterIP") != "ClusterIP"
+    ]
+    assert {*values(manifests, "mode")} == {"token"}
+
+
+def test_every_pod_may_be_reached_by_those_alone_who_need_it():
+    """Every pod has a label that a network policy selects beside the one that forbids all."""
+    policies = [each["spec"]["podSelector"] for each in documents() if each["kind"] == "NetworkPolicy"]
+    assert {} in policies
+    selected = [policy["matchLabels"] for policy in policies if policy]
+    for template in templates():
+        labels = template["metadata"]["labels"]
+        assert any(wanted.items() <= labels.items() for wanted in selected), json.dumps(labels)
+
+
+def test_no_pod_runs_as_root_or_may_become_it():
+    for template in templates():
+        spec = template["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        for container in spec["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
