@@ -11,7 +11,8 @@ from typing import Any, Final, Literal
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 
 from evomerge.clock import SYSTEM_CLOCK, Clock
-from evomerge.storage.journals import FileLease, RedisJournal, RedisLease
+from evomerge.storage.journal_leases import FileLease, RedisLease
+from evomerge.storage.journals import RedisJournal
 from evomerge.storage.lease import LeaseTimes, holder_in, record_in
 from evomerge.storage.lock import lock_file
 from evomerge.storage.opening import open_storage, release
@@ -82,7 +83,7 @@ def _text_on_server(url: str, name: str, storage: BaseStorage | None) -> str | N
         assert isinstance(backend, JournalStorage)
         journal = journal_of(backend)
         assert isinstance(journal, RedisJournal)  # journals in files are looked at as files
-        return RedisLease(journal, name).read()
+        return RedisLease(journal.client, name).read()
     finally:
         if storage is None:
             release(opened)

@@ -26,7 +26,8 @@ from optuna.study import StudyDirection
 
 from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.errors import EvomergeError, Interrupted, InvalidInput, StudyHeld
-from evomerge.storage.journals import FileLease, RedisJournal, RedisLease
+from evomerge.storage.journal_leases import FileLease, RedisLease
+from evomerge.storage.journals import RedisJournal
 from evomerge.storage.lease import Lease, LeaseStore, LeaseTimes, record_in
 from evomerge.storage.opening import network_filesystem, open_storage, release, with_retries
 from evomerge.storage.optuna_internals import backend_of, journal_of
@@ -162,7 +163,7 @@ def _store(storage: BaseStorage, name: str, directions: Sequence[str]) -> LeaseS
     assert isinstance(backend, JournalStorage)
     journal = journal_of(backend)
     assert isinstance(journal, RedisJournal)  # journals in files are held as files
-    return RedisLease(journal, name)
+    return RedisLease(journal.client, name)
 
 
 def _study_id(storage: BaseStorage, name: str, directions: Sequence[str]) -> int:

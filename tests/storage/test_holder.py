@@ -15,7 +15,7 @@ from evomerge.clock import ManualClock
 from evomerge.storage import lock, process
 from evomerge.storage.attributes import WRITER
 from evomerge.storage.holder import Holder, holder_of
-from evomerge.storage.journals import lease_file
+from evomerge.storage.journal_leases import lease_file
 from evomerge.storage.lock import hold, lock_file
 from evomerge.storage.opening import open_storage, release
 

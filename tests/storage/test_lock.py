@@ -20,7 +20,7 @@ import pytest
 from evomerge.errors import Interrupted, InvalidInput, StudyHeld
 from evomerge.storage import lock, opening
 from evomerge.storage.attributes import WRITER
-from evomerge.storage.journals import lease_file
+from evomerge.storage.journal_leases import lease_file
 from evomerge.storage.lease import Lease, LeaseTimes, holder_in
 from evomerge.storage.lock import hold, keep
 from evomerge.storage.opening import open_storage, release
