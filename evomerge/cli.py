@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +14,7 @@ from evomerge.commands.inventories import evaluators, methods, spaces
 from evomerge.commands.looking import dashboard, leaderboard, status
 from evomerge.commands.models import distances, merge_experts
 from evomerge.commands.searching import baseline, check, run
-from evomerge.errors import EvomergeError
+from evomerge.errors import EvomergeError, Interrupted, InvalidInput
 
 if TYPE_CHECKING:
     from evomerge.report.terminal import Terminal
@@ -35,6 +34,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "distances": distances,
     "merge-experts": merge_experts,
 }
+
+KEYBOARD_INTERRUPT = 130  # that typer returns in the place of the exception
 
 app = typer.Typer(
     name="evomerge",
@@ -56,9 +57,9 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and end the process with the exit code of the contract."""
-    from evomerge.report.terminal import process_terminal
+    from evomerge.report.process import run_process
 
-    sys.exit(run_command(arguments, process_terminal()))
+    run_process(lambda: run_command, arguments)
 
 
 def run_command(arguments: list[str] | None = None, terminal: Terminal | None = None) -> int:
@@ -72,6 +73,8 @@ def run_command(arguments: list[str] | None = None, terminal: Terminal | None = 
     terminal = terminal or Terminal()
     try:
         code = app(args=arguments, standalone_mode=False, obj=terminal)
+        if code == KEYBOARD_INTERRUPT:
+            raise KeyboardInterrupt
     except typer.TyperException as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         if message:  # empty where the help was shown instead
@@ -79,7 +82,11 @@ def run_command(arguments: list[str] | None = None, terminal: Terminal | None = 
         return 2
     except (typer.Abort, KeyboardInterrupt):
         terminal.tell("interrupted; run the same command again to go on")
-        return 3
+        return Interrupted.exit_code
+    except SystemExit as error:
+        place = terminal.keep(traceback.format_exc())
+        terminal.tell(f"error: code of a task, an evaluator or a model called sys.exit({error.code!r}); see {place}")
+        return InvalidInput.exit_code
     except EvomergeError as error:
         log = f" (what other programs printed is in {terminal.log})" if terminal.log is not None else ""
         terminal.tell(f"error: {error}{log}")

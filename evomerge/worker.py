@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import socket
 import sys
 import time
@@ -119,7 +120,9 @@ class Worker:
                 result, cost = yield from self._measure(job)
             else:
                 result = self._at_once(job)
-        except Exception as error:
+        except BaseException as error:
+            if _is_from_outside(error):
+                raise
             invalid = isinstance(error, InvalidInput)
             reason = str(error)[:REASON_LENGTH] if invalid else _reason(error)
             result = Failed(reason, crashed=_is_broken_device(error), invalid=invalid)
@@ -299,7 +302,19 @@ def _peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _is_broken_device(error: Exception) -> bool:
+def _is_from_outside(error: BaseException) -> bool:
+    """Whether an error is none of the candidate, but ends or interrupts the process or the job.
+
+    What a candidate may raise besides exceptions is a SystemExit, as a task does that calls `sys.exit`; so does the
+    handler of a signal, as those of Ray do.
+    """
+    if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+        return True
+    handlers = {getattr(signal.getsignal(number), "__code__", None) for number in (signal.SIGTERM, signal.SIGINT)}
+    return any(frame.f_code in handlers for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _is_broken_device(error: BaseException) -> bool:
     """Whether an accelerator has failed, rather than the candidate: every later call in this process would fail too.
 
     Running out of its memory is the candidate's own failure and breaks nothing.

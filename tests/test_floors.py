@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "evomerge"
 # On one floor a name may import what stands to its left. A file of data that is read on a lower floor than its room is
 # named with the room.
 FLOORS = (
-    ("errors", "clock", "seeding", "messages", "documents", "shipped", "whole_files"),
+    ("errors", "clock", "seeding", "messages", "documents", "shipped", "whole_files", "interjection"),
     ("storage", "evolution", "samplers"),
     ("methods", "recipe", "catalogue", "genomes", "spaces", "recipe_spaces", "packs", "baselines.info", "spec"),
     ("engine",),
@@ -24,7 +24,7 @@ FLOORS = (
     ("objective", "jobs", "worker", "cluster", "study", "opening"),
     ("racing", "loop", "baselines", "verdict", "search"),
     ("importance", "leaderboard", "preflight", "export", "weight_distances", "shared_tower", "report"),
-    ("commands", "cli"),
+    ("commands", "cli", "__main__"),
     ("testing",),
 )
 PLACES = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}

@@ -80,6 +80,13 @@ class Terminal:
         """Print lines on standard output as they are."""
         print(text, file=self._out or sys.stdout, flush=True)
 
+    def last_words(self, text: str) -> None:
+        """Print a line on standard error past all buffers and locks, for a process that ends without any clean-up."""
+        descriptor = (self._err or sys.stderr).fileno()
+        restored = "\r\x1b[?25h" if os.isatty(descriptor) else ""  # a live line hides the cursor
+        with suppress(OSError):
+            os.write(descriptor, f"{restored}{text}\n".encode("utf-8", "replace"))
+
     def tell(self, text: str, style: str = "") -> None:
         """Print a line on standard error."""
         from rich.text import Text
