@@ -90,12 +90,20 @@ def run_command(arguments: list[str] | None = None, terminal: Terminal | None = 
     except EvomergeError as error:
         log = f" (what other programs printed is in {terminal.log})" if terminal.log is not None else ""
         terminal.tell(f"error: {error}{log}")
+        _tell_notes(terminal, error)
         return error.exit_code
     except Exception as error:
         place = terminal.keep(traceback.format_exc())
         terminal.tell(f"error: this is a bug in evomerge: {type(error).__name__}: {error}; see {place}")
+        _tell_notes(terminal, error)
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _tell_notes(terminal: Terminal, error: BaseException) -> None:
+    """Print what went wrong after an error, while everything was closed: below the reason, and never in its place."""
+    for note in getattr(error, "__notes__", ()):
+        terminal.tell(note)
 
 
 if __name__ == "__main__":

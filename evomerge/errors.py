@@ -14,9 +14,13 @@ Anything else that reaches the command line is our bug: exit code 1.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
 
 __all__ = ["EvomergeError", "Interrupted", "InvalidInput", "MergeError", "OtherSpec", "StoppedByFailures", "StudyHeld"]
+
+_Entered = TypeVar("_Entered")
 
 
 class EvomergeError(Exception):
@@ -57,6 +61,37 @@ class StudyHeld(EvomergeError):
 
 class MergeError(EvomergeError):
     """A candidate that has no merge: all weights zero, or weights that are not finite."""
+
+
+@contextmanager
+def first_reason(manager: AbstractContextManager[_Entered], clean_up: str) -> Iterator[_Entered]:
+    """A context whose end hides no error of its block: one of its own is a note below that.
+
+    Args:
+        clean_up: the work of its end, in words.
+    """
+    entered = manager.__enter__()
+    try:
+        yield entered
+    except BaseException as reason:
+        with noted(reason, clean_up):
+            manager.__exit__(type(reason), reason, reason.__traceback__)
+        raise
+    manager.__exit__(None, None, None)
+
+
+@contextmanager
+def noted(reason: BaseException, clean_up: str) -> Iterator[None]:
+    """A block of cleaning up after an error, whose own error becomes a note of that one.
+
+    Args:
+        clean_up: the work of the block, in words.
+    """
+    try:
+        yield
+    except Exception as second:
+        if str(second) != str(reason):  # the same trouble met again says nothing new
+            reason.add_note(f"then, {clean_up}: {' '.join(f'{type(second).__name__}: {second}'.split())}")
 
 
 def nearest(given: str, known: Iterable[str]) -> list[str]:

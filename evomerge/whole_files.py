@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from evomerge.errors import noted
+
 
 def write_whole(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
     """Write a file aside, flush it to the disk, and replace the former one in one step.
@@ -71,7 +73,8 @@ def _take_place(folder: Path, out: Path, aside: Path) -> None:
     out.rename(aside)
     try:
         folder.rename(out)
-    except BaseException:
-        aside.rename(out)
+    except BaseException as reason:
+        with noted(reason, f"while {out} was put back"):
+            aside.rename(out)
         raise
     shutil.rmtree(aside, ignore_errors=True)

@@ -16,7 +16,7 @@ from evomerge.checkpoints.architecture import build_on_meta, read_settings
 from evomerge.checkpoints.live import meta_model
 from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.stacked_source import stacked_source
-from evomerge.errors import InvalidInput
+from evomerge.errors import InvalidInput, first_reason
 from evomerge.messages import in_one_line, some
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _settings(source: Source) -> PreTrainedConfig:
         InvalidInput: the config class refuses it.
     """
     config_class = type(read_settings(source.directory, source.remote_code))
-    with tempfile.TemporaryDirectory() as folder:
+    with first_reason(tempfile.TemporaryDirectory(), "while a temporary folder was removed") as folder:
         file = Path(folder) / "config.json"
         file.write_text(json.dumps(source.config), encoding="utf-8")
         try:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 
 from evomerge.cluster import Executor
-from evomerge.errors import Interrupted, StoppedByFailures, StudyHeld
+from evomerge.errors import Interrupted, StoppedByFailures, noted
 from evomerge.evaluation.scores import Scores
 from evomerge.jobs import Job, Outcome, Score, Scored
 from evomerge.loop.budget import BudgetAccount
@@ -81,7 +80,6 @@ class Controller:
             Interrupted: a signal asked for a stop; trials in flight are scored again by the next run.
             StoppedByFailures: more than half of the latest candidates failed, or no worker can be kept alive.
         """
-        state = "failed"
         try:
             for proposal in self._search.recover(isolated=self._isolated):
                 # A trial that the budget has no room for stays as it is, for a larger one.
@@ -92,17 +90,16 @@ class Controller:
                 if done is not None:
                     self._finish(*done)
                 self._status.report("running", len(self._in_flight))
-            state = "finished"
-        except (Interrupted, KeyboardInterrupt):
-            state = "interrupted"
-            with suppress(Interrupted, StudyHeld):
-                for candidate in self._in_flight.values():
-                    self._search.undo_attempt(candidate.proposal)
-            raise
-        finally:
+        except BaseException as reason:
             # Neither a storage that is away nor a study that another controller has taken over may hide why we stop.
-            with suppress(Interrupted, StudyHeld):
-                self._status.report(state, len(self._in_flight), force=True)
+            interrupted = isinstance(reason, Interrupted | KeyboardInterrupt)
+            with noted(reason, "while attempts were taken back"):
+                for candidate in self._in_flight.values() if interrupted else ():
+                    self._search.undo_attempt(candidate.proposal)
+            with noted(reason, "while the status was stored"):
+                self._status.report("interrupted" if interrupted else "failed", len(self._in_flight), force=True)
+            raise
+        self._status.report("finished", len(self._in_flight), force=True)
 
     def _propose(self) -> bool:
         """Fill the free workers, as far as the sampler goes. False where the budget allows no further proposal."""

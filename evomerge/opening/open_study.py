@@ -13,6 +13,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
+from evomerge.errors import first_reason
 from evomerge.evaluation.split import split_to_json
 from evomerge.opening.inputs import Inputs
 from evomerge.opening.measurements import baseline_texts, measured_texts
@@ -102,13 +103,22 @@ def open_search(inputs: Inputs, *, workers: int) -> Iterator[OpenSearch]:
     spec = inputs.spec
     url = resolve_url(spec.storage_url)
     wanted = _identity(inputs, workers)
-    with hold(url, spec.name, directions=["maximize"] * directions_of(inputs)) as held:
-        storage = open_storage(url, single_writer=True)
-        try:
-            held.guard(storage)
-            yield _open(inputs, storage, wanted, workers=workers, check_hold=held.check)
-        finally:
-            release(storage)
+    holding = hold(url, spec.name, directions=["maximize"] * directions_of(inputs))
+    with (
+        first_reason(holding, "while the study was let go") as held,
+        first_reason(_opened(url), "while the storage was closed") as storage,
+    ):
+        held.guard(storage)
+        yield _open(inputs, storage, wanted, workers=workers, check_hold=held.check)
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[BaseStorage]:
+    storage = open_storage(url, single_writer=True)
+    try:
+        yield storage
+    finally:
+        release(storage)
 
 
 def _open(

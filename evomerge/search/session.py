@@ -11,6 +11,7 @@ from evomerge.baselines.baseline_plans import check_baseline
 from evomerge.baselines.named_recipes import NamedRecipe, NamedResult, record_row, score_rows, source_rows
 from evomerge.baselines.planned_training import planned_training
 from evomerge.cluster import Executor, ignored_without_ray, is_local, open_executor, worker_count
+from evomerge.errors import first_reason
 from evomerge.jobs import Progress
 from evomerge.loop.dispatcher import find_batch_size
 from evomerge.loop.stop import Stop
@@ -100,7 +101,8 @@ def open_session(
             listener.on_phase(f"warning: {name} was {then} when the study was made, now it is {now}")
         setup = inputs.setup(opened.identity)
         listener.on_phase("starting workers")
-        with closing(open_executor(setup, spec.workers, ray, worker_output=listener.worker_output)) as executor:
+        pool = closing(open_executor(setup, spec.workers, ray, worker_output=listener.worker_output))
+        with first_reason(pool, "while the workers were stopped") as executor:
             stop.listen()
             yield _begin(opened, executor, stop, listener)
 

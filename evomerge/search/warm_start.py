@@ -12,7 +12,7 @@ from evomerge.artefacts.exported_files import take_files
 from evomerge.baselines.freshness import current_baselines
 from evomerge.baselines.info import BASELINES
 from evomerge.documents import read_text
-from evomerge.errors import InvalidInput
+from evomerge.errors import InvalidInput, first_reason
 from evomerge.methods import METHODS
 from evomerge.objective import Objective
 from evomerge.opening.inputs import Inputs
@@ -153,7 +153,7 @@ def _kind_of(space: BoundSpace) -> str:
 
 def _exported(space: BoundSpace, recipe: Recipe, export: Path) -> Params | None:
     wanted = {digest for each in (recipe, *dict(all_ingredients(recipe)).values()) for digest in _coefficients(each)}
-    with tempfile.TemporaryDirectory() as folder:
+    with first_reason(tempfile.TemporaryDirectory(), "while a temporary folder was removed") as folder:
         take_files(recipe, export, Path(folder), wanted)
         return _nearest(space, recipe, Path(folder))
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 import optuna
 from optuna.storages import BaseStorage
 
-from evomerge.errors import InvalidInput
+from evomerge.errors import InvalidInput, first_reason
 from evomerge.spec import SearchSpec
 from evomerge.storage.opening import open_storage, release
 from evomerge.storage.url import local_file, redact, resolve_url, run_directory
@@ -66,14 +66,11 @@ def read_stored_spec(url: str, name: str) -> SearchSpec:
     missing = InvalidInput(f"there is no study {name!r} in the storage {redact(resolve_url(url))}")
     if file is not None and not file.exists():
         raise missing
-    storage = open_storage(url)
-    try:
+    with first_reason(_released(open_storage(url)), "while the storage was closed") as storage:
         study = _load(storage, name)
         if study is None:
             raise missing
         return stored_spec(study, url)
-    finally:
-        release(storage)
 
 
 def continued(spec: SearchSpec) -> tuple[SearchSpec, str]:
@@ -130,8 +127,14 @@ def looking_at(spec: SearchSpec) -> Iterator[optuna.Study]:
         InvalidInput: there is none.
     """
     storage, study = find_study(spec)
-    try:
+    with first_reason(_released(storage), "while the storage was closed"):
         yield study
+
+
+@contextmanager
+def _released(storage: BaseStorage) -> Iterator[BaseStorage]:
+    try:
+        yield storage
     finally:
         release(storage)
 

@@ -15,6 +15,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from evomerge.errors import first_reason
 from evomerge.evaluation.scores import Scores
 from evomerge.jobs import Cost
 from evomerge.recipe import Recipe, RecipeSet
@@ -83,7 +84,7 @@ class TrialWriter:
         Not part of its transaction, whose repetition after an error of the storage would store them twice.
         """
         self._artifacts.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as scratch:
+        with first_reason(tempfile.TemporaryDirectory(), "while a temporary folder was removed") as scratch:
             path = Path(scratch) / "items.parquet"
             write_items(path, scores)
             upload_artifact(
