@@ -18,7 +18,8 @@ from evomerge.messages import marked
 from evomerge.search.origins import origin_of
 from evomerge.search.stages import MEAN
 from evomerge.storage import attributes
-from evomerge.study.rows import Record, read_failures, read_record, read_records
+from evomerge.study.row_failures import read_failures, read_left_out
+from evomerge.study.rows import Record, read_record, read_records
 from evomerge.study.snapshot import snapshot_of
 from evomerge.study.stored_search import StoredSearch
 from evomerge.study.study_statistics import read_statistics
@@ -180,7 +181,7 @@ def leaderboard_document(stored: StoredSearch, lines: Sequence[Line]) -> dict[st
         "held_out_looks": len(stored.study.user_attrs.get(attributes.LOOKS, [])),
         "rows": [asdict(line) for line in lines],
         "verdict": verdict.to_document() if verdict else None,
-        "left_out": left_out_of(stored),
+        "left_out": left_out_of(stored, lines),
     }
 
 
@@ -248,10 +249,19 @@ def _mean_line(row: Record) -> Line:
     )
 
 
-def left_out_of(stored: StoredSearch) -> dict[str, str]:
-    """Baseline -> reason why it could not be built."""
+def left_out_of(stored: StoredSearch, lines: Sequence[Line]) -> dict[str, str]:
+    """Label -> reason why a baseline could not be built, or a row could not be scored on the held-out items."""
     failures = read_failures(stored.baselines) if stored.baselines is not None else {}
-    return left_out(failures, stored.spec, snapshot_of(stored.study))
+    found = left_out(failures, stored.spec, snapshot_of(stored.study))
+    unscored = read_left_out(stored.held_out) if stored.held_out is not None else {}
+    shown = {(line.label, line.recipe) for line in lines}
+    if all(line.kind != "mean" for line in lines):
+        shown |= {place for place in unscored if place[0] == MEAN}
+    return found | {
+        label: f"on the held-out items, {each.reason}"
+        for (label, recipe), each in unscored.items()
+        if (label, recipe) in shown
+    }
 
 
 def _part(row: Record | None) -> PartScore | None:

@@ -82,6 +82,8 @@ class Objective:
 
     def assess(self, scores: Scores) -> Assessment | Collapsed:
         """Compute the numbers that a study stores of a candidate; the reason where one of them is not finite."""
+        if (without := collapsed(scores)) is not None:
+            return without
         assessed = _computed(
             lambda: Assessment(
                 value=self.value(scores),
@@ -98,6 +100,8 @@ class Objective:
 
     def assess_dropped(self, scores: Scores, estimate: float) -> Dropped | Collapsed:
         """The same of a candidate that was dropped, with the estimate of its objective on all items."""
+        if (without := collapsed(scores)) is not None:
+            return without
         assessed = _computed(lambda: Dropped(estimate, self.stderr(scores)))
         if isinstance(assessed, Dropped) and not math.isfinite(estimate):
             return Collapsed(f"the objective is {estimate}")
@@ -179,12 +183,13 @@ class Objective:
         return {task: by_point[task] * self._gain(task, score) for task, score in scores.tasks.items()}
 
     def stderr(self, scores: Scores) -> float | None:
-        """Standard error of `value` by the delta method, tasks independent; None where a task has none."""
+        """Standard error of `value` by the delta method, tasks independent; None where it is not finite."""
         errors = {task: self._scaled_error(task, score) for task, score in scores.tasks.items()}
         if any(error is None for error in errors.values()):
             return None
         slopes = self._slopes(scores)
-        return math.hypot(*(slopes[task] * (error or 0.0) for task, error in errors.items()))
+        error = math.hypot(*(slopes[task] * (error or 0.0) for task, error in errors.items()))
+        return error if math.isfinite(error) else None
 
     def _slopes(self, scores: Scores) -> dict[str, float]:
         """Derivative of the objective by each task's point."""
@@ -223,6 +228,12 @@ class Objective:
             return score.stderr
         worst, best = self.scales[task]
         return score.stderr / abs(best - worst)
+
+
+def collapsed(scores: Scores) -> Collapsed | None:
+    """The tasks whose score is not finite, as a reason; None where all are finite."""
+    broken = {task: score.value for task, score in scores.tasks.items() if not math.isfinite(score.value)}
+    return Collapsed(", ".join(f"task {task!r} scores {value}" for task, value in broken.items())) if broken else None
 
 
 def _computed(compute: Callable[[], _Computed]) -> _Computed | Collapsed:

@@ -45,7 +45,7 @@ def left_out(failures: Mapping[tuple[str, str], str], spec: SearchSpec, standing
     """Baseline -> reason why it could not be built for the present spec.
 
     Args:
-        failures: see `evomerge.study.rows.read_failures`.
+        failures: see `evomerge.study.row_failures.read_failures`.
     """
     return {name: reason for (name, made), reason in failures.items() if _is_fresh(made, name, spec, standing)}
 

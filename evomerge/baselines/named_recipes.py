@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from evomerge.catalogue import TensorCatalogue
 from evomerge.cluster import Executor
-from evomerge.errors import StoppedByFailures
+from evomerge.errors import InvalidInput, StoppedByFailures
 from evomerge.evaluation.scores import Scores
 from evomerge.jobs import Cost, Failed, Outcome, Score, Scored, TensorDigests
-from evomerge.loop.dispatcher import refuse_invalid, run_all
+from evomerge.loop.dispatcher import reason_of, refuse_invalid, run_all
 from evomerge.loop.stop import Stop
-from evomerge.objective import Objective
+from evomerge.objective import Collapsed, Objective, collapsed
 from evomerge.packs.items import ItemBlock
 from evomerge.recipe import ModelRef, Recipe, single_source
+from evomerge.study.row_failures import read_left_out
 from evomerge.study.rows import NewRow, Records
 
 _log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ class NamedRecipe:
         label: of the row, e.g. "ties" or "trial 17".
         params: of the trial of the search that it is, for evaluators that need no model.
         required: the search stops if it cannot be scored.
+        is_source: it is given by the user, who alone can mend it.
         digests: ask the worker for digests of the merged weights.
         keep_recipe: store the recipe with the scores, since nothing else in the study has it.
     """
@@ -39,6 +40,7 @@ class NamedRecipe:
     recipe: Recipe
     params: Mapping[str, Any] = field(default_factory=dict)
     required: bool = False
+    is_source: bool = False
     digests: bool = False
     keep_recipe: bool = False
 
@@ -49,7 +51,7 @@ def source_rows(
     """Base and experts as they stand, in the scoring dtype."""
     names = tuple(entry.name for entry in catalogue.mergeable)
     return [
-        NamedRecipe(label=ref.name, recipe=single_source(base, ref, names, dtype), required=True)
+        NamedRecipe(label=ref.name, recipe=single_source(base, ref, names, dtype), required=True, is_source=True)
         for ref in (base, *experts)
     ]
 
@@ -79,39 +81,78 @@ def score_rows(
     executor: Executor,
     stop: Stop,
     batch_size: int | None,
+    objective: Objective | None = None,
     on_scored: Callable[[NamedResult], None] = lambda result: None,
     again: Collection[str] = (),
+    retried: Collection[str] = (),
 ) -> dict[str, NamedResult]:
     """Score rows, by label. Only rows that the sibling study does not have, or whose items were lost, are scored.
 
+    A row that is not required is left out where it cannot be scored, or where its scores are not finite. The reason is
+    stored, and it is tried again only where the machine was at fault.
+
     Args:
+        objective: of the search, which has to be finite; None before it is known: each score has to be.
         on_scored: receives each new result as it comes, to store it before the next one.
         again: labels of rows that are scored although they are stored.
+        retried: labels of rows that are scored although the reason why they cannot be is stored; with their models.
 
     Raises:
-        InvalidInput: a required row, such as a source, cannot be scored because of the user's input.
+        InvalidInput: a required row cannot be scored because of the user's input, or a source has no finite scores.
         StoppedByFailures: a required row cannot be scored for another reason.
         Interrupted: a signal asked for a stop.
     """
     stored = {row.label: stored_row(row, records) for row in rows if row.label not in again}
     results = {label: result for label, result in stored.items() if result is not None}
-    jobs = {job_key(row, records): row for row in rows if row.label not in results}
+    failed = {place for place, failure in read_left_out(records.study).items() if not failure.by_machine}
+    hopeless = {
+        row.label
+        for row in rows
+        if not row.required and (row.label, row.recipe.digest) in failed and row.label.partition("/")[0] not in retried
+    }
+    wanted = [row for row in rows if row.label not in results and row.label not in hopeless]
+    jobs = {job_key(row, records): row for row in wanted}
     scores = [
         Score(key=key, recipe=row.recipe, items=block, params=row.params, digests=row.digests, batch_size=batch_size)
         for key, row in jobs.items()
     ]
     for job, outcome in run_all(executor, stop, scores):
-        row = jobs[job.key]
-        if isinstance(outcome.result, Scored):
-            results[row.label] = new_result(row, outcome.result.scores, outcome)
+        row, scored = jobs[job.key], outcome.result
+        collapse = _collapse(scored.scores, objective) if isinstance(scored, Scored) else None
+        if isinstance(scored, Scored) and collapse is None:
+            results[row.label] = new_result(row, scored.scores, outcome)
             on_scored(results[row.label])
-        elif row.required:
+            continue
+        reason = reason_of(outcome) if collapse is None else collapse.reason
+        if row.required:
             refuse_invalid(outcome)
-            reason = outcome.result.reason if isinstance(outcome.result, Failed) else "it gave no score"
-            raise StoppedByFailures(f"{row.label!r} cannot be scored: {reason}")
-        else:
-            _log.warning("%s cannot be scored and is left out: %s", row.label, outcome.result)
+            if row.is_source and collapse is not None:
+                raise unfit_source(row.label, collapse, block)
+            raise StoppedByFailures(f"{row.label!r} cannot be scored on the {_items(block)} items: {reason}")
+        by_machine = isinstance(scored, Failed) and (scored.crashed or scored.lost)
+        records.leave_out(row.label, row.recipe.digest, reason, by_machine=by_machine)
+        _log.warning("%s cannot be scored and is left out: %s", row.label, reason)
     return {row.label: results[row.label] for row in rows if row.label in results}
+
+
+def unfit_source(name: str, collapse: Collapsed, block: ItemBlock) -> InvalidInput:
+    """The error for a source that nothing can be compared with."""
+    return InvalidInput(
+        f"source {name!r} has no finite score on the {_items(block)} items: {collapse.reason}; mend its weights or "
+        "that task, or leave one of them out"
+    )
+
+
+def _collapse(scores: Scores, objective: Objective | None) -> Collapsed | None:
+    """The reason why a row has no place on the leaderboard: a number that is not finite."""
+    if objective is None:
+        return collapsed(scores)
+    assessed = objective.assess(scores)
+    return assessed if isinstance(assessed, Collapsed) else None
+
+
+def _items(block: ItemBlock) -> str:
+    return block.part.replace("_", "-")
 
 
 def new_result(row: NamedRecipe, scores: Scores, outcome: Outcome) -> NamedResult:
@@ -146,11 +187,6 @@ def stored_row(row: NamedRecipe, records: Records) -> NamedResult | None:
     if record is None or scores is None:
         return None
     return NamedResult(row=row, scores=scores, cost=record.cost, seconds=record.seconds)
-
-
-def has_value(objective: Objective, scores: Scores) -> bool:
-    """Whether the objective is a number: scores of a collapsed merge overflow, or are infinite."""
-    return math.isfinite(objective.value_or_nan(scores))
 
 
 def job_key(row: NamedRecipe, records: Records) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,6 @@ from evomerge.baselines.models_by_task import joined_row, named_recipes
 from evomerge.baselines.named_recipes import (
     NamedRecipe,
     NamedResult,
-    has_value,
     job_key,
     new_result,
     new_row,
@@ -46,13 +46,16 @@ from evomerge.jobs import (
     Train,
     Trained,
 )
-from evomerge.loop.dispatcher import Dispatcher
+from evomerge.loop.dispatcher import Dispatcher, reason_of
 from evomerge.loop.stop import Stop
+from evomerge.messages import some
+from evomerge.objective import Collapsed
 from evomerge.opening.measurements import PlannedMeasurement
 from evomerge.packs.items import ItemBlock
 from evomerge.recipe import Recipe, RecipeSet
 from evomerge.spec import BaselineSpec
-from evomerge.study.rows import Records, TrainingResult, read_failures
+from evomerge.study.row_failures import read_failures
+from evomerge.study.rows import Records, TrainingResult
 
 POINTS = 100  # of a loss curve, about: every one is a write to the study
 
@@ -71,7 +74,8 @@ class _Baseline:
         cost: of its steps so far. Scoring the choice is no part of it: every row costs that.
         choice: of the plan; None before it has chosen.
         is_scored: whether `results` are those of scoring the choice.
-        reason: of the latest step that failed.
+        reason: of the latest step that failed; of the one that the machine failed, where it did.
+        by_machine: whether the machine failed a step, and not the merge.
     """
 
     spec: BaselineSpec
@@ -85,6 +89,7 @@ class _Baseline:
     choice: Choice | None = None
     is_scored: bool = False
     reason: str = ""
+    by_machine: bool = False
 
     def next_steps(self) -> Sequence[Step]:
         """The steps that the plan asks for next; after its choice, the steps that score the choice.
@@ -106,6 +111,11 @@ class _Baseline:
     def stores_steps(self) -> bool:
         """Whether each step is stored as a row of its own: one that is the whole choice is the baseline's row."""
         return self.choice is None or isinstance(self.choice.recipe, RecipeSet)
+
+    def fail(self, reason: str, *, by_machine: bool = False) -> None:
+        """Note why a step failed."""
+        if not self.by_machine:
+            self.reason, self.by_machine = reason, by_machine
 
     def take(self, place: int, result: StepResult | None) -> None:
         """Note the result of a step."""
@@ -148,8 +158,10 @@ class BaselineRunner:
     def make(self, baselines: Sequence[BaselineSpec], *, again: bool = False) -> dict[str, str]:
         """Build the baselines that are not stored. One that cannot be built is skipped, with the reason in its row.
 
+        It is kept out from then on where that is its own fault; where the machine failed, the next run tries it again.
+
         Args:
-            again: try also those that could not be built before.
+            again: try also those that could not be built before by their own fault.
 
         Returns:
             Baseline -> reason why it was skipped.
@@ -158,7 +170,7 @@ class BaselineRunner:
             InvalidInput: a setting that a baseline does not have.
             Interrupted: a signal asked for a stop.
         """
-        failed = {} if again else read_failures(self._records.study)
+        failed = {} if again else read_failures(self._records.study, by_machine=False)
         for spec in baselines:
             made = build_key(spec, self._ingredients.spec, self._ingredients.standing)
             if (spec.name, made) in failed:
@@ -188,6 +200,9 @@ class BaselineRunner:
     def _advance(self, baseline: _Baseline) -> None:
         """Advance the plan until it waits for a worker, or has chosen and its choice was scored."""
         while not baseline.waiting:
+            if baseline.by_machine:  # made without that step it would be a worse one, for ever
+                self._leave_out(baseline, baseline.reason)
+                return
             if baseline.is_scored and baseline.choice is not None:
                 results = [each for each in baseline.results if isinstance(each, NamedResult)]
                 if len(results) == len(baseline.results):
@@ -206,7 +221,7 @@ class BaselineRunner:
 
     def _leave_out(self, baseline: _Baseline, reason: str) -> None:
         self._left_out[baseline.spec.name] = reason
-        self._records.fail(baseline.spec.name, baseline.made, reason, baseline.trial)
+        self._records.fail(baseline.spec.name, baseline.made, reason, baseline.trial, by_machine=baseline.by_machine)
 
     def _submit(self, baseline: _Baseline, place: int, step: Step) -> StepResult | None:
         """The stored result of a step; None if there is none, and a job for it was submitted."""
@@ -261,8 +276,9 @@ class BaselineRunner:
         """Store and return the result of a step; None if it failed, with the reason in `baseline.reason`."""
         found, objective = outcome.result, self._ingredients.objective
         if isinstance(found, Scored) and isinstance(job, Score):
-            if not has_value(objective, found.scores):
-                baseline.reason = "its objective is not a number: the merge has collapsed"
+            assessed = objective.assess(found.scores)
+            if isinstance(assessed, Collapsed):
+                baseline.fail(f"the merge has collapsed: {assessed.reason}")
                 return None
             row = NamedRecipe(label=job.key.removeprefix(f"{self._records.study.study_name}/"), recipe=job.recipe)
             result = new_result(row, found.scores, outcome)
@@ -270,6 +286,10 @@ class BaselineRunner:
                 record_row(result, self._records, objective)
             return result
         if isinstance(found, Trained) and baseline.trial is not None:
+            ends = {name: end for name, both in found.losses.items() for end in both if not math.isfinite(end)}
+            if ends:
+                baseline.fail(f"the training has diverged: the loss of {some(ends)} is not finite")
+                return None
             kept = TrainingResult(found.recipe, outcome.cost, found.losses)
             self._records.keep(baseline.trial, kept)
             if found.checkpoint is not None:
@@ -279,7 +299,7 @@ class BaselineRunner:
             return MeasurementResult(found.digest, outcome.cost)
         if isinstance(found, Multiplied):
             return ProductsResult(found.products, outcome.cost)
-        baseline.reason = found.reason if isinstance(found, Failed) else "a job of another kind came back"
+        baseline.fail(reason_of(outcome), by_machine=isinstance(found, Failed) and (found.crashed or found.lost))
         return None
 
     def _store(self, baseline: _Baseline, choice: Choice, results: Sequence[NamedResult]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
@@ -86,7 +87,9 @@ def importance_document(stored: StoredSearch) -> dict[str, Any]:
 
 
 def _complete(stored: StoredSearch) -> list[FrozenTrial]:
-    return best_trials(stored.study, len(stored.study.get_trials(deepcopy=False)))
+    """The complete trials with a finite value: others' studies may have infinite ones."""
+    trials = best_trials(stored.study, len(stored.study.get_trials(deepcopy=False)))
+    return [trial for trial in trials if math.isfinite(value_of(trial) or 0.0)]
 
 
 def expert_and_group(param: str, sources: Collection[str], methods: Collection[str]) -> tuple[str | None, str | None]:

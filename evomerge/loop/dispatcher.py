@@ -76,7 +76,7 @@ class Dispatcher:
             tries = f"attempt {job.attempt} of {MAX_ATTEMPTS}"
             if outcome.result.lost:
                 tries = f"the machine was lost {self._losses[job.key]} times"
-            outcome = replace(outcome, result=Failed(f"{outcome.result.reason} ({tries})"))
+            outcome = replace(outcome, result=replace(outcome.result, reason=f"{outcome.result.reason} ({tries})"))
         del self.jobs[job.key]
         return job, replace(outcome, losses=self._losses.pop(job.key, 0))
 

@@ -29,7 +29,7 @@ def leaderboard_tables(stored: StoredSearch, lines: Sequence[Line], further: Seq
     tables += [Text(f"{line.label} leaves out {line.without}.\n") for line in shown if line.without]
     tables += [Text(_models(line) + "\n") for line in shown if line.models]
     tables += [Text(_origin(line) + "\n") for line in shown if line.kind == "best" and line.corner is not None]
-    for name, reason in left_out_of(stored).items():
+    for name, reason in left_out_of(stored, lines).items():
         tables.append(Text(f"{name} is left out: {reason}\n", style="yellow"))
     winner = read_winner(stored.study.user_attrs)
     if winner is not None and not meets_constraints(stored.study, winner.trial):

@@ -8,7 +8,7 @@ from pathlib import Path
 from evomerge.artefacts.exported_files import take_files
 from evomerge.baselines.freshness import current_baselines, left_out
 from evomerge.documents import read_text
-from evomerge.errors import InvalidInput
+from evomerge.errors import InvalidInput, StoppedByFailures
 from evomerge.evaluation.evaluator import ModelEvaluator
 from evomerge.evaluation.scores import Scores
 from evomerge.messages import some
@@ -18,7 +18,8 @@ from evomerge.recipe import Recipe, all_ingredients
 from evomerge.recipe_spaces.checks import is_recipe_file
 from evomerge.recipe_spaces.recipe_space import RecipeSpace
 from evomerge.recipe_spaces.scaled_rules import check_scalable
-from evomerge.study.rows import Record, read_failures
+from evomerge.study.row_failures import read_failures
+from evomerge.study.rows import Record
 from evomerge.study.snapshot import snapshot_of
 from evomerge.study.study_ingredients import StudyIngredients, read_ingredients
 from evomerge.worker import files_folder
@@ -32,6 +33,7 @@ def take_ingredients(opened: OpenSearch, on_phase: Callable[[str], None]) -> Ope
 
     Raises:
         InvalidInput: none of them could be made, or they are not those that the study began with.
+        StoppedByFailures: one of them could not be made since the machine failed.
     """
     if not isinstance(opened.space, RecipeSpace):
         return opened
@@ -88,16 +90,26 @@ def _rows(opened: OpenSearch) -> dict[str, Record]:
 
 
 def _found(opened: OpenSearch) -> StudyIngredients:
-    """The merges as they are now, the best first; of equal ones in the order of the spec."""
+    """The merges as they are now, the best first; of equal ones in the order of the spec.
+
+    Raises:
+        StoppedByFailures: one of them is missing since the machine failed: the space would lack it for ever.
+    """
     spec = opened.inputs.spec
     around = spec.search_space.around
     if around is not None and is_recipe_file(around):
         recipe = _read_recipe(opened.inputs, Path(around))
         take_files(recipe, Path(around).parent, files_folder(opened.artifacts))
         return StudyIngredients(recipes={spec.space_labels[0]: recipe})
-    rows = _rows(opened)
+    rows, study, standing = _rows(opened), opened.baselines.study, snapshot_of(opened.search.study)
+    reasons = left_out(read_failures(study), spec, standing)
+    own = left_out(read_failures(study, by_machine=False), spec, standing)
+    if lost := [label for label in spec.space_labels if label not in rows and label in reasons and label not in own]:
+        raise StoppedByFailures(
+            f"{lost[0]}, which the space is made of, was not made, since the machine failed: {reasons[lost[0]]}; run "
+            "the same command again, or leave it out"
+        )
     ordered = sorted((label for label in spec.space_labels if label in rows), key=lambda label: -rows[label].value)
-    reasons = left_out(read_failures(opened.baselines.study), spec, snapshot_of(opened.search.study))
     return StudyIngredients(
         recipes={label: rows[label].recipe for label in ordered},
         left_out={label: reasons.get(label, "it was not made") for label in spec.space_labels if label not in rows},

@@ -88,7 +88,7 @@ def run_baselines(
         session.say("making the baselines")
         left_out = make_baselines(session, wanted, again=True)
         if winner is not None and winner.finished == session.opened.search.tally.finished:
-            judge_winner(session, winner)
+            judge_winner(session, winner, retried=names)
         else:  # held-out items are looked at when the search has ended, and not before
             rest = command_line(spec, "run")
             listener.on_phase(f"the verdict will take them in when `{rest}` has ended the search")

@@ -8,14 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.baselines.baseline_plans import check_baseline
-from evomerge.baselines.named_recipes import NamedRecipe, NamedResult, record_row, score_rows, source_rows
+from evomerge.baselines.named_recipes import (
+    NamedRecipe,
+    NamedResult,
+    record_row,
+    score_rows,
+    source_rows,
+    unfit_source,
+)
 from evomerge.baselines.planned_training import planned_training
 from evomerge.cluster import Executor, ignored_without_ray, is_local, open_executor, worker_count
 from evomerge.errors import first_reason
 from evomerge.jobs import Progress
 from evomerge.loop.dispatcher import find_batch_size
 from evomerge.loop.stop import Stop
-from evomerge.objective import Objective, build_objective, task_weights
+from evomerge.objective import Collapsed, Objective, build_objective, task_weights
 from evomerge.opening.capacity import placement_of
 from evomerge.opening.inputs import Inputs, open_inputs
 from evomerge.opening.measurements import all_measurements
@@ -129,11 +136,14 @@ def _begin(opened: OpenSearch, executor: Executor, stop: Stop, listener: Listene
     if batch_size is None:
         batch_size = _find_batch_size(opened, executor, stop, sources[0].recipe)
     listener.on_phase("scoring the sources on the search items")
-    results = score_rows(
-        sources, ItemBlock("search"), records=opened.baselines, executor=executor, stop=stop, batch_size=batch_size
-    )
+    block = ItemBlock("search")
+    results = score_rows(sources, block, records=opened.baselines, executor=executor, stop=stop, batch_size=batch_size)
     scores = [results[source.name].scores for source in spec.sources]
     objective = build_objective(spec.objective, inputs.evaluator.weights, scores)
+    for name, result in results.items():
+        assessed = objective.assess(result.scores)
+        if isinstance(assessed, Collapsed) and result.outcome is not None:  # it overflows only together
+            raise unfit_source(name, assessed, block)
     for result in results.values():
         record_row(result, opened.baselines, objective)
     return Session(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from evomerge.jobs import Cost, Measured
 from evomerge.loop.controller import Controller
 from evomerge.loop.dispatcher import reason_of, refuse_invalid, run_all
 from evomerge.loop.outlook import Bar
-from evomerge.messages import duration, duration_of_one
+from evomerge.messages import duration, duration_of_one, listed, some
 from evomerge.opening.measurements import planned_measurements
 from evomerge.packs.items import ItemBlock
 from evomerge.racing import ItemHistory, build_fidelity
@@ -37,6 +37,7 @@ from evomerge.spec import BaselineSpec, SearchSpec
 from evomerge.storage import attributes
 from evomerge.study.ended_scores import ended_scores
 from evomerge.study.incumbent import read_incumbent
+from evomerge.study.row_failures import read_left_out
 from evomerge.study.rows import Record
 from evomerge.study.snapshot import snapshot_of
 from evomerge.study.study_statistics import StudyStatistics, read_statistics
@@ -250,8 +251,12 @@ def _predict_duration(session: Session) -> float:
     return seconds
 
 
-def judge_winner(session: Session, winner: Winner) -> None:
-    """Score the winner and all that it is compared with on the held-out items, and store the verdict."""
+def judge_winner(session: Session, winner: Winner, *, retried: Collection[str] = ()) -> None:
+    """Score the winner and all that it is compared with on the held-out items, and store the verdict.
+
+    Args:
+        retried: labels of rows that are tried again where they could not be scored.
+    """
     session.say("scoring the winner and what it is compared with on the held-out items")
     opened, search = session.opened, session.opened.search
     params = search.trials()[winner.trial].params
@@ -288,9 +293,11 @@ def judge_winner(session: Session, winner: Winner) -> None:
         executor=session.executor,
         stop=session.stop,
         batch_size=session.batch_size,
+        objective=session.objective,
         on_scored=store,
         # A row that was shown before it won has no digests, against which its export is verified.
         again=[best.label] if read_digests(search.study, winner.trial) is None else [],
+        retried=retried,
     )
     held_out = {label: result.scores for label, result in results.items()}
     for label, recipe in recipes.items():
@@ -302,12 +309,15 @@ def judge_winner(session: Session, winner: Winner) -> None:
 
 def _joined(session: Session, label: str, recipe: RecipeSet, results: Mapping[str, NamedResult]) -> Scores | None:
     """The held-out scores of a row that is several models, stored; None where one of them could not be scored."""
-    found = [results.get(row.label) for row in named_recipes(label, recipe)]
-    scored = [each for each in found if each is not None]
+    found = {row.label: results.get(row.label) for row in named_recipes(label, recipe)}
+    scored = [each for each in found.values() if each is not None]
+    held_out = session.opened.held_out
     if len(scored) < len(found):
+        missing = [name for name, each in found.items() if each is None]
+        if (label, recipe.digest) not in read_left_out(held_out.study):
+            held_out.leave_out(label, recipe.digest, f"{listed(missing)} cannot be scored")
         return None
     row = joined_row(label, recipe, scored, session.objective)
-    held_out = session.opened.held_out
     stored = held_out.find(label, recipe)
     if stored is None or held_out.scores(stored) is None:
         held_out.add(row)
@@ -325,6 +335,10 @@ def _shown(session: Session, winner: Winner) -> list[NamedRecipe]:
     ]
     mean = sampler_of(search.study).mean(search.study)
     if mean is None:
+        return others
+    if lost := [name for name, value in mean.items() if isinstance(value, float) and not math.isfinite(value)]:
+        if (MEAN, "") not in read_left_out(opened.held_out.study):
+            opened.held_out.leave_out(MEAN, "", f"its {some(lost)} is not finite")
         return others
     recipe = opened.space.decode(mean)
     return [*others, NamedRecipe(label=MEAN, recipe=recipe, params=mean, keep_recipe=True)]

@@ -65,6 +65,7 @@ MADE: Final = "evomerge:made"  # of a baseline: digest of its name, settings and
 MERGE: Final = "evomerge:merge"  # text: the recipe of a baseline in JSON, or its recipes
 MODELS: Final = "evomerge:models"  # of a row that is several models: their recipes' digests, and the model of each task
 PARAMS: Final = "evomerge:params"  # of a baseline that is a point of the search space
+MACHINE: Final = "evomerge:machine"  # of a row that was left out: true where the machine failed, and not the merge
 BEGUN: Final = "evomerge:begun"  # of a baseline that is being trained: the next run resumes it
 LOSSES: Final = "evomerge:losses"  # of a trained baseline: source -> [loss before, loss at the end]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def summary(scores: Scores) -> dict[str, dict[str, float | str | bool | int | No
 def _summary(score: TaskScores) -> dict[str, float | str | bool | int | None]:
     return {
         "value": score.value,
-        "stderr": score.stderr,
+        "stderr": score.stderr if score.stderr is not None and math.isfinite(score.stderr) else None,
         "metric": score.metric,
         "higher_is_better": score.higher_is_better,
         "items": len(score.items),

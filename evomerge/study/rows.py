@@ -182,13 +182,42 @@ class Records:
             Recipe.from_json(str(read_text(trial, attributes.MERGE))), read_cost(trial), _losses(trial)
         )
 
-    def fail(self, label: str, made: str, reason: str, number: int | None = None) -> None:
-        """Store the reason why a baseline could not be built, in the row that was begun for it or in a new one."""
+    def fail(self, label: str, made: str, reason: str, number: int | None = None, *, by_machine: bool = False) -> None:
+        """Store the reason why a baseline could not be built, in the row that was begun for it or in a new one.
+
+        Args:
+            by_machine: the machine failed, and not the baseline: the next run tries it again.
+        """
         number = self.begin(label, made) if number is None else number
-        self._fail(number, lambda: self._writer.set(number, attributes.FAILURE, reason[:1000]))
+        self._fail(number, lambda: self._set_failure(number, reason, by_machine))
+
+    def leave_out(self, label: str, recipe: str, reason: str, *, by_machine: bool = False) -> None:
+        """Store the reason why a row has no score.
+
+        Args:
+            recipe: digest of its recipe; "" where it has none.
+            by_machine: the machine failed, and not the merge: the next run tries it again.
+        """
+        self._check_hold()
+
+        def store() -> None:
+            number = self._writer.ask().number
+            self._writer.set(number, attributes.LABEL, label)
+            self._writer.set(number, attributes.RECIPE, recipe)
+            self._set_failure(number, reason, by_machine)
+            self.study.tell(number, state=TrialState.FAIL)
+
+        self._writer.transaction(store)
+
+    def _set_failure(self, number: int, reason: str, by_machine: bool) -> None:
+        self._writer.set(number, attributes.FAILURE, reason[:1000])
+        if by_machine:
+            self._writer.set(number, attributes.MACHINE, True)
 
     def report(self, number: int, step: int, loss: float) -> None:
-        """An intermediate value of a row: Optuna Dashboard shows them as a curve."""
+        """An intermediate value of a row: Optuna Dashboard shows them as a curve. One that is not finite is none."""
+        if not math.isfinite(loss):
+            return
         with_retries(lambda: self._writer.report(number, step, loss))
 
     def add(self, row: NewRow, number: int | None = None) -> Record:
@@ -253,19 +282,6 @@ def read_record(trial: FrozenTrial) -> Record:
         params=read_document(trial, attributes.PARAMS) if attributes.PARAMS in attrs else {},
         models=read_document(trial, attributes.MODELS) if attributes.MODELS in attrs else {},
     )
-
-
-def read_failures(study: optuna.Study) -> dict[tuple[str, str], str]:
-    """(label, digest of name, settings and data) -> reason of a baseline that could not be built, and was not later."""
-    failures: dict[tuple[str, str], str] = {}
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)):
-        attrs = trial.user_attrs
-        key = (attrs.get(attributes.LABEL, ""), attrs.get(attributes.MADE, ""))
-        if trial.state is TrialState.COMPLETE:
-            failures.pop(key, None)
-        elif attributes.FAILURE in attrs and key[1]:
-            failures[key] = attrs[attributes.FAILURE]
-    return failures
 
 
 def _losses(trial: FrozenTrial) -> dict[str, tuple[float, float]]:

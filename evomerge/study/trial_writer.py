@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -114,12 +115,14 @@ class TrialWriter:
 
     def set_effort(self, number: int, seconds: Mapping[str, float], cost: Cost) -> None:
         """Seconds by phase, and the cost."""
-        self.set(number, attributes.SECONDS, {phase: round(value, 4) for phase, value in seconds.items()})
+        spent = {phase: round(value, 4) for phase, value in seconds.items() if math.isfinite(value)}
+        self.set(number, attributes.SECONDS, spent)
         self.set_cost(number, cost)
 
     def set_cost(self, number: int, cost: Cost) -> None:
-        """The cost of a trial."""
-        self.set(number, attributes.COST, {name: round(value, 4) for name, value in asdict(cost).items()})
+        """The cost of a trial. A part that nobody could measure is not counted."""
+        content = {name: round(value, 4) for name, value in asdict(cost).items() if math.isfinite(value)}
+        self.set(number, attributes.COST, content)
 
     def report(self, number: int, step: int, value: float) -> None:
         """An intermediate value of a trial: Optuna Dashboard shows them as a curve."""

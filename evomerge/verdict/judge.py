@@ -108,7 +108,7 @@ def judge(
         if entrant.search is not None
     ]
     others = [each for each in gaps if math.isfinite(each)]
-    reference_gap = sum(others) / len(others) if others else None
+    reference_gap = _finite(sum(others) / len(others)) if others else None
     verdict = Verdict(
         winner=winner.label,
         trial=trial,
@@ -182,7 +182,7 @@ def compare(
                 difference=each.difference,
                 low=each.low,
                 high=each.high,
-                stderr=math.sqrt(each.variance) if each.variance is not None else None,
+                stderr=_finite(math.sqrt(each.variance)) if each.variance is not None else None,
                 p=each.p,
                 adjusted_p=tested.p,
                 test=each.test,
@@ -282,6 +282,11 @@ def _by_chance(search: float, closest: Comparison, trials: int | None, search_it
         return 0.0
     spread = closest.stderr * math.sqrt(closest.items / search_items)
     return -math.expm1(trials * float(log_ndtr(search / spread)))
+
+
+def _finite(value: float) -> float | None:
+    """The value; None where numbers near the largest ones overflow."""
+    return value if math.isfinite(value) else None
 
 
 def _unit(objective: Objective, scores: Sequence[Scores]) -> Unit:

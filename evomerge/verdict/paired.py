@@ -66,7 +66,8 @@ class PairedDifference:
         reach = float(ndtri(1 - level / 2)) * math.sqrt(self.null_variance) + float(ndtri(POWER)) * math.sqrt(
             self.variance
         )
-        needed = self.items * (reach / self.difference) ** 2  # (Connor 1987, eq. 5)
+        ratio = reach / self.difference
+        needed = self.items * ratio * ratio  # (Connor 1987, eq. 5)
         if self.test in sign_flip.TESTS and self.discordant:
             # However one-sided, this many coins are needed before all of them on one side are rare enough.
             needed = max(needed, math.ceil(1 - math.log2(level)) * self.items / self.discordant)

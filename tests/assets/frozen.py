@@ -26,7 +26,8 @@ from evomerge.samplers.reference_points import read_reference_points
 from evomerge.search.run import run_search
 from evomerge.spec import override
 from evomerge.study.incumbent import read_incumbent
-from evomerge.study.rows import read_failures, read_records, read_scores
+from evomerge.study.row_failures import read_failures
+from evomerge.study.rows import read_records, read_scores
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.stored_search import StoredSearch, read_search, read_stored_spec
 from evomerge.verdict import read_digests, read_winner
