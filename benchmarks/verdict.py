@@ -1,6 +1,7 @@
 """The power of the verdict to find a true difference of 5 points, and how often it claims what is not so.
 
-    python benchmarks/verdict.py [--runs 500] [--searches 1000] [--looks 10] [--only power|looks] [--json]
+    python benchmarks/verdict.py [--runs 500] [--searches 1000] [--looks 10] [--tables 1000]
+                                 [--only power|looks|intervals] [--json]
 
 *Power*: every run is a whole procedure on simulated outcomes with a fixed seed: 40 candidates are scored on 400 search
 items, the best is named, and it is compared with 4 baselines on held-out items by the code that judges real searches,
@@ -15,6 +16,10 @@ all corrections included. Two figures per cell:
 where all are equally good, *equivalent* where the winner is worse by the margin, and how often a true one is found in
 the first look.
 
+*Intervals*: tables of wins and losses in one task or several, of equal and unequal sizes, with a true difference that
+is the same in all tasks or not. How often the 95 % interval covers the truth, how often the test rejects, and in how
+many tables interval and p-value disagree about 0.
+
 No model is needed. Its time is not what is measured.
 """
 
@@ -25,7 +30,9 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from scipy.stats import binom
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "verdict"))
@@ -34,6 +41,8 @@ from simulation import looked, said, searched
 
 from evomerge.verdict.looks import share
 from evomerge.verdict.mcnemar import unconditional
+from evomerge.verdict.score_interval import interval
+from evomerge.verdict.sign_flip import Discordance, sign_flip
 from evomerge.verdict.verdict import ALPHA
 
 SCHEMA = 2
@@ -116,17 +125,71 @@ def look_rows(searches: int, looks: int) -> list[dict[str, float]]:
     return rows
 
 
+TABLES = (
+    # items of each task, share of discordant ones, true difference of each task
+    ((30,), 0.2, (0.0,)),
+    ((30,), 0.2, (0.1,)),
+    ((200,), 0.05, (0.03,)),
+    ((200,), 0.3, (0.05,)),
+    ((1000,), 0.1, (0.0,)),
+    ((25, 25, 25, 25), 0.2, (0.1,) * 4),
+    ((20,) * 10, 0.1, (0.0,) * 10),
+    ((30, 300), 0.2, (0.0, 0.0)),
+    ((30, 300), 0.4, (0.05, 0.05)),
+    ((30, 300), 0.4, (0.3, -0.1)),
+    ((100, 1000), 0.4, (0.2, -0.2)),
+    ((12, 1000), 0.2, (0.1, 0.1)),
+    ((1, 1000), 0.2, (0.0, 0.0)),
+    ((1, 1000), 0.2, (0.1, 0.1)),
+)
+
+
+def interval_rows(tables: int) -> list[dict[str, Any]]:
+    """Coverage of the intervals, false rejections, and disagreements of interval and p-value about 0."""
+    rows = []
+    for number, (sizes, discordant, true) in enumerate(TABLES):
+        generator = np.random.Generator(np.random.Philox(number))
+        covered = rejected = disagree = 0
+        truth = sum(true) / len(true)
+        for _ in range(tables):
+            tasks = [
+                Discordance(stake=1 / len(sizes) / items, items=items, wins=int(wins), losses=int(losses))
+                for items, edge in zip(sizes, true, strict=True)
+                for wins, losses, _ in [
+                    generator.multinomial(items, [(discordant + edge) / 2, (discordant - edge) / 2, 1 - discordant])
+                ]
+            ]
+            _, p = sign_flip(tasks, seed=0)
+            low, high = interval(tasks, p)
+            covered += low <= truth <= high
+            rejected += p < ALPHA
+            disagree += (p < ALPHA) != (low > 0 or high < 0)
+        rows.append(
+            {
+                "items": list(sizes),
+                "discordant": discordant,
+                "true": list(true),
+                "covered": round(covered / tables, 4),
+                "rejected": round(rejected / tables, 4),
+                "disagree": disagree,
+            }
+        )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Power and errors of the verdict.")
     parser.add_argument("--runs", type=int, default=500, help="simulated searches per cell of the power curve")
     parser.add_argument("--searches", type=int, default=1000, help="simulated searches of repeated looks")
     parser.add_argument("--looks", type=int, default=10, help="looks at the held-out items of each of them")
-    parser.add_argument("--only", choices=["power", "looks"], help="one of the two parts")
+    parser.add_argument("--only", choices=["power", "looks", "intervals"], help="one of the parts")
+    parser.add_argument("--tables", type=int, default=1000, help="simulated tables for each case of the intervals")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     options = parser.parse_args()
     started = time.perf_counter()
-    cells = [] if options.only == "looks" else power_cells(options.runs)
-    rows = [] if options.only == "power" else look_rows(options.searches, options.looks)
+    cells = power_cells(options.runs) if options.only in (None, "power") else []
+    rows = look_rows(options.searches, options.looks) if options.only in (None, "looks") else []
+    intervals = interval_rows(options.tables) if options.only in (None, "intervals") else []
     document = {
         "schema": SCHEMA,
         "difference": DIFFERENCE,
@@ -137,6 +200,8 @@ def main() -> None:
         "seconds": round(time.perf_counter() - started, 1),
         "cells": cells,
         "repeated_looks": rows,
+        "tables": options.tables,
+        "intervals": intervals,
     }
     if options.json:
         print(json.dumps(document))
@@ -145,6 +210,8 @@ def main() -> None:
         print(table(cells, options.runs))
     if rows:
         print(looks_table(rows))
+    if intervals:
+        print(intervals_table(intervals))
 
 
 def table(cells: list[dict[str, float]], runs: int) -> str:
@@ -171,6 +238,23 @@ def looks_table(rows: list[dict[str, float]]) -> str:
             f"| {row['false_equivalent']:.1%} | {row['found_equivalent']:.0%} |"
         )
     return "\n".join(lines)
+
+
+def intervals_table(rows: list[dict[str, Any]]) -> str:
+    """Coverage and agreement, in Markdown."""
+    lines = ["| items | discordant | true difference | covered | rejected | disagree |", "|---" * 6 + "|"]
+    for row in rows:
+        true = sorted(set(row["true"]))
+        lines.append(
+            f"| {_sizes(row['items'])} | {row['discordant']:.0%} | {', '.join(f'{100 * each:+.0f}' for each in true)} "
+            f"| {row['covered']:.1%} | {row['rejected']:.1%} | {row['disagree']} |"
+        )
+    return "\n".join(lines)
+
+
+def _sizes(items: list[int]) -> str:
+    alike = len(items) > 1 and len(set(items)) == 1
+    return f"{len(items)} × {items[0]}" if alike else ", ".join(f"{each:,}" for each in items)
 
 
 if __name__ == "__main__":

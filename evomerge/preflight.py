@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import asdict
 from itertools import groupby
@@ -31,11 +32,15 @@ from evomerge.search.warm_start import check_recipes, has_begun
 from evomerge.spaces.bound import BoundSpace
 from evomerge.storage import attributes
 from evomerge.study.stored_search import looking_at
+from evomerge.verdict.looks import share
+from evomerge.verdict.verdict import ALPHA
 
 SCHEMA = 1
 MANY_DIMENSIONS = 30
 RARE_PATHS = 0.5  # share of paths within the budget of depth, below which a search should learn what is too long
 TRIALS_PER_DIMENSION = 10
+FEW_ITEMS = 100  # held-out ones, below which hardly any lead can be told
+FEW_ITEMS_OF_TASK = 30  # below which the spread of a task's own differences is not known
 STUDY_BYTES_PER_TRIAL = 12_000  # of SQLite at 30 params, attributes included
 BYTES_PER_ITEM = 8  # of a compressed Parquet file of outcomes
 
@@ -87,6 +92,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
             *inputs.warnings,
             *([untried] if untried else []),
             *_budget_warnings(inputs),
+            *_item_warnings(inputs),
             *_rest_warnings(inputs),
         ],
     }
@@ -274,6 +280,31 @@ def _budget_warnings(inputs: Inputs) -> list[str]:
         warnings.append(
             f"{dimensions} dimensions: above {MANY_DIMENSIONS} searches rarely pay; use larger groups or smooth depth"
         )
+    return warnings
+
+
+def _item_warnings(inputs: Inputs) -> list[str]:
+    """Held-out items that are too few for the verdict: in all, and of single tasks."""
+    counts = _items(inputs)["held_out"]
+    weights = task_weights(inputs.spec.objective, inputs.evaluator.weights)
+    items, baselines = sum(counts.values()), max(1, len(inputs.spec.chosen_baselines))
+    needed = math.ceil(1 - math.log2(ALPHA * share(1) / baselines))  # coins that are rarely all on one side
+    warnings = []
+    if items < FEW_ITEMS:
+        told = f"only a lead of {100 * needed / items:.0f} points or more" if needed <= items else "no lead at all"
+        warnings.append(
+            f"{items} held-out items can tell {told} over {baselines} baseline{'s' * (baselines > 1)}; plan {FEW_ITEMS}"
+        )
+    if len(counts) < 2:
+        return warnings
+    for task, count in counts.items():
+        if count < FEW_ITEMS_OF_TASK:
+            part = weights[task] / sum(weights.values())
+            warnings.append(
+                f"task {task!r} has {count} held-out item{'s' * (count > 1)}, each of which moves the mean over tasks "
+                f"by {100 * part / count:.2g} points: the verdict tells little more than the others do, and trusts "
+                f"the items of this one to vary as theirs; give it {FEW_ITEMS_OF_TASK} items, or less weight"
+            )
     return warnings
 
 

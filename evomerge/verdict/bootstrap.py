@@ -8,6 +8,7 @@ read where Student's t has them, not the normal distribution (Hesterberg 2015, s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -84,10 +85,14 @@ class Resampled:
         return float(stdtr(self.freedom, ndtri(share))) if share < 1 else 1.0
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """The expanded percentile interval."""
+        """The expanded percentile interval: the differences that the test does not reject. It excludes 0 exactly where
+        the p-value is below 1 − level."""
+        draws = len(self.differences)
         tail = float(ndtr(stdtrit(self.freedom, (1 - level) / 2)))
-        low, high = np.quantile(self.differences, [tail, 1 - tail])
-        return float(low), float(high)
+        beyond = math.ceil(tail * (1 + draws) - 1)  # the smallest number of resamples across that does not reject
+        if beyond < 1:  # too few items for any p-value of that size
+            return min(0.0, float(self.differences[0])), max(0.0, float(self.differences[-1]))
+        return float(self.differences[beyond - 1]), float(self.differences[draws - beyond])
 
 
 def resample(pairs: Mapping[str, TaskPair], scores: Scores, objective: Objective, seed: int) -> Resampled:

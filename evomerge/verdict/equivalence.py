@@ -49,20 +49,23 @@ def shifted_score(tasks: Sequence[Discordance], shift: float) -> float:
     observed = (wins - losses) / items
     excess = float(worth @ observed) - shift
     shifted = np.full(len(tasks), shift / worth.sum())
-    variances = _variances(wins, losses, items, shifted)
+    variances = constrained_variances(wins, losses, items, shifted)
     for _ in range(_STEPS if len(tasks) > 1 else 0):
         # Where the likelihood is largest, (observed − shifted) / variance is the same in all tasks, up to their worth.
         wanted = observed - excess * worth * variances / float(worth**2 @ variances)
         moved = np.clip((shifted + wanted) / 2, -1 + _SETTLED, 1 - _SETTLED)
         settled = bool(np.abs(moved - shifted).max() < _SETTLED)
-        shifted, variances = moved, _variances(wins, losses, items, moved)
+        shifted, variances = moved, constrained_variances(wins, losses, items, moved)
         if settled:
             break
     return excess / math.sqrt(float(worth**2 @ variances))
 
 
-def _variances(wins: FloatArray, losses: FloatArray, items: FloatArray, shifted: FloatArray) -> FloatArray:
-    """Variance of each task's difference, if it is `shifted`, at the likeliest share of discordant items there."""
+def constrained_variances(wins: FloatArray, losses: FloatArray, items: FloatArray, shifted: FloatArray) -> FloatArray:
+    """Variance of each task's difference, if it is `shifted`, at the likeliest share of discordant items there.
+
+    All are arrays [tasks].
+    """
     half = losses + wins - (2 * items - wins + losses) * shifted
     root = np.sqrt(np.maximum(half**2 + 8 * items * losses * shifted * (1 - shifted), 0.0))
     lost = (root + half) / (4 * items)  # (Tango 1998, eq. 10)

@@ -22,6 +22,7 @@ from evomerge.objective import Objective
 from evomerge.verdict import bootstrap, sign_flip
 from evomerge.verdict.bootstrap import TaskPair
 from evomerge.verdict.equivalence import equivalence_p
+from evomerge.verdict.score_interval import interval
 from evomerge.verdict.sign_flip import Discordance
 
 POWER = 0.8
@@ -94,7 +95,7 @@ def paired_difference(
     if gains is not None and all(pair.kind in MEANS and _is_binary(pair) for pair in pairs.values()):
         tasks = [_discordance(pair, gains[task]) for task, pair in pairs.items()]
         test, p = sign_flip.sign_flip(tasks, seed)
-        low, high = sign_flip.interval(tasks)
+        low, high = interval(tasks, p)
         null_variance, variance = sign_flip.variances(tasks)
         return PairedDifference(
             difference=difference,

@@ -1,4 +1,4 @@
-"""Tests and intervals for right and wrong answers, on the items that one of the two models alone has right.
+"""Exact tests for right and wrong answers, on the items that one of the two models alone has right.
 
 If winner and baseline were equally good, each discordant item would be as likely to favour the one as the other, so
 that the signs of the differences are fair coins. Where all items weigh the same that is McNemar's exact test; where
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from scipy.special import bdtr, bdtrc, ndtri
+from scipy.special import bdtr, bdtrc
 
 from evomerge.evaluation.aggregates import FloatArray
 from evomerge.seeding import derive
@@ -70,25 +70,6 @@ def sign_flip(tasks: Sequence[Discordance], seed: int) -> tuple[str, float]:
     if math.prod(task.count + 1 for task in enumerated) <= ENUMERATED:
         return "sign flip", _summed(enumerated, largest, threshold)
     return "sign flip", _sampled(merged, threshold, seed)
-
-
-def interval(tasks: Sequence[Discordance], level: float = 0.95) -> tuple[float, float]:
-    """Confidence interval of the difference of the objective: the adjusted Wald interval of Bonett & Price (2012).
-
-    Each task's shares of wins and losses are taken as if one more item of each kind had been seen, for one task in all;
-    for several the two extra items are spread over them, so that many tasks do not pull the interval together.
-    """
-    extra = 1 / len(tasks)
-    centre = variance = 0.0
-    for task in tasks:
-        items = task.items + 2 * extra
-        wins, losses = (task.wins + extra) / items, (task.losses + extra) / items
-        total = task.stake * task.items
-        centre += total * (wins - losses)
-        variance += total**2 * (wins + losses - (wins - losses) ** 2) / items
-    half = float(ndtri((1 + level) / 2)) * math.sqrt(variance)
-    reach = math.fsum(task.stake * task.items for task in tasks)  # every item won
-    return max(-reach, centre - half), min(reach, centre + half)
 
 
 def variances(tasks: Sequence[Discordance]) -> tuple[float, float]:

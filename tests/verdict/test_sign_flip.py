@@ -1,14 +1,13 @@
-"""Exact tests on discordant items, and the interval of the difference."""
+"""Exact tests on discordant items."""
 
 import itertools
 import math
 
-import numpy as np
 import pytest
 from scipy.stats import binomtest
 
 from evomerge.verdict import mcnemar, sign_flip
-from evomerge.verdict.sign_flip import Discordance, difference, interval
+from evomerge.verdict.sign_flip import Discordance, difference
 
 
 def brute_force(tasks):
@@ -69,36 +68,3 @@ def test_sampled_coins_are_never_all_against_and_the_same_for_the_same_seed(monk
     assert sign_flip.sign_flip(tasks, seed=1)[1] == 1 / (1 + sign_flip.DRAWS)
     even = [Discordance(stake=1 / items, items=items, wins=items // 8, losses=items // 9) for items in (90, 100, 110)]
     assert sign_flip.sign_flip(even, seed=1) == sign_flip.sign_flip(even, seed=1) != sign_flip.sign_flip(even, seed=2)
-
-
-def test_the_interval_is_that_of_bonett_and_price():
-    """Against their formula for one table: 20 and 8 discordant of 100 pairs."""
-    wins, losses = 21 / 102, 9 / 102
-    half = 1.959963985 * math.sqrt((wins + losses - (wins - losses) ** 2) / 102)
-    low, high = interval([Discordance(stake=0.01, items=100, wins=20, losses=8)])
-    assert low == pytest.approx(wins - losses - half)
-    assert high == pytest.approx(wins - losses + half)
-
-
-def test_the_interval_has_a_width_where_nothing_differs_and_stays_where_differences_can_be():
-    low, high = interval([Discordance(stake=0.01, items=100, wins=0, losses=0)])
-    assert low == pytest.approx(-high)
-    assert 0.02 < high < 0.03
-    assert interval([Discordance(stake=1.0, items=1, wins=1, losses=0)]) == (pytest.approx(-0.733, abs=1e-3), 1.0)
-
-
-@pytest.mark.parametrize("sizes", [(30,), (200,), (25,) * 4, (20,) * 10, (30, 300)])
-@pytest.mark.parametrize(("discordant", "true"), [(0.05, 0.03), (0.2, 0.0), (0.2, 0.1), (0.4, 0.05)])
-def test_the_interval_covers_the_truth_in_at_least_93_of_100_cases(sizes, discordant, true):
-    generator = np.random.Generator(np.random.Philox(5))
-    wins, losses = (discordant + true) / 2, (discordant - true) / 2
-    chances = [wins, losses, 1 - discordant]
-    covered = 0
-    for _ in range(1000):
-        tasks = [
-            Discordance(stake=1 / len(sizes) / items, items=items, wins=int(up), losses=int(down))
-            for items, (up, down, _) in ((items, generator.multinomial(items, chances)) for items in sizes)
-        ]
-        low, high = interval(tasks)
-        covered += low <= true <= high
-    assert covered >= 930
