@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/evomerge run $(TOY) > /dev/null  # its leaderboard is printed below, beside where things lie
-	$(BIN)/evomerge export $(TOY) --trial best --out runs/toy/best
+	$(BIN)/evomerge export $(TOY) --trial best --out examples/toy/runs/toy/best
 	$(BIN)/evomerge leaderboard $(TOY)
 
 # SmolLM2-135M and four fine-tunes of it: models, items, search, table (examples/smollm2/README.md).

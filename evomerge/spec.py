@@ -18,6 +18,7 @@ from evomerge.recipe_spaces.checks import check_recipe_space, is_recipe_file
 from evomerge.recipe_spaces.scaled_rules import LINEAR_IN_WEIGHT
 from evomerge.samplers import SAMPLERS, SamplerInfo
 from evomerge.spaces.space import SearchSpace, check_space, load_space
+from evomerge.storage.url import placed_folder, placed_url
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 Estimator = Literal["paired", "difference"]
@@ -445,21 +446,34 @@ def digest(content: object) -> str:
 
 
 def load_spec(path: str | Path) -> SearchSpec:
-    """Read a search.yaml. Source locations, a space and a pack given as paths are relative to the file.
+    """Read a search.yaml. All its relative paths begin at its folder, those of the storage and the artifacts too.
 
     Raises:
         InvalidInput: missing or malformed file, a key that does not exist, or an unknown name (nearest names offered).
     """
     path = Path(path)
-    return resolve(read_spec(path), path.resolve().parent)
+    return resolve(_as_written(path), path.resolve().parent)
 
 
 def read_spec(path: Path) -> SearchSpec:
-    """A search.yaml as it is written, its space a name and its paths relative: enough to find its study.
+    """A search.yaml with its space a name and relative locations of what goes in: enough to find its study.
 
     Raises:
         InvalidInput: missing or malformed file, or a key that does not exist.
     """
+    return _placed(_as_written(path), path.resolve().parent)
+
+
+def written_storage(path: Path) -> str:
+    """The storage URL of a search.yaml as it is written there, or the default one: relative paths are left as they are.
+
+    Raises:
+        InvalidInput: see `read_spec`.
+    """
+    return _as_written(path).storage_url
+
+
+def _as_written(path: Path) -> SearchSpec:
     return validate(SearchSpec, read_document(path, "search spec"), f"search spec {str(path)!r}")
 
 
@@ -469,7 +483,12 @@ def spec_from_json(text: str) -> SearchSpec:
 
 
 def resolve(spec: SearchSpec, directory: Path) -> SearchSpec:
-    """The spec with its space loaded and its relative paths made absolute, so that it holds from anywhere."""
+    """The spec with its space loaded and its relative paths made absolute, so that it holds from anywhere.
+
+    Args:
+        directory: where relative paths begin.
+    """
+    spec = _placed(spec, directory)
     names = [baseline.name for baseline in spec.chosen_baselines]
     for name in names:
         if name not in BASELINES:
@@ -490,6 +509,21 @@ def resolve(spec: SearchSpec, directory: Path) -> SearchSpec:
     warm_start = spec.warm_start.model_copy(update={"recipes": recipes})
     return spec.model_copy(
         update={"sources": sources, "space": space, "evaluator": evaluator, "warm_start": warm_start}
+    )
+
+
+def _placed(spec: SearchSpec, directory: Path) -> SearchSpec:
+    """The spec with absolute places of its studies and artifacts."""
+    studies = tuple(
+        study if study.storage is None else study.model_copy(update={"storage": placed_url(study.storage, directory)})
+        for study in spec.warm_start.studies
+    )
+    return spec.model_copy(
+        update={
+            "storage": placed_url(spec.storage_url, directory),
+            "artifacts": None if spec.artifacts is None else placed_folder(spec.artifacts, directory),
+            "warm_start": spec.warm_start.model_copy(update={"studies": studies}),
+        }
     )
 
 

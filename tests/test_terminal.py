@@ -166,8 +166,9 @@ def test_a_run_that_breaks_names_its_log_with_the_traceback_in_it(write_spec, tm
     )
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert last == "error: this is a bug in evomerge: ZeroDivisionError: division by zero; see runs/sim/evomerge.log"
-    assert "Traceback" in (tmp_path / "runs" / "sim" / "evomerge.log").read_text(encoding="utf-8")
+    log = tmp_path / "runs" / "sim" / "evomerge.log"
+    assert last == f"error: this is a bug in evomerge: ZeroDivisionError: division by zero; see {log}"
+    assert "Traceback" in log.read_text(encoding="utf-8")
 
 
 @pytest.fixture

@@ -58,16 +58,27 @@ def stored_of(terminal: Terminal, path: Path | None, storage: str | None, study:
 
     if path is None or study is not None:
         return read_search(spec_of(path, storage, study))
-    given = read_spec(path)
-    given = given if storage is None else given.model_copy(update={"storage": storage})
-    unusable = ""
+    given, unusable = read_spec(path), ""
     try:
         given = resolve(given, path.resolve().parent)
     except InvalidInput as error:  # what it names is gone: the study can be read all the same
         unusable = str(error)
+    if storage is not None:  # of the command line: it begins in the working directory
+        given = given.model_copy(update={"storage": storage})
+    note_other_place(terminal, path, storage, given)
     stored = read_search(given)
     note_differences(terminal, unusable or stored.differences, given.name, path)
     return stored
+
+
+def note_other_place(terminal: Terminal, path: Path | None, storage: str | None, spec: SearchSpec) -> None:
+    """Say where a study of this name is, if an earlier release put it into the working directory."""
+    if path is None or storage is not None:
+        return
+    from evomerge.study.former_place import study_elsewhere
+
+    if note := study_elsewhere(path, spec):
+        terminal.tell(note)
 
 
 def note_differences(terminal: Terminal, differences: str, study: str, path: Path | None) -> None:

@@ -14,6 +14,7 @@ from evomerge.commands.options import (
     Study,
     Workers,
     note_differences,
+    note_other_place,
     print_document,
     spec_of,
     terminal_of,
@@ -58,7 +59,9 @@ def run(
         raise InvalidInput(
             f"--ray none has one worker, this process, but --workers is {workers}; leave one of them out"
         )
-    chosen = override(spec_of(spec, storage, study), trials=trials, hours=hours, workers=workers, seed=seed)
+    given = spec_of(spec, storage, study)
+    note_other_place(terminal, spec, storage, given)
+    chosen = override(given, trials=trials, hours=hours, workers=workers, seed=seed)
     with listening(terminal) as listener:
         run_search(chosen, ray=ray, listener=listener)
     stored = read_search(chosen)
@@ -89,7 +92,9 @@ def baseline(
     from evomerge.spec import override
     from evomerge.study.stored_search import continued, read_search
 
-    going_on, differences = continued(spec_of(spec, storage, study))
+    given = spec_of(spec, storage, study)
+    note_other_place(terminal, spec, storage, given)
+    going_on, differences = continued(given)
     note_differences(terminal, differences, going_on.name, spec)
     chosen = override(going_on, workers=workers)
     with listening(terminal) as listener:

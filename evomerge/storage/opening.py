@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from evomerge.errors import Interrupted, InvalidInput, nearest
@@ -140,7 +141,15 @@ def _open_sqlite(url: str) -> RDBStorage:
             f"use a local disk, a journal (journal:///{file.with_suffix('.journal')}) or a database server"
         )
     _make_folder(file)
-    return _relational(url, url, {"connect_args": {"timeout": _SQLITE_TIMEOUT}})
+    return _relational(url, _for_sqlalchemy(url), {"connect_args": {"timeout": _SQLITE_TIMEOUT}})
+
+
+def _for_sqlalchemy(url: str) -> str:
+    """The URL of a SQLite file, whose path is as it is, for SQLAlchemy: from 2.1 on that decodes a % in it."""
+    if make_url("sqlite:///%25").database != "%":
+        return url
+    path, mark, options = url.partition("?")
+    return f"{path.replace('%', '%25')}{mark}{options}"
 
 
 def _open_server(url: str, driver: str, extra: str) -> RDBStorage:

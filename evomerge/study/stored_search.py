@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import optuna
 from optuna.storages import BaseStorage
@@ -14,7 +13,7 @@ from optuna.storages import BaseStorage
 from evomerge.errors import InvalidInput, first_reason
 from evomerge.spec import SearchSpec
 from evomerge.storage.opening import open_storage, release
-from evomerge.storage.url import local_file, redact, resolve_url, run_directory
+from evomerge.storage.url import folder_of, local_file, redact, resolve_url, run_directory
 from evomerge.study.stored_spec import differences, relocated, stored_spec, with_own_baselines
 
 BASELINES = "baselines"
@@ -95,10 +94,7 @@ def artifacts_folder(spec: SearchSpec) -> Path:
     """Folder of the outcomes of items: the spec's `artifacts`, else beside the study."""
     if spec.artifacts is None:
         return run_directory(resolve_url(spec.storage_url), spec.name) / "artifacts"
-    parts = urlsplit(spec.artifacts)
-    if parts.scheme not in ("", "file"):
-        raise InvalidInput(f"artifacts {spec.artifacts!r}: only a folder or a file:// URL can be used")
-    return Path(unquote(parts.path))
+    return folder_of(spec.artifacts)
 
 
 def find_study(spec: SearchSpec) -> tuple[BaseStorage, optuna.Study]:

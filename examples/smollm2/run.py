@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 README = HERE / "README.md"
 SPEC = str(HERE / "search.yaml")
-RUN = ROOT / "runs" / "smollm2"
+RUN = HERE / "runs" / "smollm2"
 SECONDS = RUN / "seconds.json"  # stage -> the seconds that it took when it came to its end for the first time
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
