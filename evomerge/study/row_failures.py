@@ -11,9 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.storage import attributes
 
-_ATTEMPTS = re.compile(
-    r"\((attempt \d+ of \d+|the machine was lost \d+ times)\)$"
-)  # how releases that did not note it end the reason of a machine
+# How releases that did not note it end a reason by the machine.
+_ATTEMPTS = re.compile(r"\((attempt \d+ of \d+|the machine was lost \d+ times)\)$")
 
 
 @dataclass(frozen=True)
