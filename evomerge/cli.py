@@ -11,6 +11,7 @@ import typer
 from evomerge import __version__
 from evomerge.commands.exporting import export
 from evomerge.commands.inventories import evaluators, methods, spaces
+from evomerge.commands.logs import logs
 from evomerge.commands.looking import dashboard, leaderboard, status
 from evomerge.commands.models import distances, merge_experts
 from evomerge.commands.searching import baseline, check, run
@@ -24,6 +25,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "check": check,
     "run": run,
     "status": status,
+    "logs": logs,
     "leaderboard": leaderboard,
     "baseline": baseline,
     "export": export,

@@ -29,6 +29,7 @@ class WorkerSetup:
         gpus: how many GPUs, or what share of one, the worker holds.
         artifacts: the study's folder of artifacts, where the files of recipes lie. All workers have to see it.
         ingredients: number of merges that memory was planned for as sources of other merges.
+        logs: folder of the logs of workers; None: they keep none.
     """
 
     base: ModelRef
@@ -45,6 +46,7 @@ class WorkerSetup:
     gpus: float = 1.0
     artifacts: str | None = None
     ingredients: int = 0
+    logs: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

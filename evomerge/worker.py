@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Generator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +45,8 @@ from evomerge.jobs import (
     Trained,
     WorkerSetup,
 )
+from evomerge.logs.capture import captured
+from evomerge.logs.log_file import LogFile
 from evomerge.recipe import Recipe, single_source
 from evomerge.spec import Calibration
 
@@ -69,17 +71,19 @@ class Worker:
         self._bank: WeightBank | None = None
         self._products: Multiplied | None = None
         self._merge_seconds = 0.0
-        self.evaluator: Evaluator = build_evaluator(
-            setup.evaluator,
-            base=setup.base,
-            seed=setup.seed,
-            settings=setup.settings,
-            bounds=setup.bounds,
-            split=setup.split,
-            batch_size=setup.batch_size,
-            device=setup.device,
-            allow=setup.allow,
-        )
+        self._log = LogFile(Path(setup.logs) if setup.logs else None, self.name)
+        with captured(self._log, "start"):
+            self.evaluator: Evaluator = build_evaluator(
+                setup.evaluator,
+                base=setup.base,
+                seed=setup.seed,
+                settings=setup.settings,
+                bounds=setup.bounds,
+                split=setup.split,
+                batch_size=setup.batch_size,
+                device=setup.device,
+                allow=setup.allow,
+            )
 
     @property
     def bank(self) -> WeightBank:
@@ -107,7 +111,21 @@ class Worker:
         raise RuntimeError(f"job {job.key!r} ended without an outcome")
 
     def events(self, job: Job) -> Generator[Progress | Outcome, None, None]:
-        """Do a job, telling how far it is: any number of `Progress`, and the outcome as the last event."""
+        """Do a job, telling how far it is: any number of `Progress`, and the outcome as the last event.
+
+        What it prints and logs, and why it failed, is in the worker's log.
+        """
+        with closing(self._events(job)) as events:
+            while True:
+                with captured(self._log, job.key):
+                    event = next(events)
+                if isinstance(event, Outcome):
+                    self._log.write(_described(event), job=job.key)
+                    yield event
+                    return
+                yield event
+
+    def _events(self, job: Job) -> Generator[Progress | Outcome, None, None]:
         started = time.perf_counter()
         self._merge_seconds = 0.0
         self._forget_peak()
@@ -125,6 +143,7 @@ class Worker:
                 raise
             invalid = isinstance(error, InvalidInput)
             reason = str(error)[:REASON_LENGTH] if invalid else _reason(error)
+            self._log.write(traceback.format_exc(), level="error", job=job.key)
             result = Failed(reason, crashed=_is_broken_device(error), invalid=invalid)
         total = time.perf_counter() - started
         seconds = {"merge": self._merge_seconds, "total": total}
@@ -284,6 +303,13 @@ class Worker:
             return self.bank.materialize(recipe)
         finally:
             self._merge_seconds += time.perf_counter() - started
+
+
+def _described(outcome: Outcome) -> str:
+    """One line of the log on a job that is over."""
+    result, seconds = outcome.result, outcome.seconds.get("total", 0.0)
+    ended = f"failed: {result.reason}" if isinstance(result, Failed) else type(result).__name__.lower()
+    return f"attempt {outcome.attempt}, {seconds:.2f} s: {ended}"
 
 
 def files_folder(artifacts: str | Path) -> Path:

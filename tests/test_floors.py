@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "evomerge"
 # On one floor a name may import what stands to its left. A file of data that is read on a lower floor than its room is
 # named with the room.
 FLOORS = (
-    ("errors", "clock", "seeding", "messages", "documents", "shipped", "whole_files", "interjection"),
+    ("errors", "clock", "seeding", "messages", "documents", "shipped", "whole_files", "interjection", "logs"),
     ("storage", "evolution", "samplers"),
     ("methods", "recipe", "catalogue", "genomes", "spaces", "recipe_spaces", "packs", "baselines.info", "spec"),
     ("engine",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from evomerge.cluster import Executor
 from evomerge.errors import Interrupted, StoppedByFailures, noted
 from evomerge.evaluation.scores import Scores
 from evomerge.jobs import Job, Outcome, Score, Scored
+from evomerge.logs.run_log import note_event
 from evomerge.loop.budget import BudgetAccount
 from evomerge.loop.candidate import CandidateInFlight
 from evomerge.loop.dispatcher import Dispatcher, reason_of
@@ -148,6 +150,7 @@ class Controller:
         )
 
     def _note_retry(self, job: Job) -> None:
+        note_event(f"its worker went down with it: attempt {job.attempt}", job=job.key, level=logging.WARNING)
         candidate = self._in_flight[job.key]
         candidate.proposal = replace(candidate.proposal, attempt=job.attempt)
         self._search.begin(candidate.proposal)
@@ -169,6 +172,12 @@ class Controller:
     def _store(self, proposal: Proposal, outcome: Outcome, estimate: float | None) -> None:
         """Store the outcome of a proposal, and stop where most of the latest ones have failed."""
         reason = self._tell(proposal, outcome, estimate)
+        ended = "dropped" if estimate is not None else "scored"
+        note_event(
+            f"{ended} by {outcome.worker}" if reason is None else f"failed: {reason}",
+            job=outcome.key,
+            level=logging.INFO if reason is None else logging.WARNING,
+        )
         self._status.add_result()
         self._latest.append(reason is not None)
         if reason is not None and sum(self._latest) > WINDOW // 2:

@@ -18,7 +18,7 @@ from evomerge.recipe_spaces.binding import bind_recipe_space
 from evomerge.spaces.bound import BoundSpace, bind
 from evomerge.spec import SearchSpec
 from evomerge.study.identity import StudyIdentity
-from evomerge.study.stored_search import artifacts_folder
+from evomerge.study.stored_search import artifacts_folder, logs_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +89,7 @@ class Inputs:
             bounds=ranges,
             allow=spec.allow,
             artifacts=str(artifacts_folder(spec).resolve()),
+            logs=str(logs_folder(spec).resolve()),
             ingredients=self.space.ingredients,
         )
 

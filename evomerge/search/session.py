@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evomerge.baselines.baseline_plans import check_baseline
@@ -20,6 +20,7 @@ from evomerge.baselines.planned_training import planned_training
 from evomerge.cluster import Executor, ignored_without_ray, is_local, open_executor, worker_count
 from evomerge.errors import first_reason
 from evomerge.jobs import Progress
+from evomerge.logs.run_log import controller_log, note_event
 from evomerge.loop.dispatcher import find_batch_size
 from evomerge.loop.stop import Stop
 from evomerge.objective import Collapsed, Objective, build_objective, task_weights
@@ -37,6 +38,7 @@ from evomerge.storage import attributes
 from evomerge.storage.url import run_directory
 from evomerge.study.identity import changed_versions
 from evomerge.study.status import Status
+from evomerge.study.stored_search import logs_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,7 @@ def open_session(
     Raises:
         EvomergeError: see `evomerge.errors`.
     """
+    listener = _noting(listener)
     inputs = open_inputs(spec)
     for warning in inputs.warnings:
         listener.on_phase(f"warning: {warning}")
@@ -102,7 +105,7 @@ def open_session(
         )
     workers = worker_count(spec.workers, ray)
     placement_of(inputs, workers if is_local(ray) else 1)  # refuses what cannot fit
-    with open_search(inputs, workers=workers) as opened:
+    with open_search(inputs, workers=workers) as opened, controller_log(logs_folder(spec)):
         listener.on_open(run_directory(spec.storage_url, spec.name))
         for name, (then, now) in changed_versions(opened.search.study).items():
             listener.on_phase(f"warning: {name} was {then} when the study was made, now it is {now}")
@@ -112,6 +115,16 @@ def open_session(
         with first_reason(pool, "while the workers were stopped") as executor:
             stop.listen()
             yield _begin(opened, executor, stop, listener)
+
+
+def _noting(listener: Listener) -> Listener:
+    """The listener, whose phases are events in the log of the study too."""
+
+    def on_phase(text: str) -> None:
+        note_event(text)
+        listener.on_phase(text)
+
+    return replace(listener, on_phase=on_phase)
 
 
 def _refuse_unfit(inputs: Inputs, baselines: Sequence[BaselineSpec]) -> None:

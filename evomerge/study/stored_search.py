@@ -18,6 +18,7 @@ from evomerge.study.stored_spec import differences, relocated, stored_spec, with
 
 BASELINES = "baselines"
 HELD_OUT = "held-out"
+LOGS = "logs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,11 @@ class StoredSearch:
     held_out: optuna.Study | None
     artifacts: Path
     differences: str = ""
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the logs of its runs."""
+        return self.artifacts / LOGS / self.spec.name
 
 
 def read_search(spec: SearchSpec) -> StoredSearch:
@@ -95,6 +101,11 @@ def artifacts_folder(spec: SearchSpec) -> Path:
     if spec.artifacts is None:
         return run_directory(resolve_url(spec.storage_url), spec.name) / "artifacts"
     return folder_of(spec.artifacts)
+
+
+def logs_folder(spec: SearchSpec) -> Path:
+    """Folder of the logs of a search, among its artifacts: workers on other machines have no other one in common."""
+    return artifacts_folder(spec) / LOGS / spec.name
 
 
 def find_study(spec: SearchSpec) -> tuple[BaseStorage, optuna.Study]:
