@@ -231,13 +231,25 @@ class WarmStartSpec(Frozen):
 
 
 class WorkersSpec(Frozen):
-    """The workers: how many, what each one gets, and after how many seconds a candidate is given up."""
+    """The workers: how many, what each one gets, and after how many seconds a candidate is given up.
+
+    Attributes:
+        count: as many as find a place on the cluster, up to this number.
+        min: fewer than these do not go on: the run waits, and ends after a while so that it can be resumed.
+    """
 
     count: Positive | None = None
+    min: Positive = 1
     cpus: Positive = 1
     gpus: Annotated[float, Field(ge=0)] | None = None
     resources: Mapping[str, Annotated[float, Field(gt=0)]] = {}
     timeout: Annotated[float, Field(gt=0)] = 3600.0
+
+    @model_validator(mode="after")
+    def _min_is_reached(self) -> WorkersSpec:
+        if self.count is not None and self.min > self.count:
+            raise ValueError(f"workers.min is {self.min}, but there are at most {self.count} (workers.count)")
+        return self
 
 
 def _is_reference_point(baseline: BaselineSpec) -> bool:

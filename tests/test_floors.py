@@ -121,7 +121,7 @@ def test_every_file_has_a_floor():
 @pytest.mark.parametrize(
     ("library", "place"),
     [
-        ("ray", "cluster/ray_executor.py"),
+        ("ray", "cluster/ray_executor"),
         ("lm_eval", "evaluation/lm_eval"),
         ("cma", "evolution/cma_strategy.py"),
         ("sklearn", "samplers/forest.py"),

@@ -42,7 +42,7 @@ def random_search(
     if opened.baselines.find_made(baseline.name, made) is not None:
         return
     name = str(BASELINES[baseline.name].sampler)
-    sampler = build_sampler(name, {}, seed=spec.seed, space=opened.space, workers=executor.capacity)
+    sampler = build_sampler(name, {}, seed=spec.seed, space=opened.space, workers=max(1, executor.capacity))
     search = opened.sibling(baseline.name, sampler)
     Controller(
         search,

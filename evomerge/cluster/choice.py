@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 
 from evomerge.cluster.executor import Executor
 from evomerge.cluster.inline import InlineExecutor
@@ -31,7 +32,13 @@ def worker_count(workers: WorkersSpec, ray: str | None) -> int:
 
 
 def open_executor(
-    setup: WorkerSetup, workers: WorkersSpec, ray: str | None = None, *, worker_output: bool = False
+    setup: WorkerSetup,
+    workers: WorkersSpec,
+    ray: str | None = None,
+    *,
+    worker_output: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+    check: Callable[[], None] = lambda: None,
 ) -> Executor:
     """The executor that a run asks for.
 
@@ -39,9 +46,12 @@ def open_executor(
         ray: the address of a cluster, "local" for one that lives as long as this run, "none" for this process; None
             means "local" where Ray is installed, else "none".
         worker_output: have Ray print what its workers print on this process's standard output and error.
+        say: told of resources that are waited for, and of a cluster that was started again.
+        check: called while Ray starts; may raise.
 
     Raises:
-        InvalidInput: Ray is asked for and not installed, cannot be started, or no cluster answers at the address.
+        InvalidInput: Ray is asked for and not installed, cannot be started, or the address is wrong.
+        Interrupted: no cluster answers at the address.
     """
     address = chosen_ray(ray)
     if address == NONE:
@@ -51,12 +61,15 @@ def open_executor(
     return RayExecutor(
         setup,
         count=worker_count(workers, ray),
+        fewest=workers.min,
         cpus=workers.cpus,
         gpus=_gpus_of_a_worker(workers, worker_count(workers, ray)) if address == LOCAL else workers.gpus,
         resources=workers.resources,
         timeout=workers.timeout,
         address=address,
         worker_output=worker_output,
+        say=say,
+        check=check,
     )
 
 

@@ -111,8 +111,15 @@ def open_session(
             listener.on_phase(f"warning: {name} was {then} when the study was made, now it is {now}")
         setup = inputs.setup(opened.identity)
         listener.on_phase("starting workers")
-        pool = closing(open_executor(setup, spec.workers, ray, worker_output=listener.worker_output))
-        with first_reason(pool, "while the workers were stopped") as executor:
+        opening = open_executor(
+            setup,
+            spec.workers,
+            ray,
+            worker_output=listener.worker_output,
+            say=listener.on_phase,
+            check=stop.check,
+        )
+        with first_reason(closing(opening), "while the workers were stopped") as executor:
             stop.listen()
             yield _begin(opened, executor, stop, listener)
 

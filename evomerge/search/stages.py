@@ -243,7 +243,7 @@ def _predict_duration(session: Session) -> float:
     inputs = session.opened.inputs
     seconds = statistics.fmean(session.references[expert.ref.name].cost.seconds for expert in inputs.experts)
     left = max(0, inputs.spec.budget.trials - session.opened.search.tally.finished)
-    workers = session.executor.capacity
+    workers = max(1, session.executor.capacity)
     session.listener.on_phase(
         f"a candidate takes about {duration_of_one(seconds)} on all items: {left} trials on {workers} "
         f"{'worker' if workers == 1 else 'workers'} about {duration(left * seconds / workers)}"

@@ -1,0 +1,216 @@
+"""The Ray cluster of a run: one that is started for it and lives as long, or one that is joined."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+
+from evomerge.cluster.ray_executor.connection import Connection, View, listens
+from evomerge.errors import Interrupted, InvalidInput
+from evomerge.messages import last_line
+
+__all__ = ["LOCAL", "Cluster", "Size"]
+
+LOCAL: Final = "local"
+OPEN_SECONDS: Final = 180.0  # in which a cluster is started or joined
+CLOSE_SECONDS: Final = 15.0
+LOCAL_SILENCE, JOINED_SILENCE = 5.0, 30.0  # seconds after which a head that does not answer is gone; a joined one may
+# be restarted by its supervisor
+MAX_RESTARTS: Final = 2  # of a local cluster, without an outcome between them
+LONGEST_SOCKET: Final = 103 if sys.platform == "darwin" else 107  # bytes of the path of a Unix socket
+_SOCKET: Final = "ray/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # like Ray's longest one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """The size of the cluster that is started for so many workers, each of which wants these resources."""
+
+    count: int
+    cpus: int
+    gpus: float
+    resources: Mapping[str, float]
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of `ray.init`."""
+        return {
+            "num_cpus": self.count * self.cpus,
+            "num_gpus": int(-(-self.count * self.gpus // 1)),
+            "resources": {name: amount * self.count for name, amount in self.resources.items()},
+        }
+
+
+class Cluster:
+    """The cluster at an address. A local one that breaks down is started again; a joined one is not ours to mend.
+
+    Args:
+        check: called while Ray starts; may raise.
+
+    Raises:
+        InvalidInput: no cluster answers, or none can be started; with the reason.
+    """
+
+    def __init__(
+        self, address: str, size: Size, *, worker_output: bool = False, check: Callable[[], None] = lambda: None
+    ) -> None:
+        self._address = address
+        self._size = size
+        self._worker_output = worker_output
+        self._check = check
+        self._owned = not ray.is_initialized()
+        self._is_local = address == LOCAL and self._owned
+        if self._owned and not self._is_local:
+            _refuse_unanswered(address)
+        self._folder = _short_folder() if self._is_local else None
+        self._restarts = 0
+        self._connection = self._open()
+
+    @property
+    def view(self) -> View:
+        return self._connection.view
+
+    @property
+    def answers(self) -> bool:
+        """Whether its head answered just now: only then it is asked for anything."""
+        return self._connection.answers
+
+    def trouble(self) -> str | None:
+        """The reason why it is lost; None while it is not."""
+        return self._connection.trouble()
+
+    def prove(self) -> None:
+        """Note that an outcome came from it, since it was started."""
+        self._restarts = 0
+
+    def restart(self, reason: str) -> None:
+        """Start a local cluster again.
+
+        Raises:
+            Interrupted: it is a joined one, or has broken down too often.
+        """
+        if not self._is_local:
+            where = "this process's" if self._address == LOCAL else repr(self._address)
+            raise Interrupted(f"the Ray cluster {where} is lost: {reason}; run the same command again when it is back")
+        self._restarts += 1
+        if self._restarts > MAX_RESTARTS or not self._connection.close(CLOSE_SECONDS):
+            raise Interrupted(f"Ray broke down {self._restarts} times: {reason}; run the same command again to go on")
+        try:
+            self._connection = self._open()
+        except InvalidInput as error:
+            raise Interrupted(f"Ray broke down: {reason}. {error}") from error
+
+    def close(self) -> None:
+        self._connection.close(CLOSE_SECONDS)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _open(self) -> Connection:
+        connection = Connection(
+            self._connect, self._disconnect, silence=LOCAL_SILENCE if self._is_local else JOINED_SILENCE
+        )
+        end = time.monotonic() + OPEN_SECONDS
+        try:
+            while not connection.wait(0.2):
+                self._check()
+                if time.monotonic() > end:
+                    raise self._refusal(f"nothing happened in {OPEN_SECONDS:g} s")
+        except BaseException:
+            connection.close(0.0)
+            raise
+        if connection.error is not None:
+            connection.close(CLOSE_SECONDS)
+            raise self._refusal(f"{type(connection.error).__name__}: {last_line(connection.error)}")
+        return connection
+
+    def _refusal(self, reason: str) -> InvalidInput:
+        if self._address != LOCAL:
+            return InvalidInput(f"no Ray cluster answers at {self._address!r}: {reason}")
+        return InvalidInput(
+            f"Ray cannot be started: {reason}; mend that, or score in this process: --ray none",
+        )
+
+    def _connect(self) -> None:
+        if not self._owned:
+            return
+        arguments: dict[str, Any] = {"include_dashboard": False, "_temp_dir": self._folder, **self._size.arguments()}
+        with _quiet():
+            ray.init(
+                address=self._address,
+                log_to_driver=self._worker_output,
+                logging_level="error",
+                configure_logging=False,
+                **(arguments if self._is_local else {}),
+            )
+
+    def _disconnect(self) -> None:
+        if self._owned:
+            ray.shutdown()
+
+
+def _refuse_unanswered(address: str) -> None:
+    """Refuse HOST:PORT where nothing listens: Ray would end this process after a minute.
+
+    Raises:
+        InvalidInput: it is no address, or of an unknown host.
+        Interrupted: nothing listens there yet, or any more.
+    """
+    if address == "auto":
+        return
+    host, separator, port = address.rpartition(":")
+    if not separator or "/" in host or not port.isdecimal():
+        raise InvalidInput(
+            f"{address!r} is no address of a Ray cluster: write auto, or HOST:PORT of its head, whose port is 6379 by "
+            "default"
+        )
+    try:
+        socket.getaddrinfo(host.strip("[]"), int(port))
+    except (OSError, OverflowError) as error:
+        raise InvalidInput(f"no Ray cluster answers at {address!r}: {last_line(error)}") from None
+    if not listens(address):
+        raise Interrupted(f"no Ray cluster answers at {address!r}; run the same command again when it is up")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Ray's remarks on what it starts; its errors are raised."""
+    logger = logging.getLogger("ray")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _short_folder() -> str | None:
+    """A temporary folder for a local cluster where the system's one makes the paths of sockets too long.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    system = os.environ.get("TMPDIR") if sys.platform == "linux" else None
+    usual = os.environ.get("RAY_TMPDIR") or system or "/tmp"
+    if sys.platform == "win32" or _fits(usual):
+        return None
+    try:
+        return tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    except OSError as error:
+        raise InvalidInput(
+            f"the temporary folder {usual!r} is too long for Ray, whose sockets may have paths of {LONGEST_SOCKET} "
+            f"bytes, and /tmp cannot be used ({error.strerror}); set RAY_TMPDIR to a short folder, or use --ray none"
+        ) from None
+
+
+def _fits(folder: str) -> bool:
+    return len(os.fsencode(Path(folder) / _SOCKET)) <= LONGEST_SOCKET
