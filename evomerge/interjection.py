@@ -1,17 +1,27 @@
-"""Errors that another thread raises in the main thread, in the middle of what it is doing."""
+"""Errors that another thread raises in the main thread, in the middle of what it is doing; deadlines made of them."""
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 # Nobody else uses this signal, and by default it is ignored: a stray one does no harm.
 _SIGNAL = signal.SIGURG
 
 Handler = Callable[[int, FrameType | None], object] | int | None  # as the module signal has them
+
+HANG_SECONDS = (
+    5.0  # within which code that was interrupted has left the block, unless it is compiled and does not return
+)
+
+
+class TimedOut(BaseException):
+    """A deadline has passed. No `except Exception` takes it for an error of the code that it interrupts."""
 
 
 class Interjection:
@@ -58,3 +68,51 @@ class Interjection:
             raise self.error()
         if callable(self._before):
             self._before(number, frame)
+
+
+@contextmanager
+def deadline(seconds: float, on_hang: Callable[[], None] | None = None) -> Iterator[None]:
+    """Raise TimedOut in the block where it takes longer than `seconds`. Without effect outside of the main thread.
+
+    Args:
+        on_hang: called in another thread where the block does not end even then, because compiled code does not return;
+            the block does not end before it has. It should end the process.
+    """
+    if not math.isfinite(seconds) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    timed_out = Interjection(TimedOut)
+    timed_out.start()
+    watch = _Watch(seconds, timed_out.interject, on_hang)
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.leave()
+        timed_out.finish()
+
+
+class _Watch(threading.Thread):
+    """Waits for the end of a block."""
+
+    def __init__(self, seconds: float, on_late: Callable[[], None], on_hang: Callable[[], None] | None) -> None:
+        super().__init__(name="deadline", daemon=True)
+        self._seconds = min(seconds, threading.TIMEOUT_MAX)
+        self._on_late = on_late
+        self._on_hang = on_hang
+        self._left = threading.Event()
+        self._giving_up = threading.Lock()
+
+    def leave(self) -> None:
+        with self._giving_up:
+            self._left.set()
+
+    def run(self) -> None:
+        if self._left.wait(self._seconds):
+            return
+        self._on_late()
+        if self._on_hang is None or self._left.wait(HANG_SECONDS):
+            return
+        with self._giving_up:
+            if not self._left.is_set():
+                self._on_hang()

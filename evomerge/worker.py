@@ -25,6 +25,7 @@ from evomerge.evaluation.evaluator import (
     ModelEvaluator,
 )
 from evomerge.evaluation.factory import build_evaluator
+from evomerge.interjection import TimedOut
 from evomerge.jobs import (
     Cost,
     Failed,
@@ -102,6 +103,11 @@ class Worker:
                 ingredients=setup.ingredients,
             )
         return self._bank
+
+    def renewed(self) -> Worker:
+        """A worker of the same setup with nothing of this one, whose job was interrupted somewhere."""
+        self._bank = None  # its memory is needed for the new one
+        return Worker(self._setup, self.name)
 
     def run(self, job: Job) -> Outcome:
         """Do a job. Failure is a value: whatever merging or scoring raises comes back as `Failed`."""
@@ -334,7 +340,7 @@ def _is_from_outside(error: BaseException) -> bool:
     What a candidate may raise besides exceptions is a SystemExit, as a task does that calls `sys.exit`; so does the
     handler of a signal, as those of Ray do.
     """
-    if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+    if isinstance(error, (KeyboardInterrupt, GeneratorExit, TimedOut)):
         return True
     handlers = {getattr(signal.getsignal(number), "__code__", None) for number in (signal.SIGTERM, signal.SIGINT)}
     return any(frame.f_code in handlers for frame, _ in traceback.walk_tb(error.__traceback__))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from evomerge.cluster.executor import Executor
 from evomerge.cluster.inline import InlineExecutor
 from evomerge.errors import InvalidInput
-from evomerge.jobs import WorkerSetup
+from evomerge.jobs import Outcome, WorkerSetup
 from evomerge.spec import WorkersSpec
 from evomerge.worker import Worker
 
@@ -39,6 +39,7 @@ def open_executor(
     worker_output: bool = False,
     say: Callable[[str], None] = lambda text: None,
     check: Callable[[], None] = lambda: None,
+    on_hang: Callable[[Outcome], None] | None = None,
 ) -> Executor:
     """The executor that a run asks for.
 
@@ -48,6 +49,7 @@ def open_executor(
         worker_output: have Ray print what its workers print on this process's standard output and error.
         say: told of resources that are waited for, and of a cluster that was started again.
         check: called while Ray starts; may raise.
+        on_hang: without Ray, ends this process, see `InlineExecutor`.
 
     Raises:
         InvalidInput: Ray is asked for and not installed, cannot be started, or the address is wrong.
@@ -55,7 +57,7 @@ def open_executor(
     """
     address = chosen_ray(ray)
     if address == NONE:
-        return InlineExecutor(Worker(setup, "inline"))
+        return InlineExecutor(Worker(setup, "inline"), timeout=workers.timeout, on_hang=on_hang)
     from evomerge.cluster.ray_executor import RayExecutor
 
     return RayExecutor(
@@ -104,7 +106,8 @@ def ignored_without_ray(workers: WorkersSpec, ray: str | None) -> list[str]:
     if chosen_ray(ray) != NONE:
         return []
     default = WorkersSpec()
-    changed = [name for name in WorkersSpec.model_fields if getattr(workers, name) != getattr(default, name)]
+    others = [name for name in WorkersSpec.model_fields if name != "timeout"]
+    changed = [name for name in others if getattr(workers, name) != getattr(default, name)]
     return [f"workers.{name}" for name in changed if (name, workers.count) != ("count", 1)]
 
 

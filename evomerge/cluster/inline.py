@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 from evomerge.cluster.executor import Executor, WorkerState
 from evomerge.errors import StoppedByFailures
+from evomerge.interjection import TimedOut, deadline
 from evomerge.jobs import Failed, Job, Outcome, Progress
 from evomerge.worker import Worker
 
 
 class InlineExecutor:
-    """Runs a job when its outcome is asked for. A job that ends the process ends the search: it can be resumed."""
+    """Runs a job when its outcome is asked for. A job that ends the process ends the search: it can be resumed.
+
+    Args:
+        timeout: seconds without an event after which a job is given up. It is interrupted, and the worker built anew.
+        on_hang: ends the process where a job cannot be interrupted because its compiled code does not return; receives
+            the outcome. Without it that is waited for.
+    """
 
     capacity = 1
     isolated = False
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(
+        self, worker: Worker, *, timeout: float = math.inf, on_hang: Callable[[Outcome], None] | None = None
+    ) -> None:
         self._worker = worker
+        self._timeout = timeout
+        self._on_hang = on_hang
         self._queue: deque[Job] = deque()
         self._events: Generator[Progress | Outcome, None, None] | None = None  # of the first job in the queue
+        self._restarts = 0
 
     def submit(self, job: Job) -> None:
         self._queue.append(job)
@@ -30,7 +43,11 @@ class InlineExecutor:
             return None
         if self._events is None:
             self._events = self._worker.events(self._queue[0])
-        event = next(self._events)
+        try:
+            with deadline(self._timeout, None if self._on_hang is None else self._give_up_hanging):
+                event = next(self._events)
+        except TimedOut:
+            return self._give_up()
         if isinstance(event, Progress):
             return event
         self._events = None
@@ -47,11 +64,29 @@ class InlineExecutor:
 
     def workers(self) -> list[WorkerState]:
         job = self._queue[0].key if self._queue else None
-        return [WorkerState(self._worker.name, "busy" if job else "idle", job)]
+        return [WorkerState(self._worker.name, "busy" if job else "idle", job, self._restarts)]
 
     def close(self) -> None:
         self._stop()
         self._queue.clear()
+
+    def _give_up(self) -> Outcome:
+        self._events = None
+        outcome = self._late(self._queue.popleft(), "the worker was built anew")
+        self._worker = self._worker.renewed()
+        self._restarts += 1
+        return outcome
+
+    def _give_up_hanging(self) -> None:
+        assert self._on_hang is not None  # called only then
+        self._on_hang(self._late(self._queue[0], "its compiled code does not return, and the process was ended"))
+
+    def _late(self, job: Job, consequence: str) -> Outcome:
+        reason = f"no outcome after {self._timeout:g} s; {consequence} (workers.timeout)"
+        seconds = {"total": self._timeout}
+        return Outcome(
+            key=job.key, attempt=job.attempt, result=Failed(reason), seconds=seconds, worker=self._worker.name
+        )
 
     def _stop(self) -> None:
         if self._events is not None:

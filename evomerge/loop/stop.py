@@ -128,6 +128,10 @@ class Stop:
                 if signal.getsignal(number) == self._on_signal:
                     signal.signal(number, signal.SIG_DFL)
 
+    @property
+    def can_end_process(self) -> bool:
+        return self._end_process is not None
+
     def end_process(self, code: int, reason: str) -> None:
         """End the process without any clean-up, where it is a command's."""
         if self._end_process is not None:

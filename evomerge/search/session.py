@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,11 +18,11 @@ from evomerge.baselines.named_recipes import (
 )
 from evomerge.baselines.planned_training import planned_training
 from evomerge.cluster import Executor, ignored_without_ray, is_local, open_executor, worker_count
-from evomerge.errors import first_reason
-from evomerge.jobs import Progress
+from evomerge.errors import Interrupted, StoppedByFailures, first_reason
+from evomerge.jobs import Outcome, Progress
 from evomerge.logs.run_log import controller_log, note_event
-from evomerge.loop.dispatcher import find_batch_size
-from evomerge.loop.stop import Stop
+from evomerge.loop.dispatcher import find_batch_size, reason_of
+from evomerge.loop.stop import GO_ON, Stop
 from evomerge.objective import Collapsed, Objective, build_objective, task_weights
 from evomerge.opening.capacity import placement_of
 from evomerge.opening.inputs import Inputs, open_inputs
@@ -37,6 +37,7 @@ from evomerge.spec import BaselineSpec, SearchSpec
 from evomerge.storage import attributes
 from evomerge.storage.url import run_directory
 from evomerge.study.identity import changed_versions
+from evomerge.study.search_study import SearchStudy
 from evomerge.study.status import Status
 from evomerge.study.stored_search import logs_folder
 
@@ -118,6 +119,7 @@ def open_session(
             worker_output=listener.worker_output,
             say=listener.on_phase,
             check=stop.check,
+            on_hang=_end_by(stop, opened.search),
         )
         with first_reason(closing(opening), "while the workers were stopped") as executor:
             stop.listen()
@@ -132,6 +134,26 @@ def _noting(listener: Listener) -> Listener:
         listener.on_phase(text)
 
     return replace(listener, on_phase=on_phase)
+
+
+def _end_by(stop: Stop, search: SearchStudy) -> Callable[[Outcome], None]:
+    """Ends the process, if it is a command's, where a job hangs that cannot be interrupted.
+
+    Where it is a trial's that is stored with it, and the same command goes on with the next one.
+    """
+
+    def end(outcome: Outcome) -> None:
+        study, _, number = outcome.key.rpartition("/")
+        if not stop.can_end_process:
+            return
+        reason = f"{outcome.key}: {reason_of(outcome)}"
+        if study != search.study.study_name or not number.isdecimal():
+            stop.end_process(StoppedByFailures.exit_code, reason)
+        with suppress(Exception):  # the process ends all the same; the next run tries the trial again
+            search.fail(int(number), reason_of(outcome), outcome)
+        stop.end_process(Interrupted.exit_code, f"{reason}; {GO_ON}")
+
+    return end
 
 
 def _refuse_unfit(inputs: Inputs, baselines: Sequence[BaselineSpec]) -> None:

@@ -17,6 +17,7 @@ import ray
 
 import evomerge.__main__
 import evomerge.cluster.choice
+import evomerge.interjection
 import evomerge.opening.inputs
 import evomerge.search.stages
 import evomerge.spec
@@ -109,6 +110,7 @@ PLACES: dict[str, Callable[[], None]] = {
     "compiled code": _set(SyntheticEvaluator, "score", hang),
     "code that catches everything": _set(SyntheticEvaluator, "score", swallow),
     "the third candidate": _in_trial(stand_still),
+    "compiled code of the third candidate": _in_trial(hang),
     "sys.exit in the third candidate": _in_trial(leave),
     "sys.exit while models are opened": _set(evomerge.opening.inputs, "open_source", leave),
     "retries of the storage": _in_retries,
@@ -119,5 +121,6 @@ PLACES: dict[str, Callable[[], None]] = {
 
 def run(arguments: list[str], place: str) -> None:
     """The command, with the exit code that its process has. To be the target of a process."""
+    evomerge.interjection.HANG_SECONDS = 0.5
     PLACES[place]()
     evomerge.__main__.main(arguments)
