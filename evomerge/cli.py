@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evomerge import __version__
+from evomerge.commands.controls import cancel, pause, resume, stop
 from evomerge.commands.exporting import export
 from evomerge.commands.inventories import evaluators, methods, spaces
 from evomerge.commands.logs import logs
@@ -26,6 +27,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "status": status,
     "logs": logs,
+    "pause": pause,
+    "resume": resume,
+    "stop": stop,
+    "cancel": cancel,
     "leaderboard": leaderboard,
     "baseline": baseline,
     "export": export,

@@ -23,7 +23,16 @@ FLOORS = (
     ("statistics", "optimisation", "training", "learned", "trainers"),
     ("objective", "jobs", "worker", "cluster", "study", "opening"),
     ("racing", "loop", "baselines", "verdict", "search"),
-    ("importance", "leaderboard", "preflight", "export", "weight_distances", "shared_tower", "report"),
+    (
+        "importance",
+        "leaderboard",
+        "preflight",
+        "export",
+        "weight_distances",
+        "shared_tower",
+        "remote_control",
+        "report",
+    ),
     ("commands", "cli", "__main__"),
     ("testing",),
 )
@@ -180,6 +189,7 @@ def test_optuna_stays_with_spaces_and_study_and_what_reads_them():
         "importance",
         "leaderboard",
         "export",
+        "remote_control",
         "report",
         "testing",
     }

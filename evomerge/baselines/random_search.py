@@ -10,6 +10,7 @@ from evomerge.baselines.info import BASELINES
 from evomerge.cluster import Executor
 from evomerge.errors import StoppedByFailures
 from evomerge.loop.controller import Controller
+from evomerge.loop.steering import Steering
 from evomerge.loop.stop import Stop
 from evomerge.objective import Objective
 from evomerge.opening.open_study import OpenSearch
@@ -29,6 +30,7 @@ def random_search(
     objective: Objective,
     *,
     stop: Stop,
+    steering: Steering,
     batch_size: int | None,
     on_status: Callable[[Status], None] = lambda status: None,
 ) -> None:
@@ -53,6 +55,7 @@ def random_search(
             trials=standing.trials,
             items=None if spec.fidelity.name == "full" else max(1, opened.search.tally.spent.items),
         ),
+        steering=steering,
         batch_size=batch_size,
         on_status=on_status,
     ).run()

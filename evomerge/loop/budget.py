@@ -37,12 +37,24 @@ class BudgetAccount:
         self.bar = bar
         self._tally = search.tally
         self._started = time.monotonic()
+        self._rested = 0.0
+        self._resting_since: float | None = None
         self._before = float((search.study.user_attrs.get(attributes.STATUS) or {}).get("run_seconds", 0.0))
 
     @property
     def elapsed(self) -> float:
-        """Seconds of this run."""
-        return time.monotonic() - self._started
+        """Seconds of this run, without those in which it rested."""
+        now = time.monotonic() if self._resting_since is None else self._resting_since
+        return now - self._started - self._rested
+
+    def rest(self, resting: bool) -> None:
+        """Stop the clock while a paused search has nothing in flight, and let it go on afterwards."""
+        now = time.monotonic()
+        if resting and self._resting_since is None:
+            self._resting_since = now
+        elif not resting and self._resting_since is not None:
+            self._rested += now - self._resting_since
+            self._resting_since = None
 
     @property
     def run_seconds(self) -> float:

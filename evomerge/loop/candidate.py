@@ -39,6 +39,11 @@ class CandidateInFlight:
         return self.blocks[len(self._outcomes)]
 
     @property
+    def is_begun(self) -> bool:
+        """Whether a block has been scored."""
+        return bool(self._outcomes)
+
+    @property
     def is_complete(self) -> bool:
         """Whether all items have been scored."""
         return len(self._outcomes) == len(self.blocks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,9 +16,10 @@ from evomerge.jobs import Job, Outcome, Score, Scored
 from evomerge.logs.run_log import note_event
 from evomerge.loop.budget import BudgetAccount
 from evomerge.loop.candidate import CandidateInFlight
-from evomerge.loop.dispatcher import Dispatcher, reason_of
+from evomerge.loop.dispatcher import POLL_SECONDS, Dispatcher, reason_of
 from evomerge.loop.outlook import Bar
 from evomerge.loop.status_reporter import StatusReporter
+from evomerge.loop.steering import Steering
 from evomerge.loop.stop import Stop
 from evomerge.objective import Collapsed, Objective
 from evomerge.racing import Fidelity, Full, ItemHistory, LookResult
@@ -27,6 +29,7 @@ from evomerge.study.incumbent import incumbent_text
 from evomerge.study.search_study import Proposal, SearchStudy
 from evomerge.study.status import Status
 
+CANCELLED = "cancelled by the user"
 WINDOW = 20  # the latest trials among which more than half failing stops the search
 
 
@@ -39,6 +42,7 @@ class Controller:
         incumbent: item outcomes of the best trial so far, which others race against.
         history: item outcomes of the trials that have ended, where the fidelity needs them.
         bar: the best baseline that was scored before, which the search is to pass.
+        steering: requests to pause, and to end single trials; none without it.
         stored: finds the scores of a recipe on all search items that are known already, so that it is not scored again.
         on_status: called after every event with the status of the search.
     """
@@ -55,6 +59,7 @@ class Controller:
         incumbent: Scores | None = None,
         history: ItemHistory | None = None,
         bar: Bar | None = None,
+        steering: Steering | None = None,
         stored: Callable[[Recipe], Scores | None] = lambda recipe: None,
         batch_size: int | None = None,
         on_status: Callable[[Status], None] = lambda status: None,
@@ -64,34 +69,34 @@ class Controller:
         self._fidelity = Full(objective) if fidelity is None else fidelity
         self._incumbent = incumbent
         self._history = ItemHistory() if history is None else history
+        self._steering = Steering() if steering is None else steering
         self._stored = stored
         self._batch_size = batch_size
         self._stop = stop
         self._dispatcher = Dispatcher(executor, stop, self._note_retry)
         self._isolated = executor.isolated
         self._in_flight: dict[str, CandidateInFlight] = {}
+        self._interrupted: list[Proposal] = []  # of an earlier run, until they are submitted
+        self._ended_on_request: set[int] = set()
         self._at_rungs = search.at_rungs()
         self._latest: deque[bool] = deque(maxlen=WINDOW)
         self._account = BudgetAccount(budget, search, bar)
         self._status = StatusReporter(search, executor, self._account, on_status)
 
     def run(self) -> None:
-        """Run until the budget is spent.
+        """Run until the budget is spent. While the search is paused, those in flight end and no others begin.
 
         Raises:
             Interrupted: a signal asked for a stop; trials in flight are scored again by the next run.
             StoppedByFailures: more than half of the latest candidates failed, or no worker can be kept alive.
         """
         try:
-            for proposal in self._search.recover(isolated=self._isolated):
-                # A trial that the budget has no room for stays as it is, for a larger one.
-                if self._account.has_room(len(self._in_flight)):
-                    self._submit(proposal)
-            while self._propose() or self._dispatcher.jobs:
-                done = self._dispatcher.wait()
+            self._interrupted = self._search.recover(isolated=self._isolated)
+            while self._follow_requests() or self._propose() or self._dispatcher.jobs:
+                done = self._next_outcome()
                 if done is not None:
                     self._finish(*done)
-                self._status.report("running", len(self._in_flight))
+                self._status.report("paused" if self._is_paused else "running", len(self._in_flight))
         except BaseException as reason:
             # Neither a storage that is away nor a study that another controller has taken over may hide why we stop.
             interrupted = isinstance(reason, Interrupted | KeyboardInterrupt)
@@ -103,8 +108,47 @@ class Controller:
             raise
         self._status.report("finished", len(self._in_flight), force=True)
 
+    @property
+    def _is_paused(self) -> bool:
+        return self._steering.paused_by is not None
+
+    def _follow_requests(self) -> bool:
+        """End the trials that are to be cancelled; True while the search is paused."""
+        self._steering.poll()
+        for number in self._steering.cancelled(self._search.study.study_name) - self._ended_on_request:
+            self._ended_on_request.add(number)
+            self._cancel(number)
+        self._account.rest(self._is_paused and not self._dispatcher.jobs)
+        return self._is_paused
+
+    def _cancel(self, number: int) -> None:
+        key = self._key(number)
+        candidate = self._in_flight.pop(key, None)
+        if candidate is not None:
+            self._dispatcher.cancel(key)
+        self._interrupted = [proposal for proposal in self._interrupted if proposal.number != number]
+        so_far = candidate.outcome() if candidate is not None and candidate.is_begun else None
+        if self._search.cancel(number, CANCELLED, so_far):
+            self._status.add_result()
+
+    def _next_outcome(self) -> tuple[Job, Outcome] | None:
+        if self._dispatcher.jobs or not self._is_paused:
+            return self._dispatcher.wait()
+        self._rest()
+        return None
+
+    def _rest(self) -> None:
+        """Wait a moment: without a job an executor does not."""
+        self._stop.check()
+        time.sleep(POLL_SECONDS)
+
     def _propose(self) -> bool:
         """Fill the free workers, as far as the sampler goes. False where the budget allows no further proposal."""
+        interrupted, self._interrupted = self._interrupted, []
+        for proposal in interrupted:
+            # A trial that the budget has no room for stays as it is, for a larger one.
+            if self._account.has_room(len(self._in_flight)):
+                self._submit(proposal)
         while self._dispatcher.free > 0:
             if self._account.ended(len(self._in_flight)) is not None:
                 return False
@@ -119,7 +163,7 @@ class Controller:
             self._status.add_result()
             self._stop.check()
             return
-        key = f"{self._search.study.study_name}/{proposal.number}"
+        key = self._key(proposal.number)
         self._search.begin(proposal)
         known = self._stored(proposal.recipe)
         if known is not None:
@@ -133,6 +177,9 @@ class Controller:
         blocks = self._fidelity.blocks(proposal.number) if draw is None else draw.blocks
         self._in_flight[key] = CandidateInFlight(proposal=proposal, blocks=blocks, incumbent=self._incumbent, draw=draw)
         self._submit_block(key)
+
+    def _key(self, number: int) -> str:
+        return f"{self._search.study.study_name}/{number}"
 
     def _submit_block(self, key: str, worker: str | None = None) -> None:
         candidate = self._in_flight[key]

@@ -53,6 +53,11 @@ class Dispatcher:
         self.jobs[job.key] = job
         self._executor.submit(job)
 
+    def cancel(self, key: str) -> None:
+        """End a job without an outcome."""
+        del self.jobs[key]
+        self._executor.cancel(key)
+
     def wait(self, timeout: float = POLL_SECONDS) -> tuple[Job, Outcome] | None:
         """The next job that is over, or None.
 

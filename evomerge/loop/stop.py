@@ -43,6 +43,7 @@ class Stop:
 
     def __init__(self, end_process: Callable[[int, str], object] | None = None) -> None:
         self.reason: str | None = None
+        self.on_check: Callable[[], None] = lambda: None  # looks for other reasons to stop
         self._end_process = end_process
         self._in_run = False
         self._noticed = False
@@ -58,6 +59,7 @@ class Stop:
 
     def check(self) -> None:
         """Raise Interrupted where a stop was requested."""
+        self.on_check()
         if self.reason is not None:
             raise self._interruption()
         self.listen()

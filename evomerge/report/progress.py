@@ -81,6 +81,8 @@ def status_line(status: Status) -> Text:
     workers = ", ".join(f"{count} {state}" for state, count in status.workers.items())
     if workers:
         parts.append(f"workers: {workers}" + (f", {status.restarts} restarted" if status.restarts else ""))
+    if status.state == "paused":
+        parts.append("paused: `evomerge resume` goes on")
     if status.ended:
         parts.append(status.ended)
     return Text(" · ".join(parts), style="bold" if status.state == "running" else "")

@@ -22,6 +22,7 @@ from evomerge.errors import Interrupted, StoppedByFailures, first_reason
 from evomerge.jobs import Outcome, Progress
 from evomerge.logs.run_log import controller_log, note_event
 from evomerge.loop.dispatcher import find_batch_size, reason_of
+from evomerge.loop.steering import Steering
 from evomerge.loop.stop import GO_ON, Stop
 from evomerge.objective import Collapsed, Objective, build_objective, task_weights
 from evomerge.opening.capacity import placement_of
@@ -39,6 +40,7 @@ from evomerge.storage.url import run_directory
 from evomerge.study.identity import changed_versions
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.status import Status
+from evomerge.study.steering_requests import RequestBook
 from evomerge.study.stored_search import logs_folder
 
 
@@ -63,6 +65,7 @@ class Session:
     """The study, the workers and the scored sources that all stages of a run share.
 
     Attributes:
+        steering: requests from another terminal.
         batch_size: of the study; None for an evaluator without batches.
         sources: base and experts as rows.
         references: source name -> its result on the search items.
@@ -71,6 +74,7 @@ class Session:
     opened: OpenSearch
     executor: Executor
     stop: Stop
+    steering: Steering
     listener: Listener
     batch_size: int | None
     objective: Objective
@@ -108,6 +112,7 @@ def open_session(
     placement_of(inputs, workers if is_local(ray) else 1)  # refuses what cannot fit
     with open_search(inputs, workers=workers) as opened, controller_log(logs_folder(spec)):
         listener.on_open(run_directory(spec.storage_url, spec.name))
+        steering = Steering(RequestBook(opened.storage, spec.name), stop, spec.name)
         for name, (then, now) in changed_versions(opened.search.study).items():
             listener.on_phase(f"warning: {name} was {then} when the study was made, now it is {now}")
         setup = inputs.setup(opened.identity)
@@ -123,7 +128,7 @@ def open_session(
         )
         with first_reason(closing(opening), "while the workers were stopped") as executor:
             stop.listen()
-            yield _begin(opened, executor, stop, listener)
+            yield _begin(opened, executor, stop, steering, listener=listener)
 
 
 def _noting(listener: Listener) -> Listener:
@@ -170,7 +175,7 @@ def _refuse_unfit(inputs: Inputs, baselines: Sequence[BaselineSpec]) -> None:
     check_requests(inputs)
 
 
-def _begin(opened: OpenSearch, executor: Executor, stop: Stop, listener: Listener) -> Session:
+def _begin(opened: OpenSearch, executor: Executor, stop: Stop, steering: Steering, *, listener: Listener) -> Session:
     inputs = opened.inputs
     spec = inputs.spec
     sources = source_rows(inputs.base.ref, [expert.ref for expert in inputs.experts], inputs.catalogue, spec.dtype)
@@ -192,6 +197,7 @@ def _begin(opened: OpenSearch, executor: Executor, stop: Stop, listener: Listene
         opened=opened,
         executor=executor,
         stop=stop,
+        steering=steering,
         listener=listener,
         batch_size=batch_size,
         objective=objective,

@@ -102,6 +102,7 @@ def make_baselines(session: Session, baselines: Sequence[BaselineSpec], *, again
                 session.executor,
                 session.objective,
                 stop=session.stop,
+                steering=session.steering,
                 batch_size=session.batch_size,
                 on_status=session.listener.on_status,
             )
@@ -211,6 +212,7 @@ def explore(session: Session) -> None:
         history=ItemHistory(ended_scores(study, opened.storage, opened.artifacts) if fidelity.needs_history else ()),
         stored=stored_scores(opened),
         bar=_bar(session),
+        steering=session.steering,
         batch_size=session.batch_size,
         on_status=session.listener.on_status,
     ).run()

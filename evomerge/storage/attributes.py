@@ -44,6 +44,11 @@ INGREDIENTS: Final = "evomerge:ingredients"  # text: the merges that the space i
 PHASE: Final = "evomerge:phase"  # current activity of the controller
 VERDICT: Final = "evomerge:verdict"  # text: the held-out comparison, in JSON
 
+# of the sibling study `NAME/requests`, written by whoever asks and read by the controller
+PAUSE: Final = "evomerge:pause"  # who asked for a pause, and when; null where the search may propose
+STOP: Final = "evomerge:stop"  # id, requester and addressee of a request to stop; null once it was followed
+CANCEL: Final = "evomerge:cancel"  # with `:N`, the number of a trial: true where it is to end
+
 # of a trial
 TELL: Final = "evomerge:tell"  # position in the order in which results were told; counts only on finished trials
 RECIPE: Final = "evomerge:recipe"  # digest of the recipe

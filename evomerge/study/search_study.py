@@ -222,6 +222,22 @@ class SearchStudy:
         self._writer.finish(number, TrialState.FAIL, write)
         self.tally.add_failed(Cost() if outcome is None else outcome.cost)
 
+    def cancel(self, number: int, reason: str, outcome: Outcome | None = None) -> bool:
+        """Fail a trial that is running or waits to be proposed; False where it has ended or never was.
+
+        Args:
+            outcome: what has been scored of it so far.
+        """
+        trial = next(
+            (each for each in self.trials(TrialState.RUNNING, TrialState.WAITING) if each.number == number), None
+        )
+        if trial is None:
+            return False
+        if trial.state is TrialState.WAITING:  # no state but this can follow, and none but it can be told
+            self._writer.start(number)
+        self.fail(number, reason, outcome)
+        return True
+
     def refuse(self, proposal: Proposal, infeasible: Infeasible) -> None:
         """Store a proposal that is out of bounds as a failed trial, which the sampler learns as a bad one."""
 

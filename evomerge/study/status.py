@@ -14,7 +14,7 @@ class Status:
     """The state of a search: shown by the progress line, and read from the study by `evomerge status`.
 
     Attributes:
-        state: running, finished, interrupted or failed.
+        state: running, paused, finished, interrupted or failed.
         trials_per_hour: of this run, None before its first result.
         seconds_left: of the part of the budget that will be spent first, None while nothing was spent.
         run_seconds: of all runs of the study together.

@@ -124,6 +124,11 @@ class TrialWriter:
         content = {name: round(value, 4) for name, value in asdict(cost).items() if math.isfinite(value)}
         self.set(number, attributes.COST, content)
 
+    def start(self, number: int) -> None:
+        """Take an enqueued trial out of the queue."""
+        self._check_hold()
+        self.transaction(lambda: self._storage.set_trial_state_values(self._id(number), TrialState.RUNNING))
+
     def report(self, number: int, step: int, value: float) -> None:
         """An intermediate value of a trial: Optuna Dashboard shows them as a curve."""
         self._check_hold()

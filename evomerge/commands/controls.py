@@ -1,0 +1,76 @@
+"""Commands that steer a search that runs elsewhere, by requests in its study: pause, resume, stop, cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from evomerge.commands.options import Json, SpecPath, Storage, Study, print_document, stored_of, terminal_of
+
+if TYPE_CHECKING:
+    from evomerge.remote_control import Steered
+    from evomerge.study.stored_search import StoredSearch
+
+
+def pause(
+    context: typer.Context, spec: SpecPath = None, storage: Storage = None, study: Study = None, json_: Json = False
+) -> None:
+    """Let the search propose nothing more until `evomerge resume`; candidates that are being scored end.
+
+    Workers stay, with their models loaded, and the hours of the budget do not pass. A run that is started meanwhile is
+    paused too.
+    """
+    from evomerge.remote_control import pause
+
+    _steer(context, pause, spec, storage, study=study, as_json=json_)
+
+
+def resume(
+    context: typer.Context, spec: SpecPath = None, storage: Storage = None, study: Study = None, json_: Json = False
+) -> None:
+    """Let a paused search go on."""
+    from evomerge.remote_control import resume
+
+    _steer(context, resume, spec, storage, study=study, as_json=json_)
+
+
+def stop(
+    context: typer.Context, spec: SpecPath = None, storage: Storage = None, study: Study = None, json_: Json = False
+) -> None:
+    """End the run as SIGTERM does: exit code 3, and the same command goes on."""
+    from evomerge.remote_control import stop
+
+    _steer(context, stop, spec, storage, study=study, as_json=json_)
+
+
+def cancel(
+    context: typer.Context,
+    trial: Annotated[int, typer.Option(min=0, help="Number of the trial.")],
+    spec: SpecPath = None,
+    storage: Storage = None,
+    study: Study = None,
+    json_: Json = False,
+) -> None:
+    """End a trial that is running or waits: it fails, and the search goes on with others."""
+    from evomerge.remote_control import cancel
+
+    _steer(context, lambda stored: cancel(stored, trial), spec, storage, study=study, as_json=json_)
+
+
+def _steer(
+    context: typer.Context,
+    ask: Callable[[StoredSearch], Steered],
+    spec: Path | None,
+    storage: str | None,
+    *,
+    study: str | None,
+    as_json: bool,
+) -> None:
+    terminal = terminal_of(context)
+    from rich.text import Text
+
+    document = ask(stored_of(terminal, spec, storage, study)).document()
+    print_document(terminal, document, as_json, lambda content: Text(content["message"]))
