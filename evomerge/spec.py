@@ -211,7 +211,7 @@ class OtherStudy(Frozen):
     """The best trials of another study of the same space."""
 
     name: str
-    storage: str | None = None
+    storage: str | None = Field(default=None, repr=False)  # may hold a password
     trials: Positive = 1
 
 
@@ -292,7 +292,8 @@ class SearchSpec(Frozen):
     workers: WorkersSpec = WorkersSpec()
     baselines: Annotated[tuple[BaselineSpec, ...], BeforeValidator(_each_named)] | None = None
     verdict: VerdictSpec = VerdictSpec()
-    storage: str | None = None
+    storage: str | None = Field(default=None, repr=False)  # may hold a password
+    storage_patience: Annotated[float, Field(ge=0)] = 600.0  # seconds that a storage which is away is waited for
     artifacts: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

@@ -144,18 +144,37 @@ class Controller:
 
     def _propose(self) -> bool:
         """Fill the free workers, as far as the sampler goes. False where the budget allows no further proposal."""
+        self._submit_interrupted()
+        while self._dispatcher.free > 0:
+            if self._account.ended(len(self._in_flight)) is not None:
+                return False
+            if not self._search.ready:
+                if not self._in_flight:
+                    self._end_standstill()
+                return True
+            self._submit(self._search.ask())
+        return True
+
+    def _submit_interrupted(self) -> None:
         interrupted, self._interrupted = self._interrupted, []
         for proposal in interrupted:
             # A trial that the budget has no room for stays as it is, for a larger one.
             if self._account.has_room(len(self._in_flight)):
                 self._submit(proposal)
-        while self._dispatcher.free > 0:
-            if self._account.ended(len(self._in_flight)) is not None:
-                return False
-            if not self._search.ready:
-                return True
-            self._submit(self._search.ask())
-        return True
+
+    def _end_standstill(self) -> None:
+        """Go on where the sampler waits for results, and nobody is working on any: score what is left in the study.
+
+        Raises:
+            StoppedByFailures: there is nothing to go on with.
+        """
+        self._interrupted = self._search.recover(isolated=self._isolated)
+        self._submit_interrupted()
+        if not self._in_flight and not self._search.ready:
+            raise StoppedByFailures(
+                "the sampler waits for results, and no trial is in flight: the study holds a proposal that cannot be "
+                "scored; `generation_mode: async` does not wait"
+            )
 
     def _submit(self, proposal: Proposal) -> None:
         if proposal.infeasible is not None:  # no fault of the search, which may find many at first

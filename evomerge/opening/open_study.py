@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -23,7 +24,8 @@ from evomerge.samplers.base import SearchSampler
 from evomerge.spaces.bound import BoundSpace
 from evomerge.storage import attributes
 from evomerge.storage.lock import hold
-from evomerge.storage.opening import open_storage, release, with_retries
+from evomerge.storage.opening import open_storage, release
+from evomerge.storage.patience import IMPATIENT, StoragePatience
 from evomerge.storage.url import resolve_url
 from evomerge.study.identity import StudyIdentity, create_or_verify
 from evomerge.study.race_defaults import CURRENT
@@ -41,6 +43,7 @@ class OpenSearch:
     Attributes:
         space: that of the inputs, with what the study has measured and made for it.
         workers: number of workers, which only defaults depend on.
+        patience: with which storage and artifacts are waited for.
     """
 
     inputs: Inputs
@@ -53,19 +56,18 @@ class OpenSearch:
     storage: BaseStorage
     check_hold: Callable[[], None]
     workers: int = 1
+    patience: StoragePatience = IMPATIENT
 
     def sibling(self, name: str, sampler: optuna.samplers.BaseSampler) -> SearchStudy:
         """Another search of the same space, in the study `NAME/name` of the same storage."""
-        study = with_retries(
-            lambda: optuna.create_study(
-                storage=self.storage,
-                study_name=f"{self.inputs.spec.name}/{name}",
-                direction="maximize",
-                sampler=sampler,
-                load_if_exists=True,
-            )
+        study = optuna.create_study(
+            storage=self.storage,
+            study_name=f"{self.inputs.spec.name}/{name}",
+            direction="maximize",
+            sampler=sampler,
+            load_if_exists=True,
         )
-        return SearchStudy(study, self.storage, self.space, artifacts=self.artifacts, check_hold=self.check_hold)
+        return self._search(study, self.space)
 
     def with_statistics(self, measured: StudyStatistics) -> OpenSearch:
         """Store the files that every recipe of the search takes from now on."""
@@ -86,16 +88,28 @@ class OpenSearch:
         return self._with_space(space)
 
     def _with_space(self, space: BoundSpace) -> OpenSearch:
-        study, storage = self.search.study, self.storage
-        search = SearchStudy(study, storage, space, artifacts=self.artifacts, check_hold=self.check_hold)
-        return replace(self, space=space, search=search)
+        return replace(self, space=space, search=self._search(self.search.study, space))
+
+    def _search(self, study: optuna.Study, space: BoundSpace) -> SearchStudy:
+        return SearchStudy(
+            study,
+            self.storage,
+            space,
+            artifacts=self.artifacts,
+            check_hold=self.check_hold,
+            patience=self.patience,
+        )
 
 
 @contextmanager
-def open_search(inputs: Inputs, *, workers: int) -> Iterator[OpenSearch]:
+def open_search(inputs: Inputs, *, workers: int, patience: StoragePatience | None = None) -> Iterator[OpenSearch]:
     """Create or resume the study of a spec, as its only writer.
 
+    Args:
+        patience: with which the storage is waited for once it is open; that of the spec without it.
+
     Raises:
+        StorageAway: the storage cannot be reached now.
         StudyHeld: another controller writes to it.
         OtherSpec: it was made with another identity.
         InvalidInput: the storage cannot be opened, or the sampler cannot search the space.
@@ -103,18 +117,19 @@ def open_search(inputs: Inputs, *, workers: int) -> Iterator[OpenSearch]:
     spec = inputs.spec
     url = resolve_url(spec.storage_url)
     wanted = _identity(inputs, workers)
-    holding = hold(url, spec.name, directions=["maximize"] * directions_of(inputs))
+    patience = patience or StoragePatience(seconds=spec.storage_patience)
+    holding = hold(url, spec.name, directions=["maximize"] * directions_of(inputs), patience=patience)
     with (
         first_reason(holding, "while the study was let go") as held,
-        first_reason(_opened(url), "while the storage was closed") as storage,
+        first_reason(_opened(url, patience), "while the storage was closed") as storage,
     ):
         held.guard(storage)
-        yield _open(inputs, storage, wanted, workers=workers, check_hold=held.check)
+        yield _open(inputs, storage, wanted, workers=workers, check_hold=held.check, patience=patience)
 
 
 @contextmanager
-def _opened(url: str) -> Iterator[BaseStorage]:
-    storage = open_storage(url, single_writer=True)
+def _opened(url: str, patience: StoragePatience) -> Iterator[BaseStorage]:
+    storage = open_storage(url, single_writer=True, patience=patience)
     try:
         yield storage
     finally:
@@ -122,16 +137,20 @@ def _opened(url: str) -> Iterator[BaseStorage]:
 
 
 def _open(
-    inputs: Inputs, storage: BaseStorage, wanted: StudyIdentity, *, workers: int, check_hold: Callable[[], None]
+    inputs: Inputs,
+    storage: BaseStorage,
+    wanted: StudyIdentity,
+    *,
+    workers: int,
+    check_hold: Callable[[], None],
+    patience: StoragePatience,
 ) -> OpenSearch:
     spec, folder = inputs.spec, artifacts_folder(inputs.spec)
-    study = with_retries(
-        lambda: optuna.create_study(
-            storage=storage,
-            study_name=spec.name,
-            directions=["maximize"] * directions_of(inputs),
-            load_if_exists=True,
-        )
+    study = optuna.create_study(
+        storage=storage,
+        study_name=spec.name,
+        directions=["maximize"] * directions_of(inputs),
+        load_if_exists=True,
     )
     identity = create_or_verify(study, wanted)
     if len(study.directions) > 1 and study.metric_names is None:
@@ -140,17 +159,19 @@ def _open(
             study.set_metric_names(list(inputs.evaluator.weights))  # what Optuna Dashboard calls the objectives
     space = stored_space(inputs, study)
     study.sampler = build_search_sampler(inputs, workers, identity.popsize, space)
+    writing: Any = {"artifacts": folder, "check_hold": check_hold, "patience": patience}
     return OpenSearch(
         inputs=inputs,
         space=space,
-        search=SearchStudy(study, storage, space, artifacts=folder, check_hold=check_hold),
+        search=SearchStudy(study, storage, space, **writing),
         identity=identity,
-        baselines=Records(storage, f"{spec.name}/{BASELINES}", artifacts=folder, check_hold=check_hold),
-        held_out=Records(storage, f"{spec.name}/{HELD_OUT}", artifacts=folder, check_hold=check_hold),
+        baselines=Records(storage, f"{spec.name}/{BASELINES}", **writing),
+        held_out=Records(storage, f"{spec.name}/{HELD_OUT}", **writing),
         artifacts=folder,
         storage=storage,
         check_hold=check_hold,
         workers=workers,
+        patience=patience,
     )
 
 

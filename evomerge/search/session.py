@@ -36,6 +36,7 @@ from evomerge.search.ingredients import check_recipe_file
 from evomerge.search.warm_start import check_recipes, has_begun
 from evomerge.spec import BaselineSpec, SearchSpec
 from evomerge.storage import attributes
+from evomerge.storage.patience import StoragePatience
 from evomerge.storage.url import run_directory
 from evomerge.study.identity import changed_versions
 from evomerge.study.search_study import SearchStudy
@@ -110,7 +111,8 @@ def open_session(
         )
     workers = worker_count(spec.workers, ray)
     placement_of(inputs, workers if is_local(ray) else 1)  # refuses what cannot fit
-    with open_search(inputs, workers=workers) as opened, controller_log(logs_folder(spec)):
+    patience = StoragePatience(seconds=spec.storage_patience, say=listener.on_phase, check=stop.check)
+    with open_search(inputs, workers=workers, patience=patience) as opened, controller_log(logs_folder(spec)):
         listener.on_open(run_directory(spec.storage_url, spec.name))
         steering = Steering(RequestBook(opened.storage, spec.name), stop, spec.name)
         for name, (then, now) in changed_versions(opened.search.study).items():

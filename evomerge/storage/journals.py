@@ -1,101 +1,206 @@
-"""Journals in a file or in Redis that refuse the entries of a former holder of their study."""
+"""Journals in files and in Redis: each entry is there once, and none of a former holder."""
 
 from __future__ import annotations
 
 import json
 import os
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from io import FileIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from optuna.exceptions import StorageInternalError
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock, JournalRedisBackend
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, JournalFileSymlinkLock
+
+from evomerge.errors import Interrupted
+from evomerge.storage.patience import IMPATIENT
+from evomerge.storage.url import described_url
 
 __all__ = ["FileJournal", "RedisJournal"]
 
-# Appends an entry unless another one has the lease. The client may send it twice, where an answer was lost.
+_Result = TypeVar("_Result")
+
+_ANSWER_SECONDS: Final = 4.0  # after which a server that hangs is asked again, so that a stop is noticed meanwhile
+_COUNTED_SECONDS: Final = 7 * 24 * 3600  # that the entries of a writer are counted after its last one
+
+# Appends an entry to the log, in the layout of Optuna's own backend, unless another one has the lease, or the server
+# has lost entries. Beside it stands how many each writer has appended: an append may reach the server twice, and late.
 _APPEND: Final = """
-if ARGV[3] ~= '' then
-  if redis.call('hget', KEYS[1], 'id') ~= ARGV[3] then return 0 end
-  if redis.call('hget', KEYS[1], 'entry') == ARGV[4] then return 1 end
-  redis.call('hset', KEYS[1], 'entry', ARGV[4])
-end
-redis.call('setnx', ARGV[1] .. ':log_number', -1)
-local i = redis.call('incr', ARGV[1] .. ':log_number')
-redis.call('set', string.format('%s:log:%d', ARGV[1], i), ARGV[2])
-return 1
+if ARGV[5] ~= '' and redis.call('hget', KEYS[3], 'id') ~= ARGV[5] then return -3 end
+local last = tonumber(redis.call('get', KEYS[1]) or '-1')
+if tonumber(redis.call('get', KEYS[2]) or '0') >= tonumber(ARGV[1]) then return last end
+if last < tonumber(ARGV[2]) then return -2 end
+redis.call('set', KEYS[1], last + 1)
+redis.call('set', ':log:' .. (last + 1), ARGV[3])
+redis.call('set', KEYS[2], ARGV[1], 'EX', ARGV[4])
+return last + 1
 """
+_FORGOTTEN: Final = -2
+_FENCED: Final = -3
 
 
 class FileJournal(JournalFileBackend):
-    """A journal file. An entry that cannot be written whole leaves nothing behind.
+    """A journal file. An entry is there once and whole, or nothing of it, and is waited for while the disk is away.
 
     Attributes:
         fence: called before each entry under the journal's lock; raises where the entry may not be written.
+        patience: with which the file is waited for.
     """
 
-    def __init__(self, file_path: str) -> None:
-        self._append_lock = JournalFileSymlinkLock(file_path)
-        super().__init__(file_path, self._append_lock)
+    patience = IMPATIENT
+
+    def __init__(self, file: Path) -> None:
         self.fence: Callable[[], None] = lambda: None
+        # Absolute, because Optuna's lock is a symbolic link with this path as its target: one that dangles is never
+        # recognised as stale, and a crash while it is held would block the journal for ever.
+        self._path = file.absolute()
+        self._append_lock = JournalFileSymlinkLock(str(self._path))
+        super().__init__(str(self._path), self._append_lock)
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        entries: Iterator[dict[str, Any]] | None = None
+        number = log_number_from
+
+        def following() -> dict[str, Any] | None:
+            nonlocal entries
+            try:
+                entries = super(FileJournal, self).read_logs(number) if entries is None else entries
+                return next(entries, None)
+            except OSError:
+                entries = None  # a generator that has raised is at its end
+                raise
+
+        while (entry := self._wait(following)) is not None:
+            number += 1
+            yield entry
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         entries = "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in logs).encode()
+        begun: list[int] = []  # where each try began to write
+
+        def append() -> None:
+            with self._locked(), self._path.open("rb+", buffering=0) as file:
+                # Only now: whoever takes the lease replaces the journal by a copy, so that all that is written to this
+                # file after another one was found to be the holder, or after a stop of any length, is written to
+                # nowhere.
+                self.fence()
+                _cut_own(file, entries, begun)
+                begun.append(file.seek(0, os.SEEK_END))
+                try:
+                    _write_all(file.fileno(), entries)
+                    os.fsync(file.fileno())
+                except OSError:
+                    with suppress(OSError):
+                        file.truncate(begun[-1])
+                    raise
+                if not _is_at(file.fileno(), self._path):
+                    self.fence()
+                    raise StorageInternalError(f"the journal {self._path} was replaced while an entry was written")
+
+        self._wait(append)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
         self._append_lock.acquire()
         try:
-            self._append(Path(self._file_path), entries)
+            yield
         finally:
             with suppress(RuntimeError):  # we were slow, and somebody has broken the lock
                 self._append_lock.release()
 
-    def _append(self, path: Path, entries: bytes) -> None:
-        with path.open("ab", buffering=0) as file:
-            # After the file was opened: who takes the lease replaces the journal by a copy, so that what is written
-            # to this file after that, however long this process was stopped, is not in the journal.
-            self.fence()
-            size = os.fstat(file.fileno()).st_size
-            try:
-                rest = memoryview(entries)
-                while rest:
-                    rest = rest[file.write(rest) :]
-                os.fsync(file.fileno())
-            except OSError:
-                with suppress(OSError):
-                    os.ftruncate(file.fileno(), size)
-                raise
-            if not _is_at(file.fileno(), path):
-                self.fence()
-                raise StorageInternalError(f"the journal {path} was replaced while an entry was written")
+    def _wait(self, call: Callable[[], _Result]) -> _Result:
+        return self.patience.retry(call, described_url(f"journal:///{self._path}"), self._path.parent)
 
 
-class RedisJournal(JournalRedisBackend):
-    """A journal in Redis, without the snapshots: loading such a pickle would run the code of whoever can write there.
+class RedisJournal(BaseJournalBackend):
+    """A journal in Redis. An entry is there once, and the server is waited for while it is away.
+
+    Optuna's own backend has snapshots, which are pickles: loading one would run the code of whoever can write there.
 
     Attributes:
         fence: key of a lease, the id of its holder, without whom no entry is appended, and the error for others.
+        patience: with which the server is waited for.
+
+    Raises:
+        ImportError: the package redis is not installed.
+        ValueError: not a URL of redis.
     """
 
     fence: tuple[str, str, Callable[[], Exception]] | None = None
+    patience = IMPATIENT
+
+    def __init__(self, url: str) -> None:
+        from redis import Redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        # The client's own repetitions could not be interrupted.
+        self._redis = Redis.from_url(
+            url, socket_connect_timeout=_ANSWER_SECONDS, socket_timeout=_ANSWER_SECONDS, retry=Retry(NoBackoff(), 0)
+        )
+        self._awaited = described_url(url)
+        self._counter = f":appended:{uuid.uuid4().hex}"
+        self._appended = 0
+        self._known = -1  # number of the latest entry that this process has seen
 
     @property
     def client(self) -> Any:
         """The connection to the server."""
         return self._redis
 
+    def check(self) -> None:
+        """Ask the server for something, so that what it refuses is heard."""
+        self._redis.get(":log_number")
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        found = self._wait(lambda: self._redis.get(":log_number"))
+        last = -1 if found is None else int(found)
+        if last < self._known:
+            raise self._has_forgotten()
+        for number in range(log_number_from, last + 1):
+            entry = self._wait(partial(self._redis.get, f":log:{number}"))
+            if entry is None:
+                raise self._has_forgotten()
+            self._known = max(self._known, number)
+            yield json.loads(entry)
+
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        key, holder, error = self.fence or ("", "", StorageInternalError)
+        lease, holder, error = self.fence or ("", "", StorageInternalError)
         for entry in logs:
-            arguments = (self._prefix, json.dumps(entry), holder, uuid.uuid4().hex)
-            if not self._redis.eval(_APPEND, 1, key, *arguments):
+            self._appended += 1
+            keys = (":log_number", self._counter, lease)
+            arguments = (self._appended, self._known, json.dumps(entry), _COUNTED_SECONDS, holder)
+            answer = self._wait(partial(self._redis.eval, _APPEND, len(keys), *keys, *arguments))
+            if answer == _FENCED:
                 raise error()
+            if answer == _FORGOTTEN:
+                raise self._has_forgotten()
 
-    def load_snapshot(self) -> bytes | None:
-        return None
+    def _wait(self, call: Callable[[], Any]) -> Any:
+        return self.patience.retry(call, self._awaited)
 
-    def save_snapshot(self, snapshot: bytes) -> None:
-        return None
+    def _has_forgotten(self) -> Interrupted:
+        return Interrupted(
+            f"{self._awaited} has lost entries that it had acknowledged: let the server keep an append-only file "
+            "(appendonly yes, appendfsync always); run the same command again to go on with what is there"
+        )
+
+
+def _cut_own(file: FileIO, entries: bytes, begun: Sequence[int]) -> None:
+    """Cut off what an earlier try has written, where nobody has appended since."""
+    if begun and begun[-1] < file.seek(0, os.SEEK_END):
+        file.seek(begun[-1])
+        if entries.startswith(file.read()):
+            file.truncate(begun[-1])
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

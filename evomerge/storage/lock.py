@@ -25,12 +25,13 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.study import StudyDirection
 
 from evomerge.clock import SYSTEM_CLOCK, Clock
-from evomerge.errors import EvomergeError, Interrupted, InvalidInput, StudyHeld
+from evomerge.errors import InvalidInput, StudyHeld
 from evomerge.storage.journal_leases import FileLease, RedisLease
 from evomerge.storage.journals import RedisJournal
 from evomerge.storage.lease import Lease, LeaseStore, LeaseTimes, record_in
 from evomerge.storage.opening import network_filesystem, open_storage, release, with_retries
 from evomerge.storage.optuna_internals import backend_of, journal_of
+from evomerge.storage.patience import IMPATIENT, StoragePatience
 from evomerge.storage.process import described, this_process
 from evomerge.storage.relational_lease import RelationalLease
 from evomerge.storage.url import SQLITE, local_file, resolve_url, scheme_of
@@ -50,29 +51,21 @@ class Hold:
         held_since: when it was taken, in ISO format.
     """
 
-    def __init__(self, held_since: str, lease: Lease | None = None) -> None:
+    def __init__(self, held_since: str, lease: Lease | None = None, patience: StoragePatience = IMPATIENT) -> None:
         self.held_since = held_since
         self._lease = lease
+        self._patience = patience
 
     def check(self) -> None:
         """Return where this process surely holds the study, waiting for a storage that does not answer.
 
         Raises:
             StudyHeld: another controller has taken the study over, because this one was silent for too long.
-            Interrupted: nobody else is known to hold it, but the storage has not answered for so long that somebody
-                might: the same command resumes.
+            StorageAway: nobody else is known to hold it, but the storage does not answer, and somebody might.
         """
         if self._lease is None:
             return
-        try:
-            with_retries(self._lease.confirm)
-        except EvomergeError:
-            raise
-        except Exception as error:
-            raise Interrupted(
-                f"this controller cannot be sure any more that it holds the study ({type(error).__name__}); "
-                f"run the same command again to go on"
-            ) from error
+        self._patience.retry(self._lease.confirm, "the lease of the study")
 
     def guard(self, storage: BaseStorage) -> None:
         """Have a storage refuse what is written through it once another controller has taken the study over.
@@ -90,6 +83,7 @@ def hold(
     *,
     directions: Sequence[str] = ("maximize",),
     times: LeaseTimes | None = None,
+    patience: StoragePatience = IMPATIENT,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Iterator[Hold]:
     """Hold a study for writing.
@@ -102,6 +96,7 @@ def hold(
         name: name of the study.
         directions: of the study, should it have to be created.
         times: other times of a lease than the default ones.
+        patience: with which the storage is waited for where the lease has to be confirmed.
 
     Raises:
         StudyHeld: another controller holds it; the message names it.
@@ -122,12 +117,12 @@ def hold(
                 return
             store, what = FileLease(file), str(file)
         lease = Lease(store, what=what, times=times, locked=locked, clock=clock)
-        with keep(lease, clock=clock) as held:
+        with keep(lease, patience=patience, clock=clock) as held:
             yield held
 
 
 @contextmanager
-def keep(lease: Lease, *, clock: Clock = SYSTEM_CLOCK) -> Iterator[Hold]:
+def keep(lease: Lease, *, patience: StoragePatience = IMPATIENT, clock: Clock = SYSTEM_CLOCK) -> Iterator[Hold]:
     """Take a lease, and refresh it in a thread until the block ends.
 
     Raises:
@@ -141,7 +136,7 @@ def keep(lease: Lease, *, clock: Clock = SYSTEM_CLOCK) -> Iterator[Hold]:
     )
     thread.start()
     try:
-        yield Hold(lease.since, lease)
+        yield Hold(lease.since, lease, patience)
     finally:
         stop.set()
         thread.join(_JOIN_SECONDS)

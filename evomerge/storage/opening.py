@@ -1,28 +1,30 @@
-"""Opening of storages: one table from URLs to Optuna storages, and writes that survive a storage that is away."""
+"""Opening of storages: one table from URLs to Optuna storages, and writes of which all or nothing is stored."""
 
 from __future__ import annotations
 
 import re
-import time
-import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import unquote
 
-from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from evomerge.errors import Interrupted, InvalidInput, nearest
-from evomerge.messages import first_line
+from evomerge.errors import EvomergeError, InvalidInput, nearest
 from evomerge.storage.journal_repair import repair_tail
 from evomerge.storage.journals import FileJournal, RedisJournal
-from evomerge.storage.optuna_internals import CachedStorage, backend_of
-from evomerge.storage.single_writer import SingleWriterStorage
-from evomerge.storage.url import SQLITE, file_of, redact, resolve_url, scheme_of
+from evomerge.storage.optuna_internals import backend_of
+from evomerge.storage.patience import (
+    IMPATIENT,
+    StorageAway,
+    StoragePatience,
+    is_away,
+    is_full,
+    is_refused,
+    reason_of,
+)
+from evomerge.storage.patient_storage import PatientReader, PatientWriter
+from evomerge.storage.url import SQLITE, check_server_url, described_url, file_of, redact, resolve_url, scheme_of
 
 __all__ = ["in_transaction", "network_filesystem", "open_storage", "release", "with_retries"]
 
@@ -37,6 +39,7 @@ ALLOWED: Final = (
     "mysql+pymysql://USER:PASSWORD@HOST/DATABASE",
     "redis://:PASSWORD@HOST:PORT/NUMBER",
     "env:NAME (the URL is in that environment variable)",
+    "file:PATH (the URL is in that file)",
 )
 
 # scheme -> that for SQLAlchemy, and the extra that installs its driver. A bare postgresql:// means psycopg 3 only from
@@ -55,10 +58,11 @@ _NETWORK_FILESYSTEMS: Final = frozenset({
     "fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.juicefs",
 })  # fmt: skip
 
+_CONNECT_SECONDS = 10  # after which a server that takes no connection counts as away
 _SQLITE_TIMEOUT = 60  # seconds that a write waits for a reader's lock; the default of 5 kills studies
 
 
-def open_storage(url: str, *, single_writer: bool = False) -> BaseStorage:
+def open_storage(url: str, *, single_writer: bool = False, patience: StoragePatience = IMPATIENT) -> BaseStorage:
     """Open a storage, and create its file or tables if there are none.
 
     The folder of a file is created; a journal file whose last line was torn by a crash is repaired first. Relational
@@ -67,61 +71,53 @@ def open_storage(url: str, *, single_writer: bool = False) -> BaseStorage:
 
     Args:
         single_writer: this process holds the studies that it will read, so that it need not read anything twice.
+        patience: with which the storage is waited for once it is open. At first it has to be there.
 
     Raises:
-        InvalidInput: unknown scheme, missing driver, unreachable server, SQLite on a network file system, or a damaged
-            journal. No message shows a password.
+        InvalidInput: unknown scheme, malformed URL, missing driver, a server that refuses user or password, SQLite on a
+            network file system, or a damaged journal. No message shows any part of where a server is.
+        StorageAway: the server cannot be reached, the file is locked or the disk is full.
     """
     url = resolve_url(url)
-    scheme, cache = scheme_of(url), SingleWriterStorage if single_writer else CachedStorage
+    scheme = scheme_of(url)
     if scheme in SQLITE:
-        return cache(_open_sqlite(url))
+        return _cached(_open_sqlite(url), url, file_of(url).absolute().parent, patience, single_writer)
     if scheme == "journal":
-        return _open_journal(file_of(url))
+        return _open_journal(file_of(url), patience)
     if scheme in _SERVERS:
-        return cache(_open_server(url, *_SERVERS[scheme]))
+        return _cached(_open_server(url, *_SERVERS[scheme]), url, None, patience, single_writer)
     if scheme in _REDIS:
-        return _open_redis(url)
+        return _open_redis(url, patience)
     close = nearest(scheme, [*SQLITE, *_SERVERS, *_REDIS, "journal"])
     hint = f"did you mean {close[0]}://? " if close and scheme else ""
     raise InvalidInput(f"unknown storage {redact(url)!r}; {hint}allowed: {'; '.join(ALLOWED)}")
 
 
-def with_retries(write: Callable[[], _Result], *, attempts: int = 6, first_wait: float = 0.5) -> _Result:
-    """Call `write` again while the storage reports an internal error, with waits that double: 15 s in all by default.
-
-    For writes that may be repeated: setting attributes and parameters, opening a study. A write that was stored
-    although it reported an error is done twice; after a repeated `tell`, look at the trial's state.
+def with_retries(call: Callable[[], _Result], *, seconds: float = 15.0) -> _Result:
+    """Call again for a while when the storage is away. For calls that may be repeated, on storages without patience.
 
     Raises:
-        Interrupted: the storage still does not answer. What was finished before is stored.
+        StorageAway: it is still away.
     """
-    for attempt in range(attempts - 1):
-        try:
-            return write()
-        except StorageInternalError:
-            time.sleep(first_wait * 2**attempt)
-    try:
-        return write()
-    except StorageInternalError as error:
-        raise Interrupted("the storage does not answer; run the same command again to go on") from error
+    return StoragePatience(seconds=seconds).retry(call, "the storage")
 
 
-def in_transaction(storage: BaseStorage, write: Callable[[], _Result]) -> _Result:
-    """Store everything that `write` writes, or nothing of it, in one transaction; repeated like `with_retries`.
+def in_transaction(
+    storage: BaseStorage, write: Callable[[], _Result], stored: Callable[[], _Result | None] = lambda: None
+) -> _Result:
+    """Store everything that `write` writes, or nothing of it, in one transaction; again while the database is away.
 
     Optuna commits each parameter and attribute by itself, and each commit waits for the disk: some 45 times per trial
-    with 30 parameters. Journals have no transactions; there each write is stored as it comes.
+    with 30 parameters. Journals have no transactions; there each write is stored as it comes, once.
+
+    Args:
+        stored: finds what a transaction has stored although nobody acknowledged it, for writes that may not be
+            repeated; None where it was not stored.
 
     Raises:
-        Interrupted: the storage still does not answer.
+        StorageAway: the database is still away after the seconds of patience.
     """
-
-    def once() -> _Result:
-        with storage.transaction() if isinstance(storage, SingleWriterStorage) else nullcontext():
-            return write()
-
-    return with_retries(once)
+    return storage.store(write, stored) if isinstance(storage, PatientWriter) else write()
 
 
 def release(storage: BaseStorage) -> None:
@@ -130,6 +126,15 @@ def release(storage: BaseStorage) -> None:
     relational = backend_of(storage)
     if isinstance(relational, RDBStorage):
         relational.engine.dispose()
+
+
+def _cached(
+    backend: RDBStorage, url: str, folder: Path | None, patience: StoragePatience, single_writer: bool
+) -> BaseStorage:
+    awaited = described_url(url)
+    if single_writer:
+        return PatientWriter(backend, patience, awaited, folder)
+    return PatientReader(backend, awaited, folder)
 
 
 def _open_sqlite(url: str) -> RDBStorage:
@@ -141,7 +146,13 @@ def _open_sqlite(url: str) -> RDBStorage:
             f"use a local disk, a journal (journal:///{file.with_suffix('.journal')}) or a database server"
         )
     _make_folder(file)
-    return _relational(url, _for_sqlalchemy(url), {"connect_args": {"timeout": _SQLITE_TIMEOUT}})
+    options = {"connect_args": {"timeout": _SQLITE_TIMEOUT}}
+    return _reached(lambda: _relational(_for_sqlalchemy(url), options), url, _is_busy)
+
+
+def _is_busy(error: Exception) -> bool:
+    """Whether a file that cannot be opened now can be opened later. A folder that may not be written to cannot."""
+    return is_full(error) or "locked" in reason_of(error)
 
 
 def _for_sqlalchemy(url: str) -> str:
@@ -153,59 +164,70 @@ def _for_sqlalchemy(url: str) -> str:
 
 
 def _open_server(url: str, driver: str, extra: str) -> RDBStorage:
+    check_server_url(url)
     rest = url.partition("://")[2]
+    # A connection that the server has closed meanwhile is replaced instead of failing the next write.
+    options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": _CONNECT_SECONDS}}
     try:
-        # A connection that the server has closed meanwhile is replaced instead of failing the next write.
-        return _relational(url, f"{driver}://{rest}", {"pool_pre_ping": True})
-    except ImportError as error:
-        raise _missing_driver(url, extra) from error
+        return _reached(lambda: _relational(f"{driver}://{rest}", options), url)
+    except ImportError:
+        raise _missing_driver(url, extra) from None
 
 
-def _open_journal(file: Path) -> BaseStorage:
+def _open_journal(file: Path, patience: StoragePatience) -> BaseStorage:
     file = file.resolve()
     _make_folder(file)
-    repair_tail(file)
-    # Absolute, because Optuna's lock is a symbolic link with this path as its target: one that dangles is never
-    # recognised as stale, and a crash while it is held would block the journal for ever.
-    return JournalStorage(FileJournal(str(file)))
+
+    def opened() -> BaseStorage:
+        repair_tail(file)
+        journal = FileJournal(file)
+        storage = JournalStorage(journal)
+        journal.patience = patience
+        return storage
+
+    return _reached(opened, f"journal:///{file}", is_full)
 
 
-def _open_redis(url: str) -> BaseStorage:
+def _open_redis(url: str, patience: StoragePatience) -> BaseStorage:
+    check_server_url(url)
+
+    def opened() -> BaseStorage:
+        journal = RedisJournal(url)
+        journal.check()
+        storage = JournalStorage(journal)
+        journal.patience = patience
+        return storage
+
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            backend = RedisJournal(url)
-    except ImportError as error:
-        raise _missing_driver(url, "redis") from error
-    except ValueError as error:  # redis-py, about the URL
-        raise InvalidInput(f"cannot open {redact(url)}: not a redis URL") from error
+        return _reached(opened, url)
+    except ImportError:
+        raise _missing_driver(url, "redis") from None
+
+
+def _reached(
+    opened: Callable[[], _Result], url: str, later: Callable[[Exception], bool] = lambda error: not is_refused(error)
+) -> _Result:
+    """Open a storage that has to be there.
+
+    Args:
+        later: whether a storage that is away may be there later, or something has to be changed.
+    """
     try:
-        return JournalStorage(backend)
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] != "redis":  # its errors have no base class outside the package
-            raise
-        raise InvalidInput(f"cannot open {redact(url)}: {type(error).__name__}; is the server running?") from error
+        return opened()
+    except (EvomergeError, ImportError):
+        raise
+    except Exception as error:  # a driver may raise anything about a URL that it cannot read, with parts of it
+        if is_away(error) and later(error):
+            raise StorageAway(
+                f"{described_url(url)} cannot be opened at present: {reason_of(error)}; "
+                "nothing was changed, run the same command again when it can"
+            ) from None
+        raise InvalidInput(f"cannot open {redact(url)}: {reason_of(error)}") from None
 
 
-def _relational(given: str, url: str, engine_options: dict[str, Any]) -> RDBStorage:
+def _relational(url: str, engine_options: dict[str, Any]) -> RDBStorage:
     # RDBStorage formats the URL as a template of its own; doubled braces come out as they were.
-    template = url.replace("{", "{{").replace("}", "}}")
-    try:
-        return RDBStorage(template, engine_kwargs=engine_options)
-    except ArgumentError as error:
-        raise InvalidInput(
-            f"cannot read the storage URL {redact(given)!r}; special characters in a password must be percent-encoded"
-        ) from error
-    except (SQLAlchemyError, StorageInternalError) as error:
-        reason = _without_secrets(first_line(error), given)
-        raise InvalidInput(f"cannot open {redact(given)}: {reason}") from error
-
-
-def _without_secrets(text: str, url: str) -> str:
-    password = url.partition("://")[2].rpartition("@")[0].partition(":")[2]
-    for secret in {password, unquote(password)} - {""}:
-        text = text.replace(secret, "***")
-    return text
+    return RDBStorage(url.replace("{", "{{").replace("}", "}}"), engine_kwargs=engine_options)
 
 
 def _missing_driver(url: str, extra: str) -> InvalidInput:

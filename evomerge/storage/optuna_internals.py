@@ -13,12 +13,14 @@ from optuna._typing import JSONSerializable
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages import _CachedStorage as CachedStorage
 from optuna.storages.journal import BaseJournalBackend
+from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Integer, String, Text, column, table
 
 __all__ = [
     "STUDY_ATTRIBUTES",
     "CachedStorage",
+    "FrozenStudy",
     "JSONSerializable",
     "backend_of",
     "cached_trials",

@@ -152,7 +152,7 @@ def reason_of(error: BaseException) -> str:
     return type(last).__name__ if code is None else f"{type(last).__name__} {code}"
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class StoragePatience:
     """How long the storage is waited for when it is away, and who hears of it.
 

@@ -13,8 +13,11 @@ from evomerge.errors import InvalidInput
 __all__ = [
     "SQLITE",
     "absolute_url",
+    "check_server_url",
+    "described_url",
     "file_of",
     "folder_of",
+    "is_reference",
     "local_file",
     "placed_folder",
     "placed_url",
@@ -26,40 +29,102 @@ __all__ = [
 
 
 SQLITE: Final = ("sqlite", "sqlite+pysqlite")
-_SECRET_OPTION: Final = re.compile(r"([?&][^=&]*(?:pass|pwd|secret|token)[^=&]*=)[^&]*", re.IGNORECASE)
-_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+_LONGEST: Final = 10_000  # characters of a file that holds a URL
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_BEFORE_SLASHES: Final = re.compile(_SCHEME.pattern + "://")
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# What follows the scheme of a server. Whatever is read in another way by another parser is not one: then nobody can say
+# where the password ends.
+_SERVER: Final = re.compile(
+    r"([^\s:@/?#]*(:[^\s:@/?#]*)?@)?"  # USER:PASSWORD@
+    r"([\w.-]+|\[[0-9A-Fa-f:.]+\])?(:\d+)?"  # HOST:PORT
+    r"(/(?P<database>[^\s:@?#]*))?(\?[^\s@]*)?"
+)
+_PLAIN_NAME: Final = re.compile(r"[\w.-]+")
+
+
+def is_reference(url: str) -> bool:
+    """Whether a URL says only where the URL is: `env:NAME` or `file:PATH`."""
+    return url.startswith("env:") or (url.startswith("file:") and "://" not in url)
 
 
 def resolve_url(url: str) -> str:
-    """The URL itself; of `env:NAME`, the content of that environment variable.
+    """The URL itself; of `env:NAME`, the content of that environment variable; of `file:PATH`, that of the file.
 
     Raises:
-        InvalidInput: the variable is not set.
+        InvalidInput: the variable is not set, or the file cannot be read or is empty.
     """
-    if not url.startswith("env:"):
+    if not is_reference(url):
         return url
-    name = url.removeprefix("env:")
+    kind, _, name = url.partition(":")
+    value = _variable(name) if kind == "env" else _content(Path(name))
+    if is_reference(value):
+        raise InvalidInput(f"the storage is {redact(url)!r}, which holds another reference; it has to hold the URL")
+    return value
+
+
+def _variable(name: str) -> str:
+    if not _VARIABLE.fullmatch(name):
+        raise InvalidInput("the storage begins with 'env:', which needs the name of an environment variable: env:NAME")
     value = os.environ.get(name)
     if not value:
         raise InvalidInput(
-            f"the storage is {url!r}, but the environment variable {name!r} is not set; export the URL in it"
+            f"the storage is 'env:{name}', but the environment variable {name!r} is not set; export the URL in it"
         )
     return value
 
 
-def redact(url: str) -> str:
-    """The URL as it may be shown: passwords, also those in its query, are ***.
+def _content(path: Path) -> str:
+    """The URL in a file. No error shows any of it."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            content = file.read(_LONGEST + 1).rstrip("\r\n")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise InvalidInput(f"the storage is 'file:{path}', which cannot be read: {reason}") from None
+    if not content or len(content) > _LONGEST or "\n" in content:
+        raise InvalidInput(f"the storage is 'file:{path}', which has to hold one line, the URL, and nothing else")
+    return content
 
-    It may be malformed: whatever could belong to a password, such as a part after an @ that should have been encoded,
-    is hidden too.
+
+def redact(url: str) -> str:
+    """The URL as it may be shown: of a server its scheme and database, and nothing of user, password, host and options.
+
+    Where it is malformed, nobody can say where a password ends: then not even the database is shown.
     """
+    if is_reference(url):
+        kind, _, name = url.partition(":")
+        return url if kind == "file" or _VARIABLE.fullmatch(name) else "env:***"
     scheme, separator, rest = url.partition("://")
-    if not separator or scheme_of(url) in (*SQLITE, "journal"):
+    if not separator:
+        return "***" if ":" in url or "@" in url else url
+    if not _SCHEME.fullmatch(scheme):
+        return "***"
+    if scheme.lower() in (*SQLITE, "journal") and rest.startswith("/"):
         return url
-    credentials, at, place = rest.rpartition("@")
-    user, colon, _ = credentials.partition(":")
-    shown = f"{user}:***@{place}" if colon else f"{credentials}{at}{place}"
-    return f"{scheme}://" + _SECRET_OPTION.sub(r"\1***", shown)
+    found = _SERVER.fullmatch(rest)
+    database = (found["database"] if found else None) or ""
+    return f"{scheme}://***/{database}" if _PLAIN_NAME.fullmatch(database) else f"{scheme}://***"
+
+
+def described_url(url: str) -> str:
+    """A storage in a sentence."""
+    return f"the storage {redact(url)}"
+
+
+def check_server_url(url: str) -> None:
+    """Refuse the URL of a server that can be read in more than one way.
+
+    Raises:
+        InvalidInput: a part of it is not encoded, or its port is no number.
+    """
+    if not _SERVER.fullmatch(url.partition("://")[2]):
+        raise InvalidInput(
+            f"cannot read the storage URL {redact(url)!r}: it has to be "
+            f"{scheme_of(url)}://USER:PASSWORD@HOST:PORT/NAME, and special characters in user and password must be "
+            "percent-encoded (@ is %40, : is %3A, / is %2F)"
+        )
 
 
 def local_file(url: str) -> Path | None:
@@ -97,9 +162,9 @@ def placed_url(url: str, folder: Path) -> str:
 
     What an environment variable names is no part of that file, and begins in the working directory.
     """
-    if url.startswith("env:"):
-        return url
-    if url.startswith("file:"):
+    if is_reference(url):
+        if url.startswith("env:"):
+            return url
         return f"file:{folder / Path(url.removeprefix('file:')).expanduser()}"
     try:
         return absolute_url(url, folder) if scheme_of(url) in (*SQLITE, "journal") else url
@@ -117,14 +182,14 @@ def folder_of(text: str) -> Path:
     """
     if text.startswith("file:"):
         return Path(unquote(urlsplit(text).path))
-    if _SCHEME.match(text):
-        raise InvalidInput(f"artifacts {text!r}: only a folder or a file:// URL can be used")
+    if _BEFORE_SLASHES.match(text):
+        raise InvalidInput(f"artifacts {redact(text)!r}: only a folder or a file:// URL can be used")
     return Path(text).expanduser()
 
 
 def placed_folder(text: str, folder: Path) -> str:
     """The path or URL of a folder that a file in `folder` names: a relative one begins there."""
-    if _SCHEME.match(text) and not text.startswith("file:"):
+    if _BEFORE_SLASHES.match(text) and not text.startswith("file:"):
         return text  # refused when it is opened
     return text if folder_of(text).is_absolute() else str(folder / folder_of(text))
 
@@ -150,7 +215,7 @@ def file_of(url: str) -> Path:
     path = path.partition("?")[0] if scheme_of(url) in SQLITE else path
     if not path or path == ":memory:" or path.startswith("file:"):
         raise InvalidInput(
-            f"storage {url!r} names no file: write {scheme_of(url)}:///FILE, with four slashes if FILE is absolute "
-            f"(a study in memory could not be resumed)"
+            f"storage {redact(url)!r} names no file: write {scheme_of(url)}:///FILE, with four slashes if FILE is "
+            "absolute (a study in memory could not be resumed)"
         )
     return Path(path)

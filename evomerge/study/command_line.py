@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from evomerge.spec import SearchSpec
-from evomerge.storage.url import absolute_url, local_file, redact, resolve_url
+from evomerge.storage.url import absolute_url, is_reference, local_file, resolve_url
 
 VARIABLE = "EVOMERGE_STORAGE"
 
@@ -15,8 +15,8 @@ VARIABLE = "EVOMERGE_STORAGE"
 def command_line(spec: SearchSpec, command: str, *options: str, file: Path | None = None) -> str:
     """A command on the study of a spec. The study is named by its storage, so that its own spec serves.
 
-    Printed lines are published: none holds a password. Where the URL has one, the file that names the storage takes
-    its place, or `env:EVOMERGE_STORAGE`, which asks for the URL in that variable.
+    Printed lines are published: none says where a server is, or by which password. The file that names the storage
+    takes the place of its URL, or `env:EVOMERGE_STORAGE`, which asks for the URL in that variable.
 
     Args:
         command: the name of the command.
@@ -32,6 +32,6 @@ def _search(spec: SearchSpec, file: Path | None) -> list[str]:
     url = resolve_url(given)
     if local_file(url) is not None:
         return ["--storage", absolute_url(url), "--study", spec.name]
-    if given.startswith("env:") or redact(url) == url:
+    if is_reference(given):
         return ["--storage", given, "--study", spec.name]
     return [str(file.resolve())] if file is not None else ["--storage", f"env:{VARIABLE}", "--study", spec.name]

@@ -9,14 +9,12 @@ import optuna
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import BaseStorage
 
-from evomerge.storage.opening import with_retries
-
 
 def write_note(study: optuna.Study, markdown: str) -> None:
     """Show a text beside the study, in the place of an earlier one."""
     from optuna_dashboard import save_note  # takes seconds to import
 
-    with_retries(lambda: save_note(study, markdown))
+    save_note(study, markdown)
 
 
 def serve(

@@ -24,7 +24,7 @@ from evomerge.jobs import Cost
 from evomerge.recipe import Recipe, RecipeSet
 from evomerge.storage import attributes
 from evomerge.storage.attributes import read_document, read_text, write_document, write_text
-from evomerge.storage.opening import with_retries
+from evomerge.storage.patience import IMPATIENT, StoragePatience
 from evomerge.study.item_outcomes import ItemOutcome, read_items
 from evomerge.study.trial_writer import TrialWriter
 from evomerge.study.trials import read_cost, value_of
@@ -121,18 +121,23 @@ class Records:
 
     Args:
         check_hold: raises when another controller has taken the study over.
+        patience: with which the folder of artifacts is waited for; the storage has its own.
     """
 
     def __init__(
-        self, storage: BaseStorage, name: str, *, artifacts: Path, check_hold: Callable[[], None] = lambda: None
+        self,
+        storage: BaseStorage,
+        name: str,
+        *,
+        artifacts: Path,
+        check_hold: Callable[[], None] = lambda: None,
+        patience: StoragePatience = IMPATIENT,
     ) -> None:
         self._check_hold = check_hold
-        self.study = with_retries(
-            lambda: optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
-        )
+        self.study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
         self._storage = storage
         self._artifacts = artifacts
-        self._writer = TrialWriter(self.study, storage, artifacts=artifacts, check_hold=check_hold)
+        self._writer = TrialWriter(self.study, storage, artifacts=artifacts, check_hold=check_hold, patience=patience)
 
     def __iter__(self) -> Iterator[Record]:
         return iter(read_records(self.study))
@@ -154,14 +159,12 @@ class Records:
                 if trial.user_attrs.get(attributes.MADE) == made:
                     return trial.number
                 self._fail(trial.number)
-        return self._writer.transaction(partial(self._begin, label, made))
+        return self._writer.add(partial(self._begin, label, made)).number
 
-    def _begin(self, label: str, made: str) -> int:
-        number = self._writer.ask().number
-        self._writer.set(number, attributes.LABEL, label)
-        self._writer.set(number, attributes.MADE, made)
-        self._writer.set(number, attributes.BEGUN, True)
-        return number
+    def _begin(self, label: str, made: str, trial: optuna.Trial) -> None:
+        self._writer.set(trial.number, attributes.LABEL, label)
+        self._writer.set(trial.number, attributes.MADE, made)
+        self._writer.set(trial.number, attributes.BEGUN, True)
 
     def keep(self, number: int, trained: TrainingResult) -> None:
         """Store the result of a training, before it is scored."""
@@ -200,14 +203,12 @@ class Records:
         """
         self._check_hold()
 
-        def store() -> None:
-            number = self._writer.ask().number
-            self._writer.set(number, attributes.LABEL, label)
-            self._writer.set(number, attributes.RECIPE, recipe)
-            self._set_failure(number, reason, by_machine)
-            self.study.tell(number, state=TrialState.FAIL)
+        def fill(trial: optuna.Trial) -> None:
+            self._writer.set(trial.number, attributes.LABEL, label)
+            self._writer.set(trial.number, attributes.RECIPE, recipe)
+            self._set_failure(trial.number, reason, by_machine)
 
-        self._writer.transaction(store)
+        self._fail(self._writer.add(fill).number)
 
     def _set_failure(self, number: int, reason: str, by_machine: bool) -> None:
         self._writer.set(number, attributes.FAILURE, reason[:1000])
@@ -218,13 +219,13 @@ class Records:
         """An intermediate value of a row: Optuna Dashboard shows them as a curve. One that is not finite is none."""
         if not math.isfinite(loss):
             return
-        with_retries(lambda: self._writer.report(number, step, loss))
+        self._writer.report(number, step, loss)
 
     def add(self, row: NewRow, number: int | None = None) -> Record:
         """Store a scored row, as a trial of its own or in the place of one that was begun."""
         self._check_hold()
         self._fail_interrupted(but=number)
-        number = with_retries(self._writer.ask).number if number is None else number
+        number = self._writer.add().number if number is None else number
         self._writer.upload(number, row.scores)
         self._writer.finish(number, TrialState.COMPLETE, partial(self._set_row, row, number), row.value)
         return read_record(self.study.get_trials(deepcopy=False)[number])

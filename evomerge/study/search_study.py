@@ -29,7 +29,7 @@ from evomerge.samplers.reference_points import ReferencePoint, write_reference_p
 from evomerge.spaces.bound import BoundSpace, Infeasible
 from evomerge.storage import attributes
 from evomerge.storage.attributes import write_text
-from evomerge.storage.opening import with_retries
+from evomerge.storage.patience import IMPATIENT, StoragePatience
 from evomerge.study.tally import Tally
 from evomerge.study.trial_writer import TrialWriter
 from evomerge.study.trials import FINISHED
@@ -54,6 +54,7 @@ class SearchStudy:
     Args:
         artifacts: folder of the outcomes of items.
         check_hold: raises when another controller has taken the study over.
+        patience: with which the folder of artifacts is waited for; the storage has its own.
 
     Attributes:
         tally: counts of the finished trials, kept up to date here.
@@ -67,11 +68,12 @@ class SearchStudy:
         *,
         artifacts: Path,
         check_hold: Callable[[], None] = lambda: None,
+        patience: StoragePatience = IMPATIENT,
     ) -> None:
         self.check_hold = check_hold
         self.study = study
         self._space = space
-        self._writer = TrialWriter(study, storage, artifacts=artifacts, check_hold=check_hold)
+        self._writer = TrialWriter(study, storage, artifacts=artifacts, check_hold=check_hold, patience=patience)
         self.tally = Tally(self.trials(*FINISHED))
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
@@ -125,16 +127,15 @@ class SearchStudy:
     def ask(self) -> Proposal:
         """A new trial with all its params, children of a choice after their parent."""
         self.check_hold()
-        number, params = self._writer.transaction(self._ask)
-        return self._proposal(number, params, 1)
+        trial = self._writer.add(self._fill)
+        return self._proposal(trial.number, dict(trial.params), 1)
 
     def _proposal(self, number: int, params: Mapping[str, Any], attempt: int) -> Proposal:
         recipe = self._space.decode(params)
         infeasible = self._space.infeasible(recipe)
         return Proposal(number=number, params=params, recipe=recipe, attempt=attempt, infeasible=infeasible)
 
-    def _ask(self) -> tuple[int, dict[str, Any]]:
-        trial = self._writer.ask()
+    def _fill(self, trial: optuna.Trial) -> None:
         # Of an enqueued point nothing is drawn, and genetic samplers would not take it into their generation.
         trial.relative_params  # noqa: B018
         params: dict[str, Any] = {}
@@ -147,7 +148,6 @@ class SearchStudy:
                 params[name] = trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
             else:
                 raise TypeError(f"param {name!r} has a {type(distribution).__name__}, which no space makes")
-        return trial.number, params
 
     def begin(self, proposal: Proposal) -> None:
         """Note that a proposal is being submitted, so that one that kills us is not tried for ever."""
@@ -252,7 +252,7 @@ class SearchStudy:
     def set(self, key: str, value: Any) -> None:
         """A small attribute of the study."""
         self.check_hold()
-        with_retries(lambda: self.study.set_user_attr(key, value))
+        self.study.set_user_attr(key, value)
 
     def set_text(self, key: str, text: str) -> None:
         """A text of any length as an attribute of the study."""
@@ -299,7 +299,7 @@ class SearchStudy:
             self._writer.transaction(lambda: self._enqueue_missing(fixed))
 
     def _set_attempt(self, number: int, attempt: int) -> None:
-        with_retries(lambda: self._writer.set(number, attributes.ATTEMPT, attempt))
+        self._writer.set(number, attributes.ATTEMPT, attempt)
 
     def _set_interruption(self, number: int) -> None:
         self._writer.set(number, attributes.INTERRUPTED, True)

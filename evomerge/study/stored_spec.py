@@ -17,7 +17,7 @@ from evomerge.study.identity import difference, read_identity
 SHOWN = 5  # differences in a message
 
 # Parts that may change during a search: how and by whom its baselines are built, and what they are compared on.
-_OF_BASELINES = ("workers", "baselines", "verdict", "storage", "allow")
+_OF_BASELINES = ("workers", "baselines", "verdict", "storage", "storage_patience", "allow")
 
 
 def stored_spec(study: optuna.Study, storage: str) -> SearchSpec:

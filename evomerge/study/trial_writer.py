@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import optuna
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -24,6 +22,7 @@ from evomerge.storage import attributes
 from evomerge.storage.attributes import Writable, write_document
 from evomerge.storage.opening import in_transaction
 from evomerge.storage.optuna_internals import id_of
+from evomerge.storage.patience import IMPATIENT, StoragePatience
 from evomerge.study.item_outcomes import summary, write_items
 
 _Result = TypeVar("_Result")
@@ -35,6 +34,7 @@ class TrialWriter:
     Args:
         artifacts: folder of the outcomes of items.
         check_hold: raises when another controller has taken the study over; called before each write.
+        patience: with which the folder of artifacts is waited for; the storage has its own.
     """
 
     def __init__(
@@ -44,19 +44,45 @@ class TrialWriter:
         *,
         artifacts: Path,
         check_hold: Callable[[], None] = lambda: None,
+        patience: StoragePatience = IMPATIENT,
     ) -> None:
         self._study = study
         self._storage = storage
         self._artifacts = artifacts
         self._check_hold = check_hold
+        self._patience = patience
         self._ids: dict[int, int] = {}
+        self._running: set[int] | None = None  # trials that this process knows to be running
 
-    def ask(self) -> optuna.Trial:
-        """Add a trial to the study."""
+    def add(self, fill: Callable[[optuna.Trial], None] = lambda trial: None) -> FrozenTrial:
+        """Add a trial to the study, with all that `fill` gives it.
+
+        Where the storage has stored a trial without acknowledging it, that one is taken: nobody else adds trials that
+        run.
+        """
         self._check_hold()
-        trial = self._study.ask()
-        self._ids[trial.number] = id_of(trial)
-        return trial
+        known = self._known_running()
+
+        def write() -> FrozenTrial:
+            trial = self._study.ask()
+            self._ids[trial.number] = id_of(trial)
+            fill(trial)
+            return self._storage.get_trial(id_of(trial))
+
+        def stored() -> FrozenTrial | None:
+            self._ids.clear()
+            running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            return next((trial for trial in running if trial.number not in known), None)
+
+        added = in_transaction(self._storage, write, stored)
+        known.add(added.number)
+        return added
+
+    def _known_running(self) -> set[int]:
+        if self._running is None:
+            trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            self._running = {trial.number for trial in trials}
+        return self._running
 
     def transaction(self, write: Callable[[], _Result]) -> _Result:
         """Store all that `write` writes, or nothing of it; see `evomerge.storage.opening.in_transaction`."""
@@ -71,30 +97,35 @@ class TrialWriter:
     ) -> None:
         """Store the state of a trial together with the attributes that `write` gives it, in one transaction."""
 
-        def store() -> None:
-            # What reported an error may have been stored all the same; its repetition then changes nothing.
-            with suppress(UpdateFinishedTrialError):
-                write()
-                self._study.tell(number, value, state=state, skip_if_finished=True)
+        def store() -> bool:
+            write()
+            self._study.tell(number, value, state=state)
+            return True
 
-        self.transaction(store)
+        def stored() -> bool | None:
+            return self._storage.get_trial(self._id(number)).state.is_finished() or None
+
+        in_transaction(self._storage, store, stored)
+        self._known_running().discard(number)
 
     def upload(self, number: int, scores: Scores) -> None:
         """Store the outcomes of items of a trial that is not finished yet.
 
-        Not part of its transaction, whose repetition after an error of the storage would store them twice.
+        Not part of its transaction, which is repeated when the storage is away, and would store them twice.
         """
-        self._artifacts.mkdir(parents=True, exist_ok=True)
         with first_reason(tempfile.TemporaryDirectory(), "while a temporary folder was removed") as scratch:
             path = Path(scratch) / "items.parquet"
-            write_items(path, scores)
+            self._wait(lambda: write_items(path, scores), path.parent)
             upload_artifact(
-                artifact_store=FileSystemArtifactStore(self._artifacts),
+                artifact_store=_PatientArtifacts(self._artifacts, self._wait),
                 file_path=str(path),
                 study_or_trial=_reference(number, self._id(number)),
                 storage=self._storage,
                 mimetype="application/vnd.apache.parquet",
             )
+
+    def _wait(self, write: Callable[[], None], folder: Path) -> None:
+        self._patience.retry(write, f"the folder {folder}", folder)
 
     def set(self, number: int, key: str, value: Any) -> None:
         """A small attribute of a trial."""
@@ -144,6 +175,23 @@ class TrialWriter:
         if number not in self._ids:
             self._ids = {trial.number: id_of(trial) for trial in self._study.get_trials(deepcopy=False)}
         return self._ids[number]
+
+
+class _PatientArtifacts(FileSystemArtifactStore):
+    """A folder of artifacts that is waited for while it cannot be written to."""
+
+    def __init__(self, folder: Path, wait: Callable[[Callable[[], None], Path], None]) -> None:
+        super().__init__(folder)
+        self._folder = folder
+        self._wait = wait
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        def once() -> None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            content_body.seek(0)
+            super(_PatientArtifacts, self).write(artifact_id, content_body)
+
+        self._wait(once, self._folder)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 import optuna
 import pytest
 
+from evomerge.clock import ManualClock
 from evomerge.errors import Interrupted, InvalidInput, StudyHeld
 from evomerge.storage import lock, opening
 from evomerge.storage.attributes import WRITER
@@ -25,6 +26,7 @@ from evomerge.storage.lease import Lease, LeaseTimes, holder_in
 from evomerge.storage.lock import hold, keep
 from evomerge.storage.opening import open_storage, release
 from evomerge.storage.optuna_internals import backend_of
+from evomerge.storage.patience import StorageAway, StoragePatience
 from evomerge.storage.process import Process
 from evomerge.storage.relational_lease import RelationalLease
 
@@ -288,16 +290,21 @@ def test_one_that_is_taken_over_is_told_so_by_the_thread() -> None:
     assert holder_in(store.text) == "other"
 
 
-def test_a_run_that_has_lost_the_storage_ends_as_one_that_can_be_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evomerge.storage.opening.time.sleep", lambda seconds: None)
-    store = Recorded()
-    with keep(Lease(store, what="s", times=LeaseTimes(refresh=60.0, silence=1.0, margin=1.0))) as held:
-        for error in (optuna.exceptions.StorageInternalError(), RuntimeError()):
-            store.errors = [error] * 100
-            with pytest.raises(Interrupted) as raised:
-                held.check()
-            assert raised.value.exit_code == 3
+def test_a_run_that_has_lost_the_storage_waits_and_ends_as_one_that_can_be_resumed() -> None:
+    store, clock = Recorded(), ManualClock()
+    patience = StoragePatience(seconds=600.0, clock=clock)
+    lease = Lease(store, what="s", times=LeaseTimes(refresh=60.0, silence=1.0, margin=1.0))
+    with keep(lease, patience=patience) as held:
+        store.errors = [optuna.exceptions.StorageInternalError(), ConnectionError("redis")]
+        lease._is_fresh = lambda: not store.errors  # type: ignore[method-assign]
+        held.check()  # nobody has taken it over meanwhile
+        assert store.errors == []
+        store.errors = [optuna.exceptions.StorageInternalError()] * 1000
+        with pytest.raises(StorageAway, match=r"lease of the study.*for 10 min 0 s") as raised:
+            held.check()
+        assert raised.value.exit_code == 3
         store.errors = []
         store.text = "{}"
+        lease._is_fresh = lambda: False  # type: ignore[method-assign]
         with pytest.raises(StudyHeld):
             held.check()

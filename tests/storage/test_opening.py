@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,14 +16,17 @@ import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
+from optuna.storages.journal._base import BaseJournalSnapshot
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from evomerge.errors import Interrupted, InvalidInput
+from evomerge.errors import InvalidInput
+from evomerge.spec import load_spec, read_spec
 from evomerge.storage import opening
-from evomerge.storage.journals import RedisJournal
-from evomerge.storage.opening import open_storage, with_retries
+from evomerge.storage.journals import FileJournal, RedisJournal
+from evomerge.storage.opening import open_storage
+from evomerge.storage.patience import StorageAway, StoragePatience
 from evomerge.storage.url import local_file, redact, resolve_url
 
 
@@ -108,9 +113,9 @@ except InvalidInput as error:
 
 
 def test_the_redis_journal_neither_reads_nor_writes_pickles() -> None:
-    backend = RedisJournal.__new__(RedisJournal)  # without a client and a server
-    backend.save_snapshot(b"anything")
-    assert backend.load_snapshot() is None
+    """Optuna's storage loads and saves snapshots, which are pickles, of backends of one kind."""
+    assert not issubclass(RedisJournal, BaseJournalSnapshot)
+    assert not issubclass(FileJournal, BaseJournalSnapshot)
 
 
 @given(password=st.text(st.characters(codec="utf-8", exclude_categories=("Cc",)), min_size=1, max_size=20))
@@ -146,16 +151,51 @@ def _given_to_optuna(url: str) -> str:
     return made[0]
 
 
-def test_an_unreachable_server_is_reported_without_the_password() -> None:
-    class Failing(RDBStorage):
-        def __init__(self, url: str, engine_kwargs: object = None) -> None:
-            raise StorageInternalError(f"no route to {url}")
+@pytest.mark.parametrize(
+    ("url", "module"),
+    [
+        ("postgresql://user:geheim@127.0.0.1:{port}/name", "psycopg"),
+        ("mysql+pymysql://user:geheim@127.0.0.1:{port}/name", "pymysql"),
+        ("redis://:geheim@127.0.0.1:{port}/0", "redis"),
+    ],
+)
+def test_a_server_that_cannot_be_reached_is_resumable_and_reported_without_where_it_is(url: str, module: str) -> None:
+    pytest.importorskip(module, reason=f"needs the driver {module}")
+    with socket.socket() as taken:  # a port on which nobody listens, and nobody else will
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(StorageAway, match=r"cannot be opened at present: (nothing listens|it cannot be)") as error:
+            open_storage(url.format(port=port), patience=StoragePatience(seconds=600))
+    assert error.value.exit_code == 3
+    for hidden in ("geheim", "user", "127.0.0.1", str(port)):
+        assert hidden not in str(error.value)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(opening, "RDBStorage", Failing)
-        with pytest.raises(InvalidInput, match="no route") as error:
-            open_storage("postgresql://user:geheim@host/name")
+
+REFUSALS = {
+    "a password": OperationalError(
+        "connect", {}, Exception('FATAL:  password authentication failed for user "geheim"')
+    ),
+    "a database": OperationalError("connect", {}, Exception(1049, "Unknown database 'geheim'")),
+    "an option": ProgrammingError("connect", {}, Exception('invalid connection option "geheim"')),
+    "a port": ValueError("invalid literal for int() with base 10: 'geheim@host'"),
+    "a keyword": TypeError("Connection.__init__() got an unexpected keyword argument 'geheim'"),
+    "a schema": RuntimeError("the table schema of geheim"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
+def test_what_a_server_or_driver_refuses_is_invalid_input_in_our_own_words(
+    refusal: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(url: str, engine_kwargs: object = None) -> None:
+        raise refusal
+
+    monkeypatch.setattr(opening, "RDBStorage", refuse)
+    with pytest.raises(InvalidInput, match="cannot open postgresql://\\*\\*\\*/name: ") as error:
+        open_storage("postgresql://user:secret@host/name")
     assert "geheim" not in str(error.value)
+    assert error.value.__cause__ is None
+    assert error.value.__suppress_context__
 
 
 MOUNTS = """\
@@ -202,25 +242,6 @@ def test_a_write_waits_for_a_foreign_lock_that_lasts_longer_than_sqlites_own_pat
     assert study.best_value == 1.0
 
 
-def test_writes_are_retried_while_the_storage_reports_an_internal_error() -> None:
-    outcomes = [StorageInternalError("locked"), StorageInternalError("locked"), 7]
-
-    def write() -> int:
-        outcome = outcomes.pop(0)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return int(outcome)
-
-    assert with_retries(write, first_wait=0.001) == 7
-    outcomes[:] = [StorageInternalError("locked")] * 3
-    with pytest.raises(Interrupted):
-        with_retries(write, attempts=3, first_wait=0.001)
-    assert outcomes == []
-    outcomes[:] = [ValueError("ours"), 7]
-    with pytest.raises(ValueError, match="ours"):
-        with_retries(write, first_wait=0.001)
-
-
 def test_the_environment_can_hold_the_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("STUDY_URL", f"sqlite:///{tmp_path}/study.db")
     assert use("env:STUDY_URL") == 1
@@ -228,3 +249,28 @@ def test_the_environment_can_hold_the_url(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.delenv("STUDY_URL")
     with pytest.raises(InvalidInput, match="'STUDY_URL' is not set"):
         open_storage("env:STUDY_URL")
+
+
+def test_a_file_can_hold_the_url(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(f"sqlite:///{tmp_path}/study.db\n")
+    assert use(f"file:{secret}") == 1
+    assert local_file(f"file:{secret}") == tmp_path / "study.db"
+
+
+@pytest.mark.parametrize("content", ["", "\n", "two\nlines\n", "x" * 20_000, "env:OTHER"])
+def test_a_file_that_holds_no_url_is_refused_without_its_content(content: str, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(content)
+    with pytest.raises(InvalidInput, match="secret") as error:
+        open_storage(f"file:{secret}")
+    assert len(str(error.value)) < 300
+    with pytest.raises(InvalidInput, match="cannot be read: No such file"):
+        open_storage(f"file:{tmp_path}/other")
+
+
+def test_the_spec_names_the_file_relative_to_itself(write_spec: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "deploy").mkdir()
+    path = write_spec("deploy/search.yaml", storage="file:secrets/url")
+    assert load_spec(path).storage == f"file:{tmp_path}/deploy/secrets/url"
+    assert read_spec(path).storage == f"file:{tmp_path}/deploy/secrets/url"

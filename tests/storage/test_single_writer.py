@@ -10,8 +10,9 @@ from optuna.trial import TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
-from evomerge.errors import Interrupted
+from evomerge.clock import ManualClock
 from evomerge.storage.opening import in_transaction, open_storage, release
+from evomerge.storage.patience import StorageAway, StoragePatience
 from evomerge.storage.single_writer import SingleWriterStorage
 
 SPACE = {
@@ -130,8 +131,8 @@ def test_a_block_that_raises_leaves_nothing(storage, url):
         release(reader)
 
 
-def test_a_commit_that_fails_is_tried_again(storage, monkeypatch):
-    monkeypatch.setattr("evomerge.storage.opening.time.sleep", lambda seconds: None)
+def test_a_commit_that_fails_is_tried_again_while_there_is_patience(url):
+    storage = open_storage(url, single_writer=True, patience=StoragePatience(clock=ManualClock(), seconds=60.0))
     study = create(storage)
     failures = [1, 1]
 
@@ -144,13 +145,15 @@ def test_a_commit_that_fails_is_tried_again(storage, monkeypatch):
     trial = in_transaction(storage, lambda: study.ask(SPACE))
     assert failures == []
     assert [each.number for each in study.get_trials()] == [trial.number] == [0]
-    failures += [1] * 6
-    with pytest.raises(Interrupted):
+    failures += [1] * 1000
+    with pytest.raises(StorageAway, match="another program has locked it, for 1 min 0 s now"):
         in_transaction(storage, lambda: study.ask(SPACE))
+    failures.clear()
     assert len(study.get_trials()) == 1
+    release(storage)
 
 
-def test_a_journal_stores_each_write_as_it_comes(tmp_path, monkeypatch):
+def test_a_journal_stores_each_write_as_it_comes(tmp_path):
     storage = open_storage(f"journal:///{tmp_path}/study.journal", single_writer=True)
     study = create(storage)
 
@@ -158,7 +161,6 @@ def test_a_journal_stores_each_write_as_it_comes(tmp_path, monkeypatch):
         study.ask(SPACE)
         raise StorageInternalError
 
-    monkeypatch.setattr("evomerge.storage.opening.with_retries", lambda write: write())
     with pytest.raises(StorageInternalError):
         in_transaction(storage, half)
     assert len(study.get_trials()) == 1

@@ -60,7 +60,7 @@ def test_a_search_lives_in_postgresql_and_goes_on_there(server, write_spec, tmp_
     assert (tmp_path / "runs" / "sim" / "artifacts").is_dir()
     command = [sys.executable, "-m", "evomerge.cli", "leaderboard", str(path)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "postgresql+psycopg://evo:***@" in printed
+    assert "postgresql+psycopg://***/postgres" in printed
     assert "%7Ba" not in printed
     command = [sys.executable, "-m", "evomerge.cli", "export", str(path), "--storage", server, "--out", "merge"]
     subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
