@@ -60,6 +60,7 @@ _NETWORK_FILESYSTEMS: Final = frozenset({
 
 _CONNECT_SECONDS = 10  # after which a server that takes no connection counts as away
 _SQLITE_TIMEOUT = 60  # seconds that a write waits for a reader's lock; the default of 5 kills studies
+_SQLITE_SLICE = 4  # of that, where it is repeated with patience: SQLite itself notices no signal meanwhile
 
 
 def open_storage(url: str, *, single_writer: bool = False, patience: StoragePatience = IMPATIENT) -> BaseStorage:
@@ -81,7 +82,8 @@ def open_storage(url: str, *, single_writer: bool = False, patience: StoragePati
     url = resolve_url(url)
     scheme = scheme_of(url)
     if scheme in SQLITE:
-        return _cached(_open_sqlite(url), url, file_of(url).absolute().parent, patience, single_writer)
+        wait = _SQLITE_SLICE if single_writer and patience.seconds > _SQLITE_TIMEOUT else _SQLITE_TIMEOUT
+        return _cached(_open_sqlite(url, wait), url, file_of(url).absolute().parent, patience, single_writer)
     if scheme == "journal":
         return _open_journal(file_of(url), patience)
     if scheme in _SERVERS:
@@ -137,7 +139,7 @@ def _cached(
     return PatientReader(backend, awaited, folder)
 
 
-def _open_sqlite(url: str) -> RDBStorage:
+def _open_sqlite(url: str, timeout: float) -> RDBStorage:
     file = file_of(url)
     kind = network_filesystem(file)
     if kind:
@@ -146,7 +148,7 @@ def _open_sqlite(url: str) -> RDBStorage:
             f"use a local disk, a journal (journal:///{file.with_suffix('.journal')}) or a database server"
         )
     _make_folder(file)
-    options = {"connect_args": {"timeout": _SQLITE_TIMEOUT}}
+    options = {"connect_args": {"timeout": timeout}}
     return _reached(lambda: _relational(_for_sqlalchemy(url), options), url, _is_busy)
 
 
