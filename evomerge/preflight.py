@@ -20,6 +20,7 @@ from evomerge.evaluation.evaluator import ModelEvaluator
 from evomerge.messages import duration, in_bytes, some
 from evomerge.objective import task_weights
 from evomerge.opening.capacity import memory_of, placement_of, trained_weights
+from evomerge.opening.disk import disk_warnings, planned_writing
 from evomerge.opening.inputs import Inputs
 from evomerge.opening.measurements import all_measurements, measured_sizes
 from evomerge.opening.open_study import build_search_sampler
@@ -41,8 +42,6 @@ RARE_PATHS = 0.5  # share of paths within the budget of depth, below which a sea
 TRIALS_PER_DIMENSION = 10
 FEW_ITEMS = 100  # held-out ones, below which hardly any lead can be told
 FEW_ITEMS_OF_TASK = 30  # below which the spread of a task's own differences is not known
-STUDY_BYTES_PER_TRIAL = 12_000  # of SQLite at 30 params, attributes included
-BYTES_PER_ITEM = 8  # of a compressed Parquet file of outcomes
 
 
 def preflight(inputs: Inputs) -> dict[str, Any]:
@@ -64,6 +63,8 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
     check_requests(inputs)
     untried = check_model(inputs)
     moves = unit_moves(inputs)
+    files = sum(each["file_bytes"] for each in statistics) + weights.file + weights.checkpoint
+    writes = planned_writing(inputs, items=sum(_items(inputs)["search"].values()), files=files)
     return {
         "schema": SCHEMA,
         "name": spec.name,
@@ -84,7 +85,9 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
         "alignment": None if moves is None else {"moved": moves, "says": moves_sentence(moves)},
         "statistics": statistics,
         "cost": {
-            **_cost(inputs, sum(each["file_bytes"] for each in statistics) + weights.file + weights.checkpoint),
+            **_cost(inputs),
+            "disk_bytes": sum(each.bytes for each in writes),
+            "writes": [asdict(each) for each in writes],
             "training": _training(inputs),
             "seconds_left": _seconds_left(inputs),
         },
@@ -94,6 +97,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
             *_budget_warnings(inputs),
             *_item_warnings(inputs),
             *_rest_warnings(inputs),
+            *disk_warnings(writes),
         ],
     }
 
@@ -124,6 +128,10 @@ def preflight_text(document: dict[str, Any]) -> Text:
         f"sources and baselines: {cost['baseline_items']:,}; held-out: {cost['held_out_items']:,}\n"
         f"  {document['placement']['says']}; disk {in_bytes(cost['disk_bytes'])}\n"
     )
+    for each in cost["writes"]:
+        text.append(
+            f"    {each['what']}: {in_bytes(each['bytes'])} to {each['folder']} ({in_bytes(each['free'])} free)\n"
+        )
     if document["alignment"]:
         text.append(f"  {document['alignment']['says']}\n")
     for name, planned in cost["training"].items():
@@ -222,7 +230,7 @@ def _statistics(inputs: Inputs) -> list[dict[str, Any]]:
     ]
 
 
-def _cost(inputs: Inputs, files: int) -> dict[str, int]:
+def _cost(inputs: Inputs) -> dict[str, int]:
     spec, items = inputs.spec, _items(inputs)
     search, held_out = sum(items["search"].values()), sum(items["held_out"].values())
     rows = len(inputs.refs) + sum(candidates(baseline, spec) for baseline in spec.chosen_baselines)
@@ -236,7 +244,6 @@ def _cost(inputs: Inputs, files: int) -> dict[str, int]:
         "held_out_items": shown * held_out,
         "worker_bytes": need.worker + need.copied_layers + need.ingredients,
         "shared_bytes": need.sources,
-        "disk_bytes": spec.budget.trials * (STUDY_BYTES_PER_TRIAL + BYTES_PER_ITEM * search) + files,
     }
 
 

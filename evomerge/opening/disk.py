@@ -1,0 +1,77 @@
+"""Bytes that a run writes, by folder, beside what is free there."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from evomerge.messages import in_bytes
+from evomerge.opening.inputs import Inputs
+from evomerge.storage.url import local_file, run_directory
+from evomerge.study.stored_search import artifacts_folder
+
+STUDY_BYTES_PER_TRIAL = 12_000  # of SQLite at 30 params, attributes included
+ARTIFACT_BYTES = 4_096  # of a Parquet file of outcomes, whatever it holds
+BYTES_PER_ITEM = 8  # in such a file
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedWriting:
+    """Bytes that a run writes into one folder.
+
+    Attributes:
+        what: study, items, or files (statistics, trained weights and their checkpoints).
+        bytes: in all, as if nothing had been written yet.
+        free: bytes on the disk of the folder.
+    """
+
+    what: str
+    folder: str
+    bytes: int
+    free: int
+
+
+def planned_writing(inputs: Inputs, *, items: int, files: int) -> list[PlannedWriting]:
+    """The folders of this machine that a run writes to.
+
+    Args:
+        items: on the search items, of one trial.
+        files: bytes of all files that are neither study nor outcomes of items.
+    """
+    spec, trials = inputs.spec, inputs.spec.budget.trials
+    run = run_directory(spec.storage_url, spec.name)
+    study = local_file(spec.storage_url)
+    plan = [
+        *([("study", study.parent, trials * STUDY_BYTES_PER_TRIAL)] if study is not None else []),
+        ("items", artifacts_folder(spec), trials * (ARTIFACT_BYTES + BYTES_PER_ITEM * items)),
+        *([("files", run, files)] if files else []),
+    ]
+    return [
+        PlannedWriting(what=what, folder=str(folder.absolute()), bytes=size, free=_free(folder))
+        for what, folder, size in plan
+    ]
+
+
+def disk_warnings(writing: list[PlannedWriting]) -> list[str]:
+    """One line for each disk that is too small for all that is written to it."""
+    by_disk: dict[int, list[PlannedWriting]] = {}
+    for each in writing:
+        by_disk.setdefault(_existing(Path(each.folder)).stat().st_dev, []).append(each)
+    return [
+        f"the disk of {together[0].folder} has {in_bytes(together[0].free)} free, and a run writes up to "
+        f"{in_bytes(size)} there ({', '.join(f'{each.what} {in_bytes(each.bytes)}' for each in together)}); make room, "
+        "or name other folders by storage and artifacts"
+        for together in by_disk.values()
+        if (size := sum(each.bytes for each in together)) > together[0].free
+    ]
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that there is."""
+    folder = folder.absolute()
+    return next(each for each in (folder, *folder.parents) if each.exists())

@@ -1,0 +1,32 @@
+"""What a run writes, beside what is free."""
+
+import shutil
+from collections import namedtuple
+
+from evomerge.cli import run_command
+from evomerge.opening.disk import disk_warnings, planned_writing
+from evomerge.opening.inputs import open_inputs
+from evomerge.spec import load_spec
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def test_check_names_each_folder_and_warns_where_too_little_is_free(write_spec, tmp_path, monkeypatch, capsys):
+    path = write_spec(budget={"trials": 1000})
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10**9, 10**9, 3_000_000))
+    assert run_command(["check", str(path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"study: 12.0 MB to {tmp_path}/runs/sim (3.0 MB free)" in said
+    assert f"items: 4.4 MB to {tmp_path}/runs/sim/artifacts (3.0 MB free)" in said
+    assert "a run writes up to 16.4 MB there (study 12.0 MB, items 4.4 MB)" in said
+
+
+def test_a_study_on_a_server_takes_no_room_here(write_spec, tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY", "postgresql://u:p@h/d")
+    inputs = open_inputs(load_spec(write_spec(storage="env:STUDY")))
+    writing = planned_writing(inputs, items=100, files=7)
+    assert [(each.what, each.folder) for each in writing] == [
+        ("items", f"{tmp_path}/runs/sim/artifacts"),
+        ("files", f"{tmp_path}/runs/sim"),
+    ]
+    assert disk_warnings(writing) == []
