@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOY := examples/toy/search.yaml
 
-.PHONY: install demo smollm2 test test-all bench bench-search architectures check format dashboard clean
+.PHONY: install demo smollm2 test test-all drills bench bench-search architectures check format dashboard clean
 
 install: $(INSTALLED)
 
@@ -37,8 +37,13 @@ test: install
 	$(PYTEST)
 
 test-all: install
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev,postgres]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev,postgres,mysql,redis]'
 	EVOMERGE_NO_SKIP=1 $(PYTEST)
+
+# Real servers that are killed, stopped and cut off under a running search (Debian: postgresql mariadb-server redis-server).
+drills: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev,postgres,mysql,redis]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m drill tests/drills
 
 bench: install
 	for name in merge score candidate memory scale dam learned controller verdict; do \

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+sys.path.append(str(Path(__file__).parent))
+
+from servers import mariadb, postgres, redis  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 TOY = ROOT / "examples" / "toy"
