@@ -22,7 +22,7 @@ _ROW_WAIT: Final = 10
 _IDLE: Final = 120
 
 _ROW_WAITS: Final[Mapping[str, str]] = {
-    "postgresql": f"SET LOCAL lock_timeout = '{_ROW_WAIT}s'",
+    "postgresql": f"SET lock_timeout = '{_ROW_WAIT}s'",
     "mysql": f"SET SESSION innodb_lock_wait_timeout = {_ROW_WAIT}",
 }
 _IDLE_LIMITS: Final[Mapping[str, str]] = {
@@ -48,7 +48,8 @@ class RelationalLease:
 
     def swap(self, old: str | None, new: str) -> bool:
         try:
-            with self._engine.begin() as connection:
+            # Without a transaction, in whose middle this process could be stopped with the row locked.
+            with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 limit = _ROW_WAITS.get(connection.dialect.name)
                 if limit is not None:
                     connection.execute(text(limit))
