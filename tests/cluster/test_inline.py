@@ -25,11 +25,11 @@ def test_a_job_without_an_outcome_is_given_up_and_the_next_one_has_a_new_worker(
         return score(self, candidate, items)
 
     monkeypatch.setattr(SyntheticEvaluator, "score", late)
-    executor = InlineExecutor(Worker(setup(), "inline"), timeout=0.5)
+    executor = InlineExecutor(Worker(setup(), "inline"), timeout=3)
     executor.submit(job("job/0"))
     executor.submit(job("job/1"))
     first, second = executor.next_event(0.0), executor.next_event(0.0)
-    assert first.result == Failed("no outcome after 0.5 s; the worker was built anew (workers.timeout)")
+    assert first.result == Failed("no outcome after 3 s; the worker was built anew (workers.timeout)")
     assert isinstance(second.result, Scored)
     assert scored_by[0] is not scored_by[1]
     assert [worker.restarts for worker in executor.workers()] == [1]

@@ -113,13 +113,13 @@ def failures():
 
 
 def test_a_candidate_that_hangs_is_given_up_after_the_time_out_and_the_search_goes_on(run):
-    assert run("the third candidate", workers={"timeout": 0.5}) == 0
-    assert failures() == {2: "no outcome after 0.5 s; the worker was built anew (workers.timeout)"}
+    assert run("the third candidate", workers={"timeout": 5}) == 0
+    assert failures() == {2: "no outcome after 5 s; the worker was built anew (workers.timeout)"}
     assert len(trials()) == 6
 
 
 def test_a_candidate_whose_compiled_code_hangs_ends_the_process_and_the_next_run_goes_on_without_it(run, write_spec):
-    assert run("compiled code of the third candidate", workers={"timeout": 0.5}) == 3
+    assert run("compiled code of the third candidate", workers={"timeout": 5}) == 3
     assert list(failures()) == [2]
     assert "workers.timeout" in failures()[2]
     assert run_command(["run", str(write_spec()), "--ray", "none"]) == 0
