@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -98,15 +99,36 @@ class ObjectiveSpec(Frozen):
         return self
 
 
-class SamplerSpec(BaseModel):
-    """A sampler by name; every other key is a setting of that sampler."""
+class _Named(BaseModel):
+    """A thing by name; every other key is a setting of that thing."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: str = "cma"
+    name: str
 
     @property
     def settings(self) -> dict[str, Any]:
         return dict(self.__pydantic_extra__ or {})
+
+    @model_validator(mode="after")
+    def _finite(self) -> Self:
+        for name, value in self.settings.items():
+            if not _is_finite(value):
+                raise ValueError(f"{name} has a number that is not finite; leave it out, or give one that is")
+        return self
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+class SamplerSpec(_Named):
+    """A sampler by name; every other key is a setting of that sampler."""
+
+    name: str = "cma"
 
     @property
     def info(self) -> SamplerInfo | None:
@@ -114,26 +136,12 @@ class SamplerSpec(BaseModel):
         return SAMPLERS.get(self.name)
 
 
-class EvaluatorSpec(BaseModel):
+class EvaluatorSpec(_Named):
     """An evaluator by the name or path of its pack; every other key is a setting of an evaluator class."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
-    name: str
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        return dict(self.__pydantic_extra__ or {})
-
-
-class BaselineSpec(BaseModel):
+class BaselineSpec(_Named):
     """A baseline by name; every other key is a setting of that baseline."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    name: str
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return dict(self.__pydantic_extra__ or {})
 
 
 class VerdictSpec(Frozen):

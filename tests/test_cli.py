@@ -1,6 +1,7 @@
 """The command line: one clear line and exit code 2 for bad input, one JSON document with --json."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def prints(capsys, *arguments):
         ({"baselines": ["uniform-sup"]}, "did you mean 'uniform-soup'"),
         ({"baselines": [{"name": "ties", "densty": 0.1}]}, "did you mean 'density'"),
         ({"baselines": ["dam"]}, "name no calibration"),
+        ({"sampler": {"name": "cma", "sigma0": math.inf}}, "not finite"),
         ({"verdict": {"bests": 3}}, "did you mean 'best'"),
         ({"sampler": {"name": "cma", "sigma": 0.2}}, "did you mean 'sigma0'"),
         ({"sampler": {"name": "cma", "sigma0": -1}}, "sigma0"),

@@ -1,6 +1,7 @@
 """The terminal shows our own lines and nothing else, whatever libraries print, and adapts to what it can show."""
 
 import json
+import math
 import os
 import pty
 import re
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from evomerge.cli import run_command
+from evomerge.report.terminal import Terminal
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "evomerge.cli"]
@@ -76,6 +78,47 @@ def test_every_line_on_the_terminal_is_one_of_ours_and_all_others_are_in_the_log
     told, exported = on_a_terminal(tmp_path, "export", toy, "--out", "model", "--json")
     assert told == []
     assert json.loads(exported)["verified"]
+
+
+LOUD = """
+import os, subprocess, sys
+from tqdm import tqdm
+
+def loud(documents):
+    print("a task prints")
+    print("a task complains", file=sys.stderr)
+    os.write(1, b"a task writes\\n")
+    subprocess.run(["echo", "a child of a task prints"])
+    for _ in tqdm(range(3), desc="bar of a task", disable=False):
+        pass
+    return documents
+"""
+
+
+@pytest.mark.parametrize("ray", ["none", "local"])
+def test_what_a_task_prints_is_neither_in_the_document_nor_between_the_lines_of_progress(toy, tmp_path, ray):
+    (tmp_path / "pack" / "tasks" / "loud.py").write_text(LOUD, encoding="utf-8")
+    with (tmp_path / "pack" / "tasks" / "toy_sort.yaml").open("a", encoding="utf-8") as task:
+        task.write("process_docs: !function loud.loud\n")
+    with toy.open("a", encoding="utf-8") as spec:
+        spec.write("allow: [task_code]\n")
+    command = [*COMMAND, "run", str(toy), "--ray", ray, "--json"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["winner"]
+    assert all(json.loads(line)["event"] for line in done.stderr.splitlines() if not line.startswith("warning: "))
+    log = (tmp_path / "runs" / "sim" / "evomerge.log").read_text(encoding="utf-8")
+    for what in ("a task prints", "a task complains", "a task writes", "a child of a task prints", "bar of a task"):
+        assert what in log
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(capsys):
+    terminal = Terminal()
+    terminal.document({"schema": 1, "rows": [{"value": math.inf, "stderr": math.nan}, (1.5, -math.inf)]})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["rows"] == [
+        {"value": None, "stderr": None},
+        [1.5, None],
+    ]
 
 
 def test_others_reach_the_log_from_python_from_processes_and_from_below(tmp_path):

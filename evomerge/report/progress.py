@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from rich.text import Text
 
 from evomerge.jobs import Progress
 from evomerge.messages import duration, in_percent
-from evomerge.report.terminal import Terminal
+from evomerge.report.terminal import Terminal, json_text
 from evomerge.search.run import Listener
 from evomerge.storage import attributes
 from evomerge.study.status import Status, status_of
@@ -149,4 +148,4 @@ class _Lines:
         self._tell("phase", {"text": text})
 
     def _tell(self, event: str, content: dict[str, Any]) -> None:
-        self._terminal.tell(json.dumps({"event": event, "time": round(time.time(), 3), **content}))
+        self._terminal.tell(json_text({"event": event, "time": round(time.time(), 3), **content}))

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import logging
+import math
 import os
 import sys
 from contextlib import suppress
@@ -74,7 +75,7 @@ class Terminal:
         """Print a result as the one JSON document of standard output."""
         out = self._out or sys.stdout
         unicode = (out.encoding or "utf-8").lower().startswith("utf")
-        print(json.dumps(content, indent=2, ensure_ascii=not unicode), file=out, flush=True)
+        print(json_text(content, indent=2, ensure_ascii=not unicode), file=out, flush=True)
 
     def write(self, text: str) -> None:
         """Print lines on standard output as they are."""
@@ -92,6 +93,19 @@ class Terminal:
         from rich.text import Text
 
         self.console.print(Text(text, style=style), soft_wrap=True)
+
+
+def json_text(content: dict[str, Any], *, indent: int | None = None, ensure_ascii: bool = True) -> str:
+    """JSON that every reader takes: null in the place of numbers that are not finite, which JSON does not have."""
+    return json.dumps(_finite(content), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def process_terminal() -> Terminal:
