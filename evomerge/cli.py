@@ -15,6 +15,7 @@ from evomerge.commands.inventories import evaluators, methods, spaces
 from evomerge.commands.logs import logs
 from evomerge.commands.looking import dashboard, leaderboard, status
 from evomerge.commands.models import distances, merge_experts
+from evomerge.commands.orphans import gc
 from evomerge.commands.searching import baseline, check, run
 from evomerge.errors import EvomergeError, Interrupted, InvalidInput
 
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "leaderboard": leaderboard,
     "baseline": baseline,
     "export": export,
+    "gc": gc,
     "dashboard": dashboard,
     "spaces": spaces,
     "evaluators": evaluators,

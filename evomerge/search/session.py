@@ -42,7 +42,7 @@ from evomerge.study.identity import changed_versions
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.status import Status
 from evomerge.study.steering_requests import RequestBook
-from evomerge.study.stored_search import logs_folder
+from evomerge.study.stored_search import logs_folder, with_stored_artifacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def open_session(
     Raises:
         EvomergeError: see `evomerge.errors`.
     """
-    listener = _noting(listener)
+    listener, spec = _noting(listener), with_stored_artifacts(spec)
     inputs = open_inputs(spec)
     for warning in inputs.warnings:
         listener.on_phase(f"warning: {warning}")

@@ -103,6 +103,23 @@ def artifacts_folder(spec: SearchSpec) -> Path:
     return folder_of(spec.artifacts)
 
 
+def with_stored_artifacts(spec: SearchSpec) -> SearchSpec:
+    """The spec with the folder of artifacts that its study on a server began with, where the spec leaves it open.
+
+    Beside a file they are found anyway; for a server the default begins in the working directory, which may be another.
+    """
+    if spec.artifacts is not None or local_file(spec.storage_url) is not None:
+        return spec
+    try:
+        with looking_at(spec) as study:
+            stored = stored_spec(study, spec.storage_url)
+    except InvalidInput:  # there is none yet
+        return spec
+    if stored.artifacts is None or not artifacts_folder(stored).is_dir():
+        return spec
+    return spec.model_copy(update={"artifacts": stored.artifacts})
+
+
 def logs_folder(spec: SearchSpec) -> Path:
     """Folder of the logs of a search, among its artifacts: workers on other machines have no other one in common."""
     return artifacts_folder(spec) / LOGS / spec.name

@@ -12,8 +12,9 @@ from evomerge.errors import InvalidInput
 from evomerge.spec import load_spec, read_spec
 from evomerge.storage.opening import open_storage, release
 from evomerge.storage.url import absolute_url, file_of, folder_of, placed_folder, placed_url
+from evomerge.study import stored_search
 from evomerge.study.former_place import study_elsewhere
-from evomerge.study.stored_search import artifacts_folder, from_anywhere
+from evomerge.study.stored_search import artifacts_folder, from_anywhere, with_stored_artifacts
 
 STRANGE = "run #1 50% ä%20{x}?"  # no part of a URL in any of them
 
@@ -133,3 +134,19 @@ def test_a_study_in_the_working_directory_is_said_in_one_line(write_spec, tmp_pa
     assert (tmp_path / "specs" / "runs" / "sim" / "study.db").is_file()
     assert run_command(["run", str(spec), "--ray", "none"]) == 0
     assert "note" not in capsys.readouterr().err  # it has begun here
+
+
+def test_the_artifacts_of_a_study_on_a_server_are_where_it_began(write_spec, tmp_path, monkeypatch):
+    monkeypatch.setattr(stored_search, "local_file", lambda url: None)  # as if the file were a server
+    spec = write_spec(verdict={"best": 1}, budget={"trials": 1})
+    given = load_spec(spec)
+    assert with_stored_artifacts(given) is given
+    assert run_command(["run", str(spec), "--ray", "none"]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr(stored_search, "run_directory", lambda url, name: Path("runs") / name)
+    assert artifacts_folder(given) == Path("runs/sim/artifacts")
+    found = with_stored_artifacts(given)
+    assert artifacts_folder(found) == tmp_path / "runs" / "sim" / "artifacts"
+    shutil.rmtree(artifacts_folder(found))
+    assert with_stored_artifacts(given) is given
