@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "evomerge"
 # named with the room.
 FLOORS = (
     ("errors", "clock", "seeding", "messages", "documents", "shipped", "whole_files", "interjection", "logs"),
-    ("storage", "evolution", "samplers"),
+    ("storage.optuna_internals", "trial_store", "storage", "evolution", "samplers"),
     ("methods", "recipe", "catalogue", "genomes", "spaces", "recipe_spaces", "packs", "baselines.info", "spec"),
     ("engine",),
     ("tensors", "alignment", "elementwise", "merging", "checkpoints", "artefacts", "mergekit"),

@@ -94,6 +94,7 @@ class Strategy:
             sigma0,
             {
                 "bounds": [0, 1],
+                "BoundaryHandler": _UnitBox,
                 "popsize": popsize,
                 "minstd": [*_smallest_stds(bins, popsize), *np.zeros(len(spare))],
                 # These two put points into the next population that must be told as its own: impossible here, where a
@@ -146,6 +147,21 @@ class Strategy:
         # A live strategy would recognise the points that it has drawn itself and treat them unlike those of a replay.
         self._strategy.sent_solutions.clear()
         return points
+
+
+class _UnitBox(cma.BoundTransform):  # type: ignore[misc]
+    """pycma's smooth bounds of the unit cube, whose inverse looks at single coordinates near the bounds only.
+
+    Away from them it leaves coordinates as they are; looking at each takes a third of the time of an update.
+    """
+
+    def inverse(self, x: Point, copy_if_changed: bool = True) -> Point:
+        transformation, point = self.bounds_tf, np.array(x, dtype=np.float64)
+        low = float(transformation._lb[0] + transformation._al[0])
+        high = float(transformation._ub[0] - transformation._au[0])
+        for i in np.flatnonzero(~((point >= low) & (point < high))):
+            point[i] = transformation._inverse_i(x[i], i)
+        return point
 
 
 def _smallest_stds(bins: Sequence[int], popsize: int) -> Point:

@@ -88,8 +88,11 @@ class _Continuous:
         return _is_number(value) and self.low <= value <= self.high
 
     def encode(self, value: Any) -> float:
-        low, high, x = (math.log(v) if self.log else v for v in (self.low, self.high, float(value)))
-        return (x - low) / (high - low)
+        x = float(value)
+        if not self.log:
+            return (x - self.low) / (self.high - self.low)
+        low, high = math.log(self.low), math.log(self.high)
+        return (math.log(x) - low) / (high - low)
 
     def decode(self, u: float) -> float:
         if self.log:
@@ -163,4 +166,4 @@ class _Category:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, (int, float)) and math.isfinite(value)  # a union takes ten times as long

@@ -23,6 +23,7 @@ import numpy as np
 _FEWEST: Final = 20  # candidates of a prediction
 _STEADY: Final = 3  # predictions in a row, of which the largest counts
 _TAIL: Final = 4  # one of so many is in the tail
+_MOST: Final = 500  # candidates that a prediction looks at: its cost does not grow with the search
 _FLAT: Final = 1e-9  # scatter below which all values are equal
 
 
@@ -50,18 +51,20 @@ def chance_to_pass(values: Sequence[float], bar: float, remaining: int) -> float
         return 0.0
     if count < _FEWEST + _STEADY - 1:
         return None
-    return max(predicted_chance(values[: count - ago], bar, remaining + ago) for ago in range(_STEADY))
+    return max(predicted_chance(values, bar, remaining + ago, ago=ago) for ago in range(_STEADY))
 
 
-def predicted_chance(values: Sequence[float], bar: float, remaining: int) -> float:
+def predicted_chance(values: Sequence[float], bar: float, remaining: int, *, ago: int = 0) -> float:
     """The chance that one of the `remaining` candidates has a value above `bar`, by the model.
 
     Args:
-        values: of the candidates so far, 20 or more, in the order in which they were told; the later half is looked at.
+        values: of the candidates so far, 20 or more, in the order in which they were told; the later half is looked at,
+            but not more than 500.
+        ago: so many candidates ago, of which nothing is known then.
     """
-    count = len(values)
-    used = max(_FEWEST, (count + 1) // 2)
-    latest, order = np.array(values[-used:]), np.arange(used) - (used - 1) / 2
+    count = len(values) - ago
+    used = min(max(_FEWEST, (count + 1) // 2), _MOST)
+    latest, order = np.array(values[count - used : count]), np.arange(used) - (used - 1) / 2
     spread = float(order @ order)
     slope = float(order @ latest) / spread
     scatter = latest - latest.mean() - slope * order

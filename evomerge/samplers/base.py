@@ -7,7 +7,7 @@ the results of the study again, in the order in which they were told.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +24,7 @@ from evomerge.samplers.infeasible import excess_of
 from evomerge.seeding import derive
 from evomerge.storage.attributes import TELL
 from evomerge.storage.optuna_internals import cached_trials
+from evomerge.trial_store.trial_memory import TrialMemory, memory_of
 
 __all__ = [
     "SEEDS",
@@ -150,10 +151,11 @@ class SeededSampler(SearchSampler):
         self._space = space
         self._seed = seed
         self._latest = (-1, -1)
+        self._half_asked = _HalfAsked(space)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         # Once per trial and not once per parameter.
-        self._latest = (trial.number, _ordinal(study, trial, self._space))
+        self._latest = (trial.number, self._ordinal(study, trial))
 
     def ordinal(self, study: Study, trial: FrozenTrial) -> int:
         """The position of the trial among the proposals: its number, less the trials before it that never became one.
@@ -163,7 +165,10 @@ class SeededSampler(SearchSampler):
         `Study.optimize(n_jobs=…)`, have different ordinals.
         """
         number, position = self._latest
-        return position if number == trial.number else _ordinal(study, trial, self._space)
+        return position if number == trial.number else self._ordinal(study, trial)
+
+    def _ordinal(self, study: Study, trial: FrozenTrial) -> int:
+        return trial.number - bisect_left(self._half_asked.numbers(study), trial.number)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -173,10 +178,32 @@ class SeededSampler(SearchSampler):
         return RandomSampler(seed=seed).sample_independent(study, trial, param_name, param_distribution)
 
 
-def _ordinal(study: Study, trial: FrozenTrial, space: SamplerSpace) -> int:
-    failed = cached_trials(study, (TrialState.FAIL,))
-    half_asked = sum(1 for other in failed if other.number < trial.number and not space.is_complete(other.params))
-    return trial.number - half_asked
+class _HalfAsked:
+    """Numbers of the trials that never became a proposal, in ascending order.
+
+    Of a study that is kept in memory only the trials are looked at that have finished since the last time.
+    """
+
+    def __init__(self, space: SamplerSpace) -> None:
+        self._space = space
+        self._memory: TrialMemory | None = None
+        self._looked_at = 0
+        self._numbers: list[int] = []
+
+    def numbers(self, study: Study) -> list[int]:
+        memory = memory_of(study)
+        if memory is None:
+            return self._among(cached_trials(study, (TrialState.FAIL,)))
+        if memory is not self._memory:
+            self._memory, self._looked_at, self._numbers = memory, 0, []
+        for number in self._among(memory.finished[self._looked_at :]):
+            insort(self._numbers, number)
+        self._looked_at = len(memory.finished)
+        return self._numbers
+
+    def _among(self, trials: Sequence[FrozenTrial]) -> list[int]:
+        failed = (trial for trial in trials if trial.state == TrialState.FAIL)
+        return [trial.number for trial in failed if not self._space.is_complete(trial.params)]
 
 
 class ReplayingSampler(SeededSampler):
@@ -198,6 +225,8 @@ class ReplayingSampler(SeededSampler):
     def __init__(self, space: SamplerSpace, *, seed: int) -> None:
         super().__init__(space, seed=seed)
         self._seen: list[int] = []
+        self._memory: TrialMemory | None = None
+        self._looked_at = 0  # finished trials of that memory
 
     def _reset(self) -> None:
         """Set the state before the first result."""
@@ -209,16 +238,27 @@ class ReplayingSampler(SeededSampler):
 
     def _replay_new_results(self, study: Study, known: Sequence[FrozenTrial]) -> None:
         """Learn from the trials that have finished since the last time."""
-        trials = in_tell_order(known)
+        memory = memory_of(study)
+        if memory is None:
+            self._memory = None
+            self._learn_from(study, in_tell_order(known))
+            return
+        new = in_tell_order(memory.finished[self._looked_at :]) if memory is self._memory else None
+        if new is None or (new and self._seen and _position(new[0]) < _position(memory[self._seen[-1]])):
+            self._learn_from(study, in_tell_order(memory.finished))
+        else:
+            self._learn_further(study, new)
+        self._memory, self._looked_at = memory, len(memory.finished)
+
+    def _learn_from(self, study: Study, trials: Sequence[FrozenTrial]) -> None:
+        """Learn from all trials of the study, of which some may be known."""
         if [trial.number for trial in trials[: len(self._seen)]] != self._seen:
             self._seen = []  # another study, or a trial was inserted before one that we have learned from
             self._reset()
-        half_asked = self._half_asked(known)
-        for trial in trials[len(self._seen) :]:
+        self._learn_further(study, trials[len(self._seen) :])
+
+    def _learn_further(self, study: Study, trials: Sequence[FrozenTrial]) -> None:
+        half_asked = self._half_asked.numbers(study)
+        for trial in trials:
             self._seen.append(trial.number)
             self._learn(study, trial, trial.number - bisect_left(half_asked, trial.number))
-
-    def _half_asked(self, trials: Sequence[FrozenTrial]) -> list[int]:
-        """Numbers of the trials that never became a proposal: see `ordinal`."""
-        failed = (trial for trial in trials if trial.state == TrialState.FAIL)
-        return [trial.number for trial in failed if not self._space.is_complete(trial.params)]

@@ -43,6 +43,7 @@ from evomerge.samplers import settings
 from evomerge.samplers.base import ReplayingSampler, SamplerInputs, SamplerSpace, refuse_hyperband
 from evomerge.seeding import derive
 from evomerge.storage.optuna_internals import cached_trials
+from evomerge.trial_store.trial_memory import known_trials
 
 __all__ = ["SIGMA0", "CmaSampler", "build", "default_popsize", "refuse_unsuitable"]
 
@@ -170,7 +171,7 @@ class CmaSampler(ReplayingSampler):
         with self._lock:
             trials = study.get_trials(deepcopy=False)
             self._replay_new_results(study, trials)
-            return self._room(trials)
+            return self._room(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         refuse_hyperband(study, "cma")
@@ -190,7 +191,7 @@ class CmaSampler(ReplayingSampler):
             # As they were when the proposal was begun: Optuna's own samplers read them once per trial, too.
             trials = cached_trials(study)
             self._replay_new_results(study, trials)
-            if self._settings.generation_mode == "sync" and not self._room(trials[: trial.number]):
+            if self._settings.generation_mode == "sync" and not self._room(self._before(study, trial)):
                 raise InvalidInput(
                     "the cma sampler waits for the results of a generation (generation_mode: sync): "
                     "ask only while its method ready() says so"
@@ -199,9 +200,13 @@ class CmaSampler(ReplayingSampler):
         params = self._cube.decode(point)
         return {name: params[name] for name in search_space}
 
-    def _room(self, trials: Sequence[FrozenTrial]) -> bool:
-        running = sum(trial.state == TrialState.RUNNING for trial in trials)
-        return self._evolution.waiting + running < self._evolution.popsize
+    def _room(self, running: Sequence[FrozenTrial]) -> bool:
+        return self._evolution.waiting + len(running) < self._evolution.popsize
+
+    def _before(self, study: Study, trial: FrozenTrial) -> list[FrozenTrial]:
+        """The trials that run beside this one, and were asked for before it."""
+        running = known_trials(study, (TrialState.RUNNING,))
+        return [other for other in running if other.number < trial.number]
 
     def _reset(self) -> None:
         self._told: list[int] = []

@@ -11,7 +11,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.storage.attributes import INFEASIBLE
-from evomerge.storage.optuna_internals import cached_trials, with_further_trials
+from evomerge.storage.optuna_internals import with_further_trials
+from evomerge.trial_store.trial_memory import known_trials
 
 __all__ = ["excess_of", "with_infeasible"]
 
@@ -27,7 +28,7 @@ def with_infeasible(study: Study) -> Study:
 
     They read pruned trials, and no failed ones.
     """
-    failed = [trial for trial in cached_trials(study, (TrialState.FAIL,)) if excess_of(trial) is not None]
+    failed = [trial for trial in known_trials(study, (TrialState.FAIL,)) if excess_of(trial) is not None]
     return with_further_trials(study, [_missing(trial) for trial in failed]) if failed else study
 
 

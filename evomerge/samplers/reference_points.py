@@ -155,7 +155,7 @@ class ReferencePointSampler(ReplayingSampler):
 
     def _learn_all(self, study: Study, known: Sequence[FrozenTrial]) -> None:
         if study is not self._study:
-            self._study, self._seen = study, []
+            self._study, self._seen, self._memory = study, [], None
             self._signs = np.array([1.0 if each == StudyDirection.MAXIMIZE else -1.0 for each in study.directions])
             self._points = read_reference_points(study)
             self._reset()

@@ -12,6 +12,7 @@ from optuna import Study, Trial
 from optuna._typing import JSONSerializable
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages import _CachedStorage as CachedStorage
+from optuna.storages._rdb import models
 from optuna.storages.journal import BaseJournalBackend
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
@@ -25,7 +26,9 @@ __all__ = [
     "backend_of",
     "cached_trials",
     "id_of",
+    "id_of_study",
     "journal_of",
+    "models",
     "storage_of",
     "with_further_trials",
 ]
@@ -39,6 +42,11 @@ STUDY_ATTRIBUTES: Final = table(
 def id_of(trial: Trial | FrozenTrial) -> int:
     """The number by which a storage knows a trial; storages take no other."""
     return trial._trial_id
+
+
+def id_of_study(study: Study) -> int:
+    """The number by which a storage knows a study."""
+    return study._study_id
 
 
 def storage_of(study: Study) -> BaseStorage:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -28,21 +30,23 @@ _FIELDS = pa.schema(
 
 def write_items(path: Path, scores: Scores) -> None:
     """Write the outcomes of every item."""
-    rows = [
-        {
-            "task": task,
-            "metric": score.metric,
-            "higher_is_better": score.higher_is_better,
-            "item": item,
-            "outcome": outcome,
-            "weight": weight,
-        }
-        for task, score in scores.tasks.items()
-        for item, outcome, weight in zip(
-            score.items, score.outcomes, score.weights or [None] * len(score.items), strict=True
-        )
+    tasks, counts = list(scores.tasks.values()), [len(score.items) for score in scores.tasks.values()]
+    columns = [
+        _repeated(list(scores.tasks), counts),
+        _repeated([score.metric for score in tasks], counts),
+        pa.array([score.higher_is_better for score in tasks for _ in score.items], pa.bool_()),
+        pa.array([item for score in tasks for item in score.items], pa.int64()),
+        pa.array([outcome for score in tasks for outcome in score.outcomes], pa.float64()),
+        pa.array([weight for score in tasks for weight in score.weights or [None] * len(score.items)], pa.float64()),
     ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=_FIELDS), path, compression="zstd")
+    pq.write_table(pa.Table.from_arrays(columns, schema=_FIELDS), path, compression="zstd")
+
+
+def _repeated(texts: Sequence[str], counts: Sequence[int]) -> pa.DictionaryArray:
+    """Each text as often as its count says."""
+    distinct = list(dict.fromkeys(texts))
+    indices = np.repeat(np.array([distinct.index(each) for each in texts], dtype=np.int32), counts)
+    return pa.DictionaryArray.from_arrays(pa.array(indices), pa.array(distinct, pa.string()))
 
 
 @dataclass(frozen=True)
