@@ -244,6 +244,7 @@ class WorkersSpec(Frozen):
     Attributes:
         count: as many as find a place on the cluster, up to this number.
         min: fewer than these do not go on: the run waits, and ends after a while so that it can be resumed.
+        allow_open_cluster: join a Ray cluster that takes jobs from anyone who reaches it.
     """
 
     count: Positive | None = None
@@ -251,6 +252,7 @@ class WorkersSpec(Frozen):
     cpus: Positive = 1
     gpus: Annotated[float, Field(ge=0)] | None = None
     resources: Mapping[str, Annotated[float, Field(gt=0)]] = {}
+    allow_open_cluster: bool = False
     timeout: Annotated[float, Field(gt=0)] = 3600.0
 
     @model_validator(mode="after")

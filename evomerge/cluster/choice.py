@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
+from evomerge.cluster.environment import LOOPBACK, environment
 from evomerge.cluster.executor import Executor
 from evomerge.cluster.inline import InlineExecutor
 from evomerge.errors import InvalidInput
@@ -37,6 +38,7 @@ def open_executor(
     ray: str | None = None,
     *,
     worker_output: bool = False,
+    secrets: Collection[str] = (),
     say: Callable[[str], None] = lambda text: None,
     check: Callable[[], None] = lambda: None,
     on_hang: Callable[[Outcome], None] | None = None,
@@ -47,18 +49,21 @@ def open_executor(
         ray: the address of a cluster, "local" for one that lives as long as this run, "none" for this process; None
             means "local" where Ray is installed, else "none".
         worker_output: have Ray print what its workers print on this process's standard output and error.
+        secrets: such as passwords; no process that Ray starts gets an environment variable with one of them.
         say: told of resources that are waited for, and of a cluster that was started again.
         check: called while Ray starts; may raise.
         on_hang: without Ray, ends this process, see `InlineExecutor`.
 
     Raises:
-        InvalidInput: Ray is asked for and not installed, cannot be started, or the address is wrong.
+        InvalidInput: Ray is asked for and not installed, cannot be started, the address is wrong, or the cluster
+            there takes jobs from anyone.
         Interrupted: no cluster answers at the address.
     """
     address = chosen_ray(ray)
     if address == NONE:
         return InlineExecutor(Worker(setup, "inline"), timeout=workers.timeout, on_hang=on_hang)
-    from evomerge.cluster.ray_executor import RayExecutor
+    with environment(LOOPBACK if address == LOCAL else {}):
+        from evomerge.cluster.ray_executor import RayExecutor
 
     return RayExecutor(
         setup,
@@ -70,6 +75,8 @@ def open_executor(
         timeout=workers.timeout,
         address=address,
         worker_output=worker_output,
+        allow_open=workers.allow_open_cluster,
+        secrets=secrets,
         say=say,
         check=check,
     )

@@ -37,6 +37,7 @@ from evomerge.search.warm_start import check_recipes, has_begun
 from evomerge.spec import BaselineSpec, SearchSpec
 from evomerge.storage import attributes
 from evomerge.storage.patience import StoragePatience
+from evomerge.storage.secrets import secrets_of
 from evomerge.storage.url import run_directory
 from evomerge.study.identity import changed_versions
 from evomerge.study.search_study import SearchStudy
@@ -124,6 +125,7 @@ def open_session(
             spec.workers,
             ray,
             worker_output=listener.worker_output,
+            secrets=secrets_of(spec.storage_url),
             say=listener.on_phase,
             check=stop.check,
             on_hang=_end_by(stop, opened.search),

@@ -9,14 +9,17 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Final
 
 import ray
 
+from evomerge.cluster.environment import LOOPBACK, environment, without
+from evomerge.cluster.open_cluster import answers_anyone
 from evomerge.cluster.ray_executor.connection import Connection, View, listens
 from evomerge.errors import Interrupted, InvalidInput
 from evomerge.messages import last_line
@@ -28,6 +31,8 @@ OPEN_SECONDS: Final = 180.0  # in which a cluster is started or joined
 CLOSE_SECONDS: Final = 15.0
 LOCAL_SILENCE, JOINED_SILENCE = 5.0, 30.0  # seconds after which a head that does not answer is gone; a joined one may
 # be restarted by its supervisor
+MODE: Final = "RAY_AUTH_MODE"
+TOKENS: Final = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 MAX_RESTARTS: Final = 2  # of a local cluster, without an outcome between them
 LONGEST_SOCKET: Final = 103 if sys.platform == "darwin" else 107  # bytes of the path of a Unix socket
 _SOCKET: Final = "ray/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # like Ray's longest one
@@ -55,18 +60,32 @@ class Cluster:
     """The cluster at an address. A local one that breaks down is started again; a joined one is not ours to mend.
 
     Args:
+        allow_open: join a cluster that takes jobs from anyone.
+        secrets: no process that is started here gets an environment variable with one of them.
         check: called while Ray starts; may raise.
 
     Raises:
-        InvalidInput: no cluster answers, or none can be started; with the reason.
+        InvalidInput: none can be started, with the reason; or the address is wrong, or its cluster takes jobs from
+            anyone.
+        Interrupted: no cluster answers.
     """
 
     def __init__(
-        self, address: str, size: Size, *, worker_output: bool = False, check: Callable[[], None] = lambda: None
+        self,
+        address: str,
+        size: Size,
+        *,
+        worker_output: bool = False,
+        allow_open: bool = False,
+        secrets: Collection[str] = (),
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._address = address
         self._size = size
         self._worker_output = worker_output
+        self._allow_open = allow_open
+        self._secrets = secrets
+        self._token = token_hex(32)
         self._check = check
         self._owned = not ray.is_initialized()
         self._is_local = address == LOCAL and self._owned
@@ -130,6 +149,8 @@ class Cluster:
             raise
         if connection.error is not None:
             connection.close(CLOSE_SECONDS)
+            if isinstance(connection.error, InvalidInput):
+                raise connection.error
             raise self._refusal(f"{type(connection.error).__name__}: {last_line(connection.error)}")
         return connection
 
@@ -143,19 +164,47 @@ class Cluster:
     def _connect(self) -> None:
         if not self._owned:
             return
-        arguments: dict[str, Any] = {"include_dashboard": False, "_temp_dir": self._folder, **self._size.arguments()}
-        with _quiet():
-            ray.init(
+        arguments: dict[str, Any] = {}
+        changes: dict[str, str | None] = {**without(self._secrets)}
+        if self._is_local:
+            arguments = {"include_dashboard": False, "_temp_dir": self._folder, **self._size.arguments()}
+            changes |= LOOPBACK | self._own_token()
+        with _quiet(), environment(changes):
+            ray._raylet.AuthenticationTokenLoader.instance().reset_cache()  # it may know another one
+            context = ray.init(
                 address=self._address,
                 log_to_driver=self._worker_output,
                 logging_level="error",
                 configure_logging=False,
-                **(arguments if self._is_local else {}),
+                **arguments,
             )
+        if not self._is_local and not self._allow_open:
+            _refuse_open(self._address, str(context.dashboard_url or ""))
+
+    def _own_token(self) -> dict[str, str | None]:
+        """A token of this run's own, which is in no file, unless the user has set one, or has switched tokens off."""
+        mode = os.environ.get(MODE)
+        if any(os.environ.get(name) for name in TOKENS) or (mode or "token") != "token":
+            return {}
+        return {TOKENS[0]: self._token, MODE: mode}  # Ray sets the mode for its processes, and would leave it so
 
     def _disconnect(self) -> None:
         if self._owned:
             ray.shutdown()
+
+
+def _refuse_open(address: str, dashboard: str) -> None:
+    """Refuse a cluster that takes jobs from anyone.
+
+    Raises:
+        InvalidInput: it does.
+    """
+    if dashboard and answers_anyone(dashboard):
+        raise InvalidInput(
+            f"the Ray cluster at {address!r} runs the code of anyone who reaches http://{dashboard}, which asks for no "
+            "token; start it with RAY_AUTH_MODE=token, or, where nobody else reaches it, write "
+            "workers: {allow_open_cluster: true}"
+        )
 
 
 def _refuse_unanswered(address: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
@@ -45,6 +45,8 @@ class RayExecutor:
     Args:
         fewest: workers below which the run does not go on.
         timeout: seconds in which a job shows a sign of life.
+        allow_open: join a cluster that takes jobs from anyone.
+        secrets: no process that is started here gets an environment variable with one of them.
         say: told of what is waited for and of what was started again.
         check: called while Ray starts; may raise.
     """
@@ -63,12 +65,16 @@ class RayExecutor:
         fewest: int = 1,
         address: str = LOCAL,
         worker_output: bool = False,
+        allow_open: bool = False,
+        secrets: Collection[str] = (),
         say: Callable[[str], None] = lambda text: None,
         check: Callable[[], None] = lambda: None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         size = Size(count=count, cpus=cpus, gpus=gpus or 0.0, resources=resources)
-        self._cluster = Cluster(address, size, worker_output=worker_output, check=check)
+        self._cluster = Cluster(
+            address, size, worker_output=worker_output, allow_open=allow_open, secrets=secrets, check=check
+        )
         if gpus is None:
             gpus = float(self._cluster.view.total().get("GPU", 0) > 0)
         self._setup = replace(setup, device="cuda" if gpus else "cpu", gpus=gpus)
