@@ -54,8 +54,10 @@ class Dispatcher:
         self._executor.submit(job)
 
     def cancel(self, key: str) -> None:
-        """End a job without an outcome."""
+        """End a job without an outcome, also one that waits to be submitted again."""
         del self.jobs[key]
+        self._due.pop(key, None)
+        del self._losses[key]
         self._executor.cancel(key)
 
     def wait(self, timeout: float = POLL_SECONDS) -> tuple[Job, Outcome] | None:

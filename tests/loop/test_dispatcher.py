@@ -41,7 +41,7 @@ class ScriptedExecutor:
         return Outcome(key=job.key, attempt=job.attempt, result=self.results.pop(0), seconds={}, worker="worker-0")
 
     def cancel(self, key):
-        raise NotImplementedError
+        self.queue = [job for job in self.queue if job.key != key]
 
     def workers(self):
         return [WorkerState("worker-0", "idle")]
@@ -72,7 +72,7 @@ def test_a_candidate_under_which_machines_were_lost_more_often_than_it_has_attem
 
 def test_a_candidate_whose_workers_crash_has_three_attempts_whatever_was_lost_between_them():
     outcome, submitted = run(LOSS, CRASH, LOSS, LOSS, CRASH, LOSS, CRASH)
-    assert outcome.result == Failed("worker-0 died (attempt 3 of 3)")
+    assert outcome.result.reason == "worker-0 died (attempt 3 of 3)"
     assert [attempt for _, attempt in submitted] == [1, 1, 2, 2, 2, 3, 3]
 
 
@@ -84,12 +84,25 @@ def test_only_a_crash_is_noted_as_another_attempt():
 
 def test_a_candidate_under_which_every_machine_is_lost_is_given_up_at_last_and_waits_longer_each_time():
     outcome, submitted = run(*[LOSS] * MAX_LOSSES)
-    assert outcome.result == Failed(f"its node has died (the machine was lost {MAX_LOSSES} times)")
+    assert outcome.result.reason == f"its node has died (the machine was lost {MAX_LOSSES} times)"
     assert len(submitted) == MAX_LOSSES
     waits = [after - before for (before, _), (after, _) in pairwise(submitted)]
     assert waits[:4] == [0.0, 1.0, 2.0, 4.0]
     assert waits == sorted(waits)
     assert waits[-1] == 60.0
+
+
+def test_a_lost_job_that_is_cancelled_while_it_waits_is_not_submitted_again():
+    clock = ManualClock()
+    executor = ScriptedExecutor(clock, *[LOSS] * 3)
+    dispatcher = Dispatcher(executor, Stop(), clock=clock)
+    dispatcher.submit(job("a"))
+    for _ in range(2):
+        dispatcher.wait()
+    dispatcher.cancel("a")
+    clock.advance(100.0)
+    assert dispatcher.wait() is None
+    assert (len(executor.submitted), dispatcher.free) == (2, 1)
 
 
 def test_a_signal_is_noticed_while_a_lost_job_waits():
