@@ -214,6 +214,27 @@ def test_a_run_that_breaks_names_its_log_with_the_traceback_in_it(write_spec, tm
     assert "Traceback" in log.read_text(encoding="utf-8")
 
 
+def test_the_log_of_a_run_stays_small_while_others_print_to_it(tmp_path):
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from evomerge.report import output_log\n"
+        "output_log.MAX_BYTES = 10_000\n"
+        "log = output_log.OutputLog()\n"
+        "log.open()\n"
+        "log.move(Path('evomerge.log'))\n"
+        "for number in range(1000):\n"
+        "    os.write(1, b'line %4d of another program\\n' % number)\n"
+        "    log.bound()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), check=True)
+    latest, former = (tmp_path / name for name in ("evomerge.log", "evomerge.log.1"))
+    assert latest.stat().st_size <= 10_000
+    assert former.stat().st_size <= 10_100
+    assert "line  999" in latest.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evomerge.log", "evomerge.log.1"]
+
+
 @pytest.fixture
 def searched(write_spec, capsys):
     spec = write_spec()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 ERROR_FILE = "evomerge-error.log"
+MAX_BYTES = 20_000_000  # of the log of a run
 
 
 class OutputLog:
@@ -52,6 +53,19 @@ class OutputLog:
         self._copy_to(file)
         self._take(file)
         self.path = path
+        self.bound()
+
+    def bound(self) -> None:
+        """Move what has become too long to NAME.1 beside the file, in the place of what was there.
+
+        Other processes have the file open, too: it is copied and made empty. What they print between is lost.
+        """
+        if self._file is None or self.path is None:
+            return
+        with suppress(OSError):
+            if os.fstat(self._file.fileno()).st_size > MAX_BYTES:
+                shutil.copyfile(self.path, self.path.with_name(f"{self.path.name}.1"))
+                os.ftruncate(self._file.fileno(), 0)
 
     def keep(self, text: str) -> Path:
         """Add a text; return its file: the log's, else one in the working directory or a temporary one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -37,12 +37,19 @@ def listening(terminal: Terminal) -> Iterator[Listener]:
     def log_in(folder: Path) -> None:
         terminal.log_to(folder / LOG_FILE)
 
+    def bounding(show: Callable[[Status], None]) -> Callable[[Status], None]:
+        def on_status(status: Status) -> None:
+            terminal.bound_log()
+            show(status)
+
+        return on_status
+
     console = terminal.console
     if not console.is_terminal:
         lines = _Lines(terminal)
         yield Listener(
             on_phase=lines.phase,
-            on_status=lines.status,
+            on_status=bounding(lines.status),
             on_progress=lines.progress,
             on_open=log_in,
             worker_output=True,
@@ -52,7 +59,7 @@ def listening(terminal: Terminal) -> Iterator[Listener]:
     with Live(Text(), console=console, refresh_per_second=4, redirect_stdout=False, redirect_stderr=False) as live:
         yield Listener(
             on_phase=lambda text: console.print(Text(text, style="dim")),
-            on_status=lambda status: live.update(status_line(status)),
+            on_status=bounding(lambda status: live.update(status_line(status))),
             on_progress=lambda progress: live.update(progress_line(progress)),
             on_open=log_in,
             worker_output=True,

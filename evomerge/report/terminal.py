@@ -63,6 +63,11 @@ class Terminal:
         if self._log is not None:
             self._log.move(file)
 
+    def bound_log(self) -> None:
+        """Keep the log small, however long the command runs."""
+        if self._log is not None:
+            self._log.bound()
+
     def keep(self, text: str) -> Path:
         """Add a text, such as a traceback, to the log, and keep the log from now on."""
         return (self._log or OutputLog()).keep(text)
