@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from evomerge.baselines.info import BASELINES
 from evomerge.documents import Frozen, Positive, read_document, validate
 from evomerge.errors import InvalidInput, unknown_name
+from evomerge.observers import MetricsSpec, NotifySpec, located
 from evomerge.recipe import ModelRef
 from evomerge.recipe_spaces.checks import check_recipe_space, is_recipe_file
 from evomerge.recipe_spaces.scaled_rules import LINEAR_IN_WEIGHT
@@ -302,6 +303,8 @@ class SearchSpec(Frozen):
     workers: WorkersSpec = WorkersSpec()
     baselines: Annotated[tuple[BaselineSpec, ...], BeforeValidator(_each_named)] | None = None
     verdict: VerdictSpec = VerdictSpec()
+    notify: NotifySpec | None = None
+    metrics: MetricsSpec | None = None
     storage: str | None = Field(default=None, repr=False)  # may hold a password
     storage_patience: Annotated[float, Field(ge=0)] = 600.0  # seconds that a storage which is away is waited for
     artifacts: str | None = None
@@ -404,8 +407,10 @@ class SearchSpec(Frozen):
         return self.storage or f"sqlite:///runs/{self.name}/study.db"
 
     def to_json(self) -> str:
-        """JSON that the study stores: the whole spec without the storage URLs, which may hold passwords."""
-        exclude: Any = {"storage": True, "warm_start": {"studies": {"__all__": {"storage"}}}}
+        """JSON that the study stores: the whole spec without the storage URLs, which may hold passwords, and without
+        those who are told of a run: their URLs may hold passwords too, and their files are those of a machine."""
+        whole = dict.fromkeys(("storage", "notify", "metrics"), True)
+        exclude: Any = {**whole, "warm_start": {"studies": {"__all__": {"storage"}}}}
         # The order of keys carries meaning: methods and parameters of the space are searched in it.
         return json.dumps(self.model_dump(mode="json", by_alias=True, exclude=exclude))
 
@@ -419,8 +424,8 @@ class SearchSpec(Frozen):
     ) -> dict[str, Any]:
         """Everything that the value of a trial, or the next proposal, depends on. Runs of a study must agree in it.
 
-        Budget, workers, storage, artifacts, baselines that the space is not made of, verdict, and calibration that no
-        statistics of the space are measured on, may change when a study is resumed.
+        Budget, workers, storage, artifacts, notify, metrics, baselines that the space is not made of, verdict, and
+        calibration that no statistics of the space are measured on, may change when a study is resumed.
 
         Args:
             fingerprints: source name -> content hash of its files.
@@ -530,9 +535,9 @@ def resolve(spec: SearchSpec, directory: Path) -> SearchSpec:
         evaluator = evaluator.model_copy(update={"name": str((directory / evaluator.name).resolve())})
     recipes = tuple(str((directory / Path(name).expanduser()).resolve()) for name in spec.warm_start.recipes)
     warm_start = spec.warm_start.model_copy(update={"recipes": recipes})
-    return spec.model_copy(
-        update={"sources": sources, "space": space, "evaluator": evaluator, "warm_start": warm_start}
-    )
+    update = {"sources": sources, "space": space, "evaluator": evaluator, "warm_start": warm_start}
+    observers = {"notify": located(spec.notify, directory), "metrics": located(spec.metrics, directory)}
+    return spec.model_copy(update={**update, **observers})
 
 
 def _placed(spec: SearchSpec, directory: Path) -> SearchSpec:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from evomerge.clock import SYSTEM_CLOCK, Clock
@@ -17,7 +18,7 @@ POLL_SECONDS = 2.0  # between two readings of the requests, at least
 
 
 class Steering:
-    """The latest requests to this run. It reads them whenever the run looks whether it should stop.
+    """The latest requests to this run.
 
     Args:
         book: the requests of the study; without one there are none, as in a search that is no run.
@@ -40,8 +41,16 @@ class Steering:
         self._latest = SteeringRequests()
         self._read_at = -math.inf
         self._stop_seen: str | None = None
-        if stop is not None and book is not None:
-            stop.on_check = self.poll
+
+    @contextmanager
+    def followed(self) -> Iterator[Steering]:
+        """Read the requests during the block whenever the run looks whether it should stop."""
+        assert self._stop is not None  # without one there is nothing to follow
+        self._stop.on_check = self.poll
+        try:
+            yield self
+        finally:
+            self._stop.on_check = lambda: None
 
     @property
     def paused_by(self) -> str | None:

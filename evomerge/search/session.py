@@ -44,6 +44,7 @@ from evomerge.study.search_study import SearchStudy
 from evomerge.study.status import Status
 from evomerge.study.steering_requests import RequestBook
 from evomerge.study.stored_search import logs_folder, with_stored_artifacts
+from evomerge.telemetry.run_observer import RunObserver, observing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,7 @@ class Session:
 
     Attributes:
         steering: requests from another terminal.
+        observer: tells others of the run.
         batch_size: of the study; None for an evaluator without batches.
         sources: base and experts as rows.
         references: source name -> its result on the search items.
@@ -77,11 +79,17 @@ class Session:
     executor: Executor
     stop: Stop
     steering: Steering
+    observer: RunObserver
     listener: Listener
     batch_size: int | None
     objective: Objective
     sources: Sequence[NamedRecipe]
     references: Mapping[str, NamedResult]
+
+    def on_search_status(self, status: Status) -> None:
+        """Report the status of the search to the listener, and to those whom the spec names."""
+        self.listener.on_status(status)
+        self.observer.status(status)
 
     def say(self, phase: str) -> None:
         """Report the phase to the listener, and to `evomerge status` by way of the study."""
@@ -113,9 +121,13 @@ def open_session(
     workers = worker_count(spec.workers, ray)
     placement_of(inputs, workers if is_local(ray) else 1)  # refuses what cannot fit
     patience = StoragePatience(seconds=spec.storage_patience, say=listener.on_phase, check=stop.check)
-    with open_search(inputs, workers=workers, patience=patience) as opened, controller_log(logs_folder(spec)):
+    with (
+        open_search(inputs, workers=workers, patience=patience) as opened,
+        controller_log(logs_folder(spec)),
+        Steering(RequestBook(opened.storage, spec.name), stop, spec.name).followed() as steering,
+        observing(spec, opened.search) as observer,
+    ):
         listener.on_open(run_directory(spec.storage_url, spec.name))
-        steering = Steering(RequestBook(opened.storage, spec.name), stop, spec.name)
         for name, (then, now) in changed_versions(opened.search.study).items():
             listener.on_phase(f"warning: {name} was {then} when the study was made, now it is {now}")
         setup = inputs.setup(opened.identity)
@@ -132,7 +144,7 @@ def open_session(
         )
         with first_reason(closing(opening), "while the workers were stopped") as executor:
             stop.listen()
-            yield _begin(opened, executor, stop, steering, listener=listener)
+            yield _begin(opened, executor, stop, steering, observer=observer, listener=listener)
 
 
 def _noting(listener: Listener) -> Listener:
@@ -179,7 +191,15 @@ def _refuse_unfit(inputs: Inputs, baselines: Sequence[BaselineSpec]) -> None:
     check_requests(inputs)
 
 
-def _begin(opened: OpenSearch, executor: Executor, stop: Stop, steering: Steering, *, listener: Listener) -> Session:
+def _begin(
+    opened: OpenSearch,
+    executor: Executor,
+    stop: Stop,
+    steering: Steering,
+    *,
+    observer: RunObserver,
+    listener: Listener,
+) -> Session:
     inputs = opened.inputs
     spec = inputs.spec
     sources = source_rows(inputs.base.ref, [expert.ref for expert in inputs.experts], inputs.catalogue, spec.dtype)
@@ -202,6 +222,7 @@ def _begin(opened: OpenSearch, executor: Executor, stop: Stop, steering: Steerin
         executor=executor,
         stop=stop,
         steering=steering,
+        observer=observer,
         listener=listener,
         batch_size=batch_size,
         objective=objective,

@@ -214,7 +214,7 @@ def explore(session: Session) -> None:
         bar=_bar(session),
         steering=session.steering,
         batch_size=session.batch_size,
-        on_status=session.listener.on_status,
+        on_status=session.on_search_status,
     ).run()
     spent = opened.search.tally.spent
     if spent.candidates:  # trials with the scores of a baseline cost nothing

@@ -58,6 +58,7 @@ class SearchStudy:
 
     Attributes:
         tally: counts of the finished trials, kept up to date here.
+        latest_failure: number and reason of the trial that this process has failed last.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class SearchStudy:
         self._space = space
         self._writer = TrialWriter(study, storage, artifacts=artifacts, check_hold=check_hold, patience=patience)
         self.tally = Tally(self.trials(*FINISHED))
+        self.latest_failure: tuple[int, str] | None = None
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         """The trials in these states, all without any. They are the storage's own: never change them."""
@@ -210,6 +212,7 @@ class SearchStudy:
             told = assessed.value if assessed.objectives is None else list(assessed.objectives)
             self._writer.finish(number, TrialState.COMPLETE, write, told)
             self.tally.add_complete(number, assessed, outcome.cost)
+        self.tally.add_seconds(outcome.seconds)
 
     def fail(self, number: int, reason: str, outcome: Outcome | None = None) -> None:
         """Store a trial that has no score, with the reason."""
@@ -221,6 +224,8 @@ class SearchStudy:
 
         self._writer.finish(number, TrialState.FAIL, write)
         self.tally.add_failed(Cost() if outcome is None else outcome.cost)
+        self.tally.add_seconds({} if outcome is None else outcome.seconds)
+        self.latest_failure = (number, reason)
 
     def cancel(self, number: int, reason: str, outcome: Outcome | None = None) -> bool:
         """Fail a trial that is running or waits to be proposed; False where it has ended or never was.

@@ -6,7 +6,7 @@ once when the study is opened; the study's only writer then adds each trial that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -25,6 +25,7 @@ class Tally:
         dropped: of these, trials that were not scored on all items.
         told: results that were told, which number the next one.
         spent: cost of all trials that count towards the budget.
+        seconds: phase -> seconds of workers, over all trials.
         values: of the complete trials that meet all constraints, in the order in which they were told.
     """
 
@@ -35,6 +36,9 @@ class Tally:
         self.dropped = sum(trial.state is TrialState.PRUNED for trial in counted)
         self.told = sum(attributes.TELL in trial.user_attrs for trial in finished)
         self.spent = total_cost(counted)
+        self.seconds: dict[str, float] = {}
+        for trial in finished:
+            self.add_seconds(trial.user_attrs.get(attributes.SECONDS, {}))
         self.values: list[float] = []
         self._best: tuple[bool, float, int] | None = None  # meets the constraints, value, less the number
         self._told_at_best = 0
@@ -74,6 +78,11 @@ class Tally:
         """Count a trial that was refused without being scored, which the sampler has been told."""
         self._add_told(Cost())
         self.failed += 1
+
+    def add_seconds(self, seconds: Mapping[str, float]) -> None:
+        """Count the time of a trial, by phase."""
+        for phase, spent in seconds.items():
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + round(spent, 4)  # as trials store them
 
     def add_failed(self, cost: Cost) -> None:
         """Count a trial that has no score."""

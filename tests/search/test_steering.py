@@ -18,8 +18,10 @@ from evomerge.loop.stop import Stop
 from evomerge.spec import BudgetSpec
 from evomerge.storage import attributes
 from evomerge.storage.opening import open_storage, release
+from evomerge.study.search_study import SearchStudy
 from evomerge.study.steering_requests import RequestBook
 
+TELL = SearchStudy.tell
 URLS = {"sqlite": "sqlite:///study.db", "journal": "journal:///study.journal"}
 
 
@@ -168,12 +170,15 @@ def test_a_trial_of_a_dead_controller_is_cancelled_without_being_scored_again(wr
     class Killed(BaseException):
         pass
 
-    def die():
-        raise Killed
+    def tell(self, proposal, *rest):
+        if proposal.number == 2:
+            raise Killed
+        TELL(self, proposal, *rest)
 
-    while_scoring(monkeypatch, 2, die)
-    with pytest.raises(Killed):
-        run(spec, url)
+    with monkeypatch.context() as dying:
+        dying.setattr(SearchStudy, "tell", tell)
+        with pytest.raises(Killed):
+            run(spec, url)
     ask(url, lambda book: book.cancel(2))
     assert run(spec, url) == 0
     assert trials(url)[2].user_attrs[attributes.FAILURE] == "cancelled by the user"
@@ -185,9 +190,9 @@ def test_a_storage_that_is_away_keeps_no_run_from_looking_whether_it_should_stop
             raise optuna.exceptions.StorageInternalError("away")
 
     stop = Stop()
-    followed = Steering(Away(), stop, "sim")
-    stop.check()
-    assert followed.paused_by is None
+    with Steering(Away(), stop, "sim").followed() as steering:
+        stop.check()
+        assert steering.paused_by is None
 
 
 def test_the_hours_of_a_budget_stop_while_a_paused_search_has_nothing_in_flight(monkeypatch):

@@ -1,0 +1,122 @@
+"""The observer of one run: it makes messages and metrics of the statuses of a search, and of the end of the run."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from evomerge.errors import Interrupted
+from evomerge.messages import in_one_line
+from evomerge.spec import SearchSpec
+from evomerge.study.search_study import SearchStudy
+from evomerge.study.status import Status
+from evomerge.telemetry.messenger import Messenger
+from evomerge.telemetry.prometheus import metrics_text, search_metrics
+from evomerge.whole_files import write_whole
+
+SCHEMA = 1
+METRICS_SECONDS = 5.0  # between two writes of the metrics, at least
+
+_log = logging.getLogger(__name__)
+
+
+class RunObserver:
+    """Tells others of a run, as its spec says. Nothing that goes wrong here ends the run.
+
+    Args:
+        search: the study, whose best trial so far is no news.
+    """
+
+    def __init__(self, spec: SearchSpec, search: SearchStudy, messenger: Messenger | None) -> None:
+        self._spec = spec
+        self._search = search
+        self._messenger = messenger
+        self._best = search.tally.best
+        self._failure: tuple[int, str] | None = None
+        self._written = -math.inf
+        self._latest: Status | None = None
+
+    def status(self, status: Status) -> None:
+        """Take note of a status of the search."""
+        self._latest = status
+        best = self._search.tally.best
+        if best is not None and (self._best is None or best[0] > self._best[0]):
+            self._send("best", {"trial": best[1], "value": best[0], **_progress(status)})
+            self._best = best
+        failure = self._search.latest_failure
+        if failure is not None and failure != self._failure:
+            self._failure = failure
+            self._send("failure", {"trial": failure[0], "reason": failure[1], **_progress(status)})
+        if status.state not in ("running", "paused") or time.monotonic() - self._written >= METRICS_SECONDS:
+            self._write_metrics(status)
+
+    def end(self, state: str, reason: str | None) -> None:
+        """Tell of the end of the run.
+
+        Args:
+            state: finished, interrupted or failed.
+            reason: why, where it has not finished.
+        """
+        best = self._search.tally.best
+        found = None if best is None else {"trial": best[1], "value": best[0]}
+        progress = {} if self._latest is None else _progress(self._latest)
+        self._send("end", {"state": state, "reason": reason, "best": found, **progress})
+
+    def _send(self, event: str, content: dict[str, Any]) -> None:
+        if self._messenger is None or self._spec.notify is None or event not in self._spec.notify.on:
+            return
+        origin = {"host": socket.gethostname(), "pid": os.getpid(), "time": round(time.time(), 3)}
+        self._messenger.send({"schema": SCHEMA, "event": event, "study": self._spec.name, **origin, **content})
+
+    def _write_metrics(self, status: Status) -> None:
+        if self._spec.metrics is None:
+            return
+        numbers = search_metrics(status, self._search.tally, self._spec.budget, _resident())
+        try:
+            write_whole(Path(self._spec.metrics.textfile), metrics_text(self._spec.name, numbers).encode())
+        except OSError as error:
+            if self._written == -math.inf:  # said once
+                _log.warning("metrics were not written to %s: %s", self._spec.metrics.textfile, error.strerror)
+        self._written = time.monotonic()
+
+
+@contextmanager
+def observing(spec: SearchSpec, search: SearchStudy) -> Iterator[RunObserver]:
+    """An observer of a run, which is told how the block ended.
+
+    Raises:
+        InvalidInput: messages cannot be delivered as the spec says.
+    """
+    messenger = None if spec.notify is None else Messenger(spec.notify)
+    observer = RunObserver(spec, search, messenger)
+    try:
+        try:
+            yield observer
+        except (Interrupted, KeyboardInterrupt) as error:
+            observer.end("interrupted", in_one_line(error))
+            raise
+        except BaseException as error:
+            observer.end("failed", in_one_line(error))
+            raise
+        observer.end("finished", None)
+    finally:
+        if messenger is not None:
+            messenger.close()
+
+
+def _progress(status: Status) -> dict[str, Any]:
+    return {"finished": status.finished, "failed": status.failed, "budget": status.budget}
+
+
+def _resident() -> int | None:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):  # not Linux
+        return None

@@ -1,0 +1,180 @@
+"""Messages and metrics of a run: what others are told, and that a run neither waits for them nor fails by them."""
+
+import json
+import re
+import sys
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from evomerge.cli import run_command
+from evomerge.documents import validate
+from evomerge.errors import InvalidInput
+from evomerge.observers import MetricsSpec, NotifySpec
+from evomerge.spec import load_spec
+from evomerge.telemetry.messenger import Messenger
+from evomerge.telemetry.prometheus import Metric, metrics_text
+
+KEEP = "import sys; open(sys.argv[1], 'ab').write(sys.stdin.buffer.read() + b'\\n')"
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """A command that keeps what it is told, and a function that reads that."""
+    file = tmp_path / "told.jsonl"
+
+    def read():
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    read.command = [sys.executable, "-c", KEEP, str(file)]
+    return read
+
+
+@pytest.fixture
+def server():
+    """A server on this machine, with the documents that were posted to it and the status that it answers."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            self.server.got.append((self.path, self.headers["Content-Type"], json.loads(content)))
+            self.send_response(self.server.answer)
+            self.send_header("Location", "/elsewhere")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def do_GET(self):
+            self.server.got.append((self.path, None, None))
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as serving:
+        serving.got, serving.answer = [], 200
+        serving.url = f"http://127.0.0.1:{serving.server_address[1]}/hook?token=s3cret"
+        thread = threading.Thread(target=serving.serve_forever)
+        thread.start()
+        yield serving
+        serving.shutdown()
+        thread.join()
+
+
+def run(spec, *options):
+    return run_command(["run", str(spec), "--ray", "none", *options])
+
+
+def test_a_command_is_told_of_the_best_of_failures_and_of_the_end(write_spec, kept):
+    evaluator = {"name": "synthetic", "items": 40, "raising": 0.3}
+    spec = write_spec(evaluator=evaluator, notify={"command": kept.command}, budget={"trials": 12})
+    assert run(spec) == 0
+    told = kept()
+    assert Counter(each["event"] for each in told).keys() == {"best", "failure", "end"}
+    values = [each["value"] for each in told if each["event"] == "best"]
+    assert values == sorted(set(values))
+    assert all(each["reason"] for each in told if each["event"] == "failure")
+    assert {each["study"] for each in told} == {"sim"}
+    assert told[-1]["event"] == "end"
+    assert (told[-1]["state"], told[-1]["best"]["value"], told[-1]["finished"]) == ("finished", values[-1], 12)
+
+
+def test_a_resumed_run_tells_only_what_is_new(write_spec, kept):
+    spec = write_spec(notify={"command": kept.command, "on": ["best"]})
+    assert run(spec, "--trials", "4") == 0
+    before = kept()
+    assert run(spec, "--trials", "5") == 0
+    new = kept()[len(before) :]
+    assert all(each["value"] > before[-1]["value"] for each in new)
+
+
+def test_a_server_gets_the_same_documents_and_the_study_does_not_keep_its_address(write_spec, server, tmp_path):
+    assert run(write_spec(notify={"url": server.url, "on": ["end"]})) == 0
+    [(path, kind, document)] = server.got
+    assert (path, kind, document["event"]) == ("/hook?token=s3cret", "application/json", "end")
+    assert b"s3cret" not in (tmp_path / "runs" / "sim" / "study.db").read_bytes()
+
+
+def test_the_address_may_be_in_the_environment(write_spec, server, monkeypatch, capsys):
+    spec = write_spec(notify={"url": "env:HOOK", "on": ["end"]})
+    assert run(spec) == 2
+    assert "'HOOK'" in capsys.readouterr().err
+    monkeypatch.setenv("HOOK", server.url)
+    assert run(spec) == 0
+    assert len(server.got) == 1
+
+
+@pytest.mark.parametrize("answer", [500, 302])
+def test_a_server_that_refuses_is_said_once_without_its_path(server, caplog, answer):
+    server.answer = answer
+    messenger = Messenger(NotifySpec(url=server.url))
+    for number in range(3):
+        messenger.send({"number": number})
+    messenger.close()
+    assert [document for _, _, document in server.got] == [{"number": 0}, {"number": 1}, {"number": 2}]
+    [said] = caplog.messages
+    assert "127.0.0.1 was not notified" in said
+    assert "s3cret" not in said
+
+
+def test_a_run_does_not_fail_by_those_it_tells(write_spec, tmp_path, capsys):
+    spec = write_spec(
+        notify={"command": ["/nowhere/at/all"], "url": "http://127.0.0.1:9/"}, metrics={"textfile": "/proc/no/run.prom"}
+    )
+    assert run(spec) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "says"),
+    [
+        (NotifySpec, {}, "name a command, a url, or both"),
+        (NotifySpec, {"url": "ftp://host/x"}, "http://HOST"),
+        (NotifySpec, {"url": "file:///etc/passwd"}, "http://HOST"),
+        (NotifySpec, {"command": []}, "command"),
+        (NotifySpec, {"command": ["x"], "on": ["bset"]}, "'best', 'failure' or 'end'"),
+        (MetricsSpec, {"textfile": "run.txt"}, ".prom"),
+    ],
+)
+def test_invalid_observers_are_refused_with_what_is_allowed(kind, given, says):
+    with pytest.raises(InvalidInput, match=re.escape(says)):
+        validate(kind, given, "search spec")
+
+
+def test_paths_are_relative_to_the_spec(write_spec, tmp_path):
+    spec = load_spec(write_spec(notify={"command": ["./tell.sh", "x"]}, metrics={"textfile": "run.prom"}))
+    assert spec.notify.command == (str(tmp_path / "tell.sh"), "x")
+    assert spec.metrics.textfile == str(tmp_path / "run.prom")
+    assert load_spec(write_spec(notify={"command": ["mail", "me"]})).notify.command == ("mail", "me")
+
+
+def test_metrics_are_those_of_the_search(write_spec, tmp_path):
+    evaluator = {"name": "synthetic", "items": 40, "raising": 0.3}
+    spec = write_spec(evaluator=evaluator, metrics={"textfile": "run.prom"}, budget={"trials": 12, "hours": 1})
+    assert run(spec) == 0
+    values = read_metrics(tmp_path / "run.prom")
+    trials = {state: values[f'evomerge_trials{{study="sim",state="{state}"}}'] for state in ("complete", "failed")}
+    assert sum(trials.values()) == 12
+    assert trials["failed"] > 0
+    assert values['evomerge_state{study="sim",state="finished"}'] == 1
+    assert values['evomerge_budget_left{study="sim",limit="trials"}'] == 0
+    assert 0.9 < values['evomerge_budget_left{study="sim",limit="hours"}'] < 1
+    assert 'evomerge_budget_left{study="sim",limit="items"}' not in values  # it has no such limit
+    assert values['evomerge_items_total{study="sim"}'] > 0
+    assert 'evomerge_phase_seconds_total{study="sim",phase="merge"}' in values
+    assert 'evomerge_phase_seconds_total{study="sim",phase="total"}' not in values  # the sum of the others
+    assert values['evomerge_controller_memory_bytes{study="sim"}'] > 1e7
+
+
+def read_metrics(path):
+    lines = path.read_text().splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+
+def test_labels_are_escaped_and_unknown_values_left_out():
+    metrics = [
+        Metric("a", "gauge", "A.", [({"x": 'q"\\\n'}, 1.0), ({}, None)]),
+        Metric("b", "gauge", "B.", [({}, None)]),
+    ]
+    assert metrics_text("s", metrics) == (
+        '# HELP evomerge_a A.\n# TYPE evomerge_a gauge\nevomerge_a{study="s",x="q\\"\\\\\\n"} 1.0\n'
+    )
