@@ -54,7 +54,7 @@ class LeaseStore(Protocol):
         """The text as it is stored; None where there was never one."""
 
     def swap(self, old: str | None, new: str) -> bool:
-        """Store `new` where `old` is stored, in one atomic step; False where something else is."""
+        """Store `new` where `old` is stored, in one atomic step; False where something else is, or it is locked."""
 
     def guard(self, storage: BaseStorage, holder: str) -> None:
         """Refuse whatever is written through a storage from now on, unless the stored lease is that of `holder`.
@@ -151,7 +151,8 @@ class Lease:
         if self._store.swap(text, mine):
             self._stored = mine
             return None
-        self._watched = (text, self._clock.monotonic())  # what is there now is another one's, which was faster
+        # What is there now is another one's, which was faster; or its process is stopped with the lease locked.
+        self._watched = (text, self._clock.monotonic())
         return 0.0
 
     def refresh(self) -> None:

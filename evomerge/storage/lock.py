@@ -13,7 +13,7 @@ import errno
 import fcntl
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -41,7 +41,7 @@ __all__ = ["Hold", "hold", "keep", "lock_file"]
 _NO_LOCKS: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 _LOOKS: Final = 5  # at a lock that is taken: `holder_of` takes it for an instant
 _LOOK_SECONDS: Final = 0.1
-_JOIN_SECONDS: Final = 1.0  # for the thread, which may wait for a storage that does not answer
+_JOIN_SECONDS: Final = 3.0  # for the thread, which may wait for a storage that does not answer
 
 
 class Hold:
@@ -131,24 +131,22 @@ def keep(lease: Lease, *, patience: StoragePatience = IMPATIENT, clock: Clock = 
     while (wait := with_retries(lease.attempt)) is not None:
         clock.sleep(wait)
     stop = threading.Event()
-    thread = threading.Thread(
-        target=_repeat, args=(lease.refresh, stop, lease.times.refresh), name="evomerge-lease", daemon=True
-    )
+    thread = threading.Thread(target=_refresh, args=(lease, stop), name="evomerge-lease", daemon=True)
     thread.start()
     try:
         yield Hold(lease.since, lease, patience)
     finally:
         stop.set()
         thread.join(_JOIN_SECONDS)
-        with suppress(Exception):  # the block's own error counts; without a release the next one waits for silence
-            lease.release()
 
 
-def _repeat(step: Callable[[], None], stop: threading.Event, seconds: float) -> None:
-    """Repeat a step until told to stop, whatever it raises: `Lease.confirm` says what came of it."""
-    while not stop.wait(seconds):
+def _refresh(lease: Lease, stop: threading.Event) -> None:
+    """Refresh a lease until told to stop, and give it back. `Lease.confirm` says what came of the refreshes."""
+    while not stop.wait(lease.times.refresh):
         with suppress(BaseException):
-            step()
+            lease.refresh()
+    with suppress(BaseException):  # the others then wait for silence
+        lease.release()
 
 
 def _store(storage: BaseStorage, name: str, directions: Sequence[str]) -> LeaseStore:

@@ -20,6 +20,7 @@ __all__ = ["RelationalLease"]
 # when the server ends the stopped one's transaction, in seconds.
 _ROW_WAIT: Final = 10
 _IDLE: Final = 120
+_ROW_LOCKED: Final = ("55P03", 1205)  # of a row that stayed locked: PostgreSQL's code, and MySQL's
 
 _ROW_WAITS: Final[Mapping[str, str]] = {
     "postgresql": f"SET lock_timeout = '{_ROW_WAIT}s'",
@@ -57,6 +58,8 @@ class RelationalLease:
         except IntegrityError:
             return False  # another one has inserted it
         except SQLAlchemyError as error:
+            if _is_row_locked(error):
+                return False
             raise StorageInternalError("the lease could not be stored") from error
 
     def guard(self, storage: BaseStorage, holder: str) -> None:
@@ -112,6 +115,12 @@ def _fence_commits(engine: Engine, select_lease: Select[tuple[Any]], holder: str
     event.listen(engine, "before_cursor_execute", note)
     event.listen(engine, "commit", check)
     event.listen(engine, "rollback", forget)
+
+
+def _is_row_locked(error: SQLAlchemyError) -> bool:
+    original = getattr(error, "orig", None)
+    codes = (getattr(original, "sqlstate", None), *getattr(original, "args", ())[:1])
+    return any(code in _ROW_LOCKED for code in codes)
 
 
 def _end_idle_transactions(engine: Engine) -> None:
