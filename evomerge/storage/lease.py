@@ -97,6 +97,7 @@ class Lease:
         id: of this holder, never used again.
         number: of the takeover, 0 before it is taken; each one has a higher number than all before it.
         since: when it was taken, in ISO format.
+        awaited: whose sign of life is waited for before it is taken, in words; "" where nobody's is.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Lease:
     ) -> None:
         self.id = uuid.uuid4().hex
         self.number = 0
+        self.awaited = ""
         self.since = datetime.fromtimestamp(clock.time(), UTC).isoformat(timespec="seconds")
         self.times = times or LeaseTimes()
         self._store = store
@@ -144,6 +146,7 @@ class Lease:
                 raise StudyHeld(f"{self._what} is held by {described(record)}; stop it, or wait until it ends")
             left = self._watch(text)
             if left > 0:
+                self.awaited = f"{self._what} is held by {described(record)}, which may have ended"
                 return min(self.times.refresh / 2, left)
         self.number = _number(record) + 1
         self._refreshed = self._clock.monotonic()

@@ -26,6 +26,7 @@ from optuna.study import StudyDirection
 
 from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.errors import InvalidInput, StudyHeld
+from evomerge.messages import duration
 from evomerge.storage.journal_leases import FileLease, RedisLease
 from evomerge.storage.journals import RedisJournal
 from evomerge.storage.lease import Lease, LeaseStore, LeaseTimes, record_in
@@ -128,7 +129,12 @@ def keep(lease: Lease, *, patience: StoragePatience = IMPATIENT, clock: Clock = 
     Raises:
         StudyHeld: another controller has it.
     """
+    said = ""
     while (wait := with_retries(lease.attempt)) is not None:
+        if lease.awaited != said:
+            said = lease.awaited
+            patience.say(f"waiting: {said}; it has {duration(lease.times.silence)} to give a sign of life")
+        patience.check()
         clock.sleep(wait)
     stop = threading.Event()
     thread = threading.Thread(target=_refresh, args=(lease, stop), name="evomerge-lease", daemon=True)

@@ -24,6 +24,7 @@ from evomerge.storage.journal_leases import FileLease
 from evomerge.storage.lease import Lease, LeaseStore
 from evomerge.storage.opening import in_transaction, open_storage, release
 from evomerge.storage.optuna_internals import backend_of
+from evomerge.storage.patience import StorageAway
 from evomerge.storage.process import Process
 from evomerge.storage.relational_lease import RelationalLease
 
@@ -243,7 +244,7 @@ def test_an_entry_that_finds_the_disk_full_leaves_no_part_behind(
 
     with monkeypatch.context() as patch:
         patch.setattr("evomerge.storage.journals.os.fsync", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(StorageAway, match="is full"):
             fenced.storage.set_study_user_attr(fenced.study, "a", 1)
     assert file.read_bytes() == before
     fenced.storage.set_study_user_attr(fenced.study, "a", 2)

@@ -230,6 +230,25 @@ def test_a_study_in_a_database_is_taken_over_after_silence_and_given_back(tmp_pa
     release(storage)
 
 
+def test_who_waits_for_a_silent_holder_is_told_so_once_and_can_be_stopped() -> None:
+    store, clock, said = Recorded(), ManualClock(), []
+    store.text = json.dumps({"id": "other", "pid": 7, "host": "elsewhere", "since": "2020"})
+    lease = Lease(store, what="the study 's'", clock=clock)
+    with keep(lease, patience=StoragePatience(say=said.append), clock=clock):
+        assert said == [
+            "waiting: the study 's' is held by the controller with process 7 on elsewhere, since 2020, which may have "
+            "ended; it has 1 min 0 s to give a sign of life"
+        ]
+
+    def stop() -> None:
+        raise Interrupted("stopped by a signal")
+
+    store.text = json.dumps({"id": "another"})
+    stopped = keep(Lease(store, what="s", clock=clock), patience=StoragePatience(check=stop), clock=clock)
+    with pytest.raises(Interrupted):
+        stopped.__enter__()
+
+
 def test_another_machine_that_refreshes_is_not_taken_over(tmp_path: Path) -> None:
     storage, rivals = server(tmp_path), server(tmp_path)
     with (
