@@ -70,22 +70,22 @@ class Server:
 
     def freeze(self) -> None:
         """Stop all its processes: connections stay open, and nothing answers."""
-        for pid in self._pids():
-            os.kill(pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        for pid in self._pids():
-            os.kill(pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
 
     def end(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self.thaw()
             self.kill()
 
-    def _pids(self) -> list[int]:
+    def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        return [self._process.pid, *map(int, children)]
+        for pid in (self._process.pid, *map(int, children)):
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(pid, number)
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ class Drill:
             yield process
         finally:
             process.kill()
-            process.wait()
+            process.communicate()
 
     def trials(self) -> list[FrozenTrial]:
         try:

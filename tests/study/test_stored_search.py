@@ -158,7 +158,7 @@ def test_a_study_that_evomerge_did_not_make_is_refused(write_spec, capsys):
         ("x.journal", "--storage journal:////here/x.journal --study toy"),
         ("env:MY_FILE", "--storage sqlite:////here/y.db --study toy"),
         ("env:MY_SERVER", "--storage env:MY_SERVER --study toy"),
-        ("redis://host:6379/0", "--storage redis://host:6379/0 --study toy"),
+        ("redis://host:6379/0", "--storage env:EVOMERGE_STORAGE --study toy"),
         ("postgresql://me:secret@host/db", "--storage env:EVOMERGE_STORAGE --study toy"),
     ],
 )
