@@ -10,6 +10,7 @@ import typer
 
 from evomerge import __version__
 from evomerge.commands.controls import cancel, pause, resume, stop
+from evomerge.commands.doctoring import doctor
 from evomerge.commands.exporting import export
 from evomerge.commands.inventories import evaluators, methods, spaces
 from evomerge.commands.logs import logs
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 # In the order of the help page.
 COMMANDS: dict[str, Callable[..., None]] = {
     "check": check,
+    "doctor": doctor,
     "run": run,
     "status": status,
     "logs": logs,

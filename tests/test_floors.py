@@ -38,6 +38,7 @@ FLOORS = (
         "importance",
         "leaderboard",
         "preflight",
+        "doctor",
         "export",
         "orphans",
         "weight_distances",

@@ -1,0 +1,83 @@
+"""`evomerge doctor` looks, changes nothing, and says by its exit code whether something is wrong."""
+
+import http.server
+import json
+import threading
+
+import pytest
+
+from evomerge import doctor as module
+from evomerge.cli import run_command
+from evomerge.doctor import doctor
+from evomerge.spec import load_spec
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch, tmp_path):
+    """A home without tokens, and no dashboard at the port that is looked at."""
+    monkeypatch.setattr(module, "DASHBOARD_PORT", 9)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def finding(document, name):
+    (found,) = [each for each in document["findings"] if each["name"] == name]
+    return found
+
+
+def write_token(folder, mode):
+    path = folder / "home" / ".ray" / "auth_token"
+    path.parent.mkdir(parents=True)
+    path.write_text("secret")
+    path.chmod(mode)
+    return path
+
+
+def test_a_healthy_machine_is_exit_code_zero_and_nothing_is_made(write_spec, tmp_path, capsys):
+    path = write_spec()
+    assert run_command(["doctor", str(path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["healthy"]
+    names = {each["name"] for each in document["findings"]}
+    assert names >= {"ray", "cluster", "gpus", "storage", "run directory", "artifacts", "temporary folder"}
+    assert "will be made" in finding(document, "storage")["text"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_token_that_others_can_read_is_wrong_and_exit_code_two(tmp_path, capsys):
+    write_token(tmp_path, 0o644)
+    assert run_command(["doctor"]) == 2
+    captured = capsys.readouterr()
+    assert "chmod 600" in " ".join(captured.out.split())
+    assert "see token above" in captured.err
+
+
+def test_a_token_that_nobody_else_can_read_is_fine(tmp_path):
+    write_token(tmp_path, 0o600)
+    assert finding(doctor(), "token")["state"] == "ok"
+
+
+def test_a_cluster_that_takes_jobs_from_anyone_is_wrong(monkeypatch):
+    class Open(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Open) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(module, "DASHBOARD_PORT", server.server_port)
+        found = finding(doctor(ray="127.0.0.1:6379"), "cluster")
+        server.shutdown()
+    assert found["state"] == "wrong"
+    assert "allow_open_cluster" in found["text"]
+
+
+def test_a_storage_that_cannot_be_opened_is_wrong_and_shows_no_password(write_spec):
+    spec = load_spec(write_spec(storage="postgresql+psycopg://u:hunter2@127.0.0.1:9/studies"))
+    found = finding(doctor(spec), "storage")
+    assert found["state"] == "wrong"
+    assert "hunter2" not in found["text"]
