@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -13,6 +14,8 @@ MAX_BYTES: Final = 1_000_000  # of one file
 KEPT: Final = 3  # older files beside it: NAME.log.1 is the latest of them
 LONGEST_TEXT: Final = 20_000  # characters of one line; of a longer text the end, where an error is
 SUFFIX: Final = ".log"
+
+_OF_TRIAL: Final = re.compile(r"[^/]+/(?P<search>\d{1,12})|[^/]+/held-out/trial (?P<held_out>\d{1,12})")
 
 
 class LogFile:
@@ -51,9 +54,9 @@ class LogFile:
 
 
 def trial_of(job: str) -> int | None:
-    """The number of the trial whose job this is; None for baselines, measurements and rows of the held-out items."""
-    *_, number = job.split("/")
-    return int(number) if number.isdecimal() and job.count("/") == 1 else None
+    """The number of the trial of the search whose job this is, on the held-out items too; None for other jobs."""
+    found = _OF_TRIAL.fullmatch(job)
+    return None if found is None else int(found["search"] or found["held_out"])
 
 
 def _append(path: Path, line: bytes) -> None:

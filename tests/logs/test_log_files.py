@@ -22,6 +22,7 @@ def texts(folder, **chosen):
     ("job", "trial"),
     [
         ("toy/12", 12),
+        ("toy/held-out/trial 12", 12),
         ("toy/random-search/12", None),
         ("toy/held-out/ties", None),
         ("batch size", None),
