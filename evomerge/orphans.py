@@ -63,22 +63,31 @@ def collect_orphans(stored: StoredSearch, *, delete: bool = False, alone: bool =
     if not delete:
         return _document(stored, orphans(stored), deleted=False)
     _refuse_shared(stored.spec, stored.artifacts, alone=alone)
-    with _held(stored):
+    with _held(stored) as check:
         found = orphans(stored)
         for each in found:
+            check()
             _delete(each.path)
         return _document(stored, found, deleted=True)
 
 
 @contextmanager
-def _held(stored: StoredSearch) -> Iterator[None]:
-    """Hold every search of the storage: each may be about to name a file that it has written. A file is held once."""
+def _held(stored: StoredSearch) -> Iterator[Callable[[], None]]:
+    """Hold every search of the storage: each may be about to name a file that it has written. A file is held once.
+
+    Yields:
+        A check that they are still held.
+    """
     url, own = resolve_url(stored.spec.storage_url), stored.spec.name
     names = [own] if local_file(url) is not None else [study.study_name for study in _searches(stored.storage)]
     with ExitStack() as holds:
-        for name in names:
-            holds.enter_context(hold(url, name))
-        yield
+        held = [holds.enter_context(hold(url, name)) for name in names]
+
+        def check() -> None:
+            for each in held:
+                each.check()
+
+        yield check
 
 
 def _searches(storage: BaseStorage) -> list[optuna.Study]:
@@ -92,6 +101,8 @@ def orphans(stored: StoredSearch) -> list[Orphan]:
     # Listed before the studies are read: what is stored meanwhile is named before it is written.
     own = run_directory(resolve_url(stored.spec.storage_url), stored.spec.name)
     candidates = [(kind, path) for kind, paths in _candidates(folder, own) for path in paths]
+    if local_file(stored.spec.storage_url) is None:  # a search may begin there at any time, and name what it wrote
+        candidates = [(kind, path) for kind, path in candidates if _is_old(path)]
     if not candidates:
         return []
     named = _named(stored.storage)
