@@ -164,8 +164,8 @@ def _scoring_cost(stored: StoredSearch) -> Cost:
 
 
 def _made_before(stored: StoredSearch, baselines: Sequence[Line]) -> Cost:
-    """The cost of the baselines that the space is made of."""
-    made = {each.name for each in stored.spec.space_baselines}
+    """The cost of the baselines that the space is made of, or that the search begins at."""
+    made = {each.name for each in stored.spec.space_baselines} | {stored.spec.warm_start.begin}
     return sum((line.cost for line in baselines if line.label in made and line.cost is not None), Cost())
 
 

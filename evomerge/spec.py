@@ -9,7 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from evomerge.baselines.info import BASELINES
 from evomerge.documents import Frozen, Positive, read_document, validate
@@ -232,11 +241,22 @@ class WarmStartSpec(Frozen):
             mean weight of each source in each group.
         recipes: files as `evomerge export` writes them (recipe.json), relative to the spec.
         studies: best trials of other studies; without a storage, of this one's.
+        begin: baseline whose nearest point is scored before the centre, and where `cma` begins in its place, with
+            short first steps.
     """
 
     baselines: Annotated[int, Field(ge=0)] = 0
     recipes: tuple[str, ...] = ()
     studies: tuple[OtherStudy, ...] = ()
+    begin: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Studies of earlier releases store warm starts without a beginning."""
+        content: dict[str, Any] = dump(self)
+        if self.begin is None:
+            content.pop("begin", None)
+        return content
 
 
 class WorkersSpec(Frozen):
@@ -320,6 +340,14 @@ class SearchSpec(Frozen):
                 "the sampler cma with several objectives searches for what is better than the baselines; name some, or "
                 "use nsgaii, nsgaiii, tpe or gp"
             )
+        begin = self.warm_start.begin
+        if begin is not None and begin not in {each.name for each in built_before}:
+            raise ValueError(
+                f"warm_start: begin: {begin} is none of the search's baselines that are one model and made before it "
+                f"({', '.join(each.name for each in built_before) or 'there are none'}); name it among them"
+            )
+        if begin is not None and self.objective.aggregate == "pareto":
+            raise ValueError("warm_start: begin is for one objective; with several, cma begins at every baseline")
         if self.objective.aggregate == "pareto" and self.fidelity.name != "full":
             raise ValueError(f"fidelity {self.fidelity.name} compares one value, but pareto has several; write full")
         if self.fidelity.name != "full" and self.sampler.info is not None and self.sampler.info.complete_only:
@@ -448,6 +476,7 @@ class SearchSpec(Frozen):
                 "baselines": self.warm_start.baselines,
                 "recipes": [Path(name).name for name in self.warm_start.recipes],
                 "studies": [[study.name, study.trials] for study in self.warm_start.studies],
+                **({} if self.warm_start.begin is None else {"begin": self.warm_start.begin}),
             },
             "dtype": self.dtype,
             "seed": self.seed,

@@ -208,6 +208,15 @@ _ALL = (
         control=True,
     ),
     BaselineInfo(
+        name="learned-groups",
+        plan=f"{_LEARNED}:learned",
+        trainer="learned",
+        preset={"granularity": "groups", "labels": "given"},
+        # benchmarks/search.md: a search may begin there for the cost of a few candidates
+        defaults={"steps": 20, "batch_size": 6, "stop_every": 10, "learning_rate": 0.1},
+        on_request=True,
+    ),
+    BaselineInfo(
         name="learned-tensor",
         plan=f"{_LEARNED}:learned",
         trainer="learned",

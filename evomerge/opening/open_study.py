@@ -27,6 +27,7 @@ from evomerge.storage.lock import hold
 from evomerge.storage.opening import open_storage, release
 from evomerge.storage.patience import IMPATIENT, StoragePatience
 from evomerge.storage.url import resolve_url
+from evomerge.study.beginning import read_beginning
 from evomerge.study.identity import StudyIdentity, create_or_verify
 from evomerge.study.race_defaults import CURRENT
 from evomerge.study.rows import Records
@@ -34,6 +35,8 @@ from evomerge.study.search_study import SearchStudy
 from evomerge.study.stored_search import BASELINES, HELD_OUT, artifacts_folder, from_anywhere
 from evomerge.study.study_ingredients import StudyIngredients, read_ingredients
 from evomerge.study.study_statistics import StudyStatistics, read_statistics
+
+FROM_A_MERGE = 0.3  # first steps from a merge that is good already, as a share of those from the centre
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +89,11 @@ class OpenSearch:
         sampler = build_search_sampler(self.inputs, self.workers, self.identity.popsize, space)
         self.search.study.sampler = sampler
         return self._with_space(space)
+
+    def renew_sampler(self) -> None:
+        """Let the sampler begin at the merge that the study has stored in the meantime."""
+        study = self.search.study
+        study.sampler = build_search_sampler(self.inputs, self.workers, self.identity.popsize, self.space, study)
 
     def _with_space(self, space: BoundSpace) -> OpenSearch:
         return replace(self, space=space, search=self._search(self.search.study, space))
@@ -158,7 +166,7 @@ def _open(
             warnings.simplefilter("ignore", ExperimentalWarning)
             study.set_metric_names(list(inputs.evaluator.weights))  # what Optuna Dashboard calls the objectives
     space = stored_space(inputs, study)
-    study.sampler = build_search_sampler(inputs, workers, identity.popsize, space)
+    study.sampler = build_search_sampler(inputs, workers, identity.popsize, space, study)
     writing: Any = {"artifacts": folder, "check_hold": check_hold, "patience": patience}
     return OpenSearch(
         inputs=inputs,
@@ -206,15 +214,20 @@ def _identity(inputs: Inputs, workers: int) -> StudyIdentity:
 
 
 def build_search_sampler(
-    inputs: Inputs, workers: int, popsize: int | None = None, space: BoundSpace | None = None
+    inputs: Inputs,
+    workers: int,
+    popsize: int | None = None,
+    space: BoundSpace | None = None,
+    study: optuna.Study | None = None,
 ) -> SearchSampler:
-    """The spec's sampler; with the population size and the space of the study once there is one.
+    """The spec's sampler; with the population size, the space and the beginning of the study once there is one.
 
     Raises:
         InvalidInput: unknown sampler or setting, or one that cannot search the space.
     """
     spec, space = inputs.spec, inputs.space if space is None else space
     settings = dict(spec.sampler.settings) | ({} if popsize is None else {"popsize": popsize})
+    beginning = None if study is None else read_beginning(study)
     return build_sampler(
         spec.sampler.name,
         settings,
@@ -224,7 +237,8 @@ def build_search_sampler(
         directions=directions_of(inputs),
         constraints=_violations if spec.objective.constraints else None,
         tie_breaker=attributes.COMPANION,
-        first_step=space.first_step,
+        first_step=space.first_step if beginning is None else min(space.first_step, FROM_A_MERGE),
+        begin=None if beginning is None else beginning.params,
     )
 
 

@@ -65,12 +65,13 @@ def build_sampler(
     constraints: Constraints | None = None,
     tie_breaker: str | None = None,
     first_step: float = 1.0,
+    begin: Mapping[str, Any] | None = None,
 ) -> SearchSampler:
     """Build a sampler by its name.
 
     Args:
         name: a key of `SAMPLERS`.
-        settings, seed, space, workers, tie_breaker, first_step: see `SamplerInputs`.
+        settings, seed, space, workers, tie_breaker, first_step, begin: see `SamplerInputs`.
         directions: number of objectives.
         constraints: given a finished trial, one number per condition, none above 0 where the trial is feasible. They
             are recorded with the trial.
@@ -94,7 +95,13 @@ def build_sampler(
     from evomerge.samplers.constraints import ConstrainedSampler
 
     inputs = SamplerInputs(
-        settings=settings, seed=seed, space=space, workers=workers, tie_breaker=tie_breaker, first_step=first_step
+        settings=settings,
+        seed=seed,
+        space=space,
+        workers=workers,
+        tie_breaker=tie_breaker,
+        first_step=first_step,
+        begin=begin,
     )
     sampler = build(inputs)
     return sampler if constraints is None else ConstrainedSampler(sampler, constraints)

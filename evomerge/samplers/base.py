@@ -81,6 +81,7 @@ class SamplerInputs:
         tie_breaker: user attribute of a trial that ranks trials of equal value, see `CmaSampler`. Others ignore it.
         first_step: first steps as a share of the usual ones, below 1 where the centre is a good merge already. Only
             `cma` has use for it.
+        begin: params of a good merge, to begin at in place of the centre. Only `cma` has use for it.
     """
 
     settings: Mapping[str, Any]
@@ -89,6 +90,7 @@ class SamplerInputs:
     workers: int
     tie_breaker: str | None = None
     first_step: float = 1.0
+    begin: Mapping[str, Any] | None = None
 
 
 def in_tell_order(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -68,6 +68,7 @@ def build(inputs: SamplerInputs) -> CmaSampler:
         mean_every=settings.integer(given, "mean_every", _MEAN_EVERY, low=0),
         tie_breaker=inputs.tie_breaker,
         only_near=inputs.first_step < 1,
+        begin=inputs.begin,
     )
 
 
@@ -97,6 +98,7 @@ class CmaSampler(ReplayingSampler):
         tie_breaker: user attribute of a trial, a number of which more is better, that ranks trials of equal value.
         only_near: learn from results only that the present distribution could have drawn. Known merges far from the
             centre would otherwise make the first steps as long as the way to them.
+        begin: params to begin at in place of the centre of the space.
 
     Raises:
         InvalidInput: the space is categorical, conditional or a single point, or a setting is out of its range.
@@ -114,6 +116,7 @@ class CmaSampler(ReplayingSampler):
         mean_every: int = _MEAN_EVERY,
         tie_breaker: str | None = None,
         only_near: bool = False,
+        begin: Mapping[str, Any] | None = None,
     ) -> None:
         refuse_unsuitable(space)
         super().__init__(space, seed=seed)
@@ -128,6 +131,7 @@ class CmaSampler(ReplayingSampler):
         )
         self._tie_breaker = tie_breaker
         self._only_near = only_near
+        self._begin = self._cube.encode(space.centre if begin is None else begin)
         self._lock = threading.Lock()  # Study.optimize(n_jobs=…) asks from several threads
         self._reset()
 
@@ -210,8 +214,7 @@ class CmaSampler(ReplayingSampler):
 
     def _reset(self) -> None:
         self._told: list[int] = []
-        centre = self._cube.encode(self._space.centre)
-        self._evolution = Evolution(centre, self._cube.bins, derive(self._seed, "cma"), self._settings)
+        self._evolution = Evolution(self._begin, self._cube.bins, derive(self._seed, "cma"), self._settings)
 
     def _learn(self, study: Study, trial: FrozenTrial, ordinal: int) -> None:
         if trial.value is not None and math.isfinite(trial.value) and self._cube.contains(trial.params):

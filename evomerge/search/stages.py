@@ -32,7 +32,7 @@ from evomerge.samplers.reference_points import ReferencePoint
 from evomerge.search.ingredients import stored_scores, take_ingredients
 from evomerge.search.origins import origin_of
 from evomerge.search.session import Session
-from evomerge.search.warm_start import reference_points, warm_points
+from evomerge.search.warm_start import beginning_of, reference_points, warm_points
 from evomerge.spec import BaselineSpec, SearchSpec
 from evomerge.storage import attributes
 from evomerge.study.ended_scores import ended_scores
@@ -67,7 +67,7 @@ def early_and_late(spec: SearchSpec) -> tuple[list[BaselineSpec], list[BaselineS
     late: list[BaselineSpec] = []
     for baseline in spec.chosen_baselines:
         info = BASELINES[baseline.name]
-        wanted = start_from_them or info.early or baseline.name in merges
+        wanted = start_from_them or info.early or baseline.name in {*merges, spec.warm_start.begin}
         before = wanted and not info.needs_search and not info.control
         (early if before else late).append(baseline)
     return early, late
@@ -189,7 +189,9 @@ def enqueue_known_merges(session: Session) -> None:
     def points_to_improve() -> list[ReferencePoint]:
         return reference_points(opened, session.objective) if opened.inputs.spec.needs_reference_points else []
 
-    opened.search.start(lambda: warm_points(opened), points_to_improve)
+    opened.search.start(lambda: warm_points(opened), points_to_improve, lambda: beginning_of(opened))
+    if opened.inputs.spec.warm_start.begin is not None:
+        opened.renew_sampler()
 
 
 def explore(session: Session) -> None:

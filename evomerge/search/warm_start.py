@@ -26,6 +26,7 @@ from evomerge.spaces.bound import BoundSpace
 from evomerge.spaces.nearest import nearest_params
 from evomerge.spec import OtherStudy, SearchSpec
 from evomerge.storage import attributes
+from evomerge.study.beginning import Beginning
 from evomerge.study.rows import Record, read_scores
 from evomerge.study.snapshot import snapshot_of
 from evomerge.study.stored_search import looking_at
@@ -72,6 +73,28 @@ def reference_points(opened: OpenSearch, objective: Objective) -> list[Reference
             "made; see the reasons above, or use nsgaii, nsgaiii, tpe or gp"
         )
     return found
+
+
+def beginning_of(opened: OpenSearch) -> Beginning | None:
+    """The point of the baseline that the warm start begins at; None where it names none.
+
+    Raises:
+        InvalidInput: it could not be made, or has no point in the search space.
+    """
+    label = opened.inputs.spec.warm_start.begin
+    if label is None:
+        return None
+    row = next((row for row in _best_first(opened) if row.label == label), None)
+    if row is None:
+        raise InvalidInput(f"warm_start: begin: {label} could not be made; see the reason above, or begin elsewhere")
+    params = _place(opened, row)
+    if params is None:
+        methods = ", ".join(sorted({rule.method for rule in row.recipe.rules}))
+        raise InvalidInput(
+            f"warm_start: begin: {label} ({methods}) has no place in search space {opened.space.space.name!r}; "
+            + _kind_of(opened.space)
+        )
+    return Beginning(label=label, params=params)
 
 
 def _best_first(opened: OpenSearch) -> list[Record]:

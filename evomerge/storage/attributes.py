@@ -32,6 +32,7 @@ STATUS: Final = "evomerge:status"  # small summary that `evomerge status` prints
 WRITER: Final = "evomerge:writer"  # in a database on a server: the lease of the one writer
 WINNER: Final = "evomerge:winner"  # trial, digest and value of the trial that the search items name
 WARM: Final = "evomerge:warm_started"  # the points of the warm start have been enqueued
+BEGIN: Final = "evomerge:begin"  # text: the merge that the sampler begins at in place of the centre, in JSON
 GOALS: Final = "evomerge:goals"  # text: merges that a search of several objectives should dominate, in JSON
 LOOKS: Final = "evomerge:held_out_looks"  # [winner's trial, digest of all that was compared] of each look at held-out
 COMPARED: Final = "evomerge:compared"  # text: what all looks found, by winner's trial and baseline's recipe

@@ -30,6 +30,7 @@ from evomerge.spaces.bound import BoundSpace, Infeasible
 from evomerge.storage import attributes
 from evomerge.storage.attributes import write_text
 from evomerge.storage.patience import IMPATIENT, StoragePatience
+from evomerge.study.beginning import Beginning, write_beginning
 from evomerge.study.tally import Tally
 from evomerge.study.trial_writer import TrialWriter
 from evomerge.study.trials import FINISHED
@@ -265,19 +266,25 @@ class SearchStudy:
         self._writer.transaction(lambda: write_text(self.study, key, text))
 
     def start(
-        self, find: Callable[[], Sequence[Mapping[str, Any]]], aims: Callable[[], Sequence[ReferencePoint]] = list
+        self,
+        find: Callable[[], Sequence[Mapping[str, Any]]],
+        aims: Callable[[], Sequence[ReferencePoint]] = list,
+        begin: Callable[[], Beginning | None] = lambda: None,
     ) -> None:
         """Have the params that `find` finds proposed first, after the initial ones of the space, and set the goals that
-        `aims` finds.
+        `aims` finds. Where `begin` finds a merge to begin at, that comes before all others.
 
         Done, and asked for, once per study.
         """
         if self.study.user_attrs.get(attributes.WARM):
             return
-        points, goals = find(), aims()
+        points, goals, beginning = find(), aims(), begin()
 
         def store() -> None:
             self.check_hold()
+            if beginning is not None:
+                self._enqueue([beginning.params])
+                write_beginning(self.study, beginning)
             self._enqueue([*self._space.initial, *points])
             if goals:
                 write_reference_points(self.study, goals)

@@ -191,6 +191,7 @@ def test_the_number_of_merges_that_a_baseline_scores_is_known_beforehand():
         "dam-from-best": 1,
         "learned": 1,
         "learned-permuted": 1,
+        "learned-groups": 1,
         "learned-tensor": 1,
         "learned-column": 1,
         "fine-tune": 1,

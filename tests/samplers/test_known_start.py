@@ -40,3 +40,22 @@ def test_settings_of_the_spec_come_before_the_space():
     space = box(6)
     given = build_sampler("cma", {"sigma0": 0.3}, seed=1, space=space, workers=1, first_step=0.1)
     assert given._settings.sigma0 == 0.3
+
+
+def test_a_search_begins_at_the_merge_that_it_is_given_and_so_does_a_new_sampler_of_the_study():
+    space = box(6)
+    begin = dict.fromkeys(space.distributions, 0.8)
+
+    def sampler():
+        return build_sampler("cma", {}, seed=1, space=space, workers=1, first_step=0.1, begin=begin)
+
+    study = optuna.create_study(direction="maximize", sampler=sampler())
+    study.enqueue_trial(begin)
+    study.optimize(lambda trial: -sum(trial.suggest_float(name, 0.0, 1.0) for name in begin), n_trials=12)
+    assert all(abs(value - 0.8) < 0.1 for trial in study.trials[:4] for value in trial.params.values())
+    assert study.sampler.told == tuple(range(study.sampler.told[-1] + 1))
+    running = study.ask(dict(space.distributions)).params
+    study.sampler = sampler()
+    study.tell(12, state=optuna.trial.TrialState.FAIL)
+    resumed = study.sampler.sample_relative(study, study.trials[12], dict(space.distributions))
+    assert resumed == running

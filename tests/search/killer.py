@@ -14,6 +14,7 @@ from optuna.artifacts import FileSystemArtifactStore
 from evomerge.cli import run_command
 from evomerge.evaluation.synthetic import SyntheticEvaluator
 from evomerge.storage import attributes
+from evomerge.study import search_study
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.trial_writer import TrialWriter
 
@@ -130,7 +131,12 @@ def _on_ingredients(when: str) -> Callable[[int], None]:
     return arm
 
 
+def _before_the_beginning(_: int) -> None:
+    around(search_study, "write_beginning", before=lambda study, beginning: die())
+
+
 STAGES: dict[str, Callable[[int], None]] = {
+    "before the beginning is stored": _before_the_beginning,
     "before the merges are taken": _on_ingredients("before"),
     "after the merges are taken": _on_ingredients("after"),
 }
