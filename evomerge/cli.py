@@ -14,7 +14,7 @@ from evomerge.commands.doctoring import doctor
 from evomerge.commands.exporting import export
 from evomerge.commands.inventories import evaluators, methods, spaces
 from evomerge.commands.logs import logs
-from evomerge.commands.looking import dashboard, leaderboard, status
+from evomerge.commands.looking import dashboard, leaderboard, list_studies, status
 from evomerge.commands.models import distances, merge_experts
 from evomerge.commands.orphans import gc
 from evomerge.commands.searching import baseline, check, run
@@ -29,6 +29,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "doctor": doctor,
     "run": run,
     "status": status,
+    "list": list_studies,
     "logs": logs,
     "pause": pause,
     "resume": resume,

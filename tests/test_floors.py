@@ -44,6 +44,7 @@ FLOORS = (
         "weight_distances",
         "shared_tower",
         "remote_control",
+        "study_list",
         "report",
     ),
     ("commands", "cli", "__main__"),
@@ -192,6 +193,7 @@ def test_optuna_stays_with_spaces_and_study_and_what_reads_them():
         "genomes",
         "spaces",
         "recipe_spaces",
+        "trial_store",
         "storage",
         "evolution",
         "samplers",
@@ -204,6 +206,7 @@ def test_optuna_stays_with_spaces_and_study_and_what_reads_them():
         "export",
         "orphans",
         "remote_control",
+        "study_list",
         "report",
         "testing",
     }

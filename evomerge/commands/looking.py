@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +18,22 @@ def status(
     from evomerge.report.progress import status_document, status_text
 
     print_document(terminal, status_document(stored_of(terminal, spec, storage, study)), json_, status_text)
+
+
+def list_studies(
+    context: typer.Context,
+    where: Annotated[
+        str, typer.Argument(metavar="STORAGE|SPEC", help="A storage URL, or a search.yaml that names one.")
+    ],
+    json_: Json = False,
+) -> None:
+    """The searches in a storage: state, trials, best, last sign of life."""
+    terminal = terminal_of(context)
+    from evomerge.spec import read_spec
+    from evomerge.study_list import list_studies, studies_table
+
+    url = read_spec(Path(where)).storage_url if where.endswith((".yaml", ".yml")) else where
+    print_document(terminal, list_studies(url), json_, studies_table)
 
 
 def leaderboard(

@@ -62,6 +62,8 @@ def holder_of(url: str, name: str, *, storage: BaseStorage | None = None, clock:
         text = _text_on_server(url, name, storage)
         return _holder(record_in(text), None, clock) if holder_in(text) is not None else None
     file = file.resolve()
+    if record_in(_read(lock_file(file))).get("study", name) != name:  # one file has one writer, of one of its studies
+        return None
     text = None if scheme_of(url) in SQLITE else FileLease(file).read()
     if holder_in(text) is not None:
         return _holder(record_in(text), lock_file(file), clock)
