@@ -43,8 +43,8 @@ class Drill:
         self._folder = folder
 
     @contextmanager
-    def running(self) -> Iterator[subprocess.Popen[str]]:
-        command = [sys.executable, "-m", "evomerge.cli", "run", str(self.spec), "--ray", "none", "--json"]
+    def running(self, ray: str = "none") -> Iterator[subprocess.Popen[str]]:
+        command = [sys.executable, "-m", "evomerge.cli", "run", str(self.spec), "--ray", ray, "--json"]
         process = subprocess.Popen(
             command,
             cwd=self._folder,
