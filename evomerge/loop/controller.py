@@ -139,7 +139,7 @@ class Controller:
 
     def _rest(self) -> None:
         """Wait a moment: without a job an executor does not."""
-        self._stop.check()
+        self._stop.look()
         time.sleep(POLL_SECONDS)
 
     def _propose(self) -> bool:

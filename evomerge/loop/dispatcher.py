@@ -66,7 +66,7 @@ class Dispatcher:
         Raises:
             Interrupted: a signal asked for a stop.
         """
-        self._stop.check()
+        self._stop.look()
         self._submit_due()
         outcome = self._executor.next_event(timeout)
         if isinstance(outcome, Progress):

@@ -46,11 +46,11 @@ class Steering:
     def followed(self) -> Iterator[Steering]:
         """Read the requests during the block whenever the run looks whether it should stop."""
         assert self._stop is not None  # without one there is nothing to follow
-        self._stop.on_check = self.poll
+        self._stop.on_look = self.poll
         try:
             yield self
         finally:
-            self._stop.on_check = lambda: None
+            self._stop.on_look = lambda: None
 
     @property
     def paused_by(self) -> str | None:
@@ -64,7 +64,7 @@ class Steering:
     def poll(self) -> None:
         """Read the requests, where the last reading is `POLL_SECONDS` ago.
 
-        It never waits for a storage that is away: that is looked at in every such wait, and the next poll will do.
+        Where the storage is away, the next reading will do.
         """
         now = self._clock.monotonic()
         if self._book is None or now - self._read_at < POLL_SECONDS:

@@ -43,7 +43,7 @@ class Stop:
 
     def __init__(self, end_process: Callable[[int, str], object] | None = None) -> None:
         self.reason: str | None = None
-        self.on_check: Callable[[], None] = lambda: None  # looks for other reasons to stop
+        self.on_look: Callable[[], None] = lambda: None
         self._end_process = end_process
         self._in_run = False
         self._noticed = False
@@ -59,10 +59,17 @@ class Stop:
 
     def check(self) -> None:
         """Raise Interrupted where a stop was requested."""
-        self.on_check()
         if self.reason is not None:
             raise self._interruption()
         self.listen()
+
+    def look(self) -> None:
+        """Look for requests of others, and raise Interrupted where a stop was requested.
+
+        They are read from the storage: what waits for that, or has its lock, can only `check`.
+        """
+        self.on_look()
+        self.check()
 
     def notice(self) -> None:
         """What runs from now on ends by itself, and is not interrupted by the first signal."""

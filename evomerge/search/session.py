@@ -139,7 +139,7 @@ def open_session(
             worker_output=listener.worker_output,
             secrets=secrets_of(spec.storage_url),
             say=listener.on_phase,
-            check=stop.check,
+            check=stop.look,
             on_hang=_end_by(stop, opened.search),
         )
         with first_reason(closing(opening), "while the workers were stopped") as executor:

@@ -191,8 +191,20 @@ def test_a_storage_that_is_away_keeps_no_run_from_looking_whether_it_should_stop
 
     stop = Stop()
     with Steering(Away(), stop, "sim").followed() as steering:
-        stop.check()
+        stop.look()
         assert steering.paused_by is None
+
+
+def test_what_waits_for_the_storage_does_not_read_requests_from_it():
+    class Locked:
+        def read(self):
+            raise AssertionError("the lock is taken")
+
+    stop = Stop()
+    with Steering(Locked(), stop, "sim").followed():
+        stop.check()
+        with pytest.raises(AssertionError):
+            stop.look()
 
 
 def test_the_hours_of_a_budget_stop_while_a_paused_search_has_nothing_in_flight(monkeypatch):
