@@ -7,17 +7,32 @@ from typing import Annotated
 
 import typer
 
-from evomerge.commands.options import Json, SpecPath, Storage, Study, print_document, stored_of, terminal_of
+from evomerge.commands.options import Json, SpecPath, Storage, Study, glance_of, print_document, stored_of, terminal_of
 
 
 def status(
-    context: typer.Context, spec: SpecPath = None, storage: Storage = None, study: Study = None, json_: Json = False
+    context: typer.Context,
+    spec: SpecPath = None,
+    storage: Storage = None,
+    study: Study = None,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe",
+            help="End with 0 where the controller runs or has finished, 10 where it does not run, 11 where nobody can "
+            "tell from here.",
+        ),
+    ] = False,
+    json_: Json = False,
 ) -> None:
-    """The state of the search: counts by state, best so far, rate, time left, workers."""
+    """The state of the search: counts by state, best so far, rate, time left, workers, and whether it is alive."""
     terminal = terminal_of(context)
-    from evomerge.report.progress import status_document, status_text
+    from evomerge.report.status_report import probe_code, status_document, status_text
 
-    print_document(terminal, status_document(stored_of(terminal, spec, storage, study)), json_, status_text)
+    document = status_document(*glance_of(terminal, spec, storage, study))
+    print_document(terminal, document, json_, status_text)
+    if probe:
+        raise typer.Exit(probe_code(document))
 
 
 def list_studies(

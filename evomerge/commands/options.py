@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from evomerge.errors import InvalidInput
+from evomerge.storage.attributes import WRITER
 
 if TYPE_CHECKING:
     from evomerge.report.terminal import Terminal
     from evomerge.spec import SearchSpec
+    from evomerge.storage.holder import Holder
+    from evomerge.study.glance import Glance
     from evomerge.study.stored_search import StoredSearch
+    from evomerge.study.stored_spec import NamedStudy
 
 SpecPath = Annotated[Path | None, typer.Argument(metavar="SPEC", help="A search.yaml; or give --storage and --study.")]
 Storage = Annotated[
@@ -53,22 +58,59 @@ def spec_of(path: Path | None, storage: str | None, study: str | None) -> Search
 
 def stored_of(terminal: Terminal, path: Path | None, storage: str | None, study: str | None) -> StoredSearch:
     """The stored study that a command reads. A file only locates it; differences of the file are reported."""
-    from evomerge.spec import read_spec, resolve
     from evomerge.study.stored_search import read_search
 
     if path is None or study is not None:
         return read_search(spec_of(path, storage, study))
-    given, unusable = read_spec(path), ""
-    try:
-        given = resolve(given, path.resolve().parent)
-    except InvalidInput as error:  # what it names is gone: the study can be read all the same
-        unusable = str(error)
-    if storage is not None:  # of the command line: it begins in the working directory
-        given = given.model_copy(update={"storage": storage})
+    given, unusable = _located(path, storage)
     note_other_place(terminal, path, storage, given)
     stored = read_search(given)
     note_differences(terminal, unusable or stored.differences, given.name, path)
     return stored
+
+
+def glance_of(
+    terminal: Terminal, path: Path | None, storage: str | None, study: str | None
+) -> tuple[NamedStudy, Holder | None]:
+    """The attributes of the study that a command reads, and its holder. Neither trials nor Optuna are loaded for it."""
+    from evomerge.storage.holder import holder_of
+    from evomerge.study.glance import glance_at
+
+    given, unusable = (None, "") if path is None or study is not None else _located(path, storage)
+    url, name = (storage or "", study or "") if given is None else (given.storage_url, given.name)
+    glance = glance_at(url, name) if url and name and (path is None or study is None) else None
+    if glance is None:  # Optuna says what is wrong, or finds it after all
+        stored = stored_of(terminal, path, storage, study)
+        url, name = stored.spec.storage_url, stored.spec.name
+        return stored.study, holder_of(url, name, storage=stored.storage)
+    if path is not None and given is not None:
+        note_differences(terminal, unusable or _differences(glance, given), given.name, path)
+    return glance, holder_of(url, name, lease=json.dumps(glance.user_attrs.get(WRITER)))
+
+
+def _located(path: Path, storage: str | None) -> tuple[SearchSpec, str]:
+    """The spec of a file, and why it cannot be used as it is, although its study can be read."""
+    from evomerge.spec import read_spec, resolve
+
+    given, unusable = read_spec(path), ""
+    try:
+        given = resolve(given, path.resolve().parent)
+    except InvalidInput as error:  # what it names is gone
+        unusable = str(error)
+    if storage is not None:  # of the command line: it begins in the working directory
+        given = given.model_copy(update={"storage": storage})
+    return given, unusable
+
+
+def _differences(glance: Glance, given: SearchSpec) -> str:
+    from evomerge.study.stored_spec import differences, relocated, stored_spec
+
+    stored = relocated(stored_spec(glance, given.storage_url), given)
+    if given.artifacts is not None:
+        from evomerge.study.stored_search import from_anywhere
+
+        given = from_anywhere(given)
+    return differences(stored, given)
 
 
 def note_other_place(terminal: Terminal, path: Path | None, storage: str | None, spec: SearchSpec) -> None:

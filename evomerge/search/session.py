@@ -39,6 +39,7 @@ from evomerge.storage import attributes
 from evomerge.storage.patience import StoragePatience
 from evomerge.storage.secrets import secrets_of
 from evomerge.storage.url import run_directory
+from evomerge.study.heartbeat import Heartbeat
 from evomerge.study.identity import changed_versions
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.status import Status
@@ -93,8 +94,7 @@ class Session:
 
     def say(self, phase: str) -> None:
         """Report the phase to the listener, and to `evomerge status` by way of the study."""
-        self.listener.on_phase(phase)
-        self.opened.search.set(attributes.PHASE, phase)
+        _say(self.opened, self.listener, phase)
 
 
 @contextmanager
@@ -128,10 +128,11 @@ def open_session(
         observing(spec, opened.search) as observer,
     ):
         listener.on_open(run_directory(spec.storage_url, spec.name))
+        _beat_with(stop, Heartbeat(opened.search))
         for name, (then, now) in changed_versions(opened.search.study).items():
             listener.on_phase(f"warning: {name} was {then} when the study was made, now it is {now}")
         setup = inputs.setup(opened.identity)
-        listener.on_phase("starting workers")
+        _say(opened, listener, "starting workers")
         opening = open_executor(
             setup,
             spec.workers,
@@ -177,6 +178,22 @@ def _end_by(stop: Stop, search: SearchStudy) -> Callable[[Outcome], None]:
     return end
 
 
+def _say(opened: OpenSearch, listener: Listener, phase: str) -> None:
+    listener.on_phase(phase)
+    opened.search.set(attributes.PHASE, phase)
+
+
+def _beat_with(stop: Stop, heartbeat: Heartbeat) -> None:
+    """Give signs of life wherever the run looks whether it should stop, which it does in every wait."""
+    look = stop.on_check
+
+    def look_and_beat() -> None:
+        look()
+        heartbeat.beat()
+
+    stop.on_check = look_and_beat
+
+
 def _refuse_unfit(inputs: Inputs, baselines: Sequence[BaselineSpec]) -> None:
     """Refuse, before anything is created, inputs that would end the run later."""
     task_weights(inputs.spec.objective, inputs.evaluator.weights)
@@ -206,7 +223,7 @@ def _begin(
     batch_size = opened.identity.batch_size
     if batch_size is None:
         batch_size = _find_batch_size(opened, executor, stop, sources[0].recipe)
-    listener.on_phase("scoring the sources on the search items")
+    _say(opened, listener, "scoring the sources on the search items")
     block = ItemBlock("search")
     results = score_rows(sources, block, records=opened.baselines, executor=executor, stop=stop, batch_size=batch_size)
     scores = [results[source.name].scores for source in spec.sources]

@@ -40,6 +40,7 @@ from evomerge.study.incumbent import read_incumbent
 from evomerge.study.row_failures import read_left_out
 from evomerge.study.rows import Record
 from evomerge.study.snapshot import snapshot_of
+from evomerge.study.status import FINISHED_PHASE
 from evomerge.study.study_statistics import StudyStatistics, read_statistics
 from evomerge.study.trials import best_trials
 from evomerge.verdict import (
@@ -308,7 +309,7 @@ def judge_winner(session: Session, winner: Winner, *, retried: Collection[str] =
         if isinstance(recipe, RecipeSet) and (joined := _joined(session, label, recipe, results)) is not None:
             held_out[label] = joined
     _store_verdict(session, winner, baselines, held_out)
-    session.say("finished")
+    session.say(FINISHED_PHASE)
 
 
 def _joined(session: Session, label: str, recipe: RecipeSet, results: Mapping[str, NamedResult]) -> Scores | None:

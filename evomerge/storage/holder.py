@@ -6,20 +6,16 @@ import fcntl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
-
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from evomerge.clock import SYSTEM_CLOCK, Clock
-from evomerge.storage.journal_leases import FileLease, RedisLease
-from evomerge.storage.journals import RedisJournal
+from evomerge.storage.hold_files import lease_file, lock_file
 from evomerge.storage.lease import LeaseTimes, holder_in, record_in
-from evomerge.storage.lock import lock_file
-from evomerge.storage.opening import open_storage, release
-from evomerge.storage.optuna_internals import backend_of, journal_of
 from evomerge.storage.process import has_ended, is_running, on_same_kernel
-from evomerge.storage.relational_lease import RelationalLease
 from evomerge.storage.url import SQLITE, local_file, resolve_url, scheme_of
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
 
 __all__ = ["Alive", "Holder", "holder_of"]
 
@@ -48,23 +44,31 @@ class Holder:
     refreshed: float | None
 
 
-def holder_of(url: str, name: str, *, storage: BaseStorage | None = None, clock: Clock = SYSTEM_CLOCK) -> Holder | None:
+def holder_of(
+    url: str,
+    name: str,
+    *,
+    storage: BaseStorage | None = None,
+    lease: str | None = None,
+    clock: Clock = SYSTEM_CLOCK,
+) -> Holder | None:
     """The holder of a study; None where nobody holds it. Writes nothing, and of a file opens only small ones beside it.
 
     Args:
         url: storage URL.
         name: name of the study.
         storage: the open storage, where there is one already.
+        lease: the text of the lease of a study on a server, where it has been read already.
     """
     url = resolve_url(url)
     file = local_file(url)
     if file is None:
-        text = _text_on_server(url, name, storage)
+        text = _text_on_server(url, name, storage) if lease is None else lease
         return _holder(record_in(text), None, clock) if holder_in(text) is not None else None
     file = file.resolve()
     if record_in(_read(lock_file(file))).get("study", name) != name:  # one file has one writer, of one of its studies
         return None
-    text = None if scheme_of(url) in SQLITE else FileLease(file).read()
+    text = None if scheme_of(url) in SQLITE else _read(lease_file(file)).strip() or None
     if holder_in(text) is not None:
         return _holder(record_in(text), lock_file(file), clock)
     record = record_in(_read(lock_file(file)))
@@ -74,6 +78,15 @@ def holder_of(url: str, name: str, *, storage: BaseStorage | None = None, clock:
 
 
 def _text_on_server(url: str, name: str, storage: BaseStorage | None) -> str | None:
+    # Optuna takes as long to load as all else that a look at a study needs.
+    from optuna.storages import JournalStorage, RDBStorage
+
+    from evomerge.storage.journal_leases import RedisLease
+    from evomerge.storage.journals import RedisJournal
+    from evomerge.storage.opening import open_storage, release
+    from evomerge.storage.optuna_internals import backend_of, journal_of
+    from evomerge.storage.relational_lease import RelationalLease
+
     opened = open_storage(url) if storage is None else storage
     try:
         backend = backend_of(opened)

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileSymlinkLock
 
+from evomerge.storage.hold_files import lease_file
 from evomerge.storage.journals import FileJournal, RedisJournal
 from evomerge.storage.lease import holder_in, taken_over
 from evomerge.storage.optuna_internals import journal_of
@@ -27,11 +28,6 @@ if (redis.call('hget', KEYS[1], 'record') or '') ~= ARGV[1] then return 0 end
 redis.call('hset', KEYS[1], 'record', ARGV[2], 'id', ARGV[3])
 return 1
 """
-
-
-def lease_file(journal: Path) -> Path:
-    """The file beside a journal that holds its lease."""
-    return journal.with_name(f"{journal.name}.lease")
 
 
 class FileLease:

@@ -17,14 +17,14 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
-
-from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.errors import StudyHeld
 from evomerge.storage.process import Process, described, has_ended, is_running, on_same_kernel, this_process
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
 
 __all__ = ["Lease", "LeaseStore", "LeaseTimes", "holder_in", "record_in", "taken_over"]
 
@@ -179,13 +179,13 @@ class Lease:
         if self._taken_by is None and self._is_fresh():
             return
         if not self._turn.acquire(blocking=False):
-            raise StorageInternalError(f"{self._what}: no sign of life could be given for {self._age():.0f} s")
+            raise _away(f"{self._what}: no sign of life could be given for {self._age():.0f} s")
         try:
             self._refresh()
         finally:
             self._turn.release()
         if not self._is_fresh():
-            raise StorageInternalError(f"{self._what}: a sign of life took {self._age():.0f} s")
+            raise _away(f"{self._what}: a sign of life took {self._age():.0f} s")
 
     def release(self) -> None:
         """Give the lease back, if it is still ours and no refresh is waiting for the storage.
@@ -240,7 +240,7 @@ class Lease:
                 self._taken_by = described(record_in(current))
                 return
             self._stored = current
-        raise StorageInternalError(f"{self._what}: its lease is ours, and cannot be replaced")
+        raise _away(f"{self._what}: its lease is ours, and cannot be replaced")
 
     def _text(self) -> str:
         self._beat += 1
@@ -262,3 +262,10 @@ def _number(record: Mapping[str, Any]) -> int:
     """Number of the latest takeover; 0 in leases of earlier releases, which had none."""
     number = record.get("number")
     return number if isinstance(number, int) else 0
+
+
+def _away(reason: str) -> Exception:
+    """The error of a storage that does not answer."""
+    from optuna.exceptions import StorageInternalError  # who only looks at a lease does without Optuna
+
+    return StorageInternalError(reason)

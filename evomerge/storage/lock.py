@@ -27,6 +27,7 @@ from optuna.study import StudyDirection
 from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.errors import InvalidInput, StudyHeld
 from evomerge.messages import duration
+from evomerge.storage.hold_files import lock_file
 from evomerge.storage.journal_leases import FileLease, RedisLease
 from evomerge.storage.journals import RedisJournal
 from evomerge.storage.lease import Lease, LeaseStore, LeaseTimes, record_in
@@ -174,11 +175,6 @@ def _study_id(storage: BaseStorage, name: str, directions: Sequence[str]) -> int
         return storage.create_new_study([StudyDirection[direction.upper()] for direction in directions], name)
     except DuplicatedStudyError:
         return storage.get_study_id_from_name(name)
-
-
-def lock_file(file: Path) -> Path:
-    """The file beside a study's file that carries its lock, and says who has it."""
-    return file.with_name(f"{file.name}.writer")
 
 
 def _is_lockable(file: Path, url: str) -> bool:

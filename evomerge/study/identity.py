@@ -16,6 +16,7 @@ from evomerge.storage import attributes
 from evomerge.storage.attributes import read_text, write_text
 from evomerge.storage.opening import in_transaction
 from evomerge.storage.optuna_internals import storage_of
+from evomerge.study.document_difference import difference
 from evomerge.study.race_defaults import RaceDefaults, read_race_defaults
 
 SCHEMA = 1
@@ -132,18 +133,3 @@ def _write(study: optuna.Study, identity: StudyIdentity) -> None:
     study.set_user_attr(attributes.POPSIZE, identity.popsize)
     study.set_user_attr(attributes.RACE, identity.race.model_dump(mode="json"))
     study.set_user_attr(attributes.SCHEMA, SCHEMA)
-
-
-def difference(stored: Any, given: Any, path: str = "") -> list[str]:
-    """One line per leaf of two documents that differs."""
-    if isinstance(stored, Mapping) and isinstance(given, Mapping):
-        lines = []
-        for key in sorted({*stored, *given}):
-            lines += difference(stored.get(key), given.get(key), f"{path}.{key}" if path else str(key))
-        return lines
-    return [] if stored == given else [f"{path} was {_short(stored)}, now {_short(given)}"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

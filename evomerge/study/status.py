@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+FINISHED_PHASE: Final = "finished"  # of a run that has stored its verdict
 FUTILE: Final = 0.05  # chance below which a search is said to be futile
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
-
-import optuna
+from typing import Any, Protocol
 
 from evomerge.errors import InvalidInput
 from evomerge.messages import some
 from evomerge.spec import SearchSpec, SourceSpec, spec_from_json
 from evomerge.storage import attributes
-from evomerge.study.identity import difference, read_identity
+from evomerge.storage.attributes import Readable, read_text
+from evomerge.study.document_difference import difference
 
 SHOWN = 5  # differences in a message
 
@@ -20,7 +19,14 @@ SHOWN = 5  # differences in a message
 _OF_BASELINES = ("workers", "baselines", "verdict", "storage", "storage_patience", "allow")
 
 
-def stored_spec(study: optuna.Study, storage: str) -> SearchSpec:
+class NamedStudy(Readable, Protocol):
+    """A study, or what was read of its attributes."""
+
+    @property
+    def study_name(self) -> str: ...
+
+
+def stored_spec(study: NamedStudy, storage: str) -> SearchSpec:
     """The spec that a study was last run with, in the storage that it was found in.
 
     Raises:
@@ -31,7 +37,10 @@ def stored_spec(study: optuna.Study, storage: str) -> SearchSpec:
             f"study {study.study_name!r} is empty or not one of evomerge; where `evomerge run` was interrupted while "
             "it made the study, the same command goes on"
         )
-    return spec_from_json(read_identity(study).spec).model_copy(update={"storage": storage})
+    text = read_text(study, attributes.SPEC)
+    if text is None:
+        raise InvalidInput(f"study {study.study_name!r} was not made by evomerge: it has no spec")
+    return spec_from_json(text).model_copy(update={"storage": storage})
 
 
 def relocated(stored: SearchSpec, given: SearchSpec) -> SearchSpec:

@@ -10,7 +10,7 @@ from evomerge import load_spec, run_search
 from evomerge.cli import run_command
 from evomerge.loop import status_reporter
 from evomerge.loop.outlook import chance_to_pass, predicted_chance
-from evomerge.report.progress import status_line
+from evomerge.report.status_line import status_line
 from evomerge.search.run import Listener
 from evomerge.spec import override
 from evomerge.storage import attributes
