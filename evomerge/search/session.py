@@ -185,13 +185,13 @@ def _say(opened: OpenSearch, listener: Listener, phase: str) -> None:
 
 def _beat_with(stop: Stop, heartbeat: Heartbeat) -> None:
     """Give signs of life wherever the run looks whether it should stop, which it does in every wait."""
-    look = stop.on_check
+    look = stop.on_look
 
     def look_and_beat() -> None:
         look()
         heartbeat.beat()
 
-    stop.on_check = look_and_beat
+    stop.on_look = look_and_beat
 
 
 def _refuse_unfit(inputs: Inputs, baselines: Sequence[BaselineSpec]) -> None:
