@@ -36,6 +36,7 @@ import optuna
 from evomerge.errors import EvomergeError
 from evomerge.storage import lease, lock, relational_lease
 from evomerge.storage.opening import in_transaction, open_storage
+from evomerge.storage.patience import StoragePatience
 from evomerge.storage.process import Process
 
 url, host = sys.argv[1:]
@@ -46,7 +47,7 @@ relational_lease._IDLE_LIMITS = {
     "mysql": "SET SESSION wait_timeout = 2",
 }
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-times = lease.LeaseTimes(refresh=0.1, silence=3.0, margin=1.0)
+times, patience = lease.LeaseTimes(refresh=0.1, silence=3.0, margin=1.0), StoragePatience(seconds=60.0)
 
 def trial():
     asked = study.ask({"x": optuna.distributions.FloatDistribution(0.0, 1.0)})
@@ -55,8 +56,8 @@ def trial():
     study.tell(asked, 1.0)
 
 try:
-    with lock.hold(url, "drill", times=times) as held:
-        storage = open_storage(url, single_writer=True)
+    with lock.hold(url, "drill", times=times, patience=patience) as held:
+        storage = open_storage(url, single_writer=True, patience=patience)
         held.guard(storage)
         study = optuna.create_study(storage=storage, study_name="drill", load_if_exists=True)
         print("held", flush=True)
