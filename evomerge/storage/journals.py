@@ -29,10 +29,10 @@ _COUNTED_SECONDS: Final = 7 * 24 * 3600  # that the entries of a writer are coun
 # Appends an entry to the log, in the layout of Optuna's own backend, unless another one has the lease, or the server
 # has lost entries. Beside it stands how many each writer has appended: an append may reach the server twice, and late.
 _APPEND: Final = """
-if ARGV[5] ~= '' and redis.call('hget', KEYS[3], 'id') ~= ARGV[5] then return -3 end
 local last = tonumber(redis.call('get', KEYS[1]) or '-1')
 if tonumber(redis.call('get', KEYS[2]) or '0') >= tonumber(ARGV[1]) then return last end
 if last < tonumber(ARGV[2]) then return -2 end
+if ARGV[5] ~= '' and redis.call('hget', KEYS[3], 'id') ~= ARGV[5] then return -3 end
 redis.call('set', KEYS[1], last + 1)
 redis.call('set', ':log:' .. (last + 1), ARGV[3])
 redis.call('set', KEYS[2], ARGV[1], 'EX', ARGV[4])

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from evomerge.clock import SYSTEM_CLOCK, Clock
-from evomerge.errors import StudyHeld
+from evomerge.errors import EvomergeError, Interrupted, StudyHeld
 from evomerge.storage.process import Process, described, has_ended, is_running, on_same_kernel, this_process
 
 if TYPE_CHECKING:
@@ -78,10 +78,18 @@ def holder_in(text: str | None) -> str | None:
     return str(holder) if holder else None
 
 
-def taken_over(text: str | None) -> StudyHeld:
+def taken_over(text: str | None) -> EvomergeError:
     """The error for a write of one who is not the holder in the text of a lease."""
+    if text is None:  # nobody takes a lease away without leaving its number
+        return Interrupted(
+            "the lease of the study has vanished: the storage has lost it, or somebody has deleted it; nothing of this "
+            "controller is stored any more, run the same command again to go on with what is there"
+        )
     who = described(record_in(text))
-    return StudyHeld(f"the study is now held by {who}; nothing of this controller is stored any more")
+    return StudyHeld(
+        f"this controller was silent for too long, and the study is now held by {who}; nothing of this controller is "
+        "stored any more"
+    )
 
 
 class Lease:
@@ -125,7 +133,7 @@ class Lease:
         self._stored: str | None = None  # the text of which we know that it is, or was, stored
         self._refreshed = 0.0  # when the latest refresh that succeeded was sent
         self._watched: tuple[str | None, float] | None = None  # another one's text, and when it was seen first
-        self._taken_by: str | None = None
+        self._lost: EvomergeError | None = None
 
     def attempt(self) -> float | None:
         """Take the lease if nobody has it. After an error of the storage, attempt it again.
@@ -163,6 +171,7 @@ class Lease:
 
         Raises:
             StudyHeld: another one has taken the lease over.
+            Interrupted: the lease has vanished from the storage.
             Exception: whatever the storage raises; the lease is kept as long as `confirm` says so.
         """
         with self._turn:
@@ -173,10 +182,11 @@ class Lease:
 
         Raises:
             StudyHeld: another one has taken it over.
+            Interrupted: it has vanished from the storage.
             StorageInternalError: a refresh is waiting for the storage, or took too long.
             Exception: whatever the storage raises to the refresh.
         """
-        if self._taken_by is None and self._is_fresh():
+        if self._lost is None and self._is_fresh():
             return
         if not self._turn.acquire(blocking=False):
             raise _away(f"{self._what}: no sign of life could be given for {self._age():.0f} s")
@@ -193,7 +203,7 @@ class Lease:
         Raises:
             Exception: whatever the storage raises; others then have to wait for `silence`.
         """
-        if self.number and self._taken_by is None and self._turn.acquire(blocking=False):
+        if self.number and self._lost is None and self._turn.acquire(blocking=False):
             try:
                 self._swap(json.dumps({"number": self.number}))
             finally:
@@ -221,12 +231,12 @@ class Lease:
         return self._clock.monotonic() - self._refreshed
 
     def _refresh(self) -> None:
-        if self._taken_by is None:
+        if self._lost is None:
             sent = self._clock.monotonic()
             self._swap(self._text())
             self._refreshed = sent
-        if self._taken_by is not None:
-            raise StudyHeld(f"{self._what} was silent for too long, and is now held by {self._taken_by}")
+        if self._lost is not None:
+            raise self._lost
 
     def _swap(self, text: str) -> None:
         """Store a text in the place of our own, or notice who has taken it."""
@@ -237,7 +247,7 @@ class Lease:
             # An earlier text of ours may be stored, although the storage reported an error for it.
             current = self._store.read()
             if holder_in(current) != self.id:
-                self._taken_by = described(record_in(current))
+                self._lost = taken_over(current)
                 return
             self._stored = current
         raise _away(f"{self._what}: its lease is ours, and cannot be replaced")

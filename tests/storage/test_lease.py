@@ -13,7 +13,7 @@ import pytest
 from optuna.exceptions import StorageInternalError
 
 from evomerge.clock import Clock, ManualClock
-from evomerge.errors import StudyHeld
+from evomerge.errors import Interrupted, StudyHeld
 from evomerge.storage.lease import Lease, LeaseStore, holder_in, record_in
 from evomerge.storage.process import Process, this_process
 
@@ -257,6 +257,19 @@ def test_one_that_was_taken_over_knows_it_for_ever_and_leaves_the_other_alone() 
     former.release()
     assert holder_in(store.text) == other.id
     other.confirm()
+
+
+def test_a_lease_that_vanishes_ends_the_run_as_one_that_can_be_resumed() -> None:
+    clock, store = ManualClock(), MemoryStore()
+    lease = lease_on("here", store, clock)
+    take(lease, clock)
+    store.text = None
+    for step in (lease.refresh, lease.confirm):
+        with pytest.raises(Interrupted, match="has vanished") as error:
+            step()
+        assert error.value.exit_code == 3
+    lease.release()
+    assert store.text is None
 
 
 @pytest.mark.parametrize("failing", ["swap", "stored"])

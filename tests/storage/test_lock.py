@@ -302,7 +302,7 @@ def test_one_that_is_taken_over_is_told_so_by_the_thread() -> None:
     with keep(lease) as held:
         store.text = json.dumps({"id": "other", "pid": 7, "host": "elsewhere", "since": "2020"})
         deadline = time.monotonic() + 30
-        while lease._taken_by is None and time.monotonic() < deadline:
+        while lease._lost is None and time.monotonic() < deadline:
             time.sleep(0.01)
         with pytest.raises(StudyHeld, match="process 7 on elsewhere, since 2020"):
             held.check()
