@@ -105,6 +105,11 @@ def run_command(arguments: list[str] | None = None, terminal: Terminal | None = 
         _tell_notes(terminal, error)
         return error.exit_code
     except Exception as error:
+        from evomerge.storage.patience import full_disk
+
+        if (full := full_disk(error)) is not None:
+            terminal.tell(f"error: {full}")
+            return full.exit_code
         place = terminal.keep(traceback.format_exc())
         terminal.tell(f"error: this is a bug in evomerge: {type(error).__name__}: {error}; see {place}")
         _tell_notes(terminal, error)

@@ -24,7 +24,16 @@ from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.errors import EvomergeError, Interrupted
 from evomerge.messages import duration, in_bytes
 
-__all__ = ["IMPATIENT", "StorageAway", "StoragePatience", "is_away", "is_full", "is_refused", "reason_of"]
+__all__ = [
+    "IMPATIENT",
+    "StorageAway",
+    "StoragePatience",
+    "full_disk",
+    "is_away",
+    "is_full",
+    "is_refused",
+    "reason_of",
+]
 
 _Result = TypeVar("_Result")
 
@@ -135,6 +144,20 @@ def is_full(error: BaseException) -> bool:
     return any(
         (isinstance(each, OSError) and each.errno in _FULL) or _sqlite_code(each) == sqlite3.SQLITE_FULL
         for each in _chain(error)
+    )
+
+
+def full_disk(error: BaseException) -> StorageAway | None:
+    """The end of a command that could not write what it had to, for want of room; None for an error of another kind."""
+    if not is_full(error):
+        return None
+    names = (each.filename for each in _chain(error) if isinstance(each, OSError))
+    name = next((os.fsdecode(name) for name in names if isinstance(name, str | bytes)), None)
+    folder = Path.cwd() if name is None else Path(name).absolute().parent
+    disk = "a disk" if name is None else f"the disk of {folder}"
+    return StorageAway(
+        f"{disk} is full, or its quota is used up ({folder}: {_free(folder)}); "
+        "make room, and run the same command again"
     )
 
 

@@ -12,9 +12,10 @@ import pytest
 from optuna.exceptions import StorageInternalError
 from sqlalchemy import exc
 
+from evomerge.cli import run_command
 from evomerge.clock import ManualClock
 from evomerge.errors import Interrupted, InvalidInput
-from evomerge.storage.patience import StorageAway, StoragePatience, is_away, is_full, reason_of
+from evomerge.storage.patience import StorageAway, StoragePatience, full_disk, is_away, is_full, reason_of
 
 
 class Hours(ManualClock):
@@ -155,3 +156,17 @@ def test_reasons_are_our_own_words() -> None:
     secret = exc.OperationalError("SELECT", {}, Exception("failed to resolve host 'geheim@host': unknown"))
     assert reason_of(from_optuna(secret)) == "the name of its host cannot be resolved"
     assert reason_of(exc.OperationalError("SELECT", {}, RuntimeError("geheim"))) == "RuntimeError"
+
+
+def test_a_command_that_finds_a_disk_full_ends_as_one_to_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "merge" / "model.safetensors"))
+
+    monkeypatch.setattr("evomerge.spec.load_spec", full)
+    assert run_command(["check", "search.yaml"]) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"the disk of {tmp_path}/merge is full" in said
+    assert "make room, and run the same command again" in said
+    assert full_disk(ValueError("ours")) is None
