@@ -100,6 +100,11 @@ class Cluster:
         return self._connection.view
 
     @property
+    def is_exposed(self) -> bool:
+        """Whether a local cluster listens on all interfaces: Ray was imported before it could be told not to."""
+        return self._is_local and not str(ray.util.get_node_ip_address()).startswith("127.")
+
+    @property
     def answers(self) -> bool:
         """Whether its head answered just now: only then it is asked for anything."""
         return self._connection.answers

@@ -75,6 +75,8 @@ class RayExecutor:
         self._cluster = Cluster(
             address, size, worker_output=worker_output, allow_open=allow_open, secrets=secrets, check=check
         )
+        if self._cluster.is_exposed:
+            say("warning: Ray was imported before evomerge: its local cluster listens on all interfaces, with a token")
         if gpus is None:
             gpus = float(self._cluster.view.total().get("GPU", 0) > 0)
         self._setup = replace(setup, device="cuda" if gpus else "cpu", gpus=gpus)
