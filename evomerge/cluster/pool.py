@@ -279,7 +279,7 @@ class Pool:
         short = f"fewer than {self._fewest} workers have had a place for {PLACE_SECONDS:g} s"
         if self._fewest == 1:
             short = f"no worker has found a place for {PLACE_SECONDS:g} s"
-        if any(slot.state == PLACING for slot in self.slots):
+        if any(slot.state == PLACING or slot.record.losses for slot in self.slots):
             raise Interrupted(f"{short}: {self._describe()}; run the same command again when there is room")
         raise StoppedByFailures(f"{short}: {self._reason}")
 

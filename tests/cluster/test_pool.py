@@ -224,6 +224,17 @@ def test_too_few_places_for_long_end_the_run_so_that_it_can_be_resumed(clock, fe
         pool.check()
 
 
+def test_a_pool_whose_machines_are_lost_again_and_again_can_be_resumed(clock):
+    pool = pool_of(1, clock)
+    for _ in range(int(PLACE_SECONDS)):
+        for slot in pool.start_due():
+            pool.die(slot, "its node has died", lost=True)
+        pool.check()
+        clock.advance(1.0)
+    with pytest.raises(Interrupted, match="no worker has found a place"):
+        pool.check()
+
+
 def test_a_worker_that_is_never_built_is_given_up(clock):
     pool = pool_of(1, clock)
     (slot,) = pool.start_due()

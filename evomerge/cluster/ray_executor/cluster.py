@@ -93,7 +93,11 @@ class Cluster:
             _refuse_unanswered(address)
         self._folder = _short_folder() if self._is_local else None
         self._restarts = 0
-        self._connection = self._open()
+        try:
+            self._connection = self._open()
+        except BaseException:
+            self._remove_folder()
+            raise
 
     @property
     def view(self) -> View:
@@ -136,6 +140,9 @@ class Cluster:
 
     def close(self) -> None:
         self._connection.close(CLOSE_SECONDS)
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 

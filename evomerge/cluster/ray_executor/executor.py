@@ -90,7 +90,11 @@ class RayExecutor:
         self._actors: dict[str, Any] = {}  # by name of the slot
         self._references: dict[str, Any] = {}  # of what each slot does: one, or the generator of those of its events
         self._ready: deque[Outcome] = deque()
-        self._act()
+        try:
+            self._act()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def capacity(self) -> int:
