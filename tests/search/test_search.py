@@ -107,7 +107,8 @@ def test_n1_a_candidate_that_raises_or_computes_nan_is_a_failed_trial_with_its_r
     failed = [trial for trial in study_of(tmp_path).trials if trial.state is TrialState.FAIL]
     reasons = {trial.user_attrs[attributes.FAILURE] for trial in failed}
     assert len(study_of(tmp_path).trials) == 20
-    assert reasons == {"MergeError: planted failure: this candidate raises", "the objective is nan"}
+    collapsed = "task 'task_0' scores nan, task 'task_1' scores nan"
+    assert reasons == {"MergeError: planted failure: this candidate raises", collapsed}
 
 
 def test_n4_what_breaks_after_a_score_cannot_change_it(write_spec, tmp_path):
