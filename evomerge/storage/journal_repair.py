@@ -14,7 +14,7 @@ from optuna.storages.journal import JournalFileSymlinkLock
 
 from evomerge.errors import InvalidInput
 
-__all__ = ["repair_tail"]
+__all__ = ["refuse_broken_lines", "repair_tail"]
 
 _BLOCK = 1 << 16
 
@@ -23,10 +23,6 @@ def repair_tail(path: Path) -> Path | None:
     """Cut a torn last line off a journal file, after copying the file; returns the copy, None where nothing was torn.
 
     Safe beside a running writer: it happens under the lock that Optuna's journal backend takes for each append.
-
-    Raises:
-        InvalidInput: a complete line is not JSON. That is damage of another kind, and what follows the line may depend
-            on it: nothing is changed.
     """
     path = path.absolute()  # Optuna's lock is a symbolic link to this path, which would dangle if it were relative
     if not path.exists():
@@ -39,7 +35,6 @@ def repair_tail(path: Path) -> Path | None:
             backup = _cut(path)
         finally:
             lock.release()
-    _refuse_broken_lines(path)
     return backup
 
 
@@ -84,7 +79,13 @@ def _unused(path: Path) -> Path:
     return backup
 
 
-def _refuse_broken_lines(path: Path) -> None:
+def refuse_broken_lines(path: Path) -> None:
+    """Look for the line of a journal that cannot be read.
+
+    Raises:
+        InvalidInput: a complete line is not JSON. That is damage of another kind than a torn tail, and what follows the
+            line may depend on it: nothing is changed.
+    """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):

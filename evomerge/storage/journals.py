@@ -19,12 +19,14 @@ from evomerge.errors import Interrupted
 from evomerge.storage.patience import IMPATIENT
 from evomerge.storage.url import described_url
 
-__all__ = ["FileJournal", "RedisJournal"]
+__all__ = ["FileJournal", "JournalOvertaken", "RedisJournal"]
 
 _Result = TypeVar("_Result")
 
 _ANSWER_SECONDS: Final = 4.0  # after which a server that hangs is asked again, so that a stop is noticed meanwhile
 _COUNTED_SECONDS: Final = 7 * 24 * 3600  # that the entries of a writer are counted after its last one
+
+_PIECE: Final = 1 << 20  # bytes of a journal that are read together
 
 # Appends an entry to the log, in the layout of Optuna's own backend, unless another one has the lease, or the server
 # has lost entries. Beside it stands how many each writer has appended: an append may reach the server twice, and late.
@@ -42,6 +44,10 @@ _FORGOTTEN: Final = -2
 _FENCED: Final = -3
 
 
+class JournalOvertaken(Exception):
+    """Somebody else has written to a journal since it was read; nothing was appended."""
+
+
 class FileJournal(JournalFileBackend):
     """A journal file. An entry is there once and whole, or nothing of it, and is waited for while the disk is away.
 
@@ -54,6 +60,8 @@ class FileJournal(JournalFileBackend):
 
     def __init__(self, file: Path) -> None:
         self.fence: Callable[[], None] = lambda: None
+        self._known_end: int | None = None  # where entries have to be appended, if they follow from others
+        self._appended_to = 0  # where the latest entries ended
         # Absolute, because Optuna's lock is a symbolic link with this path as its target: one that dangles is never
         # recognised as stale, and a crash while it is held would block the journal for ever.
         self._path = file.absolute()
@@ -77,6 +85,31 @@ class FileJournal(JournalFileBackend):
             number += 1
             yield entry
 
+    def load(self) -> Iterator[list[dict[str, Any]]]:
+        """All entries, many at a time; `read_logs` goes on after them."""
+        number = offset = 0
+        with self._wait(lambda: self._path.open("rb")) as file:
+            while lines := file.readlines(_PIECE):
+                if not lines[-1].endswith(b"\n"):  # somebody is writing it
+                    lines.pop()
+                yield json.loads(b"[" + b",".join(lines) + b"]")
+                number += len(lines)
+                offset += sum(map(len, lines))
+        self._log_number_offset = {0: 0, number: offset}
+
+    def append_after(self, number: int, logs: list[dict[str, Any]]) -> None:
+        """Append entries that follow from the first `number` ones, which have been read.
+
+        Raises:
+            JournalOvertaken: there are others by now.
+        """
+        self._known_end = self._log_number_offset[number]
+        try:
+            self.append_logs(logs)
+            self._log_number_offset = {0: 0, number + len(logs): self._appended_to}
+        finally:
+            self._known_end = None
+
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         entries = "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in logs).encode()
         begun: list[int] = []  # where each try began to write
@@ -89,6 +122,9 @@ class FileJournal(JournalFileBackend):
                 self.fence()
                 _cut_own(file, entries, begun)
                 begun.append(file.seek(0, os.SEEK_END))
+                if self._known_end not in (None, begun[-1]):
+                    raise JournalOvertaken
+                self._appended_to = begun[-1] + len(entries)
                 try:
                     _write_all(file.fileno(), entries)
                     os.fsync(file.fileno())

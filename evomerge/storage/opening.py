@@ -11,7 +11,8 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from sqlalchemy.engine import make_url
 
 from evomerge.errors import EvomergeError, InvalidInput, nearest
-from evomerge.storage.journal_repair import repair_tail
+from evomerge.storage.journal_repair import refuse_broken_lines, repair_tail
+from evomerge.storage.journal_storage import FileJournalStorage
 from evomerge.storage.journals import FileJournal, RedisJournal
 from evomerge.storage.optuna_internals import backend_of
 from evomerge.storage.patience import (
@@ -110,7 +111,8 @@ def in_transaction(
     """Store everything that `write` writes, or nothing of it, in one transaction; again while the database is away.
 
     Optuna commits each parameter and attribute by itself, and each commit waits for the disk: some 45 times per trial
-    with 30 parameters. Journals have no transactions; there each write is stored as it comes, once.
+    with 30 parameters. A journal in a file gets them at once; Redis has no transactions, and each write is stored as it
+    comes, once.
 
     Args:
         stored: finds what a transaction has stored although nobody acknowledged it, for writes that may not be
@@ -119,7 +121,9 @@ def in_transaction(
     Raises:
         StorageAway: the database is still away after the seconds of patience.
     """
-    return storage.store(write, stored) if isinstance(storage, PatientWriter) else write()
+    if isinstance(storage, PatientWriter):
+        return storage.store(write, stored)
+    return storage.store(write) if isinstance(storage, FileJournalStorage) else write()
 
 
 def release(storage: BaseStorage) -> None:
@@ -183,7 +187,11 @@ def _open_journal(file: Path, patience: StoragePatience) -> BaseStorage:
     def opened() -> BaseStorage:
         repair_tail(file)
         journal = FileJournal(file)
-        storage = JournalStorage(journal)
+        try:
+            storage = FileJournalStorage(journal)
+        except ValueError:  # of JSON; it is told which line
+            refuse_broken_lines(file)
+            raise
         journal.patience = patience
         return storage
 

@@ -14,6 +14,8 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages import _CachedStorage as CachedStorage
 from optuna.storages._rdb import models
 from optuna.storages.journal import BaseJournalBackend
+from optuna.storages.journal._storage import JournalOperation
+from optuna.storages.journal._storage import JournalStorageReplayResult as ReplayResult
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Integer, String, Text, column, table
@@ -23,6 +25,8 @@ __all__ = [
     "CachedStorage",
     "FrozenStudy",
     "JSONSerializable",
+    "JournalOperation",
+    "ReplayResult",
     "backend_of",
     "cached_trials",
     "id_of",

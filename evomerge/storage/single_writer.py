@@ -22,7 +22,7 @@ from sqlalchemy import Connection, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from evomerge.storage.optuna_internals import CachedStorage, JSONSerializable, id_of
-from evomerge.trial_store.trial_memory import KeepsTrials, TrialMemory, with_changes
+from evomerge.trial_store.trial_memory import KeepsTrials, TrialMemory, loose, with_changes
 from evomerge.trial_store.trial_rows import (
     STUDY_SYSTEM,
     STUDY_USER,
@@ -121,7 +121,7 @@ class SingleWriterStorage(CachedStorage, KeepsTrials):
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         _, known = self._find(trial_id)
-        return known if known.state.is_finished() else _loose(known)
+        return known if known.state.is_finished() else loose(known)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         memory = self.memory(study_id)
@@ -274,9 +274,3 @@ def _times_of(state: TrialState) -> tuple[str, ...]:
     if state is TrialState.RUNNING:
         return ("datetime_start",)
     return ("datetime_complete",) if state.is_finished() else ()
-
-
-def _loose(trial: FrozenTrial) -> FrozenTrial:
-    """A copy that may be written to, as `optuna.Trial` writes to what it gets of an unfinished trial."""
-    names = ("params", "distributions", "user_attrs", "system_attrs", "intermediate_values")
-    return with_changes(trial, **{name: dict(getattr(trial, name)) for name in names})

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.storage.optuna_internals import cached_trials, id_of, id_of_study, storage_of
 
-__all__ = ["KeepsTrials", "TrialMemory", "known_trials", "memory_of", "with_changes"]
+__all__ = ["KeepsTrials", "TrialMemory", "known_trials", "loose", "memory_of", "with_changes"]
 
 _SPARSE: Final = 4  # an index is used where at most one of so many trials is wanted
 
@@ -108,3 +108,9 @@ def with_changes(trial: FrozenTrial, **changes: object) -> FrozenTrial:
     for name, value in changes.items():
         setattr(changed, name, value)
     return changed
+
+
+def loose(trial: FrozenTrial) -> FrozenTrial:
+    """A copy that may be written to, as `optuna.Trial` writes to what it gets of an unfinished trial."""
+    names = ("params", "distributions", "user_attrs", "system_attrs", "intermediate_values")
+    return with_changes(trial, **{name: dict(getattr(trial, name)) for name in names})

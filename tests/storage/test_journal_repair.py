@@ -96,8 +96,7 @@ def test_a_broken_line_in_the_middle_is_refused_by_its_number(tmp_path: Path) ->
     lines = path.read_bytes().splitlines(keepends=True)
     lines[3] = lines[3][:10] + b"\n"
     path.write_bytes(b"".join(lines))
-    with pytest.raises(InvalidInput, match="line 4 of the journal"):
-        repair_tail(path)
+    assert repair_tail(path) is None
     with pytest.raises(InvalidInput, match="line 4 of the journal"):
         open_storage(str(path))
     assert path.read_bytes() == b"".join(lines)

@@ -1,0 +1,122 @@
+"""The storage of a journal file: what a transaction writes is appended at once, and the file is read in large pieces.
+
+Optuna appends each parameter and attribute by itself, each with a lock and a wait for the disk, and applies each to a
+copy of its trial when a journal is opened. What it finds in a journal of this class is what it would have written.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from optuna.storages import JournalStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from evomerge.storage.journals import FileJournal, JournalOvertaken
+from evomerge.storage.optuna_internals import JournalOperation
+from evomerge.trial_store.journal_replay import JournalReplay
+from evomerge.trial_store.trial_memory import KeepsTrials, TrialMemory, loose
+
+__all__ = ["FileJournalStorage"]
+
+Log = dict[str, Any]
+_Result = TypeVar("_Result")
+
+
+class FileJournalStorage(JournalStorage, KeepsTrials):
+    """The storage of a journal file, with transactions. One is repeated where somebody else has written meanwhile."""
+
+    def __init__(self, file: FileJournal) -> None:
+        self._file = file
+        self._unwritten: list[Log] | None = []  # of the transaction that is open: nothing is read meanwhile
+        self._created: dict[int, Log] = {}  # by id, the trials that it has created
+        super().__init__(file)
+        self._unwritten = None
+        self._stale = True
+        self._sync_with_backend()
+
+    def store(self, write: Callable[[], _Result]) -> _Result:
+        """Append all that `write` writes at once, or nothing of it; again where somebody else has written meanwhile."""
+        if self._unwritten is not None:
+            return write()
+        while True:
+            try:
+                with self.transaction():
+                    return write()
+            except JournalOvertaken:
+                continue
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Append all operations of the block at once when it ends, or none of them when it raises.
+
+        Raises:
+            JournalOvertaken: somebody else has written meanwhile; the block can be repeated.
+        """
+        with self._thread_lock:
+            self._sync_with_backend()
+        self._unwritten, self._created = [], {}
+        try:
+            yield
+            if logs := self._unwritten:
+                self._file.append_after(self._replay_result.log_number_read, logs)
+                self._replay_result.log_number_read += len(logs)
+        except BaseException:
+            self._stale = True  # memory holds what the journal does not
+            raise
+        finally:
+            self._unwritten = None
+
+    def memory(self, study_id: int) -> TrialMemory:
+        with self._thread_lock:
+            self._sync_with_backend()
+            return self._replay.memory(study_id)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        chosen = self.memory(study_id).select(states)
+        return copy.deepcopy(chosen) if deepcopy else chosen
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        trial = super().get_trial(trial_id)
+        return trial if trial.state.is_finished() else loose(trial)
+
+    def _write_log(self, op_code: int, extra_fields: Log) -> None:
+        if self._unwritten is None:
+            super()._write_log(op_code, extra_fields)
+            return
+        log = {"op_code": int(op_code), "worker_id": self._replay_result.worker_id, **extra_fields}
+        self._replay.apply(json.loads(json.dumps(log)))
+        if op_code == JournalOperation.CREATE_TRIAL:
+            self._created[self._replay.latest] = log
+        elif op_code == JournalOperation.SET_TRIAL_PARAM and log["trial_id"] in self._created:
+            _add_param(self._created[log["trial_id"]], log)
+            return
+        self._unwritten.append(log)
+
+    def _sync_with_backend(self) -> None:
+        if self._unwritten is not None:
+            return
+        if not self._stale:
+            super()._sync_with_backend()
+            return
+        self._replay = self._replay_result = JournalReplay(self._worker_id_prefix)
+        for logs in self._file.load():
+            self._replay.apply_logs(logs)
+        self._replay.given_out = True
+        self._stale = False
+
+
+def _add_param(created: Log, log: Log) -> None:
+    """Make a parameter part of the operation that creates its trial, in the form in which Optuna adds whole trials."""
+    if "params" not in created:
+        empty: Log = {
+            name: {} for name in ("params", "distributions", "user_attrs", "system_attrs", "intermediate_values")
+        }
+        created |= {"state": int(TrialState.RUNNING), "value": None, "values": None, **empty}
+    created["params"][log["param_name"]] = log["param_value_internal"]
+    created["distributions"][log["param_name"]] = log["distribution"]
