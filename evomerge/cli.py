@@ -10,6 +10,7 @@ import typer
 
 from evomerge import __version__
 from evomerge.commands.controls import cancel, pause, resume, stop
+from evomerge.commands.copying import study_app
 from evomerge.commands.doctoring import doctor
 from evomerge.commands.exporting import export
 from evomerge.commands.inventories import evaluators, methods, spaces
@@ -58,6 +59,7 @@ app = typer.Typer(
 )
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
+app.add_typer(study_app, name="study")
 
 
 @app.callback(invoke_without_command=True)

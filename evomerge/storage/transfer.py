@@ -1,0 +1,113 @@
+"""Exact copies of Optuna studies between storages of any two kinds.
+
+`optuna.copy_study` commits each trial by itself, knows no siblings, and keeps ids of trials that mean others elsewhere:
+genetic samplers store their parents by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from evomerge.errors import InvalidInput
+from evomerge.storage.opening import in_transaction
+from evomerge.storage.optuna_internals import id_of
+
+__all__ = ["StudyContent", "check_same", "read_study", "write_study"]
+
+_BATCH: Final = 100  # trials that are stored at once
+_PARENTS: Final = ":parent:"  # in keys of Optuna's genetic samplers, whose values are lists of ids of trials
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyContent:
+    """All that a storage holds of a study."""
+
+    name: str
+    directions: Sequence[Any]
+    user_attrs: dict[str, Any]
+    system_attrs: Mapping[str, Any]
+    trials: Sequence[FrozenTrial]
+
+
+def read_study(storage: BaseStorage, name: str) -> StudyContent:
+    """The content of a study. Its trials are the storage's own: never change them."""
+    study_id = storage.get_study_id_from_name(name)
+    return StudyContent(
+        name=name,
+        directions=storage.get_study_directions(study_id),
+        user_attrs=storage.get_study_user_attrs(study_id),
+        system_attrs=storage.get_study_system_attrs(study_id),
+        trials=storage.get_all_trials(study_id, deepcopy=False),
+    )
+
+
+def write_study(storage: BaseStorage, content: StudyContent, *, last: Collection[str] = ()) -> None:
+    """Store a study that the storage does not have, or only without trials.
+
+    Args:
+        last: user attributes that are written after everything else.
+
+    """
+    study_id = _study(storage, content)
+    ids: dict[int, int] = {}
+    for start in range(0, len(content.trials), _BATCH):
+        batch = content.trials[start : start + _BATCH]
+        ids.update(in_transaction(storage, partial(_add, storage, study_id, batch)))
+    system = {key: _renumbered(key, value, ids) for key, value in content.system_attrs.items()}
+    ordered = sorted(content.user_attrs.items(), key=lambda entry: entry[0] in last)
+
+    def write() -> None:
+        for key, value in system.items():
+            storage.set_study_system_attr(study_id, key, value)
+        for key, value in ordered:
+            storage.set_study_user_attr(study_id, key, value)
+
+    in_transaction(storage, write)
+
+
+def _study(storage: BaseStorage, content: StudyContent) -> int:
+    try:
+        return storage.get_study_id_from_name(content.name)
+    except KeyError:
+        return storage.create_new_study(list(content.directions), content.name)
+
+
+def _add(storage: BaseStorage, study_id: int, trials: Sequence[FrozenTrial]) -> dict[int, int]:
+    return {id_of(trial): storage.create_new_trial(study_id, template_trial=trial) for trial in trials}
+
+
+def _renumbered(key: str, value: Any, ids: Mapping[int, int]) -> Any:
+    if _PARENTS in key and isinstance(value, list):
+        return [ids[each] for each in value]
+    return value
+
+
+def check_same(given: StudyContent, copied: StudyContent) -> None:
+    """Check that a copy is the same, but for the ids of trials.
+
+    Raises:
+        InvalidInput: it is not, as in a storage that somebody else writes to.
+    """
+    different = len(given.trials) != len(copied.trials) or list(given.directions) != list(copied.directions)
+    different |= any(copied.user_attrs.get(key) != value for key, value in given.user_attrs.items())
+    different |= set(given.system_attrs) != set(copied.system_attrs)
+    different |= any(_facts(one) != _facts(other) for one, other in zip(given.trials, copied.trials, strict=False))
+    if different:
+        raise InvalidInput(
+            f"the copy of study {given.name!r} is not the same ({len(copied.trials)} of {len(given.trials)} trials); "
+            "somebody else writes to one of the storages: stop it, and copy again"
+        )
+
+
+def _facts(trial: FrozenTrial) -> tuple[Any, ...]:
+    """What two storages must agree in. Times they may round: MySQL keeps whole seconds."""
+    steps = {step: repr(value) for step, value in trial.intermediate_values.items()}  # NaN is not equal to itself
+    values = None if trial.state is TrialState.WAITING else repr(trial.values)
+    facts = (trial.params, trial.distributions, trial.user_attrs, trial.system_attrs)
+    return (trial.number, trial.state, values, steps, *facts)
