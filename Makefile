@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOY := examples/toy/search.yaml
 
-.PHONY: install demo smollm2 test test-all drills bench bench-search architectures check format dashboard clean
+.PHONY: install demo smollm2 test test-all drills fuzz bench bench-search architectures check format dashboard clean
 
 install: $(INSTALLED)
 
@@ -60,6 +60,10 @@ bench-search: install
 # What runs: small random models of the architectures of transformers, each compared with lm-eval and a plain merge.
 architectures: install
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/architectures.py --jobs 2
+
+# More than 100,000 mutated inputs of every reader: specs, spaces, packs, recipes, checkpoints, studies.
+fuzz: install
+	EVOMERGE_FUZZ=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/fuzz
 
 check: install
 	$(BIN)/ruff check .

@@ -11,8 +11,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from evomerge.errors import InvalidInput, nearest
+from evomerge.forms import is_file
 
 MAX_BYTES = 1_000_000
+MAX_DEPTH = 50
 MAX_ALIASES = 100  # a handful is convenience, thousands are a bomb
 
 # How a text may begin. UTF-16 is what some editors save as "Unicode".
@@ -53,21 +55,36 @@ def read_document(path: Path, kind: str) -> dict[str, Any]:
     Raises:
         InvalidInput: missing or oversized file, malformed YAML (with line and column), or no mapping at the top.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise InvalidInput(f"{kind} {str(path)!r} does not exist; give the path of a YAML file")
     if path.stat().st_size > MAX_BYTES:
         raise InvalidInput(f"{kind} {str(path)!r} is larger than {MAX_BYTES} bytes; this is no {kind}")
     text = read_text(path, kind)
     try:
-        aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
-        if aliases > MAX_ALIASES:
-            raise InvalidInput(f"{kind} {str(path)!r} has {aliases} YAML aliases, {MAX_ALIASES} are allowed")
+        check_bounds(text, f"{kind} {str(path)!r}")
         content = yaml.load(text, Loader=_PlainLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date without a day, a number of thousands of digits
         raise InvalidInput(f"{kind} {str(path)!r} is not valid YAML: {_problem(error)}") from None
     if not isinstance(content, dict):
         raise InvalidInput(f"{kind} {str(path)!r} must hold 'key: value' pairs at the top, but holds {_type(content)}")
     return content
+
+
+def check_bounds(text: str, where: str, *, aliases: int = MAX_ALIASES) -> None:
+    """Refuse YAML that would grow without bounds when it is built: bombs of aliases, deep nesting.
+
+    Raises:
+        InvalidInput: there are more aliases or levels than allowed.
+        yaml.YAMLError: this is no YAML.
+    """
+    depth = used = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        used += isinstance(event, yaml.AliasEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise InvalidInput(f"{where} is nested more than {MAX_DEPTH} levels deep")
+    if used > aliases:
+        raise InvalidInput(f"{where} has {used} YAML aliases, {aliases} are allowed")
 
 
 def read_text(path: Path, kind: str) -> str:
@@ -142,7 +159,7 @@ def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     return node
 
 
-def _problem(error: yaml.YAMLError) -> str:
+def _problem(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
     return f"{getattr(error, 'problem', None) or error}{place}"

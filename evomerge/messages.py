@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 
 
@@ -43,6 +44,8 @@ def in_one_line(error: BaseException, longest: int = 400) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds: 42 s, 3 min 20 s, 5 h 10 min."""
+    if not math.isfinite(seconds):
+        return "an unknown time"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from evomerge.errors import InvalidInput
+from evomerge.forms import parse_json, reading
 
 SEMANTICS_VERSION = 1  # raised whenever the same recipe would give other weights
 
@@ -110,7 +111,15 @@ class Recipe:
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
-        return cls._from(json.loads(text))
+        """The recipe that `to_json` wrote.
+
+        Raises:
+            InvalidInput: it did not write this.
+        """
+        with reading("the recipe"):
+            recipe = cls._from(parse_json(text, Recipe))
+            _ = recipe.digest  # of no number that JSON lacks, and of no text that Unicode lacks
+            return recipe
 
     @classmethod
     def _from(cls, content: Mapping[str, Any]) -> Recipe:
@@ -159,9 +168,17 @@ class RecipeSet:
 
     @classmethod
     def from_json(cls, text: str) -> RecipeSet:
-        content = json.loads(text)
-        recipes = {name: Recipe._from(recipe) for name, recipe in content["recipes"].items()}
-        return cls(recipes=recipes, tasks=content["tasks"], stated=tuple(content["stated"]))
+        """The set that `to_json` wrote.
+
+        Raises:
+            InvalidInput: it did not write this.
+        """
+        with reading("the set of recipes"):
+            content = parse_json(text, RecipeSet)
+            recipes = {name: Recipe._from(recipe) for name, recipe in content["recipes"].items()}
+            found = cls(recipes=recipes, tasks=content["tasks"], stated=tuple(content["stated"]))
+            _ = found.digest
+            return found
 
 
 def all_ingredients(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:

@@ -23,6 +23,7 @@ from pydantic import (
 from evomerge.baselines.info import BASELINES
 from evomerge.documents import Frozen, Positive, read_document, validate
 from evomerge.errors import InvalidInput, unknown_name
+from evomerge.forms import expanded, is_file, is_folder, parse_json, reading
 from evomerge.observers import MetricsSpec, NotifySpec, located
 from evomerge.recipe import ModelRef
 from evomerge.recipe_spaces.checks import check_recipe_space, is_recipe_file
@@ -536,7 +537,9 @@ def _as_written(path: Path) -> SearchSpec:
 
 def spec_from_json(text: str) -> SearchSpec:
     """The spec that a study stores."""
-    return validate(SearchSpec, json.loads(text), "stored spec")
+    with reading("the spec in the study"):
+        content = parse_json(text)
+    return validate(SearchSpec, content, "stored spec")
 
 
 def resolve(spec: SearchSpec, directory: Path) -> SearchSpec:
@@ -560,9 +563,9 @@ def resolve(spec: SearchSpec, directory: Path) -> SearchSpec:
         check_space(space)
     space = _with_merges(space, names, directory)
     evaluator = spec.evaluator
-    if (directory / evaluator.name / "evaluator.yaml").is_file():
+    if is_file(directory / evaluator.name / "evaluator.yaml"):
         evaluator = evaluator.model_copy(update={"name": str((directory / evaluator.name).resolve())})
-    recipes = tuple(str((directory / Path(name).expanduser()).resolve()) for name in spec.warm_start.recipes)
+    recipes = tuple(str((directory / expanded(name)).resolve()) for name in spec.warm_start.recipes)
     warm_start = spec.warm_start.model_copy(update={"recipes": recipes})
     update = {"sources": sources, "space": space, "evaluator": evaluator, "warm_start": warm_start}
     observers = {"notify": located(spec.notify, directory), "metrics": located(spec.metrics, directory)}
@@ -591,7 +594,7 @@ def _with_merges(space: SearchSpace, baselines: Sequence[str], directory: Path) 
     if around is None:
         return space
     if is_recipe_file(around):
-        return space.model_copy(update={"around": str((directory / Path(around).expanduser()).resolve())})
+        return space.model_copy(update={"around": str((directory / expanded(around)).resolve())})
     if around not in BASELINES:
         raise unknown_name(f"baseline that {where} is around:", around, BASELINES)
     info = BASELINES[around]
@@ -630,8 +633,8 @@ def override(
 def _resolved(source: SourceSpec, directory: Path) -> SourceSpec:
     calibration = source.calibration
     if calibration is not None and calibration.file is not None:
-        path = directory / Path(calibration.file).expanduser()
-        if not path.is_file():
+        path = directory / expanded(calibration.file)
+        if not is_file(path):
             raise InvalidInput(f"source {source.name!r}: calibration file {str(path)!r} does not exist")
         calibration = calibration.model_copy(update={"file": str(path.resolve())})
     return source.model_copy(update={"location": _absolute(source, directory), "calibration": calibration})
@@ -639,10 +642,10 @@ def _resolved(source: SourceSpec, directory: Path) -> SourceSpec:
 
 def _absolute(source: SourceSpec, directory: Path) -> str:
     """A directory as an absolute path; anything that can only be a hub id, unchanged."""
-    location = Path(source.location).expanduser()
-    if (directory / location).is_dir():
+    location = expanded(source.location)
+    if is_folder(directory / location):
         return str((directory / location).resolve())
-    parent_exists = len(location.parts) > 1 and (directory / location.parts[0]).is_dir()
+    parent_exists = len(location.parts) > 1 and is_folder(directory / location.parts[0])
     if parent_exists or source.location.startswith((".", "~", "/")) or len(location.parts) != 2:
         raise InvalidInput(
             f"source {source.name!r}: directory {str(directory / location)!r} does not exist; "

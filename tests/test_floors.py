@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "evomerge"
 # On one floor a name may import what stands to its left. A file of data that is read on a lower floor than its room is
 # named with the room.
 FLOORS = (
-    ("errors", "clock", "seeding", "messages", "documents", "shipped", "whole_files", "interjection", "logs"),
+    ("errors", "clock", "seeding", "messages", "forms", "documents", "shipped", "whole_files", "interjection", "logs"),
     ("storage.optuna_internals", "trial_store", "storage", "evolution", "samplers"),
     (
         "methods",

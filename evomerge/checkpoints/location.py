@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from evomerge.errors import InvalidInput
+from evomerge.forms import expanded, is_folder, is_there
 from evomerge.messages import first_line
 from evomerge.recipe import ModelRef
 
@@ -34,7 +35,7 @@ _OTHER_FORMATS = ("*/*", "consolidated*")  # sub-folders hold conversions (onnx/
 
 def is_hub_id(location: str) -> bool:
     """Whether a location has the form of a hub id ("gpt2", "owner/model") and is not a directory here."""
-    return bool(_HUB_ID.fullmatch(location)) and not Path(location).exists()
+    return bool(_HUB_ID.fullmatch(location)) and not is_there(Path(location))
 
 
 def find_directory(ref: ModelRef, *, allow: Collection[str] = ()) -> Path:
@@ -43,10 +44,10 @@ def find_directory(ref: ModelRef, *, allow: Collection[str] = ()) -> Path:
     Files of a hub snapshot are symbolic links into the cache's blobs, and that is how they are read.
     Raises InvalidInput with the places that were searched.
     """
-    directory = Path(ref.location).expanduser()
-    if directory.is_dir():
+    directory = expanded(ref.location)
+    if is_folder(directory):
         return directory.absolute()
-    if directory.exists():
+    if is_there(directory):
         raise InvalidInput(f"source {ref.name!r}: {ref.location} is a file; give the directory that holds the model")
     if not is_hub_id(ref.location):
         raise InvalidInput(f"source {ref.name!r}: there is no directory {directory.absolute()}")

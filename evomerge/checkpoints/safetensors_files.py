@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from evomerge.checkpoints.digests import bytes_digest
 from evomerge.checkpoints.json_files import parse_object, read_object
 from evomerge.errors import InvalidInput
+from evomerge.forms import is_file
 from evomerge.messages import some
 
 ONE_FILE = "model.safetensors"
@@ -81,7 +82,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             )
     try:
         tensors = {name: _stored(path, start, entry) for name, entry in header.items()}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(f"{path} is not a safetensors file: its header has an entry that cannot be read") from error
     end = max((tensor.stop for tensor in tensors.values()), default=start)
     if end != size:
@@ -130,7 +131,7 @@ def read_weight_map(index: Path) -> dict[str, str]:
     for shard in weight_map.values():
         if not isinstance(shard, str) or not is_file_name(shard):
             raise InvalidInput(f"{index} names the shard {shard!r}; a shard must be a file name in the same directory")
-        if not (index.parent / shard).is_file():
+        if not is_file(index.parent / shard):
             raise InvalidInput(f"{index} names the shard {shard}, which is missing in {index.parent}")
     if not isinstance(content.get("metadata"), dict):
         raise InvalidInput(
@@ -204,6 +205,8 @@ def _stored(path: Path, offset: int, entry: Mapping[str, Any]) -> StoredTensor:
     dtype, itemsize = DTYPES[entry["dtype"]]
     shape = tuple(int(size) for size in entry["shape"])
     start, stop = entry["data_offsets"]
+    if not all(type(number) is int for number in (start, stop, *entry["shape"])):
+        raise TypeError(entry)
     if min(start, *shape, 0) < 0 or stop - start != math.prod(shape) * itemsize:
         raise ValueError(entry)
     return StoredTensor(file=path, shape=shape, dtype=dtype, start=offset + start, stop=offset + stop)

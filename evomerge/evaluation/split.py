@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 from evomerge.errors import InvalidInput, OtherSpec
+from evomerge.forms import parse_json, reading
 from evomerge.packs.items import Part, Split
 from evomerge.packs.pack import FieldSplit, HashSplit
 from evomerge.seeding import derive
@@ -106,10 +107,16 @@ def split_to_json(split: Split) -> str:
 
 
 def split_from_json(text: str) -> Split:
-    """The inverse of `split_to_json`."""
-    content = json.loads(text)
-    parts = {part: {task: tuple(ids) for task, ids in by_task.items()} for part, by_task in content["parts"].items()}
-    return Split(parts, content["digests"])
+    """The inverse of `split_to_json`.
+
+    Raises:
+        InvalidInput: it did not write this.
+    """
+    with reading("the split of the items in the study"):
+        content = parse_json(text, Split)
+        by_part = content["parts"].items()
+        parts = {part: {task: tuple(ids) for task, ids in by_task.items()} for part, by_task in by_part}
+        return Split(parts, content["digests"])
 
 
 def _part(document: Mapping[str, Any], digest: str, rule: FieldSplit | HashSplit, where: str) -> Part:

@@ -23,6 +23,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from evomerge.documents import Frozen, Positive, read_document, validate
 from evomerge.errors import InvalidInput, unknown_name
+from evomerge.forms import expanded, is_file, is_folder
 from evomerge.packs.benchmarks import refuse_benchmark
 from evomerge.packs.items import Part
 from evomerge.packs.task_files import CodeReference, TaskFile, leaves, read_tasks
@@ -141,7 +142,7 @@ def load_pack(name_or_path: str | Path) -> Pack:
     pack = validate(Pack, content, f"evaluator {str(folder / PACK_FILE)!r}")
     pack._folder = folder
     tasks = pack.tasks_path
-    if tasks is not None and not (tasks.is_dir() and tasks.resolve().is_relative_to(folder)):
+    if tasks is not None and not (is_folder(tasks) and tasks.resolve().is_relative_to(folder)):
         raise InvalidInput(f"evaluator {pack.name!r}: tasks_folder {pack.tasks_folder!r} is no folder inside {folder}")
     for task in pack.task_files.values():
         _refuse_foreign_code(pack, task)
@@ -180,7 +181,7 @@ def check_allowed(pack: Pack, allow: Collection[str]) -> None:
 def _refuse_foreign_code(pack: Pack, task: TaskFile) -> None:
     for value in leaves(task.config):
         if isinstance(value, CodeReference) and not (
-            value.file.is_file() and value.file.is_relative_to(pack.folder.resolve())
+            is_file(value.file) and value.file.is_relative_to(pack.folder.resolve())
         ):
             raise InvalidInput(
                 f"evaluator {pack.name!r}, task {task.name!r}: !function {value.function} is not in a Python file of "
@@ -191,11 +192,11 @@ def _refuse_foreign_code(pack: Pack, task: TaskFile) -> None:
 def _find(name_or_path: str) -> Path:
     if name_or_path in known_packs():
         return (shipped_folder("evaluators") / name_or_path).resolve()
-    path = Path(name_or_path).expanduser()
+    path = expanded(name_or_path)
     folder = path.parent if path.name == PACK_FILE else path
-    if (folder / PACK_FILE).is_file():
+    if is_file(folder / PACK_FILE):
         return folder.resolve()
-    if path.is_dir():
+    if is_folder(path):
         raise InvalidInput(f"folder {name_or_path!r} is no evaluator: it has no {PACK_FILE}")
     raise unknown_name("evaluator", name_or_path, known_packs())
 

@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
-from evomerge.documents import MAX_ALIASES, MAX_BYTES, read_text
+from evomerge.documents import MAX_ALIASES, MAX_BYTES, check_bounds, read_text
 from evomerge.errors import InvalidInput
+from evomerge.forms import is_file, is_folder, reading
 
 # Builders of `datasets` that read plain files: only with these do relative paths mean files of the pack.
 FILE_BUILDERS = frozenset({"json", "csv", "parquet", "arrow", "text", "xml", "imagefolder", "audiofolder"})
 
+MAX_FILES = 10_000  # of the data of one task
+FEWEST_PARTS = 2  # of the path of a folder whose files are data: those of / or /home are not
+
 # What reaches into Python from a template; lm-eval renders templates without a sandbox.
 _TEMPLATE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)
 _TEMPLATE_CODE = re.compile(r"__|\\x5f|\\u005f|\|\s*attr\b")
+
+
+class _Data(BaseModel):
+    """The keys of a task that name its data."""
+
+    dataset_path: str | None = None
+    dataset_kwargs: dict[str, Any] | None = None
+    test_split: str | None = None
+    validation_split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,7 @@ class TaskFile:
         """The keys of the configuration that name data, with relative paths resolved against the pack's folder."""
         builder, options = self.config.get("dataset_path"), dict(self.config.get("dataset_kwargs") or {})
         resolved: dict[str, Any] = {}
-        if isinstance(builder, str) and "://" not in builder and (folder / builder).is_dir():
+        if isinstance(builder, str) and "://" not in builder and is_folder(folder / builder):
             resolved["dataset_path"] = str((folder / builder).resolve())
         elif builder not in FILE_BUILDERS:
             return {}
@@ -84,18 +100,39 @@ class TaskFile:
         dataset = self.dataset(folder)
         options = dataset.get("dataset_kwargs", {})
         named = [dataset.get("dataset_path"), options.get("data_files"), options.get("data_dir")]
-        return sorted({file for path in leaves(named) if isinstance(path, str) for file in self._files_at(path)})
+        paths = [path for path in leaves(named) if isinstance(path, str)]
+        return sorted({file for path in paths for file in self._files_at(path, folder)})
 
-    def _files_at(self, path: str) -> list[Path]:
+    def _files_at(self, path: str, folder: Path) -> list[Path]:
         if "://" in path:
             return []
-        found = [Path(path)] if Path(path).exists() else list(Path("/").glob(path.lstrip("/")))
-        files = [file for each in found for file in ([each] if each.is_file() else each.rglob("*")) if file.is_file()]
+        with reading(f"task {self.name!r}: data {path!r}"):  # a pattern that is none
+            files = list(islice(_files_of(path, folder), MAX_FILES + 1))
+        if len(files) > MAX_FILES:
+            raise InvalidInput(
+                f"task {self.name!r}: data {path!r} are more than {MAX_FILES} files; name those it needs"
+            )
         if not files:
             raise InvalidInput(
                 f"task {self.name!r}: data {path!r} does not exist; data paths are relative to the folder of the pack"
             )
         return files
+
+
+def _files_of(path: str, folder: Path) -> Iterator[Path]:
+    """The files at a path, in a folder, or of a pattern."""
+    if is_file(Path(path)):
+        yield Path(path)
+        return
+    inside = Path(path).is_relative_to(folder.resolve())
+    if is_folder(Path(path)):
+        if inside or len(Path(path).resolve().parts) > FEWEST_PARTS:
+            yield from (file for file in Path(path).rglob("*") if file.is_file())
+        return
+    if inside or "**" not in path:  # elsewhere it would look through the whole machine
+        found = Path("/").glob(path.lstrip("/")) if path.strip("/") else ()
+        with suppress(OSError):  # a name that no file can have
+            yield from (file for file in found if file.is_file())
 
 
 def read_tasks(folder: Path, tasks: Path) -> dict[str, TaskFile]:
@@ -107,6 +144,8 @@ def read_tasks(folder: Path, tasks: Path) -> dict[str, TaskFile]:
             continue  # a template that others include, or a group
         if name in found:
             raise InvalidInput(f"task {name!r} is defined twice: in {found[name].files[0]} and in {path}")
+        with reading(f"task file {path}"):
+            _Data.model_validate(config)
         found[name] = TaskFile(name, files, config)
     return found
 
@@ -132,7 +171,7 @@ def _read_task(path: Path, folder: Path, including: tuple[Path, ...]) -> tuple[d
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not is_file(path):
         raise InvalidInput(f"task file {path} does not exist")
     if path.stat().st_size > MAX_BYTES:
         raise InvalidInput(f"task file {path} is larger than {MAX_BYTES} bytes; documents belong into data files")
@@ -146,12 +185,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
     Loader.add_constructor("!function", reference)
     try:
-        aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
+        # Every value is walked, so that a few nested aliases already are a bomb.
+        check_bounds(text, f"task file {path}", aliases=MAX_ALIASES // 5)
         content = yaml.load(text, Loader=Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise InvalidInput(f"task file {path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if aliases > MAX_ALIASES // 5:  # every value is walked, so that a few nested ones already are a bomb
-        raise InvalidInput(f"task file {path} has {aliases} YAML aliases, {MAX_ALIASES // 5} are allowed")
     if not isinstance(content, dict):
         raise InvalidInput(f"task file {path} must hold 'key: value' pairs at the top")
     return content

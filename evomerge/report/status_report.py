@@ -39,7 +39,7 @@ def status_document(study: NamedStudy, holder: Holder | None) -> dict[str, Any]:
         "study": study.study_name,
         "trials": counts,
         "status": content,
-        "phase": attrs.get(attributes.PHASE),
+        "phase": str(attrs.get(attributes.PHASE) or "") or None,
         "alive": "no" if holder is None else holder.alive,
         "holder": None if holder is None else asdict(holder),
         "last_sign": _last_sign(attrs, holder),

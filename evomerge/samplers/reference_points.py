@@ -39,6 +39,7 @@ from evomerge.errors import InvalidInput
 from evomerge.evolution.cma_evolution import RESTARTS, SMALLEST_POPSIZE, Evaluation, Evolution, EvolutionSettings
 from evomerge.evolution.cma_strategy import default_popsize
 from evomerge.evolution.unit_cube import UnitCube
+from evomerge.forms import parse_json, reading
 from evomerge.samplers import settings
 from evomerge.samplers.base import ReplayingSampler, SamplerInputs, SamplerSpace
 from evomerge.samplers.cma import SIGMA0, refuse_unsuitable
@@ -77,7 +78,9 @@ def write_reference_points(target: Writable, points: Sequence[ReferencePoint]) -
 def read_reference_points(study: Readable) -> tuple[ReferencePoint, ...]:
     """The reference points of a study; none if nothing is stored."""
     text = read_text(study, GOALS)
-    return tuple(ReferencePoint(tuple(each["values"]), each["params"]) for each in json.loads(text)) if text else ()
+    with reading("the goals of the study"):
+        points = parse_json(text or "[]", tuple[ReferencePoint, ...])
+        return tuple(ReferencePoint(tuple(each["values"]), each["params"]) for each in points)
 
 
 def build(inputs: SamplerInputs) -> ReferencePointSampler:

@@ -12,6 +12,7 @@ import json
 from typing import Any, Final, Protocol
 
 from evomerge.errors import InvalidInput
+from evomerge.forms import parse_json, reading
 
 __all__ = ["Readable", "Writable", "read_document", "read_text", "write_document", "write_text"]
 
@@ -76,6 +77,7 @@ MACHINE: Final = "evomerge:machine"  # of a row that was left out: true where th
 BEGUN: Final = "evomerge:begun"  # of a baseline that is being trained: the next run resumes it
 LOSSES: Final = "evomerge:losses"  # of a trained baseline: source -> [loss before, loss at the end]
 
+_MAX_CHUNKS = 100_000
 _CHUNK = 1500  # characters; JSON escapes each of them to at most 1 byte, so that an attribute stays below 2 kB
 
 
@@ -117,12 +119,13 @@ def read_text(target: Readable, key: str) -> str | None:
     header = attrs.get(key)
     if header is None:
         return None
-    if not isinstance(header, dict) or not isinstance(header.get("chunks"), int):
+    if not isinstance(header, dict) or type(header.get("chunks")) is not int or header["chunks"] > _MAX_CHUNKS:
         raise InvalidInput(f"attribute {key!r} holds {header!r}, which evomerge did not write there")
     encoded = "".join(str(attrs.get(f"{key}:{number}", "")) for number in range(1, header["chunks"] + 1))
     if _digest(encoded) != header.get("digest"):
         raise InvalidInput(f"attribute {key!r} is torn: its chunks do not match their digest; write it again")
-    text = json.loads(encoded)
+    with reading(f"attribute {key!r}"):
+        text = json.loads(encoded)
     if not isinstance(text, str):
         raise InvalidInput(f"attribute {key!r} holds {type(text).__name__}, not a text")
     return text
@@ -149,7 +152,8 @@ def read_document(target: Readable, key: str) -> dict[str, Any]:
     text = read_text(target, key)
     if text is None:
         raise InvalidInput(f"attribute {key!r} is missing; evomerge did not finish this trial")
-    document: dict[str, Any] = json.loads(text)
+    with reading(f"attribute {key!r}"):
+        document: dict[str, Any] = parse_json(text)
     return document
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 
 from evomerge.errors import InvalidInput, OtherSpec
+from evomerge.forms import parse_json, reading
 from evomerge.messages import some
 from evomerge.storage import attributes
 from evomerge.storage.attributes import read_text, write_text
@@ -89,9 +90,11 @@ def read_identity(study: optuna.Study) -> StudyIdentity:
 
 def _settled(study: optuna.Study) -> StudyIdentity:
     """The identity without the spec, the only part that is ever written again."""
+    with reading(f"the identity of study {study.study_name!r}"):
+        identity = parse_json(_text(study, attributes.IDENTITY))
     return StudyIdentity(
         spec="",
-        identity=json.loads(_text(study, attributes.IDENTITY)),
+        identity=identity,
         split=_text(study, attributes.SPLIT),
         batch_size=study.user_attrs.get(attributes.BATCH_SIZE),
         popsize=study.user_attrs.get(attributes.POPSIZE),

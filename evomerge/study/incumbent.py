@@ -12,6 +12,7 @@ from optuna.storages import BaseStorage
 
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.scores import Scores, TaskScores
+from evomerge.forms import parse_json, reading
 from evomerge.storage import attributes
 from evomerge.storage.attributes import read_text
 from evomerge.study.rows import read_scores
@@ -45,7 +46,10 @@ def _stored(study: optuna.Study) -> dict[str, Any] | None:
         text = read_text(study, attributes.INCUMBENT)
     except InvalidInput:  # its writing was cut short
         return None
-    return None if text is None else dict(json.loads(text))
+    if text is None:
+        return None
+    with reading("the incumbent of the study"):
+        return dict(parse_json(text))
 
 
 def _task(content: dict[str, Any]) -> TaskScores:

@@ -6,7 +6,7 @@ from typing import Final
 
 import optuna
 
-from evomerge.documents import Frozen
+from evomerge.documents import Frozen, validate
 from evomerge.spec import Estimator
 from evomerge.storage import attributes
 
@@ -26,4 +26,6 @@ CURRENT: Final = RaceDefaults(estimator="difference", futility=0.02)  # of studi
 
 def read_race_defaults(study: optuna.Study) -> RaceDefaults:
     """The defaults of a study."""
-    return RaceDefaults.model_validate(study.user_attrs.get(attributes.RACE, {}))
+    return validate(
+        RaceDefaults, study.user_attrs.get(attributes.RACE, {}), f"settings of the race of {study.study_name!r}"
+    )

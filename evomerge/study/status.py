@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from evomerge.forms import check_form, reading
+
 FINISHED_PHASE: Final = "finished"  # of a run that has stored its verdict
 FUTILE: Final = 0.05  # chance below which a search is said to be futile
 
@@ -58,5 +60,7 @@ class Status:
 
 def status_of(content: Mapping[str, Any]) -> Status:
     """The status that a study stores."""
-    bar = content.get("bar")
-    return Status(**{**content, "bar": None if bar is None else (bar[0], bar[1])})
+    with reading("the status of the study"):
+        check_form(Status, content)
+        bar = content.get("bar")
+        return Status(**{**content, "bar": None if bar is None else (bar[0], bar[1])})

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from evomerge.errors import InvalidInput
+from evomerge.forms import is_there
 from evomerge.messages import some
 from evomerge.spec import SearchSpec, SourceSpec, spec_from_json
 from evomerge.storage import attributes
@@ -82,7 +83,7 @@ def _relocated(stored: SourceSpec, given: SourceSpec | None) -> SourceSpec:
 
 
 def _is_gone(place: str) -> bool:
-    return Path(place).is_absolute() and not Path(place).exists()
+    return Path(place).is_absolute() and not is_there(Path(place))
 
 
 def _comparable(spec: SearchSpec, given: SearchSpec) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import optuna
 
+from evomerge.forms import check_form, parse_json, reading
 from evomerge.recipe import Recipe
 from evomerge.storage import attributes
 from evomerge.storage.attributes import read_text
@@ -39,6 +40,8 @@ def read_ingredients(study: optuna.Study) -> StudyIngredients | None:
     text = read_text(study, attributes.INGREDIENTS)
     if text is None:
         return None
-    content = json.loads(text)
-    recipes = {each["label"]: Recipe.from_json(json.dumps(each["recipe"])) for each in content["recipes"]}
-    return StudyIngredients(recipes=recipes, left_out=content["left_out"])
+    with reading("the merges that the space is made of"):
+        content = parse_json(text)
+        recipes = {each["label"]: Recipe.from_json(json.dumps(each["recipe"])) for each in content["recipes"]}
+        check_form(dict[str, str], content["left_out"])
+        return StudyIngredients(recipes=recipes, left_out=content["left_out"])

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 import optuna
 
+from evomerge.forms import parse_json, reading
 from evomerge.jobs import Cost
 from evomerge.storage import attributes
 from evomerge.storage.attributes import read_text
@@ -33,5 +34,6 @@ def read_statistics(study: optuna.Study) -> StudyStatistics:
     text = read_text(study, attributes.STATISTICS)
     if text is None:
         return StudyStatistics()
-    content = json.loads(text)
-    return StudyStatistics(files=content["files"], cost=Cost(**content["cost"]))
+    with reading("the statistics of the study"):
+        content = parse_json(text, StudyStatistics)
+        return StudyStatistics(files=content["files"], cost=Cost(**content["cost"]))

@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import optuna
 
 from evomerge.errors import InvalidInput, StoppedByFailures
+from evomerge.forms import check_form, parse_json, reading
 from evomerge.jobs import TensorDigests
 from evomerge.recipe import Recipe
 from evomerge.storage import attributes
@@ -55,7 +56,11 @@ def name_winner(search: SearchStudy) -> Winner:
 def read_winner(attrs: dict[str, object]) -> Winner | None:
     """The winner of a study, None before there is one."""
     content = attrs.get(attributes.WINNER)
-    return Winner(**content) if isinstance(content, dict) else None
+    if content is None:
+        return None
+    with reading("the winner of the study"):
+        check_form(Winner, content)
+        return Winner(**cast(dict[str, Any], content))
 
 
 def note_look(search: SearchStudy, winner: Winner, recipes: Iterable[Recipe], margin: float | None = None) -> None:
@@ -79,10 +84,12 @@ def store_digests(search: SearchStudy, winner: Winner, digests: TensorDigests) -
 
 def read_digests(study: optuna.Study, trial: int) -> TensorDigests | None:
     """The digests of a trial's tensors as they were scored; None for all but the latest winner."""
-    content = json.loads(read_text(study, attributes.DIGESTS) or "{}")
-    if content.get("trial") != trial:
-        return None
-    return TensorDigests(content["device"], content["tensors"])
+    with reading("the digests of the winner's tensors"):
+        content = parse_json(read_text(study, attributes.DIGESTS) or "{}")
+        if content.get("trial") != trial:
+            return None
+        check_form(TensorDigests, content)
+        return TensorDigests(content["device"], content["tensors"])
 
 
 def winning_recipe(search: SearchStudy, winner: Winner) -> Recipe:
@@ -127,7 +134,8 @@ def _read_compared(study: optuna.Study) -> dict[str, Any]:
         text = read_text(study, attributes.COMPARED)
     except InvalidInput:
         return {}
-    return dict(json.loads(text or "{}"))
+    with reading("the comparisons of earlier looks"):
+        return dict(parse_json(text or "{}"))
 
 
 def read_verdict(study: optuna.Study) -> Verdict | None:
@@ -136,4 +144,9 @@ def read_verdict(study: optuna.Study) -> Verdict | None:
         text = read_text(study, attributes.VERDICT)
     except InvalidInput:  # `evomerge run` writes it again
         return None
-    return None if text is None else Verdict.from_document(json.loads(text))
+    if text is None:
+        return None
+    with reading("the verdict of the study"):
+        content = parse_json(text)
+        check_form(Verdict, {**content, "allows_for_looks": True})
+        return Verdict.from_document(content)
