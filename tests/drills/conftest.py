@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -41,23 +40,28 @@ class Drill:
         content = {**SPEC, "sources": sources, "storage": "file:url", "artifacts": str(folder / "items"), **changes}
         self.spec.write_text(yaml.safe_dump(content, sort_keys=False))
         self._folder = folder
+        self._said = folder / "said"
 
     @contextmanager
-    def running(self, ray: str = "none") -> Iterator[subprocess.Popen[str]]:
+    def running(self, ray: str = "none") -> Iterator[subprocess.Popen[bytes]]:
         command = [sys.executable, "-m", "evomerge.cli", "run", str(self.spec), "--ray", ray, "--json"]
-        process = subprocess.Popen(
-            command,
-            cwd=self._folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
+        with self._said.open("w") as log:
+            process = subprocess.Popen(command, cwd=self._folder, stdout=log, stderr=subprocess.STDOUT)
         try:
             yield process
         finally:
             process.kill()
-            process.communicate()
+            process.wait()
+
+    def end_of(self, process: subprocess.Popen[bytes], timeout: float | None = None) -> str:
+        """What the process has said, when it has ended."""
+        process.wait(timeout)
+        return self.said
+
+    @property
+    def said(self) -> str:
+        """What the latest process has said so far."""
+        return self._said.read_text()
 
     def trials(self) -> list[FrozenTrial]:
         try:
@@ -112,6 +116,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, sources: list[dict[str
     folder = tmp_path_factory.mktemp("undisturbed")
     drill = Drill(folder, sources, f"sqlite:///{folder}/study.db")
     with drill.running() as process:
-        said, _ = process.communicate()
+        said = drill.end_of(process)
         assert process.returncode == 0, said
     return drill.trials()

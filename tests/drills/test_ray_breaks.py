@@ -34,7 +34,7 @@ def kill_ray(drill, title: str, times: int = 1) -> None:
         for time_ in range(1, times + 1):
             drill.wait_for(5 * time_)
             descendant(process, title).kill()
-        said, _ = process.communicate(timeout=400)
+        said = drill.end_of(process, 400)
     assert process.returncode == 0, said
     assert said.count("Ray was started again") == times
     trials = drill.trials()
@@ -61,7 +61,7 @@ def test_a_signal_while_ray_starts_ends_the_run_and_all_its_processes(tmp_path, 
         time.sleep(seconds)
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=30)
+        said = drill.end_of(process, 30)
     assert process.returncode == 3, said
     _, alive = psutil.wait_procs(children, timeout=15)
     assert alive == []
@@ -89,7 +89,7 @@ def test_an_open_cluster_is_refused_unless_it_is_allowed_and_one_that_is_lost_en
 ) -> None:
     refused = make_drill(f"sqlite:///{tmp_path}/study.db", workers={"count": 1})
     with refused.running(open_cluster) as process:
-        said, _ = process.communicate(timeout=120)
+        said = drill.end_of(process, 120)
     assert process.returncode == 2, said
     assert "allow_open_cluster" in said
 
@@ -99,9 +99,9 @@ def test_an_open_cluster_is_refused_unless_it_is_allowed_and_one_that_is_lost_en
         head = next(each for each in psutil.process_iter(["cmdline"]) if "--port=26379" in (each.info["cmdline"] or []))
         (gcs,) = [each for each in head.children(recursive=True) if "gcs_server" in " ".join(each.cmdline())]
         gcs.kill()
-        said, _ = process.communicate(timeout=90)
+        said = drill.end_of(process, 90)
     assert process.returncode == 3, said
     assert "is lost" in said
     with drill.running(open_cluster) as process:
-        said, _ = process.communicate(timeout=90)
+        said = drill.end_of(process, 90)
     assert process.returncode == 3, said

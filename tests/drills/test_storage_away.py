@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import signal
 import sqlite3
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_a_server_that_goes_away_loses_and_doubles_nothing(
         for finished in (5, 25):
             drill.wait_for(finished)
             trouble(server, seconds)
-        said, _ = process.communicate()
+        said = drill.end_of(process)
     assert process.returncode == 0, said
     drill.check_whole(undisturbed)
 
@@ -63,16 +64,16 @@ def test_patience_ends_as_one_that_can_be_resumed_and_is_resumed(server, make_dr
     with drill.running() as process:
         drill.wait_for(10)
         server.kill()
-        said, _ = process.communicate()
+        said = drill.end_of(process)
     assert process.returncode == 3, said
     assert "127.0.0.1" not in said
     with drill.running() as process:  # the server is not there yet
-        said, _ = process.communicate()
+        said = drill.end_of(process)
     assert process.returncode == 3, said
     assert "cannot be opened at present" in said
     server.start()
     with drill.running() as process:
-        said, _ = process.communicate()
+        said = drill.end_of(process)
     assert process.returncode == 0, said
     drill.check_whole(undisturbed)
 
@@ -85,13 +86,13 @@ def test_a_signal_ends_a_wait(server, make_drill: Callable, undisturbed) -> None
         time.sleep(5.0)
         process.send_signal(signal.SIGTERM)
         asked = time.monotonic()
-        said, _ = process.communicate()
+        said = drill.end_of(process)
         taken = time.monotonic() - asked
     server.start()
     assert process.returncode == 3, said
     assert taken < 10
     with drill.running() as process:
-        said, _ = process.communicate()
+        said = drill.end_of(process)
     assert process.returncode == 0, said
     drill.check_whole(undisturbed)
 
@@ -104,6 +105,49 @@ def test_a_file_that_another_program_locks_is_waited_for(tmp_path: Path, make_dr
             other.execute("BEGIN EXCLUSIVE")
             time.sleep(20.0)
             other.rollback()
-        said, _ = process.communicate()
+        said = drill.end_of(process)
+    assert process.returncode == 0, said
+    drill.check_whole(undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for some twenty trials."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "evomerge", folder], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("needs the right to mount a file system (root)")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.parametrize("url", ["sqlite:///{}/study.db", "journal:///{}/study.journal"])
+def test_a_full_disk_is_named_and_the_search_goes_on_when_there_is_room(
+    url: str, small_disk: Path, make_drill: Callable, undisturbed
+) -> None:
+    drill = make_drill(url.format(small_disk))
+    with drill.running() as process:
+        said = drill.end_of(process)
+    assert process.returncode == 3, said
+    assert f"the disk of {small_disk} is full, or its quota is used up (" in said
+    assert "make room, and run the same command again" in said
+    subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
+    with drill.running() as process:
+        said = drill.end_of(process)
+    assert process.returncode == 0, said
+    drill.check_whole(undisturbed)
+
+
+@pytest.mark.parametrize("url", ["sqlite:///{}/study.db", "journal:///{}/study.journal"])
+def test_room_that_is_made_soon_is_enough(url: str, small_disk: Path, make_drill: Callable, undisturbed) -> None:
+    drill = make_drill(url.format(small_disk))
+    with drill.running() as process:
+        while "is full" not in drill.said and process.poll() is None:
+            time.sleep(0.2)
+        subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
+        said = drill.end_of(process)
     assert process.returncode == 0, said
     drill.check_whole(undisturbed)
