@@ -89,7 +89,7 @@ def test_an_open_cluster_is_refused_unless_it_is_allowed_and_one_that_is_lost_en
 ) -> None:
     refused = make_drill(f"sqlite:///{tmp_path}/study.db", workers={"count": 1})
     with refused.running(open_cluster) as process:
-        said = drill.end_of(process, 120)
+        said = refused.end_of(process, 120)
     assert process.returncode == 2, said
     assert "allow_open_cluster" in said
 
