@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 
@@ -70,7 +72,8 @@ def test_a_signal_while_ray_starts_ends_the_run_and_all_its_processes(tmp_path, 
 @pytest.fixture
 def open_cluster(tmp_path) -> Iterator[str]:
     """The address of a cluster without authentication, of one node."""
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "HOME": str(tmp_path), "RAY_TMPDIR": "/tmp"}
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short; Ray also notes there which cluster runs
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "HOME": str(tmp_path), "RAY_TMPDIR": folder}
     command = [*RAY, "start", "--head", "--num-cpus=2", "--port=26379", "--dashboard-port=28265", "--block"]
     with (tmp_path / "ray.log").open("w") as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -82,6 +85,7 @@ def open_cluster(tmp_path) -> Iterator[str]:
         head.terminate()
         head.wait(60)
         psutil.wait_procs(processes, timeout=30)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_an_open_cluster_is_refused_unless_it_is_allowed_and_one_that_is_lost_ends_the_run(
