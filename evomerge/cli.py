@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evomerge import __version__
-from evomerge.commands.controls import cancel, pause, resume, stop
+from evomerge.commands.controls import cancel, pause, resume, stop, try_params
 from evomerge.commands.copying import study_app
 from evomerge.commands.doctoring import doctor
 from evomerge.commands.exporting import export
@@ -36,6 +36,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "resume": resume,
     "stop": stop,
     "cancel": cancel,
+    "try": try_params,
     "leaderboard": leaderboard,
     "baseline": baseline,
     "export": export,

@@ -46,6 +46,7 @@ FLOORS = (
         "remote_control",
         "study_list",
         "study_copy",
+        "asked_trial",
         "report",
     ),
     ("commands", "cli", "__main__"),
@@ -209,6 +210,7 @@ def test_optuna_stays_with_spaces_and_study_and_what_reads_them():
         "remote_control",
         "study_copy",
         "study_list",
+        "asked_trial",
         "report",
         "testing",
     }

@@ -1,4 +1,4 @@
-"""Commands that steer a search that runs elsewhere, by requests in its study: pause, resume, stop, cancel."""
+"""Commands that steer a search that runs elsewhere, through its storage: pause, resume, stop, cancel, try."""
 
 from __future__ import annotations
 
@@ -58,6 +58,25 @@ def cancel(
     from evomerge.remote_control import cancel
 
     _steer(context, lambda stored: cancel(stored, trial), spec, storage, study=study, as_json=json_)
+
+
+def try_params(
+    context: typer.Context,
+    params: Annotated[list[str], typer.Option(help="NAME=VALUE,… or a YAML file; repeatable.")],
+    spec: SpecPath = None,
+    like: Annotated[str | None, typer.Option(help="Take the others from: best, centre, or a trial's number.")] = None,
+    storage: Storage = None,
+    study: Study = None,
+    json_: Json = False,
+) -> None:
+    """Have a point of the search space scored next; it counts towards the budget, and the sampler learns from it."""
+    terminal = terminal_of(context)
+    from rich.text import Text
+
+    from evomerge.asked_trial import ask_for_trial
+
+    document = ask_for_trial(stored_of(terminal, spec, storage, study), params, like)
+    print_document(terminal, document, json_, lambda content: Text(content["message"]))
 
 
 def _steer(

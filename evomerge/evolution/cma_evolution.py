@@ -74,12 +74,14 @@ class Evaluation:
         point: in the unit cube.
         loss: smaller is better.
         companion: larger is better; decides between equal losses, and only there.
+        asked: somebody asked for the point, so that it is not the mean whatever its ordinal.
     """
 
     ordinal: int
     point: Point
     loss: float
     companion: float = -math.inf
+    asked: bool = False
 
 
 @dataclass(kw_only=True)
@@ -156,7 +158,8 @@ class Evolution:
         The mean's own result is no member of a population: a step of length zero that ranks high would make all steps
         shorter.
         """
-        if self.proposes_mean(result.ordinal) or self._is_from_previous_run(result):
+        is_mean = self.proposes_mean(result.ordinal) and not result.asked
+        if is_mean or self._is_from_previous_run(result):
             return
         self._open.append(result)
         if len(self._open) < self.popsize:

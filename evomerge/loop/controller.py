@@ -78,6 +78,7 @@ class Controller:
         self._in_flight: dict[str, CandidateInFlight] = {}
         self._interrupted: list[Proposal] = []  # of an earlier run, until they are submitted
         self._ended_on_request: set[int] = set()
+        self._added_at = 0  # reading of the requests with which we looked for trials that others have enqueued
         self._at_rungs = search.at_rungs()
         self._latest: deque[bool] = deque(maxlen=WINDOW)
         self._account = BudgetAccount(budget, search, bar)
@@ -115,6 +116,9 @@ class Controller:
     def _follow_requests(self) -> bool:
         """End the trials that are to be cancelled; True while the search is paused."""
         self._steering.poll()
+        if self._steering.readings != self._added_at:
+            self._added_at = self._steering.readings
+            self._search.find_added()
         for number in self._steering.cancelled(self._search.study.study_name) - self._ended_on_request:
             self._ended_on_request.add(number)
             self._cancel(number)

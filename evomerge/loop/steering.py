@@ -40,6 +40,7 @@ class Steering:
         self._clock = clock
         self._latest = SteeringRequests()
         self._read_at = -math.inf
+        self.readings = 0  # how often the requests have been read
         self._stop_seen: str | None = None
 
     @contextmanager
@@ -72,6 +73,7 @@ class Steering:
         is_first, self._read_at = self._read_at == -math.inf, now
         try:
             self._latest = self._book.read()
+            self.readings += 1
             self._consider(self._book, self._latest.stop, is_first)
         except Exception as error:
             if not is_away(error):

@@ -42,6 +42,7 @@ from evomerge.evolution.unit_cube import UnitCube
 from evomerge.samplers import settings
 from evomerge.samplers.base import ReplayingSampler, SamplerInputs, SamplerSpace, refuse_hyperband
 from evomerge.seeding import derive
+from evomerge.storage.attributes import ASKED
 from evomerge.storage.optuna_internals import cached_trials
 from evomerge.trial_store.trial_memory import known_trials
 
@@ -223,7 +224,8 @@ class CmaSampler(ReplayingSampler):
                 return
             self._told.append(trial.number)
             loss = -trial.value if study.direction == StudyDirection.MAXIMIZE else trial.value
-            self._evolution.learn(Evaluation(ordinal=ordinal, point=point, loss=loss, companion=self._companion(trial)))
+            asked, companion = bool(trial.user_attrs.get(ASKED)), self._companion(trial)
+            self._evolution.learn(Evaluation(ordinal=ordinal, point=point, loss=loss, companion=companion, asked=asked))
 
     def _companion(self, trial: FrozenTrial) -> float:
         """Rank of the trial among those of the same value; behind all others if the attribute is no number."""

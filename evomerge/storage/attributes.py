@@ -54,6 +54,7 @@ CANCEL: Final = "evomerge:cancel"  # with `:N`, the number of a trial: true wher
 
 # of a trial
 TELL: Final = "evomerge:tell"  # position in the order in which results were told; counts only on finished trials
+ASKED: Final = "evomerge:asked"  # a person has asked for it: it is no proposal of the sampler
 RECIPE: Final = "evomerge:recipe"  # digest of the recipe
 ATTEMPT: Final = "evomerge:attempt"  # the one that was submitted last; losses of a machine are none
 FAILURE: Final = "evomerge:failure"  # reason of the failure

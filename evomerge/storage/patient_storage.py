@@ -132,6 +132,9 @@ class PatientWriter(_Patient, SingleWriterStorage):
         finally:
             self._in_transaction = False
 
+    def find_added(self, study_id: int) -> None:
+        self.patiently(lambda: super(PatientWriter, self).find_added(study_id))
+
     def store(self, write: Callable[[], _Result], stored: Callable[[], _Result | None]) -> _Result:
         """Store all that `write` writes in one transaction, again while the database is away.
 

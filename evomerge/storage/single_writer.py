@@ -93,6 +93,13 @@ class SingleWriterStorage(CachedStorage, KeepsTrials):
                 self._note_place(study_id, trial)
         return self._memories[study_id]
 
+    def find_added(self, study_id: int) -> None:
+        """Take up the trials that somebody else has added, such as by `enqueue_trial`, in one query."""
+        memory = self.memory(study_id)
+        with self._reading() as connection:
+            for other in read_trials(connection, study_id, above=memory.latest_id):
+                self._add(study_id, memory, other)
+
     def delete_study(self, study_id: int) -> None:
         super().delete_study(study_id)
         self._forget()

@@ -30,6 +30,7 @@ from evomerge.spaces.bound import BoundSpace, Infeasible
 from evomerge.storage import attributes
 from evomerge.storage.attributes import write_text
 from evomerge.storage.patience import IMPATIENT, StoragePatience
+from evomerge.study.asked_point import misfit
 from evomerge.study.beginning import Beginning, write_beginning
 from evomerge.study.tally import Tally
 from evomerge.study.trial_writer import TrialWriter
@@ -129,9 +130,21 @@ class SearchStudy:
 
     def ask(self) -> Proposal:
         """A new trial with all its params, children of a choice after their parent."""
-        self.check_hold()
-        trial = self._writer.add(self._fill)
-        return self._proposal(trial.number, dict(trial.params), 1)
+        while True:
+            self.check_hold()
+            trial = self._writer.add(self._fill)
+            reason = self._misfit(trial)
+            if reason is None:
+                return self._proposal(trial.number, dict(trial.params), 1)
+            self._writer.finish(trial.number, TrialState.FAIL, partial(self._set_interruption, trial.number, reason))
+
+    def find_added(self) -> None:
+        """Take up the trials that others have enqueued since the last time."""
+        self._writer.find_added()
+
+    def _misfit(self, trial: FrozenTrial) -> str | None:
+        """The reason why an enqueued trial, which anybody may have enqueued, cannot be scored."""
+        return misfit(self._space, trial.system_attrs.get("fixed_params", {}))
 
     def _proposal(self, number: int, params: Mapping[str, Any], attempt: int) -> Proposal:
         recipe = self._space.decode(params)
@@ -139,6 +152,8 @@ class SearchStudy:
         return Proposal(number=number, params=params, recipe=recipe, attempt=attempt, infeasible=infeasible)
 
     def _fill(self, trial: optuna.Trial) -> None:
+        if self._misfit(self._writer.stored(trial)) is not None:
+            return  # it is failed by `ask`
         # Of an enqueued point nothing is drawn, and genetic samplers would not take it into their generation.
         trial.relative_params  # noqa: B018
         params: dict[str, Any] = {}
@@ -313,9 +328,9 @@ class SearchStudy:
     def _set_attempt(self, number: int, attempt: int) -> None:
         self._writer.set(number, attributes.ATTEMPT, attempt)
 
-    def _set_interruption(self, number: int) -> None:
+    def _set_interruption(self, number: int, reason: str = "interrupted in ask") -> None:
         self._writer.set(number, attributes.INTERRUPTED, True)
-        self._writer.set(number, attributes.FAILURE, "interrupted in ask")
+        self._writer.set(number, attributes.FAILURE, reason[:1000])
 
     def _set_outcome(self, number: int, outcome: Outcome) -> None:
         worker: dict[str, Any] = {"name": outcome.worker, "attempt": outcome.attempt}

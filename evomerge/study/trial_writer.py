@@ -21,8 +21,9 @@ from evomerge.recipe import Recipe, RecipeSet
 from evomerge.storage import attributes
 from evomerge.storage.attributes import Writable, write_document
 from evomerge.storage.opening import in_transaction
-from evomerge.storage.optuna_internals import id_of
+from evomerge.storage.optuna_internals import id_of, id_of_study
 from evomerge.storage.patience import IMPATIENT, StoragePatience
+from evomerge.storage.single_writer import SingleWriterStorage
 from evomerge.study.item_outcomes import summary, write_items
 
 _Result = TypeVar("_Result")
@@ -154,6 +155,15 @@ class TrialWriter:
         """The cost of a trial. A part that nobody could measure is not counted."""
         content = {name: round(value, 4) for name, value in asdict(cost).items() if math.isfinite(value)}
         self.set(number, attributes.COST, content)
+
+    def find_added(self) -> None:
+        """Take up the trials that others have added, where the storage does not see them by itself."""
+        if isinstance(self._storage, SingleWriterStorage):
+            self._storage.find_added(id_of_study(self._study))
+
+    def stored(self, trial: optuna.Trial) -> FrozenTrial:
+        """A trial that has just been added, as the storage has it."""
+        return self._storage.get_trial(id_of(trial))
 
     def start(self, number: int) -> None:
         """Take an enqueued trial out of the queue."""
