@@ -46,32 +46,24 @@ def study_of(name):
     return optuna.load_study(study_name=name, storage=f"sqlite:///runs/{name.partition('/')[0]}/study.db")
 
 
-def steps_from(params, trials):
-    return [abs(trial.params[name] - params[name]) for trial in trials for name in params]
-
-
-def test_what_was_learned_is_the_first_trial_and_proposals_stay_near_it(spec):
-    path = spec(budget={"trials": 8})
+def test_what_was_learned_is_the_first_trial_with_its_cost_and_proposals_stay_near_it(spec, capsys):
+    path = spec(budget={"trials": 5})
     run_search(load_spec(path), ray="none")
     trials = study_of("sim").trials
     (row,) = [row for row in read_records(study_of("sim/baselines")) if row.label == "learned-groups"]
     space = open_inputs(load_spec(path)).space
-    assert trials[0].params == nearest_params(space, row.recipe)
-    assert len(set(trials[0].params.values())) == len(trials[0].params)  # each group and expert has learned its own
+    begun = trials[0].params
+    assert begun == nearest_params(space, row.recipe)
+    assert len(set(begun.values())) == len(begun)  # each group and expert has learned its own
     assert trials[1].params == space.centre
-    run_search(load_spec(spec("centred", begin=None, budget={"trials": 8})), ray="none")
-    near, far = steps_from(trials[0].params, trials[2:]), steps_from(space.centre, study_of("centred").trials[1:])
-    assert sum(near) / len(near) < 0.5 * sum(far) / len(far)
-
-
-def test_the_best_row_counts_the_gradients_that_the_search_began_with(spec, capsys):
-    path = spec(budget={"trials": 3})
-    run_search(load_spec(path), ray="none")
+    ranges = {name: each.high - each.low for name, each in space.distributions.items()}
+    steps = [abs(trial.params[name] - begun[name]) / ranges[name] for trial in trials[2:] for name in begun]
+    assert 0 < sum(steps) / len(steps) < 0.1  # 0.16 from the centre with the usual first steps
     assert run_command(["leaderboard", str(path), "--json"]) == 0
     rows = {row["label"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
     best = next(row for row in rows.values() if row["kind"] == "best")
     assert rows["learned-groups"]["cost"]["gradient_tokens"] > 0
-    assert best["forwards"] == pytest.approx(3 * ITEMS + rows["learned-groups"]["forwards"])
+    assert best["forwards"] == pytest.approx(5 * ITEMS + rows["learned-groups"]["forwards"])
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +91,7 @@ def test_killed_it_resumes_to_the_same_proposals(processes, write_spec):
     assert run(processes, killed) == 0
     first, second = study_of("whole").trials, study_of("killed").trials
     assert len(first) == 8
-    assert set(first[0].params.values()) == {pytest.approx(0.3)}
+    assert list(first[0].params.values()) == pytest.approx([0.3] * len(first[0].params))
     assert [trial.params for trial in first] == [trial.params for trial in second]
     assert [trial.value for trial in first] == [trial.value for trial in second]
     assert read_beginning(study_of("killed")).label == "task-arithmetic"
