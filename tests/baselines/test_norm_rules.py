@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -162,7 +163,7 @@ def test_a_run_that_is_killed_between_rules_ends_with_the_same_recipes(write_spe
     path = write_spec(baselines=RULES)
     whole = {row.label: row.digest for row in read_records(read_search_of(load_spec(path)).baselines)}
     (tmp_path / "killed").mkdir()
-    monkeypatch.chdir(tmp_path / "killed")
+    path = shutil.copy(path, tmp_path / "killed")
     add = Records.add
 
     def killed_at_the_second(self, row, number=None):

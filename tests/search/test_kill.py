@@ -28,9 +28,9 @@ def processes():
 
 
 def run(processes, spec, point=None, trial=-1):
-    process = processes.Process(
-        target=killer.run, args=(["run", str(spec), "--ray", "none", "--trials", str(TRIALS)], point, trial)
-    )
+    here = "sqlite:///runs/sim/study.db"  # of the command line: in the working directory
+    arguments = ["run", str(spec), "--ray", "none", "--trials", str(TRIALS), "--storage", here]
+    process = processes.Process(target=killer.run, args=(arguments, point, trial))
     process.start()
     process.join(timeout=120)
     return process.exitcode

@@ -173,7 +173,8 @@ def test_kills_change_nothing_where_proposals_are_refused_too(write_paths, tmp_p
     spec = write_paths({"max_layers": 7}, sampler="tpe", baselines=[], budget={"trials": 8})
 
     def run(point=None, trial=-1):
-        process = context.Process(target=killer.run, args=(["run", str(spec), "--ray", "none"], point, trial))
+        here = ["--storage", "sqlite:///runs/sim/study.db"]  # of the command line: in the working directory
+        process = context.Process(target=killer.run, args=(["run", str(spec), "--ray", "none", *here], point, trial))
         process.start()
         process.join(timeout=120)
         return process.exitcode

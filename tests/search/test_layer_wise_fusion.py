@@ -32,7 +32,8 @@ def processes():
 
 
 def run(processes, spec, point=None, trial=-1):
-    arguments = ["run", str(spec), "--ray", "none", "--trials", str(TRIALS)]
+    here = "sqlite:///runs/sim/study.db"  # of the command line: in the working directory
+    arguments = ["run", str(spec), "--ray", "none", "--trials", str(TRIALS), "--storage", here]
     process = processes.Process(target=killer.run, args=(arguments, point, trial))
     process.start()
     process.join(timeout=120)

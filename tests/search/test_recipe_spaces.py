@@ -122,7 +122,8 @@ def processes():
 
 
 def killed(processes, path, trials, point=None, trial=-1):
-    arguments = ["run", str(path), "--ray", "none", "--trials", str(trials)]
+    here = "sqlite:///runs/sim/study.db"  # of the command line: in the working directory
+    arguments = ["run", str(path), "--ray", "none", "--trials", str(trials), "--storage", here]
     process = processes.Process(target=killer.run, args=(arguments, point, trial))
     process.start()
     process.join(timeout=240)
