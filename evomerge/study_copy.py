@@ -182,7 +182,7 @@ def _moved(search: StudyContent, from_url: str, to_url: str) -> StudyContent:
     chosen = spec.artifacts if local_file(from_url) is not None else None
     if local_file(to_url) is None:
         chosen = artifacts_folder(spec).resolve().as_uri()
-    moved = _Attributes(
+    moved = _NewAttributes(
         (key, value)
         for key, value in search.user_attrs.items()
         if key not in (attributes.WRITER, attributes.SPEC) and not key.startswith(f"{attributes.SPEC}:")
@@ -191,7 +191,7 @@ def _moved(search: StudyContent, from_url: str, to_url: str) -> StudyContent:
     return replace(search, user_attrs=moved)
 
 
-class _Attributes(dict[str, Any]):
+class _NewAttributes(dict[str, Any]):
     """Attributes of a study that is not stored yet."""
 
     def set_user_attr(self, key: str, value: Any) -> None:

@@ -13,7 +13,7 @@ STATES = ("running", "paused", "finished", "interrupted", "failed")
 
 
 @dataclass(frozen=True)
-class Metric:
+class MetricFamily:
     """A metric: its name without the prefix, its kind, a sentence, and its values by labels."""
 
     name: str
@@ -22,7 +22,7 @@ class Metric:
     values: Iterable[tuple[Mapping[str, str], float | None]]
 
 
-def metrics_text(study: str, metrics: Iterable[Metric]) -> str:
+def metrics_text(study: str, metrics: Iterable[MetricFamily]) -> str:
     """The content of a textfile; values that are not known are left out."""
     lines = []
     for metric in metrics:
@@ -35,7 +35,7 @@ def metrics_text(study: str, metrics: Iterable[Metric]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def search_metrics(status: Status, tally: Tally, budget: BudgetSpec, memory: int | None) -> list[Metric]:
+def search_metrics(status: Status, tally: Tally, budget: BudgetSpec, memory: int | None) -> list[MetricFamily]:
     """The numbers of a search.
 
     Args:
@@ -53,36 +53,38 @@ def search_metrics(status: Status, tally: Tally, budget: BudgetSpec, memory: int
         "tokens": (budget.tokens, spent.forward_tokens),
     }
     return [
-        Metric("state", "gauge", "1 for the state of the search.", _each("state", states)),
-        Metric("best_value", "gauge", "Value of the best trial on the search items.", [({}, status.best)]),
-        Metric("best_trial", "gauge", "Number of the best trial.", [({}, status.best_trial)]),
-        Metric("trials", "gauge", "Trials by state.", _each("state", trials)),
-        Metric("phase_seconds_total", "counter", "Seconds of workers by phase.", _each("phase", phases)),
-        Metric("worker_restarts", "gauge", "Workers replaced in this run.", [({}, status.restarts)]),
-        Metric("workers", "gauge", "Workers by state.", _each("state", status.workers)),
-        Metric("controller_memory_bytes", "gauge", "Resident memory of the controller.", [({}, memory)]),
-        Metric(
+        MetricFamily("state", "gauge", "1 for the state of the search.", _each("state", states)),
+        MetricFamily("best_value", "gauge", "Value of the best trial on the search items.", [({}, status.best)]),
+        MetricFamily("best_trial", "gauge", "Number of the best trial.", [({}, status.best_trial)]),
+        MetricFamily("trials", "gauge", "Trials by state.", _each("state", trials)),
+        MetricFamily("phase_seconds_total", "counter", "Seconds of workers by phase.", _each("phase", phases)),
+        MetricFamily("worker_restarts", "gauge", "Workers replaced in this run.", [({}, status.restarts)]),
+        MetricFamily("workers", "gauge", "Workers by state.", _each("state", status.workers)),
+        MetricFamily("controller_memory_bytes", "gauge", "Resident memory of the controller.", [({}, memory)]),
+        MetricFamily(
             "worker_peak_memory_bytes",
             "gauge",
             "Largest memory of a worker, or of its GPU where it has one.",
             [({}, spent.peak_bytes)],
         ),
-        Metric(
+        MetricFamily(
             "tokens_total",
             "counter",
             "Tokens read by models, without and with gradients.",
             _each("pass", {"forward": spent.forward_tokens, "gradient": spent.gradient_tokens}),
         ),
-        Metric("items_total", "counter", "Items scored.", [({}, spent.items)]),
-        Metric("gpu_hours_total", "counter", "Hours that GPUs were held.", [({}, spent.gpu_seconds / 3600)]),
-        Metric("run_hours_total", "counter", "Hours of all runs, pauses left out.", [({}, status.run_seconds / 3600)]),
-        Metric(
+        MetricFamily("items_total", "counter", "Items scored.", [({}, spent.items)]),
+        MetricFamily("gpu_hours_total", "counter", "Hours that GPUs were held.", [({}, spent.gpu_seconds / 3600)]),
+        MetricFamily(
+            "run_hours_total", "counter", "Hours of all runs, pauses left out.", [({}, status.run_seconds / 3600)]
+        ),
+        MetricFamily(
             "budget_left",
             "gauge",
             "Rest of the budget by its limits.",
             [({"limit": name}, None if of is None else max(0.0, of - used)) for name, (of, used) in left.items()],
         ),
-        Metric("updated_seconds", "gauge", "Time of these numbers, since the epoch.", [({}, status.updated)]),
+        MetricFamily("updated_seconds", "gauge", "Time of these numbers, since the epoch.", [({}, status.updated)]),
     ]
 
 

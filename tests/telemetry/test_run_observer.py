@@ -15,7 +15,7 @@ from evomerge.errors import InvalidInput
 from evomerge.observers import MetricsSpec, NotifySpec
 from evomerge.spec import load_spec
 from evomerge.telemetry.messenger import Messenger
-from evomerge.telemetry.prometheus import Metric, metrics_text
+from evomerge.telemetry.prometheus import MetricFamily, metrics_text
 
 KEEP = "import sys; open(sys.argv[1], 'ab').write(sys.stdin.buffer.read() + b'\\n')"
 
@@ -172,8 +172,8 @@ def read_metrics(path):
 
 def test_labels_are_escaped_and_unknown_values_left_out():
     metrics = [
-        Metric("a", "gauge", "A.", [({"x": 'q"\\\n'}, 1.0), ({}, None)]),
-        Metric("b", "gauge", "B.", [({}, None)]),
+        MetricFamily("a", "gauge", "A.", [({"x": 'q"\\\n'}, 1.0), ({}, None)]),
+        MetricFamily("b", "gauge", "B.", [({}, None)]),
     ]
     assert metrics_text("s", metrics) == (
         '# HELP evomerge_a A.\n# TYPE evomerge_a gauge\nevomerge_a{study="s",x="q\\"\\\\\\n"} 1.0\n'
