@@ -2,8 +2,8 @@
 
     python benchmarks/controller.py [--trials 0 100 1000 10000] [--server URL] [--json]
 
-A search space of 30 parameters, the cma sampler, SQLite and a journal on this disk, and a database on a server if one is
-given. *Per trial* is everything that the controller does for one: ask, note the attempt, store scores with the
+A search space of 30 parameters, the cma sampler, SQLite and a journal on this disk, and a database on a server if one
+is given. *Per trial* is everything that the controller does for one: ask, note the attempt, store scores with the
 outcomes of 1,200 items as Parquet, tell. *Resume* is opening the study, counting its trials and replaying them into the
 sampler, up to the first proposal; *replay* is the sampler's part of it. Each by the clock, and in seconds of this
 process on a CPU. The trials before have the attributes that a search gives them. Medians of 15 trials and of 3
