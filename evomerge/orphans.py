@@ -22,11 +22,11 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from evomerge.errors import InvalidInput
+from evomerge.leases.lock import hold
 from evomerge.messages import in_bytes
 from evomerge.spec import SearchSpec
 from evomerge.storage import attributes
 from evomerge.storage.attributes import Readable, read_text
-from evomerge.storage.lock import hold
 from evomerge.storage.opening import open_storage, release
 from evomerge.storage.url import local_file, resolve_url, run_directory
 from evomerge.study.stored_search import LOGS, StoredSearch

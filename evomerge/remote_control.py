@@ -11,7 +11,7 @@ from typing import Any
 from optuna.trial import TrialState
 
 from evomerge.errors import InvalidInput
-from evomerge.storage.holder import Holder, holder_of
+from evomerge.leases.holder import Holder, holder_of
 from evomerge.study.steering_requests import RequestBook
 from evomerge.study.stored_search import StoredSearch
 

@@ -14,11 +14,11 @@ from optuna.study import StudyDirection
 from rich.text import Text
 
 from evomerge.errors import InvalidInput, unknown_name
+from evomerge.leases.lock import hold
 from evomerge.messages import listed
 from evomerge.spec import SearchSpec, spec_from_json
 from evomerge.storage import attributes
 from evomerge.storage.attributes import read_text, write_text
-from evomerge.storage.lock import hold
 from evomerge.storage.opening import open_storage, release
 from evomerge.storage.transfer import StudyContent, check_same, read_study, write_study
 from evomerge.storage.url import local_file, redact, resolve_url

@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from evomerge.errors import InvalidInput
+from evomerge.leases.holder import holder_of
 from evomerge.messages import duration
 from evomerge.storage import attributes
-from evomerge.storage.holder import holder_of
 from evomerge.storage.opening import open_storage, release
 from evomerge.storage.url import local_file, redact, resolve_url
 from evomerge.study.status import Status, status_of

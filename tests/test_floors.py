@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "evomerge"
 # named with the room.
 FLOORS = (
     ("errors", "clock", "seeding", "messages", "forms", "documents", "shipped", "whole_files", "interjection", "logs"),
-    ("storage.optuna_internals", "trial_store", "storage", "evolution", "samplers"),
+    ("storage.optuna_internals", "trial_store", "storage", "leases", "evolution", "samplers"),
     (
         "methods",
         "recipe",
@@ -117,7 +117,7 @@ def test_no_import_of_the_package_runs_upward():
         ("shipped.py", "from evomerge import load_spec", ["evomerge"]),
         ("search/run.py", "def late():\n    import evomerge as house", ["evomerge"]),
         ("shipped.py", "import evomerge.search.run", ["evomerge.search.run"]),
-        ("storage/lock.py", "from evomerge.study.trials import best_trials", ["evomerge.study.trials"]),
+        ("storage/opening.py", "from evomerge.study.trials import best_trials", ["evomerge.study.trials"]),
         (
             "bank/weight_bank.py",
             "from evomerge.errors import InvalidInput\nfrom evomerge.passes.fused_rule import FusedRule",
@@ -197,6 +197,7 @@ def test_optuna_stays_with_spaces_and_study_and_what_reads_them():
         "recipe_spaces",
         "trial_store",
         "storage",
+        "leases",
         "evolution",
         "samplers",
         "study",

@@ -9,9 +9,9 @@ import optuna
 import pytest
 
 from evomerge.cli import run_command
+from evomerge.leases.lock import hold
 from evomerge.storage import attributes
 from evomerge.storage.attributes import write_text
-from evomerge.storage.lock import hold
 
 URL = "sqlite:///runs/sim/study.db"
 HOUR = 3600

@@ -9,8 +9,8 @@ import pytest
 from optuna.trial import TrialState
 
 from evomerge.cli import run_command
+from evomerge.leases.lock import hold
 from evomerge.storage import attributes
-from evomerge.storage.lock import hold
 from evomerge.storage.opening import open_storage, release
 
 URLS = {"sqlite": "sqlite:///study.db", "journal": "journal:///study.journal"}

@@ -9,13 +9,13 @@ import optuna
 import pytest
 
 from evomerge.cli import run_command
+from evomerge.leases.hold_files import lock_file
+from evomerge.leases.holder import Holder, holder_of
+from evomerge.leases.lock import hold
 from evomerge.loop.stop import Stop
 from evomerge.report.status_report import probe_code, status_document, status_text
 from evomerge.search.session import _beat_with
 from evomerge.storage import attributes
-from evomerge.storage.hold_files import lock_file
-from evomerge.storage.holder import Holder, holder_of
-from evomerge.storage.lock import hold
 from evomerge.storage.opening import open_storage, release
 from evomerge.study.glance import Glance, glance_at
 from evomerge.study.heartbeat import BEAT_SECONDS, Heartbeat
@@ -59,7 +59,7 @@ def document(url):
 
 def test_a_controller_that_was_killed_is_not_running_whatever_it_has_stored(url, tmp_path):
     child = subprocess.run(
-        [sys.executable, "-c", "import json; from evomerge.storage.process import this_process as me; "
+        [sys.executable, "-c", "import json; from evomerge.leases.holding_process import this_process as me; "
          "from dataclasses import asdict; print(json.dumps(asdict(me())))"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip

@@ -14,9 +14,9 @@ from optuna.trial import TrialState
 from evomerge import study_copy
 from evomerge.cli import run_command
 from evomerge.evaluation.synthetic import SyntheticEvaluator
+from evomerge.leases.lock import hold
 from evomerge.loop import steering
 from evomerge.storage import attributes
-from evomerge.storage.lock import hold
 from evomerge.storage.opening import open_storage, release
 from evomerge.study.steering_requests import RequestBook
 

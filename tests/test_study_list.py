@@ -6,7 +6,7 @@ import optuna
 import pytest
 
 from evomerge.cli import run_command
-from evomerge.storage.lock import hold
+from evomerge.leases.lock import hold
 from evomerge.storage.opening import open_storage
 
 URLS = {"sqlite": "sqlite:///study.db", "journal": "journal:///study.journal"}

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial
 
 from evomerge.errors import first_reason
 from evomerge.evaluation.split import split_to_json
+from evomerge.leases.lock import hold
 from evomerge.opening.inputs import Inputs
 from evomerge.opening.measurements import baseline_texts, measured_texts
 from evomerge.recipe_spaces.recipe_space import RecipeSpace
@@ -23,7 +24,6 @@ from evomerge.samplers import build_sampler
 from evomerge.samplers.base import SearchSampler
 from evomerge.spaces.bound import BoundSpace
 from evomerge.storage import attributes
-from evomerge.storage.lock import hold
 from evomerge.storage.opening import open_storage, release
 from evomerge.storage.patience import IMPATIENT, StoragePatience
 from evomerge.storage.url import resolve_url

@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from rich.text import Text
 
+from evomerge.leases.holder import Holder
 from evomerge.messages import duration
 from evomerge.report.status_line import status_line
 from evomerge.storage import attributes
-from evomerge.storage.holder import Holder
 from evomerge.study.status import FINISHED_PHASE, status_of
 from evomerge.study.stored_spec import NamedStudy
 

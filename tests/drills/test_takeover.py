@@ -16,13 +16,13 @@ import optuna
 import pytest
 
 from evomerge.errors import Interrupted, StudyHeld
-from evomerge.storage import lease, lock, relational_lease
-from evomerge.storage.holder import holder_of
-from evomerge.storage.lock import hold
+from evomerge.leases import lease, lock, relational_lease
+from evomerge.leases.holder import holder_of
+from evomerge.leases.holding_process import Process
+from evomerge.leases.lock import hold
+from evomerge.leases.relational_lease import RelationalLease
 from evomerge.storage.opening import open_storage, release
 from evomerge.storage.optuna_internals import backend_of
-from evomerge.storage.process import Process
-from evomerge.storage.relational_lease import RelationalLease
 
 pytestmark = pytest.mark.drill
 
@@ -34,10 +34,10 @@ CONTROLLER = """
 import sys
 import optuna
 from evomerge.errors import EvomergeError
-from evomerge.storage import lease, lock, relational_lease
+from evomerge.leases import lease, lock, relational_lease
 from evomerge.storage.opening import in_transaction, open_storage
 from evomerge.storage.patience import StoragePatience
-from evomerge.storage.process import Process
+from evomerge.leases.holding_process import Process
 
 url, host = sys.argv[1:]
 lock.network_filesystem = lambda file: "nfs4"

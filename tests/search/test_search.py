@@ -19,11 +19,11 @@ from evomerge import load_spec, run_search
 from evomerge.cli import run_command
 from evomerge.errors import InvalidInput, OtherSpec, StoppedByFailures, StudyHeld
 from evomerge.evaluation.synthetic import SyntheticEvaluator
+from evomerge.leases.lock import hold
 from evomerge.opening.inputs import open_inputs
 from evomerge.search.run import Listener
 from evomerge.spec import override, spec_from_json
 from evomerge.storage import attributes
-from evomerge.storage.lock import hold
 from evomerge.study.identity import create_or_verify, read_identity
 from evomerge.study.search_study import SearchStudy
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.errors import EvomergeError, Interrupted, StudyHeld
-from evomerge.storage.process import Process, described, has_ended, is_running, on_same_kernel, this_process
+from evomerge.leases.holding_process import Process, described, has_ended, is_running, on_same_kernel, this_process
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage

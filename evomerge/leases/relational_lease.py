@@ -10,8 +10,8 @@ from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy import Connection, Engine, Select, event, insert, select, text, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
+from evomerge.leases.lease import holder_in, taken_over
 from evomerge.storage.attributes import WRITER
-from evomerge.storage.lease import holder_in, taken_over
 from evomerge.storage.optuna_internals import STUDY_ATTRIBUTES, backend_of
 
 __all__ = ["RelationalLease"]

@@ -14,8 +14,8 @@ from optuna.exceptions import StorageInternalError
 
 from evomerge.clock import Clock, ManualClock
 from evomerge.errors import Interrupted, StudyHeld
-from evomerge.storage.lease import Lease, LeaseStore, holder_in, record_in
-from evomerge.storage.process import Process, this_process
+from evomerge.leases.holding_process import Process, this_process
+from evomerge.leases.lease import Lease, LeaseStore, holder_in, record_in
 
 
 class MemoryStore:

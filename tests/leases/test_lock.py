@@ -19,23 +19,24 @@ import pytest
 
 from evomerge.clock import ManualClock
 from evomerge.errors import Interrupted, InvalidInput, StudyHeld
-from evomerge.storage import lock, opening
+from evomerge.leases import lock
+from evomerge.leases.holding_process import Process
+from evomerge.leases.journal_leases import lease_file
+from evomerge.leases.lease import Lease, LeaseTimes, holder_in
+from evomerge.leases.lock import hold, keep
+from evomerge.leases.relational_lease import RelationalLease
+from evomerge.storage import opening
 from evomerge.storage.attributes import WRITER
-from evomerge.storage.journal_leases import lease_file
-from evomerge.storage.lease import Lease, LeaseTimes, holder_in
-from evomerge.storage.lock import hold, keep
 from evomerge.storage.opening import open_storage, release
 from evomerge.storage.optuna_internals import backend_of
 from evomerge.storage.patience import StorageAway, StoragePatience
-from evomerge.storage.process import Process
-from evomerge.storage.relational_lease import RelationalLease
 
 QUICK = LeaseTimes(refresh=0.1, silence=1.5, margin=0.5)
 ELSEWHERE = Process(host="elsewhere", boot="b", pid=1, start="1")
 
 HOLDER = """
 import sys, time
-from evomerge.storage.lock import hold
+from evomerge.leases.lock import hold
 with hold(sys.argv[1], "s"):
     print("held", flush=True)
     time.sleep(60)
@@ -45,9 +46,9 @@ with hold(sys.argv[1], "s"):
 WRITER_ELSEWHERE = """
 import sys, time
 from evomerge.errors import StudyHeld
-from evomerge.storage import lease, lock
+from evomerge.leases import lease, lock
 from evomerge.storage.opening import open_storage
-from evomerge.storage.process import Process
+from evomerge.leases.holding_process import Process
 lock.network_filesystem = lambda file: "nfs4"
 lease.this_process = lambda: Process(host="elsewhere", boot="b", pid=1, start="1")
 try:

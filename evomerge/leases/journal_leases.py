@@ -13,9 +13,9 @@ from typing import Any, Final, Protocol
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileSymlinkLock
 
-from evomerge.storage.hold_files import lease_file
+from evomerge.leases.hold_files import lease_file
+from evomerge.leases.lease import holder_in, taken_over
 from evomerge.storage.journals import FileJournal, RedisJournal
-from evomerge.storage.lease import holder_in, taken_over
 from evomerge.storage.optuna_internals import journal_of
 from evomerge.whole_files import flush_folder, write_whole
 

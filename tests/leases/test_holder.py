@@ -12,11 +12,11 @@ import optuna
 import pytest
 
 from evomerge.clock import ManualClock
-from evomerge.storage import lock, process
+from evomerge.leases import holding_process, lock
+from evomerge.leases.holder import Holder, holder_of
+from evomerge.leases.journal_leases import lease_file
+from evomerge.leases.lock import hold, lock_file
 from evomerge.storage.attributes import WRITER
-from evomerge.storage.holder import Holder, holder_of
-from evomerge.storage.journal_leases import lease_file
-from evomerge.storage.lock import hold, lock_file
 from evomerge.storage.opening import open_storage, release
 
 URLS = ["sqlite:///{}/study.db", "journal:///{}/study.journal"]
@@ -42,9 +42,7 @@ def test_a_file_is_held_by_the_living_process_until_it_lets_go(url: str, tmp_pat
 @pytest.mark.parametrize("url", URLS)
 def test_a_holder_that_was_killed_is_not_alive(url: str, tmp_path: Path) -> None:
     url = url.format(tmp_path)
-    code = (
-        "import os, sys; from evomerge.storage.lock import hold\nwith hold(sys.argv[1], 's'): os.kill(os.getpid(), 9)"
-    )
+    code = "import os, sys; from evomerge.leases.lock import hold\nwith hold(sys.argv[1], 's'): os.kill(os.getpid(), 9)"
     killed = subprocess.run([sys.executable, "-c", code, url], check=False)
     assert killed.returncode == -9
     holder = holder_of(url, "s")
@@ -61,7 +59,7 @@ def test_in_another_container_of_the_same_kernel_the_lock_tells(
     url = url.format(tmp_path)
     taken = hold(url, "s")
     taken.__enter__()
-    monkeypatch.setattr(process.socket, "gethostname", lambda: "another container")
+    monkeypatch.setattr(holding_process.socket, "gethostname", lambda: "another container")
     holder = holder_of(url, "s")
     assert holder is not None
     assert holder.alive == "yes"
@@ -106,7 +104,7 @@ def test_on_another_machine_its_signs_of_life_tell(age: float, alive: str, relea
     times = {"expires": refreshed + 60.0} | ({"refreshed": refreshed} if release_ == "this" else {})
     optuna.create_study(storage=storage, study_name="s").set_user_attr(WRITER, RECORD | times)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evomerge.storage.holder.local_file", lambda url: None)
+        patch.setattr("evomerge.leases.holder.local_file", lambda url: None)
         holder = holder_of(url, "s", storage=storage, clock=clock)
         assert holder_of(url, "another", storage=storage, clock=clock) is None
         assert holder_of(url, "s", clock=clock) == holder

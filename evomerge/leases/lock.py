@@ -2,7 +2,7 @@
 
 A SQLite file is held by an advisory lock of the operating system, on a file beside it: the kernel drops it when the
 process ends, however it ends, so that the same command can be run again at once. A study on a server, and a journal
-file, is held by a lease, see `evomerge.storage.lease`; a journal on a local disk by a lock as well, so that it is free
+file, is held by a lease, see `evomerge.leases.lease`; a journal on a local disk by a lock as well, so that it is free
 at once when its holder was killed. On network file systems locks are not to be trusted: they may be missing, or count
 on one machine only.
 """
@@ -26,16 +26,16 @@ from optuna.study import StudyDirection
 
 from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.errors import InvalidInput, StudyHeld
+from evomerge.leases.hold_files import lock_file
+from evomerge.leases.holding_process import described, this_process
+from evomerge.leases.journal_leases import FileLease, RedisLease
+from evomerge.leases.lease import Lease, LeaseStore, LeaseTimes, record_in
+from evomerge.leases.relational_lease import RelationalLease
 from evomerge.messages import duration
-from evomerge.storage.hold_files import lock_file
-from evomerge.storage.journal_leases import FileLease, RedisLease
 from evomerge.storage.journals import RedisJournal
-from evomerge.storage.lease import Lease, LeaseStore, LeaseTimes, record_in
 from evomerge.storage.opening import network_filesystem, open_storage, release, with_retries
 from evomerge.storage.optuna_internals import backend_of, journal_of
 from evomerge.storage.patience import IMPATIENT, StoragePatience
-from evomerge.storage.process import described, this_process
-from evomerge.storage.relational_lease import RelationalLease
 from evomerge.storage.url import SQLITE, local_file, resolve_url, scheme_of
 
 __all__ = ["Hold", "hold", "keep", "lock_file"]

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from evomerge.clock import SYSTEM_CLOCK, Clock
-from evomerge.storage.hold_files import lease_file, lock_file
-from evomerge.storage.lease import LeaseTimes, holder_in, record_in
-from evomerge.storage.process import has_ended, is_running, on_same_kernel
+from evomerge.leases.hold_files import lease_file, lock_file
+from evomerge.leases.holding_process import has_ended, is_running, on_same_kernel
+from evomerge.leases.lease import LeaseTimes, holder_in, record_in
 from evomerge.storage.url import SQLITE, local_file, resolve_url, scheme_of
 
 if TYPE_CHECKING:
@@ -81,11 +81,11 @@ def _text_on_server(url: str, name: str, storage: BaseStorage | None) -> str | N
     # Optuna takes as long to load as all else that a look at a study needs.
     from optuna.storages import JournalStorage, RDBStorage
 
-    from evomerge.storage.journal_leases import RedisLease
+    from evomerge.leases.journal_leases import RedisLease
+    from evomerge.leases.relational_lease import RelationalLease
     from evomerge.storage.journals import RedisJournal
     from evomerge.storage.opening import open_storage, release
     from evomerge.storage.optuna_internals import backend_of, journal_of
-    from evomerge.storage.relational_lease import RelationalLease
 
     opened = open_storage(url) if storage is None else storage
     try:

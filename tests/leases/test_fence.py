@@ -19,14 +19,14 @@ from sqlalchemy import event
 
 from evomerge.clock import ManualClock
 from evomerge.errors import Interrupted, StudyHeld
-from evomerge.storage import journal_leases
-from evomerge.storage.journal_leases import FileLease
-from evomerge.storage.lease import Lease, LeaseStore
+from evomerge.leases import journal_leases
+from evomerge.leases.holding_process import Process
+from evomerge.leases.journal_leases import FileLease
+from evomerge.leases.lease import Lease, LeaseStore
+from evomerge.leases.relational_lease import RelationalLease
 from evomerge.storage.opening import in_transaction, open_storage, release
 from evomerge.storage.optuna_internals import backend_of
 from evomerge.storage.patience import StorageAway
-from evomerge.storage.process import Process
-from evomerge.storage.relational_lease import RelationalLease
 
 MAXIMIZE = [StudyDirection.MAXIMIZE]
 
