@@ -15,9 +15,9 @@ from evomerge.leases.holder import holder_of
 from evomerge.messages import first_line
 from evomerge.opening.inputs import open_inputs
 from evomerge.opening.open_study import stored_space
+from evomerge.requests.asked_point import check_point
 from evomerge.spaces.bound import BoundSpace
 from evomerge.storage import attributes
-from evomerge.study.asked_point import check_point
 from evomerge.study.status import status_of
 from evomerge.study.stored_search import StoredSearch
 from evomerge.study.trials import best_trials

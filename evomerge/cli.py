@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evomerge import __version__
+from evomerge.commands.collecting import gc
 from evomerge.commands.controls import cancel, pause, resume, stop, try_params
 from evomerge.commands.copying import study_app
 from evomerge.commands.doctoring import doctor
@@ -17,7 +18,6 @@ from evomerge.commands.inventories import evaluators, methods, spaces
 from evomerge.commands.logs import logs
 from evomerge.commands.looking import dashboard, leaderboard, list_studies, status
 from evomerge.commands.models import distances, merge_experts
-from evomerge.commands.orphans import gc
 from evomerge.commands.searching import baseline, check, run
 from evomerge.errors import EvomergeError, Interrupted, InvalidInput
 

@@ -150,7 +150,7 @@ def _is_named(path: Path, stem: re.Pattern[str], suffixes: tuple[str, ...]) -> b
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Named:
+class _NamedFiles:
     """All that the studies of a storage name.
 
     Attributes:
@@ -168,7 +168,7 @@ class _Named:
     unfinished: bool
 
 
-def _named(storage: BaseStorage) -> _Named:
+def _named(storage: BaseStorage) -> _NamedFiles:
     names: set[str] = set()
     torn = training = unfinished = False
     studies = [optuna.load_study(storage=storage, study_name=name) for name in optuna.get_all_study_names(storage)]
@@ -181,7 +181,7 @@ def _named(storage: BaseStorage) -> _Named:
             torn |= _add_names(trial, names)
             begun = trial.state is TrialState.RUNNING and attributes.BEGUN in trial.user_attrs
             training |= begun and attributes.MERGE not in trial.user_attrs
-    return _Named(
+    return _NamedFiles(
         names=frozenset(names),
         studies=frozenset(study.study_name for study in studies),
         is_torn=torn,

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from evomerge.errors import InvalidInput
 from evomerge.leases.holder import Holder, holder_of
-from evomerge.study.steering_requests import RequestBook
+from evomerge.requests.steering_requests import RequestBook
 from evomerge.study.stored_search import StoredSearch
 
 SCHEMA = 1

@@ -32,7 +32,7 @@ FLOORS = (
     ("tensors", "alignment", "elementwise", "merging", "checkpoints", "artefacts", "mergekit"),
     ("passes", "bank", "evaluation"),
     ("statistics", "optimisation", "training", "learned", "trainers"),
-    ("objective", "jobs", "worker", "cluster", "study", "opening", "telemetry"),
+    ("objective", "jobs", "worker", "cluster", "requests", "study", "opening", "telemetry"),
     ("racing", "loop", "baselines", "verdict", "search"),
     (
         "importance",
@@ -200,6 +200,7 @@ def test_optuna_stays_with_spaces_and_study_and_what_reads_them():
         "leases",
         "evolution",
         "samplers",
+        "requests",
         "study",
         "opening",
         "verdict",

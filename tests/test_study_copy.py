@@ -16,9 +16,9 @@ from evomerge.cli import run_command
 from evomerge.evaluation.synthetic import SyntheticEvaluator
 from evomerge.leases.lock import hold
 from evomerge.loop import steering
+from evomerge.requests.steering_requests import RequestBook
 from evomerge.storage import attributes
 from evomerge.storage.opening import open_storage, release
-from evomerge.study.steering_requests import RequestBook
 
 WAYS = [
     ("sqlite:///here.db", "journal:///there/study.journal"),

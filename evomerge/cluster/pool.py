@@ -32,7 +32,7 @@ STARTING, IDLE, BUSY = "starting", "idle", "busy"
 
 
 @dataclass
-class _Record:
+class _PlaceRecord:
     """Deaths of workers in one place, without an outcome between them, and when it may have a worker again."""
 
     starts: int = 0  # of workers that never were ready
@@ -70,7 +70,7 @@ class Slot:
     job: Job | None = None
     deadline: float = NEVER
     restarts: int = -1  # its first worker is none
-    record: _Record = field(default_factory=_Record)
+    record: _PlaceRecord = field(default_factory=_PlaceRecord)
 
 
 class Pool:
@@ -101,7 +101,7 @@ class Pool:
         self._describe = describe
         self._clock = clock
         self._queue: deque[Job] = deque()
-        self._nodes: defaultdict[str, _Record] = defaultdict(_Record)
+        self._nodes: defaultdict[str, _PlaceRecord] = defaultdict(_PlaceRecord)
         self._crashed_on: dict[str, set[str]] = {}  # key of a job -> slots whose workers crashed under it
         self._short_since: float | None = clock.monotonic()
         self._reason = ""
@@ -187,7 +187,7 @@ class Pool:
             self._count_crash(slot)
             return
         self._crashed_on.pop(outcome.key, None)
-        slot.record = _Record()
+        slot.record = _PlaceRecord()
         if slot.node is not None:
             self._nodes.pop(slot.node, None)
         slot.job = None

@@ -117,7 +117,7 @@ def note_other_place(terminal: Terminal, path: Path | None, storage: str | None,
     """Say where a study of this name is, if an earlier release put it into the working directory."""
     if path is None or storage is not None:
         return
-    from evomerge.study.former_place import study_elsewhere
+    from evomerge.opening.former_place import study_elsewhere
 
     if note := study_elsewhere(path, spec):
         terminal.tell(note)

@@ -18,7 +18,7 @@ def captured(log: LogFile, job: str) -> Iterator[None]:
     Not covered: compiled code and other processes, which write to the file descriptors.
     """
     out, err = _Tee(sys.stdout, log, job), _Tee(sys.stderr, log, job)
-    records = _Records(log, job)
+    records = _JobRecords(log, job)
     root = logging.getLogger()
     root.addHandler(records)
     try:
@@ -65,7 +65,7 @@ class _Tee:
         return getattr(self._stream, name)
 
 
-class _Records(logging.Handler):
+class _JobRecords(logging.Handler):
     """Warnings and errors that are logged."""
 
     def __init__(self, log: LogFile, job: str) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.loop.stop import Stop
+from evomerge.requests.steering_requests import RequestBook, SteeringRequests
 from evomerge.storage.patience import is_away
-from evomerge.study.steering_requests import RequestBook, SteeringRequests
 
 POLL_SECONDS = 2.0  # between two readings of the requests, at least
 

@@ -107,7 +107,7 @@ class Course:
         self._optimizer.restore(len(state.history), state.coefficients, state.first, state.second)
 
 
-class Training(Protocol):
+class SteppedTraining(Protocol):
     """A training by steps."""
 
     course: Course
@@ -123,7 +123,7 @@ class Training(Protocol):
         """Store the state."""
 
 
-def steps_of(training: Training, checkpoint_every: int) -> Iterator[tuple[int, Losses, Losses]]:
+def steps_of(training: SteppedTraining, checkpoint_every: int) -> Iterator[tuple[int, Losses, Losses]]:
     """(number, losses, others) of every step: those that were made before are repeated, and the rest is made.
 
     Args:

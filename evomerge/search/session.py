@@ -32,6 +32,7 @@ from evomerge.opening.open_study import OpenSearch, open_search
 from evomerge.opening.readiness import check_requests
 from evomerge.packs.items import ItemBlock
 from evomerge.recipe import Recipe
+from evomerge.requests.steering_requests import RequestBook
 from evomerge.search.ingredients import check_recipe_file
 from evomerge.search.warm_start import check_recipes, has_begun
 from evomerge.spec import BaselineSpec, SearchSpec
@@ -43,7 +44,6 @@ from evomerge.study.heartbeat import Heartbeat
 from evomerge.study.identity import changed_versions
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.status import Status
-from evomerge.study.steering_requests import RequestBook
 from evomerge.study.stored_search import logs_folder, with_stored_artifacts
 from evomerge.telemetry.run_observer import RunObserver, observing
 

@@ -24,13 +24,13 @@ from evomerge.errors import InvalidInput
 from evomerge.jobs import Cost, Outcome, Scored
 from evomerge.objective import Assessment, Dropped
 from evomerge.recipe import Recipe
+from evomerge.requests.asked_point import misfit
 from evomerge.samplers.base import sampler_of
 from evomerge.samplers.reference_points import ReferencePoint, write_reference_points
 from evomerge.spaces.bound import BoundSpace, Infeasible
 from evomerge.storage import attributes
 from evomerge.storage.attributes import write_text
 from evomerge.storage.patience import IMPATIENT, StoragePatience
-from evomerge.study.asked_point import misfit
 from evomerge.study.beginning import Beginning, write_beginning
 from evomerge.study.tally import Tally
 from evomerge.study.trial_writer import TrialWriter

@@ -145,7 +145,7 @@ def test_kills_among_the_corners_and_after_them_change_nothing(processes, write_
     assert killed(processes, path, 9) == 0
     whole = finished()
     monkeypatch.chdir(tmp_path / "killed")
-    for point in killer.STAGES:
+    for point in ("before the merges are taken", "after the merges are taken"):
         assert killed(processes, path, 9, point) == -9
     for trial, point in ((0, "inside ask"), (1, "between result and tell"), (4, "while scoring")):
         assert killed(processes, path, 9, point, trial) == -9

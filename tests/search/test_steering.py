@@ -15,11 +15,11 @@ from evomerge.loop import controller, steering
 from evomerge.loop.budget import BudgetAccount
 from evomerge.loop.steering import Steering
 from evomerge.loop.stop import Stop
+from evomerge.requests.steering_requests import RequestBook
 from evomerge.spec import BudgetSpec
 from evomerge.storage import attributes
 from evomerge.storage.opening import open_storage, release
 from evomerge.study.search_study import SearchStudy
-from evomerge.study.steering_requests import RequestBook
 
 TELL = SearchStudy.tell
 URLS = {"sqlite": "sqlite:///study.db", "journal": "journal:///study.journal"}

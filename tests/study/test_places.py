@@ -9,11 +9,11 @@ import pytest
 
 from evomerge.cli import run_command
 from evomerge.errors import InvalidInput
+from evomerge.opening.former_place import study_elsewhere
 from evomerge.spec import load_spec, read_spec
 from evomerge.storage.opening import open_storage, release
 from evomerge.storage.url import absolute_url, file_of, folder_of, placed_folder, placed_url
 from evomerge.study import stored_search
-from evomerge.study.former_place import study_elsewhere
 from evomerge.study.stored_search import artifacts_folder, from_anywhere, with_stored_artifacts
 
 STRANGE = "run #1 50% ä%20{x}?"  # no part of a URL in any of them

@@ -20,7 +20,7 @@ import ray
 
 from evomerge.cluster.environment import LOOPBACK, environment, without
 from evomerge.cluster.open_cluster import answers_anyone
-from evomerge.cluster.ray_executor.connection import Connection, View, listens
+from evomerge.cluster.ray_executor.connection import ClusterNodes, Connection, listens
 from evomerge.errors import Interrupted, InvalidInput
 from evomerge.messages import last_line
 
@@ -100,7 +100,7 @@ class Cluster:
             raise
 
     @property
-    def view(self) -> View:
+    def view(self) -> ClusterNodes:
         return self._connection.view
 
     @property

@@ -16,7 +16,7 @@ from typing import Final
 
 import ray
 
-__all__ = ["Connection", "View", "listens"]
+__all__ = ["ClusterNodes", "Connection", "listens"]
 
 LOOK_SECONDS: Final = 1.0  # between two looks at the cluster
 FEWEST_LOOKS: Final = 4  # in vain, before the head is gone: this process may have been asleep
@@ -24,7 +24,7 @@ STUCK_SECONDS: Final = 30.0  # which one look may take
 
 
 @dataclass(frozen=True)
-class View:
+class ClusterNodes:
     """The nodes that are alive: id -> name of a resource -> amount."""
 
     nodes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Connection:
     """
 
     def __init__(self, connect: Callable[[], None], disconnect: Callable[[], None], *, silence: float) -> None:
-        self.view = View()
+        self.view = ClusterNodes()
         self.error: Exception | None = None
         self._connect, self._disconnect = connect, disconnect
         self._silence = silence
@@ -111,7 +111,7 @@ class Connection:
             return
         self._look_began = time.monotonic()
         nodes = ray.nodes()
-        self.view = View({node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]})
+        self.view = ClusterNodes({node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]})
         self._failures, self._look_began = 0, None
 
 
