@@ -11,9 +11,9 @@ from typing import Any
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.evaluation.evaluator import Candidate, Evaluator
 from evomerge.evaluation.scores import Scores, TaskScores
-from evomerge.evaluation.split import check_split, make_split, split_from_json, split_to_json
 from evomerge.packs.items import ItemBlock, Part, Split
 from evomerge.packs.pack import Pack, code_files, known_packs, load_pack
+from evomerge.packs.split import check_split, make_split, split_from_json, split_to_json
 
 ENTRY_POINTS = "evomerge.evaluators"
 

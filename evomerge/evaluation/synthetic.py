@@ -23,9 +23,9 @@ from evomerge.documents import Frozen, validate
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.evaluation.evaluator import Candidate
 from evomerge.evaluation.scores import Scores, TaskScores
-from evomerge.evaluation.split import check_split, make_split
 from evomerge.packs.items import ItemBlock, Split
 from evomerge.packs.pack import HashSplit
+from evomerge.packs.split import check_split, make_split
 from evomerge.seeding import derive
 
 RULE = HashSplit(by="hash", shares={"calibration": 0.1, "search": 0.4, "held_out": 0.5})

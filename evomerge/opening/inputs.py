@@ -11,8 +11,8 @@ from evomerge.catalogue import TensorCatalogue
 from evomerge.checkpoints import Source, check_compatible, open_source
 from evomerge.evaluation.evaluator import Evaluator
 from evomerge.evaluation.factory import build_evaluator
-from evomerge.evaluation.split import split_from_json
 from evomerge.jobs import WorkerSetup
+from evomerge.packs.split import split_from_json
 from evomerge.recipe import ModelRef
 from evomerge.recipe_spaces.binding import bind_recipe_space
 from evomerge.spaces.bound import BoundSpace, bind

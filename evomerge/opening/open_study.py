@@ -15,10 +15,10 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from evomerge.errors import first_reason
-from evomerge.evaluation.split import split_to_json
 from evomerge.leases.lock import hold
 from evomerge.opening.inputs import Inputs
 from evomerge.opening.measurements import baseline_texts, measured_texts
+from evomerge.packs.split import split_to_json
 from evomerge.recipe_spaces.recipe_space import RecipeSpace
 from evomerge.samplers import build_sampler
 from evomerge.samplers.base import SearchSampler

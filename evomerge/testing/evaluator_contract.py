@@ -11,7 +11,7 @@ import pytest
 
 from evomerge.errors import OtherSpec
 from evomerge.evaluation import Candidate, Evaluator, ItemBlock, Scores, Split, split_from_json, split_to_json
-from evomerge.evaluation.split import PARTS
+from evomerge.packs.split import PARTS
 from evomerge.recipe import ModelRef, Recipe
 
 if TYPE_CHECKING:

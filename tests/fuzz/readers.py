@@ -20,9 +20,9 @@ from evomerge.checkpoints.recipe_files import from_bytes
 from evomerge.checkpoints.safetensors_files import INDEX, ONE_FILE, read_headers
 from evomerge.checkpoints.weights import open_weights
 from evomerge.errors import InvalidInput
-from evomerge.evaluation.split import split_from_json
 from evomerge.interjection import deadline
 from evomerge.packs.pack import check_allowed, load_pack
+from evomerge.packs.split import split_from_json
 from evomerge.recipe import ModelRef, PathLayer, Recipe, RecipeSet, Rule, check_ingredients
 from evomerge.report.progress import status_document, status_text
 from evomerge.report.terminal import json_text

@@ -33,9 +33,9 @@ from evomerge.evaluation.lm_eval.model import PreparedLM
 from evomerge.evaluation.lm_eval.prompts import Prompts
 from evomerge.evaluation.lm_eval.tasks import builtin_configs, load_tasks, refuse_leaking_examples
 from evomerge.evaluation.scores import Scores, TaskScores
-from evomerge.evaluation.split import check_split, make_split
 from evomerge.packs.items import ItemBlock, Part, Split
 from evomerge.packs.pack import Pack
+from evomerge.packs.split import check_split, make_split
 from evomerge.seeding import derive
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from evomerge.errors import InvalidInput, unknown_name
-from evomerge.evaluation.split import content_hash
 from evomerge.messages import in_one_line
 from evomerge.packs.benchmarks import refuse_test_split
 from evomerge.packs.items import Split
 from evomerge.packs.pack import FieldSplit, Pack, PackTask, check_allowed
+from evomerge.packs.split import content_hash
 
 
 class PreparedTask(ConfigurableTask):  # type: ignore[misc]

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge.errors import InvalidInput, OtherSpec
-from evomerge.evaluation.split import PARTS, check_split, content_hash, make_split, split_from_json, split_to_json
 from evomerge.packs.pack import FieldSplit, HashSplit
+from evomerge.packs.split import PARTS, check_split, content_hash, make_split, split_from_json, split_to_json
 
 BY_HASH = HashSplit(by="hash", shares={"calibration": 0.1, "search": 0.4, "held_out": 0.5})
 BY_FIELD = FieldSplit(by="field", field="part")
