@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,10 @@ import yaml
 sys.path.append(str(Path(__file__).parent))
 
 from servers import mariadb, postgres, redis  # noqa: F401
+
+# A shell has what it runs in the background ignore SIGINT, and so do the children of such tests.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 TOY = ROOT / "examples" / "toy"

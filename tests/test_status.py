@@ -147,7 +147,7 @@ def test_a_run_gives_signs_of_life_wherever_it_looks_whether_it_should_stop():
     clock, written, stop = Ticks(), Written(), Stop()
     _beat_with(stop, Heartbeat(written, clock=clock))
     for _ in range(3):
-        stop.check()
+        stop.look()
     clock.now += BEAT_SECONDS
-    stop.check()
+    stop.look()
     assert written == [(attributes.HEARTBEAT, 100.0), (attributes.HEARTBEAT, 100.0 + BEAT_SECONDS)]

@@ -19,6 +19,7 @@ from evomerge.checkpoints.safetensors_files import INDEX
 from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.stacked_source import stacked_source
 from evomerge.checkpoints.tokenizer import PATTERNS as TOKENIZER_PATTERNS
+from evomerge.errors import InvalidInput
 from evomerge.messages import some
 from evomerge.recipe import Recipe
 from evomerge.whole_files import folder_in_place
@@ -169,6 +170,6 @@ def _check_file_names(names: Collection[str]) -> None:
 def _is_export(directory: Path) -> bool:
     try:
         Recipe.from_json((directory / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, InvalidInput):  # ValueError: text that is no UTF-8
         return False
     return True

@@ -145,9 +145,10 @@ def _files(recipe: Recipe) -> Iterator[str]:
 
 def _read_recipe(inputs: Inputs, path: Path) -> Recipe:
     where = f"search space {inputs.spec.search_space.name!r}: the recipe {path.name}"
+    text = read_text(path, "search space: recipe")
     try:
-        recipe = Recipe.from_json(read_text(path, "search space: recipe"))
-    except (ValueError, KeyError, TypeError) as error:
+        recipe = Recipe.from_json(text)
+    except InvalidInput as error:
         raise InvalidInput(f"{where} is no recipe.json as `evomerge export` writes it: {error}") from error
     check_scalable(recipe, where)
     own = {ref.name: ref.fingerprint for ref in inputs.refs}

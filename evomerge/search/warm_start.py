@@ -151,7 +151,7 @@ def recipe_points(inputs: Inputs, space: BoundSpace) -> list[Params]:
         text = read_text(path, "warm_start: recipe")
         try:
             recipe = Recipe.from_json(text)
-        except (ValueError, KeyError, TypeError) as error:
+        except InvalidInput as error:
             raise InvalidInput(
                 f"warm_start: {name} is no recipe.json as `evomerge export` writes it: {error}"
             ) from error

@@ -24,7 +24,7 @@ from evomerge.interjection import deadline
 from evomerge.packs.pack import check_allowed, load_pack
 from evomerge.packs.split import split_from_json
 from evomerge.recipe import ModelRef, PathLayer, Recipe, RecipeSet, Rule, check_ingredients
-from evomerge.report.progress import status_document, status_text
+from evomerge.report.status_report import status_document, status_text
 from evomerge.report.terminal import json_text
 from evomerge.samplers.reference_points import read_reference_points
 from evomerge.spaces.space import known_spaces, load_space

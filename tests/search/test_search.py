@@ -133,7 +133,9 @@ def test_a_source_that_cannot_be_scored_stops_the_search(write_spec, monkeypatch
         raise ValueError("no such task")
 
     monkeypatch.setattr(SyntheticEvaluator, "score", broken)
-    with pytest.raises(StoppedByFailures, match="'base' cannot be scored: ValueError: no such task"):
+    with pytest.raises(
+        StoppedByFailures, match="'base' cannot be scored on the search items: ValueError: no such task"
+    ):
         search(write_spec())
 
 

@@ -348,7 +348,7 @@ def test_a_worker_that_dies_while_it_measures_is_replaced_and_its_sums_are_conti
     inputs = open_inputs(load_spec(spec()))
     job = planned_measurements(inputs)[0].job("sim")
     expected = Worker(replace(inputs.setup(), artifacts="elsewhere"), "inline").run(job).result
-    monkeypatch.setattr(ray_executor, "WorkerActor", DyingActor)
+    monkeypatch.setattr(ray_executor.ray_executor, "WorkerActor", DyingActor)
     steps = []
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
