@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.abc
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -67,11 +66,7 @@ def _in_imports() -> None:
 
 
 def _in_ray() -> None:
-    def init(**_: Any) -> None:
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as the real one does
-        stand_still()
-
-    ray.init = init
+    ray.init = stand_still
 
 
 def _in_retries() -> None:
