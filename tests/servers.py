@@ -18,6 +18,8 @@ from urllib.parse import quote
 
 import pytest
 
+from evomerge.storage.opening import open_storage, release
+
 PASSWORD = "{a}%@:/?#"  # has to be percent-encoded
 START_SECONDS = 60.0
 
@@ -117,6 +119,15 @@ def needs(driver: str, extra: str, *programs: Path | str | None) -> None:
         pytest.skip(f"needs a server (Debian: {extra})")
     if importlib.util.find_spec(driver) is None:
         pytest.skip(f"needs the driver {driver} (pip install 'evomerge[{driver}]')")
+
+
+def without_studies(server: Server) -> str:
+    """The URL of a server, whose studies of earlier tests are deleted."""
+    storage = open_storage(server.url)
+    for study in storage.get_all_studies():
+        storage.delete_study(study._study_id)
+    release(storage)
+    return server.url
 
 
 @contextlib.contextmanager

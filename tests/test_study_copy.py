@@ -10,6 +10,7 @@ import sys
 import optuna
 import pytest
 from optuna.trial import TrialState
+from servers import without_studies
 
 from evomerge import study_copy
 from evomerge.cli import run_command
@@ -81,7 +82,7 @@ def test_a_copy_is_the_same_with_its_siblings(interrupted, here, there):
 
 @pytest.mark.parametrize("kind", ["postgres", "mariadb", "redis"])
 def test_a_copy_on_a_server_is_the_same_and_goes_on_with_the_same_proposals(request, interrupted, kind):
-    server = request.getfixturevalue(kind).url
+    server = without_studies(request.getfixturevalue(kind))
     spec = interrupted("sqlite:///here.db")
     command("study", "copy", "sqlite:///here.db", server)
     assert without_times(content(server)) == without_times(content("sqlite:///here.db"))

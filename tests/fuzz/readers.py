@@ -223,7 +223,7 @@ def _show_status(study: Any) -> None:
 
     search = Search()
     search.study = study
-    document = status_document(search)
+    document = status_document(search.study, None)
     status_text(document)
     json_text(document)
 

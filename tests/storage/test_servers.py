@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 sys.path.append(str(Path(__file__).parents[1] / "search"))
 
 import killer
+from servers import without_studies
 
 from evomerge.cli import run_command
 from evomerge.errors import InvalidInput
@@ -34,7 +35,7 @@ LONGEST = 2048  # bytes of an attribute; MySQL's column takes 64 KiB
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of a storage without a study of ours."""
     if request.param in SERVERS:
-        return str(request.getfixturevalue(request.param).url)
+        return without_studies(request.getfixturevalue(request.param))
     return f"{request.param}:///{tmp_path}/other/study.{request.param}"
 
 
@@ -44,6 +45,11 @@ def trials_in(url: str, name: str) -> list[optuna.trial.FrozenTrial]:
         return optuna.load_study(storage=storage, study_name=name).get_trials()
     finally:
         release(storage)
+
+
+def commanded(arguments: list[str]) -> list[str]:
+    """A command in a process of its own, at whose end its connections are closed."""
+    return [sys.executable, "-m", "evomerge.cli", *arguments]
 
 
 def killed(command: list[str], point: str, trial: int) -> None:
@@ -62,7 +68,7 @@ def test_a_search_is_killed_and_goes_on_with_the_same_proposals(
     path = write_spec(storage="file:url", artifacts=str(tmp_path / "items"), **spec)
     command = ["run", str(path), "--ray", "none", "--json"]
     killed(command, "between tell order and tell", 2)
-    assert run_command(command) == 0
+    assert subprocess.run(commanded(command), capture_output=True).returncode == 0
     assert run_command(["run", str(never), "--ray", "none", "--json"]) == 0
     found, wanted = trials_in(url, "sim"), trials_in(f"sqlite:///{tmp_path}/runs/sim/study.db", "sim")
     assert [trial.state for trial in found] == [TrialState.COMPLETE] * TRIALS
@@ -70,12 +76,7 @@ def test_a_search_is_killed_and_goes_on_with_the_same_proposals(
     assert [trial.user_attrs[attributes.TELL] for trial in found] == list(range(TRIALS))
     sizes = [len(json.dumps(value).encode()) for trial in found for value in trial.user_attrs.values()]
     assert max(sizes) < LONGEST
-    shown = subprocess.run(  # in a process of its own, at whose end its connections are closed
-        [sys.executable, "-m", "evomerge.cli", "leaderboard", str(path), "--json"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    shown = subprocess.run(commanded(["leaderboard", str(path), "--json"]), capture_output=True, text=True, check=True)
     assert json.loads(shown.stdout)["schema"]
     assert "127.0.0.1" not in shown.stdout + shown.stderr
 
