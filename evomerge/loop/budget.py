@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 
+from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.loop.outlook import Bar, chance_to_pass
 from evomerge.spec import BudgetSpec
 from evomerge.storage import attributes
@@ -32,11 +32,14 @@ class BudgetAccount:
         bar: the best baseline that was scored before the search, which it is to pass.
     """
 
-    def __init__(self, budget: BudgetSpec, search: SearchStudy, bar: Bar | None = None) -> None:
+    def __init__(
+        self, budget: BudgetSpec, search: SearchStudy, bar: Bar | None = None, *, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         self.budget = budget
+        self._clock = clock
         self.bar = bar
         self._tally = search.tally
-        self._started = time.monotonic()
+        self._started = self._clock.monotonic()
         self._rested = 0.0
         self._resting_since: float | None = None
         self._before = float((search.study.user_attrs.get(attributes.STATUS) or {}).get("run_seconds", 0.0))
@@ -44,12 +47,12 @@ class BudgetAccount:
     @property
     def elapsed(self) -> float:
         """Seconds of this run, without those in which it rested."""
-        now = time.monotonic() if self._resting_since is None else self._resting_since
+        now = self._clock.monotonic() if self._resting_since is None else self._resting_since
         return now - self._started - self._rested
 
     def rest(self, resting: bool) -> None:
         """Stop the clock while a paused search has nothing in flight, and let it go on afterwards."""
-        now = time.monotonic()
+        now = self._clock.monotonic()
         if resting and self._resting_since is None:
             self._resting_since = now
         elif not resting and self._resting_since is not None:

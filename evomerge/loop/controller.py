@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
+from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.cluster import Executor
 from evomerge.errors import Interrupted, StoppedByFailures, noted
 from evomerge.evaluation.scores import Scores
@@ -63,6 +63,7 @@ class Controller:
         stored: Callable[[Recipe], Scores | None] = lambda recipe: None,
         batch_size: int | None = None,
         on_status: Callable[[Status], None] = lambda status: None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._search = search
         self._objective = objective
@@ -73,7 +74,8 @@ class Controller:
         self._stored = stored
         self._batch_size = batch_size
         self._stop = stop
-        self._dispatcher = Dispatcher(executor, stop, self._note_retry)
+        self._clock = clock
+        self._dispatcher = Dispatcher(executor, stop, self._note_retry, clock=clock)
         self._isolated = executor.isolated
         self._in_flight: dict[str, CandidateInFlight] = {}
         self._interrupted: list[Proposal] = []  # of an earlier run, until they are submitted
@@ -81,8 +83,8 @@ class Controller:
         self._added_at = 0  # reading of the requests with which we looked for trials that others have enqueued
         self._at_rungs = search.at_rungs()
         self._latest: deque[bool] = deque(maxlen=WINDOW)
-        self._account = BudgetAccount(budget, search, bar)
-        self._status = StatusReporter(search, executor, self._account, on_status)
+        self._account = BudgetAccount(budget, search, bar, clock=clock)
+        self._status = StatusReporter(search, executor, self._account, on_status, clock=clock)
 
     def run(self) -> None:
         """Run until the budget is spent. While the search is paused, those in flight end and no others begin.
@@ -102,7 +104,8 @@ class Controller:
             # Neither a storage that is away nor a study that another controller has taken over may hide why we stop.
             interrupted = isinstance(reason, Interrupted | KeyboardInterrupt)
             with noted(reason, "while attempts were taken back"):
-                for candidate in self._in_flight.values() if interrupted else ():
+                # An isolated executor's candidates have the attempt again that the end of their controller cuts short.
+                for candidate in self._in_flight.values() if interrupted and not self._isolated else ():
                     self._search.undo_attempt(candidate.proposal)
             with noted(reason, "while the status was stored"):
                 self._status.report("interrupted" if interrupted else "failed", len(self._in_flight), force=True)
@@ -144,7 +147,7 @@ class Controller:
     def _rest(self) -> None:
         """Wait a moment: without a job an executor does not."""
         self._stop.look()
-        time.sleep(POLL_SECONDS)
+        self._clock.sleep(POLL_SECONDS)
 
     def _propose(self) -> bool:
         """Fill the free workers, as far as the sampler goes. False where the budget allows no further proposal."""

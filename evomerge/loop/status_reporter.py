@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 import os
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 
+from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.cluster import Executor
 from evomerge.loop.budget import BudgetAccount
 from evomerge.messages import in_percent
@@ -32,12 +32,19 @@ class StatusReporter:
     """
 
     def __init__(
-        self, search: SearchStudy, executor: Executor, account: BudgetAccount, on_status: Callable[[Status], None]
+        self,
+        search: SearchStudy,
+        executor: Executor,
+        account: BudgetAccount,
+        on_status: Callable[[Status], None],
+        *,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._search = search
         self._executor = executor
         self._account = account
         self._on_status = on_status
+        self._clock = clock
         self._results = 0
         self._measured = read_statistics(search.study).cost
         self._share_before = account.share
@@ -52,9 +59,9 @@ class StatusReporter:
         """Pass the status on, and store it where the stored one is old, or with `force`."""
         status = self._status(state, in_flight)
         self._on_status(status)
-        if force or time.monotonic() - self._written >= STATUS_SECONDS:
+        if force or self._clock.monotonic() - self._written >= STATUS_SECONDS:
             self._search.set(attributes.STATUS, asdict(status))
-            self._written = time.monotonic()
+            self._written = self._clock.monotonic()
             self._note(status)
 
     def _note(self, status: Status) -> None:
@@ -92,7 +99,7 @@ class StatusReporter:
             restarts=sum(worker.restarts for worker in workers),
             host=socket.gethostname(),
             pid=os.getpid(),
-            updated=time.time(),
+            updated=self._clock.time(),
             bar=None if account.bar is None else (account.bar.label, account.bar.value),
             chance=account.chance,
             ended=account.ended(in_flight) if state == "finished" else None,

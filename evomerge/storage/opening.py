@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from sqlalchemy.engine import make_url
 
+from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.errors import EvomergeError, InvalidInput, nearest
 from evomerge.storage.journal_repair import refuse_broken_lines, repair_tail
 from evomerge.storage.journal_storage import FileJournalStorage
@@ -96,13 +97,13 @@ def open_storage(url: str, *, single_writer: bool = False, patience: StoragePati
     raise InvalidInput(f"unknown storage {redact(url)!r}; {hint}allowed: {'; '.join(ALLOWED)}")
 
 
-def with_retries(call: Callable[[], _Result], *, seconds: float = 15.0) -> _Result:
+def with_retries(call: Callable[[], _Result], *, seconds: float = 15.0, clock: Clock = SYSTEM_CLOCK) -> _Result:
     """Call again for a while when the storage is away. For calls that may be repeated, on storages without patience.
 
     Raises:
         StorageAway: it is still away.
     """
-    return StoragePatience(seconds=seconds).retry(call, "the storage")
+    return StoragePatience(seconds=seconds, clock=clock).retry(call, "the storage")
 
 
 def in_transaction(
