@@ -25,7 +25,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.study import StudyDirection
 
 from evomerge.clock import SYSTEM_CLOCK, Clock
-from evomerge.errors import InvalidInput, StudyHeld
+from evomerge.errors import EvomergeError, InvalidInput, StudyHeld
 from evomerge.leases.hold_files import lock_file
 from evomerge.leases.holding_process import described, this_process
 from evomerge.leases.journal_leases import FileLease, RedisLease
@@ -131,7 +131,7 @@ def keep(lease: Lease, *, patience: StoragePatience = IMPATIENT, clock: Clock = 
         StudyHeld: another controller has it.
     """
     said = ""
-    while (wait := with_retries(lease.attempt)) is not None:
+    while (wait := with_retries(lease.attempt, clock=clock)) is not None:
         if lease.awaited != said:
             said = lease.awaited
             patience.say(f"waiting: {said}; it has {duration(lease.times.silence)} to give a sign of life")
@@ -142,9 +142,28 @@ def keep(lease: Lease, *, patience: StoragePatience = IMPATIENT, clock: Clock = 
     thread.start()
     try:
         yield Hold(lease.since, lease, patience)
+    except Exception as error:
+        _blame_takeover(lease, error)
+        raise
     finally:
         stop.set()
         thread.join(_JOIN_SECONDS)
+
+
+def _blame_takeover(lease: Lease, error: Exception) -> None:
+    """Say that the study was taken over, where that can be why an error ended the block: trials had changed under it.
+
+    Raises:
+        StudyHeld: it was.
+    """
+    if isinstance(error, EvomergeError):
+        return
+    try:
+        lease.confirm()
+    except StudyHeld as held:
+        raise held from error
+    except Exception:  # nobody knows
+        return
 
 
 def _refresh(lease: Lease, stop: threading.Event) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.exceptions import UpdateFinishedTrialError
 
 from evomerge.clock import ManualClock
 from evomerge.errors import Interrupted, InvalidInput, StudyHeld
@@ -248,6 +249,34 @@ def test_who_waits_for_a_silent_holder_is_told_so_once_and_can_be_stopped() -> N
     stopped = keep(Lease(store, what="s", clock=clock), patience=StoragePatience(check=stop), clock=clock)
     with pytest.raises(Interrupted):
         stopped.__enter__()
+
+
+def fail_while_holding(store: Recorded, meanwhile: Callable[[ManualClock], None]) -> None:
+    """A block whose thread cannot refresh in time, in which something happens, and which then ends by an error."""
+    clock = ManualClock()
+    with keep(Lease(store, what="s", times=LeaseTimes(refresh=1e6), clock=clock), clock=clock):
+        meanwhile(clock)
+        clock.advance(LeaseTimes().silence)
+        raise UpdateFinishedTrialError
+
+
+def test_an_error_of_a_study_that_was_taken_over_is_told_as_that() -> None:
+    store = Recorded()
+
+    def take_over(clock: ManualClock) -> None:
+        store.text = None
+        Lease(store, what="s", process=ELSEWHERE, clock=clock).attempt()
+
+    with pytest.raises(StudyHeld, match="process 1 on elsewhere") as error:
+        fail_while_holding(store, take_over)
+    assert isinstance(error.value.__cause__, UpdateFinishedTrialError)
+
+
+@pytest.mark.parametrize("trouble", [[], [ConnectionError("away")]])
+def test_an_error_of_a_study_that_nobody_is_known_to_have_taken_over_stays_itself(trouble: list[BaseException]) -> None:
+    store = Recorded()
+    with pytest.raises(UpdateFinishedTrialError):
+        fail_while_holding(store, lambda clock: store.errors.extend(trouble))
 
 
 def test_another_machine_that_refreshes_is_not_taken_over(tmp_path: Path) -> None:
