@@ -105,6 +105,7 @@ class Pool:
         self._crashed_on: dict[str, set[str]] = {}  # key of a job -> slots whose workers crashed under it
         self._short_since: float | None = clock.monotonic()
         self._reason = ""
+        self._checked = clock.monotonic()
 
     @property
     def capacity(self) -> int:
@@ -269,11 +270,19 @@ class Pool:
             StoppedByFailures: no slot can live.
             Interrupted: too few workers have found a place for long.
         """
+        self._excuse_absence()
         if all(slot.record.is_bad for slot in self.slots):
             times = min(slot.record.starts for slot in self.slots)
             raise StoppedByFailures(f"{self._reason}; it could not be started {times} times in a row")
         if self._short_since is not None and self._clock.monotonic() - self._short_since >= PLACE_SECONDS:
             self._give_up_placing()
+
+    def _excuse_absence(self) -> None:
+        """Leave out the time in which nobody started workers: this process was stopped, or waited for its storage."""
+        now = self._clock.monotonic()
+        absence, self._checked = now - self._checked, now
+        if absence > PATIENT_SECONDS and self._short_since is not None:
+            self._short_since += absence
 
     def _give_up_placing(self) -> None:
         short = f"fewer than {self._fewest} workers have had a place for {PLACE_SECONDS:g} s"

@@ -216,12 +216,20 @@ def test_too_few_places_for_long_end_the_run_so_that_it_can_be_resumed(clock, fe
     if fewest == 2:
         pool.place(first, "node-a")
         pool.make_ready(first)
-    pool.check()
-    clock.advance(PLACE_SECONDS - 1)
-    pool.check()
-    clock.advance(1)
+    for _ in range(int(PLACE_SECONDS)):
+        pool.check()
+        clock.advance(1)
     with pytest.raises(Interrupted, match=f"{says}.*wants 8 GPU, the cluster has 2 GPU"):
         pool.check()
+
+
+def test_time_in_which_nobody_started_workers_is_no_time_without_a_place(clock):
+    pool = pool_of(1, clock)
+    clock.advance(PLACE_SECONDS)  # the process was stopped, or waited for its storage
+    pool.check()
+    start(pool)
+    pool.check()
+    assert states(pool) == ["idle"]
 
 
 def test_a_pool_whose_machines_are_lost_again_and_again_can_be_resumed(clock):
