@@ -1,0 +1,478 @@
+"""One schedule: controllers of one study under faults, the last one undisturbed, and what must be true afterwards."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import optuna
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import _file as optuna_journal_file
+from optuna.trial import FrozenTrial, TrialState
+from simulation import doubles, redis_server, relational
+from simulation.chained_sampler import ChainedSampler, OneNumber, TheValue, chain_is_whole
+from simulation.simulated_executor import SimulatedExecutor, value_of
+from simulation.world import CALM, Faults, Hung, Process, World
+
+from evomerge.errors import EvomergeError, StudyHeld
+from evomerge.leases import journal_leases, lock
+from evomerge.leases import lease as lease_module
+from evomerge.leases.holding_process import Process as HoldingProcess
+from evomerge.leases.journal_leases import FileLease, RedisLease
+from evomerge.leases.lease import Lease, LeaseStore, LeaseTimes, holder_in
+from evomerge.loop.controller import Controller
+from evomerge.loop.stop import Stop
+from evomerge.objective import Objective
+from evomerge.spec import BudgetSpec
+from evomerge.storage import attributes, journals, single_writer
+from evomerge.storage.opening import open_storage, with_retries
+from evomerge.storage.patience import StoragePatience
+from evomerge.storage.patient_storage import PatientWriter
+from evomerge.study import trial_writer
+from evomerge.study.search_study import MAX_ATTEMPTS, SearchStudy
+
+SEMANTICS = ("sqlite", "server", "journal", "redis")
+NAME = "s"
+PATIENCE = 120.0
+MOST_SECONDS = 12 * 3600.0  # of simulated time, before a schedule counts as hung
+_TIMES = LeaseTimes()
+_FAULTS = Faults(
+    kill=0.004,
+    freeze=0.002,
+    refuse=0.01,
+    lose_answer=0.01,
+    partition=0.002,
+    delay=0.02,
+    crash=0.08,
+    pre_empt=0.1,
+    hang=0.02,
+)
+
+
+@dataclass
+class Findings:
+    """The outcome of a schedule.
+
+    Attributes:
+        wrong: invariants that did not hold, in words.
+        seconds: of simulated time.
+    """
+
+    seed: int
+    semantics: str
+    wrong: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+
+class WatchedLease:
+    """The place of the lease as one process sees it: across what fails, and watched for a takeover of a living one."""
+
+    def __init__(self, store: LeaseStore, run: Run, process: Process) -> None:
+        self._store = store
+        self._run = run
+        self._process = process
+
+    def read(self) -> str | None:
+        text: str | None = self._run.world.call(self._store.read, self._run.away, writes=False)
+        return text
+
+    def swap(self, old: str | None, new: str) -> bool:
+        sent = self._run.world.now
+
+        def swap() -> bool:
+            swapped = self._store.swap(old, new)
+            if swapped:
+                self._run.note_swap(old, new, sent, self._process)
+            return swapped
+
+        return bool(self._run.world.call(swap, self._run.away))
+
+    def guard(self, storage: BaseStorage, holder: str) -> None:
+        self._store.guard(storage, holder)
+
+
+class Run:
+    """One schedule of one seed."""
+
+    def __init__(self, seed: int, semantics: str, folder: Path) -> None:
+        self.findings = Findings(seed, semantics)
+        self.world = World(f"{semantics} {seed}")
+        self.world.on_over = self._on_over
+        draw = self.world.draw
+        self.folder = folder
+        self.semantics = semantics
+        self.workers = draw.choice([1, 1, 2, 3])
+        self.budget = draw.randint(3, 7)
+        self.generation = draw.choice([0, 0, 2, 3])
+        self.faults = _FAULTS.scaled(draw.choice([0.3, 1.0, 1.0, 2.5]))
+        self.lives = draw.randint(1, 4)  # of disturbed controllers that one supervisor starts
+        self.is_calm = False
+        self.is_done = False
+        self.acknowledged: dict[int, float] = {}
+        self.crashes: Counter[int] = Counter()
+        self.stops: dict[int, Stop] = {}
+        self.rivals = 0
+        self.signs: dict[str, tuple[float, Process]] = {}  # holder -> its latest refresh, and its process
+        self.database = relational.Database("sqlite" if semantics == "sqlite" else "postgresql")
+        self.redis = redis_server.RedisServer()
+        self.holder_of_file: Process | None = None
+        self._calm_tries = 0
+
+    @property
+    def away(self) -> Callable[[], Exception]:
+        if self.semantics == "journal":
+            return doubles.disk_error
+        return redis_server.away if self.semantics == "redis" else _away
+
+    def go(self) -> Findings:
+        """Run the schedule and look at what became of the study."""
+        world = self.world
+        doubles.enter(world)
+        self._plan()
+        self._start("host-0", self.faults)
+        try:
+            world.run()
+        except Hung as hung:
+            self._is_wrong(f"hung: {hung}")
+        else:
+            if not self.is_done:
+                self._is_wrong("hung: no controller could end the search")
+            self._check_end()
+        finally:
+            self.findings.counts = world.counts
+            self.findings.seconds = world.now
+            world.close()
+        return self.findings
+
+    def _is_wrong(self, what: str) -> None:
+        self.findings.wrong.append(what)
+
+    def _plan(self) -> None:
+        """What happens at any moment, whatever a process is doing."""
+        world = self.world
+        draw = world.draw
+        for _ in range(draw.choice([0, 0, 1, 2])):
+            world.at(draw.uniform(0.0, 90.0), lambda: self._start(draw.choice(["host-0", "host-1"]), self.faults))
+            self.rivals += 1
+        for _ in range(draw.choice([0, 1, 2])):
+            world.at(draw.uniform(0.0, 120.0), self._set_clock)
+        for _ in range(draw.choice([0, 0, 1])):
+            world.at(draw.uniform(0.0, 30.0), self._stop_some)
+        for _ in range(draw.choice([0, 0, 1])):
+            world.at(draw.uniform(0.0, 30.0), self._freeze_some)
+        for _ in range(draw.choice([0, 0, 1])):
+            world.at(draw.uniform(0.0, 30.0), self._kill_some)
+
+    def _alive(self) -> list[Process]:
+        return [each for each in self.world.processes.values() if not each.is_over]
+
+    def _set_clock(self) -> None:
+        self.world.counts["clock jump"] += 1
+        host = self.world.draw.choice(["host-0", "host-1"])
+        self.world.skews[host] += self.world.draw.choice([-1, 1]) * 10 ** self.world.draw.uniform(0.0, 5.0)  # type: ignore[assignment]
+
+    def _stop_some(self) -> None:
+        for process in self._alive()[:1]:
+            self.world.counts["signal"] += 1
+            if process.pid in self.stops:
+                self.stops[process.pid].request("SIGTERM")
+
+    def _freeze_some(self) -> None:
+        for process in self._alive()[-1:]:
+            process.freeze(10 ** self.world.draw.uniform(0.0, 3.0))
+
+    def _kill_some(self) -> None:
+        for process in self._alive()[:1]:
+            process.kill()
+
+    def _start(self, host: str, faults: Faults) -> None:
+        if self.is_done:
+            return
+        self.world.counts["controller"] += 1
+        self.world.start(host, CALM if self.is_calm else faults, self._main)
+
+    def _on_over(self, process: Process) -> None:
+        """Another controller, as a supervisor starts one; the last ones are undisturbed."""
+        if process.code == 0:
+            self.is_done = True
+            return
+        self.lives -= 1
+        if self.is_done:
+            return
+        if self.lives <= 0:
+            self._calm()
+        others = [each for each in self._alive() if each is not process]
+        if self.lives > 0 or not others:
+            if self.is_calm:
+                self._calm_tries += 1
+                if self._calm_tries > 20:
+                    return
+            delay = self.world.draw.choice([0.0, self.world.draw.uniform(0.0, 100.0)])
+            host = self.world.draw.choice(["host-0", "host-0", "host-1"])
+            self.world.at(self.world.now + delay, lambda: self._start(host, self.faults))
+
+    def _calm(self) -> None:
+        self.is_calm = True
+        for process in self.world.processes.values():
+            process.faults = CALM
+            process.cut_off_until = 0.0
+
+    def _main(self, process: Process) -> None:
+        try:
+            with ExitStack() as stack:
+                self._search(process, stack)
+            process.code = 0
+        except EvomergeError as error:
+            process.error, process.code = error, error.exit_code
+        except Exception as error:
+            process.error, process.code = error, 1
+        self._check_code(process)
+
+    def _check_code(self, process: Process) -> None:
+        code, error = process.code, process.error
+        said = f"exit code {code} of process {process.pid} at {self.world.now:.1f} s: {type(error).__name__}: {error}"
+        disturbed = process.faults is not CALM or self.world.counts.total() > 0
+        if code == 6 and len(self.world.processes) > 1:
+            return
+        if code == 3 and disturbed:
+            return
+        if code != 0:
+            self._is_wrong(said)
+
+    def _search(self, process: Process, stack: ExitStack) -> None:
+        patience = StoragePatience(seconds=PATIENCE, clock=process.clock)
+        stop = self.stops[process.pid] = Stop()
+        patience.check = stop.check
+        held = stack.enter_context(self._hold(process, patience))
+        storage = self._open(process, patience)
+        held.guard(storage)
+        study = optuna.create_study(
+            storage=storage, study_name=NAME, direction="maximize", sampler=self._sampler(), load_if_exists=True
+        )
+        search = SearchStudy(
+            study,
+            storage,
+            OneNumber(),  # type: ignore[arg-type]
+            artifacts=self.folder / "artifacts",
+            check_hold=held.check,
+            patience=patience,
+        )
+        self._watch(search)
+        search.start(list)
+        executor = SimulatedExecutor(process, self.workers, self._note_second_try)
+        objective: Objective = TheValue()  # type: ignore[assignment]
+        budget = BudgetSpec(trials=self.budget)
+        Controller(search, executor, objective, stop, budget=budget, clock=process.clock).run()
+
+    def _sampler(self) -> BaseSampler:
+        return ChainedSampler(self.generation)
+
+    def _note_second_try(self, key: str) -> None:
+        self.crashes[int(key.rpartition("/")[2])] += 1
+
+    def _watch(self, search: SearchStudy) -> None:
+        """Remember the results that a controller was told to be stored."""
+        tell = search.tell
+
+        def told(proposal: Any, outcome: Any, assessed: Any, incumbent: str | None = None) -> None:
+            tell(proposal, outcome, assessed, incumbent)
+            if proposal.number in self.acknowledged:
+                self._is_wrong(f"doubled: the result of trial {proposal.number} was told twice")
+            self.acknowledged[proposal.number] = assessed.value
+
+        search.tell = told  # type: ignore[method-assign]
+
+    @contextmanager
+    def _hold(self, process: Process, patience: StoragePatience) -> Iterator[lock.Hold]:
+        if self.semantics == "sqlite":
+            self._lock_file(process)
+            yield lock.Hold("")
+            return
+        with_retries(self.world.trouble, clock=process.clock)
+        host, pid = process.host, process.pid
+        lease = Lease(
+            WatchedLease(self._lease_store(process), self, process),
+            what="the study",
+            process=HoldingProcess(host=host, boot=host, pid=pid, start=str(pid)),
+            clock=process.clock,
+        )
+        with lock.keep(lease, patience=patience, clock=process.clock) as held:
+            yield held
+
+    def _lock_file(self, process: Process) -> None:
+        if self.holder_of_file is not None and not self.holder_of_file.is_over:
+            raise StudyHeld("the file is locked")
+        self.holder_of_file = process
+
+    def _lease_store(self, process: Process) -> LeaseStore:
+        if self.semantics == "journal":
+            return FileLease(self.journal)
+        if self.semantics == "redis":
+            return RedisLease(redis_server.RedisClient(self.redis), NAME)
+        storage = PatientWriter(relational.Backend(self.database), StoragePatience(seconds=0.0), "it", None)
+        study_id = with_retries(lambda: lock._study_id(storage, NAME, ["maximize"]), clock=process.clock)
+        return relational.ModelLease(self.database, study_id)
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / "study.journal"
+
+    def _open(self, process: Process, patience: StoragePatience) -> BaseStorage:
+        if self.semantics == "journal":
+            return open_storage(f"journal:///{self.journal}", single_writer=True, patience=patience)
+        if self.semantics == "redis":
+            journal = redis_server.SimulatedRedisJournal(self.redis, str(process.pid))
+            journal.patience = patience
+            return JournalStorage(journal)
+        return PatientWriter(relational.Backend(self.database), patience, "the storage", None)
+
+    def note_swap(self, old: str | None, new: str, sent: float, process: Process) -> None:
+        """Watch the lease: no other may take it from a living holder that has given signs of life."""
+        before, after = holder_in(old), holder_in(new)
+        if before in self.signs and after not in (None, before):  # not one that ended right after it had stored it
+            seen, former = self.signs[before]
+            silent = self.world.now - seen
+            if not former.is_over and silent < _TIMES.silence - 1e-6:
+                self._is_wrong(f"the lease of process {former.pid} was taken after {silent:.1f} s of silence")
+        if after is not None:
+            self.signs[after] = (self.world.now, process)
+
+    def _check_end(self) -> None:
+        if self.world.now > MOST_SECONDS:
+            self._is_wrong(f"hung: {self.world.now:.0f} s")
+        for number, crashes in self.crashes.items():
+            if crashes >= MAX_ATTEMPTS:
+                self._is_wrong(f"attempts: trial {number} was tried again after each of {crashes} crashes")
+        trials = self._read_trials()
+        finished = [trial for trial in trials if trial.state.is_finished() and not _is_interrupted(trial)]
+        if self.is_done and len(finished) != self.budget:
+            self._is_wrong(f"lost: {len(finished)} of {self.budget} trials are finished")
+        if left := [trial.number for trial in trials if not trial.state.is_finished()]:
+            self._is_wrong(f"lost: trials {left} are left unfinished")
+        complete = {trial.number: trial for trial in trials if trial.state is TrialState.COMPLETE}
+        for number, value in self.acknowledged.items():
+            if number not in complete or complete[number].values != [value]:
+                self._is_wrong(f"lost: the result of trial {number}, which was acknowledged")
+        for number, trial in complete.items():
+            if trial.values != [value_of(trial.params["x"])]:
+                self._is_wrong(f"doubled: trial {number} has the value of another one")
+        told = sorted(trial.user_attrs[attributes.TELL] for trial in complete.values())
+        if told != list(range(len(told))):
+            self._is_wrong(f"doubled: results were told as numbers {told}")
+        if not chain_is_whole(trials, self.generation, self.workers):
+            self._is_wrong("proposals differ from those of the undisturbed run")
+        writers = [each for each, _ in itertools.groupby(self._writers())]
+        if len(set(writers)) < len(writers):
+            self._is_wrong(f"two writers: {writers}")
+
+    def _read_trials(self) -> list[FrozenTrial]:
+        if self.semantics in ("sqlite", "server"):
+            connection = relational.Connection(self.database)
+            return relational.read_trials(connection, 1)
+        with _real_modules():
+            if self.semantics == "journal":
+                storage = open_storage(f"journal:///{self.journal}")
+            else:
+                entries = _Entries(self._redis_entries())
+                storage = JournalStorage(entries)
+            return storage.get_all_trials(storage.get_study_id_from_name(NAME), deepcopy=False)
+
+    def _redis_entries(self) -> list[dict[str, Any]]:
+        last = int(self.redis.keys.get(":log_number", -1))
+        return [json.loads(self.redis.keys[f":log:{number}"]) for number in range(last + 1)]
+
+    def _writers(self) -> list[Any]:
+        if self.semantics in ("sqlite", "server"):
+            return self.database.writers
+        if self.semantics == "redis":
+            return [entry["worker_id"] for entry in self._redis_entries()]
+        return [json.loads(line)["worker_id"] for line in self.journal.read_text().splitlines()]
+
+
+class _Entries:
+    """Entries of a journal as a backend of Optuna."""
+
+    def __init__(self, entries: list[dict[str, Any]]) -> None:
+        self._entries = entries
+
+    def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
+        return self._entries[log_number_from:]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        raise AssertionError
+
+
+def _is_interrupted(trial: FrozenTrial) -> bool:
+    return bool(trial.user_attrs.get(attributes.INTERRUPTED))
+
+
+def _away() -> Exception:
+    from optuna.exceptions import StorageInternalError
+
+    return StorageInternalError("away")
+
+
+def _write_few_items(path: Path, scores: Any) -> None:
+    """The file of the outcomes of items, in a fraction of the time that Parquet takes."""
+    path.write_bytes(b"items")
+
+
+_DOUBLES: tuple[tuple[Any, str, Any], ...] = (
+    (lock, "threading", doubles.Threading),
+    (lease_module, "threading", doubles.Threading),
+    (lease_module, "has_ended", lambda record: doubles.world().has_ended(record)),
+    (lease_module, "is_running", lambda record: doubles.world().is_running(record)),
+    (journal_leases, "os", doubles.Os()),
+    (journals, "os", doubles.Os()),
+    (optuna_journal_file, "time", doubles.Time),
+    (single_writer, "add_trial", relational.add_trial),
+    (single_writer, "read_trials", relational.read_trials),
+    (single_writer, "set_number", relational.set_number),
+    (single_writer, "PendingRows", relational.PendingRows),
+    (trial_writer, "write_items", _write_few_items),
+)
+
+
+@contextmanager
+def simulated() -> Iterator[Path]:
+    """A block in which evomerge runs in simulated processes. Gives a folder for the files of schedules."""
+    memory = Path("/dev/shm")
+    parent = memory if memory.is_dir() else None
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=parent))
+        stack.enter_context(mock.patch.object(tempfile, "tempdir", folder))
+        for module, name, double in _DOUBLES:
+            stack.enter_context(mock.patch.object(module, name, double))
+        verbosity = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        stack.callback(optuna.logging.set_verbosity, verbosity)
+        yield Path(folder)
+
+
+@contextmanager
+def _real_modules() -> Iterator[None]:
+    import os
+
+    with mock.patch.object(journals, "os", os):
+        yield
+
+
+def run_schedule(seed: int, semantics: str, folder: Path) -> Findings:
+    """Run one schedule inside a `simulated` block."""
+    own = folder / f"{semantics}-{seed}"
+    own.mkdir()
+    try:
+        return Run(seed, semantics, own).go()
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
