@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from evomerge.objective import Assessment
 from evomerge.recipe import ModelRef, single_source
 from evomerge.samplers.base import SearchSampler, in_tell_order
+from evomerge.storage.attributes import TELL
 from evomerge.trial_store.trial_memory import known_trials
 
 RECIPE = single_source(ModelRef("base", "none"), ModelRef("expert", "none"), ("weight",), "float32")
@@ -59,17 +60,21 @@ def link(ordinal: int, results: Sequence[FrozenTrial]) -> float:
 def chain_is_whole(trials: Sequence[FrozenTrial], generation: int, workers: int) -> bool:
     """Whether each proposal is the one that follows from the results that were told before it."""
     chain = proposed(trials)
-    told = in_tell_order(trials)
+    told = _in_order(trials)
     for ordinal, trial in enumerate(chain):
         if generation:
             possible = [_of_generations(chain[: ordinal // generation * generation])]
         elif workers == 1:
-            possible = [in_tell_order(chain[:ordinal])]
+            possible = [_in_order(chain[:ordinal])]
         else:
             possible = [told[:count] for count in range(len(told) + 1)]
         if not any(trial.params["x"] == link(ordinal, results) for results in possible):
             return False
     return True
+
+
+def _in_order(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    return sorted(_of_generations(trials), key=lambda trial: trial.user_attrs[TELL])
 
 
 def _of_generations(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

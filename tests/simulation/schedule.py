@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import shutil
 import tempfile
 from collections import Counter
@@ -29,14 +30,14 @@ from evomerge.leases import journal_leases, lock
 from evomerge.leases import lease as lease_module
 from evomerge.leases.holding_process import Process as HoldingProcess
 from evomerge.leases.journal_leases import FileLease, RedisLease
-from evomerge.leases.lease import Lease, LeaseStore, LeaseTimes, holder_in
+from evomerge.leases.lease import Lease, LeaseStore, LeaseTimes, holder_in, record_in
 from evomerge.loop.controller import Controller
 from evomerge.loop.stop import Stop
 from evomerge.objective import Objective
 from evomerge.spec import BudgetSpec
 from evomerge.storage import attributes, journals, single_writer
 from evomerge.storage.opening import open_storage, with_retries
-from evomerge.storage.patience import StoragePatience
+from evomerge.storage.patience import StorageAway, StoragePatience
 from evomerge.storage.patient_storage import PatientWriter
 from evomerge.study import trial_writer
 from evomerge.study.search_study import MAX_ATTEMPTS, SearchStudy
@@ -120,9 +121,11 @@ class Run:
         self.is_calm = False
         self.is_done = False
         self.acknowledged: dict[int, float] = {}
-        self.crashes: Counter[int] = Counter()
+        self.crashes: Counter[int] = Counter()  # after which a trial was tried again
+        self.blame: Counter[int] = Counter()  # attempts of a trial that failed by its own fault
+        self.numbers = [0]  # of the takeovers of the lease
         self.stops: dict[int, Stop] = {}
-        self.rivals = 0
+        self.holders: set[int] = set()  # who has held the study
         self.signs: dict[str, tuple[float, Process]] = {}  # holder -> its latest refresh, and its process
         self.database = relational.Database("sqlite" if semantics == "sqlite" else "postgresql")
         self.redis = redis_server.RedisServer()
@@ -164,7 +167,6 @@ class Run:
         draw = world.draw
         for _ in range(draw.choice([0, 0, 1, 2])):
             world.at(draw.uniform(0.0, 90.0), lambda: self._start(draw.choice(["host-0", "host-1"]), self.faults))
-            self.rivals += 1
         for _ in range(draw.choice([0, 1, 2])):
             world.at(draw.uniform(0.0, 120.0), self._set_clock)
         for _ in range(draw.choice([0, 0, 1])):
@@ -245,6 +247,8 @@ class Run:
         disturbed = process.faults is not CALM or self.world.counts.total() > 0
         if code == 6 and len(self.world.processes) > 1:
             return
+        if isinstance(error, StorageAway):
+            disturbed = process.troubled_until > -math.inf or process.pid not in self.holders
         if code == 3 and disturbed:
             return
         if code != 0:
@@ -255,6 +259,7 @@ class Run:
         stop = self.stops[process.pid] = Stop()
         patience.check = stop.check
         held = stack.enter_context(self._hold(process, patience))
+        self.holders.add(process.pid)
         storage = self._open(process, patience)
         held.guard(storage)
         study = optuna.create_study(
@@ -270,7 +275,7 @@ class Run:
         )
         self._watch(search)
         search.start(list)
-        executor = SimulatedExecutor(process, self.workers, self._note_second_try)
+        executor = SimulatedExecutor(process, self.workers, self._note_second_try, self._note_fault)
         objective: Objective = TheValue()  # type: ignore[assignment]
         budget = BudgetSpec(trials=self.budget)
         Controller(search, executor, objective, stop, budget=budget, clock=process.clock).run()
@@ -280,6 +285,9 @@ class Run:
 
     def _note_second_try(self, key: str) -> None:
         self.crashes[int(key.rpartition("/")[2])] += 1
+
+    def _note_fault(self, key: str, is_tried_again: bool) -> None:
+        self.blame[int(key.rpartition("/")[2])] += 1 if is_tried_again else MAX_ATTEMPTS
 
     def _watch(self, search: SearchStudy) -> None:
         """Remember the results that a controller was told to be stored."""
@@ -308,7 +316,20 @@ class Run:
             clock=process.clock,
         )
         with lock.keep(lease, patience=patience, clock=process.clock) as held:
+            self._watch_hold(held, lease)
             yield held
+
+    def _watch_hold(self, held: lock.Hold, lease: Lease) -> None:
+        """No check of the hold may pass whose latest sign of life is too old."""
+        check = held.check
+
+        def checked() -> None:
+            check()
+            silent = self.world.now - self.signs[lease.id][0]
+            if silent > _TIMES.silence - _TIMES.margin + 1e-6:
+                self._is_wrong(f"a holder that was silent for {silent:.1f} s may write")
+
+        held.check = checked  # type: ignore[method-assign]
 
     def _lock_file(self, process: Process) -> None:
         if self.holder_of_file is not None and not self.holder_of_file.is_over:
@@ -343,10 +364,15 @@ class Run:
         if before in self.signs and after not in (None, before):  # not one that ended right after it had stored it
             seen, former = self.signs[before]
             silent = self.world.now - seen
-            if not former.is_over and silent < _TIMES.silence - 1e-6:
+            well = self.world.now - max(seen, former.troubled_until)
+            if not former.is_over and (silent < _TIMES.silence - 1e-6 or well > _TIMES.silence + 10.0):
                 self._is_wrong(f"the lease of process {former.pid} was taken after {silent:.1f} s of silence")
         if after is not None:
             self.signs[after] = (self.world.now, process)
+            number = record_in(new)["number"]
+            if before != after and number <= self.numbers[-1]:
+                self._is_wrong(f"takeover {number} after {self.numbers[-1]}")
+            self.numbers.append(number)
 
     def _check_end(self) -> None:
         if self.world.now > MOST_SECONDS:
@@ -360,6 +386,9 @@ class Run:
             self._is_wrong(f"lost: {len(finished)} of {self.budget} trials are finished")
         if left := [trial.number for trial in trials if not trial.state.is_finished()]:
             self._is_wrong(f"lost: trials {left} are left unfinished")
+        for trial in finished:
+            if trial.state is TrialState.FAIL and self.blame[trial.number] < MAX_ATTEMPTS:
+                self._is_wrong(f"lost: trial {trial.number} failed by no fault of its own")
         complete = {trial.number: trial for trial in trials if trial.state is TrialState.COMPLETE}
         for number, value in self.acknowledged.items():
             if number not in complete or complete[number].values != [value]:

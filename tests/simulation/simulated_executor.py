@@ -33,15 +33,23 @@ class SimulatedExecutor:
 
     Args:
         note_second_try: is told the key of each job that is submitted again after a crash of its worker.
+        note_fault: is told the key of each job that was not done by a fault of its own, and whether it is tried again.
     """
 
     isolated = True
 
-    def __init__(self, process: Process, count: int, note_second_try: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        process: Process,
+        count: int,
+        note_second_try: Callable[[str], None],
+        note_fault: Callable[[str, bool], None],
+    ) -> None:
         self._process = process
         self._world = process.world
         self._clock = process.clock
         self._note_second_try = note_second_try
+        self._note_fault = note_fault
         self._crashed: set[str] = set()
         self._pool = Pool(count, timeout=TIMEOUT, clock=process.clock)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -95,6 +103,7 @@ class SimulatedExecutor:
             self._end_life(slot)
             if outcome is not None:
                 self._ready.append(outcome)
+                self._note_fault(outcome.key, False)
 
     def _plan(self, slot: Slot, seconds: float, action: Callable[[Slot], None]) -> None:
         life = self._lives.setdefault(slot.name, 0)
@@ -129,6 +138,7 @@ class SimulatedExecutor:
             self._ready.append(outcome)
             if not lost:
                 self._crashed.add(key)
+                self._note_fault(key, True)
 
     def _finish(self, slot: Slot, job: Any, seconds: float) -> None:
         value = value_of(job.params["x"])

@@ -53,6 +53,8 @@ class Process:
     """A simulated process: its threads share its fate.
 
     Attributes:
+        cut_off_until: when it reaches the storage again.
+        troubled_until: the end of its latest stop, or of the time for which it was cut off.
         code: its exit code once it has ended by itself; None while it runs and where it was killed.
     """
 
@@ -67,6 +69,7 @@ class Process:
         self.error: BaseException | None = None
         self.parked: list[Thread] = []
         self.cut_off_until = -math.inf
+        self.troubled_until = -math.inf
         self.on_end: list[Callable[[], None]] = []
         self.clock = ProcessClock(self)
 
@@ -82,6 +85,7 @@ class Process:
         if not self.is_over and not self.is_frozen:
             self.is_frozen = True
             self.world.counts["freeze"] += 1
+            self.troubled_until = max(self.troubled_until, self.world.now + seconds)
             self.world.at(self.world.now + seconds, self._thaw)
 
     def _thaw(self) -> None:
@@ -109,7 +113,8 @@ class Thread:
         process.world.threads.append(self)
 
     def _run(self) -> None:
-        self._body()
+        with suppress(Exception):  # a thread ends by an error, and its process goes on
+            self._body()
         self.is_over = True
 
     def resume(self) -> None:
@@ -259,7 +264,7 @@ class World:
         chance = self.draw.random()
         if chance < faults.partition:
             self.counts["partition"] += 1
-            process.cut_off_until = self.now + self._spell()
+            process.cut_off_until = process.troubled_until = self.now + self._spell()
             raise away()
         chance -= faults.partition
         if chance < faults.refuse:
