@@ -12,6 +12,7 @@ import ray
 from optuna.trial import TrialState
 
 from evomerge import load_spec, run_search
+from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.cluster.ray_executor import RayExecutor
 from evomerge.errors import InvalidInput, StoppedByFailures
 from evomerge.jobs import Failed, Scored
@@ -96,8 +97,8 @@ def test_n2_candidates_that_kill_their_worker_fail_and_the_others_finish(cluster
     assert all(trial.user_attrs[attributes.ATTEMPT] == 3 for trial in failed)
 
 
-def executor(timeout=60.0, count=1, **settings):
-    return RayExecutor(setup(**settings), count=count, cpus=1, gpus=0, resources={}, timeout=timeout)
+def executor(timeout=60.0, count=1, clock=SYSTEM_CLOCK, **settings):
+    return RayExecutor(setup(**settings), count=count, cpus=1, gpus=0, resources={}, timeout=timeout, clock=clock)
 
 
 @pytest.mark.usefixtures("cluster")
@@ -116,6 +117,34 @@ def test_a_candidate_that_hangs_is_given_up_and_its_worker_replaced(cluster):
         assert not outcome.result.crashed
         assert not outcome.result.lost
         assert pool.workers()[0].restarts == 1
+    finally:
+        pool.close()
+
+
+class Ahead(Clock):
+    """The system's clock, set forward by a test as if this process had been stopped for so long."""
+
+    seconds = 0.0
+
+    def monotonic(self):
+        return super().monotonic() + self.seconds
+
+
+def test_jobs_that_ended_while_nobody_looked_are_not_overdue_and_one_that_is_cancelled_gives_none(cluster):
+    clock = Ahead()
+    pool = executor(count=2, clock=clock)
+    try:
+        while [worker.state for worker in pool.workers()] != ["idle", "idle"]:
+            assert pool.next_event(0.1) is None
+        for key in ("a", "b"):
+            pool.submit(job(key))
+        working = list(pool._references.values())
+        assert len(ray.wait(working, num_returns=2, timeout=60.0)[0]) == 2
+        clock.seconds = 600.0
+        outcome = pool.next_event(0.0)
+        assert isinstance(outcome.result, Scored)
+        pool.cancel("b" if outcome.key == "a" else "a")
+        assert pool.next_event(1.0) is None
     finally:
         pool.close()
 

@@ -89,7 +89,7 @@ class RayExecutor:
         self._said_waiting = 0
         self._actors: dict[str, Any] = {}  # by name of the slot
         self._references: dict[str, Any] = {}  # of what each slot does: one, or the generator of those of its events
-        self._ready: deque[Outcome] = deque()
+        self._ready: deque[Progress | Outcome] = deque()
         try:
             self._act()
         except BaseException:
@@ -116,6 +116,7 @@ class RayExecutor:
                 return event
 
     def cancel(self, key: str) -> None:
+        self._ready = deque(event for event in self._ready if event.key != key)
         slot = self._pool.cancel(key)
         if slot is not None:
             self._end(slot)
@@ -133,6 +134,8 @@ class RayExecutor:
         trouble = self._cluster.trouble()
         if trouble is not None:
             self._mend(trouble)
+        if self._pool.seconds_to_act() <= 0.0:
+            self._collect_waiting()
         for slot, outcome in self._pool.end_overdue():
             self._end(slot)
             if outcome is not None:
@@ -144,6 +147,18 @@ class RayExecutor:
         for slot, job in self._pool.assign():
             self._send(slot, job)
         self._tell_waiting()
+
+    def _collect_waiting(self) -> None:
+        """Collect all that has ended: this process may have been stopped, or have waited for its storage, so that it is
+        not overdue but unread."""
+        watched = {self._references[slot.name]: slot for slot in self._pool.slots if slot.name in self._references}
+        if not watched:
+            return
+        done, _ = ray.wait(list(watched), num_returns=len(watched), timeout=0)
+        for reference in done:
+            event = self._collect(watched[reference], reference)
+            if event is not None:
+                self._ready.append(event)
 
     def _mend(self, trouble: str) -> None:
         self._ready.extend(self._pool.lose_all(trouble))
