@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOY := examples/toy/search.yaml
 
-.PHONY: install demo smollm2 test test-all drills fuzz bench bench-search architectures check format dashboard clean
+.PHONY: install demo smollm2 test test-all drills simulation planted fuzz bench bench-search architectures check format dashboard clean
 
 install: $(INSTALLED)
 
@@ -44,6 +44,15 @@ test-all: install
 drills: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev,postgres,mysql,redis]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m drill tests/drills
+
+# Schedules of faults on simulated clocks, all from their seeds: controllers, leases, storages, workers (2,000 in 20 s).
+SCHEDULES ?= 2000
+simulation: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/simulation/many_schedules.py --schedules $(SCHEDULES) --processes 2
+
+# Bugs that are planted in copies of the package, and which of them these schedules find (6 minutes).
+planted: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/simulation/planted_bugs.py
 
 bench: install
 	for name in merge score candidate memory scale dam learned controller verdict; do \

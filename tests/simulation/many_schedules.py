@@ -65,7 +65,7 @@ def main() -> int:
         simulated_seconds += findings.seconds
         if findings.wrong:
             wrong += 1
-            print(f"WRONG {findings.semantics}, seed {findings.seed}: {'; '.join(findings.wrong)}", flush=True)
+            print(f"WRONG {findings.semantics}, seed {findings.seed}: {'; '.join(findings.wrong)[:500]}", flush=True)
             if arguments.until_wrong:
                 return 1
     _report(count, faults, simulated_seconds, time.monotonic() - begun)

@@ -61,9 +61,8 @@ def main() -> int:
         found = find(patch, arguments.schedules)
         if found is None:
             missed.append(patch.stem)
-        print(
-            f"{patch.stem}: {'MISSED' if found is None else found[:160]} ({time.monotonic() - begun:.0f} s)", flush=True
-        )
+        said = "MISSED" if found is None else found[:160]
+        print(f"{patch.stem}: {said} ({time.monotonic() - begun:.0f} s)", flush=True)
     print(f"{len(patches) - len(missed)} of {len(patches)} found")
     return 1 if len(missed) * 20 > len(patches) else 0
 

@@ -116,6 +116,7 @@ class Run:
         self.workers = draw.choice([1, 1, 2, 3])
         self.budget = draw.randint(3, 7)
         self.generation = draw.choice([0, 0, 2, 3])
+        self.pace = draw.choice([1.0, 1.0, 1.0, 1.0, 10.0])
         self.faults = _FAULTS.scaled(draw.choice([0.3, 1.0, 1.0, 2.5]))
         self.lives = draw.randint(1, 4)  # of disturbed controllers that one supervisor starts
         self.is_calm = False
@@ -151,7 +152,10 @@ class Run:
         else:
             if not self.is_done:
                 self._is_wrong("hung: no controller could end the search")
-            self._check_end()
+            try:
+                self._check_end()
+            except Exception as error:  # what a bug has made of the study
+                self._is_wrong(f"the study cannot be read: {type(error).__name__}: {error}")
         finally:
             self.findings.counts = world.counts
             self.findings.seconds = world.now
@@ -275,7 +279,7 @@ class Run:
         )
         self._watch(search)
         search.start(list)
-        executor = SimulatedExecutor(process, self.workers, self._note_second_try, self._note_fault)
+        executor = SimulatedExecutor(process, self.workers, self.pace, self._note_second_try, self._note_fault)
         objective: Objective = TheValue()  # type: ignore[assignment]
         budget = BudgetSpec(trials=self.budget)
         Controller(search, executor, objective, stop, budget=budget, clock=process.clock).run()
@@ -316,16 +320,16 @@ class Run:
             clock=process.clock,
         )
         with lock.keep(lease, patience=patience, clock=process.clock) as held:
-            self._watch_hold(held, lease)
+            self._watch_hold(held, lease, process)
             yield held
 
-    def _watch_hold(self, held: lock.Hold, lease: Lease) -> None:
+    def _watch_hold(self, held: lock.Hold, lease: Lease, process: Process) -> None:
         """No check of the hold may pass whose latest sign of life is too old."""
         check = held.check
 
         def checked() -> None:
             check()
-            silent = self.world.now - self.signs[lease.id][0]
+            silent = self.world.now - self.signs.get(lease.id, (self.world.now, process))[0]
             if silent > _TIMES.silence - _TIMES.margin + 1e-6:
                 self._is_wrong(f"a holder that was silent for {silent:.1f} s may write")
 

@@ -32,6 +32,7 @@ class SimulatedExecutor:
     """Workers of one controller. They end with it.
 
     Args:
+        pace: by which jobs take longer than some seconds.
         note_second_try: is told the key of each job that is submitted again after a crash of its worker.
         note_fault: is told the key of each job that was not done by a fault of its own, and whether it is tried again.
     """
@@ -42,12 +43,14 @@ class SimulatedExecutor:
         self,
         process: Process,
         count: int,
+        pace: float,
         note_second_try: Callable[[str], None],
         note_fault: Callable[[str, bool], None],
     ) -> None:
         self._process = process
         self._world = process.world
         self._clock = process.clock
+        self._pace = pace
         self._note_second_try = note_second_try
         self._note_fault = note_fault
         self._crashed: set[str] = set()
@@ -119,7 +122,7 @@ class SimulatedExecutor:
 
     def _work(self, slot: Slot, job: Any) -> None:
         faults, counts = self._process.faults, self._world.counts
-        fate, seconds = self._world.draw.random(), self._world.draw.uniform(0.5, 4.0)
+        fate, seconds = self._world.draw.random(), self._pace * self._world.draw.uniform(0.5, 4.0)
         if is_deadly(job.params["x"]) or fate < faults.crash:
             counts["crash"] += 1
             self._plan(slot, seconds, lambda slot: self._die(slot, job.key, lost=False))

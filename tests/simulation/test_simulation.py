@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
+from simulation.planted_bugs import PLANTED, plant
 from simulation.schedule import SEMANTICS, run_schedule, simulated
 
 SCHEDULES = 100  # of each semantics
@@ -30,3 +32,12 @@ def test_a_seed_is_one_schedule_whenever_it_is_run() -> None:
     with simulated() as folder:
         once, again = (run_schedule(seed, "redis", folder) for seed in (7, 7))
     assert (once.seconds, once.counts) == (again.seconds, again.counts)
+
+
+@pytest.mark.parametrize("patch", PLANTED, ids=lambda patch: patch.stem)
+def test_each_planted_bug_can_still_be_planted(patch: Path, tmp_path: Path) -> None:
+    plant(patch, tmp_path)
+    changed = [line.removeprefix("+++ b/") for line in patch.read_text().splitlines() if line.startswith("+++ b/")]
+    root = Path(__file__).parent.parent.parent
+    assert all((tmp_path / file).read_bytes() != (root / file).read_bytes() for file in changed)
+    assert len(PLANTED) >= 20
