@@ -47,6 +47,7 @@ NAME = "s"
 PATIENCE = 120.0
 MOST_SECONDS = 12 * 3600.0  # of simulated time, before a schedule counts as hung
 _TIMES = LeaseTimes()
+_LONGEST_WELL = 45.0  # seconds without a sign of life: some fail, and locks of journals are broken after 30 s
 _FAULTS = Faults(
     kill=0.004,
     freeze=0.002,
@@ -365,6 +366,10 @@ class Run:
     def note_swap(self, old: str | None, new: str, sent: float, process: Process) -> None:
         """Watch the lease: no other may take it from a living holder that has given signs of life."""
         before, after = holder_in(old), holder_in(new)
+        if before in self.signs and after == before:
+            well = self.world.now - max(self.signs[before][0], process.troubled_until)
+            if well > _LONGEST_WELL:
+                self._is_wrong(f"process {process.pid} was well and gave no sign of life for {well:.1f} s")
         if before in self.signs and after not in (None, before):  # not one that ended right after it had stored it
             seen, former = self.signs[before]
             silent = self.world.now - seen
