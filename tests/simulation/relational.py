@@ -17,8 +17,9 @@ from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from simulation.doubles import world
+from simulation.world import Process
 from sqlalchemy.exc import OperationalError
 
 from evomerge.leases.lease import holder_in, taken_over
@@ -62,13 +63,26 @@ class Database:
     Attributes:
         dialect: "sqlite", which has no leases, or that of a server.
         writers: process by process, whose transactions were stored.
+        writing: whose transaction is open, and has written: others who add trials wait for it.
     """
 
     def __init__(self, dialect: str) -> None:
         self.dialect = dialect
         self.tables = Tables()
         self.writers: list[int] = []
+        self.writing: Process | None = None
         self._ids = 0
+
+    def enqueue(self, study_id: int, fixed: Mapping[str, Any]) -> None:
+        """A trial that somebody else adds."""
+        if self.writing is not None and not self.writing.is_over:
+            return
+        number = sum(row["study_id"] == study_id for row in self.tables.trials.values())
+        trial_id = self.next_id()
+        times = {"datetime_start": None, "datetime_complete": None}
+        self.tables.trials[trial_id] = {"study_id": study_id, "number": number, "state": TrialState.WAITING, **times}
+        row = {"trial_id": trial_id, "key": "fixed_params", "value_json": json.dumps(dict(fixed))}
+        self.tables.content["trial_system_attributes"][trial_id, "fixed_params"] = row
 
     def next_id(self) -> int:
         self._ids += 1
@@ -97,6 +111,7 @@ class Connection:
     def write(self, change: Callable[[Tables], None]) -> None:
         if self._view is None:
             self._view = self.database.tables.copy()
+            self.database.writing = world().process
         change(self._view)
         self._writes.append(change)
 
@@ -125,8 +140,11 @@ class Engine:
     def begin(self) -> Iterator[Connection]:
         world().call(lambda: None, away, writes=False)
         connection = Connection(self.database)
-        yield connection
-        connection.commit(self.fence)
+        try:
+            yield connection
+            connection.commit(self.fence)
+        finally:
+            self.database.writing = None
 
     @contextmanager
     def connect(self) -> Iterator[Connection]:

@@ -127,6 +127,7 @@ class Run:
         self.blame: Counter[int] = Counter()  # attempts of a trial that failed by its own fault
         self.numbers = [0]  # of the takeovers of the lease
         self.stops: dict[int, Stop] = {}
+        self.guests: set[str] = set()  # who has enqueued a trial
         self.holders: set[int] = set()  # who has held the study
         self.signs: dict[str, tuple[float, Process]] = {}  # holder -> its latest refresh, and its process
         self.database = relational.Database("sqlite" if semantics == "sqlite" else "postgresql")
@@ -174,12 +175,50 @@ class Run:
             world.at(draw.uniform(0.0, 90.0), lambda: self._start(draw.choice(["host-0", "host-1"]), self.faults))
         for _ in range(draw.choice([0, 1, 2])):
             world.at(draw.uniform(0.0, 120.0), self._set_clock)
+        for _ in range(draw.choice([0, 0, 0, 1, 2])):
+            world.at(draw.uniform(0.0, 20.0), self._enqueue)
         for _ in range(draw.choice([0, 0, 1])):
             world.at(draw.uniform(0.0, 30.0), self._stop_some)
         for _ in range(draw.choice([0, 0, 1])):
             world.at(draw.uniform(0.0, 30.0), self._freeze_some)
         for _ in range(draw.choice([0, 0, 1])):
             world.at(draw.uniform(0.0, 30.0), self._kill_some)
+
+    def _enqueue(self) -> None:
+        """Somebody asks for a point, from another machine."""
+        fixed = {"x": self.world.draw.random()}
+        template = optuna.trial.create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": fixed})
+        if self.semantics in ("sqlite", "server"):
+            if self.database.tables.studies:
+                self.database.enqueue(1, fixed)
+                self.world.counts["enqueued"] += 1
+            return
+        if not self._can_be_opened():
+            return
+        with _real_modules():
+            storage = self._open_by_others()
+            if studies := storage.get_all_studies():
+                storage.create_new_trial(studies[0]._study_id, template)
+                self.guests.add(storage._replay_result.worker_id)
+                self.world.counts["enqueued"] += 1
+
+    def _can_be_opened(self) -> bool:
+        if self.semantics == "redis":
+            return bool(self.redis.keys)
+        is_locked = self.journal.with_name(f"{self.journal.name}.lock").is_symlink()
+        return self.journal.exists() and not is_locked
+
+    def _open_by_others(self) -> JournalStorage:
+        if self.semantics == "journal":
+            storage = open_storage(f"journal:///{self.journal}")
+            assert isinstance(storage, JournalStorage)
+            return storage
+        return JournalStorage(_Entries(self._redis_entries(), self._append))
+
+    def _append(self, logs: list[dict[str, Any]]) -> None:
+        for entry in logs:
+            last = int(self.redis.keys.get(":log_number", -1)) + 1
+            self.redis.keys |= {":log_number": str(last), f":log:{last}": json.dumps(entry)}
 
     def _alive(self) -> list[Process]:
         return [each for each in self.world.processes.values() if not each.is_over]
@@ -393,7 +432,9 @@ class Run:
         finished = [trial for trial in trials if trial.state.is_finished() and not _is_interrupted(trial)]
         if self.is_done and len(finished) != self.budget:
             self._is_wrong(f"lost: {len(finished)} of {self.budget} trials are finished")
-        if left := [trial.number for trial in trials if not trial.state.is_finished()]:
+        if sorted(trial.number for trial in trials) != list(range(len(trials))):
+            self._is_wrong(f"doubled: the numbers of trials are {sorted(trial.number for trial in trials)}")
+        if left := [trial.number for trial in trials if trial.state is TrialState.RUNNING]:
             self._is_wrong(f"lost: trials {left} are left unfinished")
         for trial in finished:
             if trial.state is TrialState.FAIL and self.blame[trial.number] < MAX_ATTEMPTS:
@@ -408,9 +449,9 @@ class Run:
         told = sorted(trial.user_attrs[attributes.TELL] for trial in complete.values())
         if told != list(range(len(told))):
             self._is_wrong(f"doubled: results were told as numbers {told}")
-        if not chain_is_whole(trials, self.generation, self.workers):
+        if not self.world.counts["enqueued"] and not chain_is_whole(trials, self.generation, self.workers):
             self._is_wrong("proposals differ from those of the undisturbed run")
-        writers = [each for each, _ in itertools.groupby(self._writers())]
+        writers = [each for each, _ in itertools.groupby(each for each in self._writers() if each not in self.guests)]
         if len(set(writers)) < len(writers):
             self._is_wrong(f"two writers: {writers}")
 
@@ -419,11 +460,7 @@ class Run:
             connection = relational.Connection(self.database)
             return relational.read_trials(connection, 1)
         with _real_modules():
-            if self.semantics == "journal":
-                storage = open_storage(f"journal:///{self.journal}")
-            else:
-                entries = _Entries(self._redis_entries())
-                storage = JournalStorage(entries)
+            storage = self._open_by_others()
             return storage.get_all_trials(storage.get_study_id_from_name(NAME), deepcopy=False)
 
     def _redis_entries(self) -> list[dict[str, Any]]:
@@ -441,14 +478,16 @@ class Run:
 class _Entries:
     """Entries of a journal as a backend of Optuna."""
 
-    def __init__(self, entries: list[dict[str, Any]]) -> None:
+    def __init__(self, entries: list[dict[str, Any]], append: Callable[[list[dict[str, Any]]], None]) -> None:
         self._entries = entries
+        self._append = append
 
     def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
         return self._entries[log_number_from:]
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        raise AssertionError
+        self._append(logs)
+        self._entries += logs
 
 
 def _is_interrupted(trial: FrozenTrial) -> bool:
