@@ -22,7 +22,8 @@ _SMALLEST = 1e-6  # share of a source that has none: its score would be infinite
 
 def takes_scores(info: MethodInfo) -> bool:
     """Whether a method merges two sources by one share, so that a pair can stand for more."""
-    return info.sources == 2 and info.same_shapes and any(parameter.name == "t" for parameter in info.shared)
+    shares = [each for each in info.shared if each.name == "t" and each.maximum == 1]  # other methods' t is no share
+    return info.sources == 2 and info.same_shapes and bool(shares)
 
 
 def chosen_pair(scores: Sequence[Sequence[float]], own: Sequence[float]) -> tuple[tuple[int, int], float]:

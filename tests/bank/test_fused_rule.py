@@ -29,6 +29,7 @@ SIZES = {"a": 1, "b": 2, "c": 17, "d": 20_001}
 
 PARAMETERS = {
     "linear": {"weight": [1.0, 0.3, 2.0]},
+    "passthrough": {"scale": [0.7]},
     "slerp": {"t": 0.3},
     "task_arithmetic": {"weight": [0.7, -0.4, 1.1]},
     "elected_arithmetic": {"density": [0.3, 0.5, 1.0], "weight": [0.7, -0.4, 1.1]},
@@ -187,8 +188,8 @@ def test_an_output_that_is_not_contiguous_is_written_all_the_same():
 @pytest.mark.parametrize("method", [method for method in PARAMETERS if method != "pcb"])
 def test_n5_what_is_not_finite_is_refused_by_name(method, bad):
     tensors = rule_of(method, {}, (torch.float32,) * 4, names=("c",))
-    tensors.sources[0]["c"][3] = bad
-    tensors.sources[1]["c"][3] = bad
+    for source in tensors.sources[:2]:
+        source["c"][3] = bad
     rule = fuse_rule(method, tensors, kernels=EagerKernels(), dtype=torch.float16, device=CPU, cache=SourceCache())
     with pytest.raises(MergeError, match="'c' of the merge is not finite in float16"):
         rule.write({"c": torch.zeros(SIZES["c"], dtype=torch.float16)})

@@ -116,6 +116,7 @@ def test_a_source_outside_of_the_pair_has_the_lowest_score():
         ("{slerp: {parameters: {score: {low: 0.1, high: 1, log: true}}}}", None, "only differences of scores"),
         ("{slerp: {parameters: {t: 0.5, score: {low: 0, high: 1}}}}", None, "either t or score"),
         ("{ot_fusion: {parameters: {score: {low: 0, high: 1}}}}", None, "unknown parameter of 'ot_fusion'"),
+        ("{nearswap: {parameters: {score: {low: 0, high: 1}}}}", None, "unknown parameter of 'nearswap'"),
         ("{ties: {parameters: {score: {low: 0, high: 1}}}}", None, "unknown parameter of 'ties'"),
         ("{linear: {}}", "{depth: layers, one_method: true}", "name parts"),
     ],

@@ -38,8 +38,11 @@ def write(tmp_path, text):
     return str(path)
 
 
+EXPERTS_OF = {"slerp-per-layer": 2, "nearswap-global": 2, "ot-fusion": 1}
+
+
 def space_for(name):
-    return bound(name, experts=EXPERTS[: {"slerp-per-layer": 2, "ot-fusion": 1}.get(name, 4)])
+    return bound(name, experts=EXPERTS[: EXPERTS_OF.get(name, 4)])
 
 
 # Spaces of other merges are tested in tests/recipe_spaces.
@@ -94,6 +97,7 @@ def test_the_shipped_spaces_of_the_toy_scale_have_at_most_thirty_dimensions():
         "dare-ties-per-block": 18,
         "fisher-global": 4,
         "linear-global": 3,
+        "nearswap-global": 1,
         "opcm": 4,
         "ot-fusion": 3,
         "pcb-global": 4,
