@@ -78,6 +78,7 @@ def _document(recipe: Recipe, catalogue: TensorCatalogue, names: Mapping[str, st
         theirs,
         sources,
         models,
+        base_model="base" if _holds(theirs.base_under, options) else theirs.base_model,
         switches=_switches(method, theirs, options),
         settings=_settings(values, catalogue),
     )
@@ -134,12 +135,16 @@ def _rule_parameters(
         value = given[ours]
         parameters[name] = tuple(1 - share for share in value) if isinstance(value, tuple) else 1 - value
     for missing in theirs.missing:
-        option, unused = missing.unused_under
         value = given[missing.name]
         numbers = value if isinstance(value, tuple) else (value,)
-        if options.get(option) != unused and any(number != missing.neutral for number in numbers):
+        neutral = numbers[0] if missing.neutral is None else missing.neutral
+        if not _holds(missing.unused_under, options) and any(number != neutral for number in numbers):
             raise _NotExpressible(missing.reason)
     return parameters
+
+
+def _holds(condition: tuple[str, Any] | None, options: Mapping[str, Any]) -> bool:
+    return condition is not None and options.get(condition[0]) == condition[1]
 
 
 def _settings(
@@ -154,6 +159,7 @@ def _content(
     sources: tuple[str, ...],
     refs: Mapping[str, str],
     *,
+    base_model: str,
     switches: Mapping[str, bool],
     settings: Mapping[tuple[str, str | None], Setting],
 ) -> dict[str, Any]:
@@ -163,8 +169,8 @@ def _content(
         models.append({"model": refs[source]} | ({"parameters": own} if own else {}))
     shared = {name: setting for (name, of), setting in settings.items() if of is None} | dict(switches)
     content: dict[str, Any] = {"merge_method": theirs.name, "models": models}
-    if theirs.base_model != "none":
-        content["base_model"] = refs[recipe.base.name if theirs.base_model == "base" else sources[0]]
+    if base_model != "none":
+        content["base_model"] = refs[recipe.base.name if base_model == "base" else sources[0]]
     content |= {"parameters": shared} if shared else {}
     return content | {"dtype": recipe.dtype, "tokenizer_source": refs[recipe.base.name]}
 
@@ -172,7 +178,9 @@ def _content(
 def _switches(method: str, theirs: MergekitMethod, options: Mapping[str, Any]) -> dict[str, bool]:
     """mergekit's switches that correspond to our options; written out, because its defaults differ by method."""
     ours: dict[str, Option] = {option.name: option for option in METHODS[method].options}
-    return {switch: options.get(name, ours[name].default) != off for switch, (name, off) in theirs.switches.items()}
+    chosen = {name: options.get(name, option.default) for name, option in ours.items()}
+    switches = {switch: chosen[name] != off for switch, (name, off) in theirs.switches.items()}
+    return switches | {switch: chosen[name] == on for switch, (name, on) in theirs.selections.items()}
 
 
 def _setting(values: Mapping[str, float], catalogue: TensorCatalogue) -> Setting:

@@ -111,14 +111,14 @@ class MissingParameter:
     """A parameter of ours that mergekit's method lacks: there a merge is the same only where it has no effect.
 
     Attributes:
-        neutral: the value without effect.
-        unused_under: (option, its value) under which the parameter has no effect at all.
+        neutral: the value without effect; None: any value that all sources share.
+        unused_under: (option, its value) under which the parameter has no effect at all; None: there is no such option.
         reason: the sentence that refuses any other value.
     """
 
     name: str
-    neutral: float
-    unused_under: tuple[str, OptionValue]
+    neutral: float | None
+    unused_under: tuple[str, OptionValue] | None
     reason: str
 
 
@@ -129,21 +129,25 @@ class MergekitMethod:
     Attributes:
         name: mergekit's `merge_method`.
         base_model: what its YAML names as `base_model`: nothing, the base, or the first source.
+        base_under: (our option, its value) under which it is the base instead.
         parameters: our parameter -> mergekit's, for those that carry over as they are.
         complements: our parameter -> mergekit's that is 1 minus it.
         missing: parameters that mergekit lacks.
         switches: mergekit's switch -> (our option, the value under which the switch is off).
+        selections: mergekit's switch -> (our option, the value under which the switch is on).
         semantics: our options with the values that are mergekit's definition.
         expressed: our option -> values that the YAML states by other means, so that they are no difference.
     """
 
     name: str
     base_model: Literal["none", "base", "first source"]
+    base_under: tuple[str, OptionValue] | None = None
     parameters: Mapping[str, str]
     semantics: Mapping[str, OptionValue]
     complements: Mapping[str, str] = field(default_factory=dict)
     missing: tuple[MissingParameter, ...] = ()
     switches: Mapping[str, tuple[str, OptionValue]] = field(default_factory=dict)
+    selections: Mapping[str, tuple[str, OptionValue]] = field(default_factory=dict)
     expressed: Mapping[str, tuple[OptionValue, ...]] = field(default_factory=dict)
 
 

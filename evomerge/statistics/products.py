@@ -6,13 +6,11 @@ import math
 from collections.abc import Sequence
 
 from evomerge.errors import InvalidInput
+from evomerge.tensors.inner_products import Products, inner_products
 from evomerge.tensors.rule_tensors import RuleTensors, Tensors
-from evomerge.tensors.sums import ordered_sum
 
 
-def task_vector_products(
-    base: Tensors, sources: Sequence[Tensors], names: Sequence[str]
-) -> dict[str, tuple[tuple[float, ...], ...]]:
+def task_vector_products(base: Tensors, sources: Sequence[Tensors], names: Sequence[str]) -> dict[str, Products]:
     """[n, n], <tau_i, tau_j> of each tensor, in float64, with the same bits for any number of threads.
 
     Args:
@@ -25,14 +23,8 @@ def task_vector_products(
     return {name: _of_tensor(tensors, name) for name in names}
 
 
-def _of_tensor(tensors: RuleTensors, name: str) -> tuple[tuple[float, ...], ...]:
-    size = len(tensors.sources)
-    sums = [[0.0] * size for _ in range(size)]
-    for piece in tensors.pieces(name):
-        vectors = [vector.double() for vector in piece.task_vectors()]
-        for row in range(size):
-            for column in range(row + 1):
-                sums[row][column] += ordered_sum([vectors[row] * vectors[column]])
-    if not all(math.isfinite(value) for row in sums for value in row):
+def _of_tensor(tensors: RuleTensors, name: str) -> Products:
+    products = inner_products(tensors, name, of="task_vectors")
+    if not all(math.isfinite(value) for row in products for value in row):
         raise InvalidInput(f"a task vector has values that are not finite in tensor {name!r}; check the sources")
-    return tuple(tuple(sums[max(row, column)][min(row, column)] for column in range(size)) for row in range(size))
+    return products

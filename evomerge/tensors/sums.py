@@ -29,6 +29,16 @@ def _halved(values: Tensor) -> float:
     return float(values) if values.numel() else 0.0
 
 
+def ordered_row_sums(rows: Tensor) -> Tensor:
+    """The sum of each row of a matrix [rows, width], in float64 and in an order that is fixed by the width alone."""
+    values = rows.to(torch.float64)
+    while values.shape[1] > 1:
+        half = values.shape[1] // 2
+        rest = values[:, 2 * half :]
+        values = torch.cat([values[:, :half] + values[:, half : 2 * half], rest], 1)
+    return values[:, 0]
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Inside, linear algebra on the CPU takes one thread: the number of threads decides its last bits, and an export

@@ -108,6 +108,31 @@ def test_dare_ties_is_expressible_where_nothing_is_trimmed_again() -> None:
     assert _content(_recipe(free))["parameters"]["rescale"] is False
 
 
+def test_a_method_on_task_vectors_names_the_base_and_one_on_the_sources_does_not() -> None:
+    for method in ("multislerp", "nuslerp"):
+        sources = _content(_recipe(_rule(method, weight=(0.5, 0.5))))
+        vectors = _content(_recipe(_rule(method, options={"vectors": "task_vectors"}, weight=(0.5, 0.5))))
+        assert "base_model" not in sources
+        assert vectors["base_model"] == "org/base"
+
+
+def test_nuslerp_says_what_has_an_angle_of_its_own() -> None:
+    switches = {
+        units: _content(_recipe(_rule("nuslerp", options={"units": units}, weight=(0.5, 0.5))))["parameters"]
+        for units in ("tensor", "rows", "columns")
+    }
+    assert switches == {
+        "tensor": {"nuslerp_flatten": True, "nuslerp_row_wise": False},
+        "rows": {"nuslerp_flatten": False, "nuslerp_row_wise": True},
+        "columns": {"nuslerp_flatten": False, "nuslerp_row_wise": False},
+    }
+
+
+def test_a_karcher_mean_is_expressible_where_all_weigh_alike() -> None:
+    assert _content(_recipe(_rule("karcher", weight=(0.5, 0.5))))["merge_method"] == "karcher"
+    assert "same weight" in _reason(_recipe(_rule("karcher", weight=(0.5, 0.6))))
+
+
 def _value(name: str) -> float:
     """A number of its own for each layer and part."""
     entry = CATALOGUE[name]

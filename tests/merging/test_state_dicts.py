@@ -205,8 +205,10 @@ def test_n6_every_method_is_finite_at_the_ends_of_every_range_on_small_tensors(m
         for parameters in itertools.chain(search_ends, ends_of(method, widest=True)):
             try:
                 result = merge_state_dicts(method, sources, base, parameters, options)
-            except MergeError:
-                assert parameters["weight"] == 0.0  # weights that are all zero cannot be normalised
+            except MergeError as refusal:
+                # Weights that are all zero cannot be normalised, and of one element the directions may cancel.
+                if parameters["weight"] != 0.0 and not (size == 1 and "cancel each other" in str(refusal)):
+                    raise
                 continue
             assert all(bool(tensor.isfinite().all()) for tensor in result.values())
 
@@ -286,6 +288,9 @@ def test_looked_up_thresholds_give_the_reference(kept_rule):
         assert same(counted, looked_up)
 
 
+SUMMED_BY_PIECE = ("emr", "karcher", "multislerp", "nuslerp", "slerp")
+
+
 @pytest.mark.parametrize("method", ALL)
 @pytest.mark.parametrize("semantics", ["evomerge", "mergekit"])
 def test_any_division_into_pieces_gives_the_same_bits(method, semantics, monkeypatch):
@@ -293,7 +298,7 @@ def test_any_division_into_pieces_gives_the_same_bits(method, semantics, monkeyp
     whole = merge(method, options=options)
     monkeypatch.setattr(rule_tensors, "CPU_PIECE", 7)
     pieced = merge(method, options=options)
-    if method in ("slerp", "emr") or (method.startswith("dare") and semantics == "mergekit"):
+    if method in SUMMED_BY_PIECE or (method.startswith("dare") and semantics == "mergekit"):
         # Norms and rescalers are sums over the pieces: fixed by the size of a piece, which is a constant.
         assert all(torch.allclose(whole[name], pieced[name]) for name in whole)
     else:

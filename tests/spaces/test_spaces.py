@@ -38,7 +38,7 @@ def write(tmp_path, text):
     return str(path)
 
 
-EXPERTS_OF = {"slerp-per-layer": 2, "nearswap-global": 2, "ot-fusion": 1}
+EXPERTS_OF = {"slerp-per-layer": 2, "nearswap-global": 2, "nuslerp-global": 2, "ot-fusion": 1}
 
 
 def space_for(name):
@@ -96,8 +96,11 @@ def test_the_shipped_spaces_of_the_toy_scale_have_at_most_thirty_dimensions():
     assert sizes == {
         "dare-ties-per-block": 18,
         "fisher-global": 4,
+        "karcher-global": 3,
         "linear-global": 3,
+        "multislerp-global": 3,
         "nearswap-global": 1,
+        "nuslerp-global": 1,
         "opcm": 4,
         "ot-fusion": 3,
         "pcb-global": 4,
