@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
 
 from evomerge.baselines.baseline_plans import (
     BaselinePlan,
@@ -23,6 +22,7 @@ from evomerge.baselines.info import ModelStockSettings
 from evomerge.documents import validate
 from evomerge.errors import InvalidInput
 from evomerge.jobs import Products
+from evomerge.merging import model_stock as model_stock_merges
 from evomerge.spec import BaselineSpec
 
 
@@ -88,23 +88,10 @@ def stock_share(products: Products, settings: ModelStockSettings) -> float:
     Raises:
         InvalidInput: under `negative: raw`, cos = -1 / (n - 1), for which there is no t.
     """
-    experts = len(products)
-    cosines = [_cosine(products, *pair) for pair in combinations(range(experts), 2)]
-    if settings.pair_mean == "angles":
-        cosine = math.cos(sum(math.acos(each) for each in cosines) / len(cosines))
-    else:
-        cosine = sum(cosines) / len(cosines)
-    if settings.negative == "clip":
-        cosine = max(0.0, cosine)
-    divisor = 1 + (experts - 1) * cosine
-    if abs(divisor) < 1e-8:
+    share = model_stock_merges.stock_share(products, settings.pair_mean, settings.negative)
+    if share is None:
         raise InvalidInput("the task vectors of a tensor point away from each other, and negative: raw has no answer")
-    return experts * cosine / divisor
-
-
-def _cosine(products: Products, one: int, other: int) -> float:
-    lengths = math.sqrt(products[one][one]) * math.sqrt(products[other][other])
-    return max(-1.0, min(1.0, products[one][other] / lengths)) if lengths else 0.0
+    return share
 
 
 def _shares(values: Sequence[float]) -> list[float]:

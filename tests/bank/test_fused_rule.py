@@ -33,6 +33,7 @@ PARAMETERS = {
     "multislerp": {"weight": [1.0, 0.3, 2.0]},
     "karcher": {"weight": [1.0, 0.3, 2.0]},
     "nuslerp": {"weight": [1.0, 0.4]},
+    "model_stock": {},
     "slerp": {"t": 0.3},
     "task_arithmetic": {"weight": [0.7, -0.4, 1.1]},
     "elected_arithmetic": {"density": [0.3, 0.5, 1.0], "weight": [0.7, -0.4, 1.1]},
@@ -48,6 +49,7 @@ WITHOUT_FORMULA = [
     ("dare_ties", {"kept_rule": "topk"}),
     ("nuslerp", {"units": "rows"}),
     ("nuslerp", {"units": "columns"}),
+    ("model_stock", {"filter_wise": True}),
 ]
 
 
