@@ -180,7 +180,8 @@ def _switches(method: str, theirs: MergekitMethod, options: Mapping[str, Any]) -
     ours: dict[str, Option] = {option.name: option for option in METHODS[method].options}
     chosen = {name: options.get(name, option.default) for name, option in ours.items()}
     switches = {switch: chosen[name] != off for switch, (name, off) in theirs.switches.items()}
-    return switches | {switch: chosen[name] == on for switch, (name, on) in theirs.selections.items()}
+    switches |= {switch: chosen[name] == on for switch, (name, on) in theirs.selections.items()}
+    return switches | dict(theirs.fixed)
 
 
 def _setting(values: Mapping[str, float], catalogue: TensorCatalogue) -> Setting:

@@ -135,6 +135,7 @@ class MergekitMethod:
         missing: parameters that mergekit lacks.
         switches: mergekit's switch -> (our option, the value under which the switch is off).
         selections: mergekit's switch -> (our option, the value under which the switch is on).
+        fixed: mergekit's switches that its method needs at one value.
         semantics: our options with the values that are mergekit's definition.
         expressed: our option -> values that the YAML states by other means, so that they are no difference.
     """
@@ -148,6 +149,7 @@ class MergekitMethod:
     missing: tuple[MissingParameter, ...] = ()
     switches: Mapping[str, tuple[str, OptionValue]] = field(default_factory=dict)
     selections: Mapping[str, tuple[str, OptionValue]] = field(default_factory=dict)
+    fixed: Mapping[str, bool] = field(default_factory=dict)
     expressed: Mapping[str, tuple[OptionValue, ...]] = field(default_factory=dict)
 
 

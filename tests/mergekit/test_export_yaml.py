@@ -133,6 +133,15 @@ def test_a_karcher_mean_is_expressible_where_all_weigh_alike() -> None:
     assert "same weight" in _reason(_recipe(_rule("karcher", weight=(0.5, 0.6))))
 
 
+def test_breadcrumbs_are_never_normalised_and_their_election_as_the_recipe_says() -> None:
+    values: dict[str, Any] = {"density": (0.5, 0.5), "gamma": (0.01, 0.02), "weight": (1.0, 1.0), "lambda_": 1.5}
+    content = _content(_recipe(_rule("breadcrumbs", **values)))
+    assert content["parameters"] == {"lambda": 1.5, "normalize": False}
+    assert content["models"][1]["parameters"] == {"density": 0.5, "gamma": 0.02, "weight": 1.0}
+    elected = _content(_recipe(_rule("breadcrumbs_ties", options={"weighting": "norm"}, **values)))
+    assert elected["parameters"] == {"lambda": 1.5, "normalize": True}
+
+
 def _value(name: str) -> float:
     """A number of its own for each layer and part."""
     entry = CATALOGUE[name]

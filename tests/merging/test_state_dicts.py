@@ -258,7 +258,7 @@ def test_merging_group_by_group_gives_the_reference(method):
     ]
     everything = sorted(itertools.chain(*layers))
     for scope in ("layer_group", "global", "tensor"):
-        options = {"trim_scope": scope} if "ties" in method else required(method)
+        options = {"trim_scope": scope} if "trim_scope" in METHODS[method].option_names else required(method)
         reference = merge_state_dicts(method, sources, base, {}, options)
         for names in layers:
             for name, tensor in grouped(method, base, sources, options, names, scope_names=everything).items():
