@@ -288,7 +288,7 @@ def test_looked_up_thresholds_give_the_reference(kept_rule):
         assert same(counted, looked_up)
 
 
-SUMMED_BY_PIECE = ("emr", "karcher", "model_stock", "multislerp", "nuslerp", "slerp")
+SUMMED_BY_PIECE = ("emr", "karcher", "model_stock", "multislerp", "nuslerp", "sce", "slerp")
 
 
 @pytest.mark.parametrize("method", ALL)

@@ -108,6 +108,7 @@ def test_the_shipped_spaces_of_the_toy_scale_have_at_most_thirty_dimensions():
         "pcb-global": 4,
         "pcb-per-block": 12,
         "regmean-global": 4,
+        "sce-global": 1,
         "slerp-per-layer": 6,
         "task-arithmetic-per-block": 12,
         "ties-per-block": 15,

@@ -1,0 +1,33 @@
+"""SCE: select, calculate, erase."""
+
+from __future__ import annotations
+
+from evomerge.methods.info import MergekitMethod, MethodInfo, Parameter
+
+SCE = MethodInfo(
+    name="sce",
+    title="SCE: where task vectors differ most, those of the elected sign, weighted by their energy",
+    paper="FuseChat, arXiv 2408.07990, as mergekit's documentation has it",
+    formula=(
+        "select: by tensor the share select_topk of largest variance over the sources, of those that are not 0\n"
+        "calculate: c_i = sum tau_i^2 / sum_k sum tau_k^2, over the selected elements of the tensor\n"
+        "erase: e_i = 1 where tau_i has the sign of sum_k tau_k, else 0\n"
+        "theta = theta_0 + sum_i c_i * e_i * tau_i / sum_i c_i * e_i, by element, 0 where nothing is left"
+    ),
+    cost="three passes over base and sources; thresholds are counted for every new share, once per worker",
+    merge="evomerge.elementwise.sce:merge_sce",
+    shared=(
+        Parameter(
+            name="select_topk",
+            per_source=False,
+            low=0.05,
+            high=1.0,
+            default=1.0,
+            description="share of the elements that is selected by variance; 1 selects all of them",
+            minimum=0.0,
+            maximum=1.0,
+        ),
+    ),
+    needs=frozenset({"base"}),
+    mergekit=MergekitMethod(name="sce", base_model="base", parameters={"select_topk": "select_topk"}, semantics={}),
+)
