@@ -23,8 +23,8 @@ def example_of(info: MethodInfo) -> dict[str, str]:
     """
     content = _space(info)
     try:
-        if not info.parameters:
-            raise InvalidInput("a method without numbers leaves nothing to search")
+        if all(parameter.fixed for parameter in info.parameters):
+            raise InvalidInput("a method without numbers to choose leaves nothing to search")
         check_space(validate(SearchSpace, content, "example"))
     except InvalidInput:
         return {"kind": "call", "text": _call(info)}

@@ -107,6 +107,7 @@ def test_the_shipped_spaces_of_the_toy_scale_have_at_most_thirty_dimensions():
         "ot-fusion": 3,
         "pcb-global": 4,
         "pcb-per-block": 12,
+        "ram-plus-global": 2,
         "regmean-global": 4,
         "sce-global": 1,
         "slerp-per-layer": 6,
