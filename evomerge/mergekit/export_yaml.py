@@ -18,6 +18,7 @@ import yaml
 from evomerge.catalogue import TensorCatalogue
 from evomerge.mergekit.passthrough import location_of, slices_of
 from evomerge.methods import METHODS, MergekitMethod, Option
+from evomerge.methods.functions import load_function
 from evomerge.recipe import Recipe, Rule
 
 Setting = float | list[Any]
@@ -134,6 +135,9 @@ def _rule_parameters(
     for ours, name in theirs.complements.items():
         value = given[ours]
         parameters[name] = tuple(1 - share for share in value) if isinstance(value, tuple) else 1 - value
+    for name, (path, names) in theirs.derived.items():
+        by_source = zip(*(_by_source(given[ours], len(rule.sources)) for ours in names), strict=True)
+        parameters[name] = tuple(load_function(path)(*values) for values in by_source)
     for missing in theirs.missing:
         value = given[missing.name]
         numbers = value if isinstance(value, tuple) else (value,)
@@ -141,6 +145,10 @@ def _rule_parameters(
         if not _holds(missing.unused_under, options) and any(number != neutral for number in numbers):
             raise _NotExpressible(missing.reason)
     return parameters
+
+
+def _by_source(value: float | tuple[float, ...], sources: int) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (value,) * sources
 
 
 def _holds(condition: tuple[str, Any] | None, options: Mapping[str, Any]) -> bool:

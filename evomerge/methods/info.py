@@ -132,6 +132,7 @@ class MergekitMethod:
         base_under: (our option, its value) under which it is the base instead.
         parameters: our parameter -> mergekit's, for those that carry over as they are.
         complements: our parameter -> mergekit's that is 1 minus it.
+        derived: mergekit's parameter -> ("module:function", the parameters of ours that the function takes in order).
         missing: parameters that mergekit lacks.
         switches: mergekit's switch -> (our option, the value under which the switch is off).
         selections: mergekit's switch -> (our option, the value under which the switch is on).
@@ -146,6 +147,7 @@ class MergekitMethod:
     parameters: Mapping[str, str]
     semantics: Mapping[str, OptionValue]
     complements: Mapping[str, str] = field(default_factory=dict)
+    derived: Mapping[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
     missing: tuple[MissingParameter, ...] = ()
     switches: Mapping[str, tuple[str, OptionValue]] = field(default_factory=dict)
     selections: Mapping[str, tuple[str, OptionValue]] = field(default_factory=dict)

@@ -142,6 +142,16 @@ def test_breadcrumbs_are_never_normalised_and_their_election_as_the_recipe_says(
     assert elected["parameters"] == {"lambda": 1.5, "normalize": True}
 
 
+def test_the_spread_of_della_is_its_epsilon_as_a_share_of_what_the_density_allows() -> None:
+    rule = _rule("della", density=(0.2, 0.75), spread=(0.5, 1.0), weight=(1.0, 1.0), lambda_=1.0)
+    content = _content(_recipe(rule))
+    assert [model["parameters"]["epsilon"] for model in content["models"]] == [0.1, 0.25]
+    assert content["parameters"] == {"lambda": 1.0, "normalize": True, "rescale": True}
+    given: dict[str, Any] = {"density": (0.2, 0.2), "spread": (0.5, 0.5), "weight": (1.0, 1.0), "lambda_": 1.0}
+    linear = _rule("della_linear", options={"rescale": "none"}, **given)
+    assert _content(_recipe(linear))["parameters"] == {"lambda": 1.0, "normalize": False, "rescale": False}
+
+
 def _value(name: str) -> float:
     """A number of its own for each layer and part."""
     entry = CATALOGUE[name]

@@ -162,7 +162,7 @@ def test_n13_global_generators_are_untouched_and_do_not_matter(method):
     assert same(first, second)
 
 
-@pytest.mark.parametrize("method", [name for name in ALL if name.startswith("dare")])
+@pytest.mark.parametrize("method", [name for name in ALL if METHODS[name].random])
 def test_the_seed_decides_the_masks(method):
     assert same(merge(method, seed=1), merge(method, seed=1))
     assert not same(merge(method, seed=1), merge(method, seed=2))
@@ -298,7 +298,7 @@ def test_any_division_into_pieces_gives_the_same_bits(method, semantics, monkeyp
     whole = merge(method, options=options)
     monkeypatch.setattr(rule_tensors, "CPU_PIECE", 7)
     pieced = merge(method, options=options)
-    if method in SUMMED_BY_PIECE or (method.startswith("dare") and semantics == "mergekit"):
+    if method in SUMMED_BY_PIECE or (method.startswith(("dare", "della")) and semantics == "mergekit"):
         # Norms and rescalers are sums over the pieces: fixed by the size of a piece, which is a constant.
         assert all(torch.allclose(whole[name], pieced[name]) for name in whole)
     else:

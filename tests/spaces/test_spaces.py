@@ -97,6 +97,8 @@ def test_the_shipped_spaces_of_the_toy_scale_have_at_most_thirty_dimensions():
         "breadcrumbs-global": 6,
         "breadcrumbs-ties-global": 6,
         "dare-ties-per-block": 18,
+        "della-global": 6,
+        "della-linear-global": 6,
         "fisher-global": 4,
         "karcher-global": 3,
         "linear-global": 3,
