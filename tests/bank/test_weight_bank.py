@@ -70,6 +70,17 @@ def live_bits(model):
         ("dare_linear", {"drop_rate": 0.5, "weight": 0.4}, {}),
         ("pcb", {"density": 0.2, "weight": [1.0, 0.5, 2.0]}, {"variant": "vision_es"}),
         ("emr", {}, {"task": 1}),
+        ("multislerp", {"weight": [1.0, 0.5, 2.0]}, {"vectors": "task_vectors"}),
+        ("karcher", {"weight": [1.0, 0.5, 2.0]}, {}),
+        ("model_stock", {}, {}),
+        ("model_stock", {}, {"filter_wise": True}),
+        ("breadcrumbs", {"density": 0.5, "gamma": 0.1}, {}),
+        ("breadcrumbs_ties", {"density": 0.5, "gamma": 0.1, "weight": [1.0, 0.5, 2.0]}, {}),
+        ("sce", {"select_topk": 0.3}, {}),
+        ("ram", {}, {}),
+        ("ram_plus", {"r": 0.5}, {}),
+        ("della", {"density": 0.5, "spread": 0.5}, {}),
+        ("della_linear", {"density": 0.5, "spread": 0.5}, {"rescale": "l1_match"}),
     ],
 )
 def test_what_is_materialised_is_what_merge_state_dicts_defines(sources, bank, dtype, method, parameters, options):
@@ -90,19 +101,37 @@ def test_what_is_materialised_is_what_merge_state_dicts_defines(sources, bank, d
         torch.testing.assert_close(live[name], reference[name].to(live[name].dtype), rtol=1e-5, atol=1e-6)
 
 
-def test_slerp_of_two_sources_is_what_merge_state_dicts_defines(sources, bank, dtype):
+@pytest.mark.parametrize(
+    ("method", "parameters", "options"),
+    [
+        ("slerp", {"t": 0.3}, {}),
+        ("nearswap", {"t": 1e-3}, {}),
+        ("nuslerp", {"weight": [1.0, 0.5]}, {}),
+        ("nuslerp", {"weight": [1.0, 0.5]}, {"units": "rows"}),
+        ("nuslerp", {"weight": [1.0, 0.5]}, {"units": "columns"}),
+        ("arcee_fusion", {}, {}),
+    ],
+)
+def test_a_merge_of_two_sources_is_what_merge_state_dicts_defines(sources, bank, dtype, method, parameters, options):
     _, experts = sources
-    recipe = recipe_of(sources, "slerp", dtype, {"t": 0.3}, experts=EXPERTS[:2])
+    recipe = recipe_of(sources, method, dtype, parameters, options, experts=EXPERTS[:2])
     live = bank.materialize(recipe).state_dict()
     reference = merge_state_dicts(
-        "slerp", [{n: source.tensors[n].float() for n in live if n in source.tensors} for source in experts[:2]],
-        parameters={"t": 0.3},
-    )  # fmt: skip
+        method,
+        [{n: source.tensors[n].float() for n in live if n in source.tensors} for source in experts[:2]],
+        parameters=parameters,
+        options=options,
+    )
     for name, tensor in reference.items():
         torch.testing.assert_close(live[name], tensor.to(live[name].dtype), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("space", ["dare-ties-per-block", "ties-smooth", "linear-global", "pcb-per-block"])
+GLOBAL_SPACES = ["multislerp-global", "karcher-global", "breadcrumbs-ties-global", "sce-global", "della-global"]
+
+
+@pytest.mark.parametrize(
+    "space", ["dare-ties-per-block", "ties-smooth", "linear-global", "pcb-per-block", *GLOBAL_SPACES]
+)
 def test_n9_scored_exported_and_verified_weights_have_the_same_bits(sources, bank, dtype, space):
     base, experts = sources
     bound = bind(load_space(space), base.catalogue, base.ref, [each.ref for each in experts], dtype=dtype, seed=3)
