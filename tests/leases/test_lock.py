@@ -50,10 +50,13 @@ from evomerge.errors import StudyHeld
 from evomerge.leases import lease, lock
 from evomerge.storage.opening import open_storage
 from evomerge.leases.holding_process import Process
+from evomerge.storage.patience import StoragePatience
+times = lease.LeaseTimes(refresh=0.1, silence=1.5, margin=0.5)
+patience = StoragePatience(seconds=30)  # a refresh may be under way at the moment of the continuation
 lock.network_filesystem = lambda file: "nfs4"
 lease.this_process = lambda: Process(host="elsewhere", boot="b", pid=1, start="1")
 try:
-    with lock.hold(sys.argv[1], "s", times=lease.LeaseTimes(refresh=0.1, silence=1.5, margin=0.5)) as held:
+    with lock.hold(sys.argv[1], "s", times=times, patience=patience) as held:
         storage = open_storage(sys.argv[1], single_writer=True)
         held.guard(storage)
         study = storage.create_new_study([], "s")
