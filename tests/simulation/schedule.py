@@ -3,47 +3,42 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import optuna
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import _file as optuna_journal_file
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
-from simulation import doubles, redis_server, relational
+from simulation import doubles
 from simulation.chained_sampler import ChainedSampler, OneNumber, TheValue, chain_is_whole
+from simulation.patched_modules import simulated
+from simulation.shared_storage import NAME, SharedStorage
 from simulation.simulated_executor import SimulatedExecutor, value_of
 from simulation.world import CALM, Faults, Hung, Process, World
 
-from evomerge.errors import EvomergeError, StudyHeld
-from evomerge.leases import journal_leases, lock
-from evomerge.leases import lease as lease_module
+from evomerge.errors import EvomergeError
+from evomerge.leases import lock
 from evomerge.leases.holding_process import Process as HoldingProcess
-from evomerge.leases.journal_leases import FileLease, RedisLease
 from evomerge.leases.lease import Lease, LeaseStore, LeaseTimes, holder_in, record_in
 from evomerge.loop.controller import Controller
 from evomerge.loop.stop import Stop
 from evomerge.objective import Objective
 from evomerge.spec import BudgetSpec
-from evomerge.storage import attributes, journals, single_writer
-from evomerge.storage.opening import open_storage, with_retries
+from evomerge.storage import attributes
+from evomerge.storage.opening import with_retries
 from evomerge.storage.patience import StorageAway, StoragePatience
-from evomerge.storage.patient_storage import PatientWriter
-from evomerge.study import trial_writer
 from evomerge.study.search_study import MAX_ATTEMPTS, SearchStudy
 
+__all__ = ["SEMANTICS", "Findings", "run_schedule", "simulated"]
+
 SEMANTICS = ("sqlite", "server", "journal", "redis")
-NAME = "s"
 PATIENCE = 120.0
 MOST_SECONDS = 12 * 3600.0  # of simulated time, before a schedule counts as hung
 _TIMES = LeaseTimes()
@@ -86,7 +81,7 @@ class WatchedLease:
         self._process = process
 
     def read(self) -> str | None:
-        text: str | None = self._run.world.call(self._store.read, self._run.away, writes=False)
+        text: str | None = self._run.world.call(self._store.read, self._run.storage.away, writes=False)
         return text
 
     def swap(self, old: str | None, new: str) -> bool:
@@ -98,7 +93,7 @@ class WatchedLease:
                 self._run.note_swap(old, new, sent, self._process)
             return swapped
 
-        return bool(self._run.world.call(swap, self._run.away))
+        return bool(self._run.world.call(swap, self._run.storage.away))
 
     def guard(self, storage: BaseStorage, holder: str) -> None:
         self._store.guard(storage, holder)
@@ -127,19 +122,10 @@ class Run:
         self.blame: Counter[int] = Counter()  # attempts of a trial that failed by its own fault
         self.numbers = [0]  # of the takeovers of the lease
         self.stops: dict[int, Stop] = {}
-        self.guests: set[str] = set()  # who has enqueued a trial
         self.holders: set[int] = set()  # who has held the study
         self.signs: dict[str, tuple[float, Process]] = {}  # holder -> its latest refresh, and its process
-        self.database = relational.Database("sqlite" if semantics == "sqlite" else "postgresql")
-        self.redis = redis_server.RedisServer()
-        self.holder_of_file: Process | None = None
+        self.storage = SharedStorage(self.world, semantics, folder)
         self._calm_tries = 0
-
-    @property
-    def away(self) -> Callable[[], Exception]:
-        if self.semantics == "journal":
-            return doubles.disk_error
-        return redis_server.away if self.semantics == "redis" else _away
 
     def go(self) -> Findings:
         """Run the schedule and look at what became of the study."""
@@ -176,49 +162,13 @@ class Run:
         for _ in range(draw.choice([0, 1, 2])):
             world.at(draw.uniform(0.0, 120.0), self._set_clock)
         for _ in range(draw.choice([0, 0, 0, 1, 2])):
-            world.at(draw.uniform(0.0, 20.0), self._enqueue)
+            world.at(draw.uniform(0.0, 20.0), self.storage.enqueue)
         for _ in range(draw.choice([0, 0, 1])):
             world.at(draw.uniform(0.0, 30.0), self._stop_some)
         for _ in range(draw.choice([0, 0, 1])):
             world.at(draw.uniform(0.0, 30.0), self._freeze_some)
         for _ in range(draw.choice([0, 0, 1])):
             world.at(draw.uniform(0.0, 30.0), self._kill_some)
-
-    def _enqueue(self) -> None:
-        """Somebody asks for a point, from another machine."""
-        fixed = {"x": self.world.draw.random()}
-        template = optuna.trial.create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": fixed})
-        if self.semantics in ("sqlite", "server"):
-            if self.database.tables.studies:
-                self.database.enqueue(1, fixed)
-                self.world.counts["enqueued"] += 1
-            return
-        if not self._can_be_opened():
-            return
-        with _real_modules():
-            storage = self._open_by_others()
-            if studies := storage.get_all_studies():
-                storage.create_new_trial(studies[0]._study_id, template)
-                self.guests.add(storage._replay_result.worker_id)
-                self.world.counts["enqueued"] += 1
-
-    def _can_be_opened(self) -> bool:
-        if self.semantics == "redis":
-            return bool(self.redis.keys)
-        is_locked = self.journal.with_name(f"{self.journal.name}.lock").is_symlink()
-        return self.journal.exists() and not is_locked
-
-    def _open_by_others(self) -> JournalStorage:
-        if self.semantics == "journal":
-            storage = open_storage(f"journal:///{self.journal}")
-            assert isinstance(storage, JournalStorage)
-            return storage
-        return JournalStorage(_Entries(self._redis_entries(), self._append))
-
-    def _append(self, logs: list[dict[str, Any]]) -> None:
-        for entry in logs:
-            last = int(self.redis.keys.get(":log_number", -1)) + 1
-            self.redis.keys |= {":log_number": str(last), f":log:{last}": json.dumps(entry)}
 
     def _alive(self) -> list[Process]:
         return [each for each in self.world.processes.values() if not each.is_over]
@@ -304,7 +254,7 @@ class Run:
         patience.check = stop.check
         held = stack.enter_context(self._hold(process, patience))
         self.holders.add(process.pid)
-        storage = self._open(process, patience)
+        storage = self.storage.open(process, patience)
         held.guard(storage)
         study = optuna.create_study(
             storage=storage, study_name=NAME, direction="maximize", sampler=self._sampler(), load_if_exists=True
@@ -348,13 +298,13 @@ class Run:
     @contextmanager
     def _hold(self, process: Process, patience: StoragePatience) -> Iterator[lock.Hold]:
         if self.semantics == "sqlite":
-            self._lock_file(process)
+            self.storage.lock_file(process)
             yield lock.Hold("")
             return
         with_retries(self.world.trouble, clock=process.clock)
         host, pid = process.host, process.pid
         lease = Lease(
-            WatchedLease(self._lease_store(process), self, process),
+            WatchedLease(self.storage.lease_store(process), self, process),
             what="the study",
             process=HoldingProcess(host=host, boot=host, pid=pid, start=str(pid)),
             clock=process.clock,
@@ -374,33 +324,6 @@ class Run:
                 self._is_wrong(f"a holder that was silent for {silent:.1f} s may write")
 
         held.check = checked  # type: ignore[method-assign]
-
-    def _lock_file(self, process: Process) -> None:
-        if self.holder_of_file is not None and not self.holder_of_file.is_over:
-            raise StudyHeld("the file is locked")
-        self.holder_of_file = process
-
-    def _lease_store(self, process: Process) -> LeaseStore:
-        if self.semantics == "journal":
-            return FileLease(self.journal)
-        if self.semantics == "redis":
-            return RedisLease(redis_server.RedisClient(self.redis), NAME)
-        storage = PatientWriter(relational.Backend(self.database), StoragePatience(seconds=0.0), "it", None)
-        study_id = with_retries(lambda: lock._study_id(storage, NAME, ["maximize"]), clock=process.clock)
-        return relational.ModelLease(self.database, study_id)
-
-    @property
-    def journal(self) -> Path:
-        return self.folder / "study.journal"
-
-    def _open(self, process: Process, patience: StoragePatience) -> BaseStorage:
-        if self.semantics == "journal":
-            return open_storage(f"journal:///{self.journal}", single_writer=True, patience=patience)
-        if self.semantics == "redis":
-            journal = redis_server.SimulatedRedisJournal(self.redis, str(process.pid))
-            journal.patience = patience
-            return JournalStorage(journal)
-        return PatientWriter(relational.Backend(self.database), patience, "the storage", None)
 
     def note_swap(self, old: str | None, new: str, sent: float, process: Process) -> None:
         """Watch the lease: no other may take it from a living holder that has given signs of life."""
@@ -428,7 +351,7 @@ class Run:
         for number, crashes in self.crashes.items():
             if crashes >= MAX_ATTEMPTS:
                 self._is_wrong(f"attempts: trial {number} was tried again after each of {crashes} crashes")
-        trials = self._read_trials()
+        trials = self.storage.read_trials()
         finished = [trial for trial in trials if trial.state.is_finished() and not _is_interrupted(trial)]
         if self.is_done and len(finished) != self.budget:
             self._is_wrong(f"lost: {len(finished)} of {self.budget} trials are finished")
@@ -451,98 +374,16 @@ class Run:
             self._is_wrong(f"doubled: results were told as numbers {told}")
         if not self.world.counts["enqueued"] and not chain_is_whole(trials, self.generation, self.workers):
             self._is_wrong("proposals differ from those of the undisturbed run")
-        writers = [each for each, _ in itertools.groupby(each for each in self._writers() if each not in self.guests)]
+        writers = [
+            each
+            for each, _ in itertools.groupby(each for each in self.storage.writers() if each not in self.storage.guests)
+        ]
         if len(set(writers)) < len(writers):
             self._is_wrong(f"two writers: {writers}")
-
-    def _read_trials(self) -> list[FrozenTrial]:
-        if self.semantics in ("sqlite", "server"):
-            connection = relational.Connection(self.database)
-            return relational.read_trials(connection, 1)
-        with _real_modules():
-            storage = self._open_by_others()
-            return storage.get_all_trials(storage.get_study_id_from_name(NAME), deepcopy=False)
-
-    def _redis_entries(self) -> list[dict[str, Any]]:
-        last = int(self.redis.keys.get(":log_number", -1))
-        return [json.loads(self.redis.keys[f":log:{number}"]) for number in range(last + 1)]
-
-    def _writers(self) -> list[Any]:
-        if self.semantics in ("sqlite", "server"):
-            return self.database.writers
-        if self.semantics == "redis":
-            return [entry["worker_id"] for entry in self._redis_entries()]
-        return [json.loads(line)["worker_id"] for line in self.journal.read_text().splitlines()]
-
-
-class _Entries:
-    """Entries of a journal as a backend of Optuna."""
-
-    def __init__(self, entries: list[dict[str, Any]], append: Callable[[list[dict[str, Any]]], None]) -> None:
-        self._entries = entries
-        self._append = append
-
-    def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
-        return self._entries[log_number_from:]
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        self._append(logs)
-        self._entries += logs
 
 
 def _is_interrupted(trial: FrozenTrial) -> bool:
     return bool(trial.user_attrs.get(attributes.INTERRUPTED))
-
-
-def _away() -> Exception:
-    from optuna.exceptions import StorageInternalError
-
-    return StorageInternalError("away")
-
-
-def _write_few_items(path: Path, scores: Any) -> None:
-    """The file of the outcomes of items, in a fraction of the time that Parquet takes."""
-    path.write_bytes(b"items")
-
-
-_DOUBLES: tuple[tuple[Any, str, Any], ...] = (
-    (lock, "threading", doubles.Threading),
-    (lease_module, "threading", doubles.Threading),
-    (lease_module, "has_ended", lambda record: doubles.world().has_ended(record)),
-    (lease_module, "is_running", lambda record: doubles.world().is_running(record)),
-    (journal_leases, "os", doubles.Os()),
-    (journals, "os", doubles.Os()),
-    (optuna_journal_file, "time", doubles.Time),
-    (single_writer, "add_trial", relational.add_trial),
-    (single_writer, "read_trials", relational.read_trials),
-    (single_writer, "set_number", relational.set_number),
-    (single_writer, "PendingRows", relational.PendingRows),
-    (trial_writer, "write_items", _write_few_items),
-)
-
-
-@contextmanager
-def simulated() -> Iterator[Path]:
-    """A block in which evomerge runs in simulated processes. Gives a folder for the files of schedules."""
-    memory = Path("/dev/shm")
-    parent = memory if memory.is_dir() else None
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=parent))
-        stack.enter_context(mock.patch.object(tempfile, "tempdir", folder))
-        for module, name, double in _DOUBLES:
-            stack.enter_context(mock.patch.object(module, name, double))
-        verbosity = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        stack.callback(optuna.logging.set_verbosity, verbosity)
-        yield Path(folder)
-
-
-@contextmanager
-def _real_modules() -> Iterator[None]:
-    import os
-
-    with mock.patch.object(journals, "os", os):
-        yield
 
 
 def run_schedule(seed: int, semantics: str, folder: Path) -> Findings:
