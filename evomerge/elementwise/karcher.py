@@ -7,9 +7,9 @@ from collections.abc import Iterator, MutableMapping, Sequence
 
 from torch import Tensor
 
-from evomerge.elementwise.combination import Coefficients, merge_combination, plan_combination
 from evomerge.elementwise.linear import relative_weights
 from evomerge.elementwise.multislerp import CANCELLED, lengths_and_cosines
+from evomerge.elementwise.vector_combination import Coefficients, merge_combination, plan_combination
 from evomerge.errors import MergeError
 from evomerge.tensors.inner_products import Products, kept_inner_products
 from evomerge.tensors.plans import Plan

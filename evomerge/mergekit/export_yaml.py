@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from evomerge.catalogue import TensorCatalogue
-from evomerge.mergekit.passthrough import location_of, slices_of
+from evomerge.mergekit.layer_slices import location_of, slices_of
 from evomerge.methods import METHODS, MergekitMethod, Option
 from evomerge.methods.functions import load_function
 from evomerge.recipe import Recipe, Rule

@@ -9,8 +9,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from evomerge.elementwise.combination import Coefficients, merge_combination, plan_combination
 from evomerge.elementwise.linear import weighted_sum
+from evomerge.elementwise.vector_combination import Coefficients, merge_combination, plan_combination
 from evomerge.errors import MergeError
 from evomerge.tensors.inner_products import Products, kept_inner_products
 from evomerge.tensors.plans import Plan

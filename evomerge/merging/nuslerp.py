@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 import torch
 from torch import Tensor
 
-from evomerge.elementwise.combination import Coefficients, merge_combination, plan_combination
 from evomerge.elementwise.linear import relative_weights
+from evomerge.elementwise.vector_combination import Coefficients, merge_combination, plan_combination
 from evomerge.tensors.inner_products import kept_inner_products, vectors_of
 from evomerge.tensors.plans import Plan
 from evomerge.tensors.row_pieces import matrix_shape, merge_rows, row_pieces
