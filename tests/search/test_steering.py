@@ -9,6 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from evomerge.cli import run_command
+from evomerge.clock import ManualClock
 from evomerge.cluster import InlineExecutor
 from evomerge.evaluation.synthetic import SyntheticEvaluator
 from evomerge.loop import controller, steering
@@ -207,15 +208,14 @@ def test_what_waits_for_the_storage_does_not_read_requests_from_it():
             stop.look()
 
 
-def test_the_hours_of_a_budget_stop_while_a_paused_search_has_nothing_in_flight(monkeypatch):
+def test_the_hours_of_a_budget_stop_while_a_paused_search_has_nothing_in_flight():
     class Search:
         study = optuna.create_study()
         tally = None  # of no interest here
 
-    now = [100.0]
-    monkeypatch.setattr("evomerge.loop.budget.time.monotonic", lambda: now[0])
-    account = BudgetAccount(BudgetSpec(), Search())
+    clock = ManualClock()
+    account = BudgetAccount(BudgetSpec(), Search(), clock=clock)
     for seconds, resting in ((10, True), (50, True), (50, False), (5, False)):
-        now[0] += seconds
+        clock.advance(seconds)
         account.rest(resting)
     assert account.elapsed == 15.0

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 TOY = ROOT / "examples" / "toy" / "search.yaml"
 BIN = Path(sys.executable).parent
 BASELINES = ["uniform-soup", "task-arithmetic", "ties"]  # no training; they are the first trials
-TRIALS = 6
+TRIALS = 12  # so many that some are left when the kill comes
 SOURCES = ("base", "count", "swap")  # three of the seven, so that the test takes half the time
 
 
