@@ -68,7 +68,7 @@ def doctor_text(document: dict[str, Any]) -> Text:
 
 
 def what_is_wrong(document: dict[str, Any]) -> str | None:
-    """What is wrong, in one line; None where nothing is."""
+    """The trouble in one line; None where there is none."""
     wrong = [each["name"] for each in document["findings"] if each["state"] == "wrong"]
     return f"a run would not be safe or would not succeed: see {some(wrong)} above" if wrong else None
 
@@ -148,7 +148,7 @@ def _storage(url: str) -> Finding:
 
 
 def _folders(spec: SearchSpec | None) -> dict[str, Path]:
-    """Where a run writes."""
+    """A folder that a run writes to."""
     found = {"temporary folder": Path(tempfile.gettempdir())}
     if spec is not None:
         try:

@@ -139,7 +139,7 @@ def _candidates(folder: Path, run: Path) -> Iterator[tuple[str, Iterable[Path]]]
 
 
 def _listed(folder: Path) -> list[Path]:
-    """What is in a folder, links left out."""
+    """The files and folders in a folder, links left out."""
     if not folder.is_dir():
         return []
     return [path for path in folder.iterdir() if not path.is_symlink()]

@@ -168,7 +168,7 @@ class VerdictSpec(Frozen):
 
 
 class BudgetSpec(Frozen):
-    """When the search ends: as soon as one of these is reached. All are counted over all runs of the study.
+    """The limits of a search, which ends as soon as one of them is reached. All are counted over all runs of the study.
 
     Attributes:
         trials: finished trials.

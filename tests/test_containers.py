@@ -113,7 +113,7 @@ def test_the_script_of_secrets_makes_those_that_compose_names(tmp_path):
 def test_a_manifest_follows_the_schema_of_its_kind():
     for path in sorted(KUBERNETES.glob("*.yaml")):
         if path.name != "kustomization.yaml":
-            run(BIN / "kubernetes-validate", "--strict", path)
+            assert run(BIN / "kubernetes-validate", "--strict", path).returncode == 0
 
 
 def test_the_objects_of_kuberay_have_its_fields_and_pods_that_follow_their_schema(tmp_path):

@@ -19,7 +19,7 @@ OF: Final = f"{STOP_LOSS} of "
 
 
 class StopRule(Protocol):
-    """When a training ends."""
+    """The end of a training: after so many steps, or without a new best one."""
 
     @property
     def steps(self) -> int:

@@ -55,7 +55,7 @@ class Steering:
 
     @property
     def paused_by(self) -> str | None:
-        """Who asked for a pause; None where candidates may be proposed."""
+        """The user who asked for a pause; None where candidates may be proposed."""
         return self._latest.paused_by
 
     def cancelled(self, study: str) -> frozenset[int]:

@@ -72,7 +72,7 @@ class Stop:
         self.check()
 
     def notice(self) -> None:
-        """What runs from now on ends by itself, and is not interrupted by the first signal."""
+        """Note that all that runs from now on ends by itself, and is not interrupted by the first signal."""
         self._noticed = True
 
     def _interruption(self) -> Interrupted:

@@ -1,4 +1,4 @@
-"""Where earlier releases put a study: relative paths of a spec began in the working directory, not at its file."""
+"""The place of a study in earlier releases, where relative paths of a spec began in the working directory."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What others ask of a search that runs elsewhere: pause, stop, cancel, points to try."""
+"""Requests to a search that runs elsewhere: pause, stop, cancel, points to try."""

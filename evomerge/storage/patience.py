@@ -177,7 +177,7 @@ def reason_of(error: BaseException) -> str:
 
 @dataclass(kw_only=True, eq=False)
 class StoragePatience:
-    """How long the storage is waited for when it is away, and who hears of it.
+    """The patience with a storage that is away: how long it is waited for, and who hears of it.
 
     Once a wait was in vain, nothing is waited for any more: what a run still has to store at its end must not keep it.
 

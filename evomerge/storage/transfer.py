@@ -106,7 +106,7 @@ def check_same(given: StudyContent, copied: StudyContent) -> None:
 
 
 def _facts(trial: FrozenTrial) -> tuple[Any, ...]:
-    """What two storages must agree in. Times they may round: MySQL keeps whole seconds."""
+    """The parts in which two storages must agree. Times they may round: MySQL keeps whole seconds."""
     steps = {step: repr(value) for step, value in trial.intermediate_values.items()}  # NaN is not equal to itself
     values = None if trial.state is TrialState.WAITING else repr(trial.values)
     facts = (trial.params, trial.distributions, trial.user_attrs, trial.system_attrs)

@@ -197,7 +197,7 @@ def set_number(connection: Connection, trial_id: int, number: int) -> None:
 
 @dataclass
 class PendingRows:
-    """What has been written to trials and studies, until a transaction stores it with one statement per table.
+    """The writes to trials and studies, until a transaction stores them with one statement per table.
 
     Args:
         dialect: of the database.

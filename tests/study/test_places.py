@@ -36,21 +36,23 @@ def test_artifacts_are_no_url_of_another_kind():
 @pytest.mark.parametrize("name", ["#1", "50%", "%20", "a b", "größe", "{x}", "{", "a:b", "a@b"])
 @pytest.mark.parametrize("scheme", ["sqlite", "journal"])
 def test_a_file_of_a_study_may_have_any_name(tmp_path, scheme, name):
-    _opens(tmp_path, f"{scheme}:///{tmp_path}/{name}/study.db", tmp_path / name / "study.db")
+    assert _opened(f"{scheme}:///{tmp_path}/{name}/study.db", tmp_path) == tmp_path / name / "study.db"
 
 
 def test_a_journal_may_have_a_question_mark(tmp_path):
-    _opens(tmp_path, f"journal:///{tmp_path}/a?b/study.journal", tmp_path / "a?b" / "study.journal")
+    assert _opened(f"journal:///{tmp_path}/a?b/study.journal", tmp_path) == tmp_path / "a?b" / "study.journal"
 
 
-def _opens(tmp_path, url, file):
-    assert file_of(url) == file
+def _opened(url, tmp_path):
+    """The file of a URL, after a study was made there."""
+    file = file_of(url)
     assert file_of(absolute_url(url)) == file
     storage = open_storage(url)
     optuna.create_study(storage=storage, study_name="here")
     release(storage)
     assert file.is_file()
     assert [path.name for path in tmp_path.iterdir()] == [file.parent.name]
+    return file
 
 
 @pytest.mark.parametrize(

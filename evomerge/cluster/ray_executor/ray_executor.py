@@ -175,7 +175,7 @@ class RayExecutor:
         self._said_waiting = waiting
 
     def _describe(self) -> str:
-        """What each worker wants and what the cluster has, in words."""
+        """The resources that each worker wants and that the cluster has, in words."""
         there = self._cluster.view.total()
         return f"each worker wants {_amounts(self._wanted)}, the cluster has {_amounts(there)}"
 
