@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.elementwise.linear import weighted_sum
+from evomerge.elementwise.task_arithmetic import merge_scaled
 from evomerge.elementwise.ties import Election
 from evomerge.tensors.order_statistics import order_statistics
-from evomerge.tensors.rule_tensors import Piece, RuleTensors
+from evomerge.tensors.rule_tensors import RuleTensors
 from evomerge.tensors.task_vectors import TaskVectors
 
 
@@ -24,14 +24,7 @@ def merge_breadcrumbs(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
     Yields:
         (name, merged tensor), each once, in the order of the rule's names.
     """
-    vectors, weights = _vectors(tensors), tensors.per_source("weight")
-    factor = tensors.shared("lambda")
-
-    def merged(name: str, piece: Piece) -> Tensor:
-        return weighted_sum(vectors.of(name, piece), weights).mul_(factor).add_(piece.the_base)
-
-    for name in tensors.names:
-        yield name, tensors.merge(name, lambda piece, name=name: merged(name, piece))  # type: ignore[misc]
+    return merge_scaled(tensors, _vectors(tensors))
 
 
 def merge_breadcrumbs_ties(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from evomerge.elementwise.linear import effective_weights, weighted_sum
 from evomerge.tensors.plans import Formula, Plan, same_for_all
-from evomerge.tensors.rule_tensors import RuleTensors
+from evomerge.tensors.rule_tensors import Piece, RuleTensors
+from evomerge.tensors.task_vectors import TaskVectors
 
 
 def merge_task_arithmetic(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
@@ -30,3 +31,18 @@ def merge_task_arithmetic(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
 def plan_task_arithmetic(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
     """The formula of `merge_task_arithmetic`."""
     return Plan(formula=Formula(kind="sum"), factors=same_for_all(effective_weights(tensors)))
+
+
+def merge_scaled(tensors: RuleTensors, vectors: TaskVectors) -> Iterator[tuple[str, Tensor]]:
+    """theta = theta_0 + lambda sum_i w_i t_i, with vectors t_i that a method has made of the task vectors.
+
+    Yields:
+        (name, merged tensor), each once, in the order of the rule's names.
+    """
+    weights, factor = tensors.per_source("weight"), tensors.shared("lambda")
+
+    def merged(name: str, piece: Piece) -> Tensor:
+        return weighted_sum(vectors.of(name, piece), weights).mul_(factor).add_(piece.the_base)
+
+    for name in tensors.names:
+        yield name, tensors.merge(name, lambda piece, name=name: merged(name, piece))  # type: ignore[misc]

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from evomerge.elementwise.linear import weighted_sum
+from evomerge.elementwise.task_arithmetic import merge_scaled
 from evomerge.elementwise.ties import Election
 from evomerge.tensors.masks import mask_key, uniform_bits
 from evomerge.tensors.row_pieces import matrix_shape, row_pieces
-from evomerge.tensors.rule_tensors import Piece, RuleTensors
+from evomerge.tensors.rule_tensors import RuleTensors
 from evomerge.tensors.sums import ordered_sum
 from evomerge.tensors.task_vectors import TaskVectors
 
@@ -36,14 +36,7 @@ def merge_della_linear(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
     Yields:
         (name, merged tensor), each once, in the order of the rule's names.
     """
-    vectors, weights = TaskVectors(tensors, RankedDropping(tensors)), tensors.per_source("weight")
-    factor = tensors.shared("lambda")
-
-    def merged(name: str, piece: Piece) -> Tensor:
-        return weighted_sum(vectors.of(name, piece), weights).mul_(factor).add_(piece.the_base)
-
-    for name in tensors.names:
-        yield name, tensors.merge(name, lambda piece, name=name: merged(name, piece))  # type: ignore[misc]
+    return merge_scaled(tensors, TaskVectors(tensors, RankedDropping(tensors)))
 
 
 def merge_della(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
