@@ -254,3 +254,15 @@ def test_the_help_page_takes_less_than_half_a_second_of_processor_time():
         seconds.append((after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime))
     assert "leaderboard" in done.stdout
     assert min(seconds) < 0.5  # a neighbour on the machine can slow one of them down
+
+
+def test_no_helper_of_the_tests_has_the_name_of_another_or_of_a_folder():
+    """The folders of helpers stand on one import path, where the first of two equal names hides the second."""
+    tests = Path(__file__).parent
+    folders = {path.parent for path in tests.rglob("*.py")} - {tests}
+    helpers = [path for path in tests.rglob("*.py") if not path.stem.startswith(("test_", "conftest", "__init__"))]
+    places: dict[str, list[str]] = {}
+    for path in (*helpers, *folders):
+        places.setdefault(path.stem, []).append(str(path.relative_to(tests)))
+    assert len(helpers) > 20
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

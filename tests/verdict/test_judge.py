@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from simulation import OBJECTIVE, answers, as_scores
+from simulated_answers import OBJECTIVE, answers, as_scores
 
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.scores import Scores, TaskScores

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from simulation import answers, looked, said, searched
+from simulated_answers import answers, looked, said, searched
 
 from evomerge.evaluation import Candidate, ItemBlock
 from evomerge.evaluation.synthetic import SyntheticEvaluator
