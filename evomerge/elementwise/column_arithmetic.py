@@ -40,19 +40,25 @@ def write_column_arithmetic(tensors: RuleTensors, targets: Mapping[str, Tensor])
         _write(tensors, name, targets[name])
 
 
+def vector_factors(tensors: RuleTensors, name: str, shape: torch.Size) -> list[Tensor]:
+    """w_i c_i of each source, in the dtype of the arithmetic; each broadcasts to the shape, which is the tensor's.
+
+    Raises:
+        InvalidInput: see `merge_column_arithmetic`.
+    """
+    given, weights = column_coefficients(tensors, name, shape), tensors.per_source("weight")
+    return [(each.double() * weight).to(tensors.dtype([name])) for each, weight in zip(given, weights, strict=True)]
+
+
 def _write(tensors: RuleTensors, name: str, target: Tensor) -> None:
     if tensors.base is None:
         raise InvalidInput("this method works on task vectors (source minus base); give the base model")
     device, dtype = target.device, tensors.dtype([name])
-    given = column_coefficients(tensors, name, target.shape)
-    weights = tensors.per_source("weight")
     shape = tuple(target.shape) or (1,)
     base = tensors.base[name].detach().reshape(shape)
     sources = [source[name].detach().reshape(shape) for source in tensors.sources]
     # Views with stride 0: no coefficient is ever written out to the size of its weight.
-    spread = [
-        (each.double() * weight).to(device, dtype).expand(shape) for each, weight in zip(given, weights, strict=True)
-    ]
+    spread = [factor.to(device).expand(shape) for factor in vector_factors(tensors, name, target.shape)]
     rows = target.detach().view(shape)
     for block in row_blocks(shape, device):
         start = base[block].to(device, dtype)

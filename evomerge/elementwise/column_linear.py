@@ -93,14 +93,22 @@ def row_blocks(shape: tuple[int, ...], device: torch.device) -> Iterator[slice]:
         yield slice(start, min(start + rows, shape[0]))
 
 
+def source_factors(tensors: RuleTensors, name: str, shape: torch.Size) -> list[Tensor]:
+    """phi(c_i) of each source, in the dtype of the arithmetic; each broadcasts to the shape, which is the tensor's.
+
+    Raises:
+        InvalidInput: see `merge_column_linear`.
+    """
+    phi = str(tensors.options["phi"])
+    return [apply(phi, each).to(tensors.dtype([name])) for each in column_coefficients(tensors, name, shape)]
+
+
 def _write(tensors: RuleTensors, name: str, target: Tensor) -> None:
     device, dtype = target.device, tensors.dtype([name])
-    phi = str(tensors.options["phi"])
-    factors = [apply(phi, each) for each in column_coefficients(tensors, name, target.shape)]
     shape = tuple(target.shape) or (1,)
     weights = [source[name].detach().reshape(shape) for source in tensors.sources]
     # Views with stride 0: no coefficient is ever written out to the size of its weight.
-    spread = [factor.to(device, dtype).expand(shape) for factor in factors]
+    spread = [factor.to(device).expand(shape) for factor in source_factors(tensors, name, target.shape)]
     rows = target.detach().view(shape)
     for block in row_blocks(shape, device):
         place = rows[block]

@@ -19,6 +19,7 @@ from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.optimisation.coefficients import FILE_ROLE, ModuleRole, stored_columns
 from evomerge.optimisation.gradients import factor_gradients, vector_gradients
 from evomerge.optimisation.student import Student
+from evomerge.passes.weighted_vectors import factor_slopes
 from evomerge.recipe import Recipe, Rule
 from evomerge.tensors.dropping import Dropping
 from evomerge.tensors.rule_tensors import RuleTensors
@@ -220,11 +221,14 @@ class CoefficientGradients:
         """Add what one tensor contributes."""
         total = self.totals[self._key_of[name]]
         tensors = self._student.tensors(self._rule, [name])
-        if total.ndim == 1:
-            total += vector_gradients(gradient, self._vectors(tensors))
-        else:
-            base = None if tensors.base is None else tensors.base[name]
-            total += factor_gradients(gradient, [each[name] for each in tensors.sources], total.shape[1:], base)
+        base = None if tensors.base is None else tensors.base[name]
+        sources = [each[name] for each in tensors.sources]
+        if total.ndim > 1:
+            total += factor_gradients(gradient, sources, total.shape[1:], base)
+            return
+        is_plain = self._coefficients.settings.basis == "task_vectors"
+        slopes = factor_slopes(gradient, base, sources, ()) if is_plain else None
+        total += vector_gradients(gradient, self._vectors(tensors)) if slopes is None else slopes
 
     def _vectors(self, tensors: RuleTensors) -> Iterator[tuple[int, list[Tensor]]]:
         """The pieces of the vectors that a tensor's coefficients weigh."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from evomerge.elementwise.column_linear import row_blocks
+from evomerge.passes.weighted_vectors import factor_slopes
 
 
 def factor_gradients(
@@ -26,8 +27,12 @@ def factor_gradients(
         base: W_0, likewise.
 
     Returns:
-        [n, *shape], in float32 (float64 where dL/dW is). The products are made in blocks that fit the cache.
+        [n, *shape], in float32 (float64 where dL/dW is), by compiled loops, or from products in blocks that fit the
+        cache.
     """
+    found = factor_slopes(weight_gradient, base, weights, shape)
+    if found is not None:
+        return found.float()
     full = tuple(weight_gradient.shape) or (1,)
     spread = (1,) * (len(full) - len(shape)) + tuple(shape)
     gradient = weight_gradient.reshape(full)

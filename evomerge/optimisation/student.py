@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +12,20 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from evomerge.elementwise.column_arithmetic import write_column_arithmetic
-from evomerge.elementwise.column_linear import write_column_linear
+from evomerge.elementwise.column_arithmetic import vector_factors, write_column_arithmetic
+from evomerge.elementwise.column_linear import source_factors, write_column_linear
 from evomerge.errors import InvalidInput
 from evomerge.merging import RuleTensors, merge_rule
 from evomerge.methods import resolve_options
 from evomerge.optimisation.batches import Batch
 from evomerge.optimisation.coefficients import Coefficients
+from evomerge.passes.weighted_vectors import write_weighted_sum
 from evomerge.recipe import Recipe, Rule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_Factors = Callable[[RuleTensors, str, torch.Size], list[Tensor]]
 
 
 class Student:
@@ -134,7 +138,9 @@ class Student:
             options={"phi": coefficients.phi},
             seed=self._recipe.seed,
         )
-        write_column_linear(tensors, self.live)
+        for name in names:
+            if not self._write_in_one_pass(name, None, tensors, source_factors):
+                write_column_linear(replace(tensors, names=(name,)), self.live)
 
     def _write_vectors(
         self, sources: Sequence[str], coefficients: Sequence[Mapping[str, Tensor]], names: tuple[str, ...]
@@ -147,7 +153,18 @@ class Student:
             options={},
             seed=self._recipe.seed,
         )
-        write_column_arithmetic(tensors, self.live)
+        for name in names:
+            if not self._write_in_one_pass(name, tensors.base, tensors, vector_factors):
+                write_column_arithmetic(replace(tensors, names=(name,)), self.live)
+
+    def _write_in_one_pass(
+        self, name: str, base: Mapping[str, Tensor] | None, tensors: RuleTensors, factors: _Factors
+    ) -> bool:
+        """Write a weighted sum by compiled loops, to the same bits; False where they do not cover the tensor."""
+        target = self.live[name]
+        given = torch.stack(factors(tensors, name, target.shape))
+        origin = None if base is None else base[name]
+        return write_weighted_sum(target, origin, [source[name] for source in tensors.sources], given)
 
     def logits(self, batch: Batch, *, gradients: bool = False) -> tuple[Tensor, Tensor]:
         """Run the merge: logits [B, K, V] of the K positions where anything counts, and the counted of them [B, K]."""
