@@ -41,9 +41,15 @@ test-all: install
 	EVOMERGE_NO_SKIP=1 $(PYTEST)
 
 # Real servers that are killed, stopped and cut off under a running search (Debian: postgresql mariadb-server redis-server).
+# Each try of a drill is a row of DRILL_ROWS, of which the table is made that is printed at the end.
+TRIES ?= 1
+DRILL_ROWS ?= runs/drills.jsonl
 drills: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev,postgres,mysql,redis]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m drill tests/drills
+	rm -f $(DRILL_ROWS)
+	failed=0; for try in $$(seq $(TRIES)); do \
+		EVOMERGE_DRILL_ROWS=$(DRILL_ROWS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m drill tests/drills || failed=1; \
+	done; $(BIN)/python tests/drills/drill_rows.py $(DRILL_ROWS); exit $$failed
 
 # Schedules of faults on simulated clocks, all from their seeds: controllers, leases, storages, workers (2,000 in 20 s).
 SCHEDULES ?= 2000

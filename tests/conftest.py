@@ -15,6 +15,7 @@ import yaml
 sys.path.append(str(Path(__file__).parent))
 
 from servers import mariadb, postgres, redis  # noqa: F401
+from two_skills import pack  # noqa: F401
 
 # A shell has what it runs in the background ignore SIGINT, and so do the children of such tests.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -1,7 +1,8 @@
-"""What drills share: the proposals of a search that nothing happened to, and a search in a process of its own."""
+"""What drills share: the proposals of a search that nothing happened to, a search in a process of its own, its row."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -16,6 +17,11 @@ import yaml
 from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import FrozenTrial, TrialState
 
+sys.path.append(str(Path(__file__).parent))
+
+from drill_rows import Row, storage_of
+
+from evomerge.storage import attributes
 from evomerge.storage.opening import open_storage, release
 
 TRIALS = 60
@@ -33,11 +39,13 @@ SPEC: dict[str, Any] = {
 class Drill:
     """One search of 60 quick trials on a storage, as a process."""
 
-    def __init__(self, folder: Path, sources: list[dict[str, str]], url: str, **changes: Any) -> None:
+    def __init__(self, folder: Path, sources: list[dict[str, Any]], url: str, row: Row, **changes: Any) -> None:
         self.url = url
+        self.row = row
         self.spec = folder / "search.yaml"
+        self.artifacts = folder / "items"
         (folder / "url").write_text(url)
-        content = {**SPEC, "sources": sources, "storage": "file:url", "artifacts": str(folder / "items"), **changes}
+        content = {**SPEC, "sources": sources, "storage": "file:url", "artifacts": str(self.artifacts), **changes}
         self.spec.write_text(yaml.safe_dump(content, sort_keys=False))
         self._folder = folder
         self._said = folder / "said"
@@ -50,6 +58,9 @@ class Drill:
         try:
             yield process
         finally:
+            process.poll()
+            if process.returncode is not None:
+                self.row.exit_codes.append(process.returncode)
             process.kill()
             process.wait()
 
@@ -63,29 +74,49 @@ class Drill:
         """What the latest process has said so far."""
         return self._said.read_text()
 
-    def trials(self) -> list[FrozenTrial]:
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        process.kill()
+        process.wait()
+
+    def signal(self, process: subprocess.Popen[bytes], number: int, timeout: float | None = None) -> str:
+        """Send the process a signal. Returns what it has said when it has ended; its row has how long that took."""
+        process.send_signal(number)
+        sent = time.monotonic()
+        said = self.end_of(process, timeout)
+        self.row.seconds_to_end = max(time.monotonic() - sent, self.row.seconds_to_end or 0.0)
+        return said
+
+    def trials(self, study: str = "drill") -> list[FrozenTrial]:
         try:
             storage = open_storage(self.url)
         except Exception:  # not there yet
             return []
         try:
-            return optuna.load_study(storage=storage, study_name="drill").get_trials(deepcopy=False)
+            return optuna.load_study(storage=storage, study_name=study).get_trials(deepcopy=False)
         except KeyError:
             return []
         finally:
             release(storage)
 
-    def wait_for(self, finished: int) -> None:
+    def wait_for(self, finished: int, study: str = "drill") -> None:
         """Return when so many trials are finished."""
-        while sum(trial.state.is_finished() for trial in self.trials()) < finished:
+        while sum(trial.state.is_finished() for trial in self.trials(study)) < finished:
             time.sleep(0.2)
+
+    def count(self, wanted: int) -> list[FrozenTrial]:
+        """All trials. How many of the wanted results are lost, and how many were told twice, is noted in the row."""
+        found = self.trials()
+        told = [trial.user_attrs[attributes.TELL] for trial in found if trial.state is TrialState.COMPLETE]
+        self.row.count(range(wanted), told)
+        return found
 
     def check_whole(self, wanted: list[FrozenTrial]) -> None:
         """No trial is lost, doubled or left; each has its items once; the proposals are the wanted ones."""
-        found = self.trials()
+        found = self.count(len(wanted))
         assert [trial.number for trial in found] == list(range(len(wanted)))
         assert {trial.state for trial in found} == {TrialState.COMPLETE}
         assert [(trial.params, trial.value) for trial in found] == [(trial.params, trial.value) for trial in wanted]
+        assert (self.row.lost, self.row.doubled) == (0, 0)
         storage = open_storage(self.url)
         try:
             metas = [get_all_artifact_meta(trial, storage=storage) for trial in found]
@@ -94,12 +125,34 @@ class Drill:
         assert [len(each) for each in metas] == [1] * len(wanted)
 
 
+@pytest.fixture(autouse=True)
+def row(request: pytest.FixtureRequest) -> Row:
+    """What this try finds. Its words are those of the test's marker, with the parameters filled in."""
+    words = next((mark.args[0] for mark in request.node.iter_markers("drill") if mark.args), "")
+    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    storages = [storage_of(each) for each in params.values() if isinstance(each, str)]
+    return Row(cell=words.format(**params), storage=next((each for each in storages if each is not None), None))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Append the row of a drill to the file that `EVOMERGE_DRILL_ROWS` names."""
+    report: Any = yield
+    file = os.environ.get("EVOMERGE_DRILL_ROWS")
+    if file and report.when == "call" and not report.skipped and (row := item.funcargs["row"]).cell:
+        row.failed, row.seconds = int(report.failed), report.duration
+        row.append_to(Path(file))
+    return report
+
+
 @pytest.fixture
-def make_drill(tmp_path: Path, sources: list[dict[str, str]]) -> Callable[..., Drill]:
+def make_drill(tmp_path: Path, sources: list[dict[str, str]], row: Row) -> Callable[..., Drill]:
     """make_drill(url, **changes of the spec) -> a search in a folder of its own."""
 
-    def make(url: str, **changes: Any) -> Drill:
-        return Drill(tmp_path, sources, url, **changes)
+    def make(url: str, *, folder: str = "", **changes: Any) -> Drill:
+        row.storage = row.storage or storage_of(url)
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return Drill(tmp_path / folder, changes.pop("sources", sources), url, row, **changes)
 
     return make
 
@@ -114,7 +167,7 @@ def sources() -> list[dict[str, str]]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, sources: list[dict[str, str]]) -> list[FrozenTrial]:
     """The trials of a search that nothing happened to."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    drill = Drill(folder, sources, f"sqlite:///{folder}/study.db")
+    drill = Drill(folder, sources, f"sqlite:///{folder}/study.db", Row(cell="none"))
     with drill.running() as process:
         said = drill.end_of(process)
         assert process.returncode == 0, said

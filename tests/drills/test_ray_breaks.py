@@ -43,13 +43,14 @@ def kill_ray(drill, title: str, times: int = 1) -> set[int]:
         said = drill.end_of(process, 400)
     assert process.returncode == 0, said
     assert said.count("Ray was started again") == times
-    trials = drill.trials()
+    trials = drill.count(60)
     assert [trial.number for trial in trials] == list(range(60))
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
-    assert sorted(trial.user_attrs[attributes.TELL] for trial in trials) == list(range(60))
+    assert (drill.row.lost, drill.row.doubled) == (0, 0)
     return {trial.user_attrs[attributes.ATTEMPT] for trial in trials}
 
 
+@pytest.mark.drill("Ray's process {title} killed")
 @pytest.mark.parametrize("title", ["raylet/raylet", "gcs_server", "DashboardAgent"])
 def test_a_local_ray_that_breaks_down_is_started_again_and_costs_no_attempt(tmp_path, make_drill: Callable, title):
     drill = make_drill(
@@ -60,14 +61,14 @@ def test_a_local_ray_that_breaks_down_is_started_again_and_costs_no_attempt(tmp_
     assert kill_ray(drill, title) == {1}
 
 
+@pytest.mark.drill("SIGTERM {seconds:g} s after the start")
 @pytest.mark.parametrize("seconds", [1.0, 6.0, 12.0])
 def test_a_signal_while_ray_starts_ends_the_run_and_all_its_processes(tmp_path, make_drill: Callable, seconds):
     drill = make_drill(f"sqlite:///{tmp_path}/study.db", workers={"count": 2})
     with drill.running("local") as process:
         time.sleep(seconds)
         children = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGTERM)
-        said = drill.end_of(process, 30)
+        said = drill.signal(process, signal.SIGTERM, 30)
     assert process.returncode == 3, said
     _, alive = psutil.wait_procs(children, timeout=15)
     assert alive == []
@@ -92,6 +93,7 @@ def open_cluster(tmp_path) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.drill("cluster lost, joined by its address")
 def test_an_open_cluster_is_refused_unless_it_is_allowed_and_one_that_is_lost_ends_the_run(
     tmp_path, make_drill: Callable, open_cluster
 ) -> None:

@@ -43,6 +43,7 @@ def frozen(server, seconds: float) -> None:
     server.thaw()
 
 
+@pytest.mark.drill("server {trouble.__name__}, away for {seconds:g} s, twice")
 @pytest.mark.parametrize(
     ("trouble", "seconds"), [(restarted, 0.0), (restarted, 1.0), (restarted, 10.0), (frozen, 30.0)]
 )
@@ -59,6 +60,7 @@ def test_a_server_that_goes_away_loses_and_doubles_nothing(
     drill.check_whole(undisturbed)
 
 
+@pytest.mark.drill("server away for longer than storage_patience")
 def test_patience_ends_as_one_that_can_be_resumed_and_is_resumed(server, make_drill: Callable, undisturbed) -> None:
     drill = make_drill(server.url, storage_patience=5)
     with drill.running() as process:
@@ -78,25 +80,28 @@ def test_patience_ends_as_one_that_can_be_resumed_and_is_resumed(server, make_dr
     drill.check_whole(undisturbed)
 
 
-def test_a_signal_ends_a_wait(server, make_drill: Callable, undisturbed) -> None:
+@pytest.mark.drill("SIGTERM while the server is {away}")
+@pytest.mark.parametrize("away", ["gone", "frozen"])
+def test_a_signal_ends_a_wait(server, away: str, make_drill: Callable, undisturbed) -> None:
+    leave, come_back = (server.kill, server.start) if away == "gone" else (server.freeze, server.thaw)
     drill = make_drill(server.url)
     with drill.running() as process:
         drill.wait_for(10)
-        server.kill()
-        time.sleep(5.0)
-        process.send_signal(signal.SIGTERM)
-        asked = time.monotonic()
-        said = drill.end_of(process)
-        taken = time.monotonic() - asked
-    server.start()
+        leave()
+        try:
+            time.sleep(5.0)
+            said = drill.signal(process, signal.SIGTERM, 60.0)
+        finally:
+            come_back()
     assert process.returncode == 3, said
-    assert taken < 10
+    assert drill.row.seconds_to_end < 5.0
     with drill.running() as process:
         said = drill.end_of(process)
     assert process.returncode == 0, said
     drill.check_whole(undisturbed)
 
 
+@pytest.mark.drill("file locked by another program for 20 s")
 def test_a_file_that_another_program_locks_is_waited_for(tmp_path: Path, make_drill: Callable, undisturbed) -> None:
     drill = make_drill(f"sqlite:///{tmp_path}/study.db")
     with drill.running() as process:
@@ -124,6 +129,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.mark.drill("disk full until the next run")
 @pytest.mark.parametrize("url", ["sqlite:///{}/study.db", "journal:///{}/study.journal"])
 def test_a_full_disk_is_named_and_the_search_goes_on_when_there_is_room(
     url: str, small_disk: Path, make_drill: Callable, undisturbed
@@ -141,6 +147,7 @@ def test_a_full_disk_is_named_and_the_search_goes_on_when_there_is_room(
     drill.check_whole(undisturbed)
 
 
+@pytest.mark.drill("disk full for a moment")
 @pytest.mark.parametrize("url", ["sqlite:///{}/study.db", "journal:///{}/study.journal"])
 def test_room_that_is_made_soon_is_enough(url: str, small_disk: Path, make_drill: Callable, undisturbed) -> None:
     drill = make_drill(url.format(small_disk))

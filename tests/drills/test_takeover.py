@@ -14,6 +14,8 @@ from typing import Any
 
 import optuna
 import pytest
+from drill_rows import Row
+from optuna.trial import FrozenTrial
 
 from evomerge.errors import Interrupted, StudyHeld
 from evomerge.leases import lease, lock, relational_lease
@@ -70,6 +72,21 @@ except EvomergeError as error:
 except Exception as error:
     print("unexpected", type(error).__name__, error, flush=True)
     sys.exit(1)
+"""
+
+# The command line on another machine, with a lease that is taken over sooner.
+SEARCH = """
+import runpy, sys
+from evomerge.leases import lease, lock
+from evomerge.leases.holding_process import Process
+
+host, spec = sys.argv[1:]
+times = lease.LeaseTimes(refresh=0.5, silence=8.0, margin=2.0)
+lease.LeaseTimes = lambda: times
+lease.this_process = lambda: Process(host=host, boot="b", pid=1, start="1")
+lock.network_filesystem = lambda file: "nfs4"
+sys.argv = ["evomerge", "run", spec, "--ray", "none", "--json"]
+runpy.run_module("evomerge.cli", run_name="__main__")
 """
 
 
@@ -130,9 +147,10 @@ def contents(url: str) -> Any:
     return found, attributes
 
 
+@pytest.mark.drill("controller stopped, taken over, continued")
 @pytest.mark.parametrize("seed", range(5))
 def test_after_a_stop_and_a_takeover_not_one_write_of_the_former_holder_is_stored(
-    url: str, controllers: Controllers, seed: int
+    url: str, controllers: Controllers, seed: int, row: Row
 ) -> None:
     former = controllers.start("elsewhere")
     assert line_of(former) == "held"
@@ -142,8 +160,11 @@ def test_after_a_stop_and_a_takeover_not_one_write_of_the_former_holder_is_store
         before = contents(url)
         os.kill(former.pid, signal.SIGCONT)
         assert line_of(former).startswith("6 ")
-        assert former.wait() == 6
-        assert contents(url) == before
+        row.exit_codes.append(former.wait())
+        assert row.exit_codes == [6]
+        after = contents(url)
+        row.count([number for number, *_ in before[0]], [number for number, *_ in after[0]])
+        assert after == before
         held.check()
         holder = holder_of(url, "drill")
         assert holder is not None
@@ -151,11 +172,36 @@ def test_after_a_stop_and_a_takeover_not_one_write_of_the_former_holder_is_store
     assert holder_of(url, "drill") is None
 
 
+@pytest.mark.drill("controller of a whole search stopped, taken over, continued")
+def test_a_search_that_was_stopped_is_finished_by_another_machine_as_if_nothing_had_happened(
+    url: str, make_drill: Callable[..., Any], undisturbed: list[FrozenTrial]
+) -> None:
+    drill = make_drill(url)
+    log, command = drill.spec.parent / "log", [sys.executable, "-c", SEARCH]
+    with log.open("w") as file:
+        former = subprocess.Popen([*command, "elsewhere", str(drill.spec)], cwd=log.parent, stdout=file, stderr=file)
+    try:
+        drill.wait_for(10)
+        os.kill(former.pid, signal.SIGSTOP)
+        latter = subprocess.run(
+            [*command, "here", str(drill.spec)], cwd=log.parent, check=False, capture_output=True, text=True
+        )
+        os.kill(former.pid, signal.SIGCONT)
+        drill.row.exit_codes += [latter.returncode, former.wait()]
+    finally:
+        former.kill()
+        former.wait()
+    assert drill.row.exit_codes == [0, 6], latter.stderr + log.read_text()
+    drill.check_whole(undisturbed)
+
+
+@pytest.mark.drill("four controllers at once")
 def test_of_four_that_come_at_once_one_has_it(url: str, controllers: Controllers) -> None:
     said = [line_of(process) for process in [controllers.start(host) for host in "abcd"]]
     assert sorted(each[:2] for each in said) == ["6 ", "6 ", "6 ", "he"]
 
 
+@pytest.mark.drill("clock of another controller 16 minutes ahead")
 def test_a_machine_whose_clock_is_ahead_takes_no_living_study(
     url: str, controllers: Controllers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +212,7 @@ def test_a_machine_whose_clock_is_ahead_takes_no_living_study(
         pass
 
 
+@pytest.mark.drill("server {trouble} under a holder of the lease")
 @pytest.mark.parametrize("trouble", ["restarted", "frozen"])
 @pytest.mark.parametrize("name", ["postgres", "mariadb", "redis"])
 def test_a_holder_whose_server_was_away_writes_no_more_until_it_is_sure_again(
@@ -189,6 +236,7 @@ def test_a_holder_whose_server_was_away_writes_no_more_until_it_is_sure_again(
             pass
 
 
+@pytest.mark.drill("controller stopped inside its commit")
 @pytest.mark.parametrize("name", ["postgres", "mariadb"])
 def test_one_that_was_stopped_in_its_commit_does_not_keep_the_study_for_ever(
     request: pytest.FixtureRequest, name: str, monkeypatch: pytest.MonkeyPatch
