@@ -98,7 +98,8 @@ def _searches(storage: BaseStorage) -> list[optuna.Study]:
 def orphans(stored: StoredSearch) -> list[Orphan]:
     """All orphans in the folder of a study's artifacts, by their paths."""
     folder = stored.artifacts
-    # Listed before the studies are read: what is stored meanwhile is named before it is written.
+    # Listed before the studies are read. A trial names its items after they were written: nothing is deleted unless the
+    # studies are held.
     own = run_directory(resolve_url(stored.spec.storage_url), stored.spec.name)
     candidates = [(kind, path) for kind, paths in _candidates(folder, own) for path in paths]
     if local_file(stored.spec.storage_url) is None:  # a search may begin there at any time, and name what it wrote

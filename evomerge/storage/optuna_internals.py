@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 
 from optuna import Study, Trial
 from optuna._typing import JSONSerializable
+from optuna.artifacts._upload import ARTIFACTS_ATTR_PREFIX as ARTIFACT
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages import _CachedStorage as CachedStorage
 from optuna.storages._rdb import models
@@ -21,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Integer, String, Text, column, table
 
 __all__ = [
+    "ARTIFACT",
     "STUDY_ATTRIBUTES",
     "CachedStorage",
     "FrozenStudy",

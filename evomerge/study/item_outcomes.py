@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Final
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,8 @@ import pyarrow.parquet as pq
 from evomerge.evaluation.scores import Scores, TaskScores
 
 SCHEMA_VERSION = b"1"
+ITEMS: Final = "items.parquet"  # name of the artifact
+MIMETYPE: Final = "application/vnd.apache.parquet"
 
 _FIELDS = pa.schema(
     [
@@ -28,7 +31,7 @@ _FIELDS = pa.schema(
 )
 
 
-def write_items(path: Path, scores: Scores) -> None:
+def write_items(file: Path | BinaryIO, scores: Scores) -> None:
     """Write the outcomes of every item."""
     tasks, counts = list(scores.tasks.values()), [len(score.items) for score in scores.tasks.values()]
     columns = [
@@ -39,7 +42,7 @@ def write_items(path: Path, scores: Scores) -> None:
         pa.array([outcome for score in tasks for outcome in score.outcomes], pa.float64()),
         pa.array([weight for score in tasks for weight in score.weights or [None] * len(score.items)], pa.float64()),
     ]
-    pq.write_table(pa.Table.from_arrays(columns, schema=_FIELDS), path, compression="zstd")
+    pq.write_table(pa.Table.from_arrays(columns, schema=_FIELDS), file, compression="zstd")
 
 
 def _repeated(texts: Sequence[str], counts: Sequence[int]) -> pa.DictionaryArray:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.artifacts import ArtifactMeta
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -25,7 +26,7 @@ from evomerge.recipe import Recipe, RecipeSet
 from evomerge.storage import attributes
 from evomerge.storage.attributes import read_document, read_text, write_document, write_text
 from evomerge.storage.patience import IMPATIENT, StoragePatience
-from evomerge.study.item_outcomes import ItemOutcome, read_items
+from evomerge.study.item_outcomes import ITEMS, ItemOutcome, read_items
 from evomerge.study.trial_writer import TrialWriter
 from evomerge.study.trials import read_cost, value_of
 
@@ -226,12 +227,13 @@ class Records:
         self._check_hold()
         self._fail_interrupted(but=number)
         number = self._writer.add().number if number is None else number
-        self._writer.upload(number, row.scores)
-        self._writer.finish(number, TrialState.COMPLETE, partial(self._set_row, row, number), row.value)
+        artifact = self._writer.upload(row.scores)
+        self._writer.finish(number, TrialState.COMPLETE, partial(self._set_row, row, number, artifact), row.value)
         return read_record(self.study.get_trials(deepcopy=False)[number])
 
-    def _set_row(self, row: NewRow, number: int) -> None:
+    def _set_row(self, row: NewRow, number: int, artifact: ArtifactMeta) -> None:
         target = self._writer.attributes_of(number)
+        self._writer.attach(number, artifact)
         self._writer.set(number, attributes.LABEL, row.label)
         self._writer.set_result(number, row.recipe, row.scores, row.stderr)
         self._writer.set_effort(number, row.seconds, row.cost)
@@ -322,11 +324,11 @@ def _task_scores(content: Mapping[str, Any], items: Mapping[int, ItemOutcome]) -
 def items_path(artifacts: Path, storage: BaseStorage, trial: FrozenTrial) -> Path | None:
     """The latest Parquet artifact of a trial whose bytes are really there.
 
-    Optuna notes an artifact before it writes the bytes, so a crash can leave a note without a file.
+    Optuna and earlier releases name an artifact before they write its bytes: a crash can leave a name without a file.
     """
     metas = optuna.artifacts.get_all_artifact_meta(trial, storage=storage)
     for meta in reversed(metas):
         path = (artifacts / meta.artifact_id).resolve()
-        if meta.filename == "items.parquet" and path.is_relative_to(artifacts.resolve()) and path.is_file():
+        if meta.filename == ITEMS and path.is_relative_to(artifacts.resolve()) and path.is_file():
             return path
     return None

@@ -1,9 +1,9 @@
 """The search's study and its one writer. It contains all that is needed to resume after a crash, and nothing else.
 
-Each trial lives through ask (params), `begin` (attempt), artifact, and tell (attributes, tell order, state). Killed
-anywhere between, it is RUNNING when the study is opened again, and is scored again under its own number. A database
-stores an ask or a tell at once; a journal may hold a trial without all its params, which is failed as interrupted and
-proposed anew.
+Each trial lives through ask (params, first attempt), the file of its items, and tell (attributes, tell order, state).
+Killed anywhere between, it is RUNNING when the study is opened again, and is scored again under its own number. A
+database and a journal file store an ask or a tell at once; a journal in Redis may hold a trial without all its params,
+which is failed as interrupted and proposed anew.
 """
 
 from __future__ import annotations
@@ -114,12 +114,13 @@ class SearchStudy:
             if not self._space.is_complete(trial.params):
                 self._enqueue_again(trial)
                 self._writer.finish(trial.number, TrialState.FAIL, partial(self._set_interruption, trial.number))
-            elif isolated:
-                proposals.append(self._proposal(trial.number, dict(trial.params), max(1, attempt)))
-            elif attempt >= MAX_ATTEMPTS:
-                self.fail(trial.number, f"not finished in {attempt} attempts: the controller died each time")
+                continue
+            attempt = max(1, attempt) if isolated else attempt + 1
+            proposal = self._proposal(trial.number, dict(trial.params), attempt)
+            if attempt > MAX_ATTEMPTS and proposal.infeasible is None:
+                self.fail(trial.number, f"not finished in {attempt - 1} attempts: the controller died each time")
             else:
-                proposals.append(self._proposal(trial.number, dict(trial.params), attempt + 1))
+                proposals.append(proposal)
         self._writer.transaction(lambda: self._enqueue(self._space.initial))
         return proposals
 
@@ -152,7 +153,7 @@ class SearchStudy:
         return Proposal(number=number, params=params, recipe=recipe, attempt=attempt, infeasible=infeasible)
 
     def _fill(self, trial: optuna.Trial) -> None:
-        if self._misfit(self._writer.stored(trial)) is not None:
+        if self._misfit(self._writer.stored(trial.number)) is not None:
             return  # it is failed by `ask`
         # Of an enqueued point nothing is drawn, and genetic samplers would not take it into their generation.
         trial.relative_params  # noqa: B018
@@ -166,10 +167,16 @@ class SearchStudy:
                 params[name] = trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
             else:
                 raise TypeError(f"param {name!r} has a {type(distribution).__name__}, which no space makes")
+        self._set_attempt(trial.number, 1)
 
     def begin(self, proposal: Proposal) -> None:
-        """Note that a proposal is being submitted, so that one that kills us is not tried for ever."""
-        self._set_attempt(proposal.number, proposal.attempt)
+        """Note that a proposal is being submitted, so that one that kills us is not tried for ever.
+
+        A new one was stored with its first attempt.
+        """
+        self.check_hold()
+        if self._writer.stored(proposal.number).user_attrs.get(attributes.ATTEMPT) != proposal.attempt:
+            self._set_attempt(proposal.number, proposal.attempt)
 
     def undo_attempt(self, proposal: Proposal) -> None:
         """Take the note of `begin` back: a clean stop is no attempt."""
@@ -208,9 +215,10 @@ class SearchStudy:
         """
         assert isinstance(outcome.result, Scored)  # the controller sends failures to `fail`
         number, scores = proposal.number, outcome.result.scores
-        self._writer.upload(number, scores)
+        artifact = self._writer.upload(scores)
 
         def write() -> None:
+            self._writer.attach(number, artifact)
             self._writer.set_result(number, proposal.recipe, scores, assessed.stderr)
             self._set_outcome(number, outcome)
             self._writer.set(number, attributes.TELL, self.tally.told)

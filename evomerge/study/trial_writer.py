@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
-import tempfile
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import optuna
-from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from optuna.artifacts import ArtifactMeta, FileSystemArtifactStore
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from evomerge.errors import first_reason
 from evomerge.evaluation.scores import Scores
 from evomerge.jobs import Cost
 from evomerge.recipe import Recipe, RecipeSet
 from evomerge.storage import attributes
 from evomerge.storage.attributes import Writable, write_document
 from evomerge.storage.opening import in_transaction
-from evomerge.storage.optuna_internals import id_of, id_of_study
+from evomerge.storage.optuna_internals import ARTIFACT, id_of, id_of_study
 from evomerge.storage.patience import IMPATIENT, StoragePatience
 from evomerge.storage.single_writer import SingleWriterStorage
-from evomerge.study.item_outcomes import summary, write_items
+from evomerge.study.item_outcomes import ITEMS, MIMETYPE, summary, write_items
 
 _Result = TypeVar("_Result")
 
@@ -104,26 +105,27 @@ class TrialWriter:
             return True
 
         def stored() -> bool | None:
-            return self._storage.get_trial(self._id(number)).state.is_finished() or None
+            return self.stored(number).state.is_finished() or None
 
         in_transaction(self._storage, store, stored)
         self._known_running().discard(number)
 
-    def upload(self, number: int, scores: Scores) -> None:
-        """Store the outcomes of items of a trial that is not finished yet.
+    def upload(self, scores: Scores) -> ArtifactMeta:
+        """Store the outcomes of items in the folder of artifacts, before the transaction of the trial that names them.
 
-        Not part of its transaction, which is repeated when the storage is away, and would store them twice.
+        That is repeated when the storage is away, and would store them twice. A file that it never names is an orphan.
         """
-        with first_reason(tempfile.TemporaryDirectory(), "while a temporary folder was removed") as scratch:
-            path = Path(scratch) / "items.parquet"
-            self._wait(lambda: write_items(path, scores), path.parent)
-            upload_artifact(
-                artifact_store=_PatientArtifacts(self._artifacts, self._wait),
-                file_path=str(path),
-                study_or_trial=_reference(number, self._id(number)),
-                storage=self._storage,
-                mimetype="application/vnd.apache.parquet",
-            )
+        self._check_hold()
+        content = io.BytesIO()
+        write_items(content, scores)
+        artifact = ArtifactMeta(artifact_id=str(uuid.uuid4()), filename=ITEMS, mimetype=MIMETYPE, encoding=None)
+        _PatientArtifacts(self._artifacts, self._wait).write(artifact.artifact_id, content)
+        return artifact
+
+    def attach(self, number: int, artifact: ArtifactMeta) -> None:
+        """Name an artifact in a trial that is not finished yet, as `optuna.artifacts.upload_artifact` does."""
+        key = f"{ARTIFACT}{artifact.artifact_id}"
+        self._storage.set_trial_system_attr(self._id(number), key, json.dumps(asdict(artifact)))
 
     def _wait(self, write: Callable[[], None], folder: Path) -> None:
         self._patience.retry(write, f"the folder {folder}", folder)
@@ -161,9 +163,9 @@ class TrialWriter:
         if isinstance(self._storage, SingleWriterStorage):
             self._storage.find_added(id_of_study(self._study))
 
-    def stored(self, trial: optuna.Trial) -> FrozenTrial:
-        """A trial that has just been added, as the storage has it."""
-        return self._storage.get_trial(id_of(trial))
+    def stored(self, number: int) -> FrozenTrial:
+        """A trial as the storage has it."""
+        return self._storage.get_trial(self._id(number))
 
     def start(self, number: int) -> None:
         """Take an enqueued trial out of the queue."""
@@ -178,7 +180,7 @@ class TrialWriter:
     def report_last(self, number: int, value: float) -> None:
         """The value of a pruned trial, for which Optuna takes its last intermediate one."""
         # An earlier attempt may have got farther than this.
-        reported = self._storage.get_trial(self._id(number)).intermediate_values
+        reported = self.stored(number).intermediate_values
         self.report(number, max(reported, default=0), value)
 
     def _id(self, number: int) -> int:
@@ -211,20 +213,3 @@ class _Attributes:
 
     def set_user_attr(self, key: str, value: Any) -> None:
         self.writer.set(self.number, key, value)
-
-
-def _reference(number: int, trial_id: int) -> FrozenTrial:
-    """A trial without content that names the stored one. Reading that would cost a query for each of its parts."""
-    return FrozenTrial(
-        number=number,
-        state=TrialState.RUNNING,
-        value=None,
-        datetime_start=None,
-        datetime_complete=None,
-        params={},
-        distributions={},
-        user_attrs={},
-        system_attrs={},
-        intermediate_values={},
-        trial_id=trial_id,
-    )

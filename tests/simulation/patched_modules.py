@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from unittest import mock
 
 import optuna
@@ -20,9 +20,9 @@ from evomerge.storage import journals, single_writer
 from evomerge.study import trial_writer
 
 
-def _write_few_items(path: Path, scores: Any) -> None:
-    """The file of the outcomes of items, in a fraction of the time that Parquet takes."""
-    path.write_bytes(b"items")
+def _write_few_items(file: BinaryIO, scores: Any) -> None:
+    """The outcomes of items, in a fraction of the time that Parquet takes."""
+    file.write(b"items")
 
 
 _DOUBLES: tuple[tuple[Any, str, Any], ...] = (

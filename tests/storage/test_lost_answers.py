@@ -246,7 +246,8 @@ def test_item_outcomes_are_uploaded_once_whatever_the_disk_does(
         write(self, artifact_id, content)
 
     monkeypatch.setattr(optuna.artifacts.FileSystemArtifactStore, "write", failing)
-    writer.upload(number, make_scores())
+    artifact = writer.upload(make_scores())
+    writer.finish(number, TrialState.COMPLETE, lambda: writer.attach(number, artifact), 0.5)
     (meta,) = optuna.artifacts.get_all_artifact_meta(study.trials[0], storage=storage)
     assert [path.name for path in (tmp_path / "artifacts").iterdir()] == [meta.artifact_id]
     assert (tmp_path / "artifacts" / meta.artifact_id).read_bytes()[:4] == b"PAR1"

@@ -11,8 +11,10 @@ from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.jobs import Cost, Outcome, Scored
 from evomerge.objective import Assessment, Dropped
 from evomerge.recipe import ModelRef, single_source
+from evomerge.spaces.bound import Infeasible
 from evomerge.storage import attributes
 from evomerge.storage.opening import open_storage, release
+from evomerge.study.rows import items_path
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.tally import Tally
 from evomerge.study.trials import FINISHED
@@ -133,8 +135,31 @@ def test_a_told_trial_has_its_artifact_and_its_attributes(search):
         assert meta.filename == "items.parquet"
 
 
-def test_a_trial_is_four_transactions(tmp_path):
-    """Ask, attempt, artifact, result: each waits for the disk."""
+def test_a_trial_that_is_cut_short_after_its_items_were_written_names_those_of_its_next_attempt(search, tmp_path):
+    proposal = search.ask()
+    search.begin(proposal)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optuna.Study, "tell", lambda *arguments, **named: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            search.tell(proposal, OUTCOME, Assessment(value=0.5, stderr=0.1))
+    assert len(list((tmp_path / "artifacts").iterdir())) == 1
+    (again,) = search.recover()
+    assert again.attempt == 2
+    search.tell(again, OUTCOME, Assessment(value=0.5, stderr=0.1))
+    (meta,) = optuna.artifacts.get_all_artifact_meta(search.trials()[0], storage=search.study._storage)
+    assert items_path(tmp_path / "artifacts", search.study._storage, search.trials()[0]).name == meta.artifact_id
+
+
+def test_a_proposal_that_is_out_of_bounds_kills_no_controller_however_often_one_has_died(search, monkeypatch):
+    cut_short(search, 3)
+    monkeypatch.setattr(OneNumber, "infeasible", lambda self, recipe: Infeasible(reason="too far", excess=1.0))
+    (again,) = search.recover()
+    assert again.infeasible is not None
+    assert search.tally.failed == 0
+
+
+def test_a_trial_is_two_transactions(tmp_path):
+    """Ask and result: each waits for the disk."""
     storage = open_storage(f"sqlite:///{tmp_path}/study.db", single_writer=True)
     study = optuna.create_study(storage=storage, direction="maximize", sampler=optuna.samplers.RandomSampler(seed=1))
     search = SearchStudy(study, storage, OneNumber(), artifacts=tmp_path / "artifacts")
@@ -144,7 +169,7 @@ def test_a_trial_is_four_transactions(tmp_path):
     proposal = search.ask()
     search.begin(proposal)
     search.tell(proposal, OUTCOME, Assessment(value=0.5, stderr=0.1, violations=(0.1,), companion=-1.0))
-    assert len(commits) == 4
+    assert len(commits) == 2
     release(storage)
 
 
@@ -159,6 +184,7 @@ def test_a_result_whose_writing_fails_leaves_nothing_of_itself(tmp_path, monkeyp
             search.tell(proposal, OUTCOME, Assessment(value=0.5, stderr=0.1))
     (trial,) = search.trials()
     assert trial.state is optuna.trial.TrialState.RUNNING
-    assert not trial.user_attrs
+    assert trial.user_attrs == {attributes.ATTEMPT: 1}
+    assert not trial.system_attrs
     assert search.tally.finished == 0
     release(storage)
