@@ -1,9 +1,12 @@
 """The container files: Dockerfile, compose, and manifests of Kubernetes, checked without either."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -94,6 +97,39 @@ def test_compose_publishes_nothing_but_the_login_on_the_loopback_interface():
 def test_the_scripts_are_executable_and_parse(script):
     assert (DOCKER / script).stat().st_mode & 0o111
     run("sh", "-n", DOCKER / script)
+
+
+@pytest.fixture
+def stand_ins(tmp_path):
+    """stand_ins(**name=script of a program) -> an environment in which these are run instead of the real ones."""
+
+    def make(**programs):
+        for name, script in programs.items():
+            (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+            (tmp_path / name).chmod(0o755)
+        return {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "RAY_HEAD": "head:6379", "OUT": str(tmp_path)}
+
+    return make
+
+
+def test_the_controller_joins_the_cluster_and_becomes_the_run_with_its_exit_code(stand_ins, tmp_path):
+    environment = stand_ins(ray='echo "$@" > $OUT/joined', evomerge='echo "$$ $@" > $OUT/ran; exit 6')
+    process = subprocess.Popen([DOCKER / "controller.sh", "run", "a b.yaml"], env=environment)
+    assert process.wait() == 6
+    assert (tmp_path / "joined").read_text().startswith("start --address=head:6379 --num-cpus=0 --num-gpus=0")
+    assert (tmp_path / "ran").read_text() == f"{process.pid} run a b.yaml --ray head:6379\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("ray", ["touch $OUT/begun; exec sleep 600", "touch $OUT/begun; exit 1"])
+def test_a_signal_while_the_controller_waits_for_the_cluster_ends_it_at_once_to_be_started_again(
+    stand_ins, tmp_path, number, ray
+):
+    process = subprocess.Popen([DOCKER / "controller.sh", "run", "search.yaml"], env=stand_ins(ray=ray))
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait(9) == errors.Interrupted.exit_code  # a second before it would try again
 
 
 def test_the_script_of_secrets_makes_those_that_compose_names(tmp_path):
