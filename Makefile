@@ -37,7 +37,7 @@ test: install
 	$(PYTEST)
 
 test-all: install
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev,postgres,mysql,redis]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev,postgres,mysql,redis,s3]'
 	EVOMERGE_NO_SKIP=1 $(PYTEST)
 
 # Real servers that are killed, stopped and cut off under a running search (Debian: postgresql mariadb-server redis-server).

@@ -19,6 +19,8 @@ from rich.text import Text
 from evomerge.cluster.open_cluster import answers_anyone
 from evomerge.errors import EvomergeError
 from evomerge.messages import in_bytes, some
+from evomerge.object_store.object_url import is_object_url, read_object_url
+from evomerge.object_store.remote_folder import RemoteFolder
 from evomerge.spec import SearchSpec
 from evomerge.storage.opening import open_storage, release
 from evomerge.storage.url import local_file, run_directory
@@ -50,6 +52,8 @@ def doctor(spec: SearchSpec | None = None, ray: str | None = None) -> dict[str, 
     findings = [*_ray(), *_tokens(), _cluster(ray), _gpus(), *_shared_memory()]
     if spec is not None:
         findings.append(_storage(spec.storage_url))
+        if spec.artifacts is not None and is_object_url(spec.artifacts):
+            findings.append(_object_store(spec.artifacts))
     findings += [_disk(name, folder) for name, folder in _folders(spec).items()]
     return {
         "schema": SCHEMA,
@@ -147,13 +151,23 @@ def _storage(url: str) -> Finding:
     return Finding("storage", "ok", "it answers" if file is None else f"{file} can be read")
 
 
+def _object_store(text: str) -> Finding:
+    """Whether the store of the artifacts can be listed."""
+    try:
+        RemoteFolder(read_object_url(text)).check()
+    except EvomergeError as error:
+        return Finding("artifacts", "wrong", str(error))
+    return Finding("artifacts", "ok", f"{text} can be listed")
+
+
 def _folders(spec: SearchSpec | None) -> dict[str, Path]:
     """A folder that a run writes to."""
     found = {"temporary folder": Path(tempfile.gettempdir())}
     if spec is not None:
         try:
             found["run directory"] = run_directory(spec.storage_url, spec.name)
-            found["artifacts"] = artifacts_folder(spec)
+            if spec.artifacts is None or not is_object_url(spec.artifacts):
+                found["artifacts"] = artifacts_folder(spec)
         except EvomergeError:
             pass  # the storage says it
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from evomerge.errors import InvalidInput, unknown_name
 from evomerge.leaderboard import Line, leaderboard
 from evomerge.mergekit.export_yaml import to_mergekit
 from evomerge.merging.emr import rescaler_of
+from evomerge.object_store.artifact_folder import ArtifactFolder
 from evomerge.opening.inputs import Inputs, open_inputs
 from evomerge.opening.open_study import stored_space
 from evomerge.passes.kernels import DTYPES
-from evomerge.recipe import Recipe, RecipeSet
+from evomerge.recipe import Recipe, RecipeSet, all_files
 from evomerge.search.stages import MEAN
 from evomerge.study.command_line import command_line
 from evomerge.study.rows import read_records
@@ -34,7 +35,6 @@ from evomerge.study.search_study import SearchStudy
 from evomerge.study.snapshot import snapshot_of
 from evomerge.study.stored_search import StoredSearch
 from evomerge.verdict import read_digests, read_winner
-from evomerge.worker import files_folder
 
 SCHEMA = 1
 _HOW_TO_READ = (
@@ -73,7 +73,7 @@ def export_merge(
     if isinstance(chosen, RecipeSet) and task is None:
         return _export_set(stored, inputs, chosen, which, out=out, file=file)
     chosen = _of_task(chosen, which, task)
-    files = files_folder(stored.artifacts)
+    files = _files_of(stored, [chosen.recipe])
     bank = _bank(inputs, files)
     expected = read_digests(stored.study, chosen.trial) if chosen.trial is not None else None
     actual: dict[str, str] = {}
@@ -110,6 +110,14 @@ def export_merge(
     }
 
 
+def _files_of(stored: StoredSearch, recipes: Iterable[Recipe]) -> Path:
+    """The folder that has the files of recipes, fetched where the artifacts are on an object store."""
+    artifacts = ArtifactFolder(stored.artifacts)
+    for recipe in recipes:
+        artifacts.fetch_files(all_files(recipe))
+    return artifacts.files
+
+
 def export_text(document: dict[str, Any]) -> Text:
     """One line per fact."""
     if document["verified"]:
@@ -135,7 +143,7 @@ def _export_set(
     stored: StoredSearch, inputs: Inputs, recipes: RecipeSet, which: str, *, out: Path, file: Path | None
 ) -> dict[str, Any]:
     """Write several models as one artefact."""
-    bank = _bank(inputs, files_folder(stored.artifacts))
+    bank = _bank(inputs, _files_of(stored, recipes.recipes.values()))
     first = next(iter(recipes.recipes.values()))
     scored = {model: tensor_digests(bank.merged(recipe)) for model, recipe in recipes.recipes.items()}
     tensors = bank.rule_tensors(first.rules[0], first)

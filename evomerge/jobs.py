@@ -27,7 +27,9 @@ class WorkerSetup:
         batch_size: the study's batch size; None lets the evaluator find it (at creation).
         bounds: param -> (low, high), for analytic evaluators.
         gpus: how many GPUs, or what share of one, the worker holds.
-        artifacts: the study's folder of artifacts, where the files of recipes lie. All workers have to see it.
+        artifacts: the study's folder of artifacts, where the files of recipes lie, which all workers have to see; or
+            the URL of an object store.
+        patience: seconds that a store of artifacts is waited for.
         ingredients: number of merges that memory was planned for as sources of other merges.
         logs: folder of the logs of workers; None: they keep none.
     """
@@ -45,6 +47,7 @@ class WorkerSetup:
     device: str | None = None
     gpus: float = 1.0
     artifacts: str | None = None
+    patience: float = 0.0
     ingredients: int = 0
     logs: str | None = None
 

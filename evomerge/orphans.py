@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,9 +22,11 @@ from optuna.artifacts import get_all_artifact_meta
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
-from evomerge.errors import InvalidInput
+from evomerge.errors import InvalidInput, first_reason
 from evomerge.leases.lock import hold
 from evomerge.messages import in_bytes
+from evomerge.object_store.artifact_folder import ArtifactFolder
+from evomerge.object_store.remote_folder import RemoteFolder
 from evomerge.spec import SearchSpec
 from evomerge.storage import attributes
 from evomerge.storage.attributes import Readable, read_text
@@ -43,11 +46,16 @@ _TEMPORARY: Final = re.compile(r"\..+\.(writing|replaced)-[0-9a-f]{8}")
 
 @dataclass(frozen=True, kw_only=True)
 class Orphan:
-    """A file or folder that nothing names. `kind`: items, file, statistics, checkpoint, temporary or logs."""
+    """A file or folder that nothing names. `kind`: items, file, statistics, checkpoint, temporary or logs.
+
+    Attributes:
+        name: of an object on the origin of the artifacts; `path` is then that of its copy here.
+    """
 
     path: Path
     kind: str
     size: int
+    name: str | None = None
 
 
 def collect_orphans(stored: StoredSearch, *, delete: bool = False, alone: bool = False) -> dict[str, Any]:
@@ -67,7 +75,10 @@ def collect_orphans(stored: StoredSearch, *, delete: bool = False, alone: bool =
         found = orphans(stored)
         for each in found:
             check()
-            _delete(each.path)
+            if each.name is not None:
+                ArtifactFolder(stored.artifacts).delete(each.name)
+            else:
+                _delete(each.path)
         return _document(stored, found, deleted=True)
 
 
@@ -96,8 +107,10 @@ def _searches(storage: BaseStorage) -> list[optuna.Study]:
 
 
 def orphans(stored: StoredSearch) -> list[Orphan]:
-    """All orphans in the folder of a study's artifacts, by their paths."""
-    folder = stored.artifacts
+    """All orphans among a study's artifacts, by their paths; on their origin, where they have one."""
+    folder, origin = stored.artifacts, ArtifactFolder(stored.artifacts).origin
+    if origin is not None:
+        return _orphans_on(origin, stored)
     # Listed before the studies are read. A trial names its items after they were written: nothing is deleted unless the
     # studies are held.
     own = run_directory(resolve_url(stored.spec.storage_url), stored.spec.name)
@@ -119,6 +132,55 @@ def orphans(stored: StoredSearch) -> list[Orphan]:
     return [
         Orphan(path=path, kind=kind, size=_size(path)) for kind, path in sorted(candidates) if is_orphan[kind](path)
     ]
+
+
+def _orphans_on(origin: RemoteFolder, stored: StoredSearch) -> list[Orphan]:
+    objects = {each.name: each for each in origin.listed()}  # before the studies are read, as above
+    kinds = {name: kind for name in objects if (kind := _kind_of(name)) is not None}
+    if local_file(stored.spec.storage_url) is None:
+        kinds = {name: kind for name, kind in kinds.items() if objects[name].modified + AGE < time.time()}
+    if not kinds:
+        return []
+    named = _named(stored.storage)
+    with first_reason(tempfile.TemporaryDirectory(), "while a temporary folder was removed") as scratch:
+        measured = {
+            name: _digests_in(Path(scratch) / Path(name).name)
+            for name in objects
+            if _kind_of(name) == "statistics" and name.endswith(".json")
+            if origin.get(name, Path(scratch) / Path(name).name)
+        }
+    indexed = {digest for digests in measured.values() for digest in digests} if named.unfinished else set()
+
+    def is_lost(name: str) -> bool:
+        """Whether a measurement leads nowhere."""
+        if name.endswith(".safetensors"):
+            return f"{name.removesuffix('.safetensors')}.json" in objects or not named.unfinished
+        return not any(f"files/{digest}.safetensors" in objects for digest in measured.get(name, ()))
+
+    is_orphan: Mapping[str, Callable[[str], bool]] = {
+        "items": lambda name: name not in named.names,
+        "file": lambda name: not named.is_torn and Path(name).stem not in named.names | indexed,
+        "statistics": is_lost,
+        "checkpoint": lambda name: not named.training,
+    }
+    return [
+        Orphan(path=stored.artifacts / name, kind=kind, size=objects[name].size, name=name)
+        for name, kind in sorted(kinds.items())
+        if is_orphan[kind](name)
+    ]
+
+
+def _kind_of(name: str) -> str | None:
+    """The kind of an object by its name; None: it is not one of ours."""
+    folder, _, last = name.rpartition("/")
+    path = Path(last)
+    if folder == "" and _ITEMS.fullmatch(last):
+        return "items"
+    if folder == "files" and _is_named(path, _DIGEST, (".safetensors",)):
+        return "file"
+    if folder == "statistics" and _is_named(path, _DIGEST, (".json", ".safetensors")):
+        return "statistics"
+    return "checkpoint" if folder == "training" and _CHECKPOINT.fullmatch(last) else None
 
 
 def _candidates(folder: Path, run: Path) -> Iterator[tuple[str, Iterable[Path]]]:
@@ -212,9 +274,14 @@ def _indexed(folder: Path) -> set[str]:
     found: set[str] = set()
     for path in _listed(folder):
         if path.suffix == ".json":
-            with suppress(OSError):
-                found.update(_DIGEST.findall(path.read_text(encoding="utf-8", errors="replace")))
+            found.update(_digests_in(path))
     return found
+
+
+def _digests_in(path: Path) -> set[str]:
+    with suppress(OSError):
+        return set(_DIGEST.findall(path.read_text(encoding="utf-8", errors="replace")))
+    return set()
 
 
 def _is_stale(path: Path, files: Path, *, unfinished: bool) -> bool:
@@ -257,8 +324,8 @@ def _refuse_shared(spec: SearchSpec, folder: Path, *, alone: bool) -> None:
     file = local_file(spec.storage_url)
     if file is None or folder.resolve() != (file.parent / "artifacts").resolve():
         raise InvalidInput(
-            f"artifacts are in {folder}, where studies of other storages may have theirs, which would look like "
-            "orphans here; if there are none, say --alone"
+            f"artifacts are in {ArtifactFolder(folder)}, where studies of other storages may have theirs, which would "
+            "look like orphans here; if there are none, say --alone"
         )
     others = [
         path
@@ -288,10 +355,10 @@ def _document(stored: StoredSearch, found: list[Orphan], *, deleted: bool) -> di
     return {
         "schema": SCHEMA,
         "study": stored.study.study_name,
-        "folder": str(stored.artifacts.resolve()),
+        "folder": str(ArtifactFolder(stored.artifacts)),
         "deleted": deleted,
         "bytes": sum(each.size for each in found),
-        "orphans": [{"path": str(each.path), "kind": each.kind, "bytes": each.size} for each in found],
+        "orphans": [{"path": each.name or str(each.path), "kind": each.kind, "bytes": each.size} for each in found],
     }
 
 

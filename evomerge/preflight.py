@@ -18,6 +18,7 @@ from evomerge.errors import InvalidInput
 from evomerge.evaluation import code_files, known_evaluators, load_pack
 from evomerge.evaluation.evaluator import ModelEvaluator
 from evomerge.messages import duration, in_bytes, some
+from evomerge.object_store.artifact_folder import ArtifactFolder
 from evomerge.objective import task_weights
 from evomerge.opening.capacity import memory_of, placement_of, trained_weights
 from evomerge.opening.disk import disk_warnings, planned_writing
@@ -32,7 +33,7 @@ from evomerge.search.ingredients import check_recipe_file
 from evomerge.search.warm_start import check_recipes, has_begun
 from evomerge.spaces.bound import BoundSpace
 from evomerge.storage import attributes
-from evomerge.study.stored_search import looking_at
+from evomerge.study.stored_search import artifacts_folder, looking_at
 from evomerge.verdict.looks import share
 from evomerge.verdict.verdict import ALPHA
 
@@ -52,6 +53,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
     """
     spec, space = inputs.spec, inputs.space
     build_search_sampler(inputs, workers=1)
+    ArtifactFolder(artifacts_folder(spec)).check()
     placement = placement_of(inputs, worker_count(spec.workers, None))
     task_weights(spec.objective, inputs.evaluator.weights)
     for baseline in spec.chosen_baselines:

@@ -189,6 +189,12 @@ def all_ingredients(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
         yield name, ingredient
 
 
+def all_files(recipe: Recipe) -> Iterator[str]:
+    """Digests of the files of a recipe and of its ingredients."""
+    for each in (recipe, *(ingredient for _, ingredient in all_ingredients(recipe))):
+        yield from each.files.values()
+
+
 def check_ingredients(recipe: Recipe) -> None:
     """Refuse what cannot stand as a source.
 

@@ -16,13 +16,15 @@ from rich.text import Text
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.leases.lock import hold
 from evomerge.messages import listed
+from evomerge.object_store.artifact_folder import ArtifactFolder
+from evomerge.object_store.object_url import is_object_url
 from evomerge.spec import SearchSpec, spec_from_json
 from evomerge.storage import attributes
 from evomerge.storage.attributes import read_text, write_text
 from evomerge.storage.opening import open_storage, release
 from evomerge.storage.transfer import StudyContent, check_same, read_study, write_study
 from evomerge.storage.url import local_file, redact, resolve_url
-from evomerge.study.stored_search import artifacts_folder
+from evomerge.study.stored_search import artifacts_folder, artifacts_url
 
 SCHEMA = 1
 UNFINISHED = "copying"  # a sibling that a copy has until it is whole
@@ -68,7 +70,7 @@ def copy_search(from_url: str, to_url: str, name: str | None = None) -> dict[str
         "from": redact(from_url),
         "to": redact(to_url),
         "trials": {content.name: len(content.trials) for content in contents},
-        "artifacts": str(there.resolve()),
+        "artifacts": str(ArtifactFolder(there)),
         "copied": copied,
     }
 
@@ -176,12 +178,13 @@ def _spec(search: StudyContent, url: str) -> SearchSpec:
 def _moved(search: StudyContent, from_url: str, to_url: str) -> StudyContent:
     """The study as it is stored elsewhere: nobody holds it, and its spec names the folder of artifacts.
 
-    Beside a file they lie with it, unless the user has chosen a folder; a study on a server names the folder anyway.
+    Beside a file they lie with it, unless the user has chosen a folder; a study on a server names the folder anyway,
+    and an object store stays the place of both.
     """
     spec = _spec(search, from_url)
     chosen = spec.artifacts if local_file(from_url) is not None else None
-    if local_file(to_url) is None:
-        chosen = artifacts_folder(spec).resolve().as_uri()
+    if local_file(to_url) is None or (spec.artifacts is not None and is_object_url(spec.artifacts)):
+        chosen = artifacts_url(spec)
     moved = _NewAttributes(
         (key, value)
         for key, value in search.user_attrs.items()

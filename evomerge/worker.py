@@ -48,7 +48,10 @@ from evomerge.jobs import (
 )
 from evomerge.logs.capture import captured
 from evomerge.logs.log_file import LogFile
-from evomerge.recipe import Recipe, single_source
+from evomerge.object_store.artifact_folder import ArtifactFolder, artifact_path
+from evomerge.object_store.remote_folder import ArtifactsAway, SilentPatience
+from evomerge.object_store.scratch_folder import scratch_folder
+from evomerge.recipe import Recipe, all_files, single_source
 from evomerge.spec import Calibration
 
 if TYPE_CHECKING:
@@ -72,6 +75,9 @@ class Worker:
         self._bank: WeightBank | None = None
         self._products: Multiplied | None = None
         self._merge_seconds = 0.0
+        self._artifacts = (
+            ArtifactFolder(artifact_path(setup.artifacts), SilentPatience(setup.patience)) if setup.artifacts else None
+        )
         self._log = LogFile(Path(setup.logs) if setup.logs else None, self.name)
         with captured(self._log, "start"):
             self.evaluator: Evaluator = build_evaluator(
@@ -99,7 +105,7 @@ class Worker:
                 dtype=setup.dtype,
                 device=setup.device,
                 allow=setup.allow,
-                files=files_folder(setup.artifacts) if setup.artifacts else None,
+                files=self._artifacts.files if self._artifacts else None,
                 ingredients=setup.ingredients,
             )
         return self._bank
@@ -150,7 +156,7 @@ class Worker:
             invalid = isinstance(error, InvalidInput)
             reason = str(error)[:REASON_LENGTH] if invalid else _reason(error)
             self._log.write(traceback.format_exc(), level="error", job=job.key)
-            result = Failed(reason, crashed=_is_broken_device(error), invalid=invalid)
+            result = Failed(reason, crashed=_is_of_machine(error), invalid=invalid)
         total = time.perf_counter() - started
         seconds = {"merge": self._merge_seconds, "total": total}
         if isinstance(result, Scored):
@@ -190,9 +196,11 @@ class Worker:
         from evomerge.trainers import find_trainer
         from evomerge.training import TrainingInputs
 
-        artifacts = self._artifacts("a training")
+        artifacts = self._artifacts_for("a training")
+        artifacts.fetch_files(all_files(job.recipe))
         texts = {name: self._texts(calibration) for name, calibration in job.calibration.items()}
-        with self.bank.borrow() as (model, live):
+        with self.bank.borrow() as (model, live), scratch_folder(artifacts, "training") as checkpoints:
+            checkpoints.fetch()
             inputs = TrainingInputs(
                 model=model,
                 live=live,
@@ -200,8 +208,8 @@ class Worker:
                 texts=texts,
                 initial=job.recipe,
                 seed=self._setup.seed,
-                files=files_folder(artifacts),
-                checkpoints=artifacts / "training",
+                files=artifacts.files,
+                checkpoints=checkpoints.path,
             )
             training = find_trainer(job.trainer)(inputs, job.settings)
             while True:
@@ -210,12 +218,15 @@ class Worker:
                 except StopIteration as end:
                     trained = end.value
                     break
+                checkpoints.keep()
                 yield Progress(key=job.key, step=step.step, steps=step.steps, losses=step.reported)
+            artifacts.keep_files(all_files(trained.recipe))
         losses = {name: (trained.before[name], trained.after[name]) for name in trained.after}
         cost = Cost(
             forward_tokens=trained.forward_tokens, gradient_tokens=trained.gradient_tokens, seconds=trained.seconds
         )
-        return Trained(trained.recipe, losses, str(trained.checkpoint) if trained.checkpoint else None), cost
+        kept = checkpoints.place_of(trained.checkpoint) if trained.checkpoint else None
+        return Trained(trained.recipe, losses, kept), cost
 
     def _measure(self, job: Measure) -> Generator[Progress, None, tuple[Result, Cost]]:
         from evomerge.statistics.measurement import (
@@ -224,34 +235,40 @@ class Worker:
             MeasurementSettings,
             find_kind,
             measure,
+            read_index,
         )
 
         kind, settings = find_kind(job.kind), MeasurementSettings.model_validate(dict(job.settings))
-        artifacts = self._artifacts("a measurement")
+        artifacts = self._artifacts_for("a measurement")
         catalogue = self.bank.base.catalogue
         names = tuple(entry.name for entry in catalogue.mergeable)
         self._materialize(single_source(self._setup.base, job.source, names, self._setup.dtype))
-        with self.bank.borrow() as (model, live):
-            measuring = measure(
-                MeasurementInputs(
-                    kind=kind,
-                    base=self._setup.base,
-                    source=job.source,
-                    measured=MeasuredModel(model=model, live=live, catalogue=catalogue),
-                    texts=self._texts(job.calibration),
-                    seed=self._setup.seed,
-                    files=files_folder(artifacts),
-                    folder=artifacts / "statistics",
-                    settings=settings,
-                )
+        with self.bank.borrow() as (model, live), scratch_folder(artifacts, "statistics") as sums:
+            inputs = MeasurementInputs(
+                kind=kind,
+                base=self._setup.base,
+                source=job.source,
+                measured=MeasuredModel(model=model, live=live, catalogue=catalogue),
+                texts=self._texts(job.calibration),
+                seed=self._setup.seed,
+                files=artifacts.files,
+                folder=sums.path,
+                settings=settings,
             )
+            sums.fetch(f"{inputs.key}{suffix}" for suffix in (".json", ".safetensors"))
+            if (known := read_index(sums.path / f"{inputs.key}.json")) is not None:
+                artifacts.fetch_files([known.digest])
+            measuring = measure(inputs)
             while True:
                 try:
                     step = next(measuring)
                 except StopIteration as end:
                     found = end.value
                     break
+                sums.keep()
                 yield Progress(key=job.key, step=step.step, steps=step.steps)
+            artifacts.keep_files([found.digest])
+            sums.keep()
         cost = Cost(forward_tokens=found.forward_tokens, gradient_tokens=found.gradient_tokens, seconds=found.seconds)
         return Measured(found.digest), cost
 
@@ -269,10 +286,10 @@ class Worker:
             self._products = Multiplied(task_vector_products(weights[self._setup.base.name], experts, names))
         return self._products
 
-    def _artifacts(self, work: str) -> Path:
-        if self._setup.artifacts is None:
+    def _artifacts_for(self, work: str) -> ArtifactFolder:
+        if self._artifacts is None:
             raise InvalidInput(f"{work} needs the folder of the study's artifacts, to leave its files there")
-        return Path(self._setup.artifacts)
+        return self._artifacts
 
     def _texts(self, calibration: Calibration) -> Sequence[CalibrationText]:
         return calibration_texts(self.evaluator, calibration)
@@ -305,6 +322,8 @@ class Worker:
 
     def _materialize(self, recipe: Recipe) -> PreTrainedModel:
         started = time.perf_counter()
+        if self._artifacts is not None:
+            self._artifacts.fetch_files(all_files(recipe))
         try:
             return self.bank.materialize(recipe)
         finally:
@@ -316,11 +335,6 @@ def _described(outcome: Outcome) -> str:
     result, seconds = outcome.result, outcome.seconds.get("total", 0.0)
     ended = f"failed: {result.reason}" if isinstance(result, Failed) else type(result).__name__.lower()
     return f"attempt {outcome.attempt}, {seconds:.2f} s: {ended}"
-
-
-def files_folder(artifacts: str | Path) -> Path:
-    """The folder of the files of recipes, in a folder of artifacts."""
-    return Path(artifacts) / "files"
 
 
 def _peak_memory() -> int:
@@ -344,6 +358,11 @@ def _is_from_outside(error: BaseException) -> bool:
         return True
     handlers = {getattr(signal.getsignal(number), "__code__", None) for number in (signal.SIGTERM, signal.SIGINT)}
     return any(frame.f_code in handlers for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _is_of_machine(error: BaseException) -> bool:
+    """Whether the machine cannot do any job at present: its device is broken, or the store of artifacts away."""
+    return isinstance(error, ArtifactsAway) or _is_broken_device(error)
 
 
 def _is_broken_device(error: BaseException) -> bool:

@@ -14,6 +14,7 @@ import yaml
 
 sys.path.append(str(Path(__file__).parent))
 
+from object_servers import bucket, s3_server  # noqa: F401
 from servers import mariadb, postgres, redis  # noqa: F401
 from two_skills import pack  # noqa: F401
 

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "evomerge"
 # named with the room.
 FLOORS = (
     ("errors", "clock", "seeding", "messages", "forms", "documents", "shipped", "whole_files", "interjection", "logs"),
-    ("storage.optuna_internals", "trial_store", "storage", "leases", "evolution", "samplers"),
+    ("storage.optuna_internals", "trial_store", "storage", "object_store", "leases", "evolution", "samplers"),
     (
         "methods",
         "recipe",
@@ -197,6 +197,7 @@ def test_optuna_stays_with_spaces_and_study_and_what_reads_them():
         "recipe_spaces",
         "trial_store",
         "storage",
+        "object_store",
         "leases",
         "evolution",
         "samplers",

@@ -60,7 +60,7 @@ def random_search(
         on_status=on_status,
     ).run()
     for best in best_trials(search.study, 1):
-        scores = read_scores(opened.artifacts, opened.storage, best)
+        scores = read_scores(opened.artifacts, opened.storage, best, opened.patience)
         if scores is None:
             raise StoppedByFailures(f"the items of trial {best.number} of {search.study.study_name} are lost")
         record = read_record(best)

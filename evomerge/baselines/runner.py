@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from evomerge.baselines.baseline_plans import (
     BaselinePlan,
@@ -49,6 +48,7 @@ from evomerge.jobs import (
 from evomerge.loop.dispatcher import Dispatcher, reason_of
 from evomerge.loop.stop import Stop
 from evomerge.messages import some
+from evomerge.object_store.artifact_folder import ArtifactFolder
 from evomerge.objective import Collapsed
 from evomerge.opening.measurements import PlannedMeasurement
 from evomerge.packs.items import ItemBlock
@@ -131,7 +131,7 @@ class BaselineRunner:
 
     Args:
         records: the sibling study of the baselines.
-        files: folder of the files of recipes.
+        artifacts: of the study, with the files of recipes and the checkpoints of trainings.
         on_progress: receives the progress of trainings.
     """
 
@@ -143,7 +143,7 @@ class BaselineRunner:
         *,
         stop: Stop,
         batch_size: int | None,
-        files: Path,
+        artifacts: ArtifactFolder,
         on_progress: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         self._ingredients = ingredients
@@ -151,7 +151,7 @@ class BaselineRunner:
         self._batch_size = batch_size
         self._on_progress = on_progress
         self._dispatcher = Dispatcher(executor, stop, on_progress=self._follow)
-        self._files = files
+        self._artifacts = artifacts
         self._owners: dict[str, _Baseline] = {}
         self._left_out: dict[str, str] = {}
 
@@ -194,8 +194,7 @@ class BaselineRunner:
 
     def _has_files(self, recipe: Recipe | RecipeSet) -> bool:
         recipes = recipe.recipes.values() if isinstance(recipe, RecipeSet) else [recipe]
-        digests = [digest for each in recipes for digest in each.files.values()]
-        return all((self._files / f"{digest}.safetensors").is_file() for digest in digests)
+        return self._artifacts.has_files(digest for each in recipes for digest in each.files.values())
 
     def _advance(self, baseline: _Baseline) -> None:
         """Advance the plan until it waits for a worker, or has chosen and its choice was scored."""
@@ -293,7 +292,7 @@ class BaselineRunner:
             kept = TrainingResult(found.recipe, outcome.cost, found.losses)
             self._records.keep(baseline.trial, kept)
             if found.checkpoint is not None:
-                Path(found.checkpoint).unlink(missing_ok=True)
+                self._artifacts.delete(found.checkpoint)
             return kept
         if isinstance(found, Measured):
             return MeasurementResult(found.digest, outcome.cost)

@@ -12,6 +12,7 @@ from evomerge.checkpoints import Source, check_compatible, open_source
 from evomerge.evaluation.evaluator import Evaluator
 from evomerge.evaluation.factory import build_evaluator
 from evomerge.jobs import WorkerSetup
+from evomerge.object_store.artifact_folder import ArtifactFolder
 from evomerge.packs.split import split_from_json
 from evomerge.recipe import ModelRef
 from evomerge.recipe_spaces.binding import bind_recipe_space
@@ -88,7 +89,8 @@ class Inputs:
             batch_size=identity.batch_size if identity else None,
             bounds=ranges,
             allow=spec.allow,
-            artifacts=str(artifacts_folder(spec).resolve()),
+            artifacts=str(ArtifactFolder(artifacts_folder(spec))),
+            patience=spec.storage_patience,
             logs=str(logs_folder(spec).resolve()),
             ingredients=self.space.ingredients,
         )

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial
 
 from evomerge.errors import first_reason
 from evomerge.leases.lock import hold
+from evomerge.object_store.artifact_folder import ArtifactFolder
 from evomerge.opening.inputs import Inputs
 from evomerge.opening.measurements import baseline_texts, measured_texts
 from evomerge.packs.split import split_to_json
@@ -60,6 +61,11 @@ class OpenSearch:
     check_hold: Callable[[], None]
     workers: int = 1
     patience: StoragePatience = IMPATIENT
+
+    @property
+    def artifact_folder(self) -> ArtifactFolder:
+        """The folder of the artifacts, with its origin."""
+        return ArtifactFolder(self.artifacts, self.patience)
 
     def sibling(self, name: str, sampler: optuna.samplers.BaseSampler) -> SearchStudy:
         """Another search of the same space, in the study `NAME/name` of the same storage."""
@@ -154,6 +160,7 @@ def _open(
     patience: StoragePatience,
 ) -> OpenSearch:
     spec, folder = inputs.spec, artifacts_folder(inputs.spec)
+    ArtifactFolder(folder).check()
     study = optuna.create_study(
         storage=storage,
         study_name=spec.name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from evomerge.object_store.artifact_folder import ArtifactFolder
 from evomerge.storage.url import redact, resolve_url, run_directory
 from evomerge.study.stored_search import StoredSearch
 
@@ -35,6 +36,6 @@ def exported_digest(directory: Path) -> str | None:
 
 def described_paths(stored: StoredSearch) -> str:
     """Locations of study, items and exported models, one per line."""
-    lines = [f"study: {redact(resolve_url(stored.spec.storage_url))}", f"items: {stored.artifacts.resolve()}"]
+    lines = [f"study: {redact(resolve_url(stored.spec.storage_url))}", f"items: {ArtifactFolder(stored.artifacts)}"]
     lines += [f"model: {directory}" for directory in exports(stored)]
     return "\n".join(lines)

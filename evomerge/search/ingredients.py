@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from evomerge.artefacts.exported_files import take_files
@@ -14,7 +14,7 @@ from evomerge.evaluation.scores import Scores
 from evomerge.messages import some
 from evomerge.opening.inputs import Inputs
 from evomerge.opening.open_study import OpenSearch
-from evomerge.recipe import Recipe, all_ingredients
+from evomerge.recipe import Recipe, all_files
 from evomerge.recipe_spaces.checks import is_recipe_file
 from evomerge.recipe_spaces.recipe_space import RecipeSpace
 from evomerge.recipe_spaces.scaled_rules import check_scalable
@@ -22,7 +22,6 @@ from evomerge.study.row_failures import read_failures
 from evomerge.study.rows import Record
 from evomerge.study.snapshot import snapshot_of
 from evomerge.study.study_ingredients import StudyIngredients, read_ingredients
-from evomerge.worker import files_folder
 
 
 def take_ingredients(opened: OpenSearch, on_phase: Callable[[str], None]) -> OpenSearch:
@@ -99,7 +98,8 @@ def _found(opened: OpenSearch) -> StudyIngredients:
     around = spec.search_space.around
     if around is not None and is_recipe_file(around):
         recipe = _read_recipe(opened.inputs, Path(around))
-        take_files(recipe, Path(around).parent, files_folder(opened.artifacts))
+        take_files(recipe, Path(around).parent, opened.artifact_folder.files)
+        opened.artifact_folder.keep_files(all_files(recipe))
         return StudyIngredients(recipes={spec.space_labels[0]: recipe})
     rows, study, standing = _rows(opened), opened.baselines.study, snapshot_of(opened.search.study)
     reasons = left_out(read_failures(study), spec, standing)
@@ -130,17 +130,13 @@ def _refuse_others(opened: OpenSearch, stored: StudyIngredients) -> None:
                 f"the trials of the study are made of {label} with recipe {recipe.digest[:12]}, but it is "
                 f"{now.digest[:12]} now, since its file or its row was lost and it was made again; {search}"
             )
-        folder = files_folder(opened.artifacts)
-        lost = [digest for digest in _files(recipe) if not (folder / f"{digest}.safetensors").is_file()]
+        folder = opened.artifact_folder
+        lost = [digest for digest in all_files(recipe) if not folder.has_files([digest])]
         if lost:
             raise InvalidInput(
-                f"{some(lost)}.safetensors, which {label} needs and trials are made of, is lost in {folder}; {search}"
+                f"{some(lost)}.safetensors, which {label} needs and trials are made of, is lost in "
+                f"{folder}/files; {search}"
             )
-
-
-def _files(recipe: Recipe) -> Iterator[str]:
-    for each in (recipe, *(ingredient for _, ingredient in all_ingredients(recipe))):
-        yield from each.files.values()
 
 
 def _read_recipe(inputs: Inputs, path: Path) -> Recipe:

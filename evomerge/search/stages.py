@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from evomerge.baselines.baseline_plans import Ingredients
 from evomerge.baselines.freshness import current_baselines
@@ -23,6 +22,7 @@ from evomerge.loop.controller import Controller
 from evomerge.loop.dispatcher import reason_of, refuse_invalid, run_all
 from evomerge.loop.outlook import Bar
 from evomerge.messages import duration, duration_of_one, listed, some
+from evomerge.object_store.artifact_folder import ArtifactFolder
 from evomerge.opening.measurements import planned_measurements
 from evomerge.packs.items import ItemBlock
 from evomerge.racing import ItemHistory, build_fidelity
@@ -55,7 +55,6 @@ from evomerge.verdict import (
 )
 from evomerge.verdict.origin import with_origin
 from evomerge.verdict.records import read_known, store_verdict
-from evomerge.worker import files_folder
 
 MEAN = "mean of cma"
 
@@ -89,7 +88,7 @@ def make_baselines(session: Session, baselines: Sequence[BaselineSpec], *, again
         session.executor,
         stop=session.stop,
         batch_size=session.batch_size,
-        files=files_folder(session.opened.artifacts),
+        artifacts=session.opened.artifact_folder,
         on_progress=session.listener.on_progress,
     )
     searches = [each for each in baselines if BASELINES[each.name].sampler is not None]
@@ -144,7 +143,7 @@ def measure_statistics(session: Session) -> Session:
         Interrupted: a signal asked for a stop; the next run continues.
     """
     opened = session.opened
-    known, folder = read_statistics(opened.search.study), files_folder(opened.artifacts)
+    known, folder = read_statistics(opened.search.study), opened.artifact_folder
     missing = [
         each for each in planned_measurements(opened.inputs) if not _is_stored(folder, known.files.get(each.role))
     ]
@@ -162,16 +161,16 @@ def measure_statistics(session: Session) -> Session:
         if known.files.get(role) not in (None, outcome.result.digest):
             raise InvalidInput(
                 f"{known.files[role]}.safetensors, the file of {role} that the trials of the study were merged with, "
-                f"is lost, and the numbers that are measured now differ; restore it in {folder}, or give the search a "
-                "new name"
+                f"is lost, and the numbers that are measured now differ; restore it in {folder}/files, or give the "
+                "search a new name"
             )
         cost += outcome.cost if role not in known.files else Cost()
         files[role] = outcome.result.digest
     return replace(session, opened=opened.with_statistics(StudyStatistics(files=files, cost=cost)))
 
 
-def _is_stored(folder: Path, digest: str | None) -> bool:
-    return digest is not None and (folder / f"{digest}.safetensors").is_file()
+def _is_stored(folder: ArtifactFolder, digest: str | None) -> bool:
+    return digest is not None and folder.has_files([digest])
 
 
 def take_merges(session: Session) -> Session:
@@ -203,6 +202,7 @@ def explore(session: Session) -> None:
     predicted = _predict_duration(session)
     references = [session.references[source.name].scores for source in spec.sources]
     race = opened.identity.race
+    stored = (study, opened.storage, opened.artifacts, opened.patience)
     fidelity = build_fidelity(spec.fidelity, session.objective, references, race=race, seed=spec.seed)
     Controller(
         opened.search,
@@ -211,8 +211,8 @@ def explore(session: Session) -> None:
         session.stop,
         budget=spec.budget,
         fidelity=fidelity,
-        incumbent=read_incumbent(study, opened.storage, opened.artifacts) if fidelity.needs_incumbent else None,
-        history=ItemHistory(ended_scores(study, opened.storage, opened.artifacts) if fidelity.needs_history else ()),
+        incumbent=read_incumbent(*stored) if fidelity.needs_incumbent else None,
+        history=ItemHistory(ended_scores(*stored) if fidelity.needs_history else ()),
         stored=stored_scores(opened),
         bar=_bar(session),
         steering=session.steering,

@@ -19,7 +19,7 @@ from evomerge.opening.inputs import Inputs
 from evomerge.opening.open_study import OpenSearch
 from evomerge.optimisation.coefficients import mean_weights
 from evomerge.optimisation.flattening import flattened
-from evomerge.recipe import Recipe, all_ingredients
+from evomerge.recipe import Recipe, all_files, all_ingredients
 from evomerge.recipe_spaces.recipe_space import RecipeSpace
 from evomerge.samplers.reference_points import ReferencePoint
 from evomerge.spaces.bound import BoundSpace
@@ -32,7 +32,6 @@ from evomerge.study.snapshot import snapshot_of
 from evomerge.study.stored_search import looking_at
 from evomerge.study.study_ingredients import read_ingredients
 from evomerge.study.trials import best_trials
-from evomerge.worker import files_folder
 
 Params = dict[str, object]
 
@@ -62,7 +61,7 @@ def reference_points(opened: OpenSearch, objective: Objective) -> list[Reference
     """
     found = []
     for row in _best_first(opened):
-        scores = read_scores(opened.artifacts, opened.storage, row.trial)
+        scores = read_scores(opened.artifacts, opened.storage, row.trial, opened.patience)
         if scores is not None:
             trained = bool(row.recipe.files) or BASELINES[row.label].trained
             is_near = trained and not isinstance(opened.space, RecipeSpace)
@@ -106,7 +105,9 @@ def _best_first(opened: OpenSearch) -> list[Record]:
 
 
 def _place(opened: OpenSearch, row: Record) -> Params | None:
-    return dict(row.params) or _nearest(opened.space, row.recipe, files_folder(opened.artifacts))
+    if not row.params:
+        opened.artifact_folder.fetch_files(all_files(row.recipe))
+    return dict(row.params) or _nearest(opened.space, row.recipe, opened.artifact_folder.files)
 
 
 def _of_baselines(opened: OpenSearch, count: int) -> list[Params]:

@@ -246,11 +246,16 @@ def measure(given: MeasurementInputs) -> Generator[MeasurementStep, None, Measur
 
 def _known(index: Path, files: Path) -> MeasuredSource | None:
     """The result of an earlier measurement whose file is still there: the index is only a cache."""
+    found = read_index(index)
+    return found if found is not None and (files / f"{found.digest}.safetensors").is_file() else None
+
+
+def read_index(path: Path) -> MeasuredSource | None:
+    """The result that an index names; None where it cannot be read."""
     try:
-        found = MeasuredSource(**json.loads(index.read_text(encoding="utf-8")))
+        return MeasuredSource(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    return found if (files / f"{found.digest}.safetensors").is_file() else None
 
 
 def _store(path: Path, sums: TextSums, done: int, seconds: float) -> None:

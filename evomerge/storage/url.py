@@ -183,7 +183,7 @@ def folder_of(text: str) -> Path:
     if text.startswith("file:"):
         return Path(unquote(urlsplit(text).path))
     if _BEFORE_SLASHES.match(text):
-        raise InvalidInput(f"artifacts {redact(text)!r}: only a folder or a file:// URL can be used")
+        raise InvalidInput(f"artifacts {redact(text)!r}: only a folder, a file:// or an s3:// URL can be used")
     return Path(text).expanduser()
 
 

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import optuna
-from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import BaseStorage
+
+from evomerge.object_store.artifact_folder import ArtifactFolder
+from evomerge.object_store.optuna_store import optuna_store
 
 
 def write_note(study: optuna.Study, markdown: str) -> None:
@@ -33,4 +35,4 @@ def serve(
     if host not in ("127.0.0.1", "localhost", "::1"):
         say("It has no authentication: whoever reaches this address can change the study.")
     artifacts.mkdir(parents=True, exist_ok=True)
-    run_server(storage, host=host, port=port, artifact_store=FileSystemArtifactStore(artifacts))
+    run_server(storage, host=host, port=port, artifact_store=optuna_store(ArtifactFolder(artifacts)))

@@ -11,16 +11,19 @@ from optuna.trial import TrialState
 
 from evomerge.evaluation.scores import Scores
 from evomerge.samplers.base import in_tell_order
+from evomerge.storage.patience import IMPATIENT, StoragePatience
 from evomerge.study.rows import read_scores
 
 
-def ended_scores(study: optuna.Study, storage: BaseStorage, artifacts: Path) -> Iterator[Scores]:
+def ended_scores(
+    study: optuna.Study, storage: BaseStorage, artifacts: Path, patience: StoragePatience = IMPATIENT
+) -> Iterator[Scores]:
     """The scores of complete trials on all items, and of dropped ones on those that they were scored on.
 
     A trial whose artifact is lost is left out.
     """
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     for trial in in_tell_order(trials):
-        scores = read_scores(artifacts, storage, trial)
+        scores = read_scores(artifacts, storage, trial, patience)
         if scores is not None:
             yield scores

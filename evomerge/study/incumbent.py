@@ -15,6 +15,7 @@ from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.forms import parse_json, reading
 from evomerge.storage import attributes
 from evomerge.storage.attributes import read_text
+from evomerge.storage.patience import IMPATIENT, StoragePatience
 from evomerge.study.rows import read_scores
 from evomerge.study.trials import best_trials
 
@@ -26,7 +27,9 @@ def incumbent_text(trial: int, scores: Scores) -> str:
     return json.dumps({"trial": trial, "tasks": {task: asdict(score) for task, score in scores.tasks.items()}})
 
 
-def read_incumbent(study: optuna.Study, storage: BaseStorage, artifacts: Path) -> Scores | None:
+def read_incumbent(
+    study: optuna.Study, storage: BaseStorage, artifacts: Path, patience: StoragePatience = IMPATIENT
+) -> Scores | None:
     """The outcomes of the best complete trial: from the study, else from its artifact.
 
     Where both are lost, those of the next best trial that has them. None where there is none.
@@ -35,7 +38,7 @@ def read_incumbent(study: optuna.Study, storage: BaseStorage, artifacts: Path) -
     for trial in best_trials(study, _ASKED):
         if stored is not None and stored["trial"] == trial.number:
             return Scores({task: _task(content) for task, content in stored["tasks"].items()}, {})
-        scores = read_scores(artifacts, storage, trial)
+        scores = read_scores(artifacts, storage, trial, patience)
         if scores is not None:
             return scores
     return None

@@ -22,6 +22,7 @@ from evomerge.errors import InvalidInput
 from evomerge.evaluation.aggregates import CUSTOM
 from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.jobs import Cost
+from evomerge.object_store.artifact_folder import ArtifactFolder
 from evomerge.recipe import Recipe, RecipeSet
 from evomerge.storage import attributes
 from evomerge.storage.attributes import read_document, read_text, write_document, write_text
@@ -138,6 +139,7 @@ class Records:
         self.study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
         self._storage = storage
         self._artifacts = artifacts
+        self._patience = patience
         self._writer = TrialWriter(self.study, storage, artifacts=artifacts, check_hold=check_hold, patience=patience)
 
     def __iter__(self) -> Iterator[Record]:
@@ -250,7 +252,7 @@ class Records:
 
     def scores(self, row: Record) -> Scores | None:
         """The outcomes of a row by item; None where the artifact is gone: it is scored again then."""
-        return read_scores(self._artifacts, self._storage, row.trial)
+        return read_scores(self._artifacts, self._storage, row.trial, self._patience)
 
     def _fail_interrupted(self, but: int | None) -> None:
         """Fail the rows that a killed run was storing. Those that were begun, and can be resumed, stay."""
@@ -291,9 +293,11 @@ def _losses(trial: FrozenTrial) -> dict[str, tuple[float, float]]:
     return {name: (first, last) for name, (first, last) in trial.user_attrs.get(attributes.LOSSES, {}).items()}
 
 
-def read_scores(artifacts: Path, storage: BaseStorage, trial: FrozenTrial) -> Scores | None:
+def read_scores(
+    artifacts: Path, storage: BaseStorage, trial: FrozenTrial, patience: StoragePatience = IMPATIENT
+) -> Scores | None:
     """The scores of a trial with their per-item outcomes, from its artifact; None where that is missing."""
-    path = items_path(artifacts, storage, trial)
+    path = items_path(artifacts, storage, trial, patience)
     if path is None:
         return None
     try:
@@ -321,14 +325,15 @@ def _task_scores(content: Mapping[str, Any], items: Mapping[int, ItemOutcome]) -
     )
 
 
-def items_path(artifacts: Path, storage: BaseStorage, trial: FrozenTrial) -> Path | None:
+def items_path(
+    artifacts: Path, storage: BaseStorage, trial: FrozenTrial, patience: StoragePatience = IMPATIENT
+) -> Path | None:
     """The latest Parquet artifact of a trial whose bytes are really there.
 
     Optuna and earlier releases name an artifact before they write its bytes: a crash can leave a name without a file.
     """
-    metas = optuna.artifacts.get_all_artifact_meta(trial, storage=storage)
-    for meta in reversed(metas):
-        path = (artifacts / meta.artifact_id).resolve()
-        if meta.filename == ITEMS and path.is_relative_to(artifacts.resolve()) and path.is_file():
+    folder = ArtifactFolder(artifacts, patience)
+    for meta in reversed(optuna.artifacts.get_all_artifact_meta(trial, storage=storage)):
+        if meta.filename == ITEMS and (path := folder.find(meta.artifact_id)) is not None:
             return path
     return None

@@ -11,9 +11,11 @@ import optuna
 from optuna.storages import BaseStorage
 
 from evomerge.errors import InvalidInput, first_reason
+from evomerge.object_store.artifact_folder import artifact_path
+from evomerge.object_store.object_url import is_object_url, read_object_url
 from evomerge.spec import SearchSpec
 from evomerge.storage.opening import open_storage, release
-from evomerge.storage.url import folder_of, local_file, redact, resolve_url, run_directory
+from evomerge.storage.url import local_file, redact, resolve_url, run_directory
 from evomerge.study.stored_spec import differences, relocated, stored_spec, with_own_baselines
 
 BASELINES = "baselines"
@@ -41,7 +43,7 @@ class StoredSearch:
     @property
     def logs(self) -> Path:
         """Folder of the logs of its runs."""
-        return self.artifacts / LOGS / self.spec.name
+        return logs_folder(self.spec)
 
 
 def read_search(spec: SearchSpec) -> StoredSearch:
@@ -100,7 +102,7 @@ def artifacts_folder(spec: SearchSpec) -> Path:
     """Folder of the outcomes of items: the spec's `artifacts`, else beside the study."""
     if spec.artifacts is None:
         return run_directory(resolve_url(spec.storage_url), spec.name) / "artifacts"
-    return folder_of(spec.artifacts)
+    return artifact_path(spec.artifacts)
 
 
 def with_stored_artifacts(spec: SearchSpec) -> SearchSpec:
@@ -121,7 +123,12 @@ def with_stored_artifacts(spec: SearchSpec) -> SearchSpec:
 
 
 def logs_folder(spec: SearchSpec) -> Path:
-    """Folder of the logs of a search, among its artifacts: workers on other machines have no other one in common."""
+    """Folder of the logs of a search, among its artifacts: workers on other machines have no other one in common.
+
+    With artifacts on an object store every machine keeps its own, in its folder of the run.
+    """
+    if spec.artifacts is not None and is_object_url(spec.artifacts):
+        return run_directory(resolve_url(spec.storage_url), spec.name) / LOGS / spec.name
     return artifacts_folder(spec) / LOGS / spec.name
 
 
@@ -174,4 +181,11 @@ def from_anywhere(spec: SearchSpec) -> SearchSpec:
     """The spec with the folder of artifacts as an absolute URL, where it is not beside the study's file."""
     if spec.artifacts is None and local_file(spec.storage_url) is not None:
         return spec  # they move with the file
-    return spec.model_copy(update={"artifacts": artifacts_folder(spec).resolve().as_uri()})
+    return spec.model_copy(update={"artifacts": artifacts_url(spec)})
+
+
+def artifacts_url(spec: SearchSpec) -> str:
+    """The place of the artifacts, as it holds from any working directory."""
+    if spec.artifacts is not None and is_object_url(spec.artifacts):
+        return str(read_object_url(spec.artifacts))
+    return artifacts_folder(spec).resolve().as_uri()

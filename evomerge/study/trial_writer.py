@@ -9,15 +9,17 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import optuna
-from optuna.artifacts import ArtifactMeta, FileSystemArtifactStore
+from optuna.artifacts import ArtifactMeta
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.evaluation.scores import Scores
 from evomerge.jobs import Cost
+from evomerge.object_store.artifact_folder import ArtifactFolder
+from evomerge.object_store.optuna_store import PatientArtifacts, optuna_store
 from evomerge.recipe import Recipe, RecipeSet
 from evomerge.storage import attributes
 from evomerge.storage.attributes import Writable, write_document
@@ -50,7 +52,7 @@ class TrialWriter:
     ) -> None:
         self._study = study
         self._storage = storage
-        self._artifacts = artifacts
+        self._artifacts = ArtifactFolder(artifacts, patience)
         self._check_hold = check_hold
         self._patience = patience
         self._ids: dict[int, int] = {}
@@ -119,7 +121,8 @@ class TrialWriter:
         content = io.BytesIO()
         write_items(content, scores)
         artifact = ArtifactMeta(artifact_id=str(uuid.uuid4()), filename=ITEMS, mimetype=MIMETYPE, encoding=None)
-        _PatientArtifacts(self._artifacts, self._wait).write(artifact.artifact_id, content)
+        store = PatientArtifacts(optuna_store(self._artifacts), self._artifacts.path, self._wait)
+        store.write(artifact.artifact_id, content)
         return artifact
 
     def attach(self, number: int, artifact: ArtifactMeta) -> None:
@@ -187,23 +190,6 @@ class TrialWriter:
         if number not in self._ids:
             self._ids = {trial.number: id_of(trial) for trial in self._study.get_trials(deepcopy=False)}
         return self._ids[number]
-
-
-class _PatientArtifacts(FileSystemArtifactStore):
-    """A folder of artifacts that is waited for while it cannot be written to."""
-
-    def __init__(self, folder: Path, wait: Callable[[Callable[[], None], Path], None]) -> None:
-        super().__init__(folder)
-        self._folder = folder
-        self._wait = wait
-
-    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        def once() -> None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            content_body.seek(0)
-            super(_PatientArtifacts, self).write(artifact_id, content_body)
-
-        self._wait(once, self._folder)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from optuna.artifacts import FileSystemArtifactStore
 
 from evomerge.cli import run_command
 from evomerge.evaluation.synthetic import SyntheticEvaluator
+from evomerge.object_store.remote_folder import RemoteFolder
 from evomerge.storage import attributes
 from evomerge.study import search_study
 from evomerge.study.search_study import SearchStudy
@@ -63,7 +64,7 @@ def _in_scoring(trial: int) -> None:
 
 
 def _in_upload(trial: int) -> None:
-    """After Optuna has noted the artifact, with half of its bytes written."""
+    """With half of the bytes of the artifact written."""
     current: list[int] = []
     _on_upload("before", current.append)
 
@@ -83,10 +84,12 @@ def _after_upload(trial: int) -> None:
 
 def _on_upload(when: str, act: Callable[[int], object]) -> None:
     """Act on the trials of the search; its sibling studies are written in the same way."""
+    told: list[int] = []
+    around(SearchStudy, "tell", before=lambda self, proposal, *rest, **named: told.append(proposal.number))
 
-    def of_the_search(self: TrialWriter, number: int, *rest: Any) -> None:
-        if self._study.study_name == "sim":
-            act(number)
+    def of_the_search(self: TrialWriter, *rest: Any) -> None:
+        if self._study.study_name == "sim" and told:
+            act(told[-1])
 
     around(TrialWriter, "upload", **{when: of_the_search})
 
@@ -142,8 +145,23 @@ STAGES: dict[str, Callable[[int], None]] = {
 }
 
 
+def _on_put(when: str) -> Callable[[int], None]:
+    def arm(trial: int) -> None:
+        current: list[int] = []
+        _on_upload("before", current.append)
+        around(RemoteFolder, "put", **{when: lambda self, name, file: current[-1:] == [trial] and die()})
+
+    return arm
+
+
+OBJECTS: dict[str, Callable[[int], None]] = {
+    "before the object is put": _on_put("before"),
+    "after the object is put": _on_put("after"),
+}
+
+
 def run(arguments: list[str], point: str | None = None, trial: int = -1) -> None:
     """The command, until it ends or dies. To be the target of a process."""
     if point is not None:
-        {**POINTS, **STAGES}[point](trial)
+        {**POINTS, **STAGES, **OBJECTS}[point](trial)
     os._exit(run_command(arguments))

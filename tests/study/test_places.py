@@ -29,7 +29,7 @@ def test_a_path_is_a_path(tmp_path, name):
 
 
 def test_artifacts_are_no_url_of_another_kind():
-    with pytest.raises(InvalidInput, match="only a folder or a file:// URL"):
+    with pytest.raises(InvalidInput, match=r"only a folder, a file:// or an s3:// URL"):
         folder_of("s3://bucket/items")
 
 
