@@ -104,7 +104,7 @@ def _equivalent(comparisons: Sequence[Comparison], verdict: Verdict) -> str:
 
 def _undecided(comparisons: Sequence[Comparison], items: int) -> str:
     with_items = f"with {_count(items, 'item')}"
-    needs = [f" (about {_about(each.items_needed)} would tell)" if each.items_needed else "" for each in comparisons]
+    needs = [f" (about {about(each.items_needed)} would tell)" if each.items_needed else "" for each in comparisons]
     if len(comparisons) == 1:
         return f"cannot be told apart from {comparisons[0].name} {with_items}{needs[0]}"
     named = [f"{each.name}{need}" for each, need in zip(comparisons, needs, strict=True)]
@@ -168,15 +168,15 @@ def _row(comparison: Comparison, verdict: Verdict) -> str:
         *([] if verdict.margin is None else [p_value(comparison.equivalence_p)]),
         comparison.test,
         f"{comparison.discordant:,} of {comparison.items:,}",
-        nothing if comparison.items_needed is None else _about(comparison.items_needed),
+        nothing if comparison.items_needed is None else about(comparison.items_needed),
         "is beaten" if comparison.worse else comparison.outcome,
         nothing if search is None else amount(search, unit, signed=True),
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def _about(number: int) -> str:
-    """Two figures, because no more of them mean anything."""
+def about(number: int) -> str:
+    """A number of items with two figures, because no more of them mean anything."""
     if number > _BEYOND:
         return "more than ten million"
     digits = max(0, int(math.log10(number)) - 1)

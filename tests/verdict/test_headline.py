@@ -1,0 +1,99 @@
+"""The verdict in one sentence: what won, by how much, and whether to believe it."""
+
+from dataclasses import replace
+
+import pytest
+
+from evomerge.verdict.headline import headline
+from evomerge.verdict.verdict import Comparison, Verdict
+
+SOUP = Comparison(
+    baseline="soup",
+    difference=0.02,
+    low=0.01,
+    high=0.03,
+    stderr=0.005,
+    p=0.001,
+    adjusted_p=0.004,
+    test="McNemar",
+    items=1000,
+    discordant=120,
+    items_needed=400,
+    outcome="beats",
+)
+TIES = replace(SOUP, baseline="ties", difference=0.05, low=0.03, high=0.07)
+
+
+def verdict(*comparisons, **changes):
+    content = {
+        "winner": "trial 7",
+        "trial": 7,
+        "search_value": 0.8,
+        "held_out_value": 0.79,
+        "gap": 0.01,
+        "reference_gap": 0.0,
+        "luck": 0.01,
+        "lead": None,
+        "comparisons": comparisons,
+        "items": 1000,
+        "looks": 1,
+        "unit": "points",
+    }
+    return Verdict(**{**content, **changes})
+
+
+def test_it_is_about_the_strongest_of_what_the_winner_was_compared_with():
+    found = headline(verdict(TIES, SOUP))
+    assert found.text == (
+        "Trial 7 beats “soup”, the strongest of the 2 it was compared with, by 2.0 points (95 % interval 1.0 to 3.0 "
+        "points) on 1,000 items that the search never saw: believe it (p = 0.004, corrected)."
+    )
+    assert found.belief == "believe it"
+    assert found.against == SOUP
+
+
+@pytest.mark.parametrize(
+    ("changes", "says", "belief"),
+    [
+        (
+            {"outcome": "cannot be told", "adjusted_p": 0.3, "low": -0.01},
+            "is ahead of “soup” by 2.0 points (95 % interval −1.0 to 3.0 points)",
+            "cannot be told",
+        ),
+        (
+            {"outcome": "cannot be told", "adjusted_p": 0.3},
+            "which may be chance (p = 0.3, corrected); about 400",
+            "cannot be told",
+        ),
+        (
+            {"outcome": "does not beat", "difference": -0.02, "low": -0.05, "high": 0.01, "adjusted_p": 0.4},
+            "does not beat “soup”: it is behind by 2.0 points (95 % interval −1.0 to 5.0 points)",
+            "nothing gained",
+        ),
+        (
+            {"outcome": "does not beat", "difference": -0.02, "low": -0.03, "high": -0.01, "adjusted_p": 0.01},
+            "is beaten by “soup” by 2.0 points (95 % interval 1.0 to 3.0 points)",
+            "nothing gained",
+        ),
+        (
+            {"outcome": "cannot be told", "difference": 0.0, "discordant": 0},
+            "the same outcomes as “soup”",
+            "nothing gained",
+        ),
+        ({"outcome": "equivalent", "adjusted_p": 0.5}, "is equivalent to “soup”", "nothing gained"),
+        ({"adjusted_p": 1e-6}, "(p < 0.0001, corrected)", "believe it"),
+    ],
+)
+def test_every_outcome_has_its_words_and_its_belief(changes, says, belief):
+    found = headline(verdict(replace(SOUP, **changes), margin=0.03))
+    assert says in found.text
+    assert found.belief == belief
+    assert found.text.endswith(".")
+
+
+def test_a_row_of_several_models_is_passed_over_for_one_model():
+    assert headline(verdict(replace(SOUP, baseline="emr", difference=-0.1, models=3), TIES)).against == TIES
+
+
+def test_without_a_comparison_nothing_is_known():
+    assert headline(verdict()).belief == "not known yet"
