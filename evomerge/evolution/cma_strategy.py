@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Final
+from functools import cached_property
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,9 @@ _FOREIGN: Final = frozenset({"callback", "ftarget", "maxfevals", "timeout"})
 # times larger than the dimensions: a few hundred results are some thirty updates, within which the steps have to become
 # shorter.
 _DAMPED_DIMENSIONS: Final = 8.0
+
+# Steps below this share of the length at which pycma shortens them are measured together, whose last bits differ.
+_CLEARLY_SHORT: Final = 0.99
 
 
 def default_popsize(dimensions: int, workers: int = 1, *, synchronous: bool = False) -> int:
@@ -110,6 +114,9 @@ class Strategy:
                 "signals_filename": "",  # otherwise it evaluates ./cma_signals.in
             },
         )
+        self._archive = self._strategy.sent_solutions = _Genotypes()
+        dimensions = self._strategy.N
+        self._longest = dimensions**0.5 + 2 * dimensions / (dimensions + 2)  # as in its `repair_genotype`
 
     @property
     def mean(self) -> Point:
@@ -124,13 +131,20 @@ class Strategy:
 
     def draw(self) -> Point:
         """A point from the distribution."""
-        return self._ask(1)[0][: self._size]  # x ~ m + sigma N(0, C) (eqs. 38 to 40)
+        drawn: Point = self._strategy.ask(1)[0]  # x ~ m + sigma N(0, C) (eqs. 38 to 40)
+        return drawn[: self._size]
 
     def tell(self, points: Sequence[Point], losses: Sequence[float]) -> None:
         """Learn from a population, wherever its points come from."""
-        drawn = self._ask(len(points))  # pycma wants an ask before each tell; gives the spare coordinate its values
-        whole = [np.append(point, spare[self._size :]) for point, spare in zip(points, drawn, strict=True)]
-        self._strategy.tell(whole, list(losses))  # mean, step size and covariance (eqs. 41 to 47)
+        whole = np.array(points)
+        # pycma wants an ask before each tell. The first one starts its clock; others need no more than to sample.
+        if self._size < self._strategy.N or not self._strategy.countiter:
+            drawn = np.array(self._strategy.ask(len(points)))
+            whole = np.hstack([whole, drawn[:, self._size :]])
+        else:
+            self._strategy.ask_geno(1)
+        self._archive.expect(self._genotypes(whole))
+        self._strategy.tell(list(whole), list(losses))  # mean, step size and covariance (eqs. 41 to 47)
         largest = float(np.max(self._strategy.stds))
         if largest < _SMALLEST_STEP:
             self._strategy.sigma *= _SMALLEST_STEP / largest
@@ -142,11 +156,54 @@ class Strategy:
         length = float(self._strategy.mahalanobis_norm(genotype - self._strategy.mean))
         return length <= 2 * math.sqrt(len(step))
 
-    def _ask(self, n: int) -> list[Point]:
-        points: list[Point] = self._strategy.ask(n)
-        # A live strategy would recognise the points that it has drawn itself and treat them unlike those of a replay.
-        self._strategy.sent_solutions.clear()
-        return points
+    def _genotypes(self, points: Point) -> list[Point]:
+        """The points without bounds and with shortened steps, as pycma would make them one by one.
+
+        Nothing where it would look at them in other coordinates, which it does of very long and thin distributions.
+        """
+        strategy = self._strategy
+        if not strategy.gp.isidentity:
+            return []
+        genotypes = [strategy.boundary_handler.inverse(point) for point in points]
+        steps = (np.array(genotypes) - strategy.mean) / strategy.sigma_vec.scaling
+        lengths = np.linalg.norm(steps @ strategy.sm.B / strategy.sm.D, axis=1) / strategy.sigma
+        return [
+            genotype if length < _CLEARLY_SHORT * self._longest else strategy.repair_genotype(genotype, True)
+            for genotype, length in zip(genotypes, lengths, strict=True)
+        ]
+
+
+class _Genotypes:
+    """The archive in which pycma finds the genotypes of the points that it is told, and none of those that it draws.
+
+    A live strategy would recognise the points that it has drawn itself and treat them unlike those of a replay.
+    """
+
+    last_iteration = 0
+
+    def __init__(self) -> None:
+        self._expected: list[Point] = []
+
+    def expect(self, genotypes: Sequence[Point]) -> None:
+        """The genotypes of the next population, in its order; pycma makes them where there are none."""
+        self._expected = list(genotypes)
+
+    def __getitem__(self, point: Point) -> dict[str, Any]:
+        if not self._expected:
+            raise KeyError("no genotype is expected")
+        return {"geno": self._expected.pop(0), "iteration": self.last_iteration}
+
+    def get(self, point: Point) -> None:
+        return None
+
+    def pop(self, point: Point, default: None) -> None:
+        return default
+
+    def insert(self, *entry: Any, **attributes: Any) -> None:
+        pass
+
+    def truncate_to(self, length: int) -> None:
+        pass
 
 
 class _UnitBox(cma.BoundTransform):  # type: ignore[misc]
@@ -156,12 +213,22 @@ class _UnitBox(cma.BoundTransform):  # type: ignore[misc]
     """
 
     def inverse(self, x: Point, copy_if_changed: bool = True) -> Point:
-        transformation, point = self.bounds_tf, np.array(x, dtype=np.float64)
-        low = float(transformation._lb[0] + transformation._al[0])
-        high = float(transformation._ub[0] - transformation._au[0])
-        for i in np.flatnonzero(~((point >= low) & (point < high))):
-            point[i] = transformation._inverse_i(x[i], i)
+        point = np.array(x, dtype=np.float64)
+        lower, upper, below, above = self._edges
+        for i in np.flatnonzero(~((point >= lower + below) & (point < upper - above))):
+            if not lower <= point[i] <= upper:
+                raise ValueError("argument of inverse must be within the given bounds")
+            if point[i] < lower + below:
+                point[i] = (lower - below) + 2 * (below * (point[i] - lower)) ** 0.5
+            else:
+                point[i] = (upper + above) - 2 * (above * (upper - point[i])) ** 0.5
         return point
+
+    @cached_property
+    def _edges(self) -> tuple[Any, ...]:
+        """Lower and upper bound of each coordinate, and the width of the curve beside each."""
+        transformation = self.bounds_tf
+        return tuple(getattr(transformation, name)[0] for name in ("_lb", "_ub", "_al", "_au"))
 
 
 def _smallest_stds(bins: Sequence[int], popsize: int) -> Point:

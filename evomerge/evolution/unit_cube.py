@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,11 +33,20 @@ class UnitCube:
         self.free = {name: distribution for name, distribution in distributions.items() if not distribution.single()}
         self.fixed = {name: axis.decode(0.5) for name, axis in self._axes.items() if name not in self.free}
         self._order = tuple(distributions)
+        self._box = _Box.around([self._axes[name] for name in self.free])
 
     @property
     def bins(self) -> list[int]:
         """For each coordinate the number of its values, 0 where it is continuous."""
         return [self._axes[name].bins for name in self.free]
+
+    def find(self, params: Mapping[str, Any]) -> NDArray[np.float64] | None:
+        """The point of params; None where the cube does not contain them."""
+        if self._box is not None and all(map(params.__contains__, self.free)):
+            values = np.array([params[name] for name in self.free])
+            if values.dtype == np.float64:  # no other number, nor a text that looks like one
+                return self._box.find(values)
+        return self.encode(params) if self.contains(params) else None
 
     def contains(self, params: Mapping[str, Any]) -> bool:
         """Whether the params have a value inside its range for every free parameter."""
@@ -54,6 +63,30 @@ class UnitCube:
             for name, u in zip(self.free, point, strict=True)
         }
         return {name: free[name] if name in free else self.fixed[name] for name in self._order}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Box:
+    """Axes that are all continuous and linear, whose values are encoded together."""
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    width: NDArray[np.float64]
+
+    @classmethod
+    def around(cls, axes: Sequence[_Axis]) -> _Box | None:
+        """The box of axes; None where one is of another kind, or wider than floats are."""
+        linear = [axis for axis in axes if isinstance(axis, _Continuous) and not axis.log]
+        width = np.array([axis.high - axis.low for axis in linear])
+        if len(linear) < len(axes) or not np.isfinite(width).all():
+            return None
+        return cls(
+            low=np.array([axis.low for axis in linear]), high=np.array([axis.high for axis in linear]), width=width
+        )
+
+    def find(self, values: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        inside = (self.low <= values) & (values <= self.high)
+        return (values - self.low) / self.width if inside.all() else None
 
 
 class _Axis(Protocol):

@@ -218,8 +218,10 @@ class CmaSampler(ReplayingSampler):
         self._evolution = Evolution(self._begin, self._cube.bins, derive(self._seed, "cma"), self._settings)
 
     def _learn(self, study: Study, trial: FrozenTrial, ordinal: int) -> None:
-        if trial.value is not None and math.isfinite(trial.value) and self._cube.contains(trial.params):
-            point = self._cube.encode(trial.params)
+        if trial.value is not None and math.isfinite(trial.value):
+            point = self._cube.find(trial.params)
+            if point is None:
+                return
             if self._only_near and not self._evolution.strategy.is_plausible_draw(point):
                 return
             self._told.append(trial.number)

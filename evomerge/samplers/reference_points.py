@@ -188,8 +188,8 @@ class ReferencePointSampler(ReplayingSampler):
         values = [] if trial.values is None else trial.values
         if len(values) != len(self._signs) or not all(map(math.isfinite, values)):
             return
-        if self._cube.contains(trial.params):
-            point = self._cube.encode(trial.params)
+        point = self._cube.find(trial.params)
+        if point is not None:
             for search in self._searches:
                 search.learn(ordinal, point, self._signs * np.array(values))
 
