@@ -46,8 +46,8 @@ class TrialMemory:
         self._trials[trial.number] = trial
         self._by_state[trial.state][trial.number] = None
         self.latest_id = max(self.latest_id, id_of(trial))
-        for name, distribution in trial.distributions.items():
-            self._distributions.setdefault(name, distribution)
+        if not trial.distributions.keys() <= self._distributions.keys():
+            self._distributions = {**trial.distributions, **self._distributions}
         if trial.state.is_finished():
             self.finished.append(trial)
 
