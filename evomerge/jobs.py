@@ -27,6 +27,8 @@ class WorkerSetup:
         batch_size: the study's batch size; None lets the evaluator find it (at creation).
         bounds: param -> (low, high), for analytic evaluators.
         gpus: how many GPUs, or what share of one, the worker holds.
+        neighbours: workers of the run that may be on one machine with it, itself included.
+        shared: name of the tensors that they have in common, see `SharedTensors`; None: each has its own.
         artifacts: the study's folder of artifacts, where the files of recipes lie, which all workers have to see; or
             the URL of an object store.
         patience: seconds that a store of artifacts is waited for.
@@ -46,6 +48,8 @@ class WorkerSetup:
     allow: tuple[str, ...] = ()
     device: str | None = None
     gpus: float = 1.0
+    neighbours: int = 1
+    shared: str | None = None
     artifacts: str | None = None
     patience: float = 0.0
     ingredients: int = 0

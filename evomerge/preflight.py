@@ -10,10 +10,11 @@ from typing import Any
 
 from rich.text import Text
 
+from evomerge.bank.placement import Placement
 from evomerge.baselines.baseline_plans import candidates, check_baseline
 from evomerge.baselines.info import BASELINES
 from evomerge.baselines.planned_training import planned_training
-from evomerge.cluster import worker_count
+from evomerge.cluster import gpus_of_each, worker_count, workers_share
 from evomerge.errors import InvalidInput
 from evomerge.evaluation import code_files, known_evaluators, load_pack
 from evomerge.evaluation.evaluator import ModelEvaluator
@@ -54,7 +55,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
     spec, space = inputs.spec, inputs.space
     build_search_sampler(inputs, workers=1)
     ArtifactFolder(artifacts_folder(spec)).check()
-    placement = placement_of(inputs, worker_count(spec.workers, None))
+    placement = _placement(inputs)
     task_weights(spec.objective, inputs.evaluator.weights)
     for baseline in spec.chosen_baselines:
         check_baseline(baseline, spec, inputs.evaluator.weights)
@@ -66,7 +67,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
     untried = check_model(inputs)
     moves = unit_moves(inputs)
     files = sum(each["file_bytes"] for each in statistics) + weights.file + weights.checkpoint
-    writes = planned_writing(inputs, items=sum(_items(inputs)["search"].values()), files=files)
+    writes = planned_writing(inputs, items=sum(_items(inputs)["search"].values()), files=files, shared=placement.shared)
     return {
         "schema": SCHEMA,
         "name": spec.name,
@@ -87,7 +88,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
         "alignment": None if moves is None else {"moved": moves, "says": moves_sentence(moves)},
         "statistics": statistics,
         "cost": {
-            **_cost(inputs),
+            **_cost(inputs, placement),
             "disk_bytes": sum(each.bytes for each in writes),
             "writes": [asdict(each) for each in writes],
             "training": _training(inputs),
@@ -232,7 +233,13 @@ def _statistics(inputs: Inputs) -> list[dict[str, Any]]:
     ]
 
 
-def _cost(inputs: Inputs) -> dict[str, int]:
+def _placement(inputs: Inputs) -> Placement:
+    workers = inputs.spec.workers
+    count = worker_count(workers, None)
+    return placement_of(inputs, count, gpus=gpus_of_each(workers, count, None), shared=workers_share(count, None))
+
+
+def _cost(inputs: Inputs, placement: Placement) -> dict[str, int]:
     spec, items = inputs.spec, _items(inputs)
     search, held_out = sum(items["search"].values()), sum(items["held_out"].values())
     rows = len(inputs.refs) + sum(candidates(baseline, spec) for baseline in spec.chosen_baselines)
@@ -244,8 +251,8 @@ def _cost(inputs: Inputs) -> dict[str, int]:
         "search_items": max(0, spec.budget.trials - _scored_before(inputs)) * search,
         "baseline_items": rows * search,
         "held_out_items": shown * held_out,
-        "worker_bytes": need.worker + need.copied_layers + need.ingredients,
-        "shared_bytes": need.sources,
+        "worker_bytes": need.worker + need.copied_layers + need.ingredients - placement.shared,
+        "shared_bytes": need.sources + placement.shared,
     }
 
 

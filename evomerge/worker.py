@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from evomerge.bank import WeightBank
-
+    from evomerge.bank.shared_tensors import SharedTensors
 
 REASON_LENGTH = 1500  # characters of what is wrong with the input, so that a study can hold them
 
@@ -73,6 +73,7 @@ class Worker:
         self.name = name or f"{socket.gethostname()}:{os.getpid()}"
         self._setup = setup
         self._bank: WeightBank | None = None
+        self._shared: SharedTensors | None = None
         self._products: Multiplied | None = None
         self._merge_seconds = 0.0
         self._artifacts = (
@@ -97,8 +98,10 @@ class Worker:
         """The resident sources, opened on first use: an analytic evaluator never needs them."""
         if self._bank is None:
             from evomerge.bank import open_bank
+            from evomerge.bank.shared_tensors import SharedTensors
 
             setup = self._setup
+            self._shared = self._shared or (SharedTensors(setup.shared) if setup.shared else None)
             self._bank = open_bank(
                 setup.base,
                 setup.experts,
@@ -107,8 +110,16 @@ class Worker:
                 allow=setup.allow,
                 files=self._artifacts.files if self._artifacts else None,
                 ingredients=setup.ingredients,
+                gpus=setup.gpus,
+                neighbours=setup.neighbours,
+                shared=self._shared,
             )
         return self._bank
+
+    def close(self) -> None:
+        """Give up what the workers of this machine share, which the last one removes. No job may follow."""
+        if self._shared is not None:
+            self._shared.close()
 
     def renewed(self) -> Worker:
         """A worker of the same setup with nothing of this one, whose job was interrupted somewhere."""

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import torch
 
+from evomerge.bank.shared_tensors import SharedTensors
 from evomerge.errors import MergeError
+
+WORTH_SHARING: Final = 1 << 16  # bytes; a file takes whole pages
 
 
 class LayerPool:
     """Tensors of the sources as live models hold them.
 
     A tensor that a source holds in the same dtype on the same device is that tensor itself and takes no memory; another
-    one is copied when it is first asked for. Nobody writes to them.
+    one is copied when it is first asked for: on a CPU once for all workers that have `shared`. Nobody writes to them.
     """
 
     def __init__(
-        self, weights: Mapping[str, Mapping[str, torch.Tensor]], *, dtype: torch.dtype, device: torch.device
+        self,
+        weights: Mapping[str, Mapping[str, torch.Tensor]],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        shared: SharedTensors | None = None,
     ) -> None:
         self._weights = weights
+        self._shared = shared if device.type == "cpu" else None
         self._dtype = dtype
         self._device = device
         self._held: dict[tuple[str, str, torch.dtype], torch.Tensor] = {}
@@ -32,8 +42,16 @@ class LayerPool:
         """
         key = (source, name, live)
         if key not in self._held:
-            self._held[key] = self.rounded(source, name).to(self._device, live)
+            self._held[key] = self._copied(*key)
         return self._held[key]
+
+    def _copied(self, source: str, name: str, live: torch.dtype) -> torch.Tensor:
+        stored = self._weights[source][name]
+        is_itself = not stored.is_floating_point() or stored.dtype == self._dtype == live
+        if self._shared is None or is_itself or stored.nbytes < WORTH_SHARING:
+            return self.rounded(source, name).to(self._device, live)
+        key = f"{name} of {source} in {self._dtype} as {live}"
+        return self._shared.tensors(key, lambda: [(name, self.rounded(source, name).to(live))])[name]
 
     def rounded(self, source: str, name: str) -> torch.Tensor:
         """A tensor of a source where the source is, rounded to the scoring dtype.

@@ -24,12 +24,12 @@ class MemoryNeed:
             temporaries of the largest merge.
         sources: base and experts; `placement` chooses their memory.
         statistics: files of statistics: mapped like the sources, or on the device of each worker.
-        layers: of each worker alone: the layers of all sources in the scoring dtype, of which paths are made, where the
-            sources are not on its device.
+        layers: of each worker on a device: the layers of all sources in the scoring dtype, of which paths are made,
+            where the sources are not there.
         copied_layers: the part of that which the sources do not hold in the scoring dtype anyway, so that it is needed
-            in any case.
-        ingredients: of each worker alone: merges that are sources of other merges, in the memory of the sources where
-            that is no file.
+            in any case: by each worker, or on a CPU once by those of a machine that share it.
+        ingredients: merges that are sources of other merges: of each worker alone, in the memory of the sources where
+            that is no file; else they may be shared, too.
     """
 
     worker: int

@@ -1,6 +1,7 @@
 """Memory in which the sources are held during a search: chosen from sizes before anything is loaded.
 
-On a CPU they stay in the mapped files: all workers of a machine read the same pages, and the system may drop them. On a
+On a CPU they stay in the mapped files: all workers of a machine read the same pages, and the system may drop them. So
+do they with what is made of them for all candidates, in files that the workers of a run share. On a
 device they are copied there where they fit beside the live model; else every worker holds them in pinned host memory,
 or where even that is too much in the mapped files, and streams each tensor through the device while it is merged.
 """
@@ -42,6 +43,8 @@ class Placement:
         pageable: whether the sources are memory that the system may drop and read again.
         host: bytes of main memory that each worker holds for merges that are sources, where these are streamed from
             mapped files; elsewhere they are counted among what the worker holds, or among the pinned sources.
+        shared: bytes per machine of merges and layers that its workers have once, in files of its temporary folder;
+            then they are counted nowhere else.
     """
 
     place: Place
@@ -50,6 +53,7 @@ class Placement:
     worker: int
     pageable: bool
     host: int = 0
+    shared: int = 0
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for `evomerge check`."""
@@ -64,6 +68,7 @@ class Placement:
             f"sources in {self.place} ({in_bytes(self.sources)}, {shared}){streamed}; "
             f"each worker holds {in_bytes(self.worker)} more on the {self.device}"
             + (f" and {in_bytes(self.host)} of merges in main memory" if self.host else "")
+            + (f"; they share {in_bytes(self.shared)} of merges and layers in temporary files" if self.shared else "")
         )
 
     @property
@@ -73,50 +78,63 @@ class Placement:
 
 @dataclass(frozen=True)
 class Machine:
-    """Memory of the machine that workers run on, in bytes; `device` is that of one accelerator, None without one."""
+    """Memory of the machine that workers run on, in bytes.
+
+    Attributes:
+        device: of the accelerator of each worker, or of its share of one; None without one.
+        neighbours: workers that may be on it at the same time.
+    """
 
     host: int
     device: int | None
+    neighbours: int = 1
 
 
-def this_machine() -> Machine:
-    device = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-    return Machine(total_memory(), device)
+def this_machine(gpus: float, neighbours: int = 1) -> Machine:
+    """This one, for workers with so many GPUs each, or so large a share of one."""
+    if not gpus or not torch.cuda.is_available():
+        return Machine(total_memory(), None, neighbours)
+    device = torch.cuda.get_device_properties(0).total_memory
+    return Machine(total_memory(), int(device * min(1.0, gpus)), neighbours)
 
 
-def place_sources(need: MemoryNeed, machine: Machine, *, workers: int = 1) -> Placement:
-    """Choose the memory of the sources, for workers that each have an accelerator to themselves, if there is one.
+def place_sources(need: MemoryNeed, machine: Machine, *, workers: int = 1, shared: bool = False) -> Placement:
+    """Choose the memory of the sources.
 
     Args:
         need: from `memory_need`.
         machine: what the workers of one machine share, and the accelerator of each.
-        workers: on that machine.
+        workers: that have to find room there.
+        shared: whether they share merges and layers that are kept in main memory.
 
     Raises:
         InvalidInput: the search cannot fit; the message has the need, the memory of the machine and the remedy.
     """
-    beside = need.worker + need.copied_layers
-    beside += need.ingredients
+    made = need.copied_layers + need.ingredients
+    beside = need.worker + made
     if machine.device is None:
-        _refuse_excess(beside * workers, machine.host, "this machine")
+        held, common = (need.worker, made) if shared else (beside, 0)
+        _refuse_excess(held * workers + common, machine.host, "this machine")
         mapped = need.sources + need.statistics
-        return Placement(place=Place.MAPPED, device="cpu", sources=mapped, worker=beside, pageable=True)
+        return Placement(place=Place.MAPPED, device="cpu", sources=mapped, worker=held, pageable=True, shared=common)
     beside += need.statistics
     if beside + need.sources <= DEVICE_SHARE * machine.device:
         return Placement(place=Place.DEVICE, device="cuda", sources=need.sources, worker=beside, pageable=False)
     streamed = need.worker + need.statistics + need.layers
     _refuse_excess(streamed, machine.device, "the GPU")
     pinned = need.sources + need.ingredients
-    if pinned * workers <= HOST_SHARE * machine.host:
+    if pinned * max(workers, machine.neighbours) <= HOST_SHARE * machine.host:
         return Placement(place=Place.PINNED, device="cuda", sources=pinned, worker=streamed, pageable=False)
-    _refuse_excess(need.ingredients * workers, machine.host, "this machine")
+    each, common = (0, need.ingredients) if shared else (need.ingredients, 0)
+    _refuse_excess(each * workers + common, machine.host, "this machine")
     return Placement(
         place=Place.MAPPED,
         device="cuda",
         sources=need.sources,
         worker=streamed,
         pageable=True,
-        host=need.ingredients,
+        host=each,
+        shared=common,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,15 +13,17 @@ import torch
 
 from evomerge.bank.file_guard import FileGuard
 from evomerge.bank.layer_pool import LayerPool
-from evomerge.bank.memory import memory_need, total_memory
-from evomerge.bank.placement import Machine, place_sources, placed, put, this_machine
+from evomerge.bank.memory import memory_need
+from evomerge.bank.merge_memory import MergeMemory
+from evomerge.bank.placement import Machine, Place, place_sources, placed, this_machine
 from evomerge.bank.recipe_check import check_recipe
 from evomerge.bank.recipe_tensors import RecipeTensors
 from evomerge.bank.resident_merges import ResidentMerges
+from evomerge.bank.shared_tensors import SharedTensors
 from evomerge.bank.skeletons import Skeletons
 from evomerge.catalogue.attention_heads import head_size
 from evomerge.catalogue.layer_stack import mlp_outputs, renumbered, tensors_of_layer
-from evomerge.checkpoints import Source, load_skeleton, open_source, tensor_digest
+from evomerge.checkpoints import Source, load_skeleton, tensor_digest
 from evomerge.engine.live_state import LiveState
 from evomerge.errors import MergeError
 from evomerge.merging import RuleTensors, merge_rule
@@ -30,40 +32,10 @@ from evomerge.passes.fused_rule import FusedRule, SourceCache, fuse_rule
 from evomerge.passes.kernels import DTYPES, Kernels
 from evomerge.passes.table_store import TableStore
 from evomerge.passes.threshold_tables import Contents, ThresholdTables
-from evomerge.recipe import ModelRef, PathLayer, Recipe, Rule
+from evomerge.recipe import PathLayer, Recipe, Rule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-def open_bank(
-    base: ModelRef,
-    experts: Sequence[ModelRef],
-    *,
-    dtype: str,
-    device: str | None = None,
-    allow: Collection[str] = (),
-    files: Path | None = None,
-    ingredients: int = 0,
-) -> WeightBank:
-    """Open the sources (mmap; nothing is copied on a CPU) and put a bank over them.
-
-    The fingerprints are taken as they are: the controller has compared them with the files, once for all workers.
-
-    Args:
-        files: the folder with the files of recipes, such as trained coefficients.
-        ingredients: number of merges that are kept as sources of other merges.
-    """
-    opened = open_source(base, allow=allow, trust_fingerprint=True)
-    others = [open_source(expert, allow=allow, like=opened, trust_fingerprint=True) for expert in experts]
-    return WeightBank(
-        opened,
-        others,
-        dtype=DTYPES[dtype],
-        device=torch.device(device or default_device()),
-        files=files,
-        ingredients=ingredients,
-    )
 
 
 def default_device() -> str:
@@ -89,19 +61,23 @@ class WeightBank:
         kernels: Kernels | None = None,
         store: TableStore | None = None,
         ingredients: int = 0,
+        machine: Machine | None = None,
+        shared: SharedTensors | None = None,
     ) -> None:
         """
         Args:
             store: keeps threshold tables on disk, by default in the user's cache.
             ingredients: number of merges that memory was planned for as sources of other merges. A recipe with more
                 has them all while it is written; then those that were not used for longest are dropped.
+            machine: by default this one, all of it.
+            shared: what is made of the sources and kept in main memory, the workers of a machine have once in it.
         """
         self.base = base
         self.dtype = dtype
         self.device = device
-        machine = this_machine() if device.type == "cuda" else Machine(total_memory(), None)
+        machine = machine or this_machine(float(device.type == "cuda"))
         need = memory_need(base.catalogue, 1 + len(experts), str(dtype).removeprefix("torch."), ingredients=ingredients)
-        self.placement = place_sources(need, machine)
+        self.placement = place_sources(need, machine, shared=shared is not None)
         self._weights = {
             source.ref.name: placed(_mapped(source), self.placement.place, device) for source in (base, *experts)
         }
@@ -110,7 +86,7 @@ class WeightBank:
         self._head_size = head_size(base.settings)
         self._mergeable = tuple(entry.name for entry in base.catalogue.mergeable)
         self._outside = tuple(entry.name for entry in base.catalogue.entries if entry.layer is None)
-        self._pool = LayerPool(self._weights, dtype=dtype, device=device)
+        self._pool = LayerPool(self._weights, dtype=dtype, device=device, shared=shared)
         self._skeletons: Skeletons | None = None
         self._tables: dict[tuple[str, ...], ThresholdTables] = {}
         self._store = store or TableStore()
@@ -121,6 +97,9 @@ class WeightBank:
         self._live: dict[str, torch.Tensor] = {}
         self._written: dict[str, str] = {}
         self._recipe_tensors = RecipeTensors(files, device)
+        self._merge_memory = MergeMemory(
+            self._base, self.placement.place, device, shared if self.placement.place is Place.MAPPED else None
+        )
         self._merges = ResidentMerges(self._build, self._forget, planned=ingredients)
 
     def materialize(self, recipe: Recipe) -> PreTrainedModel:
@@ -191,12 +170,12 @@ class WeightBank:
         for place, layer in enumerate(recipe.layers):
             yield from self._layer(place, layer)
 
-    def _build(self, ingredient: Recipe) -> dict[str, torch.Tensor]:
-        """The tensors of an ingredient, where the sources are. Those that it takes from the base share its memory."""
-        return {name: put(tensor, self.placement.place, self.device) for name, tensor in self._tensors(ingredient)}
+    def _build(self, ingredient: Recipe) -> Mapping[str, torch.Tensor]:
+        return self._merge_memory.hold(ingredient, lambda: self._tensors(ingredient))
 
     def _forget(self, digest: str) -> None:
         """Drop all that refers to the tensors of an ingredient."""
+        self._merge_memory.drop(digest)
         for cached in (self._tables, self._caches):
             for key in [key for key in cached if digest in key]:
                 del cached[key]

@@ -70,7 +70,7 @@ def open_executor(
         count=worker_count(workers, ray),
         fewest=workers.min,
         cpus=workers.cpus,
-        gpus=_gpus_of_a_worker(workers, worker_count(workers, ray)) if address == LOCAL else workers.gpus,
+        gpus=_enough_gpus(workers, worker_count(workers, ray)) if address == LOCAL else workers.gpus,
         resources=workers.resources,
         timeout=workers.timeout,
         address=address,
@@ -82,15 +82,25 @@ def open_executor(
     )
 
 
-def _gpus_of_a_worker(workers: WorkersSpec, count: int) -> float:
-    """GPUs, or the share of one, that each worker gets on this machine.
+def gpus_of_each(workers: WorkersSpec, count: int, ray: str | None) -> float:
+    """GPUs of each of so many workers on this machine, or its share of one."""
+    if workers.gpus is None or chosen_ray(ray) == NONE:
+        return min(1.0, _gpus() / count)
+    return workers.gpus
 
+
+def workers_share(count: int, ray: str | None) -> bool:
+    """Whether workers of one machine keep what is made of the sources for all of them: a single one has it alone."""
+    return count > 1 and chosen_ray(ray) != NONE
+
+
+def _enough_gpus(workers: WorkersSpec, count: int) -> float:
+    """
     Raises:
         InvalidInput: the workers want more GPUs than there are. Some would silently score on a CPU.
     """
-    there = _gpus()
-    wanted = workers.gpus if workers.gpus is not None else min(1.0, there / count)
-    if wanted * count > there:
+    there, wanted = _gpus(), gpus_of_each(workers, count, LOCAL)
+    if wanted * count > there + 1e-9:
         raise InvalidInput(
             f"{count} workers with {wanted:g} GPUs each want more than the {there} of this machine; "
             "set workers.count or workers.gpus"

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from evomerge.bank.memory import BYTES, MemoryNeed, ProjectionSizes, alignment_bytes, memory_need, projection_sizes
 from evomerge.bank.placement import Placement, place_sources, this_machine
 from evomerge.baselines.info import BASELINES
+from evomerge.errors import InvalidInput
+from evomerge.evaluation import known_evaluators
 from evomerge.merging.regmean import KEPT_BYTES
 from evomerge.methods import METHODS
 from evomerge.opening.inputs import Inputs
@@ -97,10 +99,21 @@ def _aligned(inputs: Inputs) -> int:
     return alignment_bytes(inputs.catalogue, mixed=mixed)
 
 
-def placement_of(inputs: Inputs, workers: int) -> Placement:
+def placement_of(inputs: Inputs, workers: int, *, gpus: float = 1.0, shared: bool = False) -> Placement:
     """Placement of the sources in the memory of this machine.
 
+    Args:
+        workers: on this machine.
+        gpus: of each worker, or its share of one.
+        shared: whether the workers share what is made of the sources, see `place_sources`.
+
     Raises:
-        InvalidInput: the search cannot fit; the message has the memory that is needed and that is free.
+        InvalidInput: the search cannot fit; the message has the memory that is needed and that is free. Or a worker
+            gets GPUs that nothing would use.
     """
-    return place_sources(memory_of(inputs), this_machine(), workers=workers)
+    if gpus > 1 and inputs.spec.evaluator.name not in known_evaluators():
+        raise InvalidInput(
+            f"workers.gpus is {gpus:g}, but a worker holds its model on one GPU; set workers.gpus to 1, and "
+            "workers.count to the number of GPUs"
+        )
+    return place_sources(memory_of(inputs), this_machine(gpus, workers), workers=workers, shared=shared)

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from evomerge.bank.shared_tensors import temporary_folder
 from evomerge.messages import in_bytes
 from evomerge.opening.inputs import Inputs
 from evomerge.storage.url import local_file, run_directory
@@ -21,7 +22,7 @@ class PlannedWriting:
     """Bytes that a run writes into one folder.
 
     Attributes:
-        what: study, items, or files (statistics, trained weights and their checkpoints).
+        what: study, items, files (statistics, trained weights and their checkpoints), or shared.
         bytes: in all, as if nothing had been written yet.
         free: bytes on the disk of the folder.
     """
@@ -32,12 +33,13 @@ class PlannedWriting:
     free: int
 
 
-def planned_writing(inputs: Inputs, *, items: int, files: int) -> list[PlannedWriting]:
+def planned_writing(inputs: Inputs, *, items: int, files: int, shared: int = 0) -> list[PlannedWriting]:
     """The folders of this machine that a run writes to.
 
     Args:
         items: on the search items, of one trial.
         files: bytes of all files that are neither study nor outcomes of items.
+        shared: bytes of what the workers of this machine share; it is gone with the run.
     """
     spec, trials = inputs.spec, inputs.spec.budget.trials
     run = run_directory(spec.storage_url, spec.name)
@@ -46,6 +48,7 @@ def planned_writing(inputs: Inputs, *, items: int, files: int) -> list[PlannedWr
         *([("study", study.parent, trials * STUDY_BYTES_PER_TRIAL)] if study is not None else []),
         ("items", artifacts_folder(spec), trials * (ARTIFACT_BYTES + BYTES_PER_ITEM * items)),
         *([("files", run, files)] if files else []),
+        *([("shared", temporary_folder(), shared)] if shared else []),
     ]
     return [
         PlannedWriting(what=what, folder=str(folder.absolute()), bytes=size, free=_free(folder))
@@ -61,7 +64,7 @@ def disk_warnings(writing: list[PlannedWriting]) -> list[str]:
     return [
         f"the disk of {together[0].folder} has {in_bytes(together[0].free)} free, and a run writes up to "
         f"{in_bytes(size)} there ({', '.join(f'{each.what} {in_bytes(each.bytes)}' for each in together)}); make room, "
-        "or name other folders by storage and artifacts"
+        "or name other folders by storage, artifacts and, for what is shared, TMPDIR"
         for together in by_disk.values()
         if (size := sum(each.bytes for each in together)) > together[0].free
     ]

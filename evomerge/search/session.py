@@ -17,7 +17,15 @@ from evomerge.baselines.named_recipes import (
     unfit_source,
 )
 from evomerge.baselines.planned_training import planned_training
-from evomerge.cluster import Executor, ignored_without_ray, is_local, open_executor, worker_count
+from evomerge.cluster import (
+    Executor,
+    gpus_of_each,
+    ignored_without_ray,
+    is_local,
+    open_executor,
+    worker_count,
+    workers_share,
+)
 from evomerge.errors import Interrupted, StoppedByFailures, first_reason
 from evomerge.jobs import Outcome, Progress
 from evomerge.logs.run_log import controller_log, note_event
@@ -119,7 +127,9 @@ def open_session(
             f"warning: without Ray there is one worker, this process; ignored: {', '.join(not_applicable)}"
         )
     workers = worker_count(spec.workers, ray)
-    placement_of(inputs, workers if is_local(ray) else 1)  # refuses what cannot fit
+    here, shared = workers if is_local(ray) else 1, workers_share(workers, ray)
+    gpus = gpus_of_each(spec.workers, here, ray)
+    placement_of(inputs, here, gpus=gpus, shared=shared)  # refuses what cannot fit
     patience = StoragePatience(seconds=spec.storage_patience, say=listener.on_phase, check=stop.check)
     with (
         open_search(inputs, workers=workers, patience=patience) as opened,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -247,12 +247,17 @@ class WarmStartSpec(Frozen):
         return content
 
 
+LEAST_SHARE: Final = 0.0001  # of a resource; Ray counts in such steps
+
+
 class WorkersSpec(Frozen):
     """The workers: how many, what each one gets, and after how many seconds a candidate is given up.
 
     Attributes:
         count: as many as find a place on the cluster, up to this number.
         min: fewer than these do not go on: the run waits, and ends after a while so that it can be resumed.
+        gpus: of one node, for each worker; below 1 the share of one GPU.
+        resources: of Ray's nodes, for each worker, by name.
         allow_open_cluster: join a Ray cluster that takes jobs from anyone who reaches it.
     """
 
@@ -260,7 +265,7 @@ class WorkersSpec(Frozen):
     min: Positive = 1
     cpus: Positive = 1
     gpus: Annotated[float, Field(ge=0)] | None = None
-    resources: Mapping[str, Annotated[float, Field(gt=0)]] = {}
+    resources: Mapping[str, Annotated[float, Field(ge=LEAST_SHARE)]] = {}
     allow_open_cluster: bool = False
     timeout: Annotated[float, Field(gt=0)] = 3600.0
 
@@ -268,4 +273,13 @@ class WorkersSpec(Frozen):
     def _min_is_reached(self) -> WorkersSpec:
         if self.count is not None and self.min > self.count:
             raise ValueError(f"workers.min is {self.min}, but there are at most {self.count} (workers.count)")
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_can_be_given(self) -> WorkersSpec:
+        gpus = self.gpus or 0.0
+        if 0 < gpus < LEAST_SHARE or (gpus > 1 and not gpus.is_integer()):
+            raise ValueError(
+                f"workers.gpus is {gpus:g}: write a whole number of GPUs, or the share of one, {LEAST_SHARE:g} or more"
+            )
         return self

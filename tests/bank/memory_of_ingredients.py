@@ -1,6 +1,7 @@
 """Prints the bytes that a bank takes more after 8 other merges were sources of a merge, and those of 8 by prediction.
 
-The argument is the number of merges that memory is planned for.
+The arguments are the number of merges that memory is planned for and, for merges that workers share, the folder of
+their files.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 
 from evomerge.bank import WeightBank
 from evomerge.bank.memory import memory_need
+from evomerge.bank.shared_tensors import SharedTensors
 from evomerge.checkpoints import open_source
 from evomerge.methods import resolve_options
 from evomerge.recipe import ModelRef, Recipe, Rule
@@ -22,10 +24,17 @@ EXPERTS = ("reverse", "sort")
 MERGES = 8
 
 
-def main(planned: int) -> None:
+def main(planned: int, folder: Path | None) -> None:
     base = open_source(ModelRef("base", str(TOY / "base")))
     experts = [open_source(ModelRef(name, str(TOY / name)), like=base) for name in EXPERTS]
-    bank = WeightBank(base, experts, dtype=torch.float32, device=torch.device("cpu"), ingredients=planned)
+    bank = WeightBank(
+        base,
+        experts,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        ingredients=planned,
+        shared=None if folder is None else SharedTensors("run", folder),
+    )
 
     def recipe_of(method: str, sources: tuple[str, ...], weight: float, **settings: object) -> Recipe:
         rule = Rule(
@@ -61,4 +70,4 @@ def _anonymous() -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)

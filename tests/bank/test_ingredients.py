@@ -16,6 +16,7 @@ import torch
 from evomerge.artefacts import write_model
 from evomerge.artefacts.exported_files import exported_names, take_files
 from evomerge.bank import WeightBank
+from evomerge.bank.shared_tensors import SharedTensors
 from evomerge.checkpoints import open_source, tensor_digest
 from evomerge.checkpoints.recipe_files import store_tensors
 from evomerge.errors import InvalidInput, MergeError
@@ -313,14 +314,27 @@ def test_an_ingredient_takes_what_no_rule_of_it_names_from_the_base_without_a_co
     assert shared == set(sources[0].catalogue.names) - set(some)
 
 
-@pytest.mark.parametrize(("planned", "share"), [(16, 1.0), (8, 0.0)])
-def test_memory_of_kept_ingredients_is_within_a_fifth_of_what_is_counted_and_that_of_dropped_ones_is_free(
-    planned, share
+def test_workers_that_share_merges_score_the_same_weights_and_merge_them_once(sources, tmp_path, monkeypatch):
+    recipe = outer(sources, {"soup": inner(sources, "linear"), "ties": inner(sources, "ties")})
+    alone = bank_of(sources, ingredients=2).live_digests(recipe)
+    one, other = (bank_of(sources, ingredients=2, shared=SharedTensors("run", tmp_path)) for _ in range(2))
+    assert one.live_digests(recipe) == alone
+    assert digests(one.merged(recipe)) == alone
+    merges = []
+    merge = other._tensors
+    monkeypatch.setattr(other, "_tensors", lambda recipe: merges.append(recipe.digest) or merge(recipe))
+    assert other.live_digests(recipe) == alone
+    assert merges == []
+
+
+@pytest.mark.parametrize(("planned", "share", "are_shared"), [(16, 1.0, False), (8, 0.0, False), (16, 0.0, True)])
+def test_memory_of_kept_ingredients_is_within_a_fifth_of_what_is_counted_and_that_of_dropped_or_shared_ones_is_free(
+    tmp_path, planned, share, are_shared
 ):
     # What the allocator keeps of small blocks is none of the merges'.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     script = Path(__file__).parent / "memory_of_ingredients.py"
-    command = [sys.executable, str(script), str(planned)]
+    command = [sys.executable, str(script), str(planned), *([str(tmp_path)] if are_shared else [])]
     ran = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     taken, counted = map(int, ran.stdout.split())
     assert taken / counted == pytest.approx(share, abs=0.2)

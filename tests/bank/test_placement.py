@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from evomerge.bank.file_guard import FileGuard
 from evomerge.bank.memory import MemoryNeed
-from evomerge.bank.placement import Machine, Place, place_sources, placed
+from evomerge.bank.placement import Machine, Place, place_sources, placed, this_machine
 from evomerge.checkpoints import open_source
 from evomerge.errors import InvalidInput
 from evomerge.recipe import ModelRef
@@ -70,6 +71,31 @@ def test_merges_that_are_sources_are_counted_where_the_sources_are_and_never_in_
     found = (chosen.place, chosen.sources, chosen.worker, chosen.host)
     assert found == (place, sources * GB, worker * GB, host * GB)
     assert ("of merges in main memory" in chosen.sentence) == bool(host)
+
+
+@pytest.mark.parametrize(
+    ("machine", "worker", "shared"), [(Machine(64 * GB, None), 15, 15), (Machine(50 * GB, 64 * GB), 45, 10)]
+)
+def test_what_the_workers_of_a_machine_share_is_counted_once(machine, worker, shared):
+    need = MemoryNeed(worker=15 * GB, sources=30 * GB, layers=30 * GB, copied_layers=5 * GB, ingredients=10 * GB)
+    chosen = place_sources(need, machine, workers=3, shared=True)
+    assert (chosen.worker, chosen.shared, chosen.host) == (worker * GB, shared * GB, 0)
+    assert f"they share {shared}.0 GB of merges and layers in temporary files" in chosen.sentence
+    small = Machine(machine.host - 20 * GB if machine.device is None else 9 * GB, machine.device)
+    with pytest.raises(InvalidInput, match="this machine has"):
+        place_sources(need, small, workers=3, shared=True)
+
+
+def test_workers_that_share_a_gpu_share_its_memory(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 * GB))
+    assert [this_machine(gpus).device for gpus in (0.0, 0.25, 1.0, 2.0)] == [None, 20 * GB, 80 * GB, 80 * GB]
+
+
+@pytest.mark.parametrize(("neighbours", "place"), [(2, Place.PINNED), (4, Place.MAPPED)])
+def test_memory_is_pinned_where_there_is_enough_for_all_workers_of_a_machine(neighbours, place):
+    need = MemoryNeed(worker=15 * GB, sources=40 * GB)
+    assert place_sources(need, Machine(128 * GB, 24 * GB, neighbours)).place is place
 
 
 @pytest.mark.parametrize("machine", [Machine(24 * GB, None), Machine(9 * GB, 64 * GB)])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
+from evomerge.errors import InvalidInput
 from evomerge.merging.regmean import KEPT_BYTES
-from evomerge.opening.capacity import memory_of, trained_weights
+from evomerge.opening.capacity import memory_of, placement_of, trained_weights
 from evomerge.opening.inputs import open_inputs
 from evomerge.opening.measurements import all_measurements, measured_sizes
 from evomerge.spec import load_spec
@@ -39,6 +42,28 @@ def test_statistics_are_counted_for_the_searches_that_measure_some(write_spec, s
     kept = min(KEPT_BYTES, sum(size.products for size in sizes))
     assert need.worker >= live + kept + max(size.measuring for size in sizes)
     assert memory_of(open_inputs(load_spec(write_spec(baselines=[])))).statistics == 0
+
+
+def test_n33_several_gpus_for_a_model_on_one_are_refused_and_left_to_evaluators_that_use_them(write_spec):
+    inputs = open_inputs(load_spec(write_spec(baselines=[])))
+    assert placement_of(inputs, 1, gpus=2.0).worker > 0
+    evaluator = inputs.spec.evaluator.model_copy(update={"name": "toy"})
+    packed = replace(inputs, spec=inputs.spec.model_copy(update={"evaluator": evaluator}))
+    with pytest.raises(InvalidInput, match=r"workers\.gpus is 2, but a worker holds its model on one GPU"):
+        placement_of(packed, 1, gpus=2.0)
+
+
+def test_what_workers_share_is_predicted_once_for_the_machine(write_spec):
+    spec = load_spec(write_spec(space="baselines-global", baselines=["uniform-soup", "ties"], dtype="float32"))
+    inputs = open_inputs(spec)
+    alone, shared = (placement_of(inputs, 2, shared=each) for each in (False, True))
+    assert alone.worker - shared.worker == shared.shared == memory_of(inputs).ingredients > 0
+
+
+@pytest.mark.parametrize("gpus", [1.5, 0.00001])
+def test_a_share_of_gpus_that_ray_cannot_give_is_refused_with_the_spec(write_spec, gpus):
+    with pytest.raises(InvalidInput, match="write a whole number of GPUs, or the share of one"):
+        load_spec(write_spec(workers={"count": 1, "gpus": gpus}))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])  # the toy models are stored in bfloat16

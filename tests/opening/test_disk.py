@@ -1,6 +1,7 @@
 """What a run writes, beside what is free."""
 
 import shutil
+import tempfile
 from collections import namedtuple
 
 from evomerge.cli import run_command
@@ -27,9 +28,10 @@ def test_check_names_each_folder_and_warns_where_too_little_is_free(write_spec, 
 def test_a_study_on_a_server_takes_no_room_here(write_spec, tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY", "postgresql://u:p@h/d")
     inputs = open_inputs(load_spec(write_spec(storage="env:STUDY")))
-    writing = planned_writing(inputs, items=100, files=7)
+    writing = planned_writing(inputs, items=100, files=7, shared=8)
     assert [(each.what, each.folder) for each in writing] == [
         ("items", f"{tmp_path}/runs/sim/artifacts"),
         ("files", f"{tmp_path}/runs/sim"),
+        ("shared", tempfile.gettempdir()),
     ]
     assert disk_warnings(writing) == []

@@ -92,7 +92,9 @@ def test_a_merge_of_a_trained_merge_is_exported_with_its_coefficients(write_spec
     assert "### dam" in Path("out/README.md").read_text()
 
 
-def test_a_worker_that_takes_the_place_of_another_builds_the_same_merges(write_spec):
+def test_a_worker_that_takes_the_place_of_another_builds_the_same_merges_and_neighbours_share_them(
+    write_spec, tmp_path, monkeypatch
+):
     inputs = open_inputs(load_spec(write_spec(space="baselines-global", baselines=MERGES, dtype="float32")))
     names = tuple(entry.name for entry in inputs.catalogue.mergeable)
     experts = tuple(source.ref for source in inputs.experts)
@@ -120,6 +122,15 @@ def test_a_worker_that_takes_the_place_of_another_builds_the_same_merges(write_s
     first, second = (both.run(job).result.digests for job in jobs)
     assert first != second
     assert Worker(inputs.setup()).run(jobs[1]).result.digests == second
+
+    monkeypatch.setattr("evomerge.bank.shared_tensors.temporary_folder", lambda: tmp_path / "temporary")
+    neighbours = [Worker(replace(inputs.setup(), shared="run", neighbours=2)) for _ in range(2)]
+    assert [worker.run(job).result.digests for worker in neighbours for job in jobs] == [first, second] * 2
+    (folder,) = (tmp_path / "temporary").iterdir()
+    assert sum(path.suffix != ".lock" for path in folder.iterdir()) == inputs.setup().ingredients == len(made)
+    for worker in neighbours:
+        worker.close()
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_check_counts_the_merges_that_a_space_is_made_of(write_spec, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import ray
 
@@ -22,13 +23,22 @@ class WorkerActor:
         """The id of the node on which it is."""
         return str(ray.get_runtime_context().get_node_id())
 
-    def build(self) -> str | None:
-        """Build the worker. Returns the reason why its input is invalid, None where there is none."""
+    def build(self, neighbours: int = 1) -> str | None:
+        """Build the worker.
+
+        Args:
+            neighbours: workers that may be on this machine with it, itself included.
+
+        Returns:
+            The reason why its input is invalid, None where there is none.
+        """
         import torch
 
         torch.set_num_threads(self._threads)  # two workers with two threads each on two cores run tenfold slower
+        if self._setup.device == "cuda" and self._setup.gpus < 1:  # Ray divides the count, not the memory
+            torch.cuda.set_per_process_memory_fraction(self._setup.gpus)
         try:
-            self._worker = Worker(self._setup, self._name)
+            self._worker = Worker(replace(self._setup, neighbours=neighbours), self._name)
         except InvalidInput as error:  # Ray would wrap it in an error of its own
             return str(error)
         return None
@@ -38,6 +48,11 @@ class WorkerActor:
 
     def events(self, job: Job) -> Iterator[Progress | Outcome]:
         yield from self._built.events(job)
+
+    def release(self) -> None:
+        """Give up what it shares with other workers of its machine. It is ended next."""
+        if self._worker is not None:
+            self._worker.close()
 
     @property
     def _built(self) -> Worker:

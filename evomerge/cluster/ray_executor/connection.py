@@ -38,6 +38,19 @@ class ClusterNodes:
                     found[name] = found.get(name, 0.0) + amount
         return found
 
+    def room(self, node: str, wanted: Mapping[str, float]) -> int:
+        """Workers for which a node has room that want so much each."""
+        there = self.nodes.get(node, {})
+        return min(int(there.get(name, 0.0) / amount + 1e-9) for name, amount in wanted.items() if amount)
+
+    def compared(self, wanted: Mapping[str, float]) -> str:
+        """The resources that each worker wants and that there are, in words. A worker is on one node."""
+        total = self.total()
+        text = f"each worker wants {_amounts(wanted)}, the cluster has {_amounts(total)}"
+        enough = all(total.get(name, 0.0) >= amount for name, amount in wanted.items())
+        divided = enough and not any(self.room(node, wanted) for node in self.nodes)
+        return f"{text}, but no node has so much alone" if divided else text
+
 
 class Connection:
     """A connection to a cluster.
@@ -113,6 +126,12 @@ class Connection:
         nodes = ray.nodes()
         self.view = ClusterNodes({node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]})
         self._failures, self._look_began = 0, None
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    """Resources in words: CPUs and GPUs first, memory left out."""
+    names = ["CPU", "GPU", *sorted(set(resources) - {"CPU", "GPU", "memory", "object_store_memory"})]
+    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in names)
 
 
 def listens(address: str) -> bool:

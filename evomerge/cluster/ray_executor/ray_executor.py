@@ -6,14 +6,16 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from secrets import token_hex
 from typing import Any, Final
 
 import ray
 import ray.exceptions
 
+from evomerge.bank.shared_tensors import remove_left
 from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.cluster.executor import Executor, WorkerState
-from evomerge.cluster.pool import Pool, Slot
+from evomerge.cluster.pool import IDLE, Pool, Slot
 from evomerge.cluster.ray_executor.actor import WorkerActor
 from evomerge.cluster.ray_executor.cluster import LOCAL, Cluster, Size
 from evomerge.errors import InvalidInput
@@ -22,6 +24,7 @@ from evomerge.messages import last_line
 
 POLL_SECONDS: Final = 1.0  # between two looks at deadlines and at the cluster
 GET_SECONDS: Final = 120.0  # in which an outcome that is there comes here
+RELEASE_SECONDS: Final = 2.0  # in which idle workers give up what they share
 _NODE_DIED: Final = ("its node has died", "its owner has died")  # in Ray's reason of an actor's death
 _LOSSES: Final = (
     ray.exceptions.ActorUnavailableError,  # the network to it
@@ -37,6 +40,9 @@ class RayExecutor:
 
     There are as many as find a place, up to `count`: nodes that join the cluster get workers, and of one that leaves
     only what its workers were doing is lost. With `gpus` None each worker gets a GPU where the cluster has any.
+
+    A worker is one actor, and Ray places an actor on one node with all that it wants, several GPUs too: a placement
+    group would add nothing.
 
     A worker that dies is replaced by a new actor, and its job comes back as crashed or, where its node went away, as
     lost: retrying is the controller's decision. Actors never restart by themselves, and Ray never retries a method,
@@ -79,7 +85,9 @@ class RayExecutor:
             say("warning: Ray was imported before evomerge: its local cluster listens on all interfaces, with a token")
         if gpus is None:
             gpus = float(self._cluster.view.total().get("GPU", 0) > 0)
-        self._setup = replace(setup, device="cuda" if gpus else "cpu", gpus=gpus)
+        self._setup = replace(
+            setup, device="cuda" if gpus else "cpu", gpus=gpus, shared=token_hex(16) if count > 1 else None
+        )
         self._wanted = {"CPU": cpus, "GPU": gpus, **resources}
         self._options = {"num_cpus": cpus, "num_gpus": gpus, "resources": dict(resources), "max_restarts": 0}
         self._threads = cpus
@@ -125,9 +133,23 @@ class RayExecutor:
         return self._pool.states()
 
     def close(self) -> None:
+        if self._setup.shared is not None and self._cluster.answers:
+            self._release()
         for slot in self._pool.slots:
             self._end(slot)
         self._cluster.close()
+        if self._setup.shared is not None:
+            remove_left()  # of workers on this machine that were busy
+
+    def _release(self) -> None:
+        """Have the workers give up what they share: a process that is killed removes nothing."""
+        idle = [slot for slot in self._pool.slots if slot.state == IDLE]
+        for slot in self._pool.slots:
+            if slot not in idle:
+                self._end(slot)
+        released = [self._actors[slot.name].release.remote() for slot in idle]
+        if released:
+            ray.wait(released, num_returns=len(released), timeout=RELEASE_SECONDS)
 
     def _act(self) -> None:
         """Do what is due: mend the cluster, end what is overdue, start workers, give them jobs."""
@@ -175,9 +197,7 @@ class RayExecutor:
         self._said_waiting = waiting
 
     def _describe(self) -> str:
-        """The resources that each worker wants and that the cluster has, in words."""
-        there = self._cluster.view.total()
-        return f"each worker wants {_amounts(self._wanted)}, the cluster has {_amounts(there)}"
+        return self._cluster.view.compared(self._wanted)
 
     def _start(self, slot: Slot) -> None:
         bad = self._pool.quarantined_nodes
@@ -185,6 +205,10 @@ class RayExecutor:
         actor = ray.remote(WorkerActor).options(**self._options, **elsewhere)
         self._actors[slot.name] = actor.remote(self._setup, slot.name, self._threads)
         self._references[slot.name] = self._actors[slot.name].place.remote()
+
+    def _neighbours(self, node: str) -> int:
+        """Workers for which a node has room, as far as there are so many."""
+        return max(1, min(len(self._pool.slots), self._cluster.view.room(node, self._wanted)))
 
     def _send(self, slot: Slot, job: Job) -> None:
         actor = self._actors[slot.name]
@@ -223,7 +247,7 @@ class RayExecutor:
     def _go_on_starting(self, slot: Slot, result: str | None) -> None:
         if slot.node is None:
             self._pool.place(slot, str(result))
-            self._references[slot.name] = self._actors[slot.name].build.remote()
+            self._references[slot.name] = self._actors[slot.name].build.remote(self._neighbours(str(result)))
             return
         if result is not None:
             raise InvalidInput(result)
@@ -253,12 +277,6 @@ def _is_loss(error: Exception) -> bool:
     if isinstance(error, ray.exceptions.ActorDiedError):
         return error.preempted or any(reason in str(error) for reason in _NODE_DIED)
     return isinstance(error, _LOSSES)
-
-
-def _amounts(resources: Mapping[str, float]) -> str:
-    """Resources in words: CPUs and GPUs first, memory left out."""
-    names = ["CPU", "GPU", *sorted(set(resources) - {"CPU", "GPU", "memory", "object_store_memory"})]
-    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in names)
 
 
 def _proof(executor: RayExecutor) -> Executor:

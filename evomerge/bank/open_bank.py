@@ -1,0 +1,54 @@
+"""A bank over sources that are opened for it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import torch
+
+from evomerge.bank.placement import this_machine
+from evomerge.bank.shared_tensors import SharedTensors
+from evomerge.bank.weight_bank import WeightBank, default_device
+from evomerge.checkpoints import open_source
+from evomerge.passes.kernels import DTYPES
+from evomerge.recipe import ModelRef
+
+
+def open_bank(
+    base: ModelRef,
+    experts: Sequence[ModelRef],
+    *,
+    dtype: str,
+    device: str | None = None,
+    allow: Collection[str] = (),
+    files: Path | None = None,
+    ingredients: int = 0,
+    gpus: float = 1.0,
+    neighbours: int = 1,
+    shared: SharedTensors | None = None,
+) -> WeightBank:
+    """Open the sources (mmap; nothing is copied on a CPU) and put a bank over them.
+
+    The fingerprints are taken as they are: the controller has compared them with the files, once for all workers.
+
+    Args:
+        files: the folder with the files of recipes, such as trained coefficients.
+        ingredients: number of merges that are kept as sources of other merges.
+        gpus: how many GPUs, or what share of one, are this process's.
+        neighbours: workers that may be on this machine, this one included.
+        shared: tensors that they have in common.
+    """
+    opened = open_source(base, allow=allow, trust_fingerprint=True)
+    others = [open_source(expert, allow=allow, like=opened, trust_fingerprint=True) for expert in experts]
+    chosen = torch.device(device or default_device())
+    return WeightBank(
+        opened,
+        others,
+        dtype=DTYPES[dtype],
+        device=chosen,
+        files=files,
+        ingredients=ingredients,
+        machine=this_machine(gpus if chosen.type == "cuda" else 0.0, neighbours),
+        shared=shared,
+    )
