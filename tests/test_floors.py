@@ -32,8 +32,8 @@ FLOORS = (
     ("tensors", "alignment", "elementwise", "merging", "checkpoints", "artefacts", "mergekit"),
     ("passes", "bank", "evaluation"),
     ("statistics", "optimisation", "training", "learned", "trainers"),
-    ("objective", "jobs", "worker", "cluster", "requests", "study", "opening", "telemetry"),
-    ("racing", "loop", "baselines", "verdict", "search"),
+    ("objective", "jobs", "worker", "cluster", "requests", "trial_note", "study", "opening", "telemetry"),
+    ("racing", "loop", "baselines", "verdict", "charts", "search"),
     (
         "importance",
         "leaderboard",
@@ -205,6 +205,7 @@ def test_optuna_stays_with_spaces_and_study_and_what_reads_them():
         "study",
         "opening",
         "verdict",
+        "charts",
         "search",
         "importance",
         "leaderboard",

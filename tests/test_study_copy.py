@@ -36,7 +36,14 @@ def content(url, name="sim"):
     storage = open_storage(url)
     study = optuna.load_study(study_name=name, storage=storage)
     trials = [{key: value for key, value in vars(trial).items() if key != "_trial_id"} for trial in study.get_trials()]
-    found = study.directions, study.user_attrs, storage.get_study_system_attrs(study._study_id), trials
+    numbers = {str(trial._trial_id): trial.number for trial in study.get_trials()}
+    system = {}
+    for key, value in storage.get_study_system_attrs(study._study_id).items():
+        first, _, rest = key.partition(":")
+        trial, _, part = rest.partition(":")
+        note = first == "dashboard" and trial in numbers  # the dashboard keeps notes of trials under their ids
+        system[f"note of {numbers[trial]}: {part}" if note else key] = value
+    found = study.directions, study.user_attrs, system, trials
     release(storage)
     return found
 
@@ -77,6 +84,7 @@ def test_a_copy_is_the_same_with_its_siblings(interrupted, here, there):
         assert content(there, name) == content(here, name)
     states = [trial["_state"] if "_state" in trial else trial["state"] for trial in content(there)[3]]
     assert {TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING} == set(states)
+    assert {f"note of {number}: note_str:0" for number in range(5)} <= set(content(there)[2])
     assert spec.exists()
 
 

@@ -17,6 +17,7 @@ from evomerge.baselines.named_recipes import (
     unfit_source,
 )
 from evomerge.baselines.planned_training import planned_training
+from evomerge.charts.dashboard_plots import DashboardPlots
 from evomerge.cluster import (
     Executor,
     gpus_of_each,
@@ -52,8 +53,9 @@ from evomerge.study.heartbeat import Heartbeat
 from evomerge.study.identity import changed_versions
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.status import Status
-from evomerge.study.stored_search import logs_folder, with_stored_artifacts
+from evomerge.study.stored_search import StoredSearch, logs_folder, with_stored_artifacts
 from evomerge.telemetry.run_observer import RunObserver, observing
+from evomerge.worker import files_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,7 @@ class Session:
     Attributes:
         steering: requests from another terminal.
         observer: tells others of the run.
+        plots: shows the search in Optuna Dashboard.
         batch_size: of the study; None for an evaluator without batches.
         sources: base and experts as rows.
         references: source name -> its result on the search items.
@@ -92,6 +95,7 @@ class Session:
     listener: Listener
     batch_size: int | None
     objective: Objective
+    plots: DashboardPlots
     sources: Sequence[NamedRecipe]
     references: Mapping[str, NamedResult]
 
@@ -99,6 +103,7 @@ class Session:
         """Report the status of the search to the listener, and to those whom the spec names."""
         self.listener.on_status(status)
         self.observer.status(status)
+        self.plots.refresh()
 
     def say(self, phase: str) -> None:
         """Report the phase to the listener, and to `evomerge status` by way of the study."""
@@ -253,8 +258,21 @@ def _begin(
         listener=listener,
         batch_size=batch_size,
         objective=objective,
+        plots=DashboardPlots(_stored(opened), files_folder(opened.artifacts), check_hold=opened.check_hold),
         sources=sources,
         references=results,
+    )
+
+
+def _stored(opened: OpenSearch) -> StoredSearch:
+    """The study as others read it."""
+    return StoredSearch(
+        spec=opened.inputs.spec,
+        storage=opened.storage,
+        study=opened.search.study,
+        baselines=opened.baselines.study,
+        held_out=opened.held_out.study,
+        artifacts=opened.artifacts,
     )
 
 

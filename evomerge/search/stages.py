@@ -271,6 +271,7 @@ def judge_winner(session: Session, winner: Winner, *, retried: Collection[str] =
         params=params,
         required=True,
         digests=True,
+        keep_recipe=True,
     )
     baselines = current_baselines(opened.baselines, opened.inputs.spec, snapshot_of(search.study))
     recipes = {record.label: record.stored_recipe for record in baselines}
@@ -309,6 +310,7 @@ def judge_winner(session: Session, winner: Winner, *, retried: Collection[str] =
         if isinstance(recipe, RecipeSet) and (joined := _joined(session, label, recipe, results)) is not None:
             held_out[label] = joined
     _store_verdict(session, winner, baselines, held_out)
+    session.plots.write(best.recipe)
     session.say(FINISHED_PHASE)
 
 

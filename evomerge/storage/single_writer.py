@@ -50,6 +50,7 @@ class SingleWriterStorage(CachedStorage, KeepsTrials):
     def __init__(self, backend: RDBStorage) -> None:
         super().__init__(backend)
         self._memories: dict[int, TrialMemory] = {}  # of the studies of which all trials are in memory
+        self._system: dict[int, dict[str, Any]] = {}  # system attributes of studies, among them a note of every trial
         self._connection: Connection | None = None  # of the transaction that is open
         self._pending = PendingRows(backend.engine.dialect.name)
 
@@ -110,15 +111,19 @@ class SingleWriterStorage(CachedStorage, KeepsTrials):
 
     def set_study_system_attr(self, study_id: int, key: str, value: JSONSerializable) -> None:
         with self._writing():
-            self._pending.attribute(STUDY_SYSTEM, study_id, key, value)
+            stored = self._pending.attribute(STUDY_SYSTEM, study_id, key, value)
+            if study_id in self._system:
+                self._system[study_id][key] = json.loads(stored)
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         self._store_pending()
         return super().get_study_user_attrs(study_id)
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        self._store_pending()
-        return super().get_study_system_attrs(study_id)
+        if study_id not in self._system:  # genetic samplers ask for them with every proposal
+            self._store_pending()
+            self._system[study_id] = super().get_study_system_attrs(study_id)
+        return self._system[study_id]
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
@@ -252,6 +257,7 @@ class SingleWriterStorage(CachedStorage, KeepsTrials):
     def _forget(self) -> None:
         """After a transaction that was not stored, memory holds what the database does not."""
         self._memories.clear()
+        self._system.clear()
         self._studies.clear()
         self._trial_id_to_study_id_and_number.clear()
         self._study_id_and_number_to_trial_id.clear()

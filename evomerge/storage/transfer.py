@@ -6,6 +6,7 @@ genetic samplers store their parents by them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from evomerge.storage.optuna_internals import id_of
 __all__ = ["StudyContent", "check_same", "read_study", "write_study"]
 
 _BATCH: Final = 100  # trials that are stored at once
+_NOTE: Final = re.compile(r"dashboard:(?P<trial>\d+):(?P<part>note_ver|note_str:\d+)$")
 _PARENTS: Final = ":parent:"  # in keys of Optuna's genetic samplers, whose values are lists of ids of trials
 
 
@@ -59,7 +61,7 @@ def write_study(storage: BaseStorage, content: StudyContent, *, last: Collection
     for start in range(0, len(content.trials), _BATCH):
         batch = content.trials[start : start + _BATCH]
         ids.update(in_transaction(storage, partial(_add, storage, study_id, batch)))
-    system = {key: _renumbered(key, value, ids) for key, value in content.system_attrs.items()}
+    system = {_moved(key, ids): _renumbered(key, value, ids) for key, value in content.system_attrs.items()}
     ordered = sorted(content.user_attrs.items(), key=lambda entry: entry[0] in last)
 
     def write() -> None:
@@ -82,6 +84,14 @@ def _add(storage: BaseStorage, study_id: int, trials: Sequence[FrozenTrial]) -> 
     return {id_of(trial): storage.create_new_trial(study_id, template_trial=trial) for trial in trials}
 
 
+def _moved(key: str, ids: Mapping[int, int]) -> str:
+    """The key of an attribute in the copy: Optuna Dashboard keeps notes of trials under their ids."""
+    found = _NOTE.match(key)
+    if found is None or int(found["trial"]) not in ids:
+        return key
+    return f"dashboard:{ids[int(found['trial'])]}:{found['part']}"
+
+
 def _renumbered(key: str, value: Any, ids: Mapping[int, int]) -> Any:
     if _PARENTS in key and isinstance(value, list):
         return [ids[each] for each in value]
@@ -96,7 +106,8 @@ def check_same(given: StudyContent, copied: StudyContent) -> None:
     """
     different = len(given.trials) != len(copied.trials) or list(given.directions) != list(copied.directions)
     different |= any(copied.user_attrs.get(key) != value for key, value in given.user_attrs.items())
-    different |= set(given.system_attrs) != set(copied.system_attrs)
+    ids = {id_of(one): id_of(other) for one, other in zip(given.trials, copied.trials, strict=False)}
+    different |= {_moved(key, ids) for key in given.system_attrs} != set(copied.system_attrs)
     different |= any(_facts(one) != _facts(other) for one, other in zip(given.trials, copied.trials, strict=False))
     if different:
         raise InvalidInput(

@@ -69,7 +69,7 @@ class Record:
 
     @property
     def recipe(self) -> Recipe:
-        """The one recipe of a baseline or of the sampler's mean.
+        """The one recipe of a baseline, of the sampler's mean or of a winner.
 
         Raises:
             InvalidInput: the row is another one, or several models.
@@ -81,7 +81,7 @@ class Record:
 
     @property
     def stored_recipe(self) -> Recipe | RecipeSet:
-        """The recipe of a baseline or of the sampler's mean, which no trial of the search has; or its recipes.
+        """The recipe of a baseline, of the sampler's mean or of a winner; or the recipes of a baseline.
 
         Raises:
             InvalidInput: the row is another one.

@@ -35,6 +35,7 @@ from evomerge.study.beginning import Beginning, write_beginning
 from evomerge.study.tally import Tally
 from evomerge.study.trial_writer import TrialWriter
 from evomerge.study.trials import FINISHED
+from evomerge.trial_note import trial_note
 
 MAX_ATTEMPTS = 3
 
@@ -215,12 +216,14 @@ class SearchStudy:
         """
         assert isinstance(outcome.result, Scored)  # the controller sends failures to `fail`
         number, scores = proposal.number, outcome.result.scores
+        note = trial_note(proposal.recipe, scores, outcome.cost)
         artifact = self._writer.upload(scores)
 
         def write() -> None:
             self._writer.attach(number, artifact)
             self._writer.set_result(number, proposal.recipe, scores, assessed.stderr)
             self._set_outcome(number, outcome)
+            self._writer.set_note(number, note)
             self._writer.set(number, attributes.TELL, self.tally.told)
             if isinstance(assessed, Dropped):
                 self._writer.report_last(number, assessed.estimate)

@@ -27,6 +27,7 @@ from evomerge.storage.opening import in_transaction
 from evomerge.storage.optuna_internals import ARTIFACT, id_of, id_of_study
 from evomerge.storage.patience import IMPATIENT, StoragePatience
 from evomerge.storage.single_writer import SingleWriterStorage
+from evomerge.study.dashboard import write_trial_note
 from evomerge.study.item_outcomes import ITEMS, MIMETYPE, summary, write_items
 
 _Result = TypeVar("_Result")
@@ -149,6 +150,11 @@ class TrialWriter:
             self.set(number, attributes.LAYERS, len(recipe.layers))
         document = {"objective_stderr": stderr, "tasks": summary(scores)}
         write_document(self.attributes_of(number), attributes.SCORES, document)
+
+    def set_note(self, number: int, markdown: str) -> None:
+        """The text that Optuna Dashboard shows beside a trial, which has none yet."""
+        self._check_hold()
+        write_trial_note(self._storage, id_of_study(self._study), self._id(number), markdown)
 
     def set_effort(self, number: int, seconds: Mapping[str, float], cost: Cost) -> None:
         """Seconds by phase, and the cost."""

@@ -1,0 +1,73 @@
+"""The plots of Optuna Dashboard: of a search that ran, as the dashboard reads them, and rarely written."""
+
+import json
+
+import pytest
+from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
+
+from evomerge import load_spec, run_search
+from evomerge.charts.dashboard_plots import SECONDS, DashboardPlots
+from evomerge.charts.search_course import search_course, thinned
+from evomerge.clock import ManualClock
+from evomerge.leaderboard import leaderboard
+from evomerge.storage.opening import release
+from evomerge.study.stored_search import read_search
+
+
+@pytest.fixture
+def stored(write_spec):
+    spec = load_spec(write_spec())
+    run_search(spec, ray="none")
+    found = read_search(spec)
+    yield found
+    release(found.storage)
+
+
+def plots_of(stored):
+    found = stored.storage.get_study_system_attrs(stored.study._study_id)
+    return {name: json.loads(text) for name, text in get_plotly_graph_objects(found).items()}
+
+
+def test_a_finished_search_has_its_plots(stored):
+    plots = plots_of(stored)
+    assert set(plots) == {"search-course", "both-parts", "winners-curse", "weights"}
+    assert all(set(plot) == {"data", "layout"} for plot in plots.values())
+    lines = {line.label: line for line in leaderboard(stored) if line.kind in ("source", "baseline")}
+    levels = {each["name"]: each["y"] for each in plots["search-course"]["data"][2:]}
+    assert levels
+    assert levels == {name: [lines[name].search.value] * 2 for name in levels}
+    heat = plots["weights"]["data"][0]
+    assert heat["y"] == ["reverse", "sort"]
+
+
+def test_the_course_spends_what_the_leaderboard_says_and_never_gets_worse(stored):
+    course = search_course(stored)
+    best = next(line for line in leaderboard(stored) if line.kind == "best")
+    assert (course.unit, course.points[-1].spent) == ("forwards", best.forwards)
+    values = [point.value for point in course.best]
+    assert values == sorted(set(values))
+    assert course.best[-1].value == best.search.value == max(point.value for point in course.points)
+
+
+def test_plots_are_written_again_only_when_they_are_old(stored, monkeypatch):
+    writes = []
+    monkeypatch.setattr(
+        "evomerge.charts.dashboard_plots.write_plot",
+        lambda study, name, figure: writes.append((name, figure.to_json())),
+    )
+    clock = ManualClock()
+    plots = DashboardPlots(stored, stored.artifacts, clock=clock)
+    for _ in range(100):
+        plots.refresh()
+    assert writes == []
+    clock.advance(SECONDS)
+    for _ in range(100):
+        plots.refresh()
+    assert [name for name, _ in writes] == ["search-course", "both-parts", "winners-curse"]
+
+
+@pytest.mark.parametrize(("count", "kept"), [(0, 0), (1, 1), (10, 10), (25, 9)])
+def test_a_chart_has_room_for_so_many_points_the_last_one_among_them(count, kept):
+    points = thinned(range(count), 10)
+    assert len(points) == kept
+    assert list(points[-1:]) == list(range(count))[-1:]
