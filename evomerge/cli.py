@@ -18,6 +18,7 @@ from evomerge.commands.inventories import evaluators, methods, spaces
 from evomerge.commands.logs import logs
 from evomerge.commands.looking import dashboard, leaderboard, list_studies, status
 from evomerge.commands.models import distances, merge_experts
+from evomerge.commands.reporting import report
 from evomerge.commands.searching import baseline, check, run
 from evomerge.errors import EvomergeError, Interrupted, InvalidInput
 
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "cancel": cancel,
     "try": try_params,
     "leaderboard": leaderboard,
+    "report": report,
     "baseline": baseline,
     "export": export,
     "gc": gc,

@@ -48,6 +48,7 @@ FLOORS = (
         "study_copy",
         "asked_trial",
         "report",
+        "page",
     ),
     ("commands", "cli", "__main__"),
     ("testing",),
@@ -151,6 +152,7 @@ def test_every_file_has_a_floor():
         ("cma", "evolution/cma_strategy.py"),
         ("sklearn", "samplers/forest.py"),
         ("optuna_dashboard", "study/dashboard.py"),
+        ("matplotlib", "page"),
     ],
 )
 def test_n36_a_library_with_private_handles_is_imported_in_one_file_or_folder(library, place):

@@ -61,6 +61,12 @@ def test_the_pack_in_the_wheel_has_its_tasks_and_items(installed):
     assert {path.relative_to(shipped) for path in shipped.rglob("*") if path.is_file()} == files
 
 
+def test_the_template_of_the_report_is_in_the_wheel(installed):
+    assert {"study.html.j2", "page.css", "table_sorting.js"} <= {
+        path.name for path in (installed / "evomerge" / "page").iterdir()
+    }
+
+
 def yaml_blocks(text):
     return [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)]
 

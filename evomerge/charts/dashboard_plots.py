@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from evomerge.charts.both_parts import BothParts, both_parts
 from evomerge.charts.depth_weights import DepthWeights, depth_weights
 from evomerge.charts.search_course import CoursePoint, SearchCourse, search_course, thinned
 from evomerge.clock import SYSTEM_CLOCK, Clock
-from evomerge.recipe import Recipe
+from evomerge.object_store.artifact_folder import ArtifactFolder
+from evomerge.recipe import Recipe, all_files
 from evomerge.storage.opening import in_transaction
 from evomerge.study.dashboard import PlotlyFigure, write_plot
 from evomerge.study.stored_search import StoredSearch
@@ -26,20 +26,20 @@ class DashboardPlots:
 
     Args:
         stored: the study, by which nothing is written but the plots.
-        files: folder of the files of recipes.
+        artifacts: where the files of recipes are.
         check_hold: raises when another controller has taken the study over; called before each write.
     """
 
     def __init__(
         self,
         stored: StoredSearch,
-        files: Path,
+        artifacts: ArtifactFolder,
         *,
         check_hold: Callable[[], None] = lambda: None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._stored = stored
-        self._files = files
+        self._artifacts = artifacts
         self._check_hold = check_hold
         self._clock = clock
         self._written = clock.monotonic()
@@ -58,8 +58,10 @@ class DashboardPlots:
         figures = {"search-course": course_figure(search_course(self._stored))}
         if rows := both_parts(self._stored):
             figures |= {"both-parts": parts_figure(rows), "winners-curse": gaps_figure(rows)}
-        if best is not None and (weights := depth_weights(best, self._files)) is not None:
-            figures["weights"] = weights_figure(weights)
+        if best is not None:
+            self._artifacts.fetch_files(all_files(best))
+            if (weights := depth_weights(best, self._artifacts.files)) is not None:
+                figures["weights"] = weights_figure(weights)
 
         def store() -> None:
             self._check_hold()

@@ -55,7 +55,6 @@ from evomerge.study.search_study import SearchStudy
 from evomerge.study.status import Status
 from evomerge.study.stored_search import StoredSearch, logs_folder, with_stored_artifacts
 from evomerge.telemetry.run_observer import RunObserver, observing
-from evomerge.worker import files_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +257,7 @@ def _begin(
         listener=listener,
         batch_size=batch_size,
         objective=objective,
-        plots=DashboardPlots(_stored(opened), files_folder(opened.artifacts), check_hold=opened.check_hold),
+        plots=DashboardPlots(_stored(opened), opened.artifact_folder, check_hold=opened.check_hold),
         sources=sources,
         references=results,
     )

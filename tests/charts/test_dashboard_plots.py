@@ -10,6 +10,7 @@ from evomerge.charts.dashboard_plots import SECONDS, DashboardPlots
 from evomerge.charts.search_course import search_course, thinned
 from evomerge.clock import ManualClock
 from evomerge.leaderboard import leaderboard
+from evomerge.object_store.artifact_folder import ArtifactFolder
 from evomerge.storage.opening import release
 from evomerge.study.stored_search import read_search
 
@@ -56,7 +57,7 @@ def test_plots_are_written_again_only_when_they_are_old(stored, monkeypatch):
         lambda study, name, figure: writes.append((name, figure.to_json())),
     )
     clock = ManualClock()
-    plots = DashboardPlots(stored, stored.artifacts, clock=clock)
+    plots = DashboardPlots(stored, ArtifactFolder(stored.artifacts), clock=clock)
     for _ in range(100):
         plots.refresh()
     assert writes == []

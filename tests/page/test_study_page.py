@@ -1,0 +1,206 @@
+"""The page of a study: the verdict first, every number that of the leaderboard, one file that needs nothing else."""
+
+import dataclasses
+import html
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from evomerge import load_spec, run_search
+from evomerge.cli import run_command
+from evomerge.leaderboard import leaderboard
+from evomerge.page.page_content import page_content
+from evomerge.page.study_page import rendered
+from evomerge.storage import attributes
+from evomerge.storage.opening import release
+from evomerge.study.stored_search import read_search
+from evomerge.verdict.headline import headline
+from evomerge.verdict.records import read_verdict
+
+TOY = Path(__file__).parents[2] / "examples" / "toy" / "models"
+CONTENT = {
+    "name": "sim",
+    "sources": [{"name": name, "location": str(TOY / name)} for name in ("base", "reverse", "sort")],
+    "space": "task-arithmetic-per-block",
+    "evaluator": {"name": "synthetic", "items": 40},
+    "budget": {"trials": 6},
+    "workers": {"count": 1},
+    "baselines": ["uniform-soup"],
+    "seed": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a search with its verdict."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "search.yaml").write_text(yaml.safe_dump(CONTENT))
+    run_search(load_spec(folder / "search.yaml"), ray="none")
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of that folder, to be changed."""
+    shutil.copytree(finished, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.fixture
+def opened():
+    """A function that opens the study of a folder for reading."""
+    found = []
+
+    def opened_in(folder):
+        found.append(read_search(load_spec(folder / "search.yaml")))
+        return found[-1]
+
+    yield opened_in
+    for stored in found:
+        release(stored.storage)
+
+
+def text_of(page):
+    """The text that a reader sees, tags left out."""
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page)))
+
+
+def without_verdict(folder):
+    """Make the study one that has not named its winner yet; returns it for more changes."""
+    url = f"sqlite:///{folder}/runs/sim/study.db"
+    optuna.delete_study(study_name="sim/held-out", storage=url)
+    study = optuna.load_study(study_name="sim", storage=url)
+    for key in (attributes.WINNER, attributes.VERDICT):
+        study.set_user_attr(key, None)
+    study.set_user_attr(attributes.PHASE, "searching")
+    return study
+
+
+def test_the_page_says_first_what_won_by_how_much_and_whether_to_believe_it(finished, opened):
+    stored = opened(finished)
+    page = rendered(page_content(stored))
+    verdict = read_verdict(stored.study)
+    found = headline(verdict)
+    first = text_of(page[page.index("<main>") :])[: len(found.belief) + len(found.text) + 8]
+    assert found.belief in first
+    assert found.text in first
+    assert verdict.sentence in text_of(page)
+
+
+def test_every_row_of_the_leaderboard_is_on_the_page_with_its_numbers(finished, opened):
+    stored = opened(finished)
+    text = text_of(rendered(page_content(stored)))
+    lines = leaderboard(stored, 10)
+    assert len(lines) > 6
+    for line in lines:
+        assert line.label in text
+        for part in (line.search, line.held_out):
+            assert part is None or f"{part.value:.3f}" in text
+
+
+def test_the_page_needs_no_network(finished, opened):
+    page = rendered(page_content(opened(finished)))
+    assert "default-src 'none'" in page
+    assert not re.search(r"<(link|img|iframe|object|embed)\b|\bsrc=|@import|url\((?!#)", page)
+    assert set(re.findall(r"https?://[^\"' <]+", page)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+
+
+def test_no_id_is_given_twice(finished, opened):
+    ids = re.findall(r'\bid="([^"]+)"', rendered(page_content(opened(finished))))
+    assert len(ids) > 20
+    assert len(ids) == len(set(ids))
+
+
+def test_names_are_text_and_never_markup(finished, opened):
+    content = page_content(opened(finished))
+    odd = "<script>alert(1)</script>"
+    page = rendered(dataclasses.replace(content, name=odd, sentence=odd, warnings=(odd,)))
+    assert odd not in page
+    assert page.count("<script>") == 1
+
+
+def test_a_search_that_still_runs_is_not_to_be_believed_yet(copied, opened):
+    study = without_verdict(copied)
+    study.tell(study.ask(), state=TrialState.FAIL)
+    content = page_content(opened(copied))
+    page = text_of(rendered(content))
+    best = max(value for value in (trial.value for trial in study.trials) if value is not None)
+    assert content.headline.belief == "not known yet"
+    assert f"leads with {best:.3f} on the search items" in page
+    assert "Do not believe it yet" in page
+    assert "1 failed" in page
+    assert "both-parts" not in content.pictures
+    assert {"tasks", "course"} <= set(content.pictures)
+
+
+def test_a_study_without_a_trial_has_won_nothing(copied, opened):
+    study = without_verdict(copied)
+    url = f"sqlite:///{copied}/runs/sim/study.db"
+    attrs = study.user_attrs
+    for name in ("sim", "sim/baselines"):
+        optuna.delete_study(study_name=name, storage=url)
+    empty = optuna.create_study(study_name="sim", storage=url, direction="maximize")
+    for key, value in attrs.items():
+        empty.set_user_attr(key, value)
+    page = rendered(page_content(opened(copied)))
+    assert "Nothing has won: no trial of sim has a score yet." in page
+    assert "<figure" not in page
+
+
+def test_two_studies_stand_side_by_side(finished, copied, capsys):
+    out = copied / "page.html"
+    arguments = ["report", str(finished / "search.yaml"), "--compare", str(copied / "search.yaml")]
+    assert run_command([*arguments, "--out", str(out)]) == 0
+    text = text_of(out.read_text())
+    assert "Compared with sim (the other)" in text
+    assert "On the same held-out items the best of sim is 0.000 above that of sim" in text
+
+
+def test_the_figures_are_written_as_png_too(finished, tmp_path, capsys):
+    assert run_command(["report", str(finished / "search.yaml"), "--png", str(tmp_path / "png"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    written = sorted(Path(path).name for path in document["pictures"])
+    assert written == sorted(
+        f"{name}.png" for name in ("leads", "tasks", "course", "weights-best", "both-parts", "curse")
+    )
+    assert all(Path(path).read_bytes().startswith(b"\x89PNG") for path in document["pictures"])
+    assert document["page"] is None
+
+
+def test_what_is_missing_is_named_with_the_extra_that_brings_it(finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run_command(["report", str(finished / "search.yaml"), "--out", str(tmp_path / "a.html")]) == 2
+    assert "pip install 'evomerge[report]'" in capsys.readouterr().err
+    assert run_command(["report", str(finished / "search.yaml")]) == 2
+    assert "--out FILE.html" in capsys.readouterr().err
+
+
+def test_a_browser_shows_the_page_and_makes_its_tables_sortable(finished, opened, tmp_path):
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs the browser chromium")
+    content = page_content(opened(finished))
+    (tmp_path / "page.html").write_text(rendered(content))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    profile = f"--user-data-dir={tmp_path}/profile"
+    page = subprocess.run(
+        [chromium, *options, profile, "--window-size=390,900", "--dump-dom", f"file://{tmp_path}/page.html"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    ).stdout
+    sortable = [table for name, table in content.tables.items() if name != "sources"]
+    assert page.count('<button type="button">') == sum(len(table.columns) for table in sortable)
+    assert content.headline.text in text_of(page)
