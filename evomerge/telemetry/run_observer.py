@@ -6,11 +6,12 @@ import logging
 import math
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import Interrupted
 from evomerge.messages import in_one_line
@@ -18,8 +19,11 @@ from evomerge.spec import SearchSpec
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.status import Status
 from evomerge.telemetry.messenger import Messenger
-from evomerge.telemetry.prometheus import metrics_text, search_metrics
+from evomerge.telemetry.prometheus import MetricFamily, metrics_text, search_metrics
 from evomerge.whole_files import write_whole
+
+if TYPE_CHECKING:
+    from evomerge.cluster.ray_executor.gauges import RayGauges
 
 SCHEMA = 1
 METRICS_SECONDS = 5.0  # between two writes of the metrics, at least
@@ -42,6 +46,7 @@ class RunObserver:
         self._failure: tuple[int, str] | None = None
         self._written = -math.inf
         self._latest: Status | None = None
+        self._gauges: RayGauges | None = None
 
     def status(self, status: Status) -> None:
         """Take note of a status of the search."""
@@ -76,15 +81,24 @@ class RunObserver:
         self._messenger.send({"schema": SCHEMA, "event": event, "study": self._spec.name, **origin, **content})
 
     def _write_metrics(self, status: Status) -> None:
-        if self._spec.metrics is None:
+        self._gauges = self._gauges or _ray_gauges(self._spec.name)
+        gauges = self._gauges if self._gauges is not None and self._gauges.are_served() else None
+        if self._spec.metrics is None and gauges is None:
             return
         numbers = search_metrics(status, self._search.tally, self._spec.budget, _resident())
+        if gauges is not None:
+            for each in numbers:
+                gauges.set(f"evomerge_{each.name}", each.help, each.values)
+        if self._spec.metrics is not None:
+            self._write_textfile(Path(self._spec.metrics.textfile), numbers)
+        self._written = time.monotonic()
+
+    def _write_textfile(self, path: Path, numbers: list[MetricFamily]) -> None:
         try:
-            write_whole(Path(self._spec.metrics.textfile), metrics_text(self._spec.name, numbers).encode())
+            write_whole(path, metrics_text(self._spec.name, numbers).encode())
         except OSError as error:
             if self._written == -math.inf:  # said once
-                _log.warning("metrics were not written to %s: %s", self._spec.metrics.textfile, error.strerror)
-        self._written = time.monotonic()
+                _log.warning("metrics were not written to %s: %s", path, error.strerror)
 
 
 @contextmanager
@@ -113,6 +127,15 @@ def observing(spec: SearchSpec, search: SearchStudy) -> Iterator[RunObserver]:
 
 def _progress(status: Status) -> dict[str, Any]:
     return {"finished": status.finished, "failed": status.failed, "budget": status.budget}
+
+
+def _ray_gauges(study: str) -> RayGauges | None:
+    """Gauges on Ray, where this process uses it: nothing else loads it."""
+    if "ray" not in sys.modules:
+        return None
+    from evomerge.cluster.ray_executor.gauges import RayGauges
+
+    return RayGauges(study)
 
 
 def _resident() -> int | None:

@@ -8,8 +8,10 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from ray.util.metrics import Gauge
 
 from evomerge.cli import run_command
+from evomerge.cluster.ray_executor.gauges import RayGauges
 from evomerge.documents import validate
 from evomerge.errors import InvalidInput
 from evomerge.observers import MetricsSpec, NotifySpec
@@ -163,6 +165,27 @@ def test_metrics_are_those_of_the_search(write_spec, tmp_path):
     assert 'evomerge_phase_seconds_total{study="sim",phase="merge"}' in values
     assert 'evomerge_phase_seconds_total{study="sim",phase="total"}' not in values  # the sum of the others
     assert values['evomerge_controller_memory_bytes{study="sim"}'] > 1e7
+
+
+def test_the_same_numbers_are_gauges_of_ray_while_the_run_is_on_a_cluster(write_spec, tmp_path, monkeypatch):
+    served, seen = [True], {}
+
+    def kept(self, value, tags):
+        labels = ",".join(f'{name}="{tag}"' for name, tag in tags.items())
+        assert set(tags) == set(self.info["tag_keys"])
+        seen[f"{self.info['name']}{{{labels}}}"] = value
+
+    monkeypatch.setattr(Gauge, "set", kept)
+    monkeypatch.setattr(RayGauges, "are_served", staticmethod(lambda: served[0]))
+    assert run(write_spec(metrics={"textfile": "run.prom"})) == 0
+    assert seen == read_metrics(tmp_path / "run.prom")
+    seen.clear()
+    assert run(write_spec(name="without")) == 0
+    assert seen['evomerge_state{study="without",state="finished"}'] == 1
+    seen.clear()
+    served[0] = False
+    assert run(write_spec(name="alone")) == 0
+    assert not seen
 
 
 def read_metrics(path):
