@@ -182,6 +182,26 @@ def test_a_clean_stop_keeps_what_was_measured(spec, measured):
     assert len(measured) == 2 * TEXTS
 
 
+def test_a_measurement_goes_on_on_another_machine_where_artifacts_are_on_a_store(
+    spec, measured, bucket, tmp_path, monkeypatch
+):
+    chosen = load_spec(spec(artifacts=bucket.url))
+
+    def stop(progress):
+        if progress.step == 3 and progress.key == "sim/grams.sort":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        run_search(chosen, ray="none", listener=Listener(on_progress=stop))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    run_search(chosen, ray="none")
+    assert len(measured) == 2 * TEXTS
+    kept = {name for name in bucket.names() if name.startswith(("statistics/", "files/"))}
+    assert {Path(name).suffix for name in kept if name.startswith("statistics/")} == {".json"}
+    files = set(read_statistics(study_of("sim")).files.values())
+    assert {Path(name).stem for name in kept if name.startswith("files/")} == files
+
+
 def test_another_study_in_the_same_folder_measures_nothing(spec, measured, tmp_path):
     folder = str(tmp_path / "shared")
     run_search(load_spec(spec(name="first", artifacts=folder)), ray="none")
