@@ -270,7 +270,7 @@ def _level_names(axes: Axes, levels: Sequence[Level]) -> None:
         )
 
 
-def _in_thousands(value: float, _: int) -> str:
+def _in_thousands(value: float, _: float) -> str:
     for unit, size in (("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
             return f"{value / size:g} {unit}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from evomerge.baselines.named_recipes import (
     unfit_source,
 )
 from evomerge.baselines.planned_training import planned_training
+from evomerge.baselines.unlearned_skills import unlearned_skills
 from evomerge.charts.dashboard_plots import DashboardPlots
 from evomerge.cluster import (
     Executor,
@@ -55,6 +57,8 @@ from evomerge.study.search_study import SearchStudy
 from evomerge.study.status import Status
 from evomerge.study.stored_search import StoredSearch, logs_folder, with_stored_artifacts
 from evomerge.telemetry.run_observer import RunObserver, observing
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +250,9 @@ def _begin(
         assessed = objective.assess(result.scores)
         if isinstance(assessed, Collapsed) and result.outcome is not None:  # it overflows only together
             raise unfit_source(name, assessed, block)
+    if any(result.outcome is not None for result in results.values()):  # said once, when they are new
+        for warning in unlearned_skills(spec.sources, {name: result.scores for name, result in results.items()}):
+            _log.warning("%s", warning)
     for result in results.values():
         record_row(result, opened.baselines, objective)
     return Session(

@@ -171,6 +171,16 @@ def test_the_pack_loads_with_items_of_every_part(pack_folder: Path) -> None:
     ]
 
 
+def test_what_is_asked_begins_as_what_the_experts_were_trained_on(pack_folder: Path) -> None:
+    loaded = load_tasks(load_pack(pack_folder / "skills"), ())
+    for name in ("rhymes", "syllables"):
+        task = loaded[f"smollm2_{name}"]
+        document = next(iter(task.eval_docs))
+        asked = task.construct_requests(document, task.doc_to_text(document))
+        texts = {"".join(each.arguments) for each in (asked if isinstance(asked, list) else [asked])}
+        assert Item("", document["prompt"], document["answer"]).text.removesuffix("\n") in texts
+
+
 def test_the_space_before_a_generated_answer_does_not_make_it_wrong(pack_folder: Path) -> None:
     task = load_tasks(load_pack(pack_folder / "skills"), ())["smollm2_french"]
     (ensemble,) = task._filters
