@@ -1,6 +1,6 @@
-// Sorting and thinning of magnitudes for threshold tables: the loops of threshold_tables.py that numpy has no fast
+// Sorting and thinning of magnitudes for threshold tables: the loops of magnitude_sorting.py that numpy has no fast
 // operation for. Magnitudes are float32, not negative and finite, and have the order of their bits read as integers.
-// Bits are those of the definitions in threshold_tables.py, which a test compares; compile without contraction.
+// Bits are those of the definitions in magnitude_tables.py, which a test compares; compile without contraction.
 
 #include <algorithm>
 #include <bit>
@@ -13,6 +13,8 @@
 namespace {
 
 constexpr int64_t FEW = 48;  // are sorted by insertion
+constexpr uint32_t DIGITS = 1 << 16;
+constexpr uint32_t INFINITY_BITS = 0x7F800000;
 
 void sort_few(uint32_t* keys, int64_t count) {
     for (int64_t i = 1; i < count; ++i) {
@@ -43,46 +45,132 @@ void sort_lower_bits(uint32_t* keys, uint32_t* scratch, int64_t count) {
 
 // The knots of a table that may be left out, and for each of them the thresholds that are right to `allowed` elements:
 // more than `above` and at most `below`.
+template <class Rank>
 struct Knots {
-    const int64_t* ranks;
+    const Rank* ranks;
     const float* values;
-    std::vector<float> above, below;
-
-    Knots(const int64_t* ranks, const float* values, int64_t count, double allowed)
-        : ranks(ranks), values(values), above(count), below(count) {
-        const int64_t whole = int64_t(allowed);
-        int64_t fewest = 0, most = 0;  // as a threshold their values have too few, at most too many, smaller elements
-        for (int64_t i = 0; i < count; ++i) {
-            const int64_t rank = ranks[i > 0 && values[i - 1] == values[i] ? i - 1 : i];
-            while (rank - ranks[fewest] > whole) ++fewest;
-            while (most + 1 < count && ranks[most + 1] - rank <= whole) ++most;
-            above[i] = fewest > 0 ? values[fewest - 1] : -1.0f;
-            below[i] = values[most];
-        }
-    }
+    const float* above;
+    const float* below;
+    int64_t count;
 
     // Whether the line between two knots gives a wrong threshold at a knot between them.
     bool is_bent(int64_t left, int64_t right) const {
-        const double low = values[left], rise = values[right] - low;
-        const double stretch = double(ranks[right] - ranks[left]);
-        const float least = next_float(values[left]), largest = values[right];
-        const auto is_wrong = [&](int64_t i) {
-            const float line = float(low + double(ranks[i] - ranks[left]) / stretch * rise);
-            const float threshold = std::min(std::max(line, least), largest);
-            return !(threshold > above[i]) | !(threshold <= below[i]);
-        };
-        constexpr int64_t SHORT = 32;
-        if (is_wrong((left + right) / 2)) return true;  // where most are furthest from the line
+        const Line line(*this, left, right);
+        if (right - left - 1 <= TOGETHER) return line.is_wrong_between(left, right, left + 1);
+        if (line.is_wrong((left + right) / 2)) return true;  // where most are furthest from the line
         if (right - left > SHORT)  // most of the long ones are wrong nearly everywhere
             for (int64_t share = 1; share < 8; ++share)
-                if (is_wrong(left + (right - left) * share / 8)) return true;
-        for (int64_t start = left + 1; start < right; start += SHORT) {
-            const int64_t stop = std::min(start + SHORT, right);
-            int wrong = 0;
-            for (int64_t i = start; i < stop; ++i) wrong |= is_wrong(i);
-            if (wrong) return true;
-        }
+                if (line.is_wrong(left + (right - left) * share / 8)) return true;
+        for (int64_t start = left + 1; start < right; start += TOGETHER)
+            if (line.is_wrong_between(left, right, start)) return true;
         return false;
+    }
+
+    // Mark in `kept`, where the knots that are kept in any case are marked, those that are needed beside them.
+    void divide(uint8_t* kept) const {
+        std::vector<Stretch> longer;  // that are not yet divided, the next one last
+        int64_t left = 0;
+        for (int64_t i = 1; i < count; ++i) {
+            if (!kept[i]) continue;
+            longer.push_back({left, i});
+            while (!longer.empty()) {
+                const Stretch stretch = longer.back();
+                longer.pop_back();
+                if (stretch.right - stretch.left <= LOCAL) {
+                    divide_local(stretch, kept);
+                } else if (is_bent(stretch.left, stretch.right)) {
+                    const int64_t middle = (stretch.left + stretch.right) / 2;
+                    kept[middle] = 1;
+                    longer.push_back({middle, stretch.right});
+                    longer.push_back({stretch.left, middle});
+                }
+            }
+            left = i;
+        }
+    }
+
+private:
+    static constexpr int64_t TOGETHER = 8;  // knots are looked at, without a branch
+    static constexpr int64_t SHORT = 32;
+    static constexpr int64_t LOCAL = 512;
+
+    typedef Rank Ranks __attribute__((vector_size(TOGETHER * sizeof(Rank))));
+    typedef double Doubles __attribute__((vector_size(TOGETHER * sizeof(double))));
+    typedef float Floats __attribute__((vector_size(TOGETHER * sizeof(float))));
+    typedef int32_t Answers __attribute__((vector_size(TOGETHER * sizeof(int32_t))));
+    typedef uint32_t Lanes __attribute__((vector_size(TOGETHER * sizeof(uint32_t))));
+
+    struct Stretch {
+        int64_t left, right;
+    };
+
+    struct Line {
+        const Knots& knots;
+        double start, stretch, low, rise;
+        float least, largest;
+
+        Line(const Knots& knots, int64_t left, int64_t right)
+            : knots(knots),
+              start(knots.ranks[left]),
+              stretch(double(knots.ranks[right] - knots.ranks[left])),
+              low(knots.values[left]),
+              rise(knots.values[right] - low),
+              least(next_float(knots.values[left])),
+              largest(knots.values[right]) {}
+
+        bool is_wrong(int64_t i) const {
+            const float line = float(low + (double(knots.ranks[i]) - start) / stretch * rise);
+            const float threshold = std::min(std::max(line, least), largest);
+            return !(threshold > knots.above[i]) | !(threshold <= knots.below[i]);
+        }
+
+        // Whether one of the knots from `first` on is, of as many as are looked at together, if it is between the ends.
+        bool is_wrong_between(int64_t left, int64_t right, int64_t first) const {
+            if (knots.count < TOGETHER) {
+                bool wrong = false;
+                for (int64_t i = first; i < right; ++i) wrong |= is_wrong(i);
+                return wrong;
+            }
+            first = std::min(first, knots.count - TOGETHER);  // nothing is read beyond the last knot
+            Ranks ranks;
+            Floats above, below;
+            std::memcpy(&ranks, knots.ranks + first, sizeof(ranks));
+            std::memcpy(&above, knots.above + first, sizeof(above));
+            std::memcpy(&below, knots.below + first, sizeof(below));
+            const Doubles exact = low + (__builtin_convertvector(ranks, Doubles) - start) / stretch * rise;
+            Floats threshold = __builtin_convertvector(exact, Floats);
+            threshold = threshold < least ? Floats{} + least : threshold;
+            threshold = threshold > largest ? Floats{} + largest : threshold;
+            const Lanes lanes = {0, 1, 2, 3, 4, 5, 6, 7};
+            const Answers between = lanes - uint32_t(left + 1 - first) < uint32_t(right - left - 1);  // wraps
+            const Answers wrong = (~(threshold > above) | ~(threshold <= below)) & between;
+            int64_t any[TOGETHER / 2];
+            std::memcpy(any, &wrong, sizeof(any));
+            return any[0] | any[1] | any[2] | any[3];
+        }
+    };
+
+    // All stretches of the same length before the shorter ones: no answer decides which is looked at next, so that the
+    // processor looks at several at a time.
+    void divide_local(Stretch whole, uint8_t* kept) const {
+        if (whole.right - whole.left < 2) return;
+        Stretch some[2][LOCAL / 2 + 2];
+        some[0][0] = whole;
+        for (int64_t count = 1, depth = 0; count > 0; ++depth) {
+            Stretch* next = some[(depth + 1) % 2];
+            int64_t found = 0;
+            for (int64_t k = 0; k < count; ++k) {
+                const auto [left, right] = some[depth % 2][k];
+                const bool bent = is_bent(left, right);
+                const int64_t middle = (left + right) / 2;
+                kept[middle] |= bent;
+                next[found] = {left, middle};
+                found += bent & (middle - left > 1);
+                next[found] = {middle, right};
+                found += bent & (right - middle > 1);
+            }
+            count = found;
+        }
     }
 };
 
@@ -152,23 +240,82 @@ int64_t find_knots(const float* sorted, int64_t count, int64_t start, int64_t sp
 
 // Mark in `kept` the knots that `_thinned` keeps.
 void thin(const int64_t* ranks, const float* values, int64_t count, double longest_run, double allowed, uint8_t* kept) {
-    const Knots knots(ranks, values, count, allowed);
+    std::vector<float> above(count), below(count);
+    const int64_t whole = int64_t(allowed);
+    int64_t fewest = 0, most = 0;  // as a threshold their values have too few, at most too many, smaller elements
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t rank = ranks[i > 0 && values[i - 1] == values[i] ? i - 1 : i];
+        while (rank - ranks[fewest] > whole) ++fewest;
+        while (most + 1 < count && ranks[most + 1] - rank <= whole) ++most;
+        above[i] = fewest > 0 ? values[fewest - 1] : -1.0f;
+        below[i] = values[most];
+    }
     std::memset(kept, 0, count);
     kept[0] = kept[count - 1] = 1;
     for (int64_t i = 0; i + 1 < count; ++i)
         if (values[i] == values[i + 1] && double(ranks[i + 1] - ranks[i]) >= longest_run) kept[i] = kept[i + 1] = 1;
-    std::vector<int64_t> ends;  // of the stretches that are not yet divided, the next one last
-    for (int64_t i = count - 1; i > 0; --i)
-        if (kept[i]) ends.push_back(i);
-    for (int64_t left = 0; !ends.empty();) {
-        const int64_t right = ends.back();
-        if (right - left > 1 && knots.is_bent(left, right)) {
-            kept[(left + right) / 2] = 1;
-            ends.push_back((left + right) / 2);
-        } else {
-            left = right;
-            ends.pop_back();
-        }
+    Knots<int64_t>{ranks, values, above.data(), below.data(), count}.divide(kept);
+}
+
+// Sort magnitudes into `out`; `keys` and `digits` [131072] are overwritten. Returns the largest; where that is not finite
+// they are not sorted.
+uint32_t sort_whole(uint32_t* keys, int64_t count, uint32_t* digits, uint32_t* out) {
+    uint32_t *counts = digits, *next = digits + DIGITS, largest = 0;
+    std::memset(counts, 0, DIGITS * sizeof(uint32_t));
+    for (int64_t i = 0; i < count; ++i) {
+        ++counts[keys[i] >> 16];
+        largest = std::max(largest, keys[i]);
     }
+    if (largest >= INFINITY_BITS) return largest;
+    uint32_t filled = 0;
+    for (uint32_t digit = 0; digit <= largest >> 16; ++digit) next[digit] = std::exchange(filled, filled + counts[digit]);
+    for (int64_t i = 0; i < count; ++i) out[next[keys[i] >> 16]++] = keys[i];
+    for (uint32_t digit = 0; digit <= largest >> 16; out += counts[digit++]) {
+        if (counts[digit] <= FEW) sort_few(out, counts[digit]);
+        else sort_lower_bits(out, keys, counts[digit]);
+    }
+    return largest;
+}
+
+// The table of sorted magnitudes of which each is a fine knot, as `_fine_knots`, `_thinned` and `with_steps` make it.
+// `ranks` and `values` [count] receive it, `above` and `below` [count] are overwritten, `kept` [count] likewise. Returns
+// its length.
+int64_t whole_table(const float* sorted, int64_t count, double longest_run, double allowed, int32_t* ranks,
+                    float* values, float* above, float* below, uint8_t* kept) {
+    const int64_t whole = int64_t(allowed), longest = int64_t(std::ceil(longest_run));
+    std::memset(kept, 0, count);
+    int64_t knots = 0, first = 0;  // knots are the first and the last of each run of equal values
+    for (int64_t i = 0; i < count; ++i) {
+        const float value = sorted[i];
+        const bool begins = i == 0 || sorted[i - 1] != value, ends = i + 1 == count || sorted[i + 1] != value;
+        first = begins ? i : first;
+        ranks[knots] = int32_t(i);
+        values[knots] = value;
+        above[knots] = first > whole ? sorted[first - whole - 1] : -1.0f;
+        below[knots] = sorted[std::min(first + whole, count - 1)];
+        if (ends & !begins & (i - first >= longest)) kept[knots - 1] = kept[knots] = 1;
+        knots += begins | ends;
+    }
+    kept[0] = kept[knots - 1] = 1;
+    Knots<int32_t>{ranks, values, above, below, knots}.divide(kept);
+    int64_t thinned = 0;
+    for (int64_t i = 0; i < knots; ++i) {
+        ranks[thinned] = ranks[i];
+        values[thinned] = values[i];
+        thinned += kept[i];
+    }
+    int64_t found = 0;
+    bool was_level = false;
+    for (int64_t i = 0; i < thinned; ++i) {
+        const bool is_last = i + 1 == thinned, is_level = !is_last && values[i + 1] == values[i];
+        const bool is_shown = !is_last & (ranks[std::min(i + 1, thinned - 1)] - ranks[i] == 1) & was_level & !is_level;
+        const int32_t rank = ranks[i];
+        const float value = is_level ? -values[i] : values[i];
+        was_level = is_level;
+        ranks[found] = rank;
+        values[found] = value;
+        found += !is_shown;
+    }
+    return found;
 }
 }

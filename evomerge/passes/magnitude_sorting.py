@@ -6,8 +6,6 @@ The loops are those of `magnitude_sorting.cpp`, compiled once per machine; witho
 from __future__ import annotations
 
 import ctypes
-import logging
-import subprocess
 from collections.abc import Iterator
 from ctypes import c_double, c_int64, c_uint32, c_void_p
 from functools import cache
@@ -18,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from evomerge.passes.kernels import compiled_library
+from evomerge.passes.compiled_loops import load_loops, loops_of_this_machine
 from evomerge.passes.magnitude_tables import (
     Floats,
     Limits,
@@ -31,8 +29,6 @@ from evomerge.passes.magnitude_tables import (
     with_steps,
 )
 
-logger = logging.getLogger(__name__)
-
 SOURCE = Path(__file__).with_suffix(".cpp")
 DIGITS = 1 << 16
 SHORT = 1 << 14  # numpy sorts so few in less time than it takes to count their digits
@@ -44,48 +40,58 @@ _SIGNATURES = {
     "sort_digits": (None, (c_void_p, c_void_p, c_uint32, c_uint32, c_void_p)),
     "find_knots": (c_int64, (c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p)),
     "thin": (None, (c_void_p, c_void_p, c_int64, c_double, c_double, c_void_p)),
+    "sort_whole": (c_uint32, (c_void_p, c_int64, c_void_p, c_void_p)),
+    "whole_table": (c_int64, (c_void_p, c_int64, c_double, c_double, *(c_void_p,) * 5)),
 }
 
 
-def fast_table(magnitudes: Pieces, elements: int) -> Table:
+class Desk:
+    """Memory for making tables, kept from one to the next: pages that are new to a process cost more than sorting."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, npt.NDArray[Any]] = {}
+
+    def array(self, name: str, count: int, dtype: type[np.generic]) -> npt.NDArray[Any]:
+        """An array with any content, the same at the next call with that name."""
+        if name not in self._arrays or len(self._arrays[name]) < count:
+            self._arrays[name] = np.empty(count, dtype)
+        return self._arrays[name][:count]
+
+
+def fast_table(magnitudes: Pieces, elements: int, desk: Desk | None = None) -> Table:
     """The table of a scope, by the compiled loops where there are some. See `make_table`."""
     loops = this_machines_loops()
-    table = None if loops is None or elements == 0 else loops.table(magnitudes, elements)
+    table = None if loops is None or elements == 0 else loops.table(magnitudes, elements, desk or Desk())
     return make_table(magnitudes, elements) if table is None else table
 
 
 @cache
 def this_machines_loops() -> Loops | None:
     """The loops, compiled unless they are in the cache folder. None: there is no compiler, and a warning was logged."""
-    try:
-        return Loops(compiled_library(SOURCE))
-    except (OSError, subprocess.SubprocessError, AttributeError) as error:
-        logger.warning(
-            "threshold tables are made several times slower: their loops cannot be compiled here (%s)", error
-        )
-        return None
+    library = loops_of_this_machine(SOURCE, _SIGNATURES, without="threshold tables are made several times slower")
+    return None if library is None else Loops(library)
 
 
 class Loops:
     """The functions of `magnitude_sorting.cpp`."""
 
-    def __init__(self, path: Path) -> None:
-        """
-        Args:
-            path: of the compiled library.
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+
+    @classmethod
+    def from_file(cls, path: Path) -> Loops:
+        """Those of a compiled library.
 
         Raises:
             OSError, AttributeError: it is no library, or another one.
         """
-        library = ctypes.CDLL(str(path))
-        for name, (result, arguments) in _SIGNATURES.items():
-            function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
-        self._library = library
+        return cls(load_loops(path, _SIGNATURES))
 
-    def table(self, magnitudes: Pieces, elements: int) -> Table | None:
+    def table(self, magnitudes: Pieces, elements: int, desk: Desk) -> Table | None:
         """As `make_table`; None where a magnitude is infinite or NaN, whose order is left to the definition."""
         limits = Limits.of(elements)
+        if limits.spacing == 1 and (elements <= SHORT or elements <= sorted_together(elements)):
+            return self._whole_table(magnitudes, elements, limits, desk)
         ranks: list[Ranks] = []
         values: list[Floats] = []
         start = 0
@@ -98,12 +104,31 @@ class Loops:
             start += len(part)
         return self._thinned(_joined(ranks), _joined(values), limits)
 
-    def _sorted_parts(self, magnitudes: Pieces, elements: int) -> Iterator[Floats | None]:
+    def _whole_table(self, magnitudes: Pieces, elements: int, limits: Limits, desk: Desk) -> Table | None:
+        """The table of a scope in which every magnitude counts: they are computed once and stay together."""
+        found, filled = desk.array("found", elements, np.float32), 0
+        for piece in _on_cpu(magnitudes):
+            found[filled : filled + len(piece)] = piece.numpy()
+            filled += len(piece)
+        ordered = found
         if elements <= SHORT:
-            whole = torch.cat([piece.cpu() for piece in magnitudes()]).numpy()
-            whole.sort()
-            yield whole if np.isfinite(whole[-1]) else None
-            return
+            found.sort()
+            if not np.isfinite(found[-1]):
+                return None
+        else:
+            ordered = desk.array("ordered", elements, np.float32)
+            rooms = [desk.array("digits", 2 * DIGITS, np.uint32), ordered]
+            largest = self._library.sort_whole(found.ctypes.data, elements, *(each.ctypes.data for each in rooms))
+            if largest >= INFINITY_BITS:
+                return None
+        ranks = desk.array("ranks", elements, np.int32)
+        rooms = [desk.array(name, elements, np.float32) for name in ("values", "above", "below")]
+        kept = desk.array("kept", elements, np.bool_)
+        given = ordered.ctypes.data, elements, limits.longest_run, limits.allowed
+        count = self._library.whole_table(*given, *(each.ctypes.data for each in (ranks, *rooms, kept)))
+        return Table(ranks[:count].copy(), rooms[0][:count].copy())
+
+    def _sorted_parts(self, magnitudes: Pieces, elements: int) -> Iterator[Floats | None]:
         counts, largest = np.zeros(DIGITS, np.int64), 0
         for piece in _on_cpu(magnitudes):
             largest = max(largest, self._library.count_digits(piece.data_ptr(), len(piece), counts.ctypes.data))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from evomerge.passes.magnitude_sorting import SHORT, fast_table
+from evomerge.passes.magnitude_sorting import SHORT, Desk, fast_table
 from evomerge.passes.magnitude_tables import Table
 from evomerge.passes.table_store import Scope, TableStore, pair_digest, scope_digest
 
@@ -57,6 +57,7 @@ class ThresholdTables:
         self._tables: dict[tuple[int, Scope], Table] = {}
         self._stored: list[dict[str, Table]] = [{} for _ in sources]
         self._unsaved: list[list[Scope]] = [[] for _ in sources]
+        self._desk = Desk()
 
     @property
     def nbytes(self) -> int:
@@ -75,7 +76,8 @@ class ThresholdTables:
         return table.at_rank(k - 1)
 
     def save(self) -> None:
-        """Put what was made since the last call into the store."""
+        """Put what was made since the last call into the store, and give back the memory that it was made in."""
+        self._desk = Desk()
         for source in range(len(self._sources)):
             self._save(source)
 
@@ -95,7 +97,7 @@ class ThresholdTables:
         return table
 
     def _make(self, source: int, scope: Scope) -> Table:
-        return fast_table(lambda: self._magnitudes(source, scope), self._elements(scope))
+        return fast_table(lambda: self._magnitudes(source, scope), self._elements(scope), self._desk)
 
     def _save(self, source: int) -> None:
         scopes, self._unsaved[source] = self._unsaved[source], []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from evomerge.passes import kernels, magnitude_sorting, magnitude_tables
 from evomerge.passes.kernels import compiled_library
-from evomerge.passes.magnitude_sorting import SOURCE, Loops, fast_table, this_machines_loops
+from evomerge.passes.magnitude_sorting import SOURCE, Desk, Loops, fast_table, this_machines_loops
 from evomerge.passes.magnitude_tables import make_table
 
 TINY = float(np.finfo(np.float32).smallest_subnormal)
@@ -22,7 +22,7 @@ ANY = st.floats(min_value=0, width=32, allow_infinity=False)
 
 @pytest.fixture(scope="module")
 def loops():
-    return Loops(compiled_library(SOURCE))
+    return Loops.from_file(compiled_library(SOURCE))
 
 
 def assert_same(loops, magnitudes, piece=10_000):
@@ -30,7 +30,7 @@ def assert_same(loops, magnitudes, piece=10_000):
         return magnitudes.split(piece)
 
     expected = make_table(pieces, len(magnitudes))
-    found = loops.table(pieces, len(magnitudes))
+    found = loops.table(pieces, len(magnitudes), Desk())
     assert found.ranks.dtype == expected.ranks.dtype
     assert found.ranks.tolist() == expected.ranks.tolist()
     assert found.values.tobytes() == expected.values.tobytes()
@@ -53,6 +53,15 @@ def test_tables_of_task_vectors_are_those_of_the_definition(loops, count, dtype)
     base = (torch.randn(count, generator=generator) * 0.02).to(dtype)
     source = (base.float() + torch.randn(count, generator=generator) * 0.002).to(dtype)
     assert_same(loops, (source.float() - base.float()).abs())
+
+
+def test_a_table_does_not_depend_on_those_that_were_made_before(loops):
+    desk, generator = Desk(), torch.Generator().manual_seed(0)
+    for count in (100_000, 300, 20_000, 150_000):
+        magnitudes = torch.randn(count, generator=generator).abs()
+        first, second = (loops.table(lambda given=magnitudes: [given], count, each) for each in (desk, Desk()))
+        assert first.ranks.tolist() == second.ranks.tolist()
+        assert first.values.tobytes() == second.values.tobytes()
 
 
 def test_weights_left_alone_and_heavy_tails_are_those_of_the_definition(loops):
@@ -78,7 +87,7 @@ def test_a_scope_in_parts_is_that_of_the_definition_and_no_part_is_larger_than_t
 def test_values_that_are_not_finite_are_left_to_the_definition(loops, count, worst):
     magnitudes = torch.linspace(0, 1, count)
     magnitudes[7] = worst
-    assert loops.table(lambda: [magnitudes], count) is None
+    assert loops.table(lambda: [magnitudes], count, Desk()) is None
     found, expected = (build(lambda: [magnitudes], count) for build in (fast_table, make_table))
     assert found.ranks.tolist() == expected.ranks.tolist()
     assert found.values.tobytes() == expected.values.tobytes()
