@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOY := examples/toy/search.yaml
 
-.PHONY: install demo smollm2 test test-all drills simulation planted fuzz bench bench-search architectures check format dashboard clean
+.PHONY: install demo smollm2 test test-all drills soak simulation planted fuzz bench bench-search architectures check format dashboard clean
 
 install: $(INSTALLED)
 
@@ -50,6 +50,13 @@ drills: install
 	failed=0; for try in $$(seq $(TRIES)); do \
 		EVOMERGE_DRILL_ROWS=$(DRILL_ROWS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m drill tests/drills || failed=1; \
 	done; $(BIN)/python tests/drills/drill_rows.py $(DRILL_ROWS); exit $$failed
+
+# 5,000 trials on PostgreSQL and a Ray cluster of three nodes, while workers, nodes, the controller and the database break.
+TRIALS ?= 5000
+MINUTES ?= 60
+soak: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev,postgres]'
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/run_soak.py --trials $(TRIALS) --minutes $(MINUTES)
 
 # Schedules of faults on simulated clocks, all from their seeds: controllers, leases, storages, workers (2,000 in 20 s).
 SCHEDULES ?= 2000

@@ -142,6 +142,13 @@ def running(server: Server) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Server]:
     """A PostgreSQL server."""
+    with running_postgres() as server:
+        yield server
+
+
+@contextlib.contextmanager
+def running_postgres() -> Iterator[Server]:
+    """The same outside of tests."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     needs("psycopg", "postgresql", *((found[-1] / "postgres", found[-1] / "initdb") if found else (None,)))
     import psycopg
