@@ -54,11 +54,11 @@ _Value = models.TrialValueModel
 _Intermediate = models.TrialIntermediateValueModel
 
 # Statements are made once: SQLAlchemy takes longer to make one than SQLite to execute it.
-_LAST_ID: Final = 2**62
+_LAST_ID: Final = 2**31 - 1  # that the columns hold
 _WANTED = (
     (TRIALS.c.study_id == bindparam("study"))
     & (TRIALS.c.trial_id > bindparam("above"))
-    & (TRIALS.c.trial_id < bindparam("below"))
+    & (TRIALS.c.trial_id <= bindparam("last"))
 )
 _FOUND = (
     select(TRIALS.c.trial_id, TRIALS.c.number, TRIALS.c.state, TRIALS.c.datetime_start, TRIALS.c.datetime_complete)
@@ -94,7 +94,7 @@ def read_trials(connection: Connection, study_id: int, above: int = -1, below: i
     Args:
         above, below: only trials whose ids are between these.
     """
-    wanted = {"study": study_id, "above": above, "below": _LAST_ID if below is None else below}
+    wanted = {"study": study_id, "above": above, "last": _LAST_ID if below is None else below - 1}
     found = connection.execute(_FOUND, wanted).all()
     if not found:
         return []
