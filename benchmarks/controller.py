@@ -2,12 +2,12 @@
 
     python benchmarks/controller.py [--trials 0 100 1000 10000] [--server URL] [--json]
 
-A search space of 30 parameters, the cma sampler, SQLite and a journal on this disk, and a database on a server if one
-is given. *Per trial* is everything that the controller does for one: ask, note the attempt, store scores with the
-outcomes of 1,200 items as Parquet, tell. *Resume* is opening the study, counting its trials and replaying them into the
-sampler, up to the first proposal; *replay* is the sampler's part of it. Each by the clock, and in seconds of this
-process on a CPU. The trials before have the attributes that a search gives them. Medians of 15 trials and of 3
-resumptions. The ratio is per trial after the most trials / after the fewest.
+A search space of 30 parameters, the cma sampler, SQLite and a journal on this disk, PostgreSQL in a server of its own
+where it is installed, and a database on a server if one is given. *Per trial* is all that the controller does for
+one: ask with its first attempt, store the outcomes of 1,200 items as Parquet, tell. *Resume* is opening the study,
+counting its trials and replaying them into the sampler, up to the first proposal; *replay* is the sampler's part of it.
+Each by the clock, and in seconds of this process on a CPU. The trials before have the attributes that a search gives
+them. Medians of 15 trials and of 3 resumptions. The ratio is per trial after the most trials / after the fewest.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ import json
 import os
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import optuna
+import pytest
 from machine import describe
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -43,7 +45,10 @@ from evomerge.storage import attributes
 from evomerge.storage.opening import in_transaction, open_storage, release
 from evomerge.study.search_study import SearchStudy
 
-SCHEMA = 2
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from servers import postgres_server
+
+SCHEMA = 3
 TASKS, ITEMS = 6, 200
 EXPERTS, LAYERS = 10, 6  # with blocks of two layers: 30 parameters
 MEASURED, RESUMED = 15, 3
@@ -56,9 +61,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with tempfile.TemporaryDirectory(prefix="evomerge-controller-") as folder:
+    with tempfile.TemporaryDirectory(prefix="evomerge-controller-") as folder, _postgresql() as servers:
         files = {scheme: f"{scheme}:///{folder}/study.{scheme}" for scheme in ("sqlite", "journal")}
-        urls = files if arguments.server is None else {**files, "server": arguments.server}
+        urls = {**files, **servers, **({} if arguments.server is None else {"server": arguments.server})}
         rows = [
             _measure(Path(folder), storage, url, before) for before in arguments.trials for storage, url in urls.items()
         ]
@@ -72,6 +77,17 @@ def main() -> None:
         "ratio": sqlite[-1] / sqlite[0],
     }
     print(json.dumps(document, indent=2) if arguments.json else _table(document))
+
+
+@contextmanager
+def _postgresql() -> Iterator[dict[str, str]]:
+    """The URL of a PostgreSQL server that ends with the block; none where it is not installed."""
+    with ExitStack() as stack:
+        try:
+            urls = {"postgresql": stack.enter_context(postgres_server()).url}
+        except pytest.skip.Exception:
+            urls = {}
+        yield urls
 
 
 def _measure(folder: Path, storage: str, url: str, before: int) -> dict[str, Any]:

@@ -139,16 +139,13 @@ def running(server: Server) -> Iterator[Server]:
         server.end()
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Server]:
-    """A PostgreSQL server."""
-    with running_postgres() as server:
-        yield server
-
-
 @contextlib.contextmanager
-def running_postgres() -> Iterator[Server]:
-    """The same outside of tests."""
+def postgres_server() -> Iterator[Server]:
+    """A PostgreSQL server.
+
+    Raises:
+        pytest.skip.Exception: it is not installed.
+    """
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     needs("psycopg", "postgresql", *((found[-1] / "postgres", found[-1] / "initdb") if found else (None,)))
     import psycopg
@@ -171,6 +168,13 @@ def running_postgres() -> Iterator[Server]:
         # SIGQUIT is its immediate shutdown: nothing is written any more, and the next start recovers.
         with running(Server(command, url, answers, folder=folder, hard=signal.SIGQUIT)) as server:
             yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server."""
+    with postgres_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 import yaml
 from fault_plan import OF_THE_CLUSTER, OF_THE_CONTROLLER, Fault, plan
-from servers import Server, running_postgres
+from servers import Server, postgres_server
 from soak_findings import findings
 from soak_nodes import RayNodes, ray_nodes
 from study_memory import optuna_mb, study_mb
@@ -48,7 +48,7 @@ def main() -> int:
     with (
         redirect_stdout(sys.stderr),  # servers and Ray may print
         tempfile.TemporaryDirectory(prefix="evomerge-soak-") as folder,
-        running_postgres() as database,
+        postgres_server() as database,
         ray_nodes(arguments.nodes, arguments.slots) as nodes,
     ):
         document = _soak(Path(folder), database, nodes, arguments)
