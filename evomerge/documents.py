@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -49,22 +51,73 @@ _PlainLoader.add_implicit_resolver(
 )
 
 
+@dataclass(frozen=True)
+class Document:
+    """One document of a YAML file, and the lines of its values."""
+
+    content: dict[str, Any]
+    _node: yaml.Node = field(repr=False)
+
+    def line(self, keys: Sequence[str | int]) -> int:
+        """Line of the value that a path of keys and positions leads to; of the last part of the path that exists."""
+        node, line = self._node, self._node.start_mark.line
+        for key in keys:
+            if isinstance(node, yaml.MappingNode):
+                found = next(((name, value) for name, value in node.value if name.value == str(key)), None)
+            elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+                found = (node.value[key], node.value[key])
+            else:
+                found = None
+            if found is None:
+                break
+            line, node = found[0].start_mark.line, found[1]
+        return line + 1
+
+
 def read_document(path: Path, kind: str) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
         InvalidInput: missing or oversized file, malformed YAML (with line and column), or no mapping at the top.
     """
-    if not is_file(path):
-        raise InvalidInput(f"{kind} {str(path)!r} does not exist; give the path of a YAML file")
-    if path.stat().st_size > MAX_BYTES:
-        raise InvalidInput(f"{kind} {str(path)!r} is larger than {MAX_BYTES} bytes; this is no {kind}")
-    text = read_text(path, kind)
+    text = _bounded_text(path, kind)
     try:
         check_bounds(text, f"{kind} {str(path)!r}")
         content = yaml.load(text, Loader=_PlainLoader)
     except (yaml.YAMLError, ValueError) as error:  # a date without a day, a number of thousands of digits
         raise InvalidInput(f"{kind} {str(path)!r} is not valid YAML: {_problem(error)}") from None
+    return _mapping(content, path, kind)
+
+
+def read_documents(path: Path, kind: str) -> list[Document]:
+    """The mappings in a YAML file of one document or several, each with its lines.
+
+    Raises:
+        InvalidInput: as `read_document`, or there is no document.
+    """
+    text = _bounded_text(path, kind)
+    try:
+        check_bounds(text, f"{kind} {str(path)!r}")
+        contents = list(yaml.load_all(text, Loader=_PlainLoader))
+        nodes = list(yaml.compose_all(text, Loader=_PlainLoader))
+    except (yaml.YAMLError, ValueError) as error:
+        raise InvalidInput(f"{kind} {str(path)!r} is not valid YAML: {_problem(error)}") from None
+    pairs = zip(contents, nodes, strict=True)
+    found = [Document(_mapping(content, path, kind), node) for content, node in pairs if content is not None]
+    if not found:
+        raise InvalidInput(f"{kind} {str(path)!r} is empty")
+    return found
+
+
+def _bounded_text(path: Path, kind: str) -> str:
+    if not is_file(path):
+        raise InvalidInput(f"{kind} {str(path)!r} does not exist; give the path of a YAML file")
+    if path.stat().st_size > MAX_BYTES:
+        raise InvalidInput(f"{kind} {str(path)!r} is larger than {MAX_BYTES} bytes; this is no {kind}")
+    return read_text(path, kind)
+
+
+def _mapping(content: Any, path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InvalidInput(f"{kind} {str(path)!r} must hold 'key: value' pairs at the top, but holds {_type(content)}")
     return content

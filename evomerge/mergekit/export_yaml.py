@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 
 from evomerge.catalogue import TensorCatalogue
 from evomerge.mergekit.layer_slices import location_of, slices_of
+from evomerge.mergekit.parameter_settings import Setting, evaluate, position
 from evomerge.methods import METHODS, MergekitMethod, Option
 from evomerge.methods.functions import load_function
 from evomerge.recipe import Recipe, Rule
-
-Setting = float | list[Any]
 
 
 class _NotExpressible(Exception):
@@ -199,7 +198,7 @@ def _setting(values: Mapping[str, float], catalogue: TensorCatalogue) -> Setting
         return distinct.pop()
     setting = _by_name(values, catalogue) + _by_layer(values, catalogue)
     for name, value in values.items():
-        found = _evaluate(setting, name, _position(catalogue, name))
+        found = evaluate(setting, name, position(catalogue, name))
         if found is None or not math.isclose(found, value, rel_tol=1e-9, abs_tol=1e-12):
             raise _NotExpressible(f"mergekit's name filters cannot tell {name} from other tensors")
     return setting
@@ -249,28 +248,6 @@ def _filled(by_layer: Mapping[int, float], depth: int) -> tuple[float, ...]:
 
 def _plain(gradient: tuple[float, ...]) -> Setting:
     return gradient[0] if len(set(gradient)) == 1 else list(gradient)
-
-
-def _position(catalogue: TensorCatalogue, name: str) -> float:
-    """mergekit's place of a layer in the stack, from 0 to 1."""
-    layer = catalogue[name].layer
-    return 0.0 if layer is None or catalogue.depth < 2 else layer / (catalogue.depth - 1)
-
-
-def _evaluate(setting: Iterable[Mapping[str, Any]], name: str, position: float) -> float | None:
-    """The value that mergekit would read for a tensor: of the first condition that fits, at a point on its gradient."""
-    for condition in setting:
-        if condition.get("filter", "") in name:
-            value = condition["value"]
-            return _on_gradient(value, position) if isinstance(value, list) else float(value)
-    return None
-
-
-def _on_gradient(values: list[float], position: float) -> float:
-    place = position * (len(values) - 1)
-    left = min(int(place), len(values) - 1)
-    right = min(left + 1, len(values) - 1)
-    return values[left] + (place - left) * (values[right] - values[left])
 
 
 def _opening(recipe: Recipe) -> str:

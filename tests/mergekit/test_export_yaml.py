@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import pytest
 import yaml
 
 from evomerge.catalogue import TensorCatalogue, build_catalogue
-from evomerge.mergekit.export_yaml import _evaluate, _position, to_mergekit
+from evomerge.mergekit.export_yaml import to_mergekit
+from evomerge.mergekit.parameter_settings import evaluate, position
 from evomerge.methods import MERGEKIT_SEMANTICS, METHODS, resolve_options
 from evomerge.recipe import ModelRef, Recipe, Rule
 
@@ -165,7 +167,7 @@ def test_rules_by_layer_and_part_become_gradients_and_filters() -> None:
     ]
     setting = _content(_recipe(*rules))["models"][0]["parameters"]["weight"]
     for name in ALL:
-        assert _evaluate(setting, name, _position(CATALOGUE, name)) == pytest.approx(_value(name))
+        assert evaluate(setting, name, position(CATALOGUE, name)) == pytest.approx(_value(name))
     assert {condition.get("filter") for condition in setting} >= {"model.norm.weight", "lm_head.weight", None}
 
 
@@ -173,7 +175,7 @@ def test_rules_that_split_a_module_are_told_by_the_whole_name() -> None:
     split = tuple(name for name in ALL if "q_proj" in name)
     rest = tuple(name for name in ALL if "q_proj" not in name)
     setting = _content(_recipe(_rule("slerp", split, t=0.9), _rule("slerp", rest, t=0.1)))["parameters"]["t"]
-    assert all(_evaluate(setting, name, 0.0) == (0.9 if name in split else 0.1) for name in ALL)
+    assert all(evaluate(setting, name, Fraction(0)) == (0.9 if name in split else 0.1) for name in ALL)
 
 
 def test_filters_that_would_also_fit_other_tensors_are_noticed() -> None:

@@ -1,0 +1,223 @@
+"""Documents of mergekit's as recipes: the inverse of `export_yaml.py`, with the options of mergekit's definitions.
+
+A recipe means what mergekit's documentation says of the file. Where mergekit itself computes otherwise, in 16 bits or
+with masks that it draws, a note says so; a file that no recipe expresses is refused, with the line and the reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from evomerge.catalogue import TensorCatalogue
+from evomerge.mergekit.imported_parameters import MethodReader
+from evomerge.mergekit.imported_slices import imported_path
+from evomerge.mergekit.merge_file import InputModel, MergeDocument, OutputSlice
+from evomerge.mergekit.parameter_settings import place_in_stack
+from evomerge.recipe import ModelRef, PathLayer, Recipe, Rule, check_ingredients
+
+_STAGE = re.compile(r"merge-\d+-(?=.)")  # before the label of an ingredient that `export_yaml` has written
+
+
+@dataclass(frozen=True)
+class ImportedMerge:
+    """The recipe of a file, and one sentence for every difference to mergekit, with its line."""
+
+    recipe: Recipe
+    notes: tuple[str, ...]
+
+
+def real_models(documents: Sequence[MergeDocument]) -> tuple[str, ...]:
+    """The models of a file that are not results of its own documents, the base of the last one first."""
+    named = {each.name for each in documents[:-1]}
+    every = [base_of(documents), *(model for each in documents for model in each.models)]
+    return tuple(dict.fromkeys(model for model in every if model not in named))
+
+
+def base_of(documents: Sequence[MergeDocument]) -> str:
+    """The model that gives config and tokenizer of a file's result, and the base of its task vectors if it has some."""
+    return _base_of(documents[-1], {each.name: each for each in documents[:-1] if each.name is not None})
+
+
+def import_merge(
+    documents: Sequence[MergeDocument], refs: Mapping[str, ModelRef], catalogue: TensorCatalogue, *, seed: int = 0
+) -> ImportedMerge:
+    """The recipe of a file.
+
+    Args:
+        refs: model as the file names it -> the model, for all of `real_models`, in the order of the recipe's sources.
+            There may be more of them.
+        catalogue: of the base.
+        seed: key of the random masks, which mergekit's files do not state.
+
+    Raises:
+        InvalidInput: no recipe expresses the file; names the line.
+    """
+    named = {each.name: each for each in documents[:-1] if each.name is not None}
+    made: dict[str, tuple[str, Recipe]] = {}
+    notes: list[str] = []
+    for document in documents:
+        labels = {name: label for name, (label, _) in made.items()}
+        known = {model: ref.name for model, ref in refs.items()} | labels
+        base = refs[_base_of(document, named)]
+        importer = _Importer(document, catalogue, known)
+        used = {model for each in document.slices for model in (one.model for one in each.models)}
+        ingredients = dict(made[name] for name in made if name in used)
+        layers, rules = importer.path(base.name) if importer.is_path else ((), tuple(importer.rules()))
+        recipe = Recipe(
+            base=base,
+            sources=tuple(ref for ref in refs.values() if ref.name != base.name),
+            rules=rules,
+            dtype=importer.dtype(),
+            seed=seed,
+            layers=layers,
+            ingredients=ingredients,
+        )
+        check_ingredients(recipe)
+        notes += importer.notes()
+        if document.name is not None and document is not documents[-1]:
+            made[document.name] = _STAGE.sub("", document.name, count=1), recipe
+    return ImportedMerge(recipe, tuple(notes))
+
+
+def _base_of(document: MergeDocument, named: Mapping[str, MergeDocument]) -> str:
+    reader = MethodReader(document)
+    given = document.base_model
+    if given is not None and reader.has_base:
+        if given in named:
+            raise document.refusal(("base_model",), f"{given} is a merge of this file, and the base has to be a model")
+        if document.tokenizer not in (None, given):
+            keys = ("tokenizer_source",)
+            raise document.refusal(keys, "config and tokenizer are the base's here; write `tokenizer_source: base`")
+        return given
+    found = document.tokenizer or given or document.slices[0].models[0].model
+    return _base_of(named[found], named) if found in named else found
+
+
+class _Importer:
+    """The rules, or the path of layers, of one document."""
+
+    def __init__(self, document: MergeDocument, catalogue: TensorCatalogue, known: Mapping[str, str]) -> None:
+        """
+        Args:
+            known: model as the file names it -> its name in the recipe.
+        """
+        self._document = document
+        self._catalogue = catalogue
+        self._known = known
+        self._reader = MethodReader(document)
+
+    @property
+    def is_path(self) -> bool:
+        """Whether layers are taken as they are, from wherever the file says."""
+        return self._document.sliced and self._reader.info.name == "passthrough"
+
+    def path(self, base: str) -> tuple[tuple[PathLayer, ...], tuple[Rule, ...]]:
+        """The layers, and the rules for what is outside of layers and not the base's."""
+        return imported_path(self._document, self._reader, self._catalogue, self._known, base=base)
+
+    def rules(self) -> Iterator[Rule]:
+        """One rule for all tensors that are merged in the same way, in the order of their first tensors."""
+        if self._document.sliced:
+            self._check_slices()
+        groups: dict[tuple[object, ...], list[Rule]] = {}
+        for name, each, place in self._places():
+            rule = self._rule(name, each, place)
+            key = (rule.sources, tuple(rule.parameters.items()), tuple(rule.options.items()))
+            groups.setdefault(key, []).append(rule)
+        for rules in groups.values():
+            yield replace(rules[0], tensors=tuple(name for rule in rules for name in rule.tensors))
+
+    def dtype(self) -> str:
+        """The dtype of the result: without one in the file that of the base."""
+        if self._document.dtype is not None:
+            return self._document.dtype
+        found = sorted({entry.dtype for entry in self._catalogue.mergeable})
+        if len(found) > 1:
+            raise self._document.refusal((), f"the base has tensors in {' and '.join(found)}; give `dtype`")
+        return found[0]
+
+    def notes(self) -> Iterator[str]:
+        document = self._document
+        if document.dtype is None:
+            yield document.note((), f"no `dtype`, so the result is in that of the base, {self.dtype()}")
+        elif document.computed_in not in (None, "float32"):
+            yield document.note(
+                ("dtype",),
+                f"mergekit adds in {document.computed_in}, evomerge in float32, rounding once to {document.dtype}",
+            )
+        first = document.base_model or document.slices[0].models[0].model
+        if document.tokenizer not in (None, first):
+            yield document.note(
+                ("tokenizer_source",),
+                f"config and tokenizer are {document.tokenizer}'s; mergekit has the config of {first}",
+            )
+        yield from self._reader.notes()
+
+    def _places(self) -> Iterator[tuple[str, OutputSlice, Fraction]]:
+        """(tensor, its slice, its place on gradients): before the layers the first value, behind them the last."""
+        slices = self._document.slices
+        for entry in self._catalogue.mergeable:
+            if entry.layer is None:
+                before = entry.part == "embedding"
+                yield entry.name, slices[0 if before else -1], Fraction(0 if before else 1)
+            elif not self._document.sliced:
+                yield entry.name, slices[0], place_in_stack(entry.layer, self._catalogue.depth)
+            else:
+                each = next(each for each in slices if entry.layer < _layers(each)[1])
+                first, last = _layers(each)
+                yield entry.name, each, place_in_stack(entry.layer - first, last - first)
+
+    def _rule(self, name: str, each: OutputSlice, place: Fraction) -> Rule:
+        models = self._merged(each)
+        parameters, options = self._reader.values(name, place, each, models)
+        return Rule(
+            tensors=(name,),
+            method=self._reader.info.name,
+            sources=tuple(self._known[model.model] for model in models),
+            parameters=parameters,
+            options=options,
+        )
+
+    def _merged(self, each: OutputSlice) -> tuple[InputModel, ...]:
+        """The models of a slice that are sources of the rule, in their order there."""
+        base_model, reader = self._document.base_model, self._reader
+        if base_model is None:
+            if reader.needs_base_model:
+                raise self._document.refusal(("merge_method",), f"{self._document.method} needs a `base_model`")
+            return each.models
+        others = tuple(model for model in each.models if model.model != base_model)
+        if reader.has_base:
+            return others
+        if reader.needs_base_model:  # it is the first of the two
+            own = InputModel(model=base_model, layers=None, parameters={}, keys=("base_model",))
+            return (next((model for model in each.models if model.model == base_model), own), *others)
+        if len(others) == len(each.models):
+            raise self._document.refusal(
+                ("base_model",),
+                f"{self._document.method} has no base, and {base_model} is not among its models; list it, or leave "
+                "`base_model` out",
+            )
+        return each.models
+
+    def _check_slices(self) -> None:
+        """Refuse slices that put layers of several models into other places than their own."""
+        first = 0
+        for each in self._document.slices:
+            if len({model.layers for model in each.models}) > 1 or _layers(each)[0] != first:
+                raise self._document.refusal(
+                    each.keys,
+                    f"layers are merged in their own places only, here from layer {first}; a stack of other layers is "
+                    "`merge_method: passthrough` with one model a slice, whose layers can be merged before",
+                )
+            first = _layers(each)[1]
+        if first != self._catalogue.depth:
+            raise self._document.refusal(
+                self._document.slices[-1].keys, f"the models have {self._catalogue.depth} layers, the slices {first}"
+            )
+
+
+def _layers(each: OutputSlice) -> tuple[int, int]:
+    return each.models[0].layers or (0, 0)

@@ -1,0 +1,330 @@
+"""Files of mergekit's as recipes, and the recipes that can be written read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from evomerge.catalogue import build_catalogue
+from evomerge.errors import InvalidInput
+from evomerge.mergekit.export_yaml import to_mergekit
+from evomerge.mergekit.import_yaml import ImportedMerge, import_merge, real_models
+from evomerge.mergekit.merge_file import read_merge_file
+from evomerge.methods import METHODS, resolve_options, resolve_parameters
+from evomerge.recipe import ModelRef, PathLayer, Recipe, Rule, copying_rule
+
+SUFFIXES = ("input_layernorm", "mlp.down_proj", "mlp.gate_proj", "mlp.up_proj", "self_attn.o_proj", "self_attn.q_proj")
+DEPTH = 7  # of which a sixth is no binary fraction
+OUTSIDE = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+CATALOGUE = build_catalogue(
+    {f"model.layers.{layer}.{suffix}.weight": ((4, 4), "bfloat16") for layer in range(DEPTH) for suffix in SUFFIXES}
+    | dict.fromkeys(OUTSIDE, ((4, 4), "bfloat16"))
+)
+BASE = ModelRef("base", "org/base")
+MATH, CODE = ModelRef("math", "org/math", revision="v2"), ModelRef("code", "/models/code")
+REFS = {"org/base": BASE, "org/math@v2": MATH, "/models/code": CODE}
+ALL = CATALOGUE.names
+READ = sorted(name for name, info in METHODS.items() if info.mergekit is not None)
+
+
+def _read(content: str | dict[str, Any], tmp_path: Path, refs: dict[str, ModelRef] | None = None) -> ImportedMerge:
+    path = tmp_path / "merge.yml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False))
+    documents = read_merge_file(path)
+    found = refs or {model: REFS.get(model, ModelRef(model, model)) for model in real_models(documents)}
+    return import_merge(documents, found, CATALOGUE)
+
+
+def _refusal(content: str | dict[str, Any], tmp_path: Path) -> str:
+    with pytest.raises(InvalidInput) as caught:
+        _read(content, tmp_path)
+    return str(caught.value)
+
+
+def _values(recipe: Recipe, parameter: str) -> dict[str, Any]:
+    return {name: rule.parameters[parameter] for rule in recipe.rules for name in rule.tensors}
+
+
+def _recipe(*rules: Rule, **content: Any) -> Recipe:
+    return Recipe(base=BASE, sources=(MATH, CODE), rules=rules, dtype="bfloat16", **content)
+
+
+def _rule(method: str, tensors: tuple[str, ...], place: float) -> Rule:
+    """A rule that mergekit can express, with parameters that depend on a place."""
+    info = METHODS[method]
+    sources = ("math", "code")[: info.sources or 2]
+    untold = {missing.name: missing.neutral or 0.5 for missing in info.mergekit.missing} if info.mergekit else {}
+    untold |= {"weight": 1.0} if method == "karcher" else {}
+    names = [parameter.name for parameter in info.per_source]
+    given = {name: tuple(round(0.1 + 0.13 * each + place / 3, 4) for each in range(len(sources))) for name in names}
+    given |= {parameter.name: parameter.default * round((1 + place) / 2, 4) for parameter in info.shared}
+    parameters = resolve_parameters(method, given | untold, len(sources))
+    options = resolve_options(method, {}, semantics="mergekit")
+    return Rule(tensors=tensors, method=method, sources=sources, parameters=parameters, options=options)
+
+
+@pytest.mark.parametrize("method", READ)
+def test_a_merge_with_one_value_for_all_tensors_is_read_back(method: str, tmp_path: Path) -> None:
+    recipe = _recipe(_rule(method, ALL, 0.5))
+    text, reason = to_mergekit(recipe, CATALOGUE)
+    assert text is not None, reason
+    assert _read(text, tmp_path, REFS).recipe.digest == recipe.digest
+
+
+@pytest.mark.parametrize("method", READ)
+def test_values_by_layer_module_and_tensor_are_read_back_to_the_last_bit(method: str, tmp_path: Path) -> None:
+    if not METHODS[method].parameters or method == "karcher":
+        groups = {0.5: list(ALL)}
+    else:
+        groups = {}
+        for name in ALL:
+            layer = CATALOGUE[name].layer
+            place = 0.9 if layer is None else (layer + 1) / 9.7 + 0.01 * ("mlp" in name) + 0.02 * ("q_proj" in name)
+            groups.setdefault(place, []).append(name)
+    recipe = _recipe(*(_rule(method, tuple(names), place) for place, names in groups.items()))
+    text, reason = to_mergekit(recipe, CATALOGUE)
+    assert text is not None, reason
+    found = _read(text, tmp_path, REFS).recipe
+    assert [rule.tensors for rule in found.rules] == [rule.tensors for rule in recipe.rules]
+    assert found.digest == recipe.digest
+
+
+def test_a_share_that_is_dropped_is_read_as_somebody_would_write_it(tmp_path: Path) -> None:
+    rule = _rule("dare_linear", ALL, 0.0)
+    recipe = _recipe(Rule(**{**vars(rule), "parameters": {"drop_rate": (0.1, 0.7), "weight": (0.3, 1.0)}}))
+    text, _ = to_mergekit(recipe, CATALOGUE)
+    assert text is not None
+    assert _read(text, tmp_path, REFS).recipe.digest == recipe.digest
+
+
+@pytest.mark.parametrize("units", ["tensor", "rows", "columns"])
+@pytest.mark.parametrize("vectors", ["sources", "task_vectors"])
+def test_switches_and_a_base_model_choose_the_options_of_nuslerp(units: str, vectors: str, tmp_path: Path) -> None:
+    rule = _rule("nuslerp", ALL, 0.5)
+    options = resolve_options("nuslerp", {"units": units, "vectors": vectors})
+    recipe = _recipe(Rule(**{**vars(rule), "options": options}))
+    text, _ = to_mergekit(recipe, CATALOGUE)
+    assert text is not None
+    assert _read(text, tmp_path, REFS).recipe.digest == recipe.digest
+
+
+@pytest.mark.parametrize(("method", "option"), [("ties", "weighting"), ("linear", "normalize"), ("della", "rescale")])
+def test_a_switch_is_read_back_on_and_off(method: str, option: str, tmp_path: Path) -> None:
+    for value in METHODS[method].mergekit.expressed[option]:
+        rule = _rule(method, ALL, 0.5)
+        recipe = _recipe(Rule(**{**vars(rule), "options": {**rule.options, option: value}}))
+        text, _ = to_mergekit(recipe, CATALOGUE)
+        assert text is not None
+        assert _read(text, tmp_path, REFS).recipe.digest == recipe.digest
+
+
+def test_a_path_of_layers_is_read_back(tmp_path: Path) -> None:
+    layers = (
+        PathLayer("math", 0, 1.0),
+        PathLayer("code", 1, 0.8),
+        PathLayer("code", 2, 1.0),
+        PathLayer("code", 2, 1.0),
+    )
+    behind = tuple(name for name in ALL if name in OUTSIDE[1:])
+    recipe = _recipe(copying_rule("math", OUTSIDE[:1]), copying_rule("code", behind), layers=layers)
+    text, reason = to_mergekit(recipe, CATALOGUE)
+    assert text is not None, reason
+    assert _read(text, tmp_path, REFS).recipe.digest == recipe.digest
+
+
+def test_a_merge_of_merges_is_read_back(tmp_path: Path) -> None:
+    soup = _recipe(_rule("linear", ALL, 0.5))
+    rule = Rule(**{**vars(_rule("ties", ALL, 0.5)), "sources": ("soup", "code")})
+    recipe = _recipe(rule, ingredients={"soup": soup})
+    text, reason = to_mergekit(recipe, CATALOGUE)
+    assert text is not None, reason
+    assert _read(text, tmp_path, REFS).recipe.digest == recipe.digest
+
+
+SLERP = """\
+slices:
+  - sources:
+      - model: org/math@v2
+        layer_range: [0, 7]
+      - model: org/base
+        layer_range: [0, 7]
+merge_method: slerp
+base_model: org/base
+parameters:
+  t:
+    - filter: self_attn
+      value: [0, 0.5, 0.3, 0.7, 1]
+    - filter: mlp
+      value: [1, 0.5, 0.7, 0.3, 0]
+    - value: 0.5
+dtype: bfloat16
+"""
+
+
+def test_a_slerp_by_slices_begins_at_the_base_model_and_interpolates_its_gradients(tmp_path: Path) -> None:
+    found = _read(SLERP, tmp_path)
+    assert {rule.sources for rule in found.recipe.rules} == {("base", "math")}
+    values = _values(found.recipe, "t")
+    assert values["model.layers.0.self_attn.q_proj.weight"] == 0
+    assert values["model.layers.1.self_attn.q_proj.weight"] == pytest.approx(0.5 * 4 / 6)
+    assert values["model.layers.3.self_attn.q_proj.weight"] == 0.3
+    assert values["model.layers.6.mlp.up_proj.weight"] == 0
+    assert values["model.layers.6.input_layernorm.weight"] == values["lm_head.weight"] == 0.5
+    assert found.notes == ("line 16: mergekit adds in bfloat16, evomerge in float32, rounding once to bfloat16",)
+
+
+def test_a_gradient_has_its_first_value_before_the_layers_and_its_last_behind_them(tmp_path: Path) -> None:
+    content = {
+        "merge_method": "passthrough",
+        "models": [{"model": "org/base", "parameters": {"scale": [1.0, 2.0]}}],
+        "dtype": "float32",
+    }
+    values = _values(_read(content, tmp_path).recipe, "scale")
+    assert [values[name] for name in OUTSIDE] == [(1.0,), (2.0,), (2.0,)]
+
+
+def test_parameters_of_a_slice_win_over_those_of_the_merge_and_those_of_a_model_over_both(tmp_path: Path) -> None:
+    half = [{"model": "org/math@v2", "layer_range": [0, 3]}, {"model": "/models/code", "layer_range": [0, 3]}]
+    rest = [{**each, "layer_range": [3, 7]} for each in half]
+    half[0]["parameters"] = {"weight": [{"filter": "mlp", "value": 3.0}]}
+    content = {
+        "merge_method": "task_arithmetic",
+        "base_model": "org/base",
+        "slices": [{"sources": half, "parameters": {"weight": 2.0}}, {"sources": rest}],
+        "parameters": {"weight": 1.0},
+        "dtype": "float32",
+    }
+    values = _values(_read(content, tmp_path).recipe, "weight")
+    assert values["model.layers.2.mlp.up_proj.weight"] == (3.0, 2.0)
+    assert values["model.layers.2.self_attn.q_proj.weight"] == (2.0, 2.0)
+    assert values["model.layers.3.mlp.up_proj.weight"] == (1.0, 1.0)
+
+
+TIES = """\
+models:
+  - model: org/base
+    # no parameters necessary for the base
+  - model: org/math@v2
+    parameters:
+      density: [1, 0.7, 0.1]
+      weight: 1.0
+      lambda: 0.5
+  - model: /models/code
+    parameters:
+      density: 0.5
+      weight: [0, 0.3, 0.7, 1]
+      gamma: 0.01
+merge_method: ties
+base_model: org/base
+parameters:
+  int8_mask: true
+dtype: float32
+out_dtype: bfloat16
+tokenizer_source: base
+"""
+
+
+def test_what_makes_no_difference_is_said_with_its_line_and_the_base_is_no_source_of_task_vectors(
+    tmp_path: Path,
+) -> None:
+    found = _read(TIES, tmp_path)
+    assert {rule.sources for rule in found.recipe.rules} == {("math", "code")}
+    assert found.recipe.base == BASE
+    assert found.recipe.dtype == "bfloat16"
+    assert {rule.parameters["lambda"] for rule in found.recipe.rules} == {1.0}
+    assert {rule.options["weighting"] for rule in found.recipe.rules} == {"norm"}
+    assert found.notes == (
+        "line 17: `int8_mask` saves memory in mergekit and changes nothing; ignored",
+        "line 8: `lambda` is read of the whole merge, not of one model; ignored",
+        "line 13: ties reads no `gamma`; ignored",
+    )
+
+
+def test_the_lambda_of_task_arithmetic_is_in_its_weights(tmp_path: Path) -> None:
+    content = yaml.safe_load(TIES) | {"merge_method": "task_arithmetic", "parameters": {"lambda": 0.5}}
+    values = _values(_read(content, tmp_path).recipe, "weight")
+    assert values["lm_head.weight"] == (0.5, 0.5)
+    content["parameters"]["normalize"] = True
+    assert "both `lambda` and `normalize: true`" in _refusal(content, tmp_path)
+
+
+def test_a_tokenizer_of_another_model_brings_its_config_with_it(tmp_path: Path) -> None:
+    content = {
+        "merge_method": "linear",
+        "models": [{"model": "org/math@v2", "parameters": {"weight": 1}}],
+        "dtype": "float32",
+        "tokenizer_source": "org/base",
+    }
+    found = _read(content, tmp_path)
+    assert found.recipe.base == BASE
+    assert found.recipe.sources == (MATH,)
+    assert "config and tokenizer are org/base's; mergekit has the config of org/math@v2" in found.notes[0]
+
+
+def test_random_masks_are_said_to_be_others(tmp_path: Path) -> None:
+    found = _read(TIES.replace("ties", "dare_ties"), tmp_path)
+    assert "line 14: mergekit draws random masks of its own; evomerge's are a function of the seed" in found.notes
+    assert {rule.options["rescale"] for rule in found.recipe.rules} == {"l1_match"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("merge_method: ties", "merge_method: cabs", "line 14: the method 'cabs' has no counterpart"),
+        ("weight: 1.0", "weigth: 1.0", "line 7: ties has no parameter `weigth`; did you mean 'weight'?"),
+        ("weight: 1.0", "weight: heavy", "line 7: weight: a value is a number, or a list of numbers"),
+        ("weight: 1.0", "density: 0.1", "key 'density' twice"),
+        ("      weight: 1.0\n", "", "line 4: `weight` of org/math@v2 is missing"),
+        ("density: 0.5", "density: 1.5", "density = 1.5 is outside of what the method allows"),
+        ("int8_mask: true", "rescale: true", "line 17: `rescale` of ties can only be false here"),
+        ("tokenizer_source: base", "tokenizer_source: union", "line 20: a union of vocabularies is not built here"),
+        ("tokenizer_source: base", "tokenizer_source: org/math@v2", "line 20: config and tokenizer are the base's"),
+        ("tokenizer_source: base", "chat_template: chatml", "line 20: `chat_template` has no counterpart here"),
+        ("tokenizer_source: base", "tokenizer: {source: base, tokens: {a: b}}", "line 20: `tokens` changes"),
+        ("dtype: float32\nout_dtype: bfloat16", "dtype: float64", "line 18: weights in float64 are not written"),
+        (
+            "model: /models/code",
+            "model: /models/code+adapter",
+            "line 9: /models/code+adapter is a model with an adapter",
+        ),
+        ("base_model: org/base\n", "", "ties needs a `base_model`"),
+        ("models:", "modells:", "did you mean 'models'?"),
+    ],
+)
+def test_what_no_recipe_says_is_refused_with_line_and_reason(old: str, new: str, reason: str, tmp_path: Path) -> None:
+    assert old in TIES
+    assert reason in _refusal(TIES.replace(old, new), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("[0, 7]", "[1, 7]", "line 2: layers are merged in their own places only, here from layer 0"),
+        ("[0, 7]", "[0, 6]", "line 2: the models have 7 layers, the slices 6"),
+        ("[0, 7]", "[0]", "line 4: `layer_range` is [first, last + 1], but is [0]"),
+        ("slerp", "passthrough", "line 2: passthrough takes layers of one model a slice"),
+        ("base_model: org/base", "base_model: /models/code", "slerp merges exactly 2 sources, but got 3"),
+        ("model: org/base", "model: org/math@v2", "line 5: org/math@v2 is there twice"),
+    ],
+)
+def test_slices_that_no_recipe_says_are_refused_with_line_and_reason(
+    old: str, new: str, reason: str, tmp_path: Path
+) -> None:
+    assert reason in _refusal(SLERP.replace(old, new), tmp_path)
+
+
+def test_a_scale_of_other_tensors_than_the_outputs_of_mlps_is_refused(tmp_path: Path) -> None:
+    source = {"model": "org/base", "layer_range": [0, 7], "parameters": {"scale": [{"filter": "o_proj", "value": 0.0}]}}
+    content = {"merge_method": "passthrough", "slices": [{"sources": [source]}], "dtype": "float32"}
+    assert "scales model.layers.0.self_attn.o_proj.weight" in _refusal(content, tmp_path)
+
+
+def test_without_a_dtype_the_result_has_that_of_the_base(tmp_path: Path) -> None:
+    content = yaml.safe_load(TIES)
+    del content["dtype"], content["out_dtype"]
+    found = _read(content, tmp_path)
+    assert found.recipe.dtype == "bfloat16"
+    assert "line 1: no `dtype`, so the result is in that of the base, bfloat16" in found.notes
