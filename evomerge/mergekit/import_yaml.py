@@ -61,9 +61,10 @@ def import_merge(
     for document in documents:
         labels = {name: label for name, (label, _) in made.items()}
         known = {model: ref.name for model, ref in refs.items()} | labels
-        base = refs[_base_of(document, named)]
         importer = _Importer(document, catalogue, known)
-        used = {model for each in document.slices for model in (one.model for one in each.models)}
+        # All merges of one recipe have one base; where a method takes nothing from it, it is that of the last document.
+        base = refs[_base_of(document, named) if importer.has_base else base_of(documents)]
+        used = {document.base_model, *(model.model for each in document.slices for model in each.models)}
         ingredients = dict(made[name] for name in made if name in used)
         layers, rules = importer.path(base.name) if importer.is_path else ((), tuple(importer.rules()))
         recipe = Recipe(
@@ -108,6 +109,11 @@ class _Importer:
         self._catalogue = catalogue
         self._known = known
         self._reader = MethodReader(document)
+
+    @property
+    def has_base(self) -> bool:
+        """Whether task vectors are taken from a base that the document names."""
+        return self._reader.has_base and self._document.base_model is not None
 
     @property
     def is_path(self) -> bool:

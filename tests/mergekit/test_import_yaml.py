@@ -144,6 +144,48 @@ def test_a_merge_of_merges_is_read_back(tmp_path: Path) -> None:
     assert _read(text, tmp_path, REFS).recipe.digest == recipe.digest
 
 
+STAGES = """\
+name: first-merge
+merge_method: linear
+models:
+  - model: org/math@v2
+  - model: org/other
+parameters:
+  weight: 0.5
+dtype: bfloat16
+---
+name: second-merge
+merge_method: slerp
+base_model: first-merge
+models:
+  - model: /models/code
+parameters:
+  t: 0.5
+dtype: float32
+---
+merge_method: dare_ties
+base_model: org/base
+models:
+  - model: second-merge
+    parameters: {density: 0.6, weight: 0.5}
+  - model: /models/code
+    parameters: {density: 0.8, weight: 0.5}
+dtype: float32
+"""
+
+
+def test_stages_of_several_documents_are_merges_of_merges_with_the_base_of_the_last_one(tmp_path: Path) -> None:
+    recipe = _read(STAGES, tmp_path).recipe
+    second = recipe.ingredients["second-merge"]
+    first = second.ingredients["first-merge"]
+    assert recipe.base == second.base == first.base == BASE
+    assert recipe.rules[0].sources == ("second-merge", "code")
+    assert second.rules[0].sources == ("first-merge", "code")
+    assert [each.dtype for each in (recipe, second, first)] == ["float32", "float32", "bfloat16"]
+    reason = "line 12: first-merge is a merge of this file, and the base has to be a model"
+    assert reason in _refusal(STAGES.replace("slerp", "ties").replace("  t: 0.5", "  weight: 0.5"), tmp_path)
+
+
 SLERP = """\
 slices:
   - sources:
