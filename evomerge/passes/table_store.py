@@ -113,19 +113,23 @@ def _definition_digest() -> str:
 
 def _packed(tables: Mapping[str, Table]) -> bytes:
     """SHA-256 of the rest, length of the directory, directory, and the arrays one after another."""
-    arrays: list[np.ndarray[tuple[int], np.dtype[np.generic]]] = []
+    arrays: list[bytes | memoryview] = []  # views: the tables of a worker are hundreds of megabytes
     directory, at = {}, 0
     for scope, table in sorted(tables.items()):
         directory[scope] = [at, len(table.ranks), table.ranks.dtype.name]
         for array in (table.ranks, table.values):
-            arrays.append(np.frombuffer(_padded(array.tobytes()), np.uint8))
-            at += arrays[-1].nbytes
+            padding = bytes(-array.nbytes % ALIGNMENT)
+            arrays += [array.view(np.uint8).data, padding]
+            at += array.nbytes + len(padding)
     header = _padded(json.dumps(directory).encode(), b" ")
-    body = b"".join([len(header).to_bytes(ALIGNMENT, "little"), header, *(array.tobytes() for array in arrays)])
-    return hashlib.sha256(body).digest() + body
+    body = [len(header).to_bytes(ALIGNMENT, "little"), header, *arrays]
+    digest = hashlib.sha256()
+    for part in body:
+        digest.update(part)
+    return b"".join([digest.digest(), *body])
 
 
-def _padded(content: bytes, by: bytes = b"\0") -> bytes:
+def _padded(content: bytes, by: bytes) -> bytes:
     return content + by * (-len(content) % ALIGNMENT)
 
 
