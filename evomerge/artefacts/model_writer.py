@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 
 from evomerge.artefacts.exported_files import RECIPE_FILES
 from evomerge.artefacts.output_folder import check_replaceable
-from evomerge.artefacts.weight_files import MAX_SHARD_BYTES, as_json, write_text, write_weights
+from evomerge.artefacts.streamed_weights import PlannedTensor, planned_tensors, stream_weights
+from evomerge.artefacts.weight_files import MAX_SHARD_BYTES, as_json, write_text
 from evomerge.checkpoints.digests import dtype_name
-from evomerge.checkpoints.export_form import export_form
+from evomerge.checkpoints.export_form import ExportForm, export_form
 from evomerge.checkpoints.safetensors_files import INDEX
 from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.stacked_source import stacked_source
@@ -61,7 +63,7 @@ def write_model(
             language model does not load, such as a vision tower: the class that the config names loads all of them.
             Where the base's own files lack some, the config names the class of the language model. The config of a
             recipe with layers has their number and kinds.
-        tensors: the merged tensors by name, in any order; taken one at a time, one shard is in memory.
+        tensors: the merged tensors by name, in any order; each is written when it comes, and not held.
         dtype: what floating-point tensors must already have; nothing is rounded here, only copies from the base are.
         recipe: written as recipe.json.
         files: further text files by name, such as README.md.
@@ -85,7 +87,8 @@ def write_model(
         base = stacked_source(base, [layer.layer for layer in recipe.layers])
     with folder_in_place(out) as folder:
         form = export_form(base)
-        write_weights(folder, form.files_of(_complete(base, tensors, dtype, recipe)), max_shard_bytes)
+        complete = form.files_of(_complete(base, tensors, dtype, recipe))
+        stream_weights(folder, _planned(form, dtype), complete, max_shard_bytes)
         write_text(folder / "config.json", as_json(exported_config(form.config, dtype)))
         write_text(folder / RECIPE, recipe.to_json() + "\n")
         for name in _copied_files(base):
@@ -120,6 +123,16 @@ def _with_dtype(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         else:
             changed[key] = _with_dtype(value, name) if isinstance(value, Mapping) else value
     return changed
+
+
+def _planned(form: ExportForm, dtype: torch.dtype) -> list[PlannedTensor]:
+    """The tensors of the files, in the order of the catalogue."""
+    merged = planned_tensors(form.base.catalogue, dtype_name(dtype))
+    header = form.base.weights.header
+    return [
+        *(replace(tensor, name=stored) for tensor in merged for stored in form.names[tensor.name]),
+        *(PlannedTensor(name, *header[name]) for name in form.copied),
+    ]
 
 
 def _complete(

@@ -6,16 +6,18 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from evomerge.artefacts.streamed_weights import spilled
 from evomerge.bank.file_guard import FileGuard
 from evomerge.bank.layer_pool import LayerPool
 from evomerge.bank.memory import memory_need
 from evomerge.bank.merge_memory import MergeMemory
-from evomerge.bank.placement import Machine, Place, place_sources, placed, this_machine
+from evomerge.bank.placement import Machine, Place, Placement, place_sources, placed, this_machine
 from evomerge.bank.recipe_check import check_recipe
 from evomerge.bank.recipe_tensors import RecipeTensors
 from evomerge.bank.resident_merges import ResidentMerges
@@ -36,6 +38,8 @@ from evomerge.recipe import PathLayer, Recipe, Rule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_CHECKED = 1 << 24  # elements that are checked together
 
 
 def default_device() -> str:
@@ -63,9 +67,12 @@ class WeightBank:
         ingredients: int = 0,
         machine: Machine | None = None,
         shared: SharedTensors | None = None,
+        one_merge: Path | None = None,
     ) -> None:
         """
         Args:
+            one_merge: for a bank that makes one merge and no live model, a folder that ingredients are written to and
+                mapped from. On a CPU it needs memory for neither. Nothing in the folder is deleted.
             store: keeps threshold tables on disk, by default in the user's cache.
             ingredients: number of merges that memory was planned for as sources of other merges. A recipe with more
                 has them all while it is written; then those that were not used for longest are dropped.
@@ -77,7 +84,10 @@ class WeightBank:
         self.device = device
         machine = machine or this_machine(float(device.type == "cuda"))
         need = memory_need(base.catalogue, 1 + len(experts), str(dtype).removeprefix("torch."), ingredients=ingredients)
-        self.placement = place_sources(need, machine, shared=shared is not None)
+        if one_merge is None or device.type != "cpu":
+            self.placement = place_sources(need, machine, shared=shared is not None)
+        else:
+            self.placement = Placement(place=Place.MAPPED, device="cpu", sources=need.sources, worker=0, pageable=True)
         self._weights = {
             source.ref.name: placed(_mapped(source), self.placement.place, device) for source in (base, *experts)
         }
@@ -97,6 +107,7 @@ class WeightBank:
         self._live: dict[str, torch.Tensor] = {}
         self._written: dict[str, str] = {}
         self._recipe_tensors = RecipeTensors(files, device)
+        self._one_merge = one_merge
         self._merge_memory = MergeMemory(
             self._base, self.placement.place, device, shared if self.placement.place is Place.MAPPED else None
         )
@@ -171,7 +182,10 @@ class WeightBank:
             yield from self._layer(place, layer)
 
     def _build(self, ingredient: Recipe) -> Mapping[str, torch.Tensor]:
-        return self._merge_memory.hold(ingredient, lambda: self._tensors(ingredient))
+        if self._one_merge is None:
+            return self._merge_memory.hold(ingredient, lambda: self._tensors(ingredient))
+        written = spilled(self._one_merge, self._tensors(ingredient), self.base.catalogue, ingredient)
+        return self._merge_memory.hold(ingredient, lambda: iter(written.items()))
 
     def _forget(self, digest: str) -> None:
         """Drop all that refers to the tensors of an ingredient."""
@@ -280,7 +294,7 @@ class WeightBank:
         )
 
     def _merge(self, rule: Rule, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
-        return merge_rule(rule.method, self.rule_tensors(rule, recipe))
+        return merge_rule(rule.method, replace(self.rule_tensors(rule, recipe), rounded=DTYPES[recipe.dtype]))
 
     def rule_tensors(self, rule: Rule, recipe: Recipe) -> RuleTensors:
         """The resident tensors of one rule of a recipe, as a method takes them.
@@ -344,7 +358,9 @@ def _mapped(source: Source) -> Mapping[str, torch.Tensor]:
 
 
 def _finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    if not bool(torch.isfinite(tensor).all()):
+    flat = tensor.reshape(-1)  # by pieces: the check of a whole tensor takes twice its memory
+    pieces = (flat[start : start + _CHECKED] for start in range(0, flat.numel(), _CHECKED))
+    if not all(bool(torch.isfinite(piece).all()) for piece in pieces):
         raise MergeError(f"tensor {name!r} of the merge is not finite in {str(tensor.dtype).removeprefix('torch.')}")
     return tensor
 

@@ -15,8 +15,8 @@ def merge_rule(method: str, tensors: RuleTensors) -> Iterator[tuple[str, Tensor]
     """Merge the tensors of one recipe rule, one after the other.
 
     Yields:
-        (name, merged tensor) in float32 (float64 where an input is) and in new memory, each once, in the
-        order of the rule's names.
+        (name, merged tensor) in float32 (float64 where an input is), or by most methods in the dtype `rounded` of the
+        tensors, and in new memory, each once, in the order of the rule's names.
 
     Raises:
         InvalidInput: unknown method, or a tensor that is not floating-point.

@@ -72,6 +72,7 @@ class RuleTensors:
         statistics: for each source, in source order, name -> statistic of that tensor, for methods that take some. It
             may name other tensors than `names`; None where none were given.
         head_size: dimensions of an attention head by the models' config; None where they have none.
+        rounded: dtype that `merge` rounds to, piece by piece; None: that of the arithmetic.
         cache: values that depend on base, sources and statistics alone, see `cached`. It may outlive the rule, as long
             as these are the same.
         prefix_cache: for a number n, the cache of what depends on base and the first n sources alone. It is shared by
@@ -88,6 +89,7 @@ class RuleTensors:
     scope_names: tuple[str, ...] | None = None
     statistics: Sequence[Tensors] | None = None
     head_size: int | None = None
+    rounded: torch.dtype | None = None
     cache: MutableMapping[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
     prefix_cache: Callable[[int], MutableMapping[Hashable, Any]] | None = field(default=None, repr=False, compare=False)
 
@@ -198,9 +200,9 @@ class RuleTensors:
             yield Piece(start, base, [widened(flat, start) for flat in flat_sources])
 
     def merge(self, name: str, kernel: Callable[[Piece], Tensor]) -> Tensor:
-        """The merged tensor, in the dtype of the arithmetic and in new memory."""
+        """The merged tensor, in the dtype `rounded` and in new memory."""
         like = self.like(name)
-        merged = torch.empty(like.shape, dtype=self.dtype([name]), device=like.device)
+        merged = torch.empty(like.shape, dtype=self.rounded or self.dtype([name]), device=like.device)
         flat = merged.view(-1)
         for piece in self.pieces(name):
             flat[piece.start : piece.stop] = kernel(piece)

@@ -1,0 +1,157 @@
+"""Weights written as they are made: each tensor goes to its place in a file whose header is written first.
+
+Names, shapes and dtypes have to be known beforehand; then no tensor is held, however large the model is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+
+from evomerge.artefacts.weight_files import MAX_SHARD_BYTES, as_json, write_text
+from evomerge.catalogue import TensorCatalogue
+from evomerge.catalogue.layer_stack import stacked_catalogue
+from evomerge.checkpoints.digests import dtype_name
+from evomerge.checkpoints.safetensors_files import DTYPES, INDEX, ONE_FILE, SafetensorsTensors, read_headers
+from evomerge.recipe import Recipe
+
+_CODES = {name: (code, size) for code, (name, size) in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """A tensor that will be written; the dtype by name."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def itemsize(self) -> int:
+        return _CODES[self.dtype][1]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.itemsize
+
+
+def stream_weights(
+    folder: Path,
+    planned: Sequence[PlannedTensor],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write tensors as one file, or as shards with an index, in whatever order they come.
+
+    Args:
+        planned: all of them, in the order in which they fill the shards.
+        max_shard_bytes: tensors beyond this go to a further file.
+
+    Raises ValueError where the tensors are not the planned ones.
+    """
+    shards = list(_shards(planned, max_shard_bytes))
+    count = len(shards)
+    names = (
+        [ONE_FILE] if count == 1 else [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+    )
+    with ExitStack() as opened:
+        places: dict[str, _Place] = {}
+        for name, shard in zip(names, shards, strict=True):
+            places |= _begin(folder / name, shard, opened)
+        for name, tensor in tensors:
+            if (place := places.pop(name, None)) is None or not place.fits(tensor):
+                raise ValueError(f"{name} was not planned, was given before, or has another shape or dtype")
+            place.write(tensor)
+    if places:
+        raise ValueError(f"{len(places)} tensors that were planned were not given, such as {min(places)}")
+    if count > 1:
+        _write_index(folder, dict(zip(names, shards, strict=True)))
+
+
+def spilled(
+    folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], catalogue: TensorCatalogue, recipe: Recipe
+) -> Mapping[str, torch.Tensor]:
+    """The tensors of a merge, written to a folder in this one and read from there, so that they are mapped, not held.
+
+    Args:
+        catalogue: of the base.
+    """
+    own = folder / recipe.digest
+    own.mkdir(parents=True)
+    stacked = stacked_catalogue(catalogue, [layer.layer for layer in recipe.layers]) if recipe.layers else catalogue
+    stream_weights(own, planned_tensors(stacked, recipe.dtype), tensors)
+    return SafetensorsTensors(read_headers(own))
+
+
+def planned_tensors(catalogue: TensorCatalogue, dtype: str) -> list[PlannedTensor]:
+    """The tensors of a merge in a dtype; those that hold no floating-point numbers keep theirs."""
+    return [
+        PlannedTensor(entry.name, entry.shape, dtype if entry.is_floating else entry.dtype)
+        for entry in catalogue.entries
+    ]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Bytes of an open file that belong to one tensor."""
+
+    tensor: PlannedTensor
+    descriptor: int
+    start: int
+
+    def fits(self, tensor: torch.Tensor) -> bool:
+        return (tuple(tensor.shape), dtype_name(tensor.dtype)) == (self.tensor.shape, self.tensor.dtype)
+
+    def write(self, tensor: torch.Tensor) -> None:
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        start = self.start
+        while content:  # one call writes 2 GiB at most
+            written = os.pwrite(self.descriptor, content, start)
+            content, start = content[written:], start + written
+
+
+def _shards(planned: Sequence[PlannedTensor], max_bytes: int) -> Iterator[list[PlannedTensor]]:
+    shard: list[PlannedTensor] = []
+    size = 0
+    for tensor in planned:
+        if shard and size + tensor.nbytes > max_bytes:
+            yield shard
+            shard, size = [], 0
+        shard.append(tensor)
+        size += tensor.nbytes
+    yield shard
+
+
+def _begin(path: Path, shard: Sequence[PlannedTensor], opened: ExitStack) -> dict[str, _Place]:
+    """Write the header of a file, and give every tensor its place in it: wide dtypes first, so that all are aligned."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    starts, end = {}, 0
+    for tensor in sorted(shard, key=lambda each: (-each.itemsize, each.name)):
+        starts[tensor] = end
+        end += tensor.nbytes
+        header[tensor.name] = {
+            "dtype": _CODES[tensor.dtype][0],
+            "shape": list(tensor.shape),
+            "data_offsets": [starts[tensor], end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    file = opened.enter_context(path.open("wb", buffering=0))
+    file.write(len(text).to_bytes(8, "little") + text)
+    first = 8 + len(text)
+    file.truncate(first + end)
+    return {tensor.name: _Place(tensor, file.fileno(), first + start) for tensor, start in starts.items()}
+
+
+def _write_index(folder: Path, shards: Mapping[str, Sequence[PlannedTensor]]) -> None:
+    weight_map = {tensor.name: name for name, shard in shards.items() for tensor in shard}
+    total = sum(tensor.nbytes for shard in shards.values() for tensor in shard)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    write_text(folder / INDEX, as_json(index))
