@@ -17,6 +17,7 @@ from evomerge.commands.exporting import export
 from evomerge.commands.inventories import evaluators, methods, spaces
 from evomerge.commands.logs import logs
 from evomerge.commands.looking import dashboard, leaderboard, list_studies, status
+from evomerge.commands.merging import import_app, merge
 from evomerge.commands.models import distances, merge_experts
 from evomerge.commands.reporting import report
 from evomerge.commands.searching import baseline, check, run
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "spaces": spaces,
     "evaluators": evaluators,
     "methods": methods,
+    "merge": merge,
     "distances": distances,
     "merge-experts": merge_experts,
 }
@@ -63,6 +65,7 @@ app = typer.Typer(
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
 app.add_typer(study_app, name="study")
+app.add_typer(import_app, name="import")
 
 
 @app.callback(invoke_without_command=True)

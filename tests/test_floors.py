@@ -40,6 +40,7 @@ FLOORS = (
         "preflight",
         "doctor",
         "export",
+        "static_merges",
         "orphans",
         "weight_distances",
         "shared_tower",

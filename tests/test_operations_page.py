@@ -18,7 +18,7 @@ def test_every_command_of_a_page_exists(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     named = set(re.findall(r"(?:^|`|exec controller )evomerge ([a-z][a-z-]*)", text, flags=re.MULTILINE))
     assert named
-    assert named <= {*COMMANDS, "study"}
+    assert named <= {*COMMANDS, "import", "study"}
 
 
 def test_the_table_of_exit_codes_is_that_of_the_errors():

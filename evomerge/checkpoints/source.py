@@ -98,6 +98,7 @@ def open_source(
     allow: Collection[str] = (),
     like: Source | None = None,
     trust_fingerprint: bool = False,
+    fingerprinted: bool = True,
 ) -> Source:
     """Opens a model directory, or downloads it from the hub and opens it.
 
@@ -108,6 +109,7 @@ def open_source(
             the files name them otherwise (with or without the prefix of the base model, either name of a tied tensor).
         trust_fingerprint: take the fingerprint of `ref` as it is instead of reading all weights. For workers, on files
             that the controller has just read.
+        fingerprinted: whether a model without a fingerprint gets one, for which all of its weights are read.
 
     Raises InvalidInput where the model is missing, damaged, or of a kind that is not allowed.
     """
@@ -120,8 +122,10 @@ def open_source(
     header = {name: weights.header[stored] for name, stored in stored_names.items()}
     spoken = architecture.language if architecture else frozenset()
     language = frozenset(name for name, live in live_names.items() if live in spoken)
+    given = ref.fingerprint if trust_fingerprint else None
+    known = given if given or not (fingerprinted or ref.fingerprint) else _fingerprint(ref, config, weights)
     return Source(
-        ref=replace(ref, fingerprint=_fingerprint(ref, config, weights, trust_fingerprint)),
+        ref=replace(ref, fingerprint=known),
         directory=directory,
         hub_id=ref.location if is_hub_id(ref.location) else None,
         config=config,
@@ -182,9 +186,7 @@ def _weights_file(directory: Path, config: Mapping[str, Any]) -> str | None:
     return file
 
 
-def _fingerprint(ref: ModelRef, config: Mapping[str, Any], weights: Weights, trusted: bool) -> str:
-    if trusted and ref.fingerprint:
-        return ref.fingerprint
+def _fingerprint(ref: ModelRef, config: Mapping[str, Any], weights: Weights) -> str:
     found = fingerprint(config, weights.digests())
     if ref.fingerprint not in (None, found):
         raise InvalidInput(

@@ -1,0 +1,267 @@
+"""`evomerge merge` and `evomerge import mergekit`: the bits of an export, from a file, without a search."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from evomerge.artefacts import model_writer
+from evomerge.bank import WeightBank
+from evomerge.checkpoints import Source, open_source, tensor_digests
+from evomerge.cli import run_command
+from evomerge.mergekit.export_yaml import to_mergekit
+from evomerge.methods import METHODS, resolve_options, resolve_parameters
+from evomerge.passes.kernels import DTYPES
+from evomerge.recipe import ModelRef, PathLayer, Recipe, Rule, copying_rule
+from evomerge.static_merges.static_merge import merge_file
+
+READ = sorted(name for name, info in METHODS.items() if info.mergekit is not None)
+
+
+def _open(directories: list[str], *, fingerprinted: bool = True) -> list[Source]:
+    base = open_source(ModelRef("base", directories[0]), fingerprinted=fingerprinted)
+    names = ("math", "code")
+    refs = [ModelRef(name, directory) for name, directory in zip(names, directories[1:], strict=True)]
+    return [base, *(open_source(ref, like=base, fingerprinted=fingerprinted) for ref in refs)]
+
+
+def _recipe(sources: list[Source], *methods: str, dtype: str = "float32", **content: Any) -> Recipe:
+    """One rule by method, over the mergeable tensors in turn."""
+    names = [entry.name for entry in sources[0].catalogue.mergeable]
+    rules = []
+    for place, method in enumerate(methods):
+        merged = ("math", "code")[: METHODS[method].sources or 2]
+        parameters = resolve_parameters(method, {}, len(merged))
+        options = resolve_options(method, {}, semantics="mergekit")
+        tensors = tuple(names[place :: len(methods)])
+        rules.append(Rule(tensors=tensors, method=method, sources=merged, parameters=parameters, options=options))
+    base, *experts = (source.ref for source in sources)
+    return Recipe(base=base, sources=tuple(experts), rules=tuple(rules), dtype=dtype, seed=5, **content)
+
+
+def _expected(sources: list[Source], recipe: Recipe) -> dict[str, str]:
+    """Digests of the tensors that `evomerge export` writes."""
+    bank = WeightBank(sources[0], sources[1:], dtype=DTYPES[recipe.dtype], device=torch.device("cpu"))
+    return tensor_digests(bank.merged(recipe))
+
+
+def _written(out: Path) -> dict[str, str]:
+    tensors: dict[str, torch.Tensor] = {}
+    for file in out.glob("*.safetensors"):
+        tensors |= load_file(file)
+    return tensor_digests(tensors.items())
+
+
+def _file(tmp_path: Path, recipe: Recipe) -> Path:
+    path = tmp_path / "recipe.json"
+    path.write_text(recipe.to_json())
+    return path
+
+
+def _merge(*arguments: object) -> int:
+    return run_command(["merge", "--device", "cpu", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_merge_has_the_bits_of_an_export_and_loads(
+    dtype: str, tied: bool, make_models: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    sources = _open(make_models(tied=tied, dtype=DTYPES[dtype], max_shard_size="30KB"))
+    assert len(list(sources[0].directory.glob("*.safetensors"))) > 1
+    recipe = _recipe(sources, "linear", "ties", "dare_ties", "della", dtype="bfloat16")
+    out = tmp_path / "out"
+    assert _merge(_file(tmp_path, recipe), "--out", out) == 0
+    assert _written(out) == _expected(sources, recipe)
+    assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.bfloat16
+    assert json.loads((out / "generation_config.json").read_text())["max_new_tokens"] == 7
+    assert Recipe.from_json((out / "recipe.json").read_text()).digest == recipe.digest
+    assert "evomerge merge" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("method", READ)
+def test_a_file_of_mergekits_gives_the_bits_of_the_recipe_that_it_was_written_from(
+    method: str, make_models: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    sources = _open(make_models())
+    recipe = _recipe(sources, method)
+    if METHODS[method].random:
+        recipe = replace(recipe, seed=0)
+    text, reason = to_mergekit(recipe, sources[0].catalogue)
+    assert text is not None, reason
+    path, out = tmp_path / "merge.yml", tmp_path / "out"
+    path.write_text(text)
+    assert _merge(path, "--out", out) == 0
+    assert _written(out) == _expected(sources, recipe)
+
+
+def test_a_path_of_layers_is_written_with_its_depth(make_models: Callable[..., list[str]], tmp_path: Path) -> None:
+    sources = _open(make_models())
+    layers = (
+        PathLayer("base", 0, 1.0),
+        PathLayer("math", 1, 0.5),
+        PathLayer("math", 2, 1.0),
+        PathLayer("code", 2, 1.0),
+    )
+    recipe = replace(
+        _recipe(sources), rules=(copying_rule("code", ("lm_head.weight", "model.norm.weight")),), layers=layers
+    )
+    out = tmp_path / "out"
+    assert _merge(_file(tmp_path, recipe), "--out", out) == 0
+    assert _written(out) == _expected(sources, recipe)
+    assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 4
+
+
+def test_a_merge_of_merges_leaves_nothing_beside_the_result(
+    make_models: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    sources = _open(make_models())
+    soup = _recipe(sources, "linear", dtype="bfloat16")
+    recipe = _recipe(sources, "ties", ingredients={"soup": soup})
+    recipe = replace(recipe, rules=(replace(recipe.rules[0], sources=("soup", "code")),))
+    out = tmp_path / "made" / "out"
+    assert _merge(_file(tmp_path, recipe), "--out", out) == 0
+    assert _written(out) == _expected(sources, recipe)
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_a_crash_leaves_the_earlier_result_and_nothing_half_written(
+    make_models: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = _open(make_models())
+    path, out = _file(tmp_path, _recipe(sources, "linear")), tmp_path / "made" / "out"
+    assert _merge(path, "--out", out) == 0
+    before = _written(out)
+
+    def crash(*_: object) -> None:
+        raise OSError("no more")
+
+    monkeypatch.setattr(model_writer, "write_text", crash)
+    assert _merge(_file(tmp_path, _recipe(sources, "ties")), "--out", out) == 1
+    assert _written(out) == before
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_models_that_were_moved_are_given_by_name_and_changed_ones_are_refused(
+    make_models: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directories = make_models()
+    sources = _open(directories)
+    path, out = _file(tmp_path, _recipe(sources, "linear")), tmp_path / "out"
+    expected = _expected(sources, _recipe(sources, "linear"))
+    moved = Path(directories[2]).rename(tmp_path / "moved")
+    assert _merge(path, "--out", out) == 2
+    assert "there is no directory" in capsys.readouterr().err
+    assert _merge(path, "--out", out, "--source", f"coed={moved}") == 2
+    assert "did you mean 'code'?" in capsys.readouterr().err
+    assert _merge(path, "--out", out, "--source", f"code={moved}") == 0
+    assert _written(out) == expected
+    assert _merge(path, "--out", out, "--source", f"code={directories[1]}") == 2
+    assert "has changed" in capsys.readouterr().err
+    assert _merge(path, "--out", out, "--source", f"code={directories[1]}", "--no-fingerprints") == 0
+
+
+def test_a_recipe_whose_text_was_changed_is_refused(
+    make_models: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _file(tmp_path, _recipe(_open(make_models()), "linear"))
+    path.write_text(path.read_text().replace('"seed": 5', '"seed": 6'))
+    assert _merge(path, "--out", tmp_path / "out") == 2
+    assert "remove the line `digest` if you have changed the recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("method", "what"), [("fisher", "statistics"), ("column_linear", "coefficients")])
+def test_what_a_search_has_measured_or_trained_is_refused_with_the_reason(
+    method: str, what: str, make_models: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = _recipe(_open(make_models()), "linear")
+    recipe = replace(recipe, rules=(replace(recipe.rules[0], method=method),))
+    assert _merge(_file(tmp_path, recipe), "--out", tmp_path / "out") == 2
+    assert f"merges by {method}, with {what} that a search has measured or trained" in capsys.readouterr().err
+
+
+def test_an_imported_file_is_a_recipe_that_merges_to_the_same_bits_and_its_differences_are_said(
+    make_models: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, math, code = make_models(dtype=torch.bfloat16)
+    content = {
+        "merge_method": "dare_ties",
+        "base_model": base,
+        "models": [
+            {"model": base},
+            {"model": math, "parameters": {"weight": [1.0, 0.2], "density": 0.9}},
+            {"model": code, "parameters": {"weight": [{"filter": "mlp", "value": 0.7}, {"value": 0.4}]}},
+        ],
+        "parameters": {"int8_mask": True},
+        "dtype": "bfloat16",
+    }
+    path = tmp_path / "merge.yml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    recipe = tmp_path / "recipe.yaml"
+    named = ("--source", f"expert={math}", "--seed", "3")
+    assert run_command(["import", "mergekit", str(path), "--out", str(recipe), *named]) == 0
+    told = capsys.readouterr()
+    assert "line 18: `int8_mask` saves memory in mergekit and changes nothing; ignored" in told.err
+    assert "line 19: mergekit adds in bfloat16" in told.err
+    assert "3 differences, above" in told.out
+    assert _merge(recipe, "--out", tmp_path / "one") == 0
+    assert _merge(path, "--out", tmp_path / "two", *named) == 0
+    assert _written(tmp_path / "one") == _written(tmp_path / "two")
+    made = yaml.safe_load(recipe.read_text())
+    assert [source["name"] for source in made["sources"]] == ["expert", "code"]
+    assert made["sources"][0]["fingerprint"]
+    assert run_command(["import", "mergekit", str(recipe), "--out", str(tmp_path / "again.yaml")]) == 2
+
+
+def test_the_export_of_a_search_is_made_again_byte_by_byte(write_spec: Callable[..., Path], tmp_path: Path) -> None:
+    spec = write_spec(budget={"trials": 2}, space="ties-per-block", dtype="bfloat16")
+    assert run_command(["run", str(spec), "--ray", "none"]) == 0
+    exported, again = tmp_path / "exported", tmp_path / "again"
+    assert run_command(["export", str(spec), "--out", str(exported)]) == 0
+    assert run_command(["merge", str(exported), "--out", str(again)]) == 0
+    different = [
+        path.name
+        for path in sorted(exported.iterdir())
+        if not (again / path.name).exists() or path.read_bytes() != (again / path.name).read_bytes()
+    ]
+    assert different == ["README.md"]
+
+
+def _anonymous_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
+
+
+def test_memory_does_not_grow_with_what_has_been_merged(make_models: Callable[..., list[str]], tmp_path: Path) -> None:
+    sources = _open(make_models(hidden_size=1024, intermediate_size=2048), fingerprinted=False)
+    held: list[int] = []
+    path = _file(tmp_path, _recipe(sources, "task_arithmetic"))
+    made = merge_file(
+        path, tmp_path / "out", places={}, device="cpu", progress=lambda *_: held.append(_anonymous_bytes())
+    )
+    assert made["bytes"] == 4 * sources[0].catalogue.parameters
+    assert max(held) - min(held) < made["bytes"] / 2  # of which the allocator keeps a part
+
+
+def test_merging_loads_neither_optuna_nor_ray_nor_lm_eval(
+    make_models: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    path = _file(tmp_path, _recipe(_open(make_models()), "linear"))
+    code = (
+        "import sys\nfrom evomerge.cli import run_command\n"
+        f"assert run_command(['merge', {str(path)!r}, '--out', {str(tmp_path / 'out')!r}]) == 0\n"
+        "print(*{'optuna', 'ray', 'lm_eval', 'datasets', 'pandas'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == ""
