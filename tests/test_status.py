@@ -9,6 +9,7 @@ import optuna
 import pytest
 
 from evomerge.cli import run_command
+from evomerge.commands.glance import Glance, glance_at
 from evomerge.leases.hold_files import lock_file
 from evomerge.leases.holder import Holder, holder_of
 from evomerge.leases.lock import hold
@@ -17,7 +18,6 @@ from evomerge.report.status_report import probe_code, status_document, status_te
 from evomerge.search.session import _beat_with
 from evomerge.storage import attributes
 from evomerge.storage.opening import open_storage, release
-from evomerge.study.glance import Glance, glance_at
 from evomerge.study.heartbeat import BEAT_SECONDS, Heartbeat
 
 RUNNING = {

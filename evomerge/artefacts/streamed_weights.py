@@ -62,7 +62,7 @@ def stream_weights(
         [ONE_FILE] if count == 1 else [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
     )
     with ExitStack() as opened:
-        places: dict[str, _Place] = {}
+        places: dict[str, _TensorPlace] = {}
         for name, shard in zip(names, shards, strict=True):
             places |= _begin(folder / name, shard, opened)
         for name, tensor in tensors:
@@ -99,7 +99,7 @@ def planned_tensors(catalogue: TensorCatalogue, dtype: str) -> list[PlannedTenso
 
 
 @dataclass(frozen=True)
-class _Place:
+class _TensorPlace:
     """Bytes of an open file that belong to one tensor."""
 
     tensor: PlannedTensor
@@ -129,7 +129,7 @@ def _shards(planned: Sequence[PlannedTensor], max_bytes: int) -> Iterator[list[P
     yield shard
 
 
-def _begin(path: Path, shard: Sequence[PlannedTensor], opened: ExitStack) -> dict[str, _Place]:
+def _begin(path: Path, shard: Sequence[PlannedTensor], opened: ExitStack) -> dict[str, _TensorPlace]:
     """Write the header of a file, and give every tensor its place in it: wide dtypes first, so that all are aligned."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     starts, end = {}, 0
@@ -147,7 +147,7 @@ def _begin(path: Path, shard: Sequence[PlannedTensor], opened: ExitStack) -> dic
     file.write(len(text).to_bytes(8, "little") + text)
     first = 8 + len(text)
     file.truncate(first + end)
-    return {tensor.name: _Place(tensor, file.fileno(), first + start) for tensor, start in starts.items()}
+    return {tensor.name: _TensorPlace(tensor, file.fileno(), first + start) for tensor, start in starts.items()}
 
 
 def _write_index(folder: Path, shards: Mapping[str, Sequence[PlannedTensor]]) -> None:

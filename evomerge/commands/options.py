@@ -12,10 +12,10 @@ from evomerge.errors import InvalidInput
 from evomerge.storage.attributes import WRITER
 
 if TYPE_CHECKING:
+    from evomerge.commands.glance import Glance
     from evomerge.leases.holder import Holder
     from evomerge.report.terminal import Terminal
     from evomerge.spec import SearchSpec
-    from evomerge.study.glance import Glance
     from evomerge.study.stored_search import StoredSearch
     from evomerge.study.stored_spec import NamedStudy
 
@@ -73,8 +73,8 @@ def glance_of(
     terminal: Terminal, path: Path | None, storage: str | None, study: str | None
 ) -> tuple[NamedStudy, Holder | None]:
     """The attributes of the study that a command reads, and its holder. Neither trials nor Optuna are loaded for it."""
+    from evomerge.commands.glance import glance_at
     from evomerge.leases.holder import holder_of
-    from evomerge.study.glance import glance_at
 
     given, unusable = (None, "") if path is None or study is not None else _located(path, storage)
     url, name = (storage or "", study or "") if given is None else (given.storage_url, given.name)

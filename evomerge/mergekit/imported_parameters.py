@@ -39,7 +39,7 @@ Number = float | tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class _Level:
+class _Scope:
     """One place of the file that has parameters.
 
     Attributes:
@@ -236,17 +236,17 @@ class MethodReader:
     def _choices(self, option: str) -> tuple[OptionValue, ...]:
         return next(each.choices for each in self.info.options if each.name == option)
 
-    def _levels(self) -> Iterator[_Level]:
+    def _levels(self) -> Iterator[_Scope]:
         document = self._document
-        yield _Level(document.parameters, ())
+        yield _Scope(document.parameters, ())
         for each in document.slices:
             if document.sliced:
-                yield _Level(each.parameters, each.keys)
+                yield _Scope(each.parameters, each.keys)
             for model in each.models:
                 merged = not (self.has_base and model.model == document.base_model)
-                yield _Level(model.parameters, model.keys, model=True, merged=merged)
+                yield _Scope(model.parameters, model.keys, model=True, merged=merged)
 
-    def _check(self, level: _Level) -> None:
+    def _check(self, level: _Scope) -> None:
         for key, setting in level.parameters.items():
             keys: Keys = (*level.keys, "parameters", key)
             if key in self._read_here(model=False) or not level.merged:
@@ -264,7 +264,7 @@ class MethodReader:
                 hint = f"did you mean {close[0]!r}?" if close else f"it reads {', '.join(sorted(self._read_here()))}"
                 raise self._document.refusal(keys, f"{self._theirs.name} has no parameter `{key}`; {hint}")
 
-    def _note(self, level: _Level, key: str) -> str | None:
+    def _note(self, level: _Scope, key: str) -> str | None:
         if key in _WITHOUT_EFFECT:
             return _WITHOUT_EFFECT[key]
         if not level.merged:

@@ -107,7 +107,7 @@ def read_merge_file(path: Path) -> list[MergeDocument]:
         InvalidInput: this is no file of mergekit's, or says something that no recipe says; names the line.
     """
     documents = read_documents(path, KIND)
-    read = [_Reader(path, document).read() for document in documents]
+    read = [_DocumentReader(path, document).read() for document in documents]
     names = [each.name for each in read[:-1]]
     for place, each in enumerate(read[:-1]):
         if each.name is None or each.name in names[:place]:
@@ -115,7 +115,7 @@ def read_merge_file(path: Path) -> list[MergeDocument]:
     return read
 
 
-class _Reader:
+class _DocumentReader:
     """Checks one document."""
 
     def __init__(self, path: Path, document: Document) -> None:

@@ -34,7 +34,7 @@ class ArtifactsAway(Interrupted):
 
 
 class Patience(Protocol):
-    """How long a store is waited for; `evomerge.storage.patience.StoragePatience` is one."""
+    """The time that a store is waited for; `evomerge.storage.patience.StoragePatience` is one."""
 
     def retry(self, call: Callable[[], _Result], awaited: str) -> _Result:
         """The result of a call that is repeated while it raises an OSError."""
@@ -199,7 +199,7 @@ def _options() -> dict[str, Any]:
 
 @contextmanager
 def _own_words() -> Iterator[None]:
-    """What the libraries raise, as errors of files, which are waited for, or as a fault of the user's set-up."""
+    """Errors of the libraries as errors of files, which are waited for, or as a fault of the user's set-up."""
     try:
         yield
     except (EvomergeError, OSError):

@@ -27,7 +27,7 @@ class StudyComparison:
 def study_comparison(
     one: StoredSearch, other: StoredSearch, content: PageContent, further: PageContent
 ) -> StudyComparison:
-    """What two studies found.
+    """The findings of two studies.
 
     Args:
         content, further: of the pages of the two.

@@ -16,7 +16,7 @@ from evomerge.verdict.headline import NOT_YET, Headline, headline
 
 
 def answer(stored: StoredSearch, lines: Sequence[Line], verdict: Verdict | None) -> Headline:
-    """What won, by how much, and whether to believe it; or what leads, and why that cannot be believed yet."""
+    """The winner, its lead, and whether to believe it; or the leader, and why it cannot be believed yet."""
     if verdict is not None:
         return headline(verdict)
     trials = [line for line in lines if line.kind in ("trial", "best") and line.search is not None]
@@ -34,7 +34,7 @@ def answer(stored: StoredSearch, lines: Sequence[Line], verdict: Verdict | None)
 
 
 def warnings(stored: StoredSearch, lines: Sequence[Line], verdict: Verdict | None) -> list[str]:
-    """What a reader has to know before the numbers."""
+    """Sentences that a reader has to know before the numbers."""
     winner = read_winner(stored.study.user_attrs)
     found = []
     if verdict is not None and winner is not None and winner.trial != verdict.trial:

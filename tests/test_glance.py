@@ -3,9 +3,9 @@
 import optuna
 import pytest
 
+from evomerge.commands.glance import glance_at
 from evomerge.storage.attributes import write_text
 from evomerge.storage.opening import open_storage, release
-from evomerge.study.glance import glance_at
 
 
 @pytest.fixture(params=["sqlite", "journal"])
