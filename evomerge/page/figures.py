@@ -73,7 +73,7 @@ def task_scores(tasks: Sequence[str], rows: Mapping[str, Mapping[str, Estimate]]
         axes.set_yticks(range(len(tasks)), tasks)
         axes.invert_yaxis()
         axes.grid(axis="x", color=COLOURS["grid"], linewidth=0.6)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(names), fontsize=8.5, handletextpad=0.2)
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(names), fontsize=8.5, handletextpad=0.2)
 
     text = f"On the {part} items; bars are two standard errors to each side."
     return drawn("tasks", "Scores by task", text, _height(1.7 * len(tasks)), draw)

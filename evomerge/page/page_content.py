@@ -170,9 +170,12 @@ def _pictures(
     if course.points:
         found.append(figures.course(course, others))
     artifacts = ArtifactFolder(stored.artifacts)
+    drawn = set()
     for name, label, recipe in _drawn_recipes(stored):
         artifacts.fetch_files(all_files(recipe))
-        if (weights := depth_weights(recipe, artifacts.files)) is not None:
+        weights = depth_weights(recipe, artifacts.files)
+        if weights is not None and repr(weights) not in drawn:  # a winner may be a baseline itself; NaN equals nothing
+            drawn.add(repr(weights))
             found.append(figures.weights(weights, name, label))
     if rows := both_parts(stored):
         found += [figures.both_parts(rows), figures.winners_curse(rows, verdict)]
