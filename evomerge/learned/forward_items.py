@@ -73,7 +73,7 @@ class ForwardItems:
         return _padded(texts, [text.counted(self._settings.positions) for text in texts], self._device)
 
     def _batch(self) -> Batch:
-        losses, positions = self._settings.loss, self._settings.positions
+        losses, positions = self._settings.losses, self._settings.positions
         counted = [set(row.counted("answer")) if losses.answers else set() for row in self._rows]
         if losses.experts or losses.entropy:
             for first in self._first[:-1]:
@@ -105,7 +105,7 @@ def passes(texts: Texts, settings: LearnedSettings) -> Iterator[list[Item]]:
 
 def read_rows(item: Item, settings: LearnedSettings) -> tuple[CalibrationText, ...]:
     """The texts that the model reads: that with the right answer, then with each other option where these count."""
-    return (item.text, *item.text.others) if settings.loss.answers else (item.text,)
+    return (item.text, *item.text.others) if settings.losses.answers else (item.text,)
 
 
 def _padded(texts: Sequence[CalibrationText], counted: Sequence[Sequence[int]], device: torch.device) -> Batch:

@@ -8,9 +8,10 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from evomerge.learned.kept_best import stop_losses
-from evomerge.learned.learned_settings import Granularity, LearnedSettings
+from evomerge.learned.learned_settings import Granularity, LearnedLosses, LearnedSettings
 from evomerge.learned.learned_training import (
     LearnedResult,
     LearnedStep,
@@ -29,6 +30,8 @@ from evomerge.whole_files import write_whole
 
 FEW_TEXTS = 64  # of some source: with fewer, those kept for stopping are too few to choose by
 FOLDS = 4
+# Of labels and a teacher's predictions the labels get much the lower weight (Hinton et al. 2015, section 2).
+FEW_TEXTS_LOSS: Final = LearnedLosses(answers=0.25, experts=1.0)
 
 _Losses = dict[str, float]
 
@@ -43,13 +46,17 @@ def choose_and_learn(inputs: TrainingInputs, settings: LearnedSettings) -> Gener
     and it is trained on all texts, for the steps after which the mean loss over the folds was least. Where nothing is
     better than the start by more than the error, the start is the result.
 
+    Where no loss is given, few texts are learned from with the predictions of the experts beside the right answers:
+    an answer is one token at each position, a prediction says how likely every other one is, so that fewer texts teach
+    as much, and fine coefficients do not fit these few answers alone. Both are measured on the texts kept for stopping.
+
     Each training has a checkpoint of its own, and the course of those that have ended is stored: a choice that was
     killed continues to the same numbers. All else is as in `train_learned`.
 
     Yields:
         A `LearnedStep` after each step of each training, numbered over all of them.
     """
-    choice = _GranularityChoice(inputs, settings)
+    choice = _GranularityChoice(inputs, _with_loss(settings, inputs.texts))
     first, *finer = choice.granularities
     tried = [(yield from choice.try_out(first, settings.penalties[0]))]
     tried.insert(0, choice.start)
@@ -72,7 +79,8 @@ def planned_choice(texts: Texts, settings: LearnedSettings, seed: int) -> Planne
     Raises:
         InvalidInput: texts that cannot be trained on.
     """
-    planned = [planned_learning(texts, course, seed) for course in _all_courses(texts, settings)]
+    courses = _all_courses(texts, _with_loss(settings, texts))
+    planned = [planned_learning(texts, course, seed) for course in courses]
     return PlannedTokens(
         steps=sum(each.steps for each in planned),
         gradient_tokens=sum(each.gradient_tokens for each in planned),
@@ -278,10 +286,25 @@ def _load(path: Path) -> dict[str, _Ended]:
     return {}
 
 
+def _with_loss(settings: LearnedSettings, texts: Texts) -> LearnedSettings:
+    """The settings with the loss for so many texts where none is given.
+
+    Permuted answers stay alone: they are the control of what knows nothing of the experts' skills, and predictions
+    would tell it.
+    """
+    if settings.loss is not None or settings.labels == "permuted" or not _are_few(texts):
+        return settings
+    return settings.model_copy(update={"loss": FEW_TEXTS_LOSS})
+
+
 def _folds(texts: Texts, settings: LearnedSettings) -> int:
     if settings.folds is not None:
         return settings.folds
-    return FOLDS if min((len(each) for each in texts.values() if each), default=0) < FEW_TEXTS else 1
+    return FOLDS if _are_few(texts) else 1
+
+
+def _are_few(texts: Texts) -> bool:
+    return min((len(each) for each in texts.values() if each), default=0) < FEW_TEXTS
 
 
 def _granularities(settings: LearnedSettings) -> tuple[Granularity, ...]:

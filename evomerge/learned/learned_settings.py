@@ -35,7 +35,8 @@ class LearnedSettings(Frozen):
     """Settings of the trainer `learned`: theta = theta_0 + sum_i c_i tau_i, with coefficients c_i that are learned.
 
     Attributes:
-        loss: weights of the losses; right answers alone where it is not given.
+        loss: weights of the losses; None: right answers alone, but under "chosen", where a source has fewer than 64
+            texts and the labels are given, experts and a quarter of the right answers.
         granularity: one coefficient per source, per source and group of tensors, per source and tensor, or per source
             and input column (element of a norm, one of a bias); or "chosen" among `granularities` by items that are not
             trained on.
@@ -70,7 +71,7 @@ class LearnedSettings(Frozen):
         max_tokens: padded tokens of one forward pass.
     """
 
-    loss: LearnedLosses = LearnedLosses(answers=1.0)
+    loss: LearnedLosses | None = None
     granularity: Granularity | Literal["chosen"] = "tensor"
     granularities: Annotated[tuple[Granularity, ...], Field(min_length=1)] = ("global", "groups", "tensor", "column")
     penalties: Annotated[tuple[Weight, ...], Field(min_length=1)] = (0.0, 1.0)
@@ -99,7 +100,7 @@ class LearnedSettings(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> LearnedSettings:
-        if not any(self.loss.model_dump().values()):
+        if not any(self.losses.model_dump().values()):
             raise ValueError("loss has no weight above 0; give answers, experts or entropy one")
         if self.groups and self.granularity not in {"groups", "chosen"}:
             raise ValueError("groups are given with granularity: groups, or with chosen")
@@ -115,6 +116,11 @@ class LearnedSettings(Frozen):
     def is_measured(self, step: int) -> bool:
         """Whether the loss is measured after this step, counted from 1."""
         return step == self.steps or (self.stop_share > 0 and step % self.stop_every == 0)
+
+    @property
+    def losses(self) -> LearnedLosses:
+        """The weights of the losses, right answers alone where none are given."""
+        return LearnedLosses(answers=1.0) if self.loss is None else self.loss
 
     @property
     def rate(self) -> float:

@@ -81,8 +81,8 @@ def _check(source: str, texts: Sequence[CalibrationText], settings: LearnedSetti
             f"source {source!r} has one calibration text, which cannot be trained on and kept for stopping; give more, "
             "or use stop_share: 0"
         )
-    masks = [settings.positions] if settings.loss.experts or settings.loss.entropy else []
-    masks += ["answer"] if settings.loss.answers else []
+    masks = [settings.positions] if settings.losses.experts or settings.losses.entropy else []
+    masks += ["answer"] if settings.losses.answers else []
     for mask in masks:
         rows = [row for text in texts for row in (text, *(text.others if mask == "answer" else ()))]
         if not all(row.counted(mask) for row in rows):
@@ -111,11 +111,11 @@ def planned_learning(texts: Texts, settings: LearnedSettings, seed: int) -> Plan
     items = LearningItems(texts, settings, seed)
     read = [items.step(number) for number in range(settings.steps)]
     measured = [items.measured] * (1 + len([n for n in range(1, settings.steps + 1) if settings.is_measured(n)]))
-    taught = [*read, *measured] if settings.loss.experts else []
+    taught = [*read, *measured] if settings.losses.experts else []
     return PlannedTokens(
         steps=settings.steps,
-        gradient_tokens=sum(_tokens(texts, options=settings.loss.answers > 0) for texts in read),
-        forward_tokens=sum(_tokens(texts, options=settings.loss.answers > 0) for texts in measured)
+        gradient_tokens=sum(_tokens(texts, options=settings.losses.answers > 0) for texts in read),
+        forward_tokens=sum(_tokens(texts, options=settings.losses.answers > 0) for texts in measured)
         + sum(_tokens(texts, options=False) for texts in taught),
     )
 

@@ -37,7 +37,7 @@ def item_losses(
     for items in passes(texts, settings):
         forward = ForwardItems(items, settings, student.device)
         present = dict.fromkeys(item.source for item in items)
-        targets = _targets(forward, present, student) if settings.loss.experts else {}
+        targets = _targets(forward, present, student) if settings.losses.experts else {}
         logits, _ = student.logits(forward.batch, gradients=gradients)
         predictions = _Predictions(
             logits=logits.detach(),
@@ -46,10 +46,10 @@ def item_losses(
             shares=shares,
             gradient=torch.zeros_like(logits) if gradients else None,
         )
-        if settings.loss.answers:
-            for source, loss in predictions.answers(settings.loss.answers):
+        if settings.losses.answers:
+            for source, loss in predictions.answers(settings.losses.answers):
                 totals[source] += loss
-        if settings.loss.experts or settings.loss.entropy:
+        if settings.losses.experts or settings.losses.entropy:
             for source in present:
                 totals[source] += predictions.looks(source, targets.get(source), settings)
         if predictions.gradient is not None:
@@ -156,9 +156,9 @@ def _unlabelled(piece: Tensor, part: slice, targets: FullTargets | None, setting
     loss = torch.zeros((), dtype=piece.dtype, device=piece.device)
     if targets is not None:
         temperature = settings.temperature
-        loss = loss + settings.loss.experts * temperature**2 * targets.kl(piece, part, temperature).sum()
-    if settings.loss.entropy:
-        loss = loss + settings.loss.entropy * entropy_by_position(piece).sum()
+        loss = loss + settings.losses.experts * temperature**2 * targets.kl(piece, part, temperature).sum()
+    if settings.losses.entropy:
+        loss = loss + settings.losses.entropy * entropy_by_position(piece).sum()
     return loss
 
 

@@ -39,8 +39,8 @@ def test_the_merge_method_follows_from_basis_and_granularity():
 
 
 def test_a_loss_that_is_named_takes_the_place_of_right_answers():
-    assert LearnedSettings().loss.model_dump() == {"answers": 1, "experts": 0, "entropy": 0}
-    assert validate(LearnedSettings, {"loss": {"experts": 1}}, "x").loss.model_dump() == {
+    assert LearnedSettings().losses.model_dump() == {"answers": 1, "experts": 0, "entropy": 0}
+    assert validate(LearnedSettings, {"loss": {"experts": 1}}, "x").losses.model_dump() == {
         "answers": 0, "experts": 1, "entropy": 0
     }  # fmt: skip
 
