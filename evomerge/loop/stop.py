@@ -80,10 +80,13 @@ class Stop:
         return Interrupted(f"stopped by {self.reason}; {GO_ON}")
 
     def listen(self) -> None:
-        """Handle the signals where others have put handlers in the place of ours, as ray.init does."""
+        """Handle the signals where others have put handlers in the place of ours, as ray.init does.
+
+        Ray's C++ puts its own there too, of which Python does not know: so ours are put back each time.
+        """
         if self._bell is not None and threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                if signal.getsignal(number) not in (self._on_signal, signal.SIG_IGN):  # nohup ignores SIGHUP
+                if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
                     signal.signal(number, self._on_signal)
 
     def start(self) -> None:
@@ -174,6 +177,8 @@ class Stop:
         os.close(bell)
 
     def _count(self, numbers: list[int]) -> None:
+        if numbers:
+            _cancel_abort()
         self._received += len(numbers)
         if numbers and self.reason is None:
             self.request(signal.Signals(numbers[0]).name)
@@ -202,6 +207,15 @@ def stopping_on_signals() -> Iterator[Stop]:
             yield stop
     finally:
         stop.finish()
+
+
+def _cancel_abort() -> None:
+    """Cancel the alarm that the handler of Ray's C++ sets: three seconds after a signal it aborts the process.
+
+    It comes to that where the signal is sent after `ray.init` and before `listen`.
+    """
+    if signal.getsignal(signal.SIGALRM) is signal.SIG_DFL:  # nothing in Python has an alarm of its own
+        signal.alarm(0)
 
 
 def _ring(bell: int) -> None:

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -180,3 +181,35 @@ def test_a_library_user_gets_interrupted_and_his_handlers_back():
     with pytest.raises(Interrupted, match="stopped by SIGTERM"):
         run()
     assert handlers() == before
+
+
+RAYS_HANDLER = """
+import ctypes, os, signal, time
+from evomerge.errors import Interrupted
+from evomerge.loop.stop import stopping_on_signals
+
+try:
+    with stopping_on_signals() as stop:
+        {before}
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop.notice()
+        time.sleep(2.5)  # all that a run does at its end
+        stop.check()
+except Interrupted as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "signal.alarm(1)",  # as Ray's handler does before it calls the one that was there before
+        "ctypes.CDLL(None).signal(signal.SIGTERM, ctypes.c_void_p(1)); stop.listen()",  # a handler that Python misses
+    ],
+    ids=["alarm", "handler"],
+)
+def test_neither_a_handler_of_compiled_code_nor_its_alarm_keeps_a_run_from_its_own_end(before):
+    done = subprocess.run([sys.executable, "-c", RAYS_HANDLER.format(before=before)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "stopped by SIGTERM; run the same command again to go on\n"), (
+        done.stderr
+    )
