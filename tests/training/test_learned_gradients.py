@@ -60,7 +60,7 @@ class Reference:
                 merged[name] = self.built.weights["base"][name].double() + sum(
                     value * self.vectors[source][name] for value, source in zip(values[key], SOURCES, strict=True)
                 )
-        losses = self.settings.loss
+        losses = self.settings.losses
         total = 0.0
         for source, each in texts.items():
             own = {name: tensor.double() for name, tensor in self.built.weights[source].items()}
