@@ -18,9 +18,11 @@ from object_servers import bucket, s3_server  # noqa: F401
 from servers import mariadb, postgres, redis  # noqa: F401
 from two_skills import pack  # noqa: F401
 
-# A shell has what it runs in the background ignore SIGINT, and so do the children of such tests.
+# A shell has what it runs in the background ignore SIGINT, nohup SIGHUP, and so do the children of such tests.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).parent.parent
 TOY = ROOT / "examples" / "toy"

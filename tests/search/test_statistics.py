@@ -341,7 +341,7 @@ def test_every_executor_tells_the_progress_of_a_measurement_and_then_its_outcome
     before = worker.run(score).result
     inline = events_of(InlineExecutor(worker), job)
     assert worker.run(score).result.scores.tasks == before.scores.tasks
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     pool = RayExecutor(setups[1].setup(), count=1, cpus=1, gpus=0, resources={}, timeout=600.0)
     try:
         remote = events_of(pool, job)
@@ -371,7 +371,7 @@ def test_a_worker_that_dies_while_it_measures_is_replaced_and_its_sums_are_conti
     monkeypatch.setattr(ray_executor.ray_executor, "WorkerActor", DyingActor)
     steps = []
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     pool = RayExecutor(inputs.setup(), count=1, cpus=1, gpus=0, resources={}, timeout=600.0)
     try:
         ((_, outcome),) = run_all(pool, Stop(), [job], lambda progress: steps.append(progress.step))

@@ -241,7 +241,7 @@ def test_every_executor_tells_the_progress_of_a_training_and_then_its_outcome(sp
     inputs = open_inputs(load_spec(spec()))
     job, setup = train_job(inputs), inputs.setup()
     inline = events_of(InlineExecutor(Worker(setup, "inline")), job)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     pool = RayExecutor(setup, count=1, cpus=1, gpus=0, resources={}, timeout=600.0)
     try:
         remote = events_of(pool, job)

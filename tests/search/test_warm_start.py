@@ -154,7 +154,7 @@ def test_a_trained_baseline_is_a_goal_without_a_place(monkeypatch):
     monkeypatch.setattr(warm_start, "_best_first", lambda opened: rows)
     monkeypatch.setattr(warm_start, "read_scores", lambda *_: {})
     monkeypatch.setattr(warm_start, "_place", lambda opened, row: {"weight": 0.3})
-    opened = SimpleNamespace(artifacts=None, storage=None, space=None)
+    opened = SimpleNamespace(artifacts=None, storage=None, patience=None, space=None)
     trained, soup = warm_start.reference_points(opened, SimpleNamespace(points=lambda scores: [0.5]))
     assert (trained.params, soup.params) == (None, {"weight": 0.3})
 
