@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.jobs import Cost
 from evomerge.objective import Assessment
+from evomerge.samplers.base import in_tell_order
 from evomerge.storage import attributes
 from evomerge.study.trials import is_counted, is_feasible, total_cost, value_of
 
@@ -34,7 +35,8 @@ class Tally:
         self.finished = len(counted)
         self.failed = sum(trial.state is TrialState.FAIL for trial in counted)
         self.dropped = sum(trial.state is TrialState.PRUNED for trial in counted)
-        self.told = sum(attributes.TELL in trial.user_attrs for trial in finished)
+        # A failed trial may have the number of an earlier attempt, whose end was never stored.
+        self.told = sum(attributes.TELL in trial.user_attrs for trial in in_tell_order(finished))
         self.spent = total_cost(counted)
         self.seconds: dict[str, float] = {}
         for trial in finished:
