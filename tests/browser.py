@@ -32,7 +32,7 @@ def free_address() -> tuple[str, int]:
 
 
 def answer_of(url: str, seconds: float = 60.0) -> bytes:
-    """What a server that may be starting sends."""
+    """The answer of a server that may be starting."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -43,16 +43,17 @@ def answer_of(url: str, seconds: float = 60.0) -> bytes:
             time.sleep(0.2)
 
 
-def page_of(url: str, folder: Path) -> str:
+def page_of(url: str, folder: Path, *options: str) -> str:
     """The page as it is after its scripts have run. Skips where there is no browser.
 
     Args:
         folder: for the browser's profile.
+        options: of the browser, beside those that it always gets.
     """
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("needs the browser chromium")
     profile = [f"--user-data-dir={folder}/profile", "--virtual-time-budget=20000", "--dump-dom"]
     return subprocess.run(
-        [chromium, *OPTIONS, *profile, url], capture_output=True, text=True, timeout=120, check=True
+        [chromium, *OPTIONS, *profile, *options, url], capture_output=True, text=True, timeout=120, check=True
     ).stdout

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from evomerge.jobs import Cost
 from evomerge.leaderboard import Line, PartScore
 from evomerge.messages import duration, in_bytes, in_thousands, p_value
-from evomerge.verdict.sentences import about, amount
+from evomerge.verdict.sentences import COMPARISON_TITLES, about, amount
 from evomerge.verdict.verdict import Verdict
 
 _NOTHING = "–"
@@ -112,16 +112,7 @@ def comparison_table(verdict: Verdict) -> PageTable:
     return PageTable(
         name="comparisons",
         title=f"{verdict.winner.capitalize()} against the others",
-        columns=(
-            "against",
-            "difference",
-            "95 % interval",
-            "p (corrected)",
-            "test",
-            "items that differ",
-            "items needed",
-            "outcome",
-        ),
+        columns=("against", *COMPARISON_TITLES[1:-1]),
         rows=tuple(rows),
         text=f"{verdict.items:,} held-out items, compared one by one. p-values are corrected for all comparisons and "
         "for every look at these items; an interval is of its difference alone.",

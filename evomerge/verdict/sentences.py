@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from evomerge.messages import listed, p_value
 from evomerge.verdict.verdict import ALPHA, Comparison, Lead, Unit, Verdict
 
-_TITLES = (
+COMPARISON_TITLES = (
     "winner against",
     "difference",
     "95 % interval",
@@ -40,9 +40,9 @@ def markdown(verdict: Verdict) -> str:
     """The verdict as a note: its sentence, a table of the comparisons, and the gap between search and held-out."""
     parts = ["## Verdict", verdict.sentence or sentence(verdict)]
     if verdict.comparisons:
-        titles = list(_TITLES)
+        titles = list(COMPARISON_TITLES)
         if verdict.margin is not None:
-            titles.insert(_TITLES.index("test"), f"p (differs by {amount(verdict.margin, verdict.unit)})")
+            titles.insert(COMPARISON_TITLES.index("test"), f"p (differs by {amount(verdict.margin, verdict.unit)})")
         rows = [_row(each, verdict) for each in verdict.comparisons]
         parts.append("\n".join([f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", *rows]))
     if verdict.gap is not None:

@@ -1,4 +1,4 @@
-"""What drills share: the proposals of a search that nothing happened to, a search in a process of its own, its row."""
+"""Parts of several drills: proposals of a search that nothing happened to, a search in its own process, its row."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Drill:
 
 @pytest.fixture(autouse=True)
 def row(request: pytest.FixtureRequest) -> Row:
-    """What this try finds. Its words are those of the test's marker, with the parameters filled in."""
+    """A row for what this try finds. Its words are those of the test's marker, with the parameters filled in."""
     words = next((mark.args[0] for mark in request.node.iter_markers("drill") if mark.args), "")
     params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     storages = [storage_of(each) for each in params.values() if isinstance(each, str)]

@@ -34,7 +34,7 @@ def storage_of(name: str) -> str | None:
 
 @dataclass(kw_only=True)
 class Row:
-    """What one try of a drill found.
+    """The findings of one try of a drill.
 
     Attributes:
         cell: the fault, in words.

@@ -13,6 +13,7 @@ import optuna
 import pytest
 from drill_rows import Row
 from optuna.trial import FrozenTrial, TrialState
+from servers import without_studies
 
 from evomerge.storage import attributes
 from evomerge.storage.opening import open_storage, release
@@ -30,12 +31,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of a storage without a study of an earlier drill."""
     if request.param in ("sqlite", "journal"):
         return f"{request.param}:///{tmp_path}/study.{request.param}"
-    url: str = request.getfixturevalue(request.param).url
-    storage = open_storage(url)
-    for study in storage.get_all_studies():
-        storage.delete_study(study._study_id)
-    release(storage)
-    return url
+    return without_studies(request.getfixturevalue(request.param))
 
 
 @pytest.mark.drill("controller killed three times while DAM trains")

@@ -57,7 +57,7 @@ class Life:
         return [sys.executable, "-m", "evomerge.cli", *words[1:]]
 
     def does(self, command: str, *more: str) -> str:
-        """What a command of the page prints, with further words, when it ends well."""
+        """The output of a command of the page, given further words, which has to end well."""
         done = subprocess.run(
             [*self._words(command), *more],
             cwd=self.folder,

@@ -16,6 +16,7 @@ import optuna
 import pytest
 from drill_rows import Row
 from optuna.trial import FrozenTrial
+from servers import without_studies
 
 from evomerge.errors import Interrupted, StudyHeld
 from evomerge.leases import lease, lock, relational_lease
@@ -118,12 +119,7 @@ def line_of(process: subprocess.Popen[str]) -> str:
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "journal":
         return f"journal:///{tmp_path}/study.journal"
-    server_url: str = request.getfixturevalue(request.param).url
-    storage = open_storage(server_url)
-    for study in storage.get_all_studies():
-        storage.delete_study(study._study_id)
-    release(storage)
-    return server_url
+    return without_studies(request.getfixturevalue(request.param))
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ import html
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import optuna
 import pytest
 import yaml
+from browser import page_of
 from optuna.trial import TrialState
 
 from evomerge import load_spec, run_search
@@ -187,20 +187,9 @@ def test_what_is_missing_is_named_with_the_extra_that_brings_it(finished, tmp_pa
 
 
 def test_a_browser_shows_the_page_and_makes_its_tables_sortable(finished, opened, tmp_path):
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("needs the browser chromium")
     content = page_content(opened(finished))
     (tmp_path / "page.html").write_text(rendered(content))
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    profile = f"--user-data-dir={tmp_path}/profile"
-    page = subprocess.run(
-        [chromium, *options, profile, "--window-size=390,900", "--dump-dom", f"file://{tmp_path}/page.html"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    ).stdout
+    page = page_of(f"file://{tmp_path}/page.html", tmp_path, "--window-size=390,900")
     sortable = [table for name, table in content.tables.items() if name != "sources"]
     assert page.count('<button type="button">') == sum(len(table.columns) for table in sortable)
     assert content.headline.text in text_of(page)

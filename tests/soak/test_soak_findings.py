@@ -1,4 +1,4 @@
-"""What a soak finds in a study: nothing where all went well, and what is lost or doubled where it did not."""
+"""The findings of a soak in a study: none where all went well, else what is lost or doubled."""
 
 import subprocess
 import sys
