@@ -13,7 +13,7 @@ class WorkerState:
     """A worker as `evomerge status` shows it."""
 
     name: str
-    state: str  # starting · idle · busy
+    state: str  # placing · starting · idle · busy · backing off · waiting for resources · quarantined
     job: str | None = None
     restarts: int = 0
 

@@ -219,7 +219,7 @@ def _cancel_abort() -> None:
 
 
 def _ring(bell: int) -> None:
-    with suppress(BlockingIOError):  # full: it has been rung
+    with suppress(BlockingIOError, BrokenPipeError):  # full: it has been rung; broken: who watches has gone
         os.write(bell, b"\0")
 
 

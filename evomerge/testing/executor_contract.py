@@ -91,7 +91,7 @@ class ExecutorContract:
         workers = executor.workers()
         assert len(workers) == executor.capacity >= 1
         assert outcome.worker in {worker.name for worker in workers}
-        assert all(worker.state in ("starting", "idle") and worker.job is None for worker in workers)
+        assert all(worker.state in ("placing", "starting", "idle") and worker.job is None for worker in workers)
 
     def test_a_worker_that_is_preferred_and_free_does_the_job(self, pool: Open) -> None:
         executor = pool()

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,7 +19,8 @@ import staller
 
 from evomerge.cli import run_command
 from evomerge.errors import Interrupted
-from evomerge.loop.stop import SIGNALS, stopping_on_signals
+from evomerge.loop import stop as stop_module
+from evomerge.loop.stop import SIGNALS, Signalled, Stop, stopping_on_signals
 from evomerge.storage import attributes
 
 
@@ -181,6 +183,23 @@ def test_a_library_user_gets_interrupted_and_his_handlers_back():
     with pytest.raises(Interrupted, match="stopped by SIGTERM"):
         run()
     assert handlers() == before
+
+
+def test_the_thread_that_watches_may_have_gone_before_the_last_ring(monkeypatch):
+    stop = Stop()
+    stop.start()
+    watching = next(thread for thread in threading.enumerate() if thread.name == "signals")
+    with pytest.raises(Signalled):
+        os.kill(os.getpid(), signal.SIGTERM)
+    ring = stop_module._ring
+
+    def ring_late(bell):
+        watching.join(timeout=60)
+        ring(bell)
+
+    monkeypatch.setattr(stop_module, "_ring", ring_late)
+    stop.finish()
+    assert not watching.is_alive()
 
 
 RAYS_HANDLER = """
