@@ -59,7 +59,7 @@ def _depth_label(entry: TensorEntry, depth: int, groups: Groups) -> tuple[int, s
     if layer is None:
         if groups.outside == "own":
             return depth, "outside"
-        layer = 0 if entry.part == "embedding" else depth - 1
+        layer = 0 if entry.part == "embedding" or groups.outside == "first" else depth - 1
     if groups.depth.blocks is None:
         return layer, f"layer{layer}"
     first = layer - layer % groups.depth.blocks

@@ -118,12 +118,12 @@ class Groups(Frozen):
         one_method: where methods are chosen, the parts of a depth group choose one together, and have its parameters
             each for itself.
         outside: tensors outside the layer stack join their `neighbours` (embeddings the first group, final norm and
-            head the last) or form a group of their `own`.
+            head the last), form a group of their `own`, or all join the `first` group.
     """
 
     depth: Annotated[Depth, BeforeValidator(_depth)]
     parts: tuple[Literal["attention", "mlp", "norm", "embedding", "head"], ...] = ()
-    outside: Literal["neighbours", "own"] = "neighbours"
+    outside: Literal["neighbours", "own", "first"] = "neighbours"
     one_method: bool = False
 
     @model_validator(mode="after")

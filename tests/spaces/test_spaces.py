@@ -113,6 +113,7 @@ def test_the_shipped_spaces_of_the_toy_scale_have_at_most_thirty_dimensions():
         "regmean-global": 4,
         "sce-global": 1,
         "slerp-per-layer": 6,
+        "task-arithmetic-lines": 2,
         "task-arithmetic-per-block": 12,
         "ties-per-block": 15,
         "ties-smooth": 15,
@@ -161,6 +162,21 @@ def test_tensors_outside_the_layers_join_their_neighbours_or_stand_apart():
     apart = divide(catalogue(), validate(Groups, {"depth": {"blocks": 3}, "outside": "own"}, "test"))
     assert apart[-1].label == "outside"
     assert apart[-1].tensors == ("model.embed_tokens.weight", "model.norm.weight")
+    first = divide(catalogue(), validate(Groups, {"depth": {"blocks": 3}, "outside": "first"}, "test"))
+    assert [group.label for group in first] == ["layers0-2", "layers3-5"]
+    assert {"model.embed_tokens.weight", "model.norm.weight"} < set(first[0].tensors)
+
+
+def test_the_weights_of_task_arithmetic_lines_are_those_of_lines_layer_by_layer():
+    space = bound("task-arithmetic-lines")
+    alpha, beta = 0.1, 0.6
+    recipe = space.decode({"point0.weight": alpha, "point1.weight": alpha + beta})
+    weights = {name: rule.parameters["weight"] for rule in recipe.rules for name in rule.tensors}
+    for layer in range(6):
+        of_layer = weights[f"model.layers.{layer}.mlp.up_proj.weight"]
+        assert of_layer == pytest.approx((alpha + beta * layer / 5,) * len(EXPERTS))
+    for outside in ("model.embed_tokens.weight", "model.norm.weight"):
+        assert weights[outside] == (alpha,) * len(EXPERTS)
 
 
 def test_parts_divide_every_depth_group():
