@@ -1,15 +1,19 @@
 """`evomerge methods NAME`: everything about a method on one page, with an example that works."""
 
+import re
 from io import StringIO
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
 from evomerge.catalogue import build_catalogue
+from evomerge.cli import run_command
 from evomerge.methods import METHODS, method_info
 from evomerge.recipe import ModelRef
 from evomerge.report.inventory import describe_methods, inventory_text
+from evomerge.report.method_table import method_table
 from evomerge.spaces import load_space
 from evomerge.spaces.bound import bind
 
@@ -38,7 +42,8 @@ def test_the_page_has_all_that_the_description_has(name):
     info, text = method_info(name), " ".join(page(name, 120).split())
     assert info.formula
     assert info.cost
-    wanted = [info.title, info.paper, info.cost, *info.formula.splitlines()]
+    assert info.unsuited
+    wanted = [info.title, info.paper, info.cost, info.evidence, info.unsuited, *info.formula.splitlines()]
     wanted += [parameter.description for parameter in info.parameters]
     wanted += [option.description for option in (*info.options, *info.source_options)]
     wanted += [f"search {each.low:g} to {each.high:g}" for each in info.parameters]
@@ -59,8 +64,12 @@ def test_every_line_fits_and_names_are_whole(name, width):
     assert {*(each.name for each in info.parameters), *info.option_names, "formula", "cost", "paper"} <= starts
 
 
+def plain(info):
+    return info.formula + info.cost + info.evidence + info.unsuited
+
+
 def test_formulas_are_plain_letters():
-    assert [name for name in OURS if not (method_info(name).formula + method_info(name).cost).isascii()] == []
+    assert [name for name in OURS if not plain(method_info(name)).isascii()] == []
 
 
 @pytest.mark.parametrize("name", [name for name in OURS if described(name)["example"]["kind"] == "space"])
@@ -89,6 +98,32 @@ def test_the_example_is_a_call_that_merges(name):
     exec(described(name)["example"]["text"], names)
     assert names["merged"]["fc.weight"].shape == (3, 3)
     assert bool(names["merged"]["fc.weight"].isfinite().all())
+
+
+def test_the_reference_table_in_the_documentation_is_that_of_the_methods(monkeypatch):
+    monkeypatch.setattr("evomerge.report.method_table.METHODS", {name: METHODS[name] for name in OURS})
+    written = (Path(__file__).parent.parent / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert written == method_table(), "run: evomerge methods --markdown > docs/methods.md"
+
+
+def test_every_row_of_the_reference_table_has_its_cells_and_all_of_its_formula():
+    rows = [line for line in method_table().splitlines() if line.startswith("| **")]
+    assert len(rows) == len(METHODS)
+    for row, name in zip(rows, sorted(METHODS), strict=True):
+        cells = re.split(r"(?<!\\)\|", row)[1:-1]
+        assert len(cells) == 6
+        assert cells[0].split("**")[1] == name
+        for line in method_info(name).formula.splitlines():
+            assert f"`{line}`" in cells[1].replace("\\|", "|")
+        for parameter in method_info(name).parameters:
+            assert f"{parameter.default:g}, {parameter.low:g} to {parameter.high:g}" in cells[2]
+
+
+def test_the_reference_table_is_printed_and_takes_no_name(capsys):
+    assert run_command(["methods", "--markdown"]) == 0
+    assert capsys.readouterr().out == method_table()
+    assert run_command(["methods", "ties", "--markdown"]) == 2
+    assert "table of all methods" in capsys.readouterr().err
 
 
 def test_the_list_of_all_methods_is_still_a_table():

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from evomerge.commands.options import Json, print_document, terminal_of
+from evomerge.errors import InvalidInput
 
 
 def spaces(context: typer.Context, name: Annotated[str | None, typer.Argument()] = None, json_: Json = False) -> None:
@@ -27,9 +28,22 @@ def evaluators(
     print_document(terminal, describe_evaluators(name), json_, inventory_text)
 
 
-def methods(context: typer.Context, name: Annotated[str | None, typer.Argument()] = None, json_: Json = False) -> None:
-    """The merge methods, or one with formula, parameters, options, needs, cost, paper and an example."""
+def methods(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument()] = None,
+    json_: Json = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="The reference table of all, as docs/methods.md.")
+    ] = False,
+) -> None:
+    """The merge methods, or one with formula, parameters, options, needs, cost, evidence, paper and an example."""
     terminal = terminal_of(context)
     from evomerge.report.inventory import describe_methods, inventory_text
+    from evomerge.report.method_table import method_table
 
+    if markdown:
+        if name is not None or json_:
+            raise InvalidInput("--markdown is the table of all methods; leave the name and --json out")
+        terminal.write(method_table().rstrip("\n"))
+        return
     print_document(terminal, describe_methods(name), json_, inventory_text)

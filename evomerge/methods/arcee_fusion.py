@@ -14,6 +14,7 @@ ARCEE_FUSION = MethodInfo(
         "it has no number to search"
     ),
     cost="five passes over the two sources, two of them with exponentials",
+    unsuited="a search: it has no number to choose, and the first source prevails",
     merge="evomerge.merging.arcee_fusion:merge_arcee_fusion",
     options=(
         Option(

@@ -55,6 +55,7 @@ BREADCRUMBS = MethodInfo(
     paper=_PAPER,
     formula=_FORMULA + "theta = theta_0 + lambda * sum_i weight_i * t_i",
     cost=_COST,
+    unsuited="task vectors whose largest elements carry the skill: they are what gamma drops",
     merge="evomerge.elementwise.breadcrumbs:merge_breadcrumbs",
     per_source=(_DENSITY, _GAMMA, SPARSE_WEIGHT),
     shared=(LAMBDA,),
@@ -76,6 +77,7 @@ BREADCRUMBS_TIES = MethodInfo(
         _FORMULA + "theta = theta_0 + lambda * (mean of the weight_i * t_i with the sign of their sum), by element"
     ),
     cost=_COST,
+    unsuited="task vectors whose largest elements carry the skill: they are what gamma drops",
     merge="evomerge.elementwise.breadcrumbs:merge_breadcrumbs_ties",
     per_source=(_DENSITY, _GAMMA, SPARSE_WEIGHT),
     shared=(LAMBDA,),

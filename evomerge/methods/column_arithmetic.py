@@ -14,6 +14,7 @@ COLUMN_ARITHMETIC = MethodInfo(
         "norms and embeddings likewise by element or column; biases with one number per source"
     ),
     cost="one pass over base and sources, and before it a training of tens of steps with gradients",
+    unsuited="without a training: its coefficients are learned, never searched",
     merge="evomerge.elementwise.column_arithmetic:merge_column_arithmetic",
     per_source=(
         Parameter(

@@ -13,6 +13,8 @@ COLUMN_LINEAR = MethodInfo(
         "norms and embeddings likewise by element or column; biases with one number per source"
     ),
     cost="one pass over the sources, and before it a training of up to thousands of steps with gradients",
+    evidence="above TIES and DARE-TIES in examples/smollm2",
+    unsuited="without a training on text of every expert: its weights are never searched",
     merge="evomerge.elementwise.column_linear:merge_column_linear",
     options=(
         Option("phi", ("identity", "tanh", "sigmoid", "relu"), "what a coefficient goes through before it weighs"),

@@ -37,6 +37,8 @@ DARE_LINEAR = MethodInfo(
         "theta = theta_0 + sum_i weight_i * t_i"
     ),
     cost="one pass over base and sources; masks are drawn in passing",
+    evidence="WizardLM with WizardMath answers GSM8K as WizardMath does (its authors, arXiv 2311.03099)",
+    unsuited="large task vectors: what is left is divided by its share, and the noise grows with it",
     merge="evomerge.elementwise.dare:merge_dare_linear",
     plan="evomerge.elementwise.dare:plan_dare_linear",
     per_source=(DROP_RATE, TASK_WEIGHT),
@@ -64,6 +66,8 @@ DARE_TIES = MethodInfo(
         "theta = theta_0 + lambda * (mean of the weight_i * t_i with the sign of their sum), by element"
     ),
     cost="one pass over base and sources; masks are drawn in passing, thresholds inferred from those of TIES",
+    evidence="no better than TIES in examples/smollm2",
+    unsuited="large task vectors: what is left is divided by its share, and the noise grows with it",
     merge="evomerge.elementwise.dare:merge_dare_ties",
     plan="evomerge.elementwise.dare:plan_dare_ties",
     per_source=(

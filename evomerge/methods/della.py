@@ -53,6 +53,7 @@ DELLA_LINEAR = MethodInfo(
     paper="DELLA-Merging, arXiv 2406.11617, as mergekit's documentation has it",
     formula=_FORMULA + "theta = theta_0 + lambda * sum_i weight_i * t_i",
     cost=_COST,
+    unsuited="large task vectors: what is left is divided by its share, and the noise grows with it",
     merge="evomerge.merging.della:merge_della_linear",
     per_source=(_DENSITY, _SPREAD, SPARSE_WEIGHT),
     shared=(LAMBDA,),
@@ -79,6 +80,7 @@ DELLA = MethodInfo(
         _FORMULA + "theta = theta_0 + lambda * (mean of the weight_i * t_i with the sign of their sum), by element"
     ),
     cost=_COST,
+    unsuited="large task vectors: what is left is divided by its share, and the noise grows with it",
     merge="evomerge.merging.della:merge_della",
     per_source=(_DENSITY, _SPREAD, SPARSE_WEIGHT),
     shared=(LAMBDA,),

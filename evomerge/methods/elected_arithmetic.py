@@ -18,6 +18,7 @@ ELECTED_ARITHMETIC = MethodInfo(
         "theta = theta_0 + sum of the weight_i * t_i whose t_i has this sign"
     ),
     cost="one pass over base and sources; thresholds for all densities once per worker",
+    unsuited="where weights are not learned: TIES searches as many numbers",
     merge="evomerge.elementwise.elected_arithmetic:merge_elected_arithmetic",
     plan="evomerge.elementwise.elected_arithmetic:plan_elected_arithmetic",
     per_source=(

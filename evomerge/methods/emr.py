@@ -14,6 +14,7 @@ EMR = MethodInfo(
         "theta of task i = theta_0 + s_i * mask_i * elected"
     ),
     cost="two passes over base and sources for each task; the sources remain as a bit per element and a number each",
+    unsuited="where one model has to serve all tasks: it is a model per task",
     merge="evomerge.merging.emr:merge_emr",
     options=(
         Option(

@@ -14,6 +14,7 @@ FISHER = MethodInfo(
     ),
     cost="one pass over sources and Fishers, many times slower under a power other than 1; "
     "before it gradients of a few hundred texts per source, once",
+    unsuited="without text of every expert, or where gradients of the whole model do not fit",
     merge="evomerge.elementwise.fisher:merge_fisher",
     plan="evomerge.elementwise.fisher:plan_fisher",
     per_source=(

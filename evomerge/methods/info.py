@@ -163,6 +163,8 @@ class MethodInfo:
         formula: its definition in letters, one equation or remark a line. theta_0 is the base, theta_i source i, and
             tau_i = theta_i - theta_0; parameters have their names.
         cost: the work of one merge, and the work that is done before it, once.
+        evidence: results on language models that are known of it, with their place; empty: none that was checked.
+        unsuited: sources and aims that it is not for.
         merge: "module:function" of its arithmetic, a function from `RuleTensors` to named tensors.
         plan: "module:function" of its formula, if it has one: see `evomerge.tensors.plans`.
         per_source, shared: its parameters that are numbers; `parameters` is both.
@@ -188,6 +190,8 @@ class MethodInfo:
     merge: str
     formula: str = ""
     cost: str = ""
+    evidence: str = ""
+    unsuited: str = ""
     plan: str | None = None
     per_source: tuple[Parameter, ...] = ()
     shared: tuple[Parameter, ...] = ()

@@ -14,6 +14,7 @@ KARCHER = MethodInfo(
         "theta = (sum_i a_i |theta_i|) * u, with flattened tensors; at most 10 steps, until one is shorter than 1e-5"
     ),
     cost="one pass over the sources, and one for their inner products, once per worker",
+    unsuited="task vectors of a common base: near the base it is nearly their average",
     merge="evomerge.elementwise.karcher:merge_karcher",
     plan="evomerge.elementwise.karcher:plan_karcher",
     per_source=(RELATIVE_WEIGHT,),

@@ -10,6 +10,8 @@ LINEAR = MethodInfo(
     paper="Model soups, arXiv 2203.05482",
     formula=("theta = sum_i weight_i * theta_i / sum_i weight_i\nwith normalize: false without the divisor"),
     cost="one pass over the sources",
+    evidence="below TIES in examples/smollm2, whose experts forgot each other's skills",
+    unsuited="experts of different skills: each keeps 1/n of its task vector",
     merge="evomerge.elementwise.linear:merge_linear",
     plan="evomerge.elementwise.linear:plan_linear",
     per_source=(

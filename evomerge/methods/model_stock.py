@@ -14,6 +14,8 @@ MODEL_STOCK = MethodInfo(
         "it has no number to search; it takes two sources or more (of one alone t is 1)"
     ),
     cost="one pass over base and sources, and one for the angles, by tensor once per worker",
+    evidence="no reliable gain (arXiv 2511.21437, four LLMs with 12 fine-tunes each)",
+    unsuited="experts of different skills: the smaller their cosines, the nearer it is to the base",
     merge="evomerge.merging.model_stock:merge_model_stock",
     plan="evomerge.merging.model_stock:plan_model_stock",
     options=(

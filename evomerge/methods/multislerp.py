@@ -29,6 +29,7 @@ MULTISLERP = MethodInfo(
         "v_i: theta_i as a flattened tensor; with vectors: task_vectors tau_i, and theta_0 is added"
     ),
     cost="one pass over the sources, and one for their inner products, once per worker",
+    unsuited="sources that nearly cancel: there is no mean direction",
     merge="evomerge.elementwise.multislerp:merge_multislerp",
     plan="evomerge.elementwise.multislerp:plan_multislerp",
     per_source=(RELATIVE_WEIGHT,),

@@ -13,6 +13,7 @@ NEARSWAP = MethodInfo(
         "what differs by at most t is taken from B; in terms of a weight: (1 - w) A + w B with w = min(1, t / |B - A|)"
     ),
     cost="one pass over the two sources",
+    unsuited="more than two sources, or a base: it knows no task vectors",
     merge="evomerge.elementwise.nearswap:merge_nearswap",
     shared=(
         Parameter(

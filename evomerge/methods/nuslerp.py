@@ -15,6 +15,7 @@ NUSLERP = MethodInfo(
         "phi: the angle between v_1 and v_2, of a tensor, row or column; |sin(phi)| < 1e-8: (1 - t) v_1 + t v_2"
     ),
     cost="one pass over the two sources, and one for the angles, by tensor once per worker",
+    unsuited="more than two sources",
     merge="evomerge.merging.nuslerp:merge_nuslerp",
     plan="evomerge.merging.nuslerp:plan_nuslerp",
     per_source=(RELATIVE_WEIGHT,),

@@ -13,6 +13,7 @@ OT_FUSION = MethodInfo(
         "theta = (1 - t) * A' + t * B"
     ),
     cost="one assignment per layer, O(units^3): 0.05 s for 1024 units, 0.35 s for 2048; one pass over both sources",
+    unsuited="fine-tunes of one base: their units are in one order already",
     merge="evomerge.merging.ot_fusion:merge_ot_fusion",
     shared=(
         Parameter(

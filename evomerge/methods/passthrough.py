@@ -10,6 +10,7 @@ PASSTHROUGH = MethodInfo(
     paper="none: a method of mergekit's",
     formula="theta = scale * theta_1",
     cost="one pass over the source",
+    unsuited="a merge: it is one source",
     merge="evomerge.elementwise.passthrough:merge_passthrough",
     plan="evomerge.elementwise.passthrough:plan_passthrough",
     per_source=(

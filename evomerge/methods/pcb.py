@@ -15,6 +15,8 @@ PCB = MethodInfo(
         "theta = theta_0 + sum_i weight_i * S_i * sign(tau_i) * A_i / sum_i S_i"
     ),
     cost="one pass over base and sources; order statistics of all scores once per worker and density",
+    evidence="as task arithmetic on multimodal LoRA fine-tunes (at second hand)",
+    unsuited="searches over its density: each value costs quantiles of the whole model",
     merge="evomerge.elementwise.pcb:merge_pcb",
     plan="evomerge.elementwise.pcb:plan_pcb",
     per_source=(

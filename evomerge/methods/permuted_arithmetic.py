@@ -14,6 +14,7 @@ PERMUTED_ARITHMETIC = MethodInfo(
         "theta = theta_0 + sum_i weight_i * p_i"
     ),
     cost="one pass over base and sources, read in random order",
+    unsuited="a model to use: it is a control that knows nothing of the skills",
     merge="evomerge.merging.permuted_arithmetic:merge_permuted_arithmetic",
     per_source=(TASK_WEIGHT,),
     needs=frozenset({"base"}),

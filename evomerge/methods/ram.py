@@ -27,6 +27,7 @@ RAM = MethodInfo(
         "for task vectors that are truly sparse, as after reinforcement learning; otherwise nearly the mean"
     ),
     cost="one pass over base and sources",
+    unsuited="dense task vectors, as of full fine-tuning: hardly an element is then changed by one source alone",
     merge="evomerge.elementwise.ram:merge_ram",
     shared=(_EPSILON,),
     needs=frozenset({"base"}),
@@ -45,6 +46,7 @@ RAM_PLUS = replace(
         "theta = theta_0 + sum_i a_i * tau_i / c where c > 1, s_i * tau_i where c = 1 and a_i = 1"
     ),
     cost="two passes over base and sources, of which the first is once per worker",
+    unsuited="dense task vectors, as of full fine-tuning: hardly an element is then changed by one source alone",
     merge="evomerge.elementwise.ram:merge_ram_plus",
     shared=(
         _EPSILON,

@@ -14,6 +14,7 @@ REGMEAN = MethodInfo(
         "all other tensors: the weighted average"
     ),
     cost="one solve per linear weight, O(inputs^3): 0.06 s for 1024; before it a forward pass per source on its texts",
+    unsuited="very wide layers: a Gram has inputs x inputs numbers; embeddings, heads and norms are averaged",
     merge="evomerge.merging.regmean:merge_regmean",
     per_source=(
         Parameter(

@@ -15,6 +15,8 @@ SCE = MethodInfo(
         "theta = theta_0 + sum_i c_i * e_i * tau_i / sum_i c_i * e_i, by element, 0 where nothing is left"
     ),
     cost="three passes over base and sources; thresholds are counted for every new share, once per worker",
+    evidence="made for the chat LLMs of FuseChat",
+    unsuited="experts that should weigh differently: it leaves no weight to choose",
     merge="evomerge.elementwise.sce:merge_sce",
     shared=(
         Parameter(

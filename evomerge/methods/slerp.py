@@ -13,6 +13,7 @@ SLERP = MethodInfo(
         "phi: the angle between the flattened tensors A and B; nearly parallel ones: (1 - t) A + t B"
     ),
     cost="one pass over the two sources, and one for the angles of a pair, once per worker",
+    unsuited="more than two sources, unless a score chooses the pair",
     merge="evomerge.elementwise.slerp:merge_slerp",
     plan="evomerge.elementwise.slerp:plan_slerp",
     shared=(

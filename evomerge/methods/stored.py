@@ -10,6 +10,7 @@ STORED = MethodInfo(
     paper="none: fine-tuning",
     formula="W = the stored weights; of the source, shape and place alone",
     cost="one pass over the file, which is as large as the model, and before it a training of all weights",
+    unsuited="a merge: it is the result of a training, as large as the model",
     merge="evomerge.elementwise.stored:merge_stored",
     elementwise=True,
     sources=1,

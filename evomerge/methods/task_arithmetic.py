@@ -21,6 +21,8 @@ TASK_ARITHMETIC = MethodInfo(
     paper="Editing models with task arithmetic, arXiv 2212.04089",
     formula=("theta = theta_0 + sum_i weight_i * tau_i, with the task vectors tau_i = theta_i - theta_0"),
     cost="one pass over base and sources",
+    evidence="of six methods the only one that gains reliably (arXiv 2511.21437, four LLMs with 12 fine-tunes each)",
+    unsuited="many or long task vectors at full weight: their sum collapses",
     merge="evomerge.elementwise.task_arithmetic:merge_task_arithmetic",
     plan="evomerge.elementwise.task_arithmetic:plan_task_arithmetic",
     per_source=(TASK_WEIGHT,),

@@ -68,6 +68,11 @@ TIES = MethodInfo(
         "theta = theta_0 + lambda * (mean of the weight_i * t_i that have this sign and are not 0)"
     ),
     cost="one pass over base and sources; thresholds for all densities once per worker",
+    evidence=(
+        "no reliable gain (arXiv 2511.21437, four LLMs with 12 fine-tunes each); above task arithmetic in "
+        "examples/smollm2"
+    ),
+    unsuited="before task arithmetic was tried: it has a density more to choose",
     merge="evomerge.elementwise.ties:merge_ties",
     plan="evomerge.elementwise.ties:plan_ties",
     per_source=(

@@ -78,6 +78,8 @@ def _method(info: MethodInfo) -> dict[str, Any]:
         "sources": info.sources,
         "random": info.random,
         "cost": info.cost,
+        "evidence": info.evidence,
+        "unsuited": info.unsuited,
         "parameters": [
             {
                 "name": parameter.name,

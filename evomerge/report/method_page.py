@@ -40,6 +40,10 @@ def _facts(entry: Entry) -> RenderableType:
         table.add_row(Text("random"), Text("masks follow from the seed of the recipe"))
     if entry["cost"]:
         table.add_row(Text("cost"), Text(entry["cost"]))
+    if entry["evidence"]:
+        table.add_row(Text("evidence"), Text(entry["evidence"]))
+    if entry["unsuited"]:
+        table.add_row(Text("not for"), Text(entry["unsuited"]))
     table.add_row(Text("paper"), Text(entry["paper"]))
     return _indented(table)
 
