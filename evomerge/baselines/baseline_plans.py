@@ -253,16 +253,24 @@ def random_source(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
 
 
 def _best_weight(given: Ingredients, baseline: BaselineSpec, method: str) -> BaselinePlan:
-    weights = _grid(baseline)
-    recipes = {weight: given.recipe(method, {"weight": weight}, {}) for weight in weights}
+    recipes = {weight: given.recipe(method, {"weight": weight}, {}) for weight in _grid(baseline)}
+    return (yield from best_of(given, baseline, recipes))
+
+
+def best_of(given: Ingredients, baseline: BaselineSpec, recipes: Mapping[float, Recipe]) -> BaselinePlan:
+    """The recipe that scores best on the search items, of recipes by the number that makes them differ.
+
+    Raises:
+        InvalidInput: none of them can be scored.
+    """
     results = yield [
-        NamedRecipe(label=f"{baseline.name}/{weight:g}", recipe=recipe) for weight, recipe in recipes.items()
+        NamedRecipe(label=f"{baseline.name}/{number:g}", recipe=recipe) for number, recipe in recipes.items()
     ]
     values = [given.objective.value(result.scores) if isinstance(result, NamedResult) else None for result in results]
     scored = [(value, -place) for place, value in enumerate(values) if value is not None]
     if not scored:
-        raise InvalidInput(f"none of the weights {list(weights)} gives a merge that can be scored")
-    return Choice(recipes[weights[-max(scored)[1]]])
+        raise InvalidInput(f"none of the weights {list(recipes)} gives a merge that can be scored")
+    return Choice(list(recipes.values())[-max(scored)[1]])
 
 
 def one_method(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from evomerge.documents import Frozen
 from evomerge.methods import METHODS
 
-__all__ = ["BASELINES", "BaselineInfo", "EmrSettings", "ModelStockSettings", "NoSettings", "WeightGrid"]
+__all__ = ["BASELINES", "BaselineInfo", "EmrSettings", "LineGrid", "ModelStockSettings", "NoSettings", "WeightGrid"]
 
 
 class NoSettings(Frozen):
@@ -25,6 +25,12 @@ class WeightGrid(Frozen):
     """
 
     weights: Annotated[tuple[float, ...], Field(min_length=1)] = tuple(number / 10 for number in range(1, 11))
+
+
+class LineGrid(Frozen):
+    """A grid of slopes: how much more the last layer of a line over depth weighs than the first."""
+
+    betas: Annotated[tuple[float, ...], Field(min_length=1)] = tuple(number / 10 for number in range(1, 11))
 
 
 class EmrSettings(Frozen):
@@ -150,6 +156,14 @@ _ALL = (
     ),
     BaselineInfo(name="ties", plan=f"{_PLANS}:one_method", method="ties"),
     BaselineInfo(name="dare-ties", plan=f"{_PLANS}:one_method", method="dare_ties"),
+    BaselineInfo(
+        name="lines",
+        plan="evomerge.baselines.depth_lines:lines",
+        candidates="evomerge.baselines.depth_lines:one_per_beta",
+        settings=LineGrid,
+        on_request=True,
+        chosen_on_search_items=True,
+    ),
     BaselineInfo(name="metagpt", plan=f"{_NORMS}:metagpt", on_request=True),
     BaselineInfo(
         name="model-stock",

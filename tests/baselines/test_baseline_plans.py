@@ -180,6 +180,7 @@ def test_the_number_of_merges_that_a_baseline_scores_is_known_beforehand():
         "opcm": 1,
         "ties": 1,
         "dare-ties": 1,
+        "lines": 10,
         "metagpt": 1,
         "model-stock": 1,
         "nan": 1,
