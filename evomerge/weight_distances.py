@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from evomerge.adapters import open_expert
 from evomerge.catalogue import PARTS, TensorCatalogue, TensorEntry, build_catalogue
 from evomerge.catalogue.expert_names import find_copies, refuse_idle
 from evomerge.checkpoints import Source, open_source
@@ -150,10 +151,11 @@ def _compared(document: Mapping[str, Any]) -> str:
 def _opened(
     models: Sequence[ModelRef], base: ModelRef | None, allow: Collection[str]
 ) -> tuple[list[Source], Source | None]:
-    """The models and the base, which all have the tensors of the first."""
-    one = open_source(models[0], allow=allow)
-    others = [open_source(ref, allow=allow, like=one) for ref in models[1:]]
-    origin = None if base is None else open_source(base, allow=allow, like=one)
+    """The models, which all have the tensors of the base or the first, and the base. Adapters need a base."""
+    origin = None if base is None else open_source(base, allow=allow)
+    first, *rest = models
+    one = open_source(first, allow=allow) if origin is None else open_expert(first, base=origin, allow=allow)
+    others = [open_expert(ref, base=origin or one, allow=allow) for ref in rest]
     for model in (*others, *([] if origin is None else [origin])):
         _refuse_misfit(one, model)
     return [one, *others], origin

@@ -29,7 +29,7 @@ FLOORS = (
         "spec",
     ),
     ("engine",),
-    ("tensors", "alignment", "elementwise", "merging", "checkpoints", "artefacts", "mergekit"),
+    ("tensors", "alignment", "elementwise", "merging", "checkpoints", "adapters", "artefacts", "mergekit"),
     ("passes", "bank", "evaluation"),
     ("statistics", "optimisation", "training", "learned", "trainers"),
     ("objective", "jobs", "worker", "cluster", "requests", "trial_note", "study", "opening", "telemetry"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from evomerge.checkpoints import Source
 from evomerge.errors import InvalidInput
 
-_PATTERNS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "config.json")
+_PATTERNS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "config.json", "adapter_config.json")
 
 FileStamp = tuple[int, int, int, int]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from evomerge.adapters import open_expert
 from evomerge.bank.placement import this_machine
 from evomerge.bank.shared_tensors import SharedTensors
 from evomerge.bank.weight_bank import WeightBank, default_device
@@ -40,7 +41,7 @@ def open_bank(
         shared: tensors that they have in common.
     """
     opened = open_source(base, allow=allow, trust_fingerprint=True)
-    others = [open_source(expert, allow=allow, like=opened, trust_fingerprint=True) for expert in experts]
+    others = [open_expert(expert, base=opened, allow=allow, trust_fingerprint=True) for expert in experts]
     chosen = torch.device(device or default_device())
     return WeightBank(
         opened,

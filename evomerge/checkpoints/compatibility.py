@@ -107,9 +107,11 @@ def _errors(base: Source, expert: Source) -> Iterator[str]:
 
 
 def _warnings(base: Source, expert: Source) -> Iterator[str]:
+    yield from expert.notes
     for key, ours, theirs in _setting_differences(base, expert):
         yield f"config {key} is {ours!r} and {theirs!r}; merges run with {ours!r}"
-    if dtypes := _dtype_differences(base, expert, of_one_kind=True):
+    dtypes = _dtype_differences(base, expert, of_one_kind=True)
+    if dtypes and expert.adapted is None:  # the changes of an adapter are computed in a wider dtype
         yield f"{len(dtypes)} tensors have other dtypes: {some(dtypes)}"
     if names := _unused_differences(base, expert):
         yield f"{len(names)} tensors that are not merged differ: {some(names)}; exports hold the base's"
@@ -173,6 +175,8 @@ def _dtype_differences(base: Source, expert: Source, *, of_one_kind: bool) -> li
 
 def _token_findings(base: Source, expert: Source, read_base: Callable[[], Vocabulary]) -> tuple[list[str], list[str]]:
     """The contradiction between the vocabularies, if there is one, and warnings."""
+    if expert.adapted is not None and not expert.tokenizer_files:  # it is used with the base's
+        return [], []
     if same_tokenizer(base, expert):
         return [], []
     try:

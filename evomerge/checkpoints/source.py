@@ -50,6 +50,8 @@ class Source:
         allow: permissions beyond reading tensors.
         remote_code: whether the model's own code may run.
         pickled: whether the weights are pickles.
+        adapted: the base that this is an adapter of; None for a whole model. `weights` are then the base's.
+        notes: sentences on what of the files a merge leaves out.
     """
 
     ref: ModelRef
@@ -72,6 +74,8 @@ class Source:
     allow: frozenset[str]
     remote_code: bool
     pickled: bool
+    adapted: Source | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -167,7 +171,10 @@ class RenamedTensors(Mapping[str, torch.Tensor]):
 
 def _read_config(ref: ModelRef, directory: Path, allow: Collection[str]) -> dict[str, Any]:
     if (directory / "adapter_config.json").exists():
-        raise InvalidInput(f"source {ref.name!r}: {directory} is an adapter; merge it into its base model first")
+        raise InvalidInput(
+            f"source {ref.name!r}: {directory} is an adapter, which cannot be a base; give the model that it was "
+            "trained on as base, and the adapter as a further source"
+        )
     config = read_object(directory / "config.json")
     if any(each.get("quantization_config") for each in (config, *config.values()) if isinstance(each, dict)):
         raise InvalidInput(f"source {ref.name!r}: {directory} is quantised; give the model as it was before quantising")

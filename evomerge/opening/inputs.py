@@ -7,6 +7,7 @@ from functools import cached_property
 
 from optuna.distributions import FloatDistribution
 
+from evomerge.adapters import open_expert
 from evomerge.catalogue import TensorCatalogue
 from evomerge.checkpoints import Source, check_compatible, open_source
 from evomerge.evaluation.evaluator import Evaluator
@@ -108,6 +109,6 @@ def open_inputs(spec: SearchSpec) -> Inputs:
         InvalidInput: an input is missing or does not fit; names the sources and tensors.
     """
     base = open_source(spec.base.ref, allow=spec.allow)
-    experts = tuple(open_source(expert.ref, allow=spec.allow, like=base) for expert in spec.experts)
+    experts = tuple(open_expert(expert.ref, base=base, allow=spec.allow) for expert in spec.experts)
     warnings = check_compatible(base, experts)
     return Inputs(spec=spec, base=base, experts=experts, warnings=tuple(warnings))

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import yaml
 
+from evomerge.adapters import open_expert
 from evomerge.artefacts import Parent, model_card, write_model
 from evomerge.bank import WeightBank
 from evomerge.bank.weight_bank import default_device
@@ -175,7 +176,7 @@ def _open(given: GivenMerge, *, fingerprints: bool | None, allow: Collection[str
     first, *rest = given.models
     base = open_source(first, allow=allow, trust_fingerprint=trusted, fingerprinted=fingerprinted)
     others = tuple(
-        open_source(ref, allow=allow, like=base, trust_fingerprint=trusted, fingerprinted=fingerprinted) for ref in rest
+        open_expert(ref, base=base, allow=allow, trust_fingerprint=trusted, fingerprinted=fingerprinted) for ref in rest
     )
     warnings = check_compatible(base, others)
     recipe, notes = given.finish([source.ref for source in (base, *others)], base.catalogue)
