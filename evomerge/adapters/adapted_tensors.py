@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from evomerge.tensors.computed_tensors import ComputedTensors
 from evomerge.tensors.one_thread import one_thread
 
 Tensors = Mapping[str, Tensor]
@@ -67,7 +68,7 @@ class Change:
 
     def apply(self, base: Tensor) -> Tensor:
         """The changed tensor in new memory on the base's device, in float32, or in float64 where the base is."""
-        changed = base.detach().to(torch.promote_types(base.dtype, torch.float32), copy=True)
+        changed = base.detach().to(_wide(base), copy=True)
         if self.whole is not None:
             copied = common_rows(changed, self.whole)
             copied[0].copy_(copied[1])
@@ -80,6 +81,11 @@ class Change:
             outputs *= (self.magnitude.to(changed.device, changed.dtype).reshape(-1) / norms)[:, None]
         return changed
 
+    @property
+    def nbytes(self) -> int:
+        product = () if self.product is None else (self.product.left, self.product.right)
+        return sum(each.nbytes for each in (self.whole, self.magnitude, *product) if each is not None)
+
     def moved(self, move: Callable[[Tensor], Tensor]) -> Change:
         """The same change in other memory."""
         product = self.product
@@ -91,7 +97,7 @@ class Change:
         )
 
 
-class AdaptedTensors(Mapping[str, Tensor]):
+class AdaptedTensors(ComputedTensors):
     """A model by tensor name: the base's own tensors, and those that an adapter changes, made anew at every reading.
 
     Nobody writes to what it gives. A changed tensor is float32, whatever the base is stored in: a change is mostly too
@@ -112,9 +118,25 @@ class AdaptedTensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.base)
 
+    def is_computed(self, name: str) -> bool:
+        return name in self.changes
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        tensor = self.base[name]
+        return _wide(tensor) if name in self.changes else tensor.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what it holds beside the base."""
+        return sum(change.nbytes for change in self.changes.values())
+
     def over(self, base: Tensors, move: Callable[[Tensor], Tensor]) -> AdaptedTensors:
         """The same changes, in the memory that `move` gives, of the same base in other memory."""
         return AdaptedTensors(base, {name: change.moved(move) for name, change in self.changes.items()})
+
+
+def _wide(base: Tensor) -> torch.dtype:
+    return torch.promote_types(base.dtype, torch.float32)
 
 
 def common_rows(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:

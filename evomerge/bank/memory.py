@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from evomerge.adapters.adapter_bytes import AdapterBytes
 from evomerge.catalogue import TensorCatalogue, TensorEntry
 from evomerge.merging.opcm import KEPT_BYTES, is_linear
 from evomerge.passes.magnitude_tables import sorted_together
@@ -97,6 +99,7 @@ def memory_need(
     kept: int = 0,
     longest_path: int = 0,
     ingredients: int = 0,
+    adapters: Sequence[AdapterBytes] = (),
 ) -> MemoryNeed:
     """Bytes that a search over this many models (base included) holds. Activations are extra: they depend on the items.
 
@@ -109,6 +112,7 @@ def memory_need(
         longest_path: layers of the deepest candidate of a search for layer paths; 0 for other searches. Each of its
             layers may hold a scaled output projection of its MLP, beside those of the candidate before.
         ingredients: number of merges that are kept as sources of other merges, in this dtype.
+        adapters: those of the models that are adapters.
     """
     stored = sum(entry.numel * BYTES.get(entry.dtype, 8) for entry in catalogue.entries)
     live = sum(entry.numel * BYTES[dtype] for entry in catalogue.entries)
@@ -117,8 +121,8 @@ def memory_need(
     merging = max(largest * (4 + BYTES[dtype]), sorted_together(largest_scope) * BYTES_PER_SORTED, solving)
     tables = stored * models // 100 if largest_scope else 0
     need = MemoryNeed(
-        worker=live + kept + max(merging + tables, measuring),
-        sources=stored * models,
+        worker=live + kept + max(merging + tables + sum(each.made for each in adapters), measuring),
+        sources=stored * (models - len(adapters)) + sum(each.held for each in adapters),
         statistics=statistics,
         ingredients=ingredients * sum(entry.numel for entry in catalogue.mergeable) * BYTES[dtype],
     )

@@ -8,14 +8,16 @@ or where even that is too much in the mapped files, and streams each tensor thro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
 import torch
 
+from evomerge.adapters import AdaptedTensors
 from evomerge.bank.memory import MemoryNeed, total_memory
+from evomerge.checkpoints import Source
 from evomerge.errors import InvalidInput
 from evomerge.messages import in_bytes
 
@@ -141,6 +143,18 @@ def place_sources(need: MemoryNeed, machine: Machine, *, workers: int = 1, share
 def placed(tensors: Mapping[str, torch.Tensor], place: Place, device: torch.device) -> Mapping[str, torch.Tensor]:
     """The tensors of one source in their place: the mapped memory itself, or a copy."""
     return {name: put(tensor, place, device) for name, tensor in tensors.items()}
+
+
+def placed_experts(
+    experts: Sequence[Source], base: Mapping[str, torch.Tensor], place: Place, device: torch.device
+) -> dict[str, Mapping[str, torch.Tensor]]:
+    """Expert -> its tensors in their place; of an adapter only its changes, over the tensors of the base."""
+    return {
+        expert.ref.name: expert.tensors.over(base, lambda tensor: put(tensor, place, device))
+        if isinstance(expert.tensors, AdaptedTensors)
+        else placed({name: expert.tensors[name] for name in expert.catalogue.names}, place, device)
+        for expert in experts
+    }
 
 
 def put(tensor: torch.Tensor, place: Place, device: torch.device) -> torch.Tensor:

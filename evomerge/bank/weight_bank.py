@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from evomerge.adapters.adapter_bytes import adapter_bytes
 from evomerge.artefacts.streamed_weights import spilled
 from evomerge.bank.file_guard import FileGuard
 from evomerge.bank.layer_pool import LayerPool
 from evomerge.bank.memory import memory_need
 from evomerge.bank.merge_memory import MergeMemory
-from evomerge.bank.placement import Machine, Place, Placement, place_sources, placed, this_machine
+from evomerge.bank.placement import Machine, Place, Placement, place_sources, placed, placed_experts, this_machine
 from evomerge.bank.recipe_check import check_recipe
 from evomerge.bank.recipe_tensors import RecipeTensors
 from evomerge.bank.resident_merges import ResidentMerges
@@ -83,14 +84,20 @@ class WeightBank:
         self.dtype = dtype
         self.device = device
         machine = machine or this_machine(float(device.type == "cuda"))
-        need = memory_need(base.catalogue, 1 + len(experts), str(dtype).removeprefix("torch."), ingredients=ingredients)
+        need = memory_need(
+            base.catalogue,
+            1 + len(experts),
+            str(dtype).removeprefix("torch."),
+            ingredients=ingredients,
+            adapters=adapter_bytes(experts),
+        )
         if one_merge is None or device.type != "cpu":
             self.placement = place_sources(need, machine, shared=shared is not None)
         else:
             self.placement = Placement(place=Place.MAPPED, device="cpu", sources=need.sources, worker=0, pageable=True)
-        self._weights = {
-            source.ref.name: placed(_mapped(source), self.placement.place, device) for source in (base, *experts)
-        }
+        mapped = {name: base.tensors[name] for name in base.catalogue.names}
+        held = placed(mapped, self.placement.place, device)
+        self._weights = {base.ref.name: held, **placed_experts(experts, held, self.placement.place, device)}
         self._file_guard = FileGuard((base, *experts))
         self._fingerprints = {source.ref.name: source.ref.fingerprint for source in (base, *experts)}
         self._head_size = head_size(base.settings)
@@ -351,10 +358,6 @@ class WeightBank:
         check_recipe(recipe, fingerprints=self._fingerprints, dtype=self.dtype, catalogue=self.base.catalogue)
         named = {name for rule in recipe.rules for name in rule.sources}
         self._merges.begin([made for name, made in recipe.ingredients.items() if name in named])
-
-
-def _mapped(source: Source) -> Mapping[str, torch.Tensor]:
-    return {name: source.tensors[name] for name in source.catalogue.names}
 
 
 def _finite(name: str, tensor: torch.Tensor) -> torch.Tensor:

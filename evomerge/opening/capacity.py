@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from evomerge.adapters.adapter_bytes import adapter_bytes
 from evomerge.bank.memory import BYTES, MemoryNeed, ProjectionSizes, alignment_bytes, memory_need, projection_sizes
 from evomerge.bank.placement import Placement, place_sources, this_machine
 from evomerge.baselines.info import BASELINES
@@ -70,6 +71,7 @@ def memory_of(inputs: Inputs) -> MemoryNeed:
         + _aligned(inputs),
         longest_path=0 if paths is None else paths.max_layers,
         ingredients=inputs.space.ingredients,
+        adapters=adapter_bytes(inputs.experts),
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from evomerge.errors import MergeError
 from evomerge.passes.kernels import DTYPES, LANES, SHORTEST, Kernel, KernelKind, Kernels
+from evomerge.tensors.computed_tensors import dtype_of, is_computed
 from evomerge.tensors.plans import Factors, Plan, offset_words, pack, plan_rule
 from evomerge.tensors.rule_tensors import RuleTensors
 
@@ -173,7 +174,7 @@ class FusedRule:
         return checks
 
     def _spans(self, name: str, kind: KernelKind) -> tuple[Span, ...]:
-        """The pieces of a tensor. They are cached, which takes no memory, unless flattening had to copy the tensor."""
+        """The pieces of a tensor. They are cached, which takes no memory, unless the tensor was copied or computed."""
         key: Hashable = name, kind.base is not None
         # Statistics change with the files of a recipe.
         cached: MutableMapping[Any, tuple[Span, ...]] = (
@@ -181,11 +182,12 @@ class FusedRule:
         )
         if key in cached:
             return cached[key]
-        tensors = [model[name] for model in _models(self._tensors, kind)]
+        models = _models(self._tensors, kind)
+        tensors = [model[name] for model in models]
         if self._plan.statistics is not None and kind.statistics:
             tensors += self._plan.statistics(name)
         spans = tuple(_cut([tensor.reshape(-1) for tensor in tensors], self._device))
-        if all(tensor.is_contiguous() for tensor in tensors):
+        if all(tensor.is_contiguous() for tensor in tensors) and not any(is_computed(model, name) for model in models):
             cached[key] = spans
         return spans
 
@@ -226,7 +228,7 @@ def kinds(tensors: RuleTensors, plan: Plan, dtype: torch.dtype) -> dict[str, Ker
     for name in sorted(scopes.union(tensors.names)):
         formula = plan.formula_of(name)
         base = None if tensors.base is None or not formula.has_base else _NAMES.get(tensors.base[name].dtype)
-        sources = [_NAMES.get(source[name].dtype) for source in tensors.sources]
+        sources = [_NAMES.get(dtype_of(source, name)) for source in tensors.sources]
         given = plan.statistics(name) if plan.statistics is not None and formula.has_statistics else ()
         statistics = [_NAMES.get(statistic.dtype) for statistic in given]
         out = _NAMES.get(dtype)

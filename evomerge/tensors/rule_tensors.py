@@ -18,6 +18,7 @@ from torch import Tensor
 
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.methods import OptionValue
+from evomerge.tensors.computed_tensors import dtype_of
 from evomerge.tensors.order_statistics import Thresholds
 
 Tensors = Mapping[str, Tensor]
@@ -181,7 +182,7 @@ class RuleTensors:
     def dtype(self, names: Sequence[str]) -> torch.dtype:
         """float32, or float64 where one of the tensors is; float64 would otherwise lose what its owner cared about."""
         models = self.sources if self.base is None else (self.base, *self.sources)
-        wide = any(model[name].dtype == torch.float64 for model in models for name in names)
+        wide = any(dtype_of(model, name) == torch.float64 for model in models for name in names)
         return torch.float64 if wide else torch.float32
 
     def pieces(self, name: str, sources: Sequence[int] | None = None) -> Iterator[Piece]:
