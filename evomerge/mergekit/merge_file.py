@@ -248,7 +248,7 @@ class _DocumentReader:
         return None if name is None else self._model_name(name, (key,))
 
     def _model_name(self, name: str, keys: Keys) -> str:
-        if "+" in name.rpartition("/")[2]:
+        if "+" in name:
             raise self._refusal(keys, f"{name} is a model with an adapter; merge the adapter into it first")
         return name
 

@@ -332,6 +332,11 @@ def test_random_masks_are_said_to_be_others(tmp_path: Path) -> None:
             "model: /models/code+adapter",
             "line 9: /models/code+adapter is a model with an adapter",
         ),
+        (
+            "model: /models/code",
+            "model: /models/code+org/adapter",
+            "line 9: /models/code+org/adapter is a model with an adapter",
+        ),
         ("base_model: org/base\n", "", "ties needs a `base_model`"),
         ("models:", "modells:", "did you mean 'models'?"),
     ],
