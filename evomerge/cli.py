@@ -14,6 +14,7 @@ from evomerge.commands.controls import cancel, pause, resume, stop, try_params
 from evomerge.commands.copying import study_app
 from evomerge.commands.doctoring import doctor
 from evomerge.commands.exporting import export
+from evomerge.commands.importing import mergekit_evolve
 from evomerge.commands.inventories import evaluators, methods, spaces
 from evomerge.commands.logs import logs
 from evomerge.commands.looking import dashboard, leaderboard, list_studies, status
@@ -65,6 +66,7 @@ app = typer.Typer(
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
 app.add_typer(study_app, name="study")
+import_app.command("mergekit-evolve")(mergekit_evolve)
 app.add_typer(import_app, name="import")
 
 

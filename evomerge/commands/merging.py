@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evomerge.commands.options import Json, print_document, terminal_of
+from evomerge.commands.options import Json, places_of, print_document, terminal_of
 from evomerge.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def merge(
     terminal = terminal_of(context)
     from evomerge.static_merges.static_merge import merge_file
 
-    places, allowed = _places(source or ()), _allowed(allow or ())
+    places, allowed = places_of(source or ()), _allowed(allow or ())
     command = ["evomerge", "merge", str(recipe), *(f"--source {each}" for each in source or ()), "--out", str(out)]
     with _progress(terminal) as progress:
         made = merge_file(
@@ -96,20 +96,10 @@ def mergekit(
     terminal = terminal_of(context)
     from evomerge.static_merges.static_merge import import_mergekit
 
-    document = import_mergekit(file, out, places=_places(source or ()), seed=seed, allow=_allowed(allow or ()))
+    document = import_mergekit(file, out, places=places_of(source or ()), seed=seed, allow=_allowed(allow or ()))
     for sentence in (*document["notes"], *document["warnings"]):
         terminal.tell(sentence)
     print_document(terminal, document, json_, _imported_text)
-
-
-def _places(given: Sequence[str]) -> dict[str, str]:
-    places: dict[str, str] = {}
-    for each in given:
-        name, equals, place = each.partition("=")
-        if not (name and equals and place) or name in places:
-            raise InvalidInput(f"--source {each}: give NAME=PLACE, each name once")
-        places[name] = place
-    return places
 
 
 def _allowed(given: Sequence[str]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,6 +127,17 @@ def note_other_place(terminal: Terminal, path: Path | None, storage: str | None,
 def note_differences(terminal: Terminal, differences: str, study: str, path: Path | None) -> None:
     if differences:
         terminal.tell(f"note: study {study!r} goes by its own spec, {path} differs: {differences}")
+
+
+def places_of(given: Sequence[str]) -> dict[str, str]:
+    """Name -> place of the models that `--source NAME=PLACE` gives."""
+    places: dict[str, str] = {}
+    for each in given:
+        name, equals, place = each.partition("=")
+        if not (name and equals and place) or name in places:
+            raise InvalidInput(f"--source {each}: give NAME=PLACE, each name once")
+        places[name] = place
+    return places
 
 
 def print_document(terminal: Terminal, document: dict[str, Any], as_json: bool, renderable: Any) -> None:
