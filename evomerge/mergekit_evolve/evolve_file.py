@@ -121,10 +121,10 @@ def read_evolve_file(path: Path) -> EvolveFile:
     if len(documents) > 1 or "genome" not in content:
         known = "it has `genome` and `tasks`" if "merge_method" not in content else "this is a file of one merge"
         raise InvalidInput(f"{path} is no {KIND}: {known}; `evomerge import mergekit` reads files of single merges")
-    return _Reader(path, documents[0]).read()
+    return _SearchReader(path, documents[0]).read()
 
 
-class _Reader:
+class _SearchReader:
     def __init__(self, path: Path, document: Document) -> None:
         self._path = path
         self._document = document
