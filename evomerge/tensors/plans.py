@@ -37,7 +37,7 @@ class Numbers(IntEnum):
     """Rows of the tensor `numbers` of shape (12, sources). A value that all sources share is in each column."""
 
     WEIGHT = 0
-    THRESHOLD = 1  # smaller magnitudes are trimmed
+    THRESHOLD = 1  # smaller magnitudes are trimmed, or of a consensus do not matter
     DIVISOR = 2  # of what DARE leaves
     FACTOR = 3  # of what DARE leaves, after the division
     LAMBDA = 4
@@ -64,8 +64,8 @@ class Formula:
     """The part of a plan that is fixed when it is compiled.
 
     Attributes:
-        kind: `average` of the sources, `sum` of task vectors on the base, `election` (TIES), `competition` (PCB) or
-            `information` (Fisher).
+        kind: `average` of the sources, `sum` of task vectors on the base, `election` (TIES), `competition` (PCB),
+            `consensus` (TALL masks) or `information` (Fisher).
         drops: DARE masks the task vectors first.
         elect, agg, weighting: the options of TIES; `agg: elected-sum` weighs after the election, see
             `elected_arithmetic`.
@@ -107,7 +107,7 @@ class Plan:
 
     Attributes:
         factors: tensor name -> the numbers of each source.
-        scale: lambda.
+        scale: lambda; of a consensus the number of masks that have to agree.
         scope_of: tensor name -> the tensors whose votes decide its zero sums; None where no votes decide them.
         others: tensor name -> its formula, of tensors with another one than the rule's.
         statistics: tensor name -> its statistic in each source, for formulas that have some.
@@ -229,6 +229,8 @@ def evaluate(
         vectors = [_drop(vector, numbers[:, i], words[:, i]) for i, vector in enumerate(vectors)]
     if formula.kind == "sum":
         return _weighted_sum(vectors, numbers) + origin, None
+    if formula.kind == "consensus":
+        return _agree(vectors, numbers) + origin, None
     if formula.kind == "competition":
         return _compete(formula, vectors, numbers) + origin, None
     merged, votes = _elect(formula, vectors, numbers)
@@ -301,6 +303,19 @@ def _elect(formula: Formula, vectors: Sequence[Tensor], numbers: Tensor) -> tupl
         divisor = _sum([torch.where(agrees, weights[i], zero) for i, agrees in enumerate(agreeing)])
         merged = merged / torch.where(divisor.abs() < 1e-8, 1.0, divisor)
     return merged, votes
+
+
+def _agree(vectors: Sequence[Tensor], numbers: Tensor) -> Tensor:
+    """The masked sum of `consensus.merge_consensus`."""
+    zero, whole = numbers[Numbers.ZERO, 0], _sum(vectors)
+    counted = _sum(
+        [
+            torch.where(vector.abs() > (whole - vector).abs() * numbers[Numbers.THRESHOLD, i], 1.0, zero)
+            for i, vector in enumerate(vectors)
+        ]
+    )
+    total = _weighted_sum(vectors, numbers)
+    return torch.where(counted >= numbers[Numbers.LAMBDA, 0], total, (total + whole) * zero)
 
 
 def _compete(formula: Formula, vectors: Sequence[Tensor], numbers: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ PARAMETERS = {
     "ties": {"density": [0.3, 0.5, 1.0], "weight": [1.0, 0.6, -1.3], "lambda": 1.7},
     "dare_linear": {"drop_rate": [0.5, 0.0, 0.9], "weight": [0.7, -0.4, 1.1]},
     "fisher": {"weight": [0.7, 0.4, 1.1], "floor": 0.02},
+    "consensus": {"weight": [0.7, -0.4, 1.1], "threshold": [0.3, 0.5, 0.4], "agreement": 2.0},
     "pcb": {"density": 0.2, "weight": [0.7, -0.4, 1.1]},
     "dare_ties": {"drop_rate": [0.5, 0.0, 0.9], "density": [0.3, 0.5, 0.1], "weight": [1.0, 0.6, -1.3], "lambda": 0.3},
 }
@@ -275,6 +276,7 @@ BFLOAT16 = ("bfloat16",) * 3
         ("ties", {}, (torch.bfloat16,) * 4, torch.bfloat16),
         ("dare_ties", {"weighting": "norm"}, (torch.float32, torch.bfloat16, torch.float16), torch.float32),
         ("pcb", {}, (torch.bfloat16,) * 4, torch.bfloat16),
+        ("consensus", {}, (torch.bfloat16,) * 4, torch.bfloat16),
         ("fisher", {}, (torch.float32, torch.bfloat16, torch.float16), torch.float32),
     ],
 )

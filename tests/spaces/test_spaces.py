@@ -96,6 +96,7 @@ def test_the_shipped_spaces_of_the_toy_scale_have_at_most_thirty_dimensions():
     assert sizes == {
         "breadcrumbs-global": 6,
         "breadcrumbs-ties-global": 6,
+        "consensus-global": 5,
         "dare-ties-per-block": 18,
         "della-global": 6,
         "della-linear-global": 6,
