@@ -68,7 +68,7 @@ planted: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/simulation/planted_bugs.py
 
 bench: install
-	for name in merge score candidate memory scale dam learned controller verdict; do \
+	for name in merge score candidate memory adapters scale dam learned controller verdict; do \
 		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 # What the search itself is worth: samplers on synthetic landscapes and toy models, racing, several objectives, futility.

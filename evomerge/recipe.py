@@ -7,12 +7,14 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from evomerge.errors import InvalidInput
 from evomerge.forms import parse_json, reading
 
 SEMANTICS_VERSION = 1  # raised whenever the same recipe would give other weights
+
+MergeSpace = Literal["full", "core"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Recipe:
         ingredients: name -> a merge that rules may name as one more source: its weights, rounded to its own dtype.
             `sources` has the real models, those of the ingredients included; `files` only what the rules of this recipe
             need, each ingredient has its own. An ingredient may have ingredients.
+        space: the coordinates that task vectors are merged in: those of the weights (`full`), or for adapters `core`
+            space, see `evomerge.adapters.core_space`.
     """
 
     base: ModelRef
@@ -92,6 +96,7 @@ class Recipe:
     files: Mapping[str, str] = field(default_factory=dict)
     layers: tuple[PathLayer, ...] = ()
     ingredients: Mapping[str, Recipe] = field(default_factory=dict)
+    space: MergeSpace = "full"
 
     @cached_property
     def digest(self) -> str:
@@ -107,6 +112,8 @@ class Recipe:
         for name in ("files", "layers", "ingredients"):  # a recipe without them does not mention them
             if not content[name]:
                 del content[name]
+        if self.space == "full":
+            del content["space"]
         return content
 
     @classmethod
@@ -133,6 +140,7 @@ class Recipe:
             files=content.get("files", {}),
             layers=tuple(PathLayer(**layer) for layer in content.get("layers", ())),
             ingredients={name: cls._from(recipe) for name, recipe in content.get("ingredients", {}).items()},
+            space=content.get("space", "full"),
         )
 
 

@@ -54,6 +54,7 @@ def model_card(
         "## How it was merged",
         *_path_section(recipe),
         *_rule_tables(recipe),
+        *(["Task vectors were merged in core space (arXiv 2509.17786)."] if recipe.space == "core" else []),
         f"Weights in {recipe.dtype}, random masks by seed {recipe.seed}, recipe `{recipe.digest}` (see `recipe.json`).",
         *(["## Scores", _table(columns, rows)] if rows else []),
         *notes,

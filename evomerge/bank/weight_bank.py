@@ -14,6 +14,7 @@ import torch
 
 from evomerge.adapters.adapter_bytes import adapter_bytes
 from evomerge.artefacts.streamed_weights import spilled
+from evomerge.bank.core_merges import CoreMerges
 from evomerge.bank.file_guard import FileGuard
 from evomerge.bank.layer_pool import LayerPool
 from evomerge.bank.memory import memory_need
@@ -119,6 +120,7 @@ class WeightBank:
             self._base, self.placement.place, device, shared if self.placement.place is Place.MAPPED else None
         )
         self._merges = ResidentMerges(self._build, self._forget, planned=ingredients)
+        self.core_merges = CoreMerges(self._weights, base.ref.name, self._mergeable)
 
     def materialize(self, recipe: Recipe) -> PreTrainedModel:
         """The live model with the recipe's weights. It is the same object every time: use it before the next call.
@@ -291,6 +293,8 @@ class WeightBank:
 
     def _fused(self, rule: Rule, recipe: Recipe) -> FusedRule | None:
         """The rule compiled to one pass per tensor, where that can be had now."""
+        if recipe.space == "core":
+            return None
         return fuse_rule(
             rule.method,
             self.rule_tensors(rule, recipe),
@@ -301,7 +305,10 @@ class WeightBank:
         )
 
     def _merge(self, rule: Rule, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
-        return merge_rule(rule.method, replace(self.rule_tensors(rule, recipe), rounded=DTYPES[recipe.dtype]))
+        tensors = self.rule_tensors(rule, recipe)
+        if recipe.space == "core":
+            return self.core_merges.merge(rule, tensors)
+        return merge_rule(rule.method, replace(tensors, rounded=DTYPES[recipe.dtype]))
 
     def rule_tensors(self, rule: Rule, recipe: Recipe) -> RuleTensors:
         """The resident tensors of one rule of a recipe, as a method takes them.
@@ -356,6 +363,7 @@ class WeightBank:
         """Check a recipe, and make room for its ingredients."""
         self._file_guard.check()
         check_recipe(recipe, fingerprints=self._fingerprints, dtype=self.dtype, catalogue=self.base.catalogue)
+        self.core_merges.check(recipe)
         named = {name for rule in recipe.rules for name in rule.sources}
         self._merges.begin([made for name, made in recipe.ingredients.items() if name in named])
 
@@ -381,7 +389,7 @@ def _contents(rule: Rule, recipe: Recipe) -> tuple[str, ...]:
 def _mark(rule: Rule, recipe: Recipe, contents: tuple[str, ...]) -> str:
     """Identifies what a rule writes, given that sources and dtype are the bank's own."""
     content: tuple[object, ...] = (
-        rule.method, contents, sorted(rule.parameters.items()), sorted(rule.options.items()), recipe.seed
+        rule.method, contents, sorted(rule.parameters.items()), sorted(rule.options.items()), recipe.seed, recipe.space
     )  # fmt: skip
     if method_info(rule.method).roles:
         content += (sorted(recipe.files.items()),)

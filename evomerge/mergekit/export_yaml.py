@@ -20,7 +20,7 @@ from evomerge.mergekit.layer_slices import location_of, slices_of
 from evomerge.mergekit.parameter_settings import Setting, evaluate, position
 from evomerge.methods import METHODS, MergekitMethod, Option
 from evomerge.methods.functions import load_function
-from evomerge.recipe import Recipe, Rule
+from evomerge.recipe import Recipe, Rule, all_ingredients
 
 
 class _NotExpressible(Exception):
@@ -37,6 +37,8 @@ def to_mergekit(recipe: Recipe, catalogue: TensorCatalogue) -> tuple[str | None,
         if slices is None:
             return None, reason
         return _opening(recipe) + yaml.safe_dump(slices, sort_keys=False, allow_unicode=True), ""
+    if any(each.space != "full" for each in (recipe, *(made for _, made in all_ingredients(recipe)))):
+        return None, "it is merged in core space, which mergekit does not have"
     stages = dict(_stages(recipe))
     names = {digest: f"merge-{place}-{label}" for place, (digest, (label, _)) in enumerate(stages.items(), start=1)}
     documents, where = [], ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evomerge.adapters.adapter_bytes import adapter_bytes
+from evomerge.adapters.core_space import core_bytes
 from evomerge.bank.memory import BYTES, MemoryNeed, ProjectionSizes, alignment_bytes, memory_need, projection_sizes
 from evomerge.bank.placement import Placement, place_sources, this_machine
 from evomerge.baselines.info import BASELINES
@@ -68,7 +69,8 @@ def memory_of(inputs: Inputs) -> MemoryNeed:
         solving=max((*(each.solving for each in measured), *(each.merging for each in projections)), default=0),
         kept=min(KEPT_BYTES, sum(each.products for each in measured))
         + max((each.kept for each in projections), default=0)
-        + _aligned(inputs),
+        + _aligned(inputs)
+        + _cores(inputs),
         longest_path=0 if paths is None else paths.max_layers,
         ingredients=inputs.space.ingredients,
         adapters=adapter_bytes(inputs.experts),
@@ -91,6 +93,13 @@ def _projections(inputs: Inputs) -> list[ProjectionSizes]:
     if any(method is not None and METHODS[method].arrival for method in merged_by):
         sizes.append(projection_sizes(inputs.catalogue, first_models=1))
     return sizes
+
+
+def _cores(inputs: Inputs) -> int:
+    """Of the core space of all adapters, with which a worker keeps their factors as well."""
+    if inputs.spec.search_space.space == "full":
+        return 0
+    return core_bytes([expert.tensors for expert in inputs.experts], inputs.catalogue)
 
 
 def _aligned(inputs: Inputs) -> int:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from optuna.distributions import FloatDistribution
 
 from evomerge.adapters import open_expert
+from evomerge.adapters.core_space import core_refusal, no_adapter
 from evomerge.catalogue import TensorCatalogue
 from evomerge.checkpoints import Source, check_compatible, open_source
+from evomerge.errors import InvalidInput
 from evomerge.evaluation.evaluator import Evaluator
 from evomerge.evaluation.factory import build_evaluator
 from evomerge.jobs import WorkerSetup
+from evomerge.methods import resolve_options
 from evomerge.object_store.artifact_folder import ArtifactFolder
 from evomerge.packs.split import split_from_json
 from evomerge.recipe import ModelRef
 from evomerge.recipe_spaces.binding import bind_recipe_space
 from evomerge.spaces.bound import BoundSpace, bind
+from evomerge.spaces.space import MethodSpace, SearchSpace
 from evomerge.spec import SearchSpec
 from evomerge.study.identity import StudyIdentity
 from evomerge.study.stored_search import artifacts_folder, logs_folder
@@ -102,6 +107,22 @@ def _pinned(source: Source) -> ModelRef:
     return source.ref if source.hub_id is None else replace(source.ref, revision=source.directory.name)
 
 
+def _check_core(space: SearchSpace, experts: Sequence[Source]) -> None:
+    """Refuse what has no core space, as the workers would.
+
+    Raises:
+        InvalidInput: names the method or the expert.
+    """
+    for method in space.method_names:
+        chosen = space.methods.get(method, MethodSpace())
+        options = resolve_options(method, chosen.options, semantics=space.semantics)
+        if reason := core_refusal(method, options):
+            raise InvalidInput(f"search space {space.name!r}: in core space {reason}, or leave `space: core` out")
+    for expert in experts:
+        if expert.adapted is None:
+            raise no_adapter(expert.name)
+
+
 def open_inputs(spec: SearchSpec) -> Inputs:
     """Open and check the inputs of a spec.
 
@@ -111,4 +132,6 @@ def open_inputs(spec: SearchSpec) -> Inputs:
     base = open_source(spec.base.ref, allow=spec.allow)
     experts = tuple(open_expert(expert.ref, base=base, allow=spec.allow) for expert in spec.experts)
     warnings = check_compatible(base, experts)
+    if spec.search_space.space == "core":
+        _check_core(spec.search_space, experts)
     return Inputs(spec=spec, base=base, experts=experts, warnings=tuple(warnings))

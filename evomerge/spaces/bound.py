@@ -130,6 +130,7 @@ class BoundSpace:
             dtype=self.dtype,
             seed=self.seed,
             files=self._files_of(rules),
+            space=self.space.space,
         )
 
     def _files_of(self, rules: Sequence[Rule]) -> dict[str, str]:

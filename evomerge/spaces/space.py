@@ -22,6 +22,7 @@ from evomerge.errors import InvalidInput, unknown_name
 from evomerge.genomes.genome_settings import GenomeSettings
 from evomerge.genomes.pairs import SCORE, takes_scores
 from evomerge.methods import METHODS, method_info, resolve_options
+from evomerge.recipe import MergeSpace
 from evomerge.shipped import shipped_folder
 
 
@@ -165,6 +166,7 @@ class SearchSpace(Frozen):
         origin: what is merged (`from`): the sources, or the baselines of the search; see `evomerge.recipe_spaces`.
         around: the label of a baseline or the path of a recipe.json, whose coefficients are multiplied by a `factor`
             per source and group.
+        space: the coordinates that adapters are merged in, see `Recipe`.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -179,6 +181,7 @@ class SearchSpace(Frozen):
     origin: Literal["sources", "baselines"] = Field(default="sources", alias="from")
     around: str | None = None
     factor: Range | None = None
+    space: MergeSpace = "full"
 
     @property
     def takes_recipes(self) -> bool:
@@ -191,6 +194,8 @@ class SearchSpace(Frozen):
             raise ValueError("around: RECIPE and factor: {low, high} belong together; give both or neither")
         if self.takes_recipes and (self.genome or self.layers or self.semantics != "evomerge" or self.sources == "all"):
             raise ValueError("a space of other merges has groups only; leave genome, layers, semantics and sources out")
+        if self.space == "core" and (self.takes_recipes or self.layers):
+            raise ValueError("space: core is for merges of adapters; leave it out beside from, around and layers")
         given = {"methods", "origin", "groups"} & self.model_fields_set
         if self.around is not None and given != {"groups"}:
             raise ValueError("around: RECIPE has the methods and sources of that recipe; give groups and factor alone")
@@ -217,6 +222,7 @@ class SearchSpace(Frozen):
         absent = {"genome"} if self.genome is None else {"methods", "groups"}
         absent |= {"layers"} if self.layers is None else {"methods", "groups", "semantics"}
         absent |= {"around", "factor"} if self.around is None else {"methods", "semantics", "sources"}
+        absent |= {"space"} if self.space == "full" else set()
         absent |= {"origin", "from"} if self.origin == "sources" else {"sources"}
         return {name: value for name, value in handler(self).items() if name not in absent}
 

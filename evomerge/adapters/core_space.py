@@ -1,0 +1,193 @@
+"""Core space: the task vectors of several adapters of one base in coordinates that they share (arXiv 2509.17786).
+
+The products L_i R_i of n adapters of rank r lie between the columns of all L and the rows of all R. With orthonormal
+bases U of the ones and V of the others each is U M_i V', where M_i = U' L_i R_i V has (n r)^2 numbers at most. A method
+merges the M_i; the merged tensor is W_0 + U M V'. For weighted sums that is the merge of the tensors themselves; a
+method that treats elements one by one, such as TIES, is another one in other coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evomerge.adapters.adapted_tensors import AdaptedTensors, Change, LowRank
+from evomerge.catalogue import TensorCatalogue
+from evomerge.errors import InvalidInput
+from evomerge.methods import method_info
+from evomerge.recipe import Rule
+from evomerge.tensors.one_thread import one_thread
+
+Tensors = Mapping[str, Tensor]
+
+# Directions whose singular value is smaller than this times the largest one are rounding errors of float64.
+_RANK_TOLERANCE = 1e-12
+
+
+@dataclass(frozen=True)
+class Core:
+    """One tensor in core space.
+
+    Attributes:
+        left: U, [rows, k], with orthonormal columns, float32 as all of them.
+        right: V', [m, columns], with orthonormal rows.
+        coordinates: for each source M_i, [k, m].
+    """
+
+    left: Tensor
+    right: Tensor
+    coordinates: tuple[Tensor, ...]
+
+    def product(self, merged: Tensor) -> LowRank:
+        """U M V' of merged coordinates."""
+        with one_thread():
+            return LowRank(self.left @ merged.to(self.left.dtype), self.right, 1.0)
+
+
+class CoreSpace:
+    """The tensors of some sources in core space.
+
+    A tensor that every source changes by a product of low rank, or leaves, is in coordinates. One that no source
+    changes is not merged. Any other, such as a module that is saved whole, is merged as it is.
+
+    Attributes:
+        names: the tensors that are merged.
+        base: by name, zeros for coordinates, and for the others the base's tensors.
+        sources: for each source, by name, its coordinates, or its tensor.
+    """
+
+    def __init__(self, base: Tensors, sources: Sequence[Tensors], names: Sequence[str]) -> None:
+        """
+        Args:
+            sources: adapters; any other is taken to be the base itself.
+            names: tensors of floating-point numbers.
+        """
+        self._base = base
+        self._cores = {name: _core(products) for name, products in _low_rank(sources, names)}
+        self.names = tuple(name for name in names if any(name in _changes(source) for source in sources))
+        zeros = {name: torch.zeros_like(core.coordinates[0]) for name, core in self._cores.items()}
+        self.base: Tensors = _Mixed(zeros, base)
+        self.sources: tuple[Tensors, ...] = tuple(
+            _Mixed({name: core.coordinates[index] for name, core in self._cores.items()}, source)
+            for index, source in enumerate(sources)
+        )
+
+    def product(self, name: str, merged: Tensor) -> LowRank | None:
+        """The change of a tensor by its merged coordinates; None where it was merged as it is."""
+        return self._cores[name].product(merged) if name in self._cores else None
+
+    def tensor(self, name: str, merged: Tensor) -> Tensor:
+        """The merged tensor in new memory on the base's device."""
+        product = self.product(name, merged)
+        return merged if product is None else Change(product=product).apply(self._base[name])
+
+
+class _Mixed(Mapping[str, Tensor]):
+    """Some tensors, and all others as another mapping has them."""
+
+    def __init__(self, own: Tensors, others: Tensors) -> None:
+        self._own = own
+        self._others = others
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._own[name] if name in self._own else self._others[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._others)
+
+    def __len__(self) -> int:
+        return len(self._others)
+
+
+def core_bytes(sources: Sequence[Tensors], base: TensorCatalogue) -> int:
+    """Bytes of a core space of these sources."""
+    total = 0
+    for name, products in _low_rank(sources, base.names):
+        rows, columns = base[name].shape
+        rank = sum(product.rank for product in products if product is not None)
+        left, right = min(rank, rows), min(rank, columns)
+        total += 4 * (rows * left + right * columns + len(sources) * left * right)
+    return total
+
+
+def _changes(source: Tensors) -> Mapping[str, Change]:
+    return source.changes if isinstance(source, AdaptedTensors) else {}
+
+
+def _low_rank(sources: Sequence[Tensors], names: Sequence[str]) -> Iterator[tuple[str, list[LowRank | None]]]:
+    """The tensors that have coordinates, with the product of each source; None where it leaves the tensor."""
+    for name in names:
+        changes = [_changes(source).get(name) for source in sources]
+        products = [None if change is None else change.low_rank for change in changes]
+        if any(products) and all(
+            change is None or product is not None for change, product in zip(changes, products, strict=True)
+        ):
+            yield name, products
+
+
+def _core(products: Sequence[LowRank | None]) -> Core:
+    """Bases and coordinates of the products of one tensor, where None is zero; at least one is not."""
+    given = [product for product in products if product is not None]
+    device = given[0].left.device
+    with one_thread():
+        left = _orthonormal(torch.cat([product.left.double().cpu() for product in given], dim=1))
+        right = _orthonormal(torch.cat([product.right.double().cpu() for product in given]).T).T
+        coordinates = [
+            torch.zeros(left.shape[1], len(right), dtype=torch.float64)
+            if product is None
+            else product.scale * (left.T @ product.left.double().cpu()) @ (product.right.double().cpu() @ right.T)
+            for product in products
+        ]
+    narrow = [each.float().contiguous().to(device) for each in (left, right, *coordinates)]
+    return Core(narrow[0], narrow[1], tuple(narrow[2:]))
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    """An orthonormal basis of the columns: the left singular vectors of values that are not zero, at least one."""
+    vectors, values, _ = torch.linalg.svd(columns, full_matrices=False)
+    rank = max(1, int((values > _RANK_TOLERANCE * values[0]).sum()))
+    basis: Tensor = vectors[:, :rank].contiguous()
+    return basis
+
+
+def core_refusal(method: str, options: Mapping[str, Any]) -> str | None:
+    """The reason why a method with these options cannot merge in core space, or None."""
+    info = method_info(method)
+    normalised_sum = info.weighted_sum and options.get("normalize") is True
+    if "base" not in info.needs and not normalised_sum:
+        return f"{method} merges whole weights; take a method on task vectors, such as task_arithmetic"
+    if info.roles:
+        return f"{method} takes {info.roles[0]} of the weights as they are; take another method"
+    if info.arrival:
+        return f"{method} projects whole models, one after the other; take another method"
+    return None
+
+
+def check_core_space(rules: Sequence[Rule], weights: Mapping[str, Tensors], base: str) -> None:
+    """Refuse rules whose sources have no core space, or whose method has no meaning there.
+
+    Args:
+        weights: source name -> its tensors. Merges that are sources are not among them.
+        base: the name of the base, which may be a source.
+
+    Raises:
+        InvalidInput: names the source or the method.
+    """
+    for rule in rules:
+        if reason := core_refusal(rule.method, rule.options):
+            raise InvalidInput(f"in core space {reason}, or leave `space: core` out")
+        for name in rule.sources:
+            if name != base and not isinstance(weights.get(name), AdaptedTensors):
+                raise no_adapter(name)
+
+
+def no_adapter(name: str) -> InvalidInput:
+    """The error about a source that has no core space."""
+    return InvalidInput(
+        f"only LoRA adapters of the base have a core space, and the source {name!r} is none; give its adapter, or "
+        "leave `space: core` out"
+    )
