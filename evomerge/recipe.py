@@ -26,12 +26,21 @@ class ModelRef:
         location: a local directory or a Hugging Face hub id.
         revision: hub revision (branch, tag or commit), None for directories.
         fingerprint: content hash of config and weights, filled in when the source is opened.
+        tokenizer: `base`: its embeddings are put in the order of the base's vocabulary; None: they have to be.
+        missing: `base`: tensors that it lacks are the base's; None: it has to have the same ones.
     """
 
     name: str
     location: str
     revision: str | None = field(default=None, kw_only=True)
     fingerprint: str | None = field(default=None, kw_only=True)
+    tokenizer: str | None = field(default=None, kw_only=True)
+    missing: str | None = field(default=None, kw_only=True)
+
+    def content(self) -> dict[str, Any]:
+        """The ref as plain data, which does not mention policies that it does not have."""
+        absent = {name for name in ("tokenizer", "missing") if getattr(self, name) is None}
+        return {name: value for name, value in asdict(self).items() if name not in absent}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +117,8 @@ class Recipe:
 
     def _content(self) -> dict[str, Any]:
         content = asdict(replace(self, ingredients={}))
+        content["base"] = self.base.content()
+        content["sources"] = tuple(source.content() for source in self.sources)
         content["ingredients"] = {name: recipe._content() for name, recipe in self.ingredients.items()}
         for name in ("files", "layers", "ingredients"):  # a recipe without them does not mention them
             if not content[name]:

@@ -35,6 +35,7 @@ FLOORS = (
         "elementwise",
         "merging",
         "checkpoints",
+        "fitting",
         "adapters",
         "artefacts",
         "mergekit",

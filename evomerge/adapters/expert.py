@@ -15,10 +15,11 @@ from evomerge.checkpoints.json_files import read_object
 from evomerge.checkpoints.location import find_directory, is_hub_id
 from evomerge.checkpoints.readme_front_matter import read_license
 from evomerge.checkpoints.safetensors_files import INDEX, ONE_FILE
-from evomerge.checkpoints.source import Source, open_source
+from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.tokenizer import tokenizer_files
 from evomerge.checkpoints.weights import Weights, safetensors_weights
 from evomerge.errors import InvalidInput
+from evomerge.fitting import open_fitted
 from evomerge.recipe import ModelRef
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -38,18 +39,18 @@ def open_expert(
     trust_fingerprint: bool = False,
     fingerprinted: bool = True,
 ) -> Source:
-    """Opens a model that is merged with the base: see `open_source`; or an adapter of the base.
+    """Opens a model that is merged with the base: see `open_fitted`; or an adapter of the base.
 
     An adapter is a source with the tensors of the base, some of them changed: each is computed when it is read. Its
     fingerprint depends on that of the base. It has the base's tokenizer where it brings none.
 
     Raises:
-        InvalidInput: as `open_source`; an adapter is not of the base, or of a kind that no merge of weights expresses.
+        InvalidInput: as `open_fitted`; an adapter is not of the base, or of a kind that no merge of weights expresses.
     """
     directory = find_directory(ref, allow=allow)
     if not is_adapter(directory):
-        return open_source(
-            ref, allow=allow, like=base, trust_fingerprint=trust_fingerprint, fingerprinted=fingerprinted
+        return open_fitted(
+            ref, base=base, allow=allow, trust_fingerprint=trust_fingerprint, fingerprinted=fingerprinted
         )
     settings = read_settings(read_object(directory / SETTINGS_FILE), directory / SETTINGS_FILE)
     weights = _weights(ref, directory)

@@ -269,8 +269,8 @@ def _document(recipes: RecipeSet, tensors: RuleTensors, scored: Mapping[str, Map
         "bits": BITS,
         "dtype": first.dtype,
         "rule": tensors.options["rescaler"],
-        "base": asdict(first.base),
-        "sources": [asdict(source) for source in first.sources],
+        "base": first.base.content(),
+        "sources": [source.content() for source in first.sources],
         "models": {name: asdict(model) for name, model in models.items()},
     }
 

@@ -75,6 +75,10 @@ IRRELEVANT = frozenset(
 )
 
 
+_TOKENIZER = " (`tokenizer: base` in search.yaml aligns vocabularies by token)"
+_MISSING = " (`missing: base` in search.yaml takes what the base has)"
+
+
 def check_compatible(base: Source, experts: Sequence[Source]) -> list[str]:
     """Checks every expert against the base. Returns warnings, one line each.
 
@@ -94,12 +98,14 @@ def check_compatible(base: Source, experts: Sequence[Source]) -> list[str]:
 
 
 def _errors(base: Source, expert: Source) -> Iterator[str]:
-    yield from _decisive_differences(base, expert)
+    decisive = list(_decisive_differences(base, expert))
+    yield from decisive
     if base.is_tied != expert.is_tied:
         tied, untied = (base, expert) if base.is_tied else (expert, base)
-        yield f"{_tied_tensors(tied)} are one tied tensor in {tied.name!r} and separate in {untied.name!r}"
+        yield f"{_tied_tensors(tied)} are one tied tensor in {tied.name!r} and separate in {untied.name!r}{_MISSING}"
     else:
-        yield from _name_differences(base, expert)
+        hint = "" if decisive else _MISSING
+        yield from (f"{difference}{hint}" for difference in _name_differences(base, expert))
     if shapes := _shape_differences(base, expert):
         yield f"{len(shapes)} tensors have other shapes: {some(shapes)}"
     if kinds := _dtype_differences(base, expert, of_one_kind=False):
@@ -134,8 +140,9 @@ def _unused_differences(base: Source, expert: Source) -> list[str]:
 def _decisive_differences(base: Source, expert: Source) -> Iterator[str]:
     ours, theirs = _flat(base.settings), _flat(expert.settings)
     for key in sorted(ours.keys() & theirs.keys()):
-        if key.rpartition(".")[2] in DECISIVE and ours[key] != theirs[key]:
-            yield f"config {key} is {ours[key]!r} and {theirs[key]!r}"
+        own = key.rpartition(".")[2]
+        if own in DECISIVE and ours[key] != theirs[key]:
+            yield f"config {key} is {ours[key]!r} and {theirs[key]!r}{_TOKENIZER if own == 'vocab_size' else ''}"
 
 
 def _setting_differences(base: Source, expert: Source) -> Iterator[tuple[str, Any, Any]]:
@@ -183,8 +190,8 @@ def _token_findings(base: Source, expert: Source, read_base: Callable[[], Vocabu
         ours, theirs = read_base(), read_vocabulary(expert)
     except InvalidInput as error:
         return [], [f"the vocabularies cannot be compared: {error}"]
-    found = contradictions(ours, theirs)
-    errors = [f"the vocabularies give {len(found)} ids to other tokens: {some(found)}"] if found else []
+    found = [] if expert.ref.tokenizer == "base" else contradictions(ours, theirs)
+    errors = [f"the vocabularies give {len(found)} ids to other tokens: {some(found)}{_TOKENIZER}"] if found else []
     return errors, list(differences(ours, theirs))
 
 

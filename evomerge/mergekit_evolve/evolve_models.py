@@ -149,5 +149,5 @@ def _remarks(file: EvolveFile, base: str, names: list[str]) -> Iterator[Remark]:
     else:
         yield Remark(kind="same", line=line, text=f"{file.method} merges all of them, {names[0]} first")
     if file.tokenizer_source is not None:
-        text = f"the tokenizer is that of {names[0]}"
+        text = f"the tokenizer is that of {names[0]}, and embeddings are put in its order by token (tokenizer: base)"
         yield Remark(kind="same", line=file.line("genome", "tokenizer_source"), text=text)

@@ -66,6 +66,8 @@ def spec_content(
         content["workers"] = {"count": options.gpus, "gpus": 1}
     if _has_no_base(file):
         content["baselines"] = []
+    if file.tokenizer_source is not None:
+        content["tokenizer"] = "base"
     content |= {"dtype": DTYPE, "seed": options.random_seed}
     if options.allow:
         content["allow"] = list(options.allow)

@@ -130,7 +130,7 @@ def open_inputs(spec: SearchSpec) -> Inputs:
         InvalidInput: an input is missing or does not fit; names the sources and tensors.
     """
     base = open_source(spec.base.ref, allow=spec.allow)
-    experts = tuple(open_expert(expert.ref, base=base, allow=spec.allow) for expert in spec.experts)
+    experts = tuple(open_expert(ref, base=base, allow=spec.allow) for ref in spec.expert_refs)
     warnings = check_compatible(base, experts)
     if spec.search_space.space == "core":
         _check_core(spec.search_space, experts)

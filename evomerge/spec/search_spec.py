@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ from pydantic import (
 from evomerge.baselines.info import BASELINES
 from evomerge.documents import Frozen
 from evomerge.observers import MetricsSpec, NotifySpec
+from evomerge.recipe import ModelRef
 from evomerge.recipe_spaces.checks import is_recipe_file
 from evomerge.spaces.space import SearchSpace
 from evomerge.spec.sections import (
@@ -37,7 +39,12 @@ from evomerge.spec.sections import (
 
 
 class SearchSpec(Frozen):
-    """One search. The first source is the base (or the one named `base`), the others are the experts."""
+    """One search. The first source is the base (or the one named `base`), the others are the experts.
+
+    Attributes:
+        tokenizer: `base`: embeddings of experts with another vocabulary are put in the order of the base's, by token.
+        missing: `base`: tensors that an expert lacks are the base's, those that the base lacks are left out.
+    """
 
     name: Name
     sources: Annotated[tuple[SourceSpec, ...], BeforeValidator(_sources)]
@@ -56,6 +63,8 @@ class SearchSpec(Frozen):
     storage: str | None = Field(default=None, repr=False)  # may hold a password
     storage_patience: Annotated[float, Field(ge=0)] = 600.0  # seconds that a storage which is away is waited for
     artifacts: str | None = None
+    tokenizer: Literal["base"] | None = None
+    missing: Literal["error", "base"] = "error"
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     allow: tuple[Allowed, ...] = ()
@@ -112,6 +121,17 @@ class SearchSpec(Frozen):
         return self.sources[1:]
 
     @property
+    def expert_refs(self) -> tuple[ModelRef, ...]:
+        """The experts with the policies by which they are opened."""
+        return tuple(replace(expert.ref, **self._policies) for expert in self.experts)
+
+    @property
+    def _policies(self) -> dict[str, str]:
+        """The policies that are not those of a spec that names none."""
+        given = {"tokenizer": self.tokenizer, "missing": None if self.missing == "error" else self.missing}
+        return {name: policy for name, policy in given.items() if policy is not None}
+
+    @property
     def chosen_baselines(self) -> tuple[BaselineSpec, ...]:
         """The baselines that the spec names, else all that are not made on request only: training needs texts."""
         if self.baselines is not None:
@@ -165,7 +185,8 @@ class SearchSpec(Frozen):
     def to_json(self) -> str:
         """JSON that the study stores: the whole spec without the storage URLs, which may hold passwords, and without
         those who are told of a run: their URLs may hold passwords too, and their files are those of a machine."""
-        whole = dict.fromkeys(("storage", "notify", "metrics"), True)
+        unsaid = {"tokenizer", "missing"} - self._policies.keys()  # earlier releases have no such keys
+        whole = dict.fromkeys(("storage", "notify", "metrics", *unsaid), True)
         exclude: Any = {**whole, "warm_start": {"studies": {"__all__": {"storage"}}}}
         # The order of keys carries meaning: methods and parameters of the space are searched in it.
         return json.dumps(self.model_dump(mode="json", by_alias=True, exclude=exclude))
@@ -208,6 +229,7 @@ class SearchSpec(Frozen):
             },
             "dtype": self.dtype,
             "seed": self.seed,
+            **self._policies,
             **({"texts of statistics": dict(measured)} if measured else {}),
             **self._merges_identity(made_of),
         }

@@ -259,7 +259,9 @@ def test_without_a_base_the_first_model_is_merged_too_and_there_are_no_baselines
 def test_the_tokenizer_of_a_model_without_a_base_makes_it_the_base(imported: Import, pack: Path) -> None:
     genome = {"merge_method": "linear", "base_model": None, "tokenizer_source": f"model:{TOY}/sort"}
     assert imported(_example(genome), "--task-search-path", pack) == 0
-    assert [source["name"] for source in _yaml("search.yaml")["sources"]] == ["sort", "shift", "reverse"]
+    search = _yaml("search.yaml")
+    assert [source["name"] for source in search["sources"]] == ["sort", "shift", "reverse"]
+    assert search["tokenizer"] == "base"
 
 
 def test_a_base_among_the_models_has_no_genes_where_it_has_no_task_vector(

@@ -1,0 +1,152 @@
+"""An expert in the form of the base: the same names and shapes, so that methods see nothing of the differences.
+
+Two policies of a `ModelRef` allow it. `tokenizer: base`: rows of embeddings go where the base has their tokens; a token
+that the expert lacks keeps the base's row, which no merge changes by this expert; tokens that the base lacks are left
+out. `missing: base`: a tensor that the expert lacks is the base's, one that the base lacks is left out; the one tensor
+of a tied expert stands for both of an untied base. What was done is in the notes of the source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
+
+import torch
+
+from evomerge.catalogue import build_catalogue
+from evomerge.checkpoints.architecture import Architecture
+from evomerge.checkpoints.digests import dtype_name
+from evomerge.checkpoints.source import Source
+from evomerge.checkpoints.vocabulary import read_vocabulary, same_tokenizer
+from evomerge.errors import InvalidInput
+from evomerge.fitting.token_rows import LEAST_SHARED, TokenRows, token_rows, token_tensors
+from evomerge.messages import some
+
+Making = Callable[[], torch.Tensor]
+
+
+def fit_source(base: Source, expert: Source) -> Source:
+    """The expert in the base's form, as far as its policies allow; the same object where nothing is to be done.
+
+    The fingerprint stays that of the expert's files.
+
+    Raises:
+        InvalidInput: a tokenizer cannot be read, or the vocabularies share fewer than half of the base's tokens.
+    """
+    fitting = _Fitting(base, expert)
+    if expert.ref.missing == "base":
+        fitting.complete()
+    if expert.ref.tokenizer == "base":
+        fitting.align_tokens()
+    return fitting.result() if fitting.notes else expert
+
+
+class FittedTensors(Mapping[str, torch.Tensor]):
+    """The tensors of an expert, some of them made whenever they are read."""
+
+    def __init__(self, own: Mapping[str, torch.Tensor], made: Mapping[str, Making], names: Collection[str]) -> None:
+        self._own = own
+        self._made = made
+        self._names = dict.fromkeys(sorted(names))
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._made[name]() if name in self._made else self._own[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class _Fitting:
+    """The steps from an expert to its form as one of the base's."""
+
+    def __init__(self, base: Source, expert: Source) -> None:
+        self._base = base
+        self._expert = expert
+        self._header = dict(expert.header)
+        self._made: dict[str, Making] = {}
+        self.notes: list[str] = []
+
+    def result(self) -> Source:
+        base, expert = self._base, self._expert
+        return replace(
+            expert,
+            catalogue=build_catalogue(self._header, base.tied, language=base.language),
+            header=dict(sorted(self._header.items())),
+            tensors=FittedTensors(expert.tensors, self._made, self._header),
+            tied=base.tied,
+            language=base.language,
+            architecture=self._architecture(),
+            notes=(*expert.notes, *self.notes),
+        )
+
+    def complete(self) -> None:
+        """Give the expert the base's tensors, and no others."""
+        base, expert = self._base, self._expert
+        lacking: list[str] = []
+        for name in base.catalogue.names:
+            if name in self._header:
+                continue
+            if (shared := expert.tied.get(name)) in expert.header:
+                self._take(name, expert, str(shared))
+                self.notes.append(f"{name} is one tensor with {shared} in it, which stands for both")
+            else:
+                self._take(name, base, name)
+                lacking.append(name)
+        if lacking:
+            self.notes.append(f"{len(lacking)} tensors that it lacks are the base's: {some(lacking)}")
+        if extra := [name for name in self._header if name not in base.catalogue]:
+            self._header = {name: known for name, known in self._header.items() if name in base.catalogue}
+            self.notes.append(f"{len(extra)} tensors that the base has no place for are left out: {some(extra)}")
+
+    def _take(self, name: str, source: Source, stored: str) -> None:
+        self._header[name] = source.header[stored]
+        self._made[name] = lambda: source.tensors[stored]
+
+    def align_tokens(self) -> None:
+        """Put the rows of embeddings in the order of the base's tokens."""
+        base, expert = self._base, self._expert
+        names = [name for name in token_tensors(base) if self._is_alignable(name)]
+        resized = any(self._header[name][0] != base.header[name][0] for name in names)
+        if not names or (not resized and same_tokenizer(base, expert)):
+            return
+        ours, theirs = read_vocabulary(base), read_vocabulary(expert)
+        found: dict[tuple[int, int], TokenRows] = {}
+        aligned: list[TokenRows] = []
+        for name in names:
+            sizes = base.header[name][0][0], self._header[name][0][0]
+            if sizes not in found:
+                found[sizes] = token_rows(ours, theirs, our_rows=sizes[0], their_rows=sizes[1])
+            if sizes[0] != sizes[1] or not found[sizes].in_place:
+                self._align(name, found[sizes])
+                aligned.append(found[sizes])
+        if aligned:
+            self._say_of_tokens(aligned[0])
+
+    def _is_alignable(self, name: str) -> bool:
+        return name in self._header and self._header[name][0][1:] == self._base.header[name][0][1:]
+
+    def _align(self, name: str, rows: TokenRows) -> None:
+        base, own = self._base, self._made.get(name, lambda: self._expert.tensors[name])
+        dtypes = (getattr(torch, header[name][1]) for header in (self._header, base.header))
+        self._header[name] = base.header[name][0], dtype_name(torch.promote_types(*dtypes))
+        self._made[name] = lambda: rows.aligned(own(), base.tensors[name])
+
+    def _say_of_tokens(self, rows: TokenRows) -> None:
+        if rows.shared < LEAST_SHARED:
+            raise InvalidInput(
+                f"source {self._expert.name!r}: its vocabulary has {100 * rows.shared:.0f} % of the base's tokens, and "
+                f"`tokenizer: base` aligns vocabularies that share {100 * LEAST_SHARED:.0f} % or more"
+            )
+        self.notes += rows.sentences()
+
+    def _architecture(self) -> Architecture | None:
+        """The expert's, with the size of the base's vocabulary."""
+        ours, theirs = self._base.architecture, self._expert.architecture
+        if ours is None or theirs is None or "vocab_size" not in ours.settings or not self._expert.ref.tokenizer:
+            return theirs
+        return replace(theirs, settings={**theirs.settings, "vocab_size": ours.settings["vocab_size"]})

@@ -1,0 +1,47 @@
+"""Tiny models of words whose vocabularies, heads and biases differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from evomerge.recipe import ModelRef
+
+
+@pytest.fixture
+def make_ref(tmp_path: Path) -> Callable[..., ModelRef]:
+    """make_ref(name, tokens, rows=..., tied=..., bias=..., tokenizer=..., missing=...) -> a model of one layer."""
+
+    def make(
+        name: str,
+        tokens: Sequence[str],
+        *,
+        rows: int | None = None,
+        tied: bool = False,
+        bias: bool = False,
+        dtype: torch.dtype = torch.float32,
+        tokenizer: str | None = None,
+        missing: str | None = None,
+    ) -> ModelRef:
+        sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = LlamaConfig(
+            vocab_size=rows or len(tokens), tie_word_embeddings=tied, mlp_bias=bias, max_position_embeddings=32, **sizes
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(sum(map(ord, name)))
+            model = LlamaForCausalLM(config).to(dtype)
+        folder = tmp_path / name
+        model.save_pretrained(folder)
+        words = WordLevel({token: number for number, token in enumerate(tokens)}, unk_token=tokens[0])
+        Tokenizer(words).save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+        return ModelRef(name, str(folder), tokenizer=tokenizer, missing=missing)
+
+    return make
