@@ -8,6 +8,7 @@ tasks_folder: tasks            # lm-eval task YAMLs of the pack; without it the 
 tasks:
   - {task: toy_shift, metric: exact_match}     # optional: filter, weight, num_fewshot, limit
 split: {by: field, field: part}                # or {by: hash, shares: {calibration: 0.1, search: 0.4, held_out: 0.5}}
+# optional, as lm-eval has them: apply_chat_template, fewshot_as_multiturn, system_instruction, max_length
 ```
 """
 
@@ -17,7 +18,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
@@ -30,6 +31,10 @@ from evomerge.packs.task_files import CodeReference, TaskFile, leaves, read_task
 from evomerge.shipped import shipped_folder
 
 PACK_FILE = "evaluator.yaml"
+OF_THE_SEARCH = {  # settings of lm-eval that belong to the live model, which all evaluators of a search share
+    "dtype": "write dtype into search.yaml: merges are scored in it",
+    "trust_remote_code": "write allow: [remote_code] into search.yaml",
+}
 
 
 class PackTask(Frozen):
@@ -81,18 +86,47 @@ SplitRule = Annotated[FieldSplit | HashSplit, Field(discriminator="by")]
 
 
 class Pack(Frozen):
-    """An evaluator pack, as its evaluator.yaml describes it."""
+    """An evaluator pack, as its evaluator.yaml describes it.
+
+    Attributes:
+        chat_template: lm-eval's `apply_chat_template`, and also read by that name.
+        fewshot_as_multiturn: whether few-shot examples of a chat are turns of their own, and not one message with the
+            question; without it they are, as in lm-eval.
+        system_instruction: begins every prompt, before the description of the task.
+        max_length: tokens that the model is given at most; as many as its config says without it.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
     description: str = ""
     tasks_folder: str | None = None
     tasks: Annotated[tuple[PackTask, ...], Field(min_length=1)]
     chat_template: bool = False
+    fewshot_as_multiturn: bool | None = None
     system_instruction: str | None = None
     max_length: Annotated[int, Field(gt=1)] | None = None
     split: SplitRule
 
     _folder: Path = PrivateAttr(default=Path())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_as_in_lm_eval(cls, content: Any) -> Any:
+        if not isinstance(content, Mapping):
+            return content
+        for name, advice in OF_THE_SEARCH.items():
+            if name in content:
+                raise ValueError(f"{name} is no setting of an evaluator; {advice}")
+        if "apply_chat_template" not in content:
+            return content
+        if "chat_template" in content:
+            raise ValueError("chat_template and apply_chat_template are the same setting; leave one of them out")
+        return {"chat_template" if key == "apply_chat_template" else key: value for key, value in content.items()}
+
+    @model_validator(mode="after")
+    def _turns_need_a_chat(self) -> Pack:
+        if self.fewshot_as_multiturn and not self.chat_template:
+            raise ValueError("fewshot_as_multiturn needs a chat; set apply_chat_template: true")
+        return self
 
     @model_validator(mode="after")
     def _tasks_once(self) -> Pack:
@@ -101,6 +135,11 @@ class Pack(Frozen):
         if twice:
             raise ValueError(f"task {twice[0]!r} is listed twice; a task counts once, with one metric")
         return self
+
+    @property
+    def multiturn(self) -> bool:
+        """Whether few-shot examples are turns of a chat: `fewshot_as_multiturn` with lm-eval's default filled in."""
+        return self.chat_template if self.fewshot_as_multiturn is None else self.fewshot_as_multiturn
 
     @property
     def folder(self) -> Path:
@@ -126,7 +165,8 @@ class Pack(Frozen):
     @property
     def fingerprint(self) -> str:
         """Digest of everything in the pack that determines a score: settings, task YAMLs, data and code."""
-        settings = self.model_dump(mode="json", exclude={"name", "description"})
+        default = {"fewshot_as_multiturn"} if self.multiturn == self.chat_template else set()
+        settings = self.model_dump(mode="json", exclude={"name", "description", *default})
         content = {"settings": settings, "files": _data_digests(self), "code": code_files(self)}
         return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 

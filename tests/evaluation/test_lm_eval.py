@@ -20,7 +20,7 @@ from evomerge.errors import InvalidInput, MergeError, OtherSpec
 from evomerge.evaluation import Candidate, Evaluator, ItemBlock, Pack, Split, load_pack
 from evomerge.evaluation.evaluator import BatchedEvaluator, HarnessScores
 from evomerge.evaluation.lm_eval.harness_evaluator import HarnessEvaluator, _split
-from evomerge.evaluation.lm_eval.reproduction import lm_eval_commands, lm_eval_line, write_samples
+from evomerge.evaluation.lm_eval.reproduction import lm_eval_command, lm_eval_commands, lm_eval_line, write_samples
 from evomerge.evaluation.lm_eval.tasks import PreparedTask, builtin_configs, load_tasks
 from evomerge.testing.evaluator_contract import EvaluatorContract, candidate
 
@@ -559,13 +559,20 @@ def test_the_standard_error_of_a_weighted_perplexity_is_that_of_a_ratio(build: B
     assert ours.stderr == pytest.approx(jackknife, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("settings", "multiturn"),
+    [
+        ({"chat_template": True}, True),  # lm-eval's own default
+        ({"apply_chat_template": True, "fewshot_as_multiturn": True}, True),
+        ({"apply_chat_template": True, "fewshot_as_multiturn": False}, False),
+    ],
+)
 def test_chat_templates_and_system_instructions_are_those_of_lm_eval(
-    build: Build, model: Any, monkeypatch: pytest.MonkeyPatch
+    build: Build, model: Any, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], multiturn: bool
 ) -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
-    settings = {"chat_template": True, "system_instruction": "be brief."}
-    pack = build({**only("toy_pick", "acc", num_fewshot=2), **settings}).pack
+    pack = build({**only("toy_pick", "acc", num_fewshot=2), **settings, "system_instruction": "be brief."}).pack
     evaluator = HarnessEvaluator(pack, tokenizer, seed=3, batch_size=8)
     ours = evaluator.score(candidate(model), SEARCH).tasks["toy_pick"]
 
@@ -582,6 +589,7 @@ def test_chat_templates_and_system_instructions_are_those_of_lm_eval(
         bootstrap_iters=0,
         num_fewshot=2,
         apply_chat_template=True,
+        fewshot_as_multiturn=multiturn,
         system_instruction="be brief.",
         fewshot_random_seed=evaluator.fewshot_seed,
     )
@@ -590,6 +598,36 @@ def test_chat_templates_and_system_instructions_are_those_of_lm_eval(
         assert [instance.args for instance in instances] == [tuple(arguments) for arguments in sample["arguments"]]
         assert sample["acc"] == ours.outcomes[ours.items.index(sample["doc_id"])]
     assert "be brief." in instances[0].args[0]
+    assert instances[0].args[0].count("assistant:") == (3 if multiturn else 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, ()),
+        ({"chat_template": True}, ("--apply_chat_template",)),
+        (
+            {"apply_chat_template": True, "fewshot_as_multiturn": False},
+            ("--apply_chat_template", "--fewshot_as_multiturn", "false"),
+        ),
+    ],
+)
+def test_the_printed_command_says_how_a_chat_is_rendered(
+    build: Build, settings: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    command = lm_eval_command(
+        build({**only("toy_letter", "acc"), **settings}).pack,
+        ["toy_letter"],
+        "/m",
+        Path("samples.json"),
+        dtype="float32",
+        num_fewshot=None,
+        batch_size=1,
+        unsafe_code=False,
+        device=None,
+        fewshot_seed=0,
+    )
+    assert tuple(command[command.index("1") + 1 : command.index("--seed")]) == words
 
 
 def test_long_texts_are_cut_as_lm_eval_cuts_them(build: Build, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,6 +209,40 @@ def test_the_fingerprint_does_not_depend_on_place_name_or_description(pack_folde
     assert load_pack(other).fingerprint == load_pack(pack_folder).fingerprint
 
 
+def test_a_setting_by_its_name_in_lm_eval_or_at_its_default_is_the_same_evaluator() -> None:
+    def fingerprint(**settings: Any) -> str:
+        content = {"name": "public", "tasks": [{"task": "squad_completion", "metric": "contains"}]}
+        return Pack.model_validate({**content, "split": {"by": "field", "field": "part"}, **settings}).fingerprint
+
+    chat = fingerprint(chat_template=True)
+    assert fingerprint(apply_chat_template=True) == chat
+    assert fingerprint(apply_chat_template=True, fewshot_as_multiturn=True) == chat
+    assert fingerprint(apply_chat_template=True, fewshot_as_multiturn=False) != chat
+    assert fingerprint(fewshot_as_multiturn=False) == fingerprint() != chat
+
+
+def test_the_fingerprint_of_a_pack_is_the_one_that_studies_have_stored(tmp_path: Path) -> None:
+    pack = builtin("squad_completion", "contains")
+    pack._folder = tmp_path
+    assert pack.fingerprint == "520aeb755ea9ce52ec4138668d13892820548e82171a57b34c5dff5d6a4e5a6d"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fewshot_as_multiturn": True}, "needs a chat; set apply_chat_template: true"),
+        ({"chat_template": True, "apply_chat_template": True}, "are the same setting"),
+        ({"dtype": "bfloat16"}, r"dtype is no setting of an evaluator; write dtype into search\.yaml"),
+        ({"trust_remote_code": True}, r"allow: \[remote_code\]"),
+    ],
+)
+def test_settings_that_contradict_each_other_or_belong_elsewhere_are_refused(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        load_pack(write_pack(tmp_path / "pack", {**PICK, **settings}))
+
+
 def test_n34_reading_a_pack_loads_nothing_heavy_and_sets_no_variable(pack_folder: Path) -> None:
     code = (
         "import os, sys\n"

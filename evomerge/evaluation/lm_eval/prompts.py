@@ -76,7 +76,7 @@ class Prompts:
                     samples=ids,
                     system_instruction=pack.system_instruction,
                     apply_chat_template=pack.chat_template,
-                    fewshot_as_multiturn=pack.chat_template,
+                    fewshot_as_multiturn=pack.multiturn,
                     chat_template=self._render_chat if pack.chat_template else None,
                 )
         except Exception as error:  # anything: templates of the task and of the tokenizer are run here

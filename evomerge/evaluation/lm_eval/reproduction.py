@@ -126,6 +126,7 @@ def lm_eval_command(
     command += ["--samples", str(samples_file.resolve()), "--batch_size", str(batch_size)]
     command += ["--num_fewshot", str(num_fewshot)] if num_fewshot is not None else []
     command += ["--apply_chat_template"] if pack.chat_template else []
+    command += ["--fewshot_as_multiturn", "false"] if pack.chat_template and not pack.multiturn else []
     command += ["--system_instruction", pack.system_instruction] if pack.system_instruction else []
     command += ["--confirm_run_unsafe_code"] if unsafe_code else []
     command += ["--device", device] if device else []
