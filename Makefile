@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOY := examples/toy/search.yaml
 
-.PHONY: install demo smollm2 test test-all drills soak simulation planted fuzz bench bench-search architectures check format dashboard clean
+.PHONY: install demo smollm2 test test-all drills soak simulation planted fuzz bench bench-search architectures peer-mergekit check format dashboard clean
 
 install: $(INSTALLED)
 
@@ -83,6 +83,17 @@ bench-search: install
 architectures: install
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/architectures.py --jobs 2
 
+# mergekit in an environment of its own, which is never that of this package, and the table of merges by both programs. The
+# constraints keep its torch the one of this package; with PIP_ARGS="--index-url ..." neither brings CUDA packages.
+PEER ?= .peer-mergekit
+peer-mergekit: install $(PEER)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/peer_mergekit.py --mergekit $(PEER)
+
+$(PEER)/.installed: constraints.txt
+	$(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) mergekit==0.1.5
+	touch $@
+
 # More than 100,000 mutated inputs of every reader: specs, spaces, packs, recipes, checkpoints, studies.
 fuzz: install
 	EVOMERGE_FUZZ=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/fuzz
@@ -98,4 +109,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEER) runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -163,12 +163,12 @@ class _Importer:
         yield from self._reader.notes()
 
     def _places(self) -> Iterator[tuple[str, OutputSlice, Fraction]]:
-        """(tensor, its slice, its place on gradients): before the layers the first value, behind them the last."""
+        """(tensor, its slice, its place on gradients): outside of layers the first values of a slice."""
         slices = self._document.slices
         for entry in self._catalogue.mergeable:
             if entry.layer is None:
                 before = entry.part == "embedding"
-                yield entry.name, slices[0 if before else -1], Fraction(0 if before else 1)
+                yield entry.name, slices[0 if before else -1], Fraction(0)
             elif not self._document.sliced:
                 yield entry.name, slices[0], place_in_stack(entry.layer, self._catalogue.depth)
             else:

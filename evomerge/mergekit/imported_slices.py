@@ -39,7 +39,7 @@ def imported_path(
             entry.name for entry in catalogue.mergeable if entry.layer is None and (entry.part == "embedding") == before
         ]
         for name in names:
-            if reader.scale(name, Fraction(-place), each) != 1:
+            if reader.scale(name, Fraction(0), each) != 1:
                 raise document.refusal(each.keys, f"the scale of {name}, which is outside of layers, has to be 1")
         if names and source != base:
             rules.append(copying_rule(source, tuple(names)))

@@ -218,14 +218,31 @@ def test_a_slerp_by_slices_begins_at_the_base_model_and_interpolates_its_gradien
     assert found.notes == ("line 16: mergekit adds in bfloat16, evomerge in float32, rounding once to bfloat16",)
 
 
-def test_a_gradient_has_its_first_value_before_the_layers_and_its_last_behind_them(tmp_path: Path) -> None:
+def test_outside_of_the_layers_a_gradient_has_its_first_value(tmp_path: Path) -> None:
     content = {
         "merge_method": "passthrough",
         "models": [{"model": "org/base", "parameters": {"scale": [1.0, 2.0]}}],
         "dtype": "float32",
     }
     values = _values(_read(content, tmp_path).recipe, "scale")
-    assert [values[name] for name in OUTSIDE] == [(1.0,), (2.0,), (2.0,)]
+    assert [values[name] for name in OUTSIDE] == [(1.0,), (1.0,), (1.0,)]
+
+
+def test_behind_the_layers_values_are_the_first_ones_of_the_last_slice(tmp_path: Path) -> None:
+    def source(first: int, last: int, weights: list[float]) -> dict[str, Any]:
+        own = {"model": "org/base", "layer_range": [first, last], "parameters": {"weight": weights}}
+        return {"sources": [own]}
+
+    content = {
+        "merge_method": "linear",
+        "slices": [source(0, 1, [3.0, 4.0]), source(1, 7, [1.0, 2.0])],
+        "parameters": {"normalize": False},
+        "dtype": "float32",
+    }
+    values = _values(_read(content, tmp_path).recipe, "weight")
+    assert [values[name] for name in OUTSIDE] == [(3.0,), (1.0,), (1.0,)]
+    layers = [values[f"model.layers.{layer}.mlp.up_proj.weight"] for layer in (0, 1, 6)]
+    assert layers == [(4.0,), (1.0,), (2.0,)]  # a slice of one layer has the last value
 
 
 def test_parameters_of_a_slice_win_over_those_of_the_merge_and_those_of_a_model_over_both(tmp_path: Path) -> None:
@@ -288,7 +305,7 @@ def test_what_makes_no_difference_is_said_with_its_line_and_the_base_is_no_sourc
 def test_the_lambda_of_task_arithmetic_is_in_its_weights(tmp_path: Path) -> None:
     content = yaml.safe_load(TIES) | {"merge_method": "task_arithmetic", "parameters": {"lambda": 0.5}}
     values = _values(_read(content, tmp_path).recipe, "weight")
-    assert values["lm_head.weight"] == (0.5, 0.5)
+    assert values["lm_head.weight"] == (0.5, 0.0)
     content["parameters"]["normalize"] = True
     assert "both `lambda` and `normalize: true`" in _refusal(content, tmp_path)
 
