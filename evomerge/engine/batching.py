@@ -171,7 +171,10 @@ def _logits(model: PreTrainedModel, sequences: Sequence[list[int]], reset: Reset
 
 
 def _writes_alike(model: PreTrainedModel, lengths: Sequence[int], reset: Reset) -> bool:
-    """Whether prompts of these lengths have the same next-token logits in one batch of `generate` as each alone."""
+    """Whether prompts of these lengths have the same logits in one batch of `generate` as each alone.
+
+    Two tokens are compared: there are models that read the padding only when they go on from what they have read.
+    """
     prompts = [made_up_tokens(model, length, seed) for seed, length in enumerate(lengths)]
     width = max(lengths)
     padded = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
@@ -185,17 +188,17 @@ def _writes_alike(model: PreTrainedModel, lengths: Sequence[int], reset: Reset) 
 
 
 def _next_logits(model: PreTrainedModel, tokens: torch.Tensor, mask: torch.Tensor, reset: Reset) -> torch.Tensor:
-    """Logits [prompts, vocabulary] of the first token that `generate` writes."""
+    """Logits [prompts, 2 * vocabulary] of the first two tokens that `generate` writes."""
     reset()
     written = model.generate(
         tokens,
         attention_mask=mask,
-        max_new_tokens=1,
+        min_new_tokens=2,
+        max_new_tokens=2,
         do_sample=False,
         num_beams=1,
         pad_token_id=0,
         return_dict_in_generate=True,
         output_logits=True,
     )
-    logits: torch.Tensor = written.logits[0].double()
-    return logits
+    return torch.cat(written.logits, 1).double()

@@ -95,6 +95,13 @@ def test_an_ordinary_model_shares_everything() -> None:
     assert find_writing(model, [(3, 11), (40, 48)], reset) == Writing(padding=True, prefixes=True)
 
 
+def test_padding_that_changes_only_the_second_token_is_noticed() -> None:
+    """MiniMax weighs the state that it has read by its own numbers, and decays it by padding when it goes on."""
+    settings = {**LLAMA, "num_local_experts": 2, "num_experts_per_tok": 1, "block_size": 16}
+    model = build("MiniMaxConfig", {**settings, "layer_types": ["linear_attention", "full_attention"]})
+    assert not find_writing(model, [(3, 8), (20, 25)], LiveState(model).reset).padding
+
+
 class Mixing(torch.nn.Module):
     """An output layer that adds something of the batch, or of its padding, to every sequence."""
 
