@@ -26,7 +26,7 @@ EXPECTED = {
     "remote, code": EQUAL,
     "gpt_oss, float16": EQUAL,
     "qwen3_5, written as image-text-to-text": EQUAL,
-    "mixtral": REFUSED,
+    "mixtral": EQUAL,
     "bert, is_decoder: false": REFUSED,
 }
 

@@ -34,6 +34,7 @@ FLOORS = (
         "alignment",
         "elementwise",
         "merging",
+        "conversion",
         "checkpoints",
         "fitting",
         "adapters",

@@ -18,7 +18,7 @@ from evomerge.bank.layer_pool import LayerPool
 from evomerge.catalogue.layer_stack import divide_name, mlp_outputs, renumbered, tensors_of_layer
 from evomerge.checkpoints import Source
 from evomerge.checkpoints.stacked_model import build_stacked, check_alike, layers_in, list_of_layers
-from evomerge.checkpoints.stacked_source import layers_of_settings, stacked_source
+from evomerge.checkpoints.stacked_source import check_stored_form, layers_of_settings, stacked_source
 from evomerge.engine.live_state import LiveState
 from evomerge.errors import InvalidInput
 from evomerge.recipe import PathLayer
@@ -55,9 +55,13 @@ class Skeletons:
         model: the live model of the base; all that is outside of its layers is shared.
         pool: gives the layers.
         live: the tensors of that model by their names in the catalogue.
+
+    Raises:
+        InvalidInput: see `check_stored_form`.
     """
 
     def __init__(self, base: Source, model: PreTrainedModel, pool: LayerPool, live: Mapping[str, torch.Tensor]) -> None:
+        check_stored_form(base)
         self._base = base
         self._model = model
         self._pool = pool

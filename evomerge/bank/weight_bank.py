@@ -112,7 +112,7 @@ class WeightBank:
         self._caches: dict[tuple[str, ...], SourceCache] = defaultdict(SourceCache)
         self._model: PreTrainedModel | None = None
         self._state: LiveState | None = None
-        self._live: dict[str, torch.Tensor] = {}
+        self._live: Mapping[str, torch.Tensor] = {}
         self._written: dict[str, str] = {}
         self._recipe_tensors = RecipeTensors(files, device)
         self._one_merge = one_merge
@@ -219,7 +219,7 @@ class WeightBank:
         They are those of `merged`: of the values in the scoring dtype, also where the live model keeps another one.
         """
         self.materialize(recipe)
-        live = self._live
+        live: Mapping[str, torch.Tensor] = self._live
         if recipe.layers:
             live = {name: live[name] for name in self._outside} | dict(self._load_skeletons().tensors(recipe.layers))
         return {name: tensor_digest(_in_dtype(tensor, self.dtype)) for name, tensor in live.items()}
@@ -240,9 +240,9 @@ class WeightBank:
         try:
             yield model, self._live
         finally:
-            for tensor in self._live.values():
-                tensor.requires_grad_(False)
-                tensor.grad = None
+            for parameter in model.parameters():
+                parameter.requires_grad_(False)
+                parameter.grad = None
             self._written = dict.fromkeys(self._live, "")
 
     def _load_model(self) -> PreTrainedModel:

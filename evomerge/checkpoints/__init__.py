@@ -2,7 +2,7 @@
 
 from evomerge.checkpoints.compatibility import check_compatible
 from evomerge.checkpoints.digests import WeightsDiffer, differing, tensor_digest, tensor_digests, verify_digests
-from evomerge.checkpoints.live import check_scorable, load_skeleton, meta_model
+from evomerge.checkpoints.live import check_scorable, load_skeleton, meta_model, tensors_of
 from evomerge.checkpoints.source import Source, open_source
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "open_source",
     "tensor_digest",
     "tensor_digests",
+    "tensors_of",
     "verify_digests",
 ]

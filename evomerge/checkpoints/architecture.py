@@ -1,8 +1,6 @@
 """A checkpoint as transformers loads it: live names of the stored tensors, and ties between them.
 
-The answer comes from the model class itself, built on the meta device, so no architecture is named here. This is the
-only file that touches transformers' conversion machinery (`conversion_mapping`, `core_model_loading`), which is not
-part of its documented surface; tests/checkpoints/test_architecture.py holds what is relied on.
+The answer comes from the model class itself, built on the meta device, so no architecture is named here.
 """
 
 from __future__ import annotations
@@ -22,9 +20,8 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
 )
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+from evomerge.conversion import LivePlace, StoredPlaces, find_places
 from evomerge.errors import InvalidInput
 from evomerge.messages import some
 
@@ -47,7 +44,8 @@ class Architecture:
         name: the model class.
         live_names: stored name -> name in the live model, for tensors that are kept as they are stored. Of tied names
             the live name is the first one, so that two stored names of one tensor have the same live name.
-        converted: stored names that the live model keeps in another form (fused or stacked).
+        places: stored name -> place in the live model, for tensors that it keeps in another form (fused or stacked).
+        unplaced: stored name -> the reason why the live model has no place for it that can be written to.
         unused: stored names that the model class does not load.
         ties: live name -> the first live name of the same tensor, for the further names of tied tensors.
         language: live names of the language model's tensors: those of the decoder, where the class tells it apart.
@@ -58,7 +56,8 @@ class Architecture:
 
     name: str
     live_names: Mapping[str, str]
-    converted: tuple[str, ...]
+    places: Mapping[str, LivePlace]
+    unplaced: Mapping[str, str]
     unused: tuple[str, ...]
     ties: Mapping[str, str]
     language: frozenset[str]
@@ -81,20 +80,22 @@ def describe(directory: Path, config: Mapping[str, Any], header: Header, *, remo
     model = build_on_meta(directory, settings, remote_code)
     live = model.state_dict(keep_vars=True)
     ties = _ties(live)
-    places, converted = _places(model, live, header)
-    _check_shapes(directory, header, live, places)
+    stored = find_places(model, live, header)
+    _check_shapes(directory, header, live, stored)
     encoder_decoder = _is_encoder_decoder(settings)
-    lacking = [] if encoder_decoder else _lacking(model, live, ties, places=places, converted=converted)
+    lacking = [] if encoder_decoder else _lacking(model, live, ties, stored.filled)
+    unused = header.keys() - stored.loaded
     if lacking:
         raise InvalidInput(
             f"{directory}: {type(model).__name__} needs {len(lacking)} tensors that the checkpoint lacks: "
-            f"{some(lacking)}{_wrapping(live, header.keys() - places.keys() - converted.keys())}"
+            f"{some(lacking)}{_wrapping(live, unused)}"
         )
     return Architecture(
         name=type(model).__name__,
-        live_names={name: ties.get(place, place) for name, place in places.items()},
-        converted=tuple(sorted(converted)),
-        unused=tuple(sorted(header.keys() - places.keys() - converted.keys())),
+        live_names={name: ties.get(place, place) for name, place in sorted(stored.whole.items())},
+        places=stored.places,
+        unplaced=stored.unplaced,
+        unused=tuple(sorted(unused)),
         ties=ties,
         language=_language(model, live),
         integers=frozenset(name for name, tensor in live.items() if not tensor.is_floating_point()),
@@ -120,8 +121,8 @@ def lacking_in(
         return None
     model.tie_weights()
     live = model.state_dict(keep_vars=True)
-    places, converted = _places(model, live, {name: header[name] for name in stored})
-    return _lacking(model, live, _ties(live), places=places, converted=converted)
+    filled = find_places(model, live, {name: header[name] for name in stored}).filled
+    return _lacking(model, live, _ties(live), filled)
 
 
 def read_settings(directory: Path, remote_code: bool) -> PreTrainedConfig:
@@ -171,48 +172,21 @@ def _ties(live: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return ties
 
 
-def _places(
-    model: PreTrainedModel, live: Mapping[str, torch.Tensor], header: Header
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Stored name -> live name of the tensors kept as they are, and of those kept in another form."""
-    transforms = get_model_conversion_mapping(model)
-    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
-    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
-    known = dict(live)
-    places: dict[str, str] = {}
-    converted: dict[str, str] = {}
-    for name in sorted(header):
-        place, converter = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
-        if place in live:
-            (places if converter is None else converted)[name] = place
-    return places, converted
-
-
-def _check_shapes(directory: Path, header: Header, live: Mapping[str, torch.Tensor], places: Mapping[str, str]) -> None:
+def _check_shapes(directory: Path, header: Header, live: Mapping[str, torch.Tensor], stored: StoredPlaces) -> None:
     wrong = [
         f"{name} {list(header[name][0])}, config says {list(live[place].shape)}"
-        for name, place in places.items()
+        for name, place in stored.whole.items()
         if header[name][0] != tuple(live[place].shape)
     ]
-    if wrong:
-        raise InvalidInput(f"{directory}: the weights do not fit config.json: {some(wrong)}")
+    if wrong or stored.unfit:
+        raise InvalidInput(f"{directory}: the weights do not fit config.json: {some([*wrong, *stored.unfit])}")
 
 
 def _lacking(
-    model: PreTrainedModel,
-    live: Mapping[str, torch.Tensor],
-    ties: Mapping[str, str],
-    *,
-    places: Mapping[str, str],
-    converted: Mapping[str, str],
+    model: PreTrainedModel, live: Mapping[str, torch.Tensor], ties: Mapping[str, str], places: Collection[str]
 ) -> list[str]:
-    """The parameters that the checkpoint does not fill, apart from those that the class itself does without.
-
-    Empty where tensors are kept in another form: one of them may fill parameters of several modules.
-    """
-    if converted:
-        return []
-    filled = {ties.get(place, place) for place in places.values()}
+    """The parameters that the checkpoint does not fill, apart from those that the class itself does without."""
+    filled = {ties.get(place, place) for place in places}
     lacking = sorted(
         name
         for name, tensor in live.items()

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from evomerge.checkpoints.architecture import Architecture, build_on_meta, read_settings
 from evomerge.checkpoints.digests import dtype_name
 from evomerge.checkpoints.source import Source
+from evomerge.conversion import LiveTensors
 from evomerge.errors import InvalidInput
 from evomerge.messages import some
 
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 
 def load_skeleton(
     source: Source, *, dtype: torch.dtype, device: torch.device | str = "cpu"
-) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
+) -> tuple[PreTrainedModel, LiveTensors]:
     """The source as a live model for scoring, and its tensors by the names of the source's catalogue.
 
     The model is in eval mode, needs no gradients, and holds the source's own weights until they are replaced:
-    `parameters[name].copy_(merged)`. A tied tensor has one entry. Buffers that are computed, not stored (rotary
-    frequencies), stay what the model class made them.
+    `parameters[name].copy_(merged)`. A tied tensor has one entry. A tensor that the model class keeps in another form
+    than it is stored in, such as a matrix of one expert in the stack of all, is a view of that. Buffers that are
+    computed, not stored (rotary frequencies), stay what the model class made them.
 
     The model class may keep some tensors in a wider dtype than `dtype`, as it does with the norms of some models in 16
     bits. They hold values of `dtype` all the same, from the start: those that an export in `dtype` holds.
@@ -47,14 +49,18 @@ def load_skeleton(
     model.requires_grad_(False)
     model.eval()
     model.to(device)
-    live = model.state_dict(keep_vars=True)
-    parameters = {name: live[source.live_names[name]] for name in source.catalogue.names}
+    parameters = tensors_of(source, model)
     _check_wide_enough(source, parameters, dtype)
     _check_loaded_as_stored(source, parameters)
     for name, tensor in parameters.items():
         if tensor.is_floating_point() and tensor.dtype != dtype:
             tensor.copy_(source.tensors[name].to(dtype))
     return model, parameters
+
+
+def tensors_of(source: Source, model: PreTrainedModel) -> LiveTensors:
+    """The live tensors of a source's model by the names of its catalogue; see `load_skeleton`."""
+    return LiveTensors(model, source.live_names, source.places)
 
 
 def _check_loaded_as_stored(source: Source, parameters: Mapping[str, torch.Tensor]) -> None:
@@ -102,7 +108,7 @@ def check_scorable(source: Source) -> None:
     """Raises InvalidInput where merges into this source cannot be scored, as far as the files show it.
 
     That is so where transformers has no causal language model for the source, or one that reads with an encoder; where
-    the live model keeps tensors in another form than they are stored in; and where numbers of one kind, integers or
+    no view of the live model has the form in which a tensor is stored; and where numbers of one kind, integers or
     floating-point, are stored for the other kind.
     """
     architecture = source.architecture
@@ -116,11 +122,12 @@ def check_scorable(source: Source) -> None:
             f"source {source.name!r}: {architecture.name} is of a type that is run as an encoder-decoder "
             f"({source.config.get('model_type')!r}); only decoder-only language models can be scored"
         )
-    if architecture.converted:
+    if unplaced := architecture.unplaced:
+        reasons = some(sorted(set(unplaced.values())), separator="; ")
         raise InvalidInput(
-            f"source {source.name!r}: {architecture.name} keeps {len(architecture.converted)} tensors in "
-            f"another form than they are stored in ({some(architecture.converted)}), and such tensors cannot be "
-            "replaced in place yet"
+            f"source {source.name!r}: {architecture.name} keeps {len(unplaced)} tensors in another form than they are "
+            f"stored in ({some(sorted(unplaced))}), and no view of the live model has the stored form ({reasons}), so "
+            "that they cannot be replaced in place; store them as the model class keeps them, if it loads that"
         )
     if wrong := _of_another_kind(source, architecture):
         raise InvalidInput(
@@ -132,9 +139,14 @@ def check_scorable(source: Source) -> None:
 def _of_another_kind(source: Source, architecture: Architecture) -> list[str]:
     wrong = []
     for entry in source.catalogue.entries:
-        integer = source.live_names[entry.name] in architecture.integers
+        integer = _live_names(source, entry.name)[0] in architecture.integers
         if entry.is_floating == integer:
             wrong.append(
                 f"{entry.name} is {entry.dtype}, expected {'integers' if integer else 'floating-point numbers'}"
             )
     return wrong
+
+
+def _live_names(source: Source, name: str) -> tuple[str, ...]:
+    """The names of the live tensors that a tensor is in."""
+    return source.places[name].live_names if name in source.places else (source.live_names[name],)

@@ -18,6 +18,7 @@ from evomerge.checkpoints.location import find_directory, is_hub_id
 from evomerge.checkpoints.readme_front_matter import read_license
 from evomerge.checkpoints.tokenizer import tokenizer_files
 from evomerge.checkpoints.weights import Weights, open_weights
+from evomerge.conversion import LivePlace
 from evomerge.errors import InvalidInput
 from evomerge.recipe import ModelRef
 
@@ -46,6 +47,7 @@ class Source:
         weights: all tensors as they are stored, under the names of the files.
         stored_names: name -> name in the files.
         live_names: name -> name in the live model, where the live model keeps the tensor as it is stored.
+        places: name -> place in the live model, where that keeps the tensor in another form.
         architecture: the checkpoint as transformers loads it, None where it has no causal language model for it.
         allow: permissions beyond reading tensors.
         remote_code: whether the model's own code may run.
@@ -70,6 +72,7 @@ class Source:
     weights: Weights
     stored_names: Mapping[str, str]
     live_names: Mapping[str, str]
+    places: Mapping[str, LivePlace]
     architecture: Architecture | None
     allow: frozenset[str]
     remote_code: bool
@@ -122,10 +125,12 @@ def open_source(
     weights = open_weights(directory, allow=allow, file=_weights_file(directory, config))
     remote_code = "remote_code" in allow and "auto_map" in config
     architecture = describe(directory, config, weights.header, remote_code=remote_code)
-    stored_names, tied, live_names = _name_tensors(ref, weights, architecture, like)
+    stored_names, tied, live_names, places = _name_tensors(ref, weights, architecture, like)
     header = {name: weights.header[stored] for name, stored in stored_names.items()}
     spoken = architecture.language if architecture else frozenset()
-    language = frozenset(name for name, live in live_names.items() if live in spoken)
+    language = frozenset(name for name, live in live_names.items() if live in spoken) | frozenset(
+        name for name, place in places.items() if spoken.issuperset(place.live_names)
+    )
     given = ref.fingerprint if trust_fingerprint else None
     known = given if given or not (fingerprinted or ref.fingerprint) else _fingerprint(ref, config, weights)
     return Source(
@@ -145,6 +150,7 @@ def open_source(
         weights=weights,
         stored_names=stored_names,
         live_names=live_names,
+        places=places,
         architecture=architecture,
         allow=frozenset(allow),
         remote_code=remote_code,
@@ -204,17 +210,17 @@ def _fingerprint(ref: ModelRef, config: Mapping[str, Any], weights: Weights) -> 
 
 def _name_tensors(
     ref: ModelRef, weights: Weights, architecture: Architecture | None, like: Source | None
-) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-    """Name -> stored name, further name of a tied tensor -> name, and name -> live name."""
+) -> tuple[dict[str, str], dict[str, str], dict[str, str], dict[str, LivePlace]]:
+    """Name -> stored name, further name of a tied tensor -> name, name -> live name, and name -> place."""
     if architecture is None:
-        return {name: name for name in sorted(weights.header)}, {}, {}
+        return {name: name for name in sorted(weights.header)}, {}, {}, {}
     names_of_like = {live: name for name, live in like.live_names.items()} if like else {}
-    ties, places = _ties(weights, architecture, like)
+    ties, whole = _ties(weights, architecture, like)
     further_names = _grouped(ties)
-    stored_names = {name: name for name in architecture.converted}
+    stored_names = {name: name for name in architecture.unplaced}
     tied: dict[str, str] = {}
     live_names: dict[str, str] = {}
-    for live, stored in _grouped(places).items():
+    for live, stored in _grouped(whole).items():
         _check_equal(ref, weights.digest, stored)
         # Of several stored names the one that the live model has first: `embed_tokens` rather than `lm_head`.
         name = names_of_like.get(live, live if live in stored else stored[0])
@@ -222,7 +228,10 @@ def _name_tensors(
         live_names[name] = live
         if live in further_names:
             tied |= dict.fromkeys({*stored, live, *further_names[live]} - {name}, name)
-    return dict(sorted(stored_names.items())), tied, live_names
+    places_of_like = {place: name for name, place in like.places.items()} if like else {}
+    places = {places_of_like.get(place, stored): place for stored, place in architecture.places.items()}
+    stored_names |= {places_of_like.get(place, stored): stored for stored, place in architecture.places.items()}
+    return dict(sorted(stored_names.items())), tied, live_names, places
 
 
 def _ties(weights: Weights, architecture: Architecture, like: Source | None) -> tuple[dict[str, str], dict[str, str]]:

@@ -13,6 +13,7 @@ from evomerge.catalogue.layer_stack import divide_name, mlp_outputs, renumbered,
 from evomerge.checkpoints.architecture import read_settings
 from evomerge.checkpoints.source import RenamedTensors, Source
 from evomerge.errors import InvalidInput
+from evomerge.messages import some
 from evomerge.recipe import Recipe
 
 _BY_LAYER = re.compile(r"layer|block")  # in the names of settings that have one value per layer: `layer_types`
@@ -82,8 +83,9 @@ def stacked_source(source: Source, layers: Sequence[int]) -> Source:
     Stored tensors that the model class does not load are left out where they belong to layers.
 
     Raises:
-        InvalidInput: see `stacked_config` and `stacked_catalogue`.
+        InvalidInput: see `check_stored_form`, `stacked_config` and `stacked_catalogue`.
     """
+    check_stored_form(source)
     catalogue = stacked_catalogue(source.catalogue, layers)
     origins = origins_of(source.catalogue, layers)
     config = stacked_config(source, layers)
@@ -111,6 +113,20 @@ def stacked_source(source: Source, layers: Sequence[int]) -> Source:
         stored_names=in_place(source.stored_names),
         live_names=in_place(source.live_names),
     )
+
+
+def check_stored_form(source: Source) -> None:
+    """Raises InvalidInput where the live model keeps tensors of layers in another form than they are stored in.
+
+    A layer of another model could not be put in the place of one then: its tensors are not those of the files.
+    """
+    inside = [name for name in source.places if source.catalogue[name].layer is not None]
+    if inside:
+        raise InvalidInput(
+            f"source {source.name!r}: the live model keeps {len(inside)} tensors of its layers in another form than "
+            f"they are stored in ({some(inside)}), so that its layers cannot be put into another order; use a space "
+            "without layer paths"
+        )
 
 
 def origins_of(catalogue: TensorCatalogue, layers: Sequence[int]) -> dict[str, str]:

@@ -108,7 +108,7 @@ class _FineTuning:
         def take(name: str, gradient: Tensor) -> None:
             gradients[name] += gradient
 
-        with torch.enable_grad(), stream_gradients(self._tensors, take):
+        with torch.enable_grad(), stream_gradients(self._student.live, self._student.names, take):
             losses = item_losses(
                 self._items.step(number - 1),
                 student=self._student,

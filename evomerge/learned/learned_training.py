@@ -151,8 +151,7 @@ class _LearnedTraining:
         """Make one step; the history gets its losses before it, and the other ones."""
         number = len(self.course.history) + 1
         gradients = CoefficientGradients(self._coefficients, self._student)
-        parameters = {name: self._student.live[name] for name in self._student.names}
-        with torch.enable_grad(), stream_gradients(parameters, gradients.take):
+        with torch.enable_grad(), stream_gradients(self._student.live, self._student.names, gradients.take):
             losses = item_losses(
                 self._items.step(number - 1),
                 student=self._student,

@@ -8,7 +8,7 @@ from typing import Any
 
 from evomerge.bank.memory import BYTES
 from evomerge.baselines.info import BASELINES
-from evomerge.checkpoints import meta_model
+from evomerge.checkpoints import meta_model, tensors_of
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.calibration_texts import calibration_texts
 from evomerge.evaluation.evaluator import CalibrationText, Evaluator
@@ -151,9 +151,7 @@ def measured_sizes(inputs: Inputs, planned: Sequence[PlannedMeasurement]) -> lis
     if not planned:
         return []
     model = meta_model(inputs.base)
-    state = model.state_dict(keep_vars=True)
-    live = {name: state[inputs.base.live_names[name]] for name in inputs.catalogue.names}
-    measured = MeasuredModel(model=model, live=live, catalogue=inputs.catalogue)
+    measured = MeasuredModel(model=model, live=tensors_of(inputs.base, model), catalogue=inputs.catalogue)
     return [
         measured_size(
             find_kind(each.kind),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evomerge.conversion.live_tensors import Leaf, leaves
 from evomerge.elementwise.column_linear import row_blocks
 from evomerge.passes.weighted_vectors import factor_slopes
 
@@ -115,29 +116,39 @@ def _dtype(gradient: Tensor) -> torch.dtype:
 
 
 @contextmanager
-def stream_gradients(parameters: Mapping[str, Tensor], take: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Let a backward pass inside hand over the gradient of each parameter as soon as it is complete, and free it.
+def stream_gradients(
+    live: Mapping[str, Tensor], names: Iterable[str], take: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Let a backward pass inside hand over the gradient of each tensor as soon as it is complete, and free it.
 
     So there is never more than one gradient, except where the model itself uses a tensor twice.
+
+    Args:
+        live: the live tensors. Of one that the model keeps in several, `take` gets a gradient for each of them, with
+            zeros where the others are: what it does is linear in the gradient.
+        names: of those that gradients are wanted of.
     """
 
-    def hook_of(name: str) -> Callable[[Tensor], None]:
+    def hook_of(leaf: Leaf) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:
             gradient, parameter.grad = parameter.grad, None
             if gradient is not None:
-                take(name, gradient)
+                for name, form in leaf.forms.items():
+                    take(name, form(gradient))
 
         return hook
 
     handles: list[Any] = []
+    found = leaves(live, names)
     try:
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(True)
-            handles.append(parameter.register_post_accumulate_grad_hook(hook_of(name)))  # type: ignore[no-untyped-call]
+        for leaf in found:
+            leaf.tensor.requires_grad_(True)
+            hook = hook_of(leaf)
+            handles.append(leaf.tensor.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
         yield
     finally:
         for handle in handles:
             handle.remove()
-        for parameter in parameters.values():
-            parameter.requires_grad_(False)
-            parameter.grad = None
+        for leaf in found:
+            leaf.tensor.requires_grad_(False)
+            leaf.tensor.grad = None

@@ -65,7 +65,7 @@ class Student:
         self._stale: set[str] = set()
         self._can_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
         keys = {id(tensor): key for key, tensor in model.state_dict(keep_vars=True).items()}
-        self._keys = {name: keys[id(live[name])] for name in self.names}
+        self._keys = {name: keys[id(live[name])] for name in self.names if id(live[name]) in keys}
 
     @property
     def device(self) -> torch.device:
@@ -176,8 +176,9 @@ class Student:
     def logits_of_source(self, source: str, batch: Batch) -> Tensor:
         """The logits [N, V] of a source at the counted positions of a batch.
 
-        A source of the live dtype is run from its resident tensors; one of another dtype is written into the live
-        model, so that no second copy of any weights is needed, and the merge is written anew afterwards.
+        A source of the live dtype is run from its resident tensors; one of another dtype, or of another form, is
+        written into the live model, so that no second copy of any weights is needed, and the merge is written anew
+        afterwards.
         """
         self._count(batch, gradients=False)
         tensors = self._weights[source]
@@ -193,7 +194,9 @@ class Student:
 
     def runs_in_place(self, source: str) -> bool:
         """Whether the source can be run without being written into the live model."""
-        return all(self._weights[source][name].dtype == self.live[name].dtype for name in self.names)
+        return len(self._keys) == len(self.names) and all(
+            self._weights[source][name].dtype == self.live[name].dtype for name in self.names
+        )
 
     def _run(self, batch: Batch, tensors: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor]:
         arguments = {"input_ids": batch.tokens, "attention_mask": batch.present.long(), "use_cache": False}

@@ -45,17 +45,18 @@ def measured_size(
 def _of_fishers(measured: MeasuredModel, width: int) -> MeasuredSize:
     parameters = floating_parameters(measured.model)
     elements = {name: tensor.numel() for name, tensor in parameters.items()}
-    named = measured.named(parameters, of_tied=True)
     total = sum(elements.values())
     return MeasuredSize(
-        file=_STORED * sum(elements[name] for name in named), measuring=(_SUM + width) * total, checkpoint=_SUM * total
+        file=_STORED * sum(elements[name] for name in measured.merged),
+        measuring=(_SUM + width) * total,
+        checkpoint=_SUM * total,
     )
 
 
 def _of_grams(measured: MeasuredModel, settings: MeasurementSettings) -> MeasuredSize:
     layers = linear_layers(measured.model)
     weights = {name: layer.get_parameter("weight") for name, layer in layers.items()}
-    named = measured.named(weights, of_tied=False)
+    named = measured.named(weights)
     inputs = {name: inputs_of(layer) + (settings.constant and layer.bias is not None) for name, layer in layers.items()}
     outputs = {name: weight.numel() // inputs_of(layers[name]) for name, weight in weights.items()}
     sums = _SUM * sum(size**2 for size in inputs.values())

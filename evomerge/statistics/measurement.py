@@ -20,6 +20,7 @@ from torch import Tensor
 
 from evomerge.catalogue import TensorCatalogue
 from evomerge.checkpoints.recipe_files import read_tensors, store_tensors, write_tensors
+from evomerge.conversion.live_tensors import Leaf, leaves
 from evomerge.documents import Frozen
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.evaluation.evaluator import CalibrationText
@@ -76,16 +77,20 @@ class MeasuredModel:
     def device(self) -> torch.device:
         return next(iter(self.live.values())).device
 
-    def named(self, tensors: Mapping[str, Tensor], *, of_tied: bool) -> dict[str, str]:
-        """Name of a parameter -> name in the catalogue, of those that are merged.
+    def named(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+        """Name of a parameter -> name in the catalogue, of those that are merged and have one form in both.
 
-        Args:
-            tensors: the model's parameters.
-            of_tied: also of those that several modules share.
+        Parameters that several modules share are left out.
         """
-        merged = [entry.name for entry in self.catalogue.mergeable if of_tied or not entry.aliases]
-        names = {id(self.live[name]): name for name in merged}
+        names = {id(self.live[entry.name]): entry.name for entry in self.catalogue.mergeable if not entry.aliases}
         return {name: names[id(tensor)] for name, tensor in tensors.items() if id(tensor) in names}
+
+    @property
+    def merged(self) -> dict[str, Leaf]:
+        """Name of a floating-point parameter -> that parameter with the merged tensors that have numbers in it."""
+        found = {id(leaf.tensor): leaf for leaf in leaves(self.live, [each.name for each in self.catalogue.mergeable])}
+        parameters = floating_parameters(self.model).items()
+        return {name: found[id(parameter)] for name, parameter in parameters if id(parameter) in found}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,7 +295,7 @@ class _GramsOfTexts:
 
     def __init__(self, measured: MeasuredModel, settings: MeasurementSettings) -> None:
         weights = {name: layer.get_parameter("weight") for name, layer in linear_layers(measured.model).items()}
-        self._names = measured.named(weights, of_tied=False)
+        self._names = measured.named(weights)
         self._sums = GramSums(measured.model, constant=settings.constant)
         self._device = measured.device
 
@@ -316,7 +321,7 @@ class _FisherOfTexts:
     """Fishers of a causal language model, sampled where a token of the answer is predicted. See `TextSums`."""
 
     def __init__(self, measured: MeasuredModel, seed: int) -> None:
-        self._names = measured.named(floating_parameters(measured.model), of_tied=True)
+        self._measured = measured
         self._sums = FisherSums(measured.model, inputs_of=_inputs_of)
         self._device = measured.device
         self._seed = seed
@@ -332,7 +337,12 @@ class _FisherOfTexts:
         self._sums.add_sampled(tokens, mask, seed=self._seed, what=what)
 
     def means(self) -> dict[str, Tensor]:
-        return {self._names[name]: fisher for name, fisher in self._sums.means().items() if name in self._names}
+        means, found = self._sums.means(), dict[str, Tensor]()
+        for parameter, leaf in self._measured.merged.items():
+            for name, form in leaf.forms.items():
+                fisher = form(means[parameter])
+                found[name] = found[name] + fisher if name in found else fisher
+        return found
 
     def counts(self) -> Any:
         return self._sums.count

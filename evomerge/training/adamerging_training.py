@@ -144,8 +144,7 @@ class _EntropyTraining:
         def take(name: str, gradient: Tensor) -> None:
             totals[self._group_of[name]] += vector_gradients(gradient, self._vectors(rules[name]))
 
-        parameters = {name: self._student.live[name] for name in rules}
-        with torch.enable_grad(), stream_gradients(parameters, take):
+        with torch.enable_grad(), stream_gradients(self._student.live, rules, take):
             losses = backward_entropies(
                 batches, self._settings.entropy_positions, calibration=self._calibration, student=self._student
             )

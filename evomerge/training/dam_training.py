@@ -168,8 +168,7 @@ class _Training:
             weights = [source[name] for source in self._sources]
             factors[name] += factor_gradients(gradient, weights, factors[name].shape[1:])
 
-        parameters = {name: self._student.live[name] for name in self._trained}
-        with torch.enable_grad(), stream_gradients(parameters, take):
+        with torch.enable_grad(), stream_gradients(self._student.live, self._trained, take):
             losses = backward_losses(
                 chosen,
                 calibration=self.calibration,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from evomerge.bank import WeightBank
-from evomerge.checkpoints import meta_model, open_source, tensor_digest
+from evomerge.checkpoints import meta_model, open_source, tensor_digest, tensors_of
 from evomerge.checkpoints.recipe_files import store_tensors
 from evomerge.errors import InvalidInput
 from evomerge.merging import merge_state_dicts, regmean
@@ -173,9 +173,7 @@ def predicted_products(sources):
     """Bytes of the products of one source, as a model without weights tells."""
     base, _ = sources
     model = meta_model(base)
-    state = model.state_dict(keep_vars=True)
-    live = {name: state[base.live_names[name]] for name in base.catalogue.names}
-    measured = MeasuredModel(model=model, live=live, catalogue=base.catalogue)
+    measured = MeasuredModel(model=model, live=tensors_of(base, model), catalogue=base.catalogue)
     return measured_size(KINDS["grams"], measured, MeasurementSettings(), width=4).products
 
 

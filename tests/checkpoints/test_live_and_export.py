@@ -131,11 +131,6 @@ def test_computed_buffers_keep_their_precision(open_model: Callable[..., Source]
     assert model.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
-def test_tensors_that_the_live_model_fuses_cannot_be_replaced_yet(open_model: Callable[..., Source]) -> None:
-    with pytest.raises(InvalidInput, match=r"MixtralForCausalLM keeps 12 tensors in another form .* in place yet"):
-        load_skeleton(open_model("mixtral"), dtype=torch.float32)
-
-
 @pytest.mark.parametrize(
     ("kind", "name"), [("llama", "model.layers.1.mlp.up_proj.weight"), ("gpt2", "transformer.h.0.ln_1.bias")]
 )

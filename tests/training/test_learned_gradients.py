@@ -100,7 +100,7 @@ def slopes_of(built, settings):
     coefficients.set_in(student)
     gradients = CoefficientGradients(coefficients, student)
     weights = {"left": 0.5, "middle": 0.2, "right": 0.3}
-    with torch.enable_grad(), stream_gradients({name: built.live[name] for name in student.names}, gradients.take):
+    with torch.enable_grad(), stream_gradients(built.live, student.names, gradients.take):
         losses = item_losses(built.texts, student=student, settings=settings, weights=weights, gradients=True)
     return coefficients, gradients.totals, sum(weights[source] * loss for source, loss in losses.items()), weights
 
