@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from evomerge.artefacts.export_form import ExportForm, export_form
 from evomerge.artefacts.exported_files import RECIPE_FILES
 from evomerge.artefacts.output_folder import check_replaceable
 from evomerge.artefacts.streamed_weights import PlannedTensor, planned_tensors, stream_weights
 from evomerge.artefacts.weight_files import MAX_SHARD_BYTES, as_json, write_text
 from evomerge.checkpoints.digests import dtype_name
-from evomerge.checkpoints.export_form import ExportForm, export_form
 from evomerge.checkpoints.safetensors_files import INDEX
 from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.stacked_source import stacked_source

@@ -144,7 +144,7 @@ def _undone(step: _Step, view: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _done(step: _Step, views: Mapping[int, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """What a step made as views, given those of its first argument."""
+    """Views for all that a step made, given those of its first argument."""
     first = step.arguments[0] if step.arguments else None
     if isinstance(first, list | tuple) and len(first) == 1 and step.operation is _ATEN.cat.default:
         first, again = first[0], _unchanged

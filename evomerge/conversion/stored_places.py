@@ -1,4 +1,4 @@
-"""Where a model class keeps the tensors of a checkpoint, by the map with which transformers loads them.
+"""Places of a checkpoint's tensors in a model class, by the map with which transformers loads them.
 
 This is the only file that touches transformers' conversion machinery (`conversion_mapping`, `core_model_loading`),
 which is not part of its documented surface; tests/checkpoints/test_architecture.py and tests/conversion hold what is
