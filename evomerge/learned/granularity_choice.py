@@ -30,8 +30,9 @@ from evomerge.whole_files import write_whole
 
 FEW_TEXTS = 64  # of some source: with fewer, those kept for stopping are too few to choose by
 FOLDS = 4
-# Of labels and a teacher's predictions the labels get much the lower weight (Hinton et al. 2015, section 2).
-FEW_TEXTS_LOSS: Final = LearnedLosses(answers=0.25, experts=1.0)
+TRIAL_STEPS = 20  # with one division of the texts, where the training of what is chosen has a stop of its own
+# Of few texts the answers are too noisy to choose by, even as a small part of the sum.
+FEW_TEXTS_LOSS: Final = LearnedLosses(experts=1.0)
 
 _Losses = dict[str, float]
 
@@ -40,15 +41,16 @@ def choose_and_learn(inputs: TrainingInputs, settings: LearnedSettings) -> Gener
     """Learn coefficients of a granularity that is chosen by items that are not trained on.
 
     Candidates are the start as it is and the granularities, from the fewest coefficients on, until a finer one is
-    clearly worse. Each is trained for `trial_steps`, and the simplest within one standard error of the best is trained
+    clearly worse. Each is trained for some steps, and the simplest within one standard error of the best is trained
     anew from the start. With many texts one division of them serves the choice and the early stopping. With few texts
-    there are folds, so that every text is kept for stopping once; penalties are compared for the chosen granularity;
-    and it is trained on all texts, for the steps after which the mean loss over the folds was least. Where nothing is
-    better than the start by more than the error, the start is the result.
+    there are folds, so that every text is kept for stopping once, and trials as long as the result may be: coarse
+    coefficients are learned in a few steps, fine ones would be cut off. Penalties are compared for the chosen
+    granularity where its loss has turned. It is trained on all texts, for the steps after which the mean loss over the
+    folds was least. Where nothing is better than the start by more than the error, the start is the result.
 
-    Where no loss is given, few texts are learned from with the predictions of the experts beside the right answers:
-    an answer is one token at each position, a prediction says how likely every other one is, so that fewer texts teach
-    as much, and fine coefficients do not fit these few answers alone. Both are measured on the texts kept for stopping.
+    Where no loss is given, few texts are learned from by the predictions of the experts in place of right answers: an
+    answer is one token at each position, a prediction says how likely every other one is, so that fewer texts teach as
+    much, fine coefficients do not fit these few answers alone, and the loss on the texts kept for stopping varies less.
 
     Each training has a checkpoint of its own, and the course of those that have ended is stored: a choice that was
     killed continues to the same numbers. All else is as in `train_learned`.
@@ -65,7 +67,7 @@ def choose_and_learn(inputs: TrainingInputs, settings: LearnedSettings) -> Gener
         if not is_as_good(tried[-1], min(tried, key=choice.mean), choice.shares):
             break
     chosen = simplest_of_the_best(tried, choice.shares)
-    if chosen.granularity is not None and choice.folds > 1:
+    if chosen.granularity is not None and choice.folds > 1 and choice.has_turned(chosen):
         held = [chosen]
         for penalty in settings.penalties[1:]:
             held.append((yield from choice.try_out(chosen.granularity, penalty)))
@@ -122,6 +124,7 @@ class _GranularityChoice:
         self.folds = _folds(inputs.texts, settings)
         self.granularities = _granularities(settings)
         self._shares = source_shares({name: each for name, each in inputs.texts.items() if each}, settings.task_weights)
+        self._trial_steps = _trial_steps(settings, self.folds)
         self._steps = sum(course.steps for course in _all_courses(inputs.texts, settings))
         self._number = 0
         self._path = self._checkpoint_path()
@@ -152,8 +155,12 @@ class _GranularityChoice:
         if self.folds == 1:
             steps, losses = trials[0].best_step, [trials[0].after]
         else:
-            steps, losses = self._best_step([_stop_curve(each, self._settings) for each in trials])
+            steps, losses = self._best_step([self._stop_curve(each) for each in trials])
         return Tried(granularity=granularity, penalty=penalty, steps=steps, losses=self._units(losses))
+
+    def has_turned(self, tried: Tried) -> bool:
+        """Whether the mean loss over the folds has not fallen for as long as a training waits for it."""
+        return self._trial_steps - tried.steps >= self._settings.patience * self._settings.stop_every
 
     def finish(self, chosen: Tried) -> Generator[LearnedStep, None, LearnedResult]:
         """Train what was chosen from the start, or leave the start as it is."""
@@ -222,6 +229,12 @@ class _GranularityChoice:
         by_step = {step: [curve[step] for curve in curves] for step in curves[0]}
         return min(by_step.items(), key=lambda each: (math.fsum(map(self._total, each[1])), each[0]))
 
+    def _stop_curve(self, ended: _Ended) -> dict[int, _Losses]:
+        """Step -> losses on the items kept for stopping, where they are measured; after the end the last."""
+        losses = [stop_losses(others) for _, others in ended.history]
+        last, every = self._trial_steps, self._settings.stop_every
+        return {step: losses[min(step, len(losses)) - 1] for step in (*range(every, last, every), last)}
+
     def _units(self, losses: Sequence[_Losses]) -> tuple[float, ...]:
         """The losses of all sources in every fold, in the order of `shares`."""
         return tuple(each[source] for each in losses for source in self._shares)
@@ -289,8 +302,8 @@ def _load(path: Path) -> dict[str, _Ended]:
 def _with_loss(settings: LearnedSettings, texts: Texts) -> LearnedSettings:
     """The settings with the loss for so many texts where none is given.
 
-    Permuted answers stay alone: they are the control of what knows nothing of the experts' skills, and predictions
-    would tell it.
+    Permuted answers stay: they are the control of what knows nothing of the experts' skills, and predictions would
+    tell it.
     """
     if settings.loss is not None or settings.labels == "permuted" or not _are_few(texts):
         return settings
@@ -325,8 +338,15 @@ def _all_courses(texts: Texts, settings: LearnedSettings) -> list[LearnedSetting
         for granularity, penalty in tried
         for fold in range(folds)
     ]
-    last = Tried(granularity=granularities[-1], penalty=0.0, steps=settings.trial_steps, losses=())
+    last = Tried(granularity=granularities[-1], penalty=0.0, steps=trials[-1].steps, losses=())
     return [*trials, _final(settings, granularities[-1], tried=last, folds=folds)]
+
+
+def _trial_steps(settings: LearnedSettings, folds: int) -> int:
+    """The most steps of a trial; by default with folds those of the result, whose number they have to find."""
+    if settings.trial_steps is not None:
+        return settings.trial_steps
+    return settings.steps if folds > 1 else TRIAL_STEPS
 
 
 def _trial(
@@ -339,7 +359,7 @@ def _trial(
         "penalty": penalty,
         "fold": fold,
         "stop_share": share,
-        "steps": settings.trial_steps,
+        "steps": _trial_steps(settings, folds),
     }
     return settings.model_copy(update=changes)
 
@@ -350,10 +370,3 @@ def _final(settings: LearnedSettings, granularity: Granularity, *, tried: Tried,
     if folds > 1:
         changes |= {"stop_share": 0.0, "steps": max(1, tried.steps)}
     return settings.model_copy(update=changes)
-
-
-def _stop_curve(ended: _Ended, settings: LearnedSettings) -> dict[int, _Losses]:
-    """Step -> losses on the items kept for stopping, where they are measured; after the end of a training the last."""
-    losses = [stop_losses(others) for _, others in ended.history]
-    steps = [*range(settings.stop_every, settings.trial_steps, settings.stop_every), settings.trial_steps]
-    return {step: losses[min(step, len(losses)) - 1] for step in steps}

@@ -35,14 +35,16 @@ class LearnedSettings(Frozen):
     """Settings of the trainer `learned`: theta = theta_0 + sum_i c_i tau_i, with coefficients c_i that are learned.
 
     Attributes:
-        loss: weights of the losses; None: right answers alone, but under "chosen", where a source has fewer than 64
-            texts and the labels are given, experts and a quarter of the right answers.
+        loss: weights of the losses; None: right answers, but under "chosen", where a source has fewer than 64 texts
+            and the labels are given, experts.
         granularity: one coefficient per source, per source and group of tensors, per source and tensor, or per source
             and input column (element of a norm, one of a bias); or "chosen" among `granularities` by items that are not
             trained on.
         granularities: to choose from, the fewest coefficients first; groups only where there are some.
-        penalties: to choose from under "chosen" where folds are trained on; the first one is that of the granularities.
-        trial_steps: of the trainings that are compared under "chosen".
+        penalties: to choose from under "chosen" where folds are trained on, and their loss has not fallen for as long
+            as the patience; the first one is that of the granularities.
+        trial_steps: the most of the trainings that are compared under "chosen"; None: `steps` with folds, which also
+            find how many are best, else 20.
         folds: into which the texts are divided under "chosen", each of them kept for stopping once; 1 is one division;
             None: 4 where a source has fewer than 64 texts, else 1.
         groups: group -> its tensors; tensors of no group share one more coefficient. Filled in from the search space.
@@ -75,7 +77,7 @@ class LearnedSettings(Frozen):
     granularity: Granularity | Literal["chosen"] = "tensor"
     granularities: Annotated[tuple[Granularity, ...], Field(min_length=1)] = ("global", "groups", "tensor", "column")
     penalties: Annotated[tuple[Weight, ...], Field(min_length=1)] = (0.0, 1.0)
-    trial_steps: Positive = 20
+    trial_steps: Positive | None = None
     folds: Positive | None = None
     groups: Mapping[str, tuple[str, ...]] = {}
     basis: Literal["task_vectors", "ties", "dare"] = "task_vectors"
