@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from evomerge.catalogue import TensorCatalogue, TensorEntry
+from evomerge.catalogue.expert_parts import grouped_part
 from evomerge.errors import InvalidInput
 from evomerge.spaces.space import Groups
 
@@ -32,7 +33,7 @@ def divide(catalogue: TensorCatalogue, groups: Groups) -> tuple[TensorGroup, ...
     """The groups of a model, in order of depth, then part. Every floating-point tensor is in exactly one.
 
     Raises:
-        InvalidInput: the space divides by layers and the model has no numbered module list.
+        InvalidInput: the space divides by layers and the model has no numbered module list; or see `grouped_part`.
     """
     if not groups.depth.whole and catalogue.depth == 0:
         raise InvalidInput("this space divides by layers, but no tensor name has a layer number; use depth: global")
@@ -68,9 +69,7 @@ def _depth_label(entry: TensorEntry, depth: int, groups: Groups) -> tuple[int, s
 
 
 def _part_label(entry: TensorEntry, groups: Groups) -> str:
-    if not groups.parts:
-        return ""
-    return entry.part if entry.part in groups.parts else "rest"
+    return grouped_part(entry, groups.parts) if groups.parts else ""
 
 
 def _knots(order: int, label: str, part: str, *, depth: int, groups: Groups) -> tuple[tuple[str, float], ...]:

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from evomerge.catalogue import PART_PATTERNS, PARTS
+from evomerge.catalogue.expert_parts import GroupedPart
 from evomerge.documents import Frozen, Positive, read_document, validate
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.genomes.genome_settings import GenomeSettings
@@ -115,7 +116,7 @@ class Groups(Frozen):
     Attributes:
         depth: `global` (one group), `layers` (each layer), `{blocks: k}` (k consecutive layers) or `{smooth: n}`
             (n control points over depth; each layer interpolates between its neighbours).
-        parts: parts that are grouped apart; what is not named falls into "rest". Empty: all parts together.
+        parts: parts that are grouped apart, the finest counts; others fall into "rest". Empty: all parts together.
         one_method: where methods are chosen, the parts of a depth group choose one together, and have its parameters
             each for itself.
         outside: tensors outside the layer stack join their `neighbours` (embeddings the first group, final norm and
@@ -123,7 +124,7 @@ class Groups(Frozen):
     """
 
     depth: Annotated[Depth, BeforeValidator(_depth)]
-    parts: tuple[Literal["attention", "mlp", "norm", "embedding", "head"], ...] = ()
+    parts: tuple[GroupedPart, ...] = ()
     outside: Literal["neighbours", "own", "first"] = "neighbours"
     one_method: bool = False
 
