@@ -11,7 +11,9 @@ import optuna
 import torch
 from rich.text import Text
 
+from evomerge.adapters import open_expert
 from evomerge.artefacts import Parent, model_card, models_card, write_model
+from evomerge.artefacts.adapter_writer import write_adapter
 from evomerge.artefacts.emr_artefact import position_of, write_emr
 from evomerge.artefacts.exported_files import exported_names
 from evomerge.bank import WeightBank
@@ -27,7 +29,7 @@ from evomerge.object_store.artifact_folder import ArtifactFolder
 from evomerge.opening.inputs import Inputs, open_inputs
 from evomerge.opening.open_study import stored_space
 from evomerge.passes.kernels import DTYPES
-from evomerge.recipe import Recipe, RecipeSet, all_files
+from evomerge.recipe import ModelRef, Recipe, RecipeSet, all_files
 from evomerge.search.stages import MEAN
 from evomerge.study.command_line import command_line
 from evomerge.study.rows import read_records
@@ -37,6 +39,7 @@ from evomerge.study.stored_search import StoredSearch
 from evomerge.verdict import read_digests, read_winner
 
 SCHEMA = 1
+_ADAPTER = "These files are a LoRA adapter of the base; `PeftModel.from_pretrained(base, FOLDER)` loads it."
 _HOW_TO_READ = (
     "`emr.json` has the formula, the base, the rescalers and the order of the bits in the masks; "
     "`evomerge.artefacts.emr_artefact.read_emr` reads the folder and rebuilds each model bit for bit."
@@ -108,6 +111,57 @@ def export_merge(
         "differs": [] if expected is None else differing(expected.tensors, actual),
         "mergekit": None if yaml is not None else reason,
     }
+
+
+def export_adapter(stored: StoredSearch, which: str, out: Path, file: Path | None = None) -> dict[str, Any]:
+    """Write one merge of a search as a LoRA adapter of the base, where it is one: see `CoreMerges.products`.
+
+    Base and adapter are added when they are loaded, and rounded otherwise than the merge: what `largest_difference` is,
+    between two numbers of the search's dtype.
+
+    Args:
+        which, file: as `export_merge`.
+
+    Raises:
+        InvalidInput: as `export_merge`; the merge is no adapter.
+    """
+    inputs = open_inputs(stored.spec)
+    chosen = _of_task(_choose(stored, inputs, which), which, None)
+    bank = _bank(inputs, _files_of(stored, [chosen.recipe]))
+    products = bank.core_merges.products(chosen.recipe, bank.rule_tensors)
+    reproduce = f"{export_command(stored, which, out, file)} --adapter"
+    write_adapter(
+        out,
+        base=inputs.base,
+        products=products,
+        recipe=chosen.recipe,
+        card=_card(stored, inputs, chosen, reproduce, _ADAPTER),
+    )
+    written = open_expert(ModelRef("adapter", str(out.absolute())), base=inputs.base, fingerprinted=False).tensors
+    apart = [
+        float((written[name].to(tensor.dtype).double() - tensor.double()).abs().max())
+        for name, tensor in bank.merged(chosen.recipe)
+        if tensor.is_floating_point() and tensor.numel()
+    ]
+    return {
+        "schema": SCHEMA,
+        "model": chosen.label,
+        "out": str(out.resolve()),
+        "recipe": chosen.recipe.digest,
+        "tensors": len(products),
+        "largest_rank": max(product.rank for product in products.values()),
+        "largest_difference": max(apart),
+    }
+
+
+def adapter_text(document: dict[str, Any]) -> Text:
+    """One line per fact."""
+    return Text(
+        f"exported {document['model']} as an adapter to {document['out']}\n"
+        f"recipe {document['recipe'][:12]}, {document['tensors']} tensors of the base changed, by rank "
+        f"{document['largest_rank']} at most; added to it they are within {document['largest_difference']:.2g} of "
+        "what was scored"
+    )
 
 
 def _files_of(stored: StoredSearch, recipes: Iterable[Recipe]) -> Path:
@@ -249,7 +303,7 @@ def _bank(inputs: Inputs, files: Path) -> WeightBank:
     return WeightBank(inputs.base, inputs.experts, dtype=DTYPES[inputs.spec.dtype], device=device, files=files)
 
 
-def _card(stored: StoredSearch, inputs: Inputs, chosen: _Chosen, reproduce: str) -> str:
+def _card(stored: StoredSearch, inputs: Inputs, chosen: _Chosen, reproduce: str, *notes: str) -> str:
     columns, scores, note = _scores(stored)
     return model_card(
         chosen.recipe,
@@ -258,7 +312,7 @@ def _card(stored: StoredSearch, inputs: Inputs, chosen: _Chosen, reproduce: str)
         scores,
         title=f"{stored.spec.name}: {chosen.label}",
         reproduce=reproduce,
-        notes=(note,),
+        notes=(*notes, note),
     )
 
 

@@ -26,6 +26,7 @@ Tensors = Mapping[str, Tensor]
 
 # Directions whose singular value is smaller than this times the largest one are rounding errors of float64.
 _RANK_TOLERANCE = 1e-12
+_SHORTEST_TOLERANCE = 1e-7  # likewise of float32, in which coordinates are merged
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,14 @@ class Core:
         """U M V' of merged coordinates."""
         with one_thread():
             return LowRank(self.left @ merged.to(self.left.dtype), self.right, 1.0)
+
+    def shortest(self, merged: Tensor) -> LowRank:
+        """The same with no more columns and rows than the merged coordinates have directions; maybe none."""
+        with one_thread():
+            rows, values, columns = torch.linalg.svd(merged.double().cpu(), full_matrices=False)
+            rank = int((values > _SHORTEST_TOLERANCE * values[0]).sum())
+            left, right = (rows[:, :rank] * values[:rank]).to(self.left), columns[:rank].to(self.right)
+            return LowRank(self.left @ left, right @ self.right, 1.0)
 
 
 class CoreSpace:
@@ -77,13 +86,14 @@ class CoreSpace:
         )
 
     def product(self, name: str, merged: Tensor) -> LowRank | None:
-        """The change of a tensor by its merged coordinates; None where it was merged as it is."""
-        return self._cores[name].product(merged) if name in self._cores else None
+        """The change of a tensor by its merged coordinates, of the lowest rank; None where it was merged as it is."""
+        return self._cores[name].shortest(merged) if name in self._cores else None
 
     def tensor(self, name: str, merged: Tensor) -> Tensor:
         """The merged tensor in new memory on the base's device."""
-        product = self.product(name, merged)
-        return merged if product is None else Change(product=product).apply(self._base[name])
+        if name not in self._cores:
+            return merged
+        return Change(product=self._cores[name].product(merged)).apply(self._base[name])
 
 
 class _Mixed(Mapping[str, Tensor]):

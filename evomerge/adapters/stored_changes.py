@@ -17,7 +17,7 @@ from evomerge.checkpoints.source import Source
 from evomerge.errors import InvalidInput
 from evomerge.messages import some
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<letter>[AB])(\.default)?(\.weight)?")
 _MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(\.default)?(\.weight)?")
 _WRAPPERS = re.compile(r"\.(base_layer|modules_to_save(\.default)?)(?=\.)")
@@ -84,7 +84,7 @@ class _Reading:
         grouped: dict[str, _Parts] = {}
         unknown = []
         for stored in sorted(each for each in self._tensors if _FORMER not in each):
-            place = stored.removeprefix(_PREFIX)
+            place = stored.removeprefix(PREFIX)
             factor, magnitude = _FACTOR.fullmatch(place), _MAGNITUDE.fullmatch(place)
             match = factor or magnitude
             module = match["module"] if match else _WRAPPERS.sub("", place).rpartition(".")[0]

@@ -79,7 +79,7 @@ def write_model(
     check_replaceable(
         out,
         marker=RECIPE,
-        is_export=_is_export,
+        is_export=is_export,
         patterns=(*_OWN_PATTERNS, *TOKENIZER_PATTERNS, *_LEGAL_PATTERNS, *_copied_files(base), *files),
         sources=(base.directory, *(Path(ref.location) for ref in (recipe.base, *recipe.sources))),
     )
@@ -180,7 +180,8 @@ def _check_file_names(names: Collection[str]) -> None:
             raise ValueError(f"{name!r} cannot be written beside the model: it is not a free file name")
 
 
-def _is_export(directory: Path) -> bool:
+def is_export(directory: Path) -> bool:
+    """Whether a folder has the recipe of an export."""
     try:
         Recipe.from_json((directory / RECIPE).read_text(encoding="utf-8"))
     except (OSError, ValueError, InvalidInput):  # ValueError: text that is no UTF-8

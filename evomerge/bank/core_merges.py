@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from evomerge.adapters import LowRank
 from evomerge.adapters.core_space import CoreSpace, check_core_space
+from evomerge.errors import InvalidInput
 from evomerge.merging import RuleTensors, merge_rule
+from evomerge.methods import method_info
 from evomerge.passes.threshold_tables import ThresholdTables
 from evomerge.recipe import Recipe, Rule, all_ingredients
 
@@ -82,9 +85,39 @@ class CoreMerges:
                 ),
             )
 
-    def space(self, rule: Rule) -> CoreSpace:
-        """The core space of a rule."""
-        return self._of(rule.sources).space
+    def products(self, recipe: Recipe, tensors_of: Callable[[Rule, Recipe], RuleTensors]) -> dict[str, LowRank]:
+        """Tensor name -> what the merge adds to the base's tensor, for a merge that is an adapter of the base.
+
+        That is one in core space, or a weighted sum of task vectors, which is the same in core space.
+
+        Args:
+            tensors_of: the tensors of a rule, outside of core space.
+
+        Raises:
+            InvalidInput: it is no adapter; names the rule, the source or the tensor.
+        """
+        if recipe.layers or recipe.ingredients:
+            raise InvalidInput("a merge with a path of layers or with ingredients is no adapter; export it as a model")
+        for rule in recipe.rules:
+            if recipe.space != "core" and not method_info(rule.method).weighted_sum:
+                raise InvalidInput(
+                    f"a merge by {rule.method} of the weights themselves is no adapter, whose changes have low rank; "
+                    "export it as a model, or search with `space: core`"
+                )
+        self.check(replace(recipe, space="core"))
+        products = {}
+        for rule in recipe.rules:
+            space = self._of(rule.sources).space
+            for name, merged in self.coordinates(rule, tensors_of(rule, recipe)):
+                product = space.product(name, merged)
+                if product is None:
+                    raise InvalidInput(
+                        f"an adapter changes {name} as a whole, not by factors of low rank, and so does the merge; "
+                        "export it as a model"
+                    )
+                if product.rank:
+                    products[name] = product
+        return products
 
     def _of(self, sources: tuple[str, ...]) -> _Held:
         if sources not in self._held:

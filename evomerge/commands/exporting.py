@@ -16,17 +16,28 @@ def export(
     spec: SpecPath = None,
     trial: Annotated[str, typer.Option(help="A trial's number, `best`, or the name of a baseline.")] = "best",
     task: Annotated[str | None, typer.Option(help="Of a row that is several models: the model of this task.")] = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="A LoRA adapter of the base, where the merge is one.")
+    ] = False,
     storage: Storage = None,
     study: Study = None,
     json_: Json = False,
 ) -> None:
     """Write a merge as a Hugging Face model directory, bit-identical to what was scored.
 
-    A baseline that is several models (emr) becomes one artefact, or with --task the model of one task.
+    A baseline that is several models (emr) becomes one artefact, or with --task the model of one task. With --adapter
+    a merge of LoRA adapters becomes one: a weighted sum of them, or any merge in core space.
     """
     terminal = terminal_of(context)
-    from evomerge.export import export_merge, export_text
+    from evomerge.errors import InvalidInput
+    from evomerge.export import adapter_text, export_adapter, export_merge, export_text
 
     stored = stored_of(terminal, spec, storage, study)
+    if adapter:
+        if task is not None:
+            raise InvalidInput("--adapter writes one merge, and --task chooses among several models; leave one out")
+        document = export_adapter(stored, trial, out, spec if storage is None else None)
+        print_document(terminal, document, json_, adapter_text)
+        return
     exported = export_merge(stored, trial, out, spec if storage is None else None, task=task)
     print_document(terminal, exported, json_, export_text)

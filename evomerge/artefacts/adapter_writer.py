@@ -1,0 +1,104 @@
+"""Writing a merge of adapters as an adapter, in the files that PEFT writes: aside, then renamed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from evomerge.adapters.adapted_tensors import LowRank
+from evomerge.adapters.adapter_settings import SETTINGS_FILE
+from evomerge.adapters.expert import WEIGHTS_FILE
+from evomerge.adapters.stored_changes import PREFIX
+from evomerge.artefacts.model_writer import RECIPE, is_export
+from evomerge.artefacts.output_folder import check_replaceable
+from evomerge.artefacts.weight_files import as_json, write_text
+from evomerge.checkpoints.live import meta_model
+from evomerge.checkpoints.source import Source
+from evomerge.errors import InvalidInput
+from evomerge.recipe import Recipe
+from evomerge.whole_files import folder_in_place
+
+_CARD = "README.md"
+
+
+def write_adapter(out: Path, *, base: Source, products: Mapping[str, LowRank], recipe: Recipe, card: str) -> None:
+    """Writes a folder that `PeftModel.from_pretrained` loads: a LoRA adapter of the base, its factors in float32.
+
+    Args:
+        out: the directory. It may be missing, empty, or an earlier export of an adapter, which is then replaced.
+        products: tensor name -> what is added to the base's tensor.
+        recipe: written as recipe.json.
+
+    Raises:
+        InvalidInput: `out` holds something else, there is no product, or one belongs to a module that PEFT has no LoRA
+            for.
+    """
+    if not products:
+        raise InvalidInput("the merge changes no tensor of the base, so that there is no adapter to write")
+    check_replaceable(
+        out,
+        marker=RECIPE,
+        is_export=is_export,
+        patterns=(SETTINGS_FILE, WEIGHTS_FILE, RECIPE, _CARD),
+        sources=(base.directory, *(Path(ref.location) for ref in (recipe.base, *recipe.sources))),
+    )
+    tensors, ranks, transposed = _factors(base, products)
+    with folder_in_place(out) as folder:
+        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        write_text(folder / SETTINGS_FILE, as_json(_settings(base, ranks, transposed)))
+        write_text(folder / RECIPE, recipe.to_json() + "\n")
+        write_text(folder / _CARD, card)
+
+
+def _factors(base: Source, products: Mapping[str, LowRank]) -> tuple[dict[str, Tensor], dict[str, int], bool]:
+    """The tensors of the file, module -> rank, and whether weights are stored as [inputs, outputs]."""
+    model = meta_model(base)
+    tensors, ranks, transposed = {}, {}, False
+    for name, product in products.items():
+        module, _, last = base.live_names.get(name, "").rpartition(".")
+        kind = type(model.get_submodule(module)) if last == "weight" else None
+        left, right = product.left.float() * product.scale, product.right.float()
+        if kind is None or not issubclass(kind, torch.nn.Linear | torch.nn.Embedding | Conv1D):
+            raise InvalidInput(
+                f"the merge changes {name}, which is no weight of a linear layer or an embedding; PEFT has no LoRA for "
+                "it: export the merge as a model"
+            )
+        embedding, suffix = ("embedding_", "") if issubclass(kind, torch.nn.Embedding) else ("", ".weight")
+        if not issubclass(kind, torch.nn.Linear):
+            left, right = right.T, left.T
+        transposed = transposed or issubclass(kind, Conv1D)
+        for letter, factor in (("A", right), ("B", left)):
+            tensors[f"{PREFIX}{module}.lora_{embedding}{letter}{suffix}"] = factor.detach().cpu().contiguous()
+        ranks[module] = product.rank
+    return tensors, ranks, transposed
+
+
+def _settings(base: Source, ranks: Mapping[str, int], transposed: bool) -> dict[str, Any]:
+    """The adapter_config.json: alpha is the rank, so that products are scaled by 1."""
+    ((rank, _),) = Counter(ranks.values()).most_common(1)
+    others = {module: each for module, each in ranks.items() if each != rank}
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base.hub_id,
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": sorted(ranks),
+        "fan_in_fan_out": transposed,
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }

@@ -1,0 +1,139 @@
+"""Merges of adapters that are adapters: PEFT loads them and computes what was merged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lora_models import merged_by_peft, open_base, save_adapter, save_base
+
+from evomerge.adapters import open_expert
+from evomerge.artefacts.adapter_writer import write_adapter
+from evomerge.bank import WeightBank
+from evomerge.checkpoints.source import Source
+from evomerge.cli import run_command
+from evomerge.errors import InvalidInput
+from evomerge.methods import resolve_options, resolve_parameters
+from evomerge.recipe import MergeSpace, ModelRef, PathLayer, Recipe, Rule
+
+RANKS = (2, 3)
+MODULES = {"llama": ["q_proj", "down_proj", "embed_tokens", "lm_head"], "gpt2": ["c_attn", "c_proj"]}
+
+
+def _open(tmp_path: Path, kind: str = "llama", **settings: Any) -> tuple[Source, list[Source]]:
+    base = save_base(tmp_path / "base", kind)
+    source, experts = open_base(base), []
+    for rank in RANKS:
+        given = {"target_modules": MODULES[kind], "fan_in_fan_out": kind == "gpt2"} | settings
+        folder = save_adapter(base, tmp_path / f"rank{rank}", seed=rank, r=rank, **given)
+        experts.append(open_expert(ModelRef(folder.name, str(folder)), base=source))
+    return source, experts
+
+
+def _recipe(base: Source, experts: list[Source], method: str, space: MergeSpace = "full", **given: Any) -> Recipe:
+    rule = Rule(
+        tensors=tuple(entry.name for entry in base.catalogue.mergeable),
+        method=method,
+        sources=tuple(expert.name for expert in experts),
+        parameters=resolve_parameters(method, given, len(experts)),
+        options=resolve_options(method, {}),
+    )
+    refs = tuple(expert.ref for expert in experts)
+    return Recipe(base=base.ref, sources=refs, rules=(rule,), dtype="float32", space=space)
+
+
+def _export(base: Source, experts: list[Source], recipe: Recipe, out: Path) -> WeightBank:
+    bank = WeightBank(base, experts, dtype=torch.float32, device=torch.device("cpu"))
+    products = bank.core_merges.products(recipe, bank.rule_tensors)
+    write_adapter(out, base=base, products=products, recipe=recipe, card="# A merge\n")
+    return bank
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "space", "given"),
+    [
+        ("llama", "task_arithmetic", "full", {"weight": [0.7, -0.4]}),
+        ("llama", "ties", "core", {"density": 0.4}),
+        ("gpt2", "task_arithmetic", "core", {"weight": [0.7, 0.4]}),
+    ],
+)
+def test_peft_makes_of_an_exported_adapter_what_was_merged(
+    tmp_path: Path, kind: str, method: str, space: MergeSpace, given: dict[str, Any]
+) -> None:
+    base, experts = _open(tmp_path, kind)
+    recipe = _recipe(base, experts, method, space, **given)
+    bank = _export(base, experts, recipe, tmp_path / "out")
+    by_peft = merged_by_peft(tmp_path / "base", tmp_path / "out")
+    again = open_expert(ModelRef("again", str(tmp_path / "out")), base=base)
+    for name, tensor in bank.merged(recipe):
+        torch.testing.assert_close(by_peft[base.live_names[name]], tensor, rtol=0, atol=1e-5)
+        torch.testing.assert_close(again.tensors[name], tensor, rtol=0, atol=1e-5)
+
+
+def test_an_exported_adapter_has_no_higher_rank_than_the_merge(tmp_path: Path) -> None:
+    base, experts = _open(tmp_path)
+    _export(base, experts, _recipe(base, experts, "task_arithmetic", weight=[0.7, 0.0]), tmp_path / "one")
+    _export(base, experts, _recipe(base, experts, "task_arithmetic", weight=[0.7, 0.4]), tmp_path / "both")
+    ranks = [json.loads((tmp_path / name / "adapter_config.json").read_text())["r"] for name in ("one", "both")]
+    assert ranks == [RANKS[0], sum(RANKS)]
+
+
+def test_what_is_no_adapter_is_refused_with_the_reason(tmp_path: Path) -> None:
+    base, experts = _open(tmp_path, modules_to_save=["norm"])
+    recipe = _recipe(base, experts, "task_arithmetic")
+    for refused, said in (
+        (_recipe(base, experts, "ties"), "a merge by ties of the weights themselves is no adapter"),
+        (recipe, r"norm\.weight as a whole"),
+        (replace(recipe, layers=(PathLayer("base", 0, 1.0),)), "a path of layers"),
+        (replace(recipe, ingredients={"made": recipe}), "ingredients"),
+    ):
+        with pytest.raises(InvalidInput, match=said):
+            _export(base, experts, refused, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_that_changes_nothing_is_refused_and_other_folders_are_kept(tmp_path: Path) -> None:
+    base, experts = _open(tmp_path)
+    with pytest.raises(InvalidInput, match="changes no tensor of the base"):
+        _export(base, experts, _recipe(base, experts, "task_arithmetic", weight=0.0), tmp_path / "out")
+    recipe = _recipe(base, experts, "task_arithmetic")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "words.txt").touch()
+    for folder in ("thesis", "rank2"):
+        with pytest.raises(InvalidInput, match=r"not an earlier export|holds a source of this merge"):
+            _export(base, experts, recipe, tmp_path / folder)
+    _export(base, experts, recipe, tmp_path / "out")
+    _export(base, experts, recipe, tmp_path / "out")
+
+
+def test_the_winner_of_a_search_in_core_space_is_exported_as_a_model_and_as_an_adapter(
+    tmp_path: Path, write_spec: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, experts = _open(tmp_path)
+    space = {
+        "name": "core",
+        "space": "core",
+        "groups": {"depth": "global"},
+        "methods": {"ties": {"parameters": {"weight": {"low": 0.5, "high": 1.0}}}},
+    }
+    sources = [{"name": each.name, "location": str(each.directory)} for each in (base, *experts)]
+    spec = str(write_spec(sources=sources, space=space, budget={"trials": 2}, dtype="float32"))
+    assert run_command(["run", spec, "--ray", "none"]) == 0
+    capsys.readouterr()
+    for more in ([], ["--adapter"]):
+        assert run_command(["export", spec, "--out", str(tmp_path / f"out{len(more)}"), "--json", *more]) == 0
+    model, adapter = (json.loads(line) for line in capsys.readouterr().out.replace("}\n{", "}\0{").split("\0"))
+    assert model["verified"]
+    assert adapter["recipe"] == model["recipe"]
+    assert adapter["largest_difference"] < 1e-5
+    exported = open_base(tmp_path / "out0")
+    for name, tensor in merged_by_peft(tmp_path / "base", tmp_path / "out1").items():
+        torch.testing.assert_close(exported.tensors[name], tensor, rtol=0, atol=1e-5)
+    assert "--adapter" in (tmp_path / "out1" / "README.md").read_text()
+    assert run_command(["export", spec, "--out", str(tmp_path / "out"), "--adapter", "--task", "task_0"]) == 2
+    assert "leave one out" in capsys.readouterr().err
