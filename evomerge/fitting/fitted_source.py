@@ -8,7 +8,8 @@ of a tied expert stands for both of an untied base. What was done is in the note
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -42,12 +43,23 @@ def fit_source(base: Source, expert: Source) -> Source:
 
 
 class FittedTensors(Mapping[str, torch.Tensor]):
-    """The tensors of an expert, some of them made whenever they are read."""
+    """The tensors of an expert, some of them made whenever they are read.
 
-    def __init__(self, own: Mapping[str, torch.Tensor], made: Mapping[str, Making], names: Collection[str]) -> None:
+    Attributes:
+        aligned: names of those that are copies, with other rows; the others are in the files of expert or base.
+    """
+
+    def __init__(
+        self,
+        own: Mapping[str, torch.Tensor],
+        made: Mapping[str, Making],
+        names: Collection[str],
+        aligned: Collection[str],
+    ) -> None:
         self._own = own
         self._made = made
         self._names = dict.fromkeys(sorted(names))
+        self.aligned = frozenset(aligned)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self._names:
@@ -61,6 +73,17 @@ class FittedTensors(Mapping[str, torch.Tensor]):
         return len(self._names)
 
 
+def fitted_bytes(experts: Iterable[Source]) -> int:
+    """Bytes that a worker holds of experts beside their files: of tensors whose rows are in another order."""
+    sizes = [
+        (math.prod(expert.header[name][0]), getattr(torch, expert.header[name][1]).itemsize)
+        for expert in experts
+        if isinstance(expert.tensors, FittedTensors)
+        for name in expert.tensors.aligned
+    ]
+    return sum(count * size for count, size in sizes)
+
+
 class _Fitting:
     """The steps from an expert to its form as one of the base's."""
 
@@ -69,6 +92,7 @@ class _Fitting:
         self._expert = expert
         self._header = dict(expert.header)
         self._made: dict[str, Making] = {}
+        self._aligned: list[str] = []
         self.notes: list[str] = []
 
     def result(self) -> Source:
@@ -77,7 +101,7 @@ class _Fitting:
             expert,
             catalogue=build_catalogue(self._header, base.tied, language=base.language),
             header=dict(sorted(self._header.items())),
-            tensors=FittedTensors(expert.tensors, self._made, self._header),
+            tensors=FittedTensors(expert.tensors, self._made, names=self._header, aligned=self._aligned),
             tied=base.tied,
             language=base.language,
             architecture=self._architecture(),
@@ -116,22 +140,21 @@ class _Fitting:
             return
         ours, theirs = read_vocabulary(base), read_vocabulary(expert)
         found: dict[tuple[int, int], TokenRows] = {}
-        aligned: list[TokenRows] = []
         for name in names:
             sizes = base.header[name][0][0], self._header[name][0][0]
             if sizes not in found:
                 found[sizes] = token_rows(ours, theirs, our_rows=sizes[0], their_rows=sizes[1])
             if sizes[0] != sizes[1] or not found[sizes].in_place:
                 self._align(name, found[sizes])
-                aligned.append(found[sizes])
-        if aligned:
-            self._say_of_tokens(aligned[0])
+        if self._aligned:
+            self._say_of_tokens(next(iter(found.values())))
 
     def _is_alignable(self, name: str) -> bool:
         return name in self._header and self._header[name][0][1:] == self._base.header[name][0][1:]
 
     def _align(self, name: str, rows: TokenRows) -> None:
         base, own = self._base, self._made.get(name, lambda: self._expert.tensors[name])
+        self._aligned.append(name)
         dtypes = (getattr(torch, header[name][1]) for header in (self._header, base.header))
         self._header[name] = base.header[name][0], dtype_name(torch.promote_types(*dtypes))
         self._made[name] = lambda: rows.aligned(own(), base.tensors[name])

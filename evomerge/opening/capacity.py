@@ -11,6 +11,7 @@ from evomerge.bank.placement import Placement, place_sources, this_machine
 from evomerge.baselines.info import BASELINES
 from evomerge.errors import InvalidInput
 from evomerge.evaluation import known_evaluators
+from evomerge.fitting.fitted_source import fitted_bytes
 from evomerge.merging.regmean import KEPT_BYTES
 from evomerge.methods import METHODS
 from evomerge.opening.inputs import Inputs
@@ -70,7 +71,8 @@ def memory_of(inputs: Inputs) -> MemoryNeed:
         kept=min(KEPT_BYTES, sum(each.products for each in measured))
         + max((each.kept for each in projections), default=0)
         + _aligned(inputs)
-        + _cores(inputs),
+        + _cores(inputs)
+        + fitted_bytes(inputs.experts),
         longest_path=0 if paths is None else paths.max_layers,
         ingredients=inputs.space.ingredients,
         adapters=adapter_bytes(inputs.experts),

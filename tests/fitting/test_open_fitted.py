@@ -12,6 +12,7 @@ from evomerge.bank.open_bank import open_bank
 from evomerge.checkpoints import Source, check_compatible, open_source
 from evomerge.errors import InvalidInput
 from evomerge.fitting import open_fitted
+from evomerge.fitting.fitted_source import fitted_bytes
 from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule
 
@@ -50,6 +51,13 @@ def test_rows_without_a_token_keep_their_places_and_those_of_new_tokens_are_the_
     rows, stored = expert.tensors[EMBEDDINGS], expert.weights.tensors[EMBEDDINGS]
     assert torch.equal(rows[[0, 1, 2, 4, 5]], stored[[0, 1, 2, 4, 5]])
     assert torch.equal(rows[[3, 6, 7]], base.tensors[EMBEDDINGS][[3, 6, 7]])
+
+
+def test_copies_of_embeddings_are_counted_as_memory_of_a_worker(make_ref: MakeRef) -> None:
+    base = open_source(make_ref("base", "abc"))
+    moved, shared = make_ref("moved", "bca", tokenizer="base"), make_ref("shared", "abc", tied=True, missing="base")
+    experts = [open_fitted(ref, base=base) for ref in (moved, shared)]
+    assert fitted_bytes(experts) == 2 * 3 * 8 * 4  # embeddings and head, float32
 
 
 def test_rows_of_the_base_are_not_rounded_to_the_dtype_of_the_expert(make_ref: MakeRef) -> None:
