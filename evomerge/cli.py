@@ -19,7 +19,7 @@ from evomerge.commands.inventories import evaluators, methods, spaces
 from evomerge.commands.logs import logs
 from evomerge.commands.looking import dashboard, leaderboard, list_studies, status
 from evomerge.commands.merging import import_app, merge
-from evomerge.commands.models import distances, merge_experts
+from evomerge.commands.models import distances, extend_vocabulary, merge_experts
 from evomerge.commands.reporting import report
 from evomerge.commands.searching import baseline, check, run
 from evomerge.errors import EvomergeError, Interrupted, InvalidInput
@@ -52,6 +52,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "merge": merge,
     "distances": distances,
     "merge-experts": merge_experts,
+    "extend-vocabulary": extend_vocabulary,
 }
 
 KEYBOARD_INTERRUPT = 130  # that typer returns in the place of the exception

@@ -56,6 +56,7 @@ FLOORS = (
         "orphans",
         "weight_distances",
         "shared_tower",
+        "extended_vocabulary",
         "remote_control",
         "study_list",
         "study_copy",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evomerge.commands.options import Json, places_of, print_document, terminal_of
+from evomerge.commands.options import Json, allowed_of, places_of, print_document, terminal_of
 from evomerge.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def merge(
     terminal = terminal_of(context)
     from evomerge.static_merges.static_merge import merge_file
 
-    places, allowed = places_of(source or ()), _allowed(allow or ())
+    places, allowed = places_of(source or ()), allowed_of(allow or ())
     command = ["evomerge", "merge", str(recipe), *(f"--source {each}" for each in source or ()), "--out", str(out)]
     with _progress(terminal) as progress:
         made = merge_file(
@@ -96,17 +96,10 @@ def mergekit(
     terminal = terminal_of(context)
     from evomerge.static_merges.static_merge import import_mergekit
 
-    document = import_mergekit(file, out, places=places_of(source or ()), seed=seed, allow=_allowed(allow or ()))
+    document = import_mergekit(file, out, places=places_of(source or ()), seed=seed, allow=allowed_of(allow or ()))
     for sentence in (*document["notes"], *document["warnings"]):
         terminal.tell(sentence)
     print_document(terminal, document, json_, _imported_text)
-
-
-def _allowed(given: Sequence[str]) -> tuple[str, ...]:
-    known = ("pickle_weights", "remote_code")
-    if unknown := next((each for each in given if each not in known), None):
-        raise InvalidInput(f"--allow {unknown}: it can be {' or '.join(known)}")
-    return tuple(given)
 
 
 def _device(given: str | None) -> str | None:

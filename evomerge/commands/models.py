@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from evomerge.commands.options import Json, print_document, terminal_of
+from evomerge.commands.options import Json, allowed_of, print_document, terminal_of
 from evomerge.errors import InvalidInput
 
 _PATTERN = typer.Option(help="Glob of the experts' tensors, as in 'blocks.*.attn.{expert}.*'; repeatable.")
@@ -64,6 +64,26 @@ def distances(
         )
     one, other = (sources.get(name, ModelRef(name, name)) for name in (first, second))
     print_document(terminal, compare_weights(one, other, base=origin, keep=keep, allow=allow), json_, distances_table)
+
+
+def extend_vocabulary(
+    context: typer.Context,
+    base: Annotated[str, typer.Argument(help="Directory or hub id of the base.")],
+    experts: Annotated[list[str], typer.Argument(help="Directories or hub ids of models with tokens of their own.")],
+    out: Annotated[Path, typer.Option(help="Folder that is made.")],
+    allow: Annotated[list[str] | None, typer.Option(help="pickle_weights or remote_code; repeatable.")] = None,
+    json_: Json = False,
+) -> None:
+    """Write the base with the tokens that experts have added, for merges that have them all.
+
+    A new token has the mean of the rows of the experts that have it. Name the folder as the base of a search and write
+    `tokenizer: base`.
+    """
+    terminal = terminal_of(context)
+    from evomerge.extended_vocabulary import extended_base, extension_text
+
+    document = extended_base(base, experts, out, allow=allowed_of(allow or ()))
+    print_document(terminal, document, json_, extension_text)
 
 
 def merge_experts(

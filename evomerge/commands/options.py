@@ -140,6 +140,14 @@ def places_of(given: Sequence[str]) -> dict[str, str]:
     return places
 
 
+def allowed_of(given: Sequence[str]) -> tuple[str, ...]:
+    """The permissions for reading models that `--allow` gives."""
+    known = ("pickle_weights", "remote_code")
+    if unknown := next((each for each in given if each not in known), None):
+        raise InvalidInput(f"--allow {unknown}: it can be {' or '.join(known)}")
+    return tuple(given)
+
+
 def print_document(terminal: Terminal, document: dict[str, Any], as_json: bool, renderable: Any) -> None:
     if as_json:
         terminal.document(document)

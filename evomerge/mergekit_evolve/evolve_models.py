@@ -65,7 +65,9 @@ def _base(file: EvolveFile) -> tuple[str, Keys]:
     keys: Keys = ("genome", "tokenizer_source")
     if tokenizer == "union":
         raise file.refusal(
-            keys, "a union of vocabularies is not built here; models that share one vocabulary need only `base`"
+            keys,
+            "a union of vocabularies is made beforehand: `evomerge extend-vocabulary` writes a base that has it, to be "
+            "named as `base_model` with `tokenizer_source: base`",
         )
     if file.base_model is None and tokenizer != "base":
         if tokenizer not in file.models:

@@ -98,6 +98,16 @@ class SearchSpec(Frozen):
             )
         return self
 
+    @field_validator("tokenizer", mode="before")
+    @classmethod
+    def _no_union(cls, tokenizer: object) -> object:
+        if tokenizer == "union":
+            raise ValueError(
+                "a union of vocabularies is made beforehand: `evomerge extend-vocabulary BASE EXPERT … --out FOLDER` "
+                "writes a base that has it; name that as the base, and write tokenizer: base"
+            )
+        return tokenizer
+
     @field_validator("sources")
     @classmethod
     def _base_first(cls, sources: tuple[SourceSpec, ...]) -> tuple[SourceSpec, ...]:

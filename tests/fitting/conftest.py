@@ -17,7 +17,7 @@ from evomerge.recipe import ModelRef
 
 @pytest.fixture
 def make_ref(tmp_path: Path) -> Callable[..., ModelRef]:
-    """make_ref(name, tokens, rows=..., tied=..., bias=..., tokenizer=..., missing=...) -> a model of one layer."""
+    """make_ref(name, tokens, rows=..., tied=..., bias=..., added=..., tokenizer=..., missing=...) -> a small model."""
 
     def make(
         name: str,
@@ -26,13 +26,18 @@ def make_ref(tmp_path: Path) -> Callable[..., ModelRef]:
         rows: int | None = None,
         tied: bool = False,
         bias: bool = False,
+        added: Sequence[str] = (),
         dtype: torch.dtype = torch.float32,
         tokenizer: str | None = None,
         missing: str | None = None,
     ) -> ModelRef:
         sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
         config = LlamaConfig(
-            vocab_size=rows or len(tokens), tie_word_embeddings=tied, mlp_bias=bias, max_position_embeddings=32, **sizes
+            vocab_size=rows or len(tokens) + len(added),
+            tie_word_embeddings=tied,
+            mlp_bias=bias,
+            max_position_embeddings=32,
+            **sizes,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(sum(map(ord, name)))
@@ -40,7 +45,9 @@ def make_ref(tmp_path: Path) -> Callable[..., ModelRef]:
         folder = tmp_path / name
         model.save_pretrained(folder)
         words = WordLevel({token: number for number, token in enumerate(tokens)}, unk_token=tokens[0])
-        Tokenizer(words).save(str(folder / "tokenizer.json"))
+        written = Tokenizer(words)
+        written.add_special_tokens(list(added))
+        written.save(str(folder / "tokenizer.json"))
         (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
         return ModelRef(name, str(folder), tokenizer=tokenizer, missing=missing)
 

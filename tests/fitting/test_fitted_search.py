@@ -74,6 +74,13 @@ def test_a_search_over_another_vocabulary_is_checked_run_exported_and_made_again
     assert kept.tolist() == [True, False, False, False]  # a, which the expert lacks
 
 
+def test_a_union_is_made_beforehand_as_the_refusal_says(spec_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = yaml.safe_load(spec_file.read_text())
+    spec_file.write_text(yaml.safe_dump({**content, "tokenizer": "union"}))
+    assert run_command(["check", str(spec_file)]) == 2
+    assert "`evomerge extend-vocabulary BASE EXPERT … --out FOLDER` writes a base" in capsys.readouterr().err
+
+
 def test_without_its_policies_the_study_is_another_one(spec_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = yaml.safe_load(spec_file.read_text())
     del content["tokenizer"]

@@ -308,7 +308,7 @@ def test_names_of_sources_are_words_and_none_but_the_base_is_called_base(
         ({"models": [str(TOY / "base")]}, {}, "a base and at least one model beside it"),
         ({"merge_method": "slerp", "filters": ["mlp"]}, {}, "`filters` is off"),
         ({"merge_method": "linear", "allow_negative_weights": True}, {}, "an average has no weights below 0 here"),
-        ({"tokenizer_source": "union"}, {}, "a union of vocabularies is not built here"),
+        ({"tokenizer_source": "union"}, {}, "a union of vocabularies is made beforehand: `evomerge extend-vocabulary`"),
         ({"tokenizer_source": "org/other"}, {}, "config and tokenizer are the base's here"),
         ({"filters": ["base"]}, {}, "none of them is `base`"),
         ({}, {"tasks": []}, "at least one task"),

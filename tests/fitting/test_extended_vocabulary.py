@@ -1,0 +1,68 @@
+"""`evomerge extend-vocabulary`: a base with the tokens that experts have added, and merges that have them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from evomerge.checkpoints import check_compatible, open_source
+from evomerge.cli import run_command
+from evomerge.fitting import open_fitted
+from evomerge.recipe import ModelRef
+
+MakeRef = Callable[..., ModelRef]
+EMBEDDINGS = "model.embed_tokens.weight"
+
+
+def _extend(out: Path, *refs: ModelRef) -> int:
+    return run_command(["extend-vocabulary", *(ref.location for ref in refs), "--out", str(out), "--json"])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_base_gets_the_tokens_that_experts_have_added_with_their_rows(
+    make_ref: MakeRef, tied: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = make_ref("base", "abc", tied=tied)
+    one = make_ref("one", "abc", added=["<x>"], tied=tied, tokenizer="base")
+    two = make_ref("two", "bacd", added=["<y>", "<x>"], tied=tied, tokenizer="base")
+    assert _extend(tmp_path / "out", base, one, two) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert {token: facts["id"] for token, facts in document["tokens"].items()} == {"<x>": 3, "<y>": 4}
+    assert document["left_out"] == {two.location: 1}  # d
+    made, parents = open_source(ModelRef("base", str(tmp_path / "out"))), [open_source(ref) for ref in (base, one, two)]
+    for name in (EMBEDDINGS,) if tied else (EMBEDDINGS, "lm_head.weight"):
+        start, first, second = (parent.tensors[name] for parent in parents)
+        expected = torch.stack([*start, (first[3] + second[5]) / 2, second[4]])
+        torch.testing.assert_close(made.tensors[name], expected)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.convert_tokens_to_ids(["a", "<x>", "<y>"]) == [0, 3, 4]
+    assert {"<x>", "<y>"} <= set(map(str, tokenizer.added_tokens_decoder.values()))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.vocab_size == 5
+    experts = [open_fitted(ref, base=made) for ref in (one, two)]
+    assert check_compatible(made, experts)
+    assert torch.equal(experts[1].tensors[EMBEDDINGS][4], made.tensors[EMBEDDINGS][4])
+
+
+def test_rows_that_sizes_were_rounded_up_with_are_used_before_new_ones(make_ref: MakeRef, tmp_path: Path) -> None:
+    base, expert = make_ref("base", "abc", rows=8), make_ref("expert", "abc", added=["<x>"], rows=8)
+    assert _extend(tmp_path / "out", base, expert) == 0
+    made = load_file(tmp_path / "out" / "model.safetensors")
+    assert made[EMBEDDINGS].shape == (8, 8)
+    assert torch.equal(made[EMBEDDINGS][3], load_file(Path(expert.location) / "model.safetensors")[EMBEDDINGS][3])
+
+
+def test_nothing_to_add_and_a_folder_that_exists_are_refused(
+    make_ref: MakeRef, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, expert = make_ref("base", "abc"), make_ref("expert", "abcd")
+    assert _extend(tmp_path / "out", base, expert) == 2
+    assert "added no token that" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert _extend(Path(base.location), base, expert) == 2
+    assert "exists; give --out a new folder" in capsys.readouterr().err
