@@ -44,11 +44,11 @@ class MemoryNeed:
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectionSizes:
-    """Bytes of models that arrive one after the other and are projected, as OPCM does it.
+    """Bytes of merges that decompose linear weights.
 
     Attributes:
-        kept: of the decompositions that a worker keeps for all its candidates.
-        merging: what a merge holds beside: three models in float32, and the largest matrix while it is decomposed.
+        kept: of what a worker keeps for all its candidates: decompositions, or merged task vectors.
+        merging: what a merge holds beside, such as the largest matrix while it is decomposed.
     """
 
     kept: int
@@ -56,7 +56,8 @@ class ProjectionSizes:
 
 
 def projection_sizes(catalogue: TensorCatalogue, *, first_models: int, heads: bool = False) -> ProjectionSizes:
-    """Bytes that projections take.
+    """Bytes that projections take where models arrive one after the other, as OPCM does it: three models in float32
+    while a merge is made.
 
     Args:
         first_models: number of models that may arrive first, each with decompositions that are kept.
@@ -69,6 +70,14 @@ def projection_sizes(catalogue: TensorCatalogue, *, first_models: int, heads: bo
         kept=min(KEPT_BYTES, first_models * sum(_decomposition(m, n) for m, n in matrices)),
         merging=3 * elements + max(decomposing, default=0),
     )
+
+
+def vector_sizes(catalogue: TensorCatalogue, experts: int) -> ProjectionSizes:
+    """Bytes that a merged task vector takes, and the decompositions of all experts' largest linear weight."""
+    matrices = [entry.shape for entry in catalogue.mergeable if _is_projected(entry, heads=False)]
+    decomposing = [(experts + 2) * (8 * m * n + _decomposition(m, n)) + 8 * 4 * max(m, n) ** 2 for m, n in matrices]
+    kept = sum(entry.numel * (8 if entry.dtype == "float64" else 4) for entry in catalogue.mergeable)
+    return ProjectionSizes(kept=kept, merging=max(decomposing, default=0))
 
 
 def alignment_bytes(catalogue: TensorCatalogue, *, mixed: bool) -> int:

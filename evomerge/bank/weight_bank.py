@@ -328,6 +328,7 @@ class WeightBank:
             scope_names=self._mergeable,
             statistics=self._recipe_tensors.statistics(rule, recipe),
             head_size=self._head_size,
+            once=self._one_merge is not None,
             cache=self._caches[contents].values.setdefault(tuple(sorted(recipe.files.items())), {}),
             prefix_cache=lambda sources: self._caches[contents[:sources]].values.setdefault("prefix", {}),
         )

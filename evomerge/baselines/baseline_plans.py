@@ -257,6 +257,13 @@ def _best_weight(given: Ingredients, baseline: BaselineSpec, method: str) -> Bas
     return (yield from best_of(given, baseline, recipes))
 
 
+def best_scale(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
+    """A merged task vector of a method without other numbers, times the best factor of a grid on the search items."""
+    method = str(BASELINES[baseline.name].scales)
+    recipes = {scale: given.recipe(method, {"lambda": scale}, {}) for scale in _grid(baseline)}
+    return (yield from best_of(given, baseline, recipes))
+
+
 def best_of(given: Ingredients, baseline: BaselineSpec, recipes: Mapping[float, Recipe]) -> BaselinePlan:
     """The recipe that scores best on the search items, of recipes by the number that makes them differ.
 

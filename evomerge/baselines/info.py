@@ -70,6 +70,7 @@ class BaselineInfo:
             scored on the search items; None for one.
         settings: its settings in search.yaml, for one that neither applies a merge method nor trains.
         method: merge method that `one_method` applies to all experts. Its parameters and options are the settings.
+        scales: merge method of which it takes the best `lambda` of a grid.
         trainer: trainer that it uses, on text of every expert. Its settings are those of the training.
         preset: settings of that training that make this baseline; search.yaml cannot change them.
         defaults: settings of that training where search.yaml gives none, in place of the trainer's own defaults.
@@ -92,6 +93,7 @@ class BaselineInfo:
     candidates: str | None = None
     settings: type[BaseModel] = NoSettings
     method: str | None = None
+    scales: str | None = None
     trainer: str | None = None
     preset: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -163,6 +165,18 @@ _ALL = (
         settings=LineGrid,
         on_request=True,
         chosen_on_search_items=True,
+    ),
+    *(
+        BaselineInfo(
+            name=name,
+            plan=f"{_PLANS}:best_scale",
+            candidates=f"{_PLANS}:one_per_weight",
+            settings=WeightGrid,
+            scales=method,
+            on_request=True,
+            chosen_on_search_items=True,
+        )
+        for name, method in (("tsv-m", "tsv_m"), ("iso-c", "iso_c"), ("wudi", "wudi"))
     ),
     BaselineInfo(name="metagpt", plan=f"{_NORMS}:metagpt", on_request=True),
     BaselineInfo(

@@ -81,6 +81,7 @@ def merge_state_dicts(
             seed=seed,
             scope_names=tuple(names),
             statistics=measured,
+            once=True,
         )
         for name, tensor in merge_rule(method, tensors):
             merged[name] = tensor.to(template[name].dtype)

@@ -175,6 +175,7 @@ class MethodInfo:
             the sum of the weights). With a base it is the sum of task vectors, on the base.
         relative_weights: only the ratios of the sources' `weight` matter, whatever the options.
         sorts_magnitudes: it trims task vectors at thresholds, for which a worker sorts their magnitudes once.
+        keeps_vector: a worker makes its merged task vector once, from decompositions of linear weights, and keeps it.
         random: the result depends on the seed.
         arrival: sources arrive one after the other, in an order that a space may search.
         sources: the exact number of sources, or None for any number.
@@ -202,6 +203,7 @@ class MethodInfo:
     weighted_sum: bool = False
     relative_weights: bool = False
     sorts_magnitudes: bool = False
+    keeps_vector: bool = False
     random: bool = False
     arrival: bool = False
     sources: int | None = None

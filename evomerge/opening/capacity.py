@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 from evomerge.adapters.adapter_bytes import adapter_bytes
 from evomerge.adapters.core_space import core_bytes
-from evomerge.bank.memory import BYTES, MemoryNeed, ProjectionSizes, alignment_bytes, memory_need, projection_sizes
+from evomerge.bank.memory import (
+    BYTES,
+    MemoryNeed,
+    ProjectionSizes,
+    alignment_bytes,
+    memory_need,
+    projection_sizes,
+    vector_sizes,
+)
 from evomerge.bank.placement import Placement, place_sources, this_machine
 from evomerge.baselines.info import BASELINES
 from evomerge.errors import InvalidInput
@@ -59,7 +67,7 @@ def memory_of(inputs: Inputs) -> MemoryNeed:
         largest_scope = max(groups) if searched else 0
     measured = measured_sizes(inputs, all_measurements(inputs, spec.chosen_baselines))
     paths = inputs.space.paths
-    projections, weights = _projections(inputs), trained_weights(inputs)
+    projections, weights, vectors = _projections(inputs), trained_weights(inputs), _kept_vectors(inputs)
     return memory_need(
         inputs.catalogue,
         len(inputs.refs),
@@ -67,9 +75,12 @@ def memory_of(inputs: Inputs) -> MemoryNeed:
         largest_scope=largest_scope,
         statistics=sum(each.file for each in measured) + weights.file,
         measuring=max([weights.training, *(each.measuring for each in measured)]),
-        solving=max((*(each.solving for each in measured), *(each.merging for each in projections)), default=0),
+        solving=max(
+            (*(each.solving for each in measured), *(each.merging for each in (*projections, *vectors))), default=0
+        ),
         kept=min(KEPT_BYTES, sum(each.products for each in measured))
         + max((each.kept for each in projections), default=0)
+        + sum(each.kept for each in vectors)
         + _aligned(inputs)
         + _cores(inputs)
         + fitted_bytes(inputs.experts),
@@ -102,6 +113,14 @@ def _cores(inputs: Inputs) -> int:
     if inputs.spec.search_space.space == "full":
         return 0
     return core_bytes([expert.tensors for expert in inputs.experts], inputs.catalogue)
+
+
+def _kept_vectors(inputs: Inputs) -> list[ProjectionSizes]:
+    """Of the methods, searched or a baseline's, whose merged task vector a worker keeps."""
+    scaled = {BASELINES[baseline.name].scales for baseline in inputs.spec.chosen_baselines}
+    kept = {*inputs.space.space.method_names, *filter(None, scaled)}
+    experts = len(inputs.space.sources)
+    return [vector_sizes(inputs.catalogue, experts) for method in kept if METHODS[method].keeps_vector]
 
 
 def _aligned(inputs: Inputs) -> int:

@@ -76,6 +76,7 @@ class RuleTensors:
         rounded: dtype that `merge` rounds to, piece by piece; None: that of the arithmetic.
         cache: values that depend on base, sources and statistics alone, see `cached`. It may outlive the rule, as long
             as these are the same.
+        once: the rule is merged once, so that nothing of the size of a tensor is kept for other candidates.
         prefix_cache: for a number n, the cache of what depends on base and the first n sources alone. It is shared by
             rules whose sources begin alike; None: such values live as long as the rule.
     """
@@ -92,6 +93,7 @@ class RuleTensors:
     head_size: int | None = None
     rounded: torch.dtype | None = None
     cache: MutableMapping[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+    once: bool = False
     prefix_cache: Callable[[int], MutableMapping[Hashable, Any]] | None = field(default=None, repr=False, compare=False)
 
     def shared(self, name: str) -> float:
@@ -134,6 +136,10 @@ class RuleTensors:
         if key not in values:
             values[key] = compute()
         return values[key]
+
+    def kept(self, key: Hashable, compute: Callable[[], Value]) -> Value:
+        """`cached` for a value of the size of a tensor, which is made again where no other candidate will want it."""
+        return compute() if self.once else self.cached(key, compute)
 
     def cache_of_first(self, sources: int) -> MutableMapping[Hashable, Any]:
         """The cache of what depends on base and the first sources alone."""

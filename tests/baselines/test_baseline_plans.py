@@ -112,6 +112,16 @@ def test_task_arithmetic_takes_the_best_weight_of_its_grid_and_survives_points_t
     assert choice.recipe.rules[0].parameters == {"weight": (0.6, 0.6, 0.6)}
 
 
+@pytest.mark.parametrize("name", ["tsv-m", "iso-c", "wudi"])
+def test_a_spectral_baseline_takes_the_best_factor_of_its_grid(name):
+    value = {f"{name}/0.5": 0.5, f"{name}/1": 0.7, f"{name}/2": None}
+    plan = plan_of(BaselineSpec(name=name, weights=[0.5, 1.0, 2.0]), ingredients([0, 0, 0, 0]))
+    tried, choice = carry_out(plan, lambda row: value[row.label])
+    assert [row.label for row in tried] == list(value)
+    (rule,) = choice.recipe.rules
+    assert (rule.method, rule.parameters) == (name.replace("-", "_"), {"lambda": 1.0})
+
+
 def test_a_grid_in_which_everything_fails_has_no_choice():
     plan = plan_of(BaselineSpec(name="task-arithmetic"), ingredients([0, 0, 0, 0]))
     with pytest.raises(InvalidInput, match="none of the weights"):
@@ -181,6 +191,9 @@ def test_the_number_of_merges_that_a_baseline_scores_is_known_beforehand():
         "ties": 1,
         "dare-ties": 1,
         "lines": 10,
+        "tsv-m": 10,
+        "iso-c": 10,
+        "wudi": 10,
         "metagpt": 1,
         "model-stock": 1,
         "nan": 1,

@@ -40,8 +40,8 @@ NEUTRAL = {
     "select_topk": 1.0,
     "agreement": 1.0,
 }
-# A control moves elements; the competition of PCB takes the smallest magnitude from all.
-NOT_ITSELF = {"permuted_arithmetic", "pcb"}
+# A control moves elements, the competition of PCB takes the smallest magnitude from all, Iso-C makes lengths equal.
+NOT_ITSELF = {"permuted_arithmetic", "pcb", "iso_c"}
 
 
 def models(count: int, spread: float = 0.1) -> list[Tensors]:

@@ -1,0 +1,122 @@
+"""TSV-M, Iso-C and WUDI: what their papers' equations say of small matrices, and what a worker makes once."""
+
+import pytest
+import torch
+
+from evomerge.merging import RuleTensors, merge_rule, merge_state_dicts, spectral
+from evomerge.methods import resolve_options, resolve_parameters
+from evomerge.spaces import load_space
+
+METHODS = ["tsv_m", "iso_c", "wudi"]
+NAME = "model.layers.0.mlp.up_proj.weight"
+
+
+def vectors(count=3, shape=(7, 9), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(count)]
+
+
+def test_task_singular_vectors_are_orthonormal_in_all_and_have_the_leading_values():
+    given = vectors(2, (8, 6))
+    merged = spectral.task_singular_vectors(given)
+    # Orthonormal U and V: the singular values of the merge are those of the triples that were kept.
+    kept = torch.cat([torch.linalg.svdvals(each)[:3] for each in given]).sort(descending=True).values
+    torch.testing.assert_close(torch.linalg.svdvals(merged), kept)
+
+
+def test_task_vectors_in_directions_of_their_own_are_added_up_where_triples_suffice():
+    first, second = torch.zeros(4, 4).double(), torch.zeros(4, 4).double()
+    first[0, 1], first[1, 0] = 3.0, 2.0
+    second[2, 3], second[3, 2] = -1.0, 0.5
+    torch.testing.assert_close(spectral.task_singular_vectors([first, second]), first + second)
+    torch.testing.assert_close(spectral.least_interference([first, second]), first + second)
+
+
+@pytest.mark.parametrize("combine", [spectral.task_singular_vectors, spectral.least_interference])
+def test_what_all_task_vectors_share_counts_once(combine):
+    (one,) = vectors(1)
+    low_rank = one[:, :2] @ one[:2]  # two triples, which a third of the seven directions holds
+    torch.testing.assert_close(combine([low_rank] * 3), low_rank)
+
+
+def test_an_isotropic_sum_has_the_sums_directions_with_equal_lengths():
+    given = vectors()
+    merged, total = spectral.isotropic_sum(given), sum(given)
+    values = torch.linalg.svdvals(total)
+    torch.testing.assert_close(torch.linalg.svdvals(merged), values.mean().expand(7))
+    left, _, right = torch.linalg.svd(total, full_matrices=False)
+    torch.testing.assert_close(merged, values.mean() * left @ right)
+
+
+def test_least_interference_has_no_gradient_and_less_interference_than_the_sum():
+    given = vectors(3, (5, 4))
+
+    def interference(merged):
+        return sum(((merged - each) @ each.T).square().sum() / each.square().sum() for each in given)
+
+    merged = spectral.least_interference(given).requires_grad_()
+    (gradient,) = torch.autograd.grad(interference(merged), merged)
+    assert float(gradient.abs().max()) < 1e-12
+    assert interference(merged) < interference(sum(given))
+
+
+def test_fewer_rows_than_task_vectors_are_averaged():
+    given = vectors(3, (2, 5))
+    torch.testing.assert_close(spectral.task_singular_vectors(given), sum(given) / 3)
+
+
+def models(count=2):
+    generator = torch.Generator().manual_seed(1)
+    shapes = {NAME: (6, 5), "model.embed_tokens.weight": (9, 5), "model.norm.weight": (5,)}
+    base = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return base, [
+        {name: each + 0.1 * torch.randn(each.shape, generator=generator) for name, each in base.items()}
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_no_linear_weight_is_the_mean_and_all_is_times_lambda(method):
+    base, sources = models()
+    whole, half = (merge_state_dicts(method, sources, base, {"lambda": factor}) for factor in (1.0, 0.5))
+    for name in ("model.embed_tokens.weight", "model.norm.weight"):
+        torch.testing.assert_close(whole[name], (sources[0][name] + sources[1][name]) / 2)
+    for name in base:
+        torch.testing.assert_close(half[name] - base[name], (whole[name] - base[name]) / 2)
+    assert not torch.allclose(whole[NAME], (sources[0][NAME] + sources[1][NAME]) / 2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_worker_decomposes_once_for_all_candidates(method, monkeypatch):
+    base, sources = models()
+    calls = []
+    monkeypatch.setattr(
+        spectral, "decompose", lambda matrix, real=spectral.decompose: (calls.append(1), real(matrix))[1]
+    )
+    cache = {}
+
+    def candidate(factor):
+        tensors = RuleTensors(
+            names=tuple(sorted(base)),
+            base=base,
+            sources=tuple(sources),
+            parameters=resolve_parameters(method, {"lambda": factor}, 2),
+            options=resolve_options(method, {}),
+            cache=cache,
+        )
+        return dict(merge_rule(method, tensors))
+
+    candidate(1.0)
+    first = len(calls)
+    assert first > 0
+    merged = candidate(0.7)
+    assert len(calls) == first
+    expected = merge_state_dicts(method, sources, base, {"lambda": 0.7})
+    assert all(torch.equal(merged[name], expected[name]) for name in base)
+
+
+@pytest.mark.parametrize("name", ["tsv-m", "iso-c", "wudi"])
+def test_their_spaces_search_one_factor(name):
+    ((method, chosen),) = load_space(name).methods.items()
+    assert method.replace("_", "-") == name
+    assert list(chosen.parameters) == ["lambda"]
