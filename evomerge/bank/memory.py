@@ -10,6 +10,7 @@ from pathlib import Path
 
 from evomerge.adapters.adapter_bytes import AdapterBytes
 from evomerge.catalogue import TensorCatalogue, TensorEntry
+from evomerge.merging.della import KEPT_BYTES as RANK_BYTES
 from evomerge.merging.opcm import KEPT_BYTES, is_linear
 from evomerge.passes.magnitude_tables import sorted_together
 
@@ -78,6 +79,16 @@ def vector_sizes(catalogue: TensorCatalogue, experts: int) -> ProjectionSizes:
     decomposing = [(experts + 2) * (8 * m * n + _decomposition(m, n)) + 8 * 4 * max(m, n) ** 2 for m, n in matrices]
     kept = sum(entry.numel * (8 if entry.dtype == "float64" else 4) for entry in catalogue.mergeable)
     return ProjectionSizes(kept=kept, merging=max(decomposing, default=0))
+
+
+def rank_bytes(catalogue: TensorCatalogue, experts: int) -> int:
+    """Bytes of the ranks of all experts' magnitudes in their rows that DELLA keeps."""
+    widths = [
+        (entry.numel, entry.numel // entry.shape[0] if len(entry.shape) > 1 else entry.numel)
+        for entry in catalogue.mergeable
+        if entry.numel
+    ]
+    return min(RANK_BYTES, experts * sum(numel * (2 if width <= 1 << 15 else 4) for numel, width in widths))
 
 
 def alignment_bytes(catalogue: TensorCatalogue, *, mixed: bool) -> int:

@@ -21,6 +21,7 @@ from evomerge.tensors.sums import ordered_sum
 from evomerge.tensors.task_vectors import TaskVectors
 
 _STEPS = 1 << 24  # of the random numbers
+KEPT_BYTES = 4 << 30  # of ranks that a worker keeps; rows beyond that are sorted for every candidate
 
 
 def merge_della_linear(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
@@ -58,7 +59,7 @@ class RankedDrop:
     """The change of one tensor of one source's task vector.
 
     Attributes:
-        ranks: int32, for each element of the flattened tensor its rank in its row, counted from 0.
+        ranks: int16 or int32, for each element of the flattened tensor its rank in its row, counted from 0.
         width: elements of a row.
         by_probability: survivors are divided by p.
         divisor, factor: of the survivors, apart for the reason that `dropping.Drop` gives.
@@ -95,7 +96,7 @@ class RankedDrop:
 
 
 class RankedDropping:
-    """The `RankedDrop` of each source for the tensor that was asked for last: ranks are as large as the tensor."""
+    """The `RankedDrop` of each source for the tensor that was asked for last."""
 
     def __init__(self, tensors: RuleTensors) -> None:
         self._tensors = tensors
@@ -115,7 +116,7 @@ class RankedDropping:
     def _drop(self, source: int, name: str) -> RankedDrop:
         density = self._densities[source]
         width = half_width(density, self._spreads[source])
-        ranks, columns = magnitude_ranks(self._tensors, source, name)
+        ranks, columns = _ranks(self._tensors, source, name)
         key = mask_key(self._tensors.seed, source, name)
         plain = RankedDrop(key, density, width, ranks, columns, self._rescale == "1/p")
         if self._rescale != "l1_match":
@@ -128,14 +129,31 @@ class RankedDropping:
         return RankedDrop(key, density, width, ranks, columns, divisor=left, factor=whole)
 
 
+def _ranks(tensors: RuleTensors, source: int, name: str) -> tuple[Tensor, int]:
+    """`magnitude_ranks`, sorted once for all candidates as long as there is room."""
+    if tensors.once:
+        return magnitude_ranks(tensors, source, name)
+    kept = tensors.cached(("della", "ranks"), dict[tuple[int, str], tuple[Tensor, int]])
+    if (source, name) not in kept:
+        made = magnitude_ranks(tensors, source, name)
+        if made[0].nbytes + sum(ranks.nbytes for ranks, _ in kept.values()) > KEPT_BYTES:
+            return made
+        kept[source, name] = made
+    return kept[source, name]
+
+
 def magnitude_ranks(tensors: RuleTensors, source: int, name: str) -> tuple[Tensor, int]:
-    """The rank of each |tau| in its row, counted from 0, int32 of the flattened tensor, and the width of a row."""
+    """The rank of each |tau| in its row, counted from 0, of the flattened tensor, and the width of a row.
+
+    int16 in rows of up to 2**15 elements, else int32.
+    """
     like = tensors.like(name)
-    ranks = torch.empty(like.numel(), dtype=torch.int32, device=like.device)
+    width = matrix_shape(like)[1] if like.numel() else 1
+    dtype = torch.int16 if width <= 1 << 15 else torch.int32
+    ranks = torch.empty(like.numel(), dtype=dtype, device=like.device)
     if like.numel() == 0:
-        return ranks, 1
-    width = matrix_shape(like)[1]
-    places = torch.arange(width, dtype=torch.int32, device=like.device)
+        return ranks, width
+    places = torch.arange(width, dtype=dtype, device=like.device)
     for piece in row_pieces(tensors, name, [source]):
         order = piece.task_vectors()[0].abs().argsort(dim=1, stable=True)
         rows = ranks[piece.start : piece.stop].view(-1, width)

@@ -42,7 +42,7 @@ _FORMULA = (
     "t_i = tau_i / p with probability p, else 0, drawn for each element; K = 1: p = density_i\n"
 )
 
-_COST = "one pass over base and sources, and a sort of every row of every task vector"
+_COST = "one pass over base and sources; a sort of every row of every task vector once per worker"
 
 _PARAMETERS = {"density": "density", "lambda": "lambda", "weight": "weight"}
 _DERIVED = {"epsilon": ("evomerge.merging.della:half_width", ("density", "spread"))}
@@ -59,6 +59,7 @@ DELLA_LINEAR = MethodInfo(
     shared=(LAMBDA,),
     options=(_RESCALE,),
     needs=frozenset({"base"}),
+    keeps_ranks=True,
     random=True,
     mergekit=MergekitMethod(
         name="della_linear",
@@ -86,6 +87,7 @@ DELLA = MethodInfo(
     shared=(LAMBDA,),
     options=(_RESCALE, *ELECTION_OPTIONS),
     needs=frozenset({"base"}),
+    keeps_ranks=True,
     random=True,
     mergekit=MergekitMethod(
         name="della",

@@ -13,6 +13,7 @@ from evomerge.bank.memory import (
     alignment_bytes,
     memory_need,
     projection_sizes,
+    rank_bytes,
     vector_sizes,
 )
 from evomerge.bank.placement import Placement, place_sources, this_machine
@@ -82,6 +83,7 @@ def memory_of(inputs: Inputs) -> MemoryNeed:
         + max((each.kept for each in projections), default=0)
         + sum(each.kept for each in vectors)
         + _aligned(inputs)
+        + _ranked(inputs)
         + _cores(inputs)
         + fitted_bytes(inputs.experts),
         longest_path=0 if paths is None else paths.max_layers,
@@ -121,6 +123,11 @@ def _kept_vectors(inputs: Inputs) -> list[ProjectionSizes]:
     kept = {*inputs.space.space.method_names, *filter(None, scaled)}
     experts = len(inputs.space.sources)
     return [vector_sizes(inputs.catalogue, experts) for method in kept if METHODS[method].keeps_vector]
+
+
+def _ranked(inputs: Inputs) -> int:
+    ranked = any(METHODS[method].keeps_ranks for method in inputs.space.space.method_names)
+    return rank_bytes(inputs.catalogue, len(inputs.space.sources)) if ranked else 0
 
 
 def _aligned(inputs: Inputs) -> int:

@@ -56,3 +56,12 @@ def test_check_counts_a_vector_for_each_method_of_the_space_and_of_the_baselines
     assert worker("tsv-m", []) >= plain + sizes.kept
     assert worker("tsv-m", ["wudi"]) == worker("tsv-m", []) + sizes.kept
     assert worker("tsv-m", ["tsv-m"]) == worker("tsv-m", [])
+
+
+def test_check_counts_the_ranks_that_della_keeps(write_spec, monkeypatch):
+    inputs = open_inputs(load_spec(write_spec(space="della-global", baselines=[])))
+    elements = sum(entry.numel for entry in inputs.catalogue.mergeable)
+    counted = memory_of(inputs).worker
+    monkeypatch.setattr("evomerge.bank.memory.RANK_BYTES", 0)
+    # 16 bits for each element of each expert, in rows of this width
+    assert counted - memory_of(inputs).worker == len(inputs.space.sources) * 2 * elements

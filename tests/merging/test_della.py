@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 
-from evomerge.merging import merge_state_dicts
+from evomerge.merging import della, merge_rule, merge_state_dicts
 from evomerge.merging.della import RankedDrop, half_width, magnitude_ranks
+from evomerge.methods import validate
 from evomerge.tensors.masks import mask_key, uniform_bits
 from evomerge.tensors.rule_tensors import RuleTensors
 
@@ -120,3 +121,30 @@ def test_the_masks_belong_to_seed_source_and_name(method):
     assert torch.equal(one, merged([tau, torch.zeros(10, 10)], method, seed=1))
     second = merged([torch.zeros(10, 10), tau], method, seed=1)
     assert not torch.equal(one != 0, second != 0)
+
+
+@pytest.mark.parametrize("room", [della.KEPT_BYTES, 0])
+def test_rows_are_sorted_once_for_all_candidates_where_there_is_room_for_their_ranks(room, monkeypatch):
+    base = {"w": torch.zeros(3, 4)}
+    sources = [{"w": torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))} for seed in range(2)]
+    calls, cache = [], {}
+    monkeypatch.setattr(della, "KEPT_BYTES", room)
+    monkeypatch.setattr(
+        della, "magnitude_ranks", lambda *given, real=magnitude_ranks: (calls.append(given[1:]), real(*given))[1]
+    )
+
+    def candidate(density, once=False):
+        parameters, options = validate("della", {"density": density}, {}, 2)
+        tensors = RuleTensors(
+            names=("w",), base=base, sources=sources, parameters=parameters, options=options, cache=cache, once=once
+        )
+        found = dict(merge_rule("della", tensors))["w"]
+        assert torch.equal(found, merge_state_dicts("della", sources, base, {"density": density})["w"])
+
+    candidate(0.5)
+    before = len(calls)
+    candidate(0.7)
+    ours = len(calls) - before - 2  # two of the reference, which merges once
+    assert ours == (0 if room else 2)
+    candidate(0.7, once=True)
+    assert len(calls) == before + ours + 2 + 4
