@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from evomerge.elementwise.task_arithmetic import merge_scaled
-from evomerge.elementwise.ties import Election
-from evomerge.tensors.order_statistics import order_statistics
+from evomerge.elementwise.ties import Election, plan_election
+from evomerge.tensors.order_statistics import expected_order_statistics, order_statistics
+from evomerge.tensors.plans import Factors, Formula, Plan
 from evomerge.tensors.rule_tensors import RuleTensors
 from evomerge.tensors.task_vectors import TaskVectors
+
+SAMPLED = 1 << 13  # magnitudes of a tensor, which tell about where its bounds are
 
 
 def merge_breadcrumbs(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
@@ -48,45 +52,93 @@ def kept_ranks(density: float, gamma: float, elements: int) -> tuple[int, int]:
     return elements - larger - kept + 1, elements - larger
 
 
+def plan_breadcrumbs(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
+    """The formula of `merge_breadcrumbs`."""
+    return Plan(formula=Formula(kind="scaled", bands=True), factors=_factors(tensors), scale=tensors.shared("lambda"))
+
+
+def plan_breadcrumbs_ties(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan | None:
+    """The formula of `merge_breadcrumbs_ties`."""
+    return plan_election(tensors, None, None, _factors(tensors))
+
+
 @dataclass(frozen=True)
 class Band:
     """The magnitudes of a tensor that are kept, both included."""
 
-    least: float
-    most: float
+    least: float = 0.0
+    most: float = math.inf
 
     def __call__(self, start: int, vector: Tensor) -> Tensor:
-        """The vector with 0 for all others; NaN is kept, so that it is seen in the result."""
+        """The vector with 0 for all others; what is not finite gives NaN, so that it is seen in the result."""
         magnitude = vector.abs()
-        return torch.where((magnitude < self.least) | (magnitude > self.most), 0.0, vector)
+        return torch.where((magnitude < self.least) | (magnitude > self.most), magnitude * 0.0, vector)
+
+
+def _factors(tensors: RuleTensors) -> Callable[[str], list[Factors]]:
+    weights, bands = tensors.per_source("weight"), Bands(tensors)
+
+    def factors(name: str) -> list[Factors]:
+        kept = [bands(source, name) or Band() for source in range(len(weights))]
+        return [
+            Factors(weight, band.least, ranges=(0.0, band.most, 0.0, 0.0, 0.0))
+            for weight, band in zip(weights, kept, strict=True)
+        ]
+
+    return factors
 
 
 def _vectors(tensors: RuleTensors) -> TaskVectors:
-    """The t_i.
+    """The t_i."""
+    return TaskVectors(tensors, Bands(tensors))
+
+
+class Bands:
+    """The `Band` of each tensor of each source.
 
     Bounds are counted, whether or not there is a table of thresholds: its number for a rank may be smaller than the
     element of that rank, which an upper bound must not be.
     """
-    densities, gammas = tensors.per_source("density"), tensors.per_source("gamma")
-    whole = TaskVectors(tensors)
-    bands: dict[tuple[int, str], Band | None] = {}
 
-    def band(source: int, name: str) -> Band | None:
+    def __init__(self, tensors: RuleTensors) -> None:
+        self._tensors = tensors
+        self._densities, self._gammas = tensors.per_source("density"), tensors.per_source("gamma")
+        self._vectors = TaskVectors(tensors)
+        self._found: dict[tuple[int, str], Band | None] = {}
+
+    def __call__(self, source: int, name: str) -> Band | None:
         """None: everything is kept."""
-        elements = tensors.like(name).numel()
+        if (source, name) not in self._found:
+            self._found[source, name] = self._band(source, name)
+        return self._found[source, name]
+
+    def _band(self, source: int, name: str) -> Band | None:
+        elements = self._tensors.like(name).numel()
         if elements == 0:
             return None
-        least, most = kept_ranks(densities[source], gammas[source], elements)
-        if (least, most) == (1, elements):
+        ranks = kept_ranks(self._densities[source], self._gammas[source], elements)
+        if ranks == (1, elements):
             return None
-        ((low, high),) = order_statistics(
-            lambda: ([piece.abs()] for piece in whole.pieces(source, name)), [[least, most]], tensors.dtype([name])
+        return Band(*self._bounds(source, name, ranks))
+
+    def _bounds(self, source: int, name: str, ranks: Sequence[int]) -> list[float]:
+        like, dtype = self._tensors.like(name), self._tensors.dtype([name])
+
+        def magnitudes() -> Iterator[Sequence[Tensor]]:
+            return ([piece.abs()] for piece in self._vectors.pieces(source, name))
+
+        if like.device.type != "cpu":  # where copying to main memory takes longer than counting
+            return order_statistics(magnitudes, [ranks], dtype)[0]
+        sample = [[self._sample(source, name)]]
+        (found,) = expected_order_statistics(
+            magnitudes, ranks, dtype, elements=like.numel(), sample=sample, signed=False
         )
-        return Band(low, high)
+        return found
 
-    def change(source: int, name: str) -> Band | None:
-        if (source, name) not in bands:
-            bands[source, name] = band(source, name)
-        return bands[source, name]
-
-    return TaskVectors(tensors, change)
+    def _sample(self, source: int, name: str) -> Tensor:
+        """Some of the magnitudes, spread over the tensor."""
+        like, dtype = self._tensors.like(name), self._tensors.dtype([name])
+        models = (self._tensors.sources[source], self._tensors.base or {})
+        step = max(like.numel() // SAMPLED, 1)
+        one, other = (model[name].detach().reshape(-1)[::step].to(like.device, dtype) for model in models)
+        return (one - other).abs()

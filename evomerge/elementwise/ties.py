@@ -47,9 +47,12 @@ def plan_ties(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan
 
 
 def plan_election(
-    tensors: RuleTensors, trimming: Trimming | None, drops: Callable[[int, str], Drop | None] | None
+    tensors: RuleTensors,
+    trimming: Trimming | None,
+    drops: Callable[[int, str], Drop | None] | None,
+    bands: Callable[[str], list[Factors]] | None = None,
 ) -> Plan | None:
-    """The formula of an election, on vectors that are trimmed and masked or (None) are not.
+    """The formula of an election, on vectors that are trimmed and masked or (None) are not, or whose `bands` are left.
 
     None where thresholds are counted and only some of the elements at a threshold survive (`topk`): which ones is known
     from the elements before them, not from a formula.
@@ -73,9 +76,14 @@ def plan_election(
 
     return Plan(
         formula=Formula(
-            kind="election", drops=drops is not None, elect=str(options["elect"]), agg=agg, weighting=weighting
+            kind="election",
+            drops=drops is not None,
+            bands=bands is not None,
+            elect=str(options["elect"]),
+            agg=agg,
+            weighting=weighting,
         ),
-        factors=factors,
+        factors=bands or factors,
         scale=tensors.shared("lambda"),
         scope_of=tensors.scope_of if options["zero_sign"] == "global majority" else None,
     )

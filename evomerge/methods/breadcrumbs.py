@@ -46,7 +46,7 @@ _FORMULA = (
     "where gamma_i > 1 - density_i, the (1 - density_i) * d largest alone are dropped; tied ones are kept\n"
 )
 
-_COST = "one pass over base and sources, and before it two that count the bounds of every task vector"
+_COST = "one pass over base and sources, and before it one that finds the bounds of every task vector"
 _PAPER = "Model breadcrumbs, arXiv 2312.06795; drops by tensor as in mergekit"
 
 BREADCRUMBS = MethodInfo(
@@ -57,6 +57,7 @@ BREADCRUMBS = MethodInfo(
     cost=_COST,
     unsuited="task vectors whose largest elements carry the skill: they are what gamma drops",
     merge="evomerge.elementwise.breadcrumbs:merge_breadcrumbs",
+    plan="evomerge.elementwise.breadcrumbs:plan_breadcrumbs",
     per_source=(_DENSITY, _GAMMA, SPARSE_WEIGHT),
     shared=(LAMBDA,),
     needs=frozenset({"base"}),
@@ -79,6 +80,7 @@ BREADCRUMBS_TIES = MethodInfo(
     cost=_COST,
     unsuited="task vectors whose largest elements carry the skill: they are what gamma drops",
     merge="evomerge.elementwise.breadcrumbs:merge_breadcrumbs_ties",
+    plan="evomerge.elementwise.breadcrumbs:plan_breadcrumbs_ties",
     per_source=(_DENSITY, _GAMMA, SPARSE_WEIGHT),
     shared=(LAMBDA,),
     options=ELECTION_OPTIONS,

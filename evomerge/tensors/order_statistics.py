@@ -144,6 +144,7 @@ def expected_order_statistics(
     *,
     elements: int,
     sample: Iterable[Sequence[Tensor]],
+    signed: bool = True,
 ) -> list[list[float]]:
     """The same as `order_statistics` with the same ranks for every vector, as a rule in a single pass.
 
@@ -153,9 +154,10 @@ def expected_order_statistics(
     Args:
         elements: of each vector.
         sample: pieces with some elements of each vector, spread over all of it; at least one piece.
+        signed: whether there may be negative numbers, and with them zeros of both signs.
     """
     samples = [torch.cat(parts).to("cpu", dtype).numpy() for parts in zip(*sample, strict=True)]
-    searches = [[_ExpectedRank(k, elements, each) for k in ranks] for each in map(np.sort, samples)]
+    searches = [[_ExpectedRank(k, elements, each, signed) for k in ranks] for each in map(np.sort, samples)]
     for vectors in pieces():
         for vector, each in zip(vectors, searches, strict=True):
             numbers = vector.to("cpu", dtype).numpy()
@@ -170,7 +172,7 @@ def expected_order_statistics(
 class _ExpectedRank:
     """The k-th smallest of a vector, looked for where a sorted sample of it has about the same rank."""
 
-    def __init__(self, k: int, elements: int, sample: npt.NDArray[Any]) -> None:
+    def __init__(self, k: int, elements: int, sample: npt.NDArray[Any], signed: bool) -> None:
         share, size = k / max(elements, 1), len(sample)
         deviation = math.sqrt(max(share * (1 - share), 0.0) / max(size, 1))
         margin = 6 * deviation + min(
@@ -181,6 +183,7 @@ class _ExpectedRank:
         self.high = sample[last] if last < size else math.inf
         self._k, self._smaller, self._compared, self._seen = k, 0, 0, 0
         self._gathered: list[npt.NDArray[Any]] = []
+        self._signed = signed
         self._room = GATHERED
 
     def see(self, numbers: npt.NDArray[Any]) -> None:
@@ -193,12 +196,13 @@ class _ExpectedRank:
             self._room -= len(self._gathered[-1])
 
     def number(self) -> float | None:
-        """None: it is elsewhere, or too many are; or there are NaN or it is a zero, which comparing does not order."""
+        """None: it is elsewhere, or too many are; or comparing orders neither NaN nor zeros of both signs."""
         gathered = np.concatenate(self._gathered) if self._gathered else np.empty(0)
         rank = self._k - self._smaller
         if self._room < 0 or self._smaller + self._compared < self._seen or not 1 <= rank <= len(gathered):
             return None
-        return float(np.partition(gathered, rank - 1)[rank - 1]) or None
+        found = float(np.partition(gathered, rank - 1)[rank - 1])
+        return None if self._signed and found == 0 else found
 
 
 def _gathered(pieces: Iterable[Tensor], most: int) -> Tensor | None:

@@ -44,7 +44,7 @@ class Numbers(IntEnum):
     ZERO_SIGN = 5  # the sign of an exactly zero sum
     ZERO = 6  # 0: a compiler that does not know this selects in one instruction where it otherwise takes two
     LEAST = 7  # of the magnitudes, which are clipped to this range and scaled by 1 / its length
-    MOST = 8
+    MOST = 8  # of a band: larger magnitudes are dropped
     SCALE = 9
     LEAST_SCORE = 10  # likewise of the scores; the most is their largest
     SCORE_SCALE = 11
@@ -64,9 +64,10 @@ class Formula:
     """The part of a plan that is fixed when it is compiled.
 
     Attributes:
-        kind: `average` of the sources, `sum` of task vectors on the base, `election` (TIES), `competition` (PCB),
-            `consensus` (TALL masks) or `information` (Fisher).
+        kind: `average` of the sources, `sum` of task vectors on the base, `scaled` (that sum times lambda), `election`
+            (TIES), `competition` (PCB), `consensus` (TALL masks) or `information` (Fisher).
         drops: DARE masks the task vectors first.
+        bands: task vectors lose their smallest and largest elements first (Breadcrumbs).
         elect, agg, weighting: the options of TIES; `agg: elected-sum` weighs after the election, see
             `elected_arithmetic`.
         variant: the option of PCB.
@@ -74,6 +75,7 @@ class Formula:
 
     kind: str
     drops: bool = False
+    bands: bool = False
     elect: str = ""
     agg: str = ""
     weighting: str = ""
@@ -227,8 +229,12 @@ def evaluate(
     vectors = [source.float() - origin for source in sources]
     if formula.drops:
         vectors = [_drop(vector, numbers[:, i], words[:, i]) for i, vector in enumerate(vectors)]
+    if formula.bands:
+        vectors = [_band(vector, numbers[:, i]) for i, vector in enumerate(vectors)]
     if formula.kind == "sum":
         return _weighted_sum(vectors, numbers) + origin, None
+    if formula.kind == "scaled":
+        return _weighted_sum(vectors, numbers) * numbers[Numbers.LAMBDA, 0] + origin, None
     if formula.kind == "consensus":
         return _agree(vectors, numbers) + origin, None
     if formula.kind == "competition":
@@ -266,6 +272,13 @@ def _drop(vector: Tensor, numbers: Tensor, words: Tensor) -> Tensor:
     bits = mixed_index(indices, words[Words.KEY_LOW], words[Words.KEY_HIGH])
     kept = torch.where(bits < words[Words.LIMIT], 0.0, 1.0)  # masks (4)
     return vector * kept / numbers[Numbers.DIVISOR] * numbers[Numbers.FACTOR]  # DARE (1)
+
+
+def _band(vector: Tensor, numbers: Tensor) -> Tensor:
+    """What `breadcrumbs.Band` leaves."""
+    size = vector.abs()
+    dropped = (size < numbers[Numbers.THRESHOLD]) | (size > numbers[Numbers.MOST])
+    return torch.where(dropped, size * numbers[Numbers.ZERO], vector)
 
 
 def _elect(formula: Formula, vectors: Sequence[Tensor], numbers: Tensor) -> tuple[Tensor, Tensor]:

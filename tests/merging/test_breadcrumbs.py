@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from evomerge.elementwise.breadcrumbs import kept_ranks
+from evomerge.elementwise.breadcrumbs import Band, Bands, kept_ranks
+from evomerge.errors import MergeError
 from evomerge.merging import RuleTensors, merge_rule, merge_state_dicts
 from evomerge.methods import validate
 
@@ -120,3 +121,23 @@ def test_a_table_of_thresholds_changes_nothing(method):
     )
     counted = merge_state_dicts(method, sources, base, {"density": 0.4, "gamma": 0.1})
     assert torch.equal(dict(merge_rule(method, tensors))["w"], counted["w"])
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.4, 0.97])
+def test_bounds_are_the_elements_of_their_ranks_whatever_is_tied_or_has_not_moved(zeros):
+    generator = torch.Generator().manual_seed(2)
+    tau = torch.randint(-300, 301, (40_000,), generator=generator) * 2.0**-9
+    tau *= torch.rand(tau.shape, generator=generator) >= zeros
+    sizes = tau.abs().sort().values
+    for density, gamma in ((0.9, 0.01), (0.5, 0.2), (0.02, 0.0)):
+        parameters, options = validate("breadcrumbs", {"density": density, "gamma": gamma}, {}, 1)
+        base = {"w": torch.zeros_like(tau)}
+        tensors = RuleTensors(names=("w",), base=base, sources=[{"w": tau}], parameters=parameters, options=options)
+        least, most = kept_ranks(density, gamma, len(tau))
+        assert Bands(tensors)(0, "w") == Band(float(sizes[least - 1]), float(sizes[most - 1]))
+
+
+@pytest.mark.parametrize("method", ["breadcrumbs", "breadcrumbs_ties"])
+def test_n5_an_infinite_element_is_refused_though_it_is_the_largest(method):
+    with pytest.raises(MergeError, match="not finite in tensor 'w'"):
+        merged([[*TAU[:9], float("inf")]], method, parameters={"density": 0.5, "gamma": 0.2})
