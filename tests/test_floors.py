@@ -28,7 +28,7 @@ FLOORS = (
         "observers",
         "spec",
     ),
-    ("engine",),
+    ("prefix_tree", "engine"),
     (
         "tensors",
         "alignment",

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from evomerge.engine.prefix_tree import Tokens, distinct_tokens
-from evomerge.engine.protocol import Loglikelihood, Pair, ScoredSuffix, distinct_inputs, not_a_number
+from evomerge.engine.interim import ScoredTokens
+from evomerge.engine.protocol import Loglikelihood, Pair, ScoredSuffix, distinct_inputs, not_a_number, run_through
 from evomerge.errors import InvalidInput
+from evomerge.prefix_tree import Tokens, distinct_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,19 +35,22 @@ class Answers:
         requests: how many requests there are.
         order: request and a number of its scored tokens, in the order in which the batches score them. The tokens of a
             request may come in several parts.
+        scored: tokens that have been scored already; further ones are added to it.
     """
 
-    def __init__(self, requests: int, order: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, requests: int, order: Sequence[tuple[int, int]], scored: ScoredTokens) -> None:
         self._requests = requests
         self._order = order
-        self._values: list[torch.Tensor] = []
-        self._hits: list[torch.Tensor] = []
+        self._scored = scored
 
     def add(self, logits: torch.Tensor, scored: torch.Tensor) -> None:
         """Take the logits [places, vocabulary] of a batch, and the place and target [2, tokens] of its scored tokens.
 
-        Log-probability of each scored token, and whether it was the likeliest one.
+        Log-probability of each scored token, and whether it was the likeliest one. There may be none.
         """
+        self._scored.passes += 1
+        if not scored.numel():
+            return
         normalisers, likeliest = [], []
         for table in torch.split(logits, max(1, CELL_BUDGET // logits.shape[-1])):
             precise = table.float()
@@ -56,14 +60,14 @@ class Answers:
         normaliser = torch.cat(normalisers)[place]
         values = logits[place, target].float() - normaliser
         # An infinite logit would turn all others into an ordinary -inf.
-        self._values.append(values.where(normaliser.isfinite(), torch.nan))
-        self._hits.append(torch.cat(likeliest)[place] == target)
+        self._scored.values.append(values.where(normaliser.isfinite(), torch.nan))
+        self._scored.hits.append(torch.cat(likeliest)[place] == target)
 
     def results(self) -> list[Loglikelihood]:
         """See `Loglikelihoods.run`."""
-        if not self._values:
+        if not self._scored.values:
             return [(0.0, True)] * self._requests
-        values, hits = torch.cat(self._values).tolist(), torch.cat(self._hits).tolist()
+        values, hits = torch.cat(self._scored.values).tolist(), torch.cat(self._scored.hits).tolist()
         if any(map(math.isnan, values)):
             raise not_a_number()
         found: list[list[Loglikelihood]] = [[] for _ in range(self._requests)]
@@ -119,12 +123,22 @@ class FlatLoglikelihoods:
         self.tokens = sum(batch.tokens.numel() for batch in self._batches)
         self.distinct = distinct_tokens(inputs)
 
+    @property
+    def passes(self) -> Sequence[int]:
+        return [batch.scored.shape[1] for batch in self._batches]
+
     def run(self, model: PreTrainedModel, reset: Callable[[], None]) -> list[Loglikelihood]:
-        answers = Answers(self._count, self._order)
-        for batch in self._batches:
+        return run_through(self.by_passes(model, reset, ScoredTokens()))
+
+    def by_passes(
+        self, model: PreTrainedModel, reset: Callable[[], None], scored: ScoredTokens
+    ) -> Generator[None, None, list[Loglikelihood]]:
+        answers = Answers(self._count, self._order, scored)
+        for batch in self._batches[scored.passes :]:
             reset()
             logits = forward(model, batch.tokens, batch.positions)
             answers.add(logits[batch.cells[0], batch.cells[1]], batch.scored)
+            yield
         return answers.results()
 
     def _prepare(self, rows: Sequence[tuple[Tokens, list[ScoredSuffix]]], device: torch.device) -> _FlatPass:

@@ -8,7 +8,7 @@ a stop string cuts off is lm-eval's decision; here it only ends a row early, and
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from evomerge.engine.prefix_tree import PASS_COST, PrefixTree, TreePass, arrange, schedule
-from evomerge.engine.protocol import Prompt, not_a_number
+from evomerge.engine.interim import WrittenTexts
+from evomerge.engine.protocol import Prompt, not_a_number, run_through
 from evomerge.engine.tree import KeysValues
+from evomerge.prefix_tree import PASS_COST, PrefixTree, TreePass, arrange, schedule, stems_behind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -97,6 +98,11 @@ class GreedyTexts:
         self._last_use = {each.stem: at for at, each in enumerate(self._batches)}
         self.tokens = 0  # tokens that the last run forwarded, padding among them
 
+    @property
+    def passes(self) -> int:
+        """Passes of a run."""
+        return len(self._batches)
+
     def run(self, model: PreTrainedModel, reset: Callable[[], None]) -> list[str | None]:
         """The text of every prompt, cut at its stop strings.
 
@@ -109,20 +115,38 @@ class GreedyTexts:
         Raises:
             MergeError: the model's logits are not numbers.
         """
-        self.tokens = 0
-        written: list[list[int]] = [[] for _ in self._prompts]
+        return run_through(self.by_passes(model, reset, self.nothing_written()))
+
+    def nothing_written(self) -> WrittenTexts:
+        """The texts before the first pass."""
+        return WrittenTexts(tokens=[[] for _ in self._prompts])
+
+    def by_passes(
+        self, model: PreTrainedModel, reset: Callable[[], None], written: WrittenTexts
+    ) -> Generator[None, None, list[str | None]]:
+        """`run`, pass by pass, behind those that have been finished; what each writes is added to `written`."""
         stems: dict[int, KeysValues] = {}
-        with torch.no_grad():
-            for at, batch in enumerate(self._batches):
-                reset()
-                stem = [] if batch.stem is None else stems[batch.stem]
+        finished = written.passes
+        again = stems_behind(self._batches, finished)
+        for at, batch in enumerate(self._batches):
+            if at < finished and at not in again:
+                continue
+            reset()
+            self.tokens = 0
+            stem = [] if batch.stem is None else stems[batch.stem]
+            with torch.no_grad():
                 if batch.keeps is None:
-                    self._write(model, batch, stem, written)
+                    self._write(model, batch, stem, written.tokens)
                 else:
                     stems[batch.keeps] = self._read_stem(model, batch, stem)
-                if batch.stem is not None and self._last_use[batch.stem] == at:
-                    del stems[batch.stem]
-        return [self._text(tokens, prompt.stops) for tokens, prompt in zip(written, self._prompts, strict=True)]
+            if batch.stem is not None and self._last_use[batch.stem] == at:
+                del stems[batch.stem]
+            if at >= finished:
+                written.passes += 1
+                written.forwarded += self.tokens
+                yield
+        self.tokens = written.forwarded
+        return [self._text(tokens, prompt.stops) for tokens, prompt in zip(written.tokens, self._prompts, strict=True)]
 
     def _text(self, written: list[int], stops: Sequence[str]) -> str | None:
         odd = [at for at, token in enumerate(written) if token in self._reader.special and token not in self._ends]

@@ -11,21 +11,24 @@ of every prompt token in `run`, and hands the tensors of `load` to its workers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
-from evomerge.engine.prefix_tree import Tokens
 from evomerge.errors import InvalidInput, MergeError
+from evomerge.prefix_tree import Tokens
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from evomerge.engine.interim import ScoredTokens
+
 Pair = tuple[list[int], list[int]]  # token ids of a context and of the continuation that is scored
 Loglikelihood = tuple[float, bool]  # of a continuation in nats, and whether greedy decoding would write it
 ScoredSuffix = tuple[int, list[int]]  # a request, and the tokens to be scored at the end of its input
 Prepared = TypeVar("Prepared")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +160,39 @@ class Engine(Protocol[Prepared]):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Interim:
+    """A moment of a run between two of its passes.
+
+    Attributes:
+        passes: how many have been finished.
+        of: how many the run has.
+        answers: reads what the finished ones gave, as bytes from which `ContinuableEngine.run_by_passes` continues.
+            To be called before the next pass.
+    """
+
+    passes: int
+    of: int
+    answers: Callable[[], bytes]
+
+
+@runtime_checkable
+class ContinuableEngine(Engine[Prepared], Protocol[Prepared]):
+    """An engine that runs requests pass by pass, and continues a run behind the passes that another one finished."""
+
+    def run_by_passes(self, prepared: Prepared, answers: bytes | None = None) -> Generator[Interim, None, Responses]:
+        """`run`, with a moment after each pass. The responses are those of `run` to the last bit.
+
+        Args:
+            answers: of an earlier run of the same requests with the same weights, on the same kind of device; bytes
+                of anything else are not used.
+
+        Raises:
+            MergeError: see `run`.
+        """
+        ...
+
+
 class Loglikelihoods(Protocol):
     """Requests for log-likelihoods, prepared once; `run` scores them with whatever weights the model holds then.
 
@@ -168,6 +204,17 @@ class Loglikelihoods(Protocol):
     tokens: int
     distinct: int
 
+    @property
+    def passes(self) -> Sequence[int]:
+        """The number of tokens that each pass scores, in the order of the passes."""
+        ...
+
+    def by_passes(
+        self, model: PreTrainedModel, reset: Callable[[], None], scored: ScoredTokens
+    ) -> Generator[None, None, list[Loglikelihood]]:
+        """`run`, pass by pass, behind those that have been finished; what each scores is added to `scored`."""
+        ...
+
     def run(self, model: PreTrainedModel, reset: Callable[[], None]) -> list[Loglikelihood]:
         """The log-likelihood of each request's continuation, and whether greedy decoding gives that continuation.
 
@@ -178,6 +225,16 @@ class Loglikelihoods(Protocol):
             MergeError: the model's logits are not numbers.
         """
         ...
+
+
+def run_through(passes: Generator[object, None, _Result]) -> _Result:
+    """Run all passes, and return what the last one returns."""
+    while True:
+        try:
+            next(passes)
+        except StopIteration as end:
+            result: _Result = end.value
+            return result
 
 
 def distinct_inputs(pairs: Sequence[Pair], max_length: int) -> dict[Tokens, list[ScoredSuffix]]:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from evomerge.engine.prefix_tree import Tokens
 from evomerge.engine.protocol import (
     Engine,
     Lengths,
@@ -23,6 +22,7 @@ from evomerge.engine.protocol import (
     not_a_number,
 )
 from evomerge.errors import InvalidInput
+from evomerge.prefix_tree import Tokens
 
 if TYPE_CHECKING:
     import torch

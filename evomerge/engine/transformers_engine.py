@@ -6,19 +6,21 @@ that only another way of generating gives (sampling, beams, penalties), which ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from evomerge.engine.batching import ANY_SCORING, ANY_WRITING, Scoring, Writing, find_scoring, find_writing
 from evomerge.engine.flat import FlatLoglikelihoods
 from evomerge.engine.greedy import GreedyTexts, Reader, end_tokens
+from evomerge.engine.interim import InterimAnswers, RunPlan
 from evomerge.engine.live_state import LiveState
 from evomerge.engine.model_check import check_model
 from evomerge.engine.protocol import (
-    Engine,
+    ContinuableEngine,
+    Interim,
     Lengths,
     Loglikelihoods,
     Pair,
@@ -26,12 +28,15 @@ from evomerge.engine.protocol import (
     Requests,
     Responses,
     Unwritten,
+    run_through,
 )
 from evomerge.engine.tree import TreeLoglikelihoods
 from evomerge.errors import InvalidInput, unknown_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_Result = TypeVar("_Result")
 
 SHORTEST = 128  # tokens that a sequence of a batch may have in any case: shorter ones come in larger batches
 
@@ -58,6 +63,19 @@ class PreparedRequests:
     def tokens(self) -> int:
         """Tokens that the last run forwarded, padding among them, but for those of texts that were left."""
         return self.scored.tokens + (self.texts.tokens if self.texts else 0)
+
+    @property
+    def passes(self) -> int:
+        """Passes of a run, those of texts that were left not among them."""
+        return len(self.scored.passes) + (self.texts.passes if self.texts else 0)
+
+    def interim(self, answers: bytes | None, device: torch.device) -> InterimAnswers:
+        """The answers of an earlier run of these requests, or those before the first pass."""
+        plan = RunPlan(
+            scored=self.scored.passes, written=self.texts.passes if self.texts else 0, texts=len(self.written)
+        )
+        found = None if answers is None else plan.read(answers, device)
+        return found or plan.nothing()
 
 
 class TransformersEngine:
@@ -122,13 +140,31 @@ class TransformersEngine:
 
     def run(self, prepared: PreparedRequests) -> Responses:
         """See `Engine.run`."""
-        reset = self._state.reset
-        loglikelihoods = prepared.scored.run(self.model, reset)
+        return run_through(self.run_by_passes(prepared))
+
+    def run_by_passes(
+        self, prepared: PreparedRequests, answers: bytes | None = None
+    ) -> Generator[Interim, None, Responses]:
+        """See `ContinuableEngine.run_by_passes`."""
+        reset, so_far = self._state.reset, prepared.interim(answers, self.model.device)
+
+        def told(passes: Generator[None, None, _Result]) -> Generator[Interim, None, _Result]:
+            while True:
+                try:
+                    next(passes)
+                except StopIteration as end:
+                    result: _Result = end.value
+                    return result
+                yield Interim(passes=so_far.passes, of=prepared.passes, answers=so_far.to_bytes)
+
+        loglikelihoods = yield from told(prepared.scored.by_passes(self.model, reset, so_far.scored))
         texts = list(prepared.responses)
-        found = prepared.texts.run(self.model, reset) if prepared.texts else []
+        found: list[str | None] = []
+        if prepared.texts:
+            found = yield from told(prepared.texts.by_passes(self.model, reset, so_far.written))
         for at, text in zip(prepared.written, found, strict=True):
             texts[at] = _ALONE if text is None else text
-        return Responses(loglikelihoods, texts, prepared.tokens)
+        return Responses(loglikelihoods, texts, prepared.scored.tokens + so_far.written.forwarded)
 
     def sharing(self, lengths: Lengths) -> tuple[Scoring, Writing]:
         """Ways for requests of these lengths to share forward passes, tried out with the loaded weights.
@@ -167,5 +203,5 @@ class TransformersEngine:
         return GreedyTexts(prompts, self._reader, ends, budget=budget, device=self.model.device)
 
 
-def _proof(engine: TransformersEngine) -> Engine[PreparedRequests]:
+def _proof(engine: TransformersEngine) -> ContinuableEngine[PreparedRequests]:
     return engine

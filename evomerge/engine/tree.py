@@ -8,7 +8,7 @@ vocabulary. `tree_support` decides which models can do this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,18 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from evomerge.engine.flat import Answers
-from evomerge.engine.prefix_tree import PASS_COST, PrefixTree, Tokens, TreePass, arrange, distinct_tokens, schedule
-from evomerge.engine.protocol import Loglikelihood, Pair, ScoredSuffix, distinct_inputs
+from evomerge.engine.interim import ScoredTokens
+from evomerge.engine.protocol import Loglikelihood, Pair, ScoredSuffix, distinct_inputs, run_through
+from evomerge.prefix_tree import (
+    PASS_COST,
+    PrefixTree,
+    Tokens,
+    TreePass,
+    arrange,
+    distinct_tokens,
+    schedule,
+    stems_behind,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -88,18 +98,32 @@ class TreeLoglikelihoods:
         self.tokens = sum(each.tokens.numel() for each in self._passes)
         self.distinct = distinct_tokens(tokens for tokens, _ in inputs)
 
+    @property
+    def passes(self) -> Sequence[int]:
+        return [each.scored.shape[1] for each in self._passes]
+
     def run(self, model: PreTrainedModel, reset: Callable[[], None]) -> list[Loglikelihood]:
-        answers = Answers(self._count, self._order)
+        return run_through(self.by_passes(model, reset, ScoredTokens()))
+
+    def by_passes(
+        self, model: PreTrainedModel, reset: Callable[[], None], scored: ScoredTokens
+    ) -> Generator[None, None, list[Loglikelihood]]:
+        answers = Answers(self._count, self._order, scored)
         stems: dict[int, KeysValues] = {}
+        finished = scored.passes
+        again = stems_behind(self._passes, finished)
         for at, each in enumerate(self._passes):
+            if at < finished and at not in again:
+                continue
             reset()
             logits, computed = _forward(model, each, [] if each.stem is None else stems[each.stem])
             if each.keeps is not None:
                 stems[each.keeps] = computed
             if each.stem is not None and self._last_use[each.stem] == at:
                 del stems[each.stem]
-            if each.wanted.numel():
+            if at >= finished:
                 answers.add(logits, each.scored)
+                yield
         return answers.results()
 
     def _prepare(

@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evomerge.engine.prefix_tree import PrefixTree, Tokens, arrange, distinct_tokens, schedule
+from evomerge.prefix_tree import PrefixTree, Tokens, arrange, distinct_tokens, schedule
 
 sequences = st.sets(st.lists(st.integers(0, 2), min_size=1, max_size=9).map(tuple), min_size=1, max_size=25).map(sorted)
 widths = st.sampled_from([0, 1, 64])

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Protocol
 
 Tokens = tuple[int, ...]
 
@@ -145,6 +146,29 @@ def schedule(
         batches = _batches(tree, rows, budget=budget, most=most or budget, growth=growth, pass_cost=pass_cost)
         steps += [TreePass(stem, None, batch) for batch in batches]
     return steps
+
+
+class StemPass(Protocol):
+    """A pass that goes on from a stem, or is one. See `TreePass`."""
+
+    @property
+    def stem(self) -> int | None: ...
+
+    @property
+    def keeps(self) -> int | None: ...
+
+
+def stems_behind(passes: Sequence[StemPass], finished: int) -> set[int]:
+    """The finished passes that have to be made again for those that follow: the stems from which these go on."""
+    places = {each.keeps: at for at, each in enumerate(passes) if each.keeps is not None}
+    pending = [each.stem for each in passes[finished:]]
+    found: set[int] = set()
+    while pending:
+        stem = pending.pop()
+        if stem is not None and places[stem] < finished and places[stem] not in found:
+            found.add(places[stem])
+            pending.append(passes[places[stem]].stem)
+    return found
 
 
 def _batches(
