@@ -9,6 +9,7 @@ stride per dimension any longer (interleaved rows), and arithmetic.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -111,6 +112,11 @@ class MoveRecord(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if id(made) not in views or not views[id(made)].is_contiguous():
                 raise NoView("it reorders parts of what is stored, or computes with them")
             parts.append((name, _strided(views[id(made)])))
+        end = 0
+        for view in sorted((view for _, view in parts), key=lambda view: view.offset):
+            if view.offset != end:
+                raise NoView("numbers are left out or come up twice")
+            end += math.prod(view.shape)
         return Hosting(shape=tuple(stored.shape), views=tuple(parts))
 
 
