@@ -16,11 +16,12 @@ from evomerge.elementwise.column_arithmetic import vector_factors, write_column_
 from evomerge.elementwise.column_linear import source_factors, write_column_linear
 from evomerge.errors import InvalidInput
 from evomerge.merging import RuleTensors, merge_rule
-from evomerge.methods import resolve_options
+from evomerge.methods import method_info, resolve_options
 from evomerge.optimisation.batches import Batch
 from evomerge.optimisation.coefficients import Coefficients
 from evomerge.passes.weighted_vectors import write_weighted_sum
 from evomerge.recipe import Recipe, Rule
+from evomerge.tensors.computed_tensors import is_computed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,6 +53,11 @@ class Student:
             raise InvalidInput(
                 f"a training merges models, and this recipe merges {', '.join(recipe.ingredients)}, which are merges; "
                 "start from `flattened(recipe)`"
+            )
+        if recipe.space == "core" and (rule := _no_sum(recipe)):
+            raise InvalidInput(
+                f"a training merges the weights themselves, and this recipe merges by {rule.method} in core space, "
+                "which is another merge; start from a merge by task_arithmetic, or one without `space: core`"
             )
         self.live = live
         self.names = tuple(sorted(name for name, tensor in live.items() if tensor.is_floating_point()))
@@ -193,9 +199,10 @@ class Student:
             return logits[counted]
 
     def runs_in_place(self, source: str) -> bool:
-        """Whether the source can be run without being written into the live model."""
+        """Whether the source can be run without being written into the live model or copied."""
+        tensors = self._weights[source]
         return len(self._keys) == len(self.names) and all(
-            self._weights[source][name].dtype == self.live[name].dtype for name in self.names
+            not is_computed(tensors, name) and tensors[name].dtype == self.live[name].dtype for name in self.names
         )
 
     def _run(self, batch: Batch, tensors: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -215,3 +222,8 @@ class Student:
             self.gradient_tokens += batch.size
         else:
             self.forward_tokens += batch.size
+
+
+def _no_sum(recipe: Recipe) -> Rule | None:
+    """A rule that is no weighted sum of task vectors, which are the same in every space."""
+    return next((rule for rule in recipe.rules if not method_info(rule.method).weighted_sum), None)
