@@ -137,7 +137,8 @@ class EvolveEvaluator:
             elif file.fewshot_as_multiturn:
                 self._say("same", line, "few-shot examples are turns of the chat")
             else:
-                self._say("differs", line, "few-shot examples are turns of the chat here")
+                content["fewshot_as_multiturn"] = False
+                self._say("same", line, "few-shot examples and the question are one message")
         if file.system_instruction is not None:
             content["system_instruction"] = file.system_instruction
             self._say("same", file.line("system_instruction"), "the system prompt of every item")

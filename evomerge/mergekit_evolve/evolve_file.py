@@ -193,24 +193,22 @@ class _SearchReader:
         return tuple(models)
 
     def _model(self, content: Any, keys: Keys) -> str:
-        """A model as one text, PLACE or PLACE@REVISION; mergekit also writes it as a mapping."""
+        """A model as one text, PLACE, PLACE@REVISION or PLACE+ADAPTER; mergekit also writes it as mappings."""
         if isinstance(content, dict):
-            if content.get("lora") is not None:
-                raise self._refusal(keys, "this is a model with an adapter; merge the adapter into it first")
-            inner = content.get("model")
-            if isinstance(inner, dict):
-                revision = inner.get("revision")
-                inner = f"{inner.get('path')}@{revision}" if revision else inner.get("path")
-            content = inner
-        if not isinstance(content, str) or not content:
+            parts = [_place(content[key]) for key in ("model", "lora") if content.get(key) is not None]
+            content = "+".join(parts) if all(isinstance(each, str) for each in parts) else None
+        if not isinstance(content, str) or not content or content.count("+") > 1:
             raise self._refusal(keys, f"a model is a directory or a hub id, not {content!r}")
-        if "+" in content:
-            raise self._refusal(keys, f"{content} is a model with an adapter; merge the adapter into it first")
         return content
 
     def _optional_model(self, content: Mapping[str, Any], key: str) -> str | None:
         given = content.get(key)
-        return None if given is None else self._model(given, ("genome", key))
+        model = None if given is None else self._model(given, ("genome", key))
+        if model is not None and "+" in model:
+            raise self._refusal(
+                ("genome", key), f"{model} is a model with an adapter, which is no base; merge it first"
+            )
+        return model
 
     def _method(self, content: Any) -> str:
         if content not in tuple(EVOLUTIONARY_PARAMETERS):
@@ -266,3 +264,11 @@ class _SearchReader:
         if not isinstance(given, bool | None):
             raise self._refusal((*keys, key), f"`{key}` is true or false, not {given!r}")
         return given
+
+
+def _place(content: Any) -> Any:
+    """A place with its revision as one text."""
+    if not isinstance(content, dict):
+        return content
+    revision = content.get("revision")
+    return f"{content.get('path')}@{revision}" if revision else content.get("path")

@@ -88,7 +88,19 @@ def _sources(file: EvolveFile, order: Mapping[str, Keys], places: Mapping[str, s
         own = _last_part(model) if given == model else given
         name = _free_name(own, taken)
         taken.add(name)
-        yield {"name": name, **_location(file, place, keys)}
+        yield {"name": name, **_location(file, _without_base(file, place, next(iter(order)), keys), keys)}
+
+
+def _without_base(file: EvolveFile, model: str, base: str, keys: Keys) -> str:
+    """The place of an adapter alone, where a model is one of the base with an adapter; other models as they are."""
+    own, _, adapter = model.partition("+")
+    if adapter and own != base:
+        raise file.refusal(
+            keys,
+            f"{model} is a model with an adapter, and here adapters are those of the base, {base}; merge it into its "
+            "model first",
+        )
+    return adapter or model
 
 
 def _model_at(file: EvolveFile, order: Mapping[str, Keys], name: str, place: str) -> str:
@@ -122,6 +134,7 @@ def _folder(file: EvolveFile, model: str) -> Path | None:
 
 
 def _last_part(model: str) -> str:
+    model = model.rpartition("+")[2]
     return model.rstrip("/").rpartition("/")[2].partition("@")[0] or model
 
 

@@ -241,7 +241,8 @@ def test_chats_are_mergekits_default_where_the_tokenizer_has_a_template(
     shutil.rmtree("out")
     turns = _example({"base_model": str(chatty)}, fewshot_as_multiturn=False)
     assert imported(turns, "--task-search-path", pack) == 0
-    assert "differs: few-shot examples are turns of the chat here" in capsys.readouterr().err
+    assert "same: few-shot examples and the question are one message" in capsys.readouterr().err
+    assert load_pack("out/evaluator").fewshot_as_multiturn is False
 
 
 @pytest.mark.parametrize("method", ["linear", "slerp"])
@@ -294,6 +295,16 @@ def test_names_of_sources_are_words_and_none_but_the_base_is_called_base(
     ]
 
 
+def test_an_adapter_of_the_base_is_a_source_by_itself(imported: Import, pack: Path, tmp_path: Path) -> None:
+    (tmp_path / "lora").mkdir()
+    models = [f"{TOY}/base+lora", {"model": {"path": str(TOY / "base")}, "lora": {"path": "org/own", "revision": "v2"}}]
+    assert imported(_example({"models": models}), "--task-search-path", pack) == 0
+    assert _yaml("search.yaml")["sources"][1:] == [
+        {"name": "lora", "location": str(tmp_path / "lora")},
+        {"name": "own", "location": "org/own", "revision": "v2"},
+    ]
+
+
 @pytest.mark.parametrize(
     ("genome", "top", "reason"),
     [
@@ -301,8 +312,9 @@ def test_names_of_sources_are_words_and_none_but_the_base_is_called_base(
         ({"base_model": None}, {}, "line 6: dare_ties needs a `base_model`"),
         ({"layer_granularty": 2}, {}, "mergekit-evolve has no `layer_granularty`; did you mean 'layer_granularity'?"),
         ({"layer_granularity": "all"}, {}, "`layer_granularity` is an integer, not 'all'"),
-        ({"models": ["org/a+org/lora"]}, {}, "is a model with an adapter"),
-        ({"models": ["org/a+lora"]}, {}, "is a model with an adapter"),
+        ({"models": ["org/a+org/lora"]}, {}, "org/a+org/lora is a model with an adapter, and here adapters are those"),
+        ({"models": ["org/a+b+c"]}, {}, "a model is a directory or a hub id, not 'org/a+b+c'"),
+        ({"base_model": "org/a+org/lora"}, {}, "org/a+org/lora is a model with an adapter, which is no base"),
         ({"models": ["nowhere"]}, {}, "nowhere is neither a directory, here or beside the file, nor a hub id"),
         ({"models": ["org/a", "org/a"]}, {}, "org/a is there twice"),
         ({"models": [str(TOY / "base")]}, {}, "a base and at least one model beside it"),
