@@ -34,6 +34,7 @@ FLOORS = (
         "alignment",
         "elementwise",
         "merging",
+        "spectral",
         "conversion",
         "checkpoints",
         "fitting",

@@ -36,7 +36,7 @@ TSV_M = _spectral(
     cost="one pass over the base; before it, once per worker, n + 2 decompositions of each linear weight",
     evidence="no reliable gain (arXiv 2511.21437, four LLMs with 12 fine-tunes each)",
     unsuited=f"language models as a first choice: {_LOSES}; models too wide to decompose",
-    merge="evomerge.merging.spectral:merge_tsv_m",
+    merge="evomerge.spectral.task_matrices:merge_tsv_m",
 )
 
 ISO_C = _spectral(
@@ -47,7 +47,7 @@ ISO_C = _spectral(
     cost="one pass over the base; before it, once per worker, one decomposition of each linear weight",
     evidence="no reliable gain (arXiv 2511.21437, four LLMs with 12 fine-tunes each)",
     unsuited=f"language models as a first choice: {_LOSES}; sums of low rank, whose mean singular value is small",
-    merge="evomerge.merging.spectral:merge_iso_c",
+    merge="evomerge.spectral.task_matrices:merge_iso_c",
 )
 
 WUDI = _spectral(
@@ -60,5 +60,5 @@ WUDI = _spectral(
     ),
     cost="one pass over the base; before it, once per worker, a decomposition [in, in] of each linear weight",
     unsuited="weights that are stored [in, out], as GPT-2's; models too wide to decompose",
-    merge="evomerge.merging.spectral:merge_wudi",
+    merge="evomerge.spectral.task_matrices:merge_wudi",
 )

@@ -8,13 +8,14 @@ import torch
 from evomerge.bank import WeightBank
 from evomerge.bank.memory import vector_sizes
 from evomerge.checkpoints import open_source
-from evomerge.merging import merge_state_dicts, spectral
+from evomerge.merging import merge_state_dicts
 from evomerge.opening.capacity import memory_of
 from evomerge.opening.inputs import open_inputs
 from evomerge.recipe import ModelRef
 from evomerge.spaces import load_space
 from evomerge.spaces.bound import bind
 from evomerge.spec import load_spec
+from evomerge.spectral import task_matrices
 
 TOY = Path(__file__).parent.parent.parent / "examples" / "toy" / "models"
 
@@ -29,7 +30,9 @@ def toy():
 def test_a_bank_decomposes_for_the_first_candidate_alone_and_keeps_what_check_counts(toy, name, monkeypatch):
     base, experts = toy
     calls = []
-    monkeypatch.setattr(spectral, "decompose", lambda each, real=spectral.decompose: (calls.append(1), real(each))[1])
+    monkeypatch.setattr(
+        task_matrices, "decompose", lambda each, real=task_matrices.decompose: (calls.append(1), real(each))[1]
+    )
     bank = WeightBank(base, experts, dtype=torch.float32, device=torch.device("cpu"))
     space = bind(load_space(name), base.catalogue, base.ref, [each.ref for each in experts], dtype="float32", seed=1)
     bank.materialize(space.decode({"lambda": 1.0}))

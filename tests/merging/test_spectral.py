@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from evomerge.merging import RuleTensors, merge_rule, merge_state_dicts, spectral
+from evomerge.merging import RuleTensors, merge_rule, merge_state_dicts
 from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.spaces import load_space
+from evomerge.spectral import task_matrices
 
 METHODS = ["tsv_m", "iso_c", "wudi"]
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -18,7 +19,7 @@ def vectors(count=3, shape=(7, 9), seed=0):
 
 def test_task_singular_vectors_are_orthonormal_in_all_and_have_the_leading_values():
     given = vectors(2, (8, 6))
-    merged = spectral.task_singular_vectors(given)
+    merged = task_matrices.task_singular_vectors(given)
     # Orthonormal U and V: the singular values of the merge are those of the triples that were kept.
     kept = torch.cat([torch.linalg.svdvals(each)[:3] for each in given]).sort(descending=True).values
     torch.testing.assert_close(torch.linalg.svdvals(merged), kept)
@@ -28,11 +29,11 @@ def test_task_vectors_in_directions_of_their_own_are_added_up_where_triples_suff
     first, second = torch.zeros(4, 4).double(), torch.zeros(4, 4).double()
     first[0, 1], first[1, 0] = 3.0, 2.0
     second[2, 3], second[3, 2] = -1.0, 0.5
-    torch.testing.assert_close(spectral.task_singular_vectors([first, second]), first + second)
-    torch.testing.assert_close(spectral.least_interference([first, second]), first + second)
+    torch.testing.assert_close(task_matrices.task_singular_vectors([first, second]), first + second)
+    torch.testing.assert_close(task_matrices.least_interference([first, second]), first + second)
 
 
-@pytest.mark.parametrize("combine", [spectral.task_singular_vectors, spectral.least_interference])
+@pytest.mark.parametrize("combine", [task_matrices.task_singular_vectors, task_matrices.least_interference])
 def test_what_all_task_vectors_share_counts_once(combine):
     (one,) = vectors(1)
     low_rank = one[:, :2] @ one[:2]  # two triples, which a third of the seven directions holds
@@ -41,7 +42,7 @@ def test_what_all_task_vectors_share_counts_once(combine):
 
 def test_an_isotropic_sum_has_the_sums_directions_with_equal_lengths():
     given = vectors()
-    merged, total = spectral.isotropic_sum(given), sum(given)
+    merged, total = task_matrices.isotropic_sum(given), sum(given)
     values = torch.linalg.svdvals(total)
     torch.testing.assert_close(torch.linalg.svdvals(merged), values.mean().expand(7))
     left, _, right = torch.linalg.svd(total, full_matrices=False)
@@ -54,7 +55,7 @@ def test_least_interference_has_no_gradient_and_less_interference_than_the_sum()
     def interference(merged):
         return sum(((merged - each) @ each.T).square().sum() / each.square().sum() for each in given)
 
-    merged = spectral.least_interference(given).requires_grad_()
+    merged = task_matrices.least_interference(given).requires_grad_()
     (gradient,) = torch.autograd.grad(interference(merged), merged)
     assert float(gradient.abs().max()) < 1e-12
     assert interference(merged) < interference(sum(given))
@@ -62,7 +63,7 @@ def test_least_interference_has_no_gradient_and_less_interference_than_the_sum()
 
 def test_fewer_rows_than_task_vectors_are_averaged():
     given = vectors(3, (2, 5))
-    torch.testing.assert_close(spectral.task_singular_vectors(given), sum(given) / 3)
+    torch.testing.assert_close(task_matrices.task_singular_vectors(given), sum(given) / 3)
 
 
 def models(count=2):
@@ -91,7 +92,7 @@ def test_a_worker_decomposes_once_for_all_candidates(method, monkeypatch):
     base, sources = models()
     calls = []
     monkeypatch.setattr(
-        spectral, "decompose", lambda matrix, real=spectral.decompose: (calls.append(1), real(matrix))[1]
+        task_matrices, "decompose", lambda matrix, real=task_matrices.decompose: (calls.append(1), real(matrix))[1]
     )
     cache = {}
 
