@@ -11,6 +11,7 @@ from pathlib import Path
 from evomerge.adapters.adapter_bytes import AdapterBytes
 from evomerge.catalogue import TensorCatalogue, TensorEntry
 from evomerge.merging.della import KEPT_BYTES as RANK_BYTES
+from evomerge.merging.della import rank_bytes
 from evomerge.merging.opcm import KEPT_BYTES, is_linear
 from evomerge.passes.magnitude_tables import sorted_together
 
@@ -81,14 +82,9 @@ def vector_sizes(catalogue: TensorCatalogue, experts: int) -> ProjectionSizes:
     return ProjectionSizes(kept=kept, merging=max(decomposing, default=0))
 
 
-def rank_bytes(catalogue: TensorCatalogue, experts: int) -> int:
-    """Bytes of the ranks of all experts' magnitudes in their rows that DELLA keeps."""
-    widths = [
-        (entry.numel, entry.numel // entry.shape[0] if len(entry.shape) > 1 else entry.numel)
-        for entry in catalogue.mergeable
-        if entry.numel
-    ]
-    return min(RANK_BYTES, experts * sum(numel * (2 if width <= 1 << 15 else 4) for numel, width in widths))
+def kept_rank_bytes(catalogue: TensorCatalogue, experts: int) -> int:
+    """Bytes of the ranks of all experts' magnitudes in their rows, as far as DELLA keeps them."""
+    return min(RANK_BYTES, experts * sum(rank_bytes(entry.shape) for entry in catalogue.mergeable))
 
 
 def alignment_bytes(catalogue: TensorCatalogue, *, mixed: bool) -> int:

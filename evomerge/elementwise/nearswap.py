@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 
 import torch
 from torch import Tensor
 
+from evomerge.tensors.plans import Formula, Plan, same_for_all
 from evomerge.tensors.rule_tensors import Piece, RuleTensors
 
 
@@ -28,3 +29,8 @@ def merge_nearswap(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
 
     for name in tensors.names:
         yield name, tensors.merge(name, merged)
+
+
+def plan_nearswap(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
+    """The formula of `merge_nearswap`."""
+    return Plan(formula=Formula(kind="step"), factors=same_for_all([1.0, 1.0]), scale=tensors.shared("t"))

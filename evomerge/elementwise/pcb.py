@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import MergeError
+from evomerge.tensors.competition import competition_within
 from evomerge.tensors.elementary import hyperbolic_tangent, tangent_up_to_one
 from evomerge.tensors.order_statistics import expected_order_statistics
-from evomerge.tensors.plans import Factors, Formula, Plan, competition_within
+from evomerge.tensors.plans import Factors, Formula, Plan
 from evomerge.tensors.rule_tensors import Piece, RuleTensors
 
 SAMPLED = 61  # one of so many elements tells where order statistics are to be expected

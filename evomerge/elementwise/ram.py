@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
 from torch import Tensor
 
+from evomerge.tensors.plans import Factors, Formula, Plan
 from evomerge.tensors.rule_tensors import Piece, RuleTensors
 
 Scales = Sequence[float]
@@ -34,11 +35,26 @@ def merge_ram_plus(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         (name, merged tensor), each once, in the order of the rule's names.
     """
     for name in tensors.names:
-        scope = (name,) if tensors.options["overlap"] == "tensor" else tensors.whole_model
-        yield name, tensors.merge(name, _kernel(tensors.shared("epsilon"), _scales(tensors, scope)))
+        yield name, tensors.merge(name, _kernel(tensors.shared("epsilon"), _scales(tensors, name)))
 
 
-def _scales(tensors: RuleTensors, scope: tuple[str, ...]) -> list[float]:
+def plan_ram(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
+    """The formula of `merge_ram`."""
+    factors = [Factors(1.0, tensors.shared("epsilon")) for _ in tensors.sources]
+    return Plan(formula=Formula(kind="changes"), factors=lambda name: factors)
+
+
+def plan_ram_plus(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
+    """The formula of `merge_ram_plus`."""
+    epsilon = tensors.shared("epsilon")
+    return Plan(
+        formula=Formula(kind="changes"),
+        factors=lambda name: [Factors(scale, epsilon) for scale in _scales(tensors, name)],
+    )
+
+
+def _scales(tensors: RuleTensors, name: str) -> list[float]:
+    scope = (name,) if tensors.options["overlap"] == "tensor" else tensors.whole_model
     epsilon, r, alpha = (tensors.shared(name) for name in ("epsilon", "r", "alpha"))
     counts = tensors.cached(("ram", scope, epsilon), lambda: change_counts(tensors, scope, epsilon))
     # Without a unique change and with epsilon 0 the overlap is as large as any: alpha.

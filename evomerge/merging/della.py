@@ -6,21 +6,24 @@ has not been checked against the paper's text; mergekit restores the L1 norm of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from evomerge.elementwise.task_arithmetic import merge_scaled
-from evomerge.elementwise.ties import Election
+from evomerge.elementwise.ties import Election, plan_election
+from evomerge.tensors.dropping import Drop
 from evomerge.tensors.masks import mask_key, uniform_bits
+from evomerge.tensors.plans import Factors, Formula, Plan
+from evomerge.tensors.rank_masks import drop_by_rank
 from evomerge.tensors.row_pieces import matrix_shape, row_pieces
 from evomerge.tensors.rule_tensors import RuleTensors
 from evomerge.tensors.sums import ordered_sum
 from evomerge.tensors.task_vectors import TaskVectors
 
-_STEPS = 1 << 24  # of the random numbers
 KEPT_BYTES = 4 << 30  # of ranks that a worker keeps; rows beyond that are sorted for every candidate
 
 
@@ -49,6 +52,54 @@ def merge_della(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
     return Election(tensors, TaskVectors(tensors, RankedDropping(tensors)), None).merge()
 
 
+def plan_della_linear(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan | None:
+    """The formula of `merge_della_linear`, or None where it has none: see `plan_della`."""
+    if not _has_formula(tensors):
+        return None
+    formula = Formula(kind="scaled", ranked=str(tensors.options["rescale"]))
+    return replace(_ranked(tensors, formula), scale=tensors.shared("lambda"))
+
+
+def plan_della(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan | None:
+    """The formula of `merge_della`.
+
+    None where ranks are not kept, and under `rescale: l1_match`, whose factor takes a pass of its own.
+    """
+    election = plan_election(tensors, None, None) if _has_formula(tensors) else None
+    if election is None:
+        return None
+    formula = replace(election.formula, ranked=str(tensors.options["rescale"]))
+    return replace(_ranked(tensors, formula), scale=election.scale)
+
+
+def _has_formula(tensors: RuleTensors) -> bool:
+    every = sum(rank_bytes(tensors.like(name).shape) for name in tensors.whole_model) * len(tensors.sources)
+    return not tensors.once and tensors.options["rescale"] != "l1_match" and every <= KEPT_BYTES
+
+
+def _ranked(tensors: RuleTensors, formula: Formula) -> Plan:
+    """A plan whose statistics are ranks."""
+    sources, weights = range(len(tensors.sources)), tensors.per_source("weight")
+    densities, spreads = tensors.per_source("density"), tensors.per_source("spread")
+
+    def factors(name: str) -> list[Factors]:
+        width = matrix_shape(tensors.like(name))[1] if tensors.like(name).numel() else 1
+        lines = [
+            rank_line(density, half_width(density, spread), width)
+            for density, spread in zip(densities, spreads, strict=True)
+        ]
+        keys = [Drop(mask_key(tensors.seed, source, name), 0.0) for source in sources]
+        return [
+            Factors(weight, drop=key, ranges=(*line, 0.0, 0.0, 0.0))
+            for weight, key, line in zip(weights, keys, lines, strict=True)
+        ]
+
+    def statistics(name: str) -> list[Tensor]:
+        return [_ranks(tensors, source, name)[0] for source in sources]
+
+    return Plan(formula=formula, factors=factors, statistics=statistics)
+
+
 def half_width(density: float, spread: float) -> float:
     """e of (2), which mergekit calls epsilon."""
     return spread * min(density, 1 - density)
@@ -75,24 +126,24 @@ class RankedDrop:
     factor: float = 1.0
 
     def __call__(self, start: int, vector: Tensor) -> Tensor:
-        """Drop and rescale, in place, the piece of the flattened tensor that begins at element `start`."""
+        """Drop and rescale the piece of the flattened tensor that begins at element `start`."""
         stop = start + vector.numel()
-        kept = self.probabilities(start, stop)
-        limits = ((1 - kept) * _STEPS).ceil_()
-        vector *= uniform_bits(self.key, start, stop, vector.device) >= limits
-        if self.by_probability:
-            # Where p is 0 nothing survives.
-            vector /= torch.where(kept == 0, 1.0, kept).to(vector.dtype)
+        slope, least = self.line
+        bits = uniform_bits(self.key, start, stop, vector.device)
+        left = drop_by_rank(vector, self.ranks[start:stop], bits, slope=slope, least=least, divided=self.by_probability)
         if self.divisor != 1 or self.factor != 1:
-            vector.div_(self.divisor).mul_(self.factor)
-        return vector
+            left.div_(self.divisor).mul_(self.factor)
+        return left
 
-    def probabilities(self, start: int, stop: int) -> Tensor:
-        """p of (1), float64."""
-        ranks = self.ranks[start:stop].double()
-        if self.width == 1:
-            return torch.full_like(ranks, self.density)
-        return ranks.mul_(2 * self.half_width / (self.width - 1)).add_(self.density - self.half_width)
+    @property
+    def line(self) -> tuple[float, float]:
+        """(slope, least) of p = slope * rank + least, which is (1)."""
+        return rank_line(self.density, self.half_width, self.width)
+
+
+def rank_line(density: float, half_width: float, width: int) -> tuple[float, float]:
+    """How much more probable an element is kept than the next smaller one of its row, and the smallest one."""
+    return (2 * half_width / (width - 1), density - half_width) if width > 1 else (0.0, density)
 
 
 class RankedDropping:
@@ -149,7 +200,7 @@ def magnitude_ranks(tensors: RuleTensors, source: int, name: str) -> tuple[Tenso
     """
     like = tensors.like(name)
     width = matrix_shape(like)[1] if like.numel() else 1
-    dtype = torch.int16 if width <= 1 << 15 else torch.int32
+    dtype = _rank_dtype(width)
     ranks = torch.empty(like.numel(), dtype=dtype, device=like.device)
     if like.numel() == 0:
         return ranks, width
@@ -159,3 +210,14 @@ def magnitude_ranks(tensors: RuleTensors, source: int, name: str) -> tuple[Tenso
         rows = ranks[piece.start : piece.stop].view(-1, width)
         rows.scatter_(1, order, places.expand(len(rows), width))
     return ranks, width
+
+
+def rank_bytes(shape: Sequence[int]) -> int:
+    """Bytes of the ranks of one source for a tensor of that shape."""
+    elements = math.prod(shape)
+    width = elements // shape[0] if elements and len(shape) > 1 else elements
+    return elements * _rank_dtype(width).itemsize
+
+
+def _rank_dtype(width: int) -> torch.dtype:
+    return torch.int16 if width <= 1 << 15 else torch.int32

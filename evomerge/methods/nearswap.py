@@ -15,6 +15,7 @@ NEARSWAP = MethodInfo(
     cost="one pass over the two sources",
     unsuited="more than two sources, or a base: it knows no task vectors",
     merge="evomerge.elementwise.nearswap:merge_nearswap",
+    plan="evomerge.elementwise.nearswap:plan_nearswap",
     shared=(
         Parameter(
             name="t",

@@ -29,6 +29,7 @@ RAM = MethodInfo(
     cost="one pass over base and sources",
     unsuited="dense task vectors, as of full fine-tuning: hardly an element is then changed by one source alone",
     merge="evomerge.elementwise.ram:merge_ram",
+    plan="evomerge.elementwise.ram:plan_ram",
     shared=(_EPSILON,),
     needs=frozenset({"base"}),
     elementwise=True,
@@ -48,6 +49,7 @@ RAM_PLUS = replace(
     cost="two passes over base and sources, of which the first is once per worker",
     unsuited="dense task vectors, as of full fine-tuning: hardly an element is then changed by one source alone",
     merge="evomerge.elementwise.ram:merge_ram_plus",
+    plan="evomerge.elementwise.ram:plan_ram_plus",
     shared=(
         _EPSILON,
         Parameter(

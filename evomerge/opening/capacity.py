@@ -11,9 +11,9 @@ from evomerge.bank.memory import (
     MemoryNeed,
     ProjectionSizes,
     alignment_bytes,
+    kept_rank_bytes,
     memory_need,
     projection_sizes,
-    rank_bytes,
     vector_sizes,
 )
 from evomerge.bank.placement import Placement, place_sources, this_machine
@@ -127,7 +127,7 @@ def _kept_vectors(inputs: Inputs) -> list[ProjectionSizes]:
 
 def _ranked(inputs: Inputs) -> int:
     ranked = any(METHODS[method].keeps_ranks for method in inputs.space.space.method_names)
-    return rank_bytes(inputs.catalogue, len(inputs.space.sources)) if ranked else 0
+    return kept_rank_bytes(inputs.catalogue, len(inputs.space.sources)) if ranked else 0
 
 
 def _aligned(inputs: Inputs) -> int:

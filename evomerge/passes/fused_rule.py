@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import MergeError
-from evomerge.passes.kernels import DTYPES, LANES, SHORTEST, Kernel, KernelKind, Kernels
+from evomerge.passes.kernels import DTYPES, LANES, SHORTEST, STATISTIC_DTYPES, Kernel, KernelKind, Kernels
 from evomerge.tensors.computed_tensors import dtype_of, is_computed
 from evomerge.tensors.plans import Factors, Plan, offset_words, pack, plan_rule
 from evomerge.tensors.rule_tensors import RuleTensors
@@ -29,6 +29,7 @@ DEVICE_CHUNK = 1 << 24
 WORTH_COMPILING = 1 << 22
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_STATISTIC_NAMES = {dtype: name for name, dtype in STATISTIC_DTYPES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +231,7 @@ def kinds(tensors: RuleTensors, plan: Plan, dtype: torch.dtype) -> dict[str, Ker
         base = None if tensors.base is None or not formula.has_base else _NAMES.get(tensors.base[name].dtype)
         sources = [_NAMES.get(dtype_of(source, name)) for source in tensors.sources]
         given = plan.statistics(name) if plan.statistics is not None and formula.has_statistics else ()
-        statistics = [_NAMES.get(statistic.dtype) for statistic in given]
+        statistics = [_STATISTIC_NAMES.get(statistic.dtype) for statistic in given]
         out = _NAMES.get(dtype)
         if None in (*sources, *statistics, out) or (base is None and formula.has_base):
             return None

@@ -35,12 +35,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.tensors import elementary, masks, plans
-from evomerge.tensors.plans import Formula, Numbers, Words, evaluate
+from evomerge.tensors import competition, elementary, formula_numbers, masks, plans, rank_masks, sums
+from evomerge.tensors.formula_numbers import Numbers, Words
+from evomerge.tensors.plans import Formula, evaluate
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+STATISTIC_DTYPES = DTYPES | {"int16": torch.int16, "int32": torch.int32}  # ranks are integers
 EXAMPLE_ELEMENTS = 4096  # of the tensors that a formula is traced with
 # Packages take lengths that are multiples of this: a vector of 16-bit floats with AVX2. Without the code for what is
 # left over, which a compiler cannot keep out of the loop, a pass is a fifth to a third faster.
@@ -98,7 +100,7 @@ class KernelKind:
         """Arguments of the right kinds: base, sources, statistics, numbers, words, out; all but numbers and words are
         pieces of equal length."""
         names = (self.base, *self.sources, *self.statistics)
-        models = [torch.zeros(elements, dtype=DTYPES[name]) for name in names if name]
+        models = [torch.zeros(elements, dtype=STATISTIC_DTYPES[name]) for name in names if name]
         numbers, words = torch.ones(len(Numbers), len(self.sources)), torch.ones(len(Words), len(self.sources))
         numbers[Numbers.ZERO] = 0.0
         numbers = numbers.double() if self.formula.has_statistics else numbers
@@ -300,7 +302,8 @@ def _kind_from(content: dict[str, Any]) -> KernelKind:
 
 @cache
 def _sources_digest() -> str:
-    files = (plans.__file__, elementary.__file__, masks.__file__, __file__)
+    modules = (plans, competition, elementary, formula_numbers, masks, rank_masks, sums)
+    files = (*(str(module.__file__) for module in modules), __file__)
     return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
 
 

@@ -14,8 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
-from itertools import combinations_with_replacement
 from typing import NamedTuple
 
 import numpy as np
@@ -24,39 +22,13 @@ from torch import Tensor
 
 from evomerge.methods import METHODS
 from evomerge.methods.functions import load_function
+from evomerge.tensors.competition import compete
 from evomerge.tensors.dropping import Drop
-from evomerge.tensors.elementary import hyperbolic_tangent, power_of_two, tangent_up_to_one
+from evomerge.tensors.formula_numbers import Numbers, Words
 from evomerge.tensors.masks import index_words, mixed_index
+from evomerge.tensors.rank_masks import drop_by_rank
 from evomerge.tensors.rule_tensors import RuleTensors
-
-LOG2_E = 1.4426950408889634
-_MOST_UNSHIFTED = 64
-
-
-class Numbers(IntEnum):
-    """Rows of the tensor `numbers` of shape (12, sources). A value that all sources share is in each column."""
-
-    WEIGHT = 0
-    THRESHOLD = 1  # smaller magnitudes are trimmed, or of a consensus do not matter
-    DIVISOR = 2  # of what DARE leaves
-    FACTOR = 3  # of what DARE leaves, after the division
-    LAMBDA = 4
-    ZERO_SIGN = 5  # the sign of an exactly zero sum
-    ZERO = 6  # 0: a compiler that does not know this selects in one instruction where it otherwise takes two
-    LEAST = 7  # of the magnitudes, which are clipped to this range and scaled by 1 / its length
-    MOST = 8  # of a band: larger magnitudes are dropped
-    SCALE = 9
-    LEAST_SCORE = 10  # likewise of the scores; the most is their largest
-    SCORE_SCALE = 11
-
-
-class Words(IntEnum):
-    """Rows of the int32 tensor `words` of shape (4, sources), for the masks of DARE; see `masks`."""
-
-    LIMIT = 0  # random bits below it mean dropped
-    KEY_LOW = 1
-    KEY_HIGH = 2
-    START = 3  # low word of the index of the first element
+from evomerge.tensors.sums import added
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +37,11 @@ class Formula:
 
     Attributes:
         kind: `average` of the sources, `sum` of task vectors on the base, `scaled` (that sum times lambda), `election`
-            (TIES), `competition` (PCB), `consensus` (TALL masks) or `information` (Fisher).
+            (TIES), `competition` (PCB), `consensus` (TALL masks), `changes` (RAM), `step` (nearswap) or `information`
+            (Fisher).
         drops: DARE masks the task vectors first.
         bands: task vectors lose their smallest and largest elements first (Breadcrumbs).
+        ranked: elements are dropped by rank first (DELLA), which is the statistic: the option `rescale`, or empty.
         elect, agg, weighting: the options of TIES; `agg: elected-sum` weighs after the election, see
             `elected_arithmetic`.
         variant: the option of PCB.
@@ -76,6 +50,7 @@ class Formula:
     kind: str
     drops: bool = False
     bands: bool = False
+    ranked: str = ""
     elect: str = ""
     agg: str = ""
     weighting: str = ""
@@ -83,12 +58,12 @@ class Formula:
 
     @property
     def has_base(self) -> bool:
-        return self.kind not in ("average", "information")
+        return self.kind not in ("average", "step", "information")
 
     @property
     def has_statistics(self) -> bool:
         """Whether a statistic of each source's tensor goes in. Numbers and arithmetic are then in float64."""
-        return self.kind == "information"
+        return self.kind == "information" or bool(self.ranked)
 
 
 class Factors(NamedTuple):
@@ -109,7 +84,7 @@ class Plan:
 
     Attributes:
         factors: tensor name -> the numbers of each source.
-        scale: lambda; of a consensus the number of masks that have to agree.
+        scale: lambda; of a consensus the number of masks that have to agree, of a step its limit.
         scope_of: tensor name -> the tensors whose votes decide its zero sums; None where no votes decide them.
         others: tensor name -> its formula, of tensors with another one than the rule's.
         statistics: tensor name -> its statistic in each source, for formulas that have some.
@@ -221,37 +196,38 @@ def evaluate(
         float32 of shape (n,), and for elections the votes: the sign of each elected sum, -1, 0 or +1. Where a weight is
         NaN the vote is NaN, and the merged value has no meaning.
     """
-    if formula.has_statistics:
+    if formula.kind == "information":
         return _weigh_by_information(sources, statistics, numbers), None
+    if formula.kind == "step":
+        return _limited_step(*(source.float() for source in sources), limit=numbers[Numbers.LAMBDA, 0]), None
     if base is None:
         return _weighted_sum([source.float() for source in sources], numbers), None
     origin = base.float()
     vectors = [source.float() - origin for source in sources]
     if formula.drops:
         vectors = [_drop(vector, numbers[:, i], words[:, i]) for i, vector in enumerate(vectors)]
+    if formula.ranked:
+        given = zip(vectors, statistics, strict=True)
+        vectors = [_drop_by_rank(formula, *each, numbers[:, i], words[:, i]) for i, each in enumerate(given)]
+        numbers = numbers.float()
     if formula.bands:
         vectors = [_band(vector, numbers[:, i]) for i, vector in enumerate(vectors)]
     if formula.kind == "sum":
         return _weighted_sum(vectors, numbers) + origin, None
     if formula.kind == "scaled":
         return _weighted_sum(vectors, numbers) * numbers[Numbers.LAMBDA, 0] + origin, None
+    if formula.kind == "changes":
+        return _merge_changes(vectors, numbers) + origin, None
     if formula.kind == "consensus":
         return _agree(vectors, numbers) + origin, None
     if formula.kind == "competition":
-        return _compete(formula, vectors, numbers) + origin, None
+        return compete(formula.variant, vectors, numbers) + origin, None
     merged, votes = _elect(formula, vectors, numbers)
     return merged * numbers[Numbers.LAMBDA, 0] + 0.0 + origin, votes  # TIES (6)
 
 
 def _weighted_sum(tensors: Sequence[Tensor], numbers: Tensor) -> Tensor:
-    return _sum([tensor * numbers[Numbers.WEIGHT, i] for i, tensor in enumerate(tensors)])
-
-
-def _sum(tensors: Sequence[Tensor]) -> Tensor:
-    total = tensors[0]
-    for tensor in tensors[1:]:
-        total = total + tensor
-    return total
+    return added([tensor * numbers[Numbers.WEIGHT, i] for i, tensor in enumerate(tensors)])
 
 
 def _weigh_by_information(sources: Sequence[Tensor], fishers: Sequence[Tensor], numbers: Tensor) -> Tensor:
@@ -260,18 +236,29 @@ def _weigh_by_information(sources: Sequence[Tensor], fishers: Sequence[Tensor], 
     for i, fisher in enumerate(fishers):
         wide, floor = fisher.double(), numbers[Numbers.THRESHOLD, i]
         shares.append(torch.where(wide < floor, floor, wide) * numbers[Numbers.WEIGHT, i])
-    denominator = _sum(shares)
-    numerator = _sum([share * source.double() for share, source in zip(shares, sources, strict=True)]) + 0.0
+    denominator = added(shares)
+    numerator = added([share * source.double() for share, source in zip(shares, sources, strict=True)]) + 0.0
     merged = torch.where(denominator > 0, numerator / denominator, sources[0].double())
     return merged.float()
 
 
 def _drop(vector: Tensor, numbers: Tensor, words: Tensor) -> Tensor:
     """Drop and rescale as `dropping.Drop` does; the limit 0 drops nothing."""
-    indices = torch.arange(vector.shape[0], dtype=torch.int32, device=vector.device) + words[Words.START]
-    bits = mixed_index(indices, words[Words.KEY_LOW], words[Words.KEY_HIGH])
+    bits = _random_bits(vector, words)
     kept = torch.where(bits < words[Words.LIMIT], 0.0, 1.0)  # masks (4)
     return vector * kept / numbers[Numbers.DIVISOR] * numbers[Numbers.FACTOR]  # DARE (1)
+
+
+def _drop_by_rank(formula: Formula, vector: Tensor, ranks: Tensor, numbers: Tensor, words: Tensor) -> Tensor:
+    """What `della.RankedDrop` leaves; the slope is in LEAST, the smallest probability in MOST."""
+    slope, least = numbers[Numbers.LEAST], numbers[Numbers.MOST]
+    bits = _random_bits(vector, words)
+    return drop_by_rank(vector, ranks, bits, slope=slope, least=least, divided=formula.ranked == "1/p")
+
+
+def _random_bits(vector: Tensor, words: Tensor) -> Tensor:
+    indices = torch.arange(vector.shape[0], dtype=torch.int32, device=vector.device) + words[Words.START]
+    return mixed_index(indices, words[Words.KEY_LOW], words[Words.KEY_HIGH])
 
 
 def _band(vector: Tensor, numbers: Tensor) -> Tensor:
@@ -289,9 +276,9 @@ def _elect(formula: Formula, vectors: Sequence[Tensor], numbers: Tensor) -> tupl
     ]
     if formula.agg != "elected-sum":
         trimmed = [vector * weights[i] for i, vector in enumerate(trimmed)]  # TIES (2)
-    total = mass = _sum(trimmed)  # TIES (3)
+    total = mass = added(trimmed)  # TIES (3)
     if formula.elect == "count":
-        total = _sum([torch.where(each < zero, -1.0, torch.where(each > zero, 1.0, zero)) for each in trimmed])
+        total = added([torch.where(each < zero, -1.0, torch.where(each > zero, 1.0, zero)) for each in trimmed])
     votes = torch.where(total < zero, -1.0, torch.where(total > zero, 1.0, total))
     if formula.elect == "count":
         votes = torch.where(mass == mass, votes, mass)  # counting lost the NaN
@@ -299,7 +286,7 @@ def _elect(formula: Formula, vectors: Sequence[Tensor], numbers: Tensor) -> tupl
     sized = [each * sign for each in trimmed]
     if formula.agg == "elected-sum":
         elected = [torch.where(size <= zero, zero, each) for size, each in zip(sized, trimmed, strict=True)]
-        return _sum([each * weights[i] for i, each in enumerate(elected)]), votes
+        return added([each * weights[i] for i, each in enumerate(elected)]), votes
     # TIES (5)
     if formula.agg == "dis-max":
         largest = torch.where(sized[0] > zero, sized[0], zero)
@@ -308,20 +295,20 @@ def _elect(formula: Formula, vectors: Sequence[Tensor], numbers: Tensor) -> tupl
         return largest * sign, votes
     agreeing = [each > zero for each in sized]
     # Values with their sign: sums of one sign are the same to the bit with and without it.
-    merged = _sum([torch.where(agrees, each, zero) for agrees, each in zip(agreeing, trimmed, strict=True)])
+    merged = added([torch.where(agrees, each, zero) for agrees, each in zip(agreeing, trimmed, strict=True)])
     if formula.agg == "dis-mean" and formula.weighting == "count":
-        count = _sum([torch.where(agrees, 1.0, zero) for agrees in agreeing])
+        count = added([torch.where(agrees, 1.0, zero) for agrees in agreeing])
         merged = merged / torch.where(count > 1, count, 1.0)
     elif formula.agg == "dis-mean" and formula.weighting == "norm":
-        divisor = _sum([torch.where(agrees, weights[i], zero) for i, agrees in enumerate(agreeing)])
+        divisor = added([torch.where(agrees, weights[i], zero) for i, agrees in enumerate(agreeing)])
         merged = merged / torch.where(divisor.abs() < 1e-8, 1.0, divisor)
     return merged, votes
 
 
 def _agree(vectors: Sequence[Tensor], numbers: Tensor) -> Tensor:
     """The masked sum of `consensus.merge_consensus`."""
-    zero, whole = numbers[Numbers.ZERO, 0], _sum(vectors)
-    counted = _sum(
+    zero, whole = numbers[Numbers.ZERO, 0], added(vectors)
+    counted = added(
         [
             torch.where(vector.abs() > (whole - vector).abs() * numbers[Numbers.THRESHOLD, i], 1.0, zero)
             for i, vector in enumerate(vectors)
@@ -331,54 +318,18 @@ def _agree(vectors: Sequence[Tensor], numbers: Tensor) -> Tensor:
     return torch.where(counted >= numbers[Numbers.LAMBDA, 0], total, (total + whole) * zero)
 
 
-def _compete(formula: Formula, vectors: Sequence[Tensor], numbers: Tensor) -> Tensor:
-    """The balanced sum of `pcb.balanced_sum`."""
-    least, scale, zero = numbers[Numbers.LEAST], numbers[Numbers.SCALE], numbers[Numbers.ZERO, 0]
-    clipped = [_clip(vector.abs(), least[i], numbers[Numbers.MOST, i]) for i, vector in enumerate(vectors)]
-    scaled = [(size - least[i]) * scale[i] for i, size in enumerate(clipped)]
-    scores = []
-    for i, between in enumerate(_rivalry(formula.variant, vectors, scaled, zero)):
-        beta = competition_within(scaled[i], len(vectors)) * between
-        lost = numbers[Numbers.LEAST_SCORE, i]
-        scores.append((beta - lost).relu() * numbers[Numbers.SCORE_SCALE, i])  # what is below the range becomes 0
-    divisor = _sum(scores)
-    merged = _sum(
-        [score * _signed(clipped[i], vectors[i], zero) * numbers[Numbers.WEIGHT, i] for i, score in enumerate(scores)]
-    )
-    return (merged + 0.0) / torch.where(divisor < 1e-12, 1e-12, divisor)
+def _merge_changes(vectors: Sequence[Tensor], numbers: Tensor) -> Tensor:
+    """The mean of changes of `ram.merge_ram_plus`; WEIGHT is the factor of what one source alone has changed."""
+    zero = numbers[Numbers.ZERO, 0]
+    changed = [torch.where(each.abs() <= numbers[Numbers.THRESHOLD, i], zero, 1.0) for i, each in enumerate(vectors)]
+    count = added(changed)
+    kept = [each * vector for each, vector in zip(changed, vectors, strict=True)]
+    alone = [torch.where(count == 1, each * numbers[Numbers.WEIGHT, i], each) for i, each in enumerate(kept)]
+    return added([torch.zeros_like(count), *alone]) / torch.where(count < 1, 1.0, count)
 
 
-def competition_within(scaled: Tensor, n: int) -> Tensor:
-    """exp(n mm^2) of n sources, up to a factor that is the same for all elements."""
-    exponent = scaled.square().mul_(n * LOG2_E)
-    if n <= _MOST_UNSHIFTED:
-        return power_of_two(exponent)
-    # exp(89) is more than float32 holds.
-    exponent = exponent - (n - _MOST_UNSHIFTED) * LOG2_E
-    return power_of_two(torch.where(exponent < -126.0, -126.0, exponent))
-
-
-def _clip(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    return torch.where(values < low, low, torch.where(values > high, high, values))
-
-
-def _signed(sizes: Tensor, vector: Tensor, zero: Tensor) -> Tensor:
-    """The sizes times sign(vector)."""
-    return torch.where(vector > zero, sizes, torch.where(vector < zero, -sizes, zero))
-
-
-def _rivalry(variant: str, vectors: Sequence[Tensor], scaled: Sequence[Tensor], zero: Tensor) -> list[Tensor]:
-    """inter_i of each source, in the variants of `pcb`."""
-    if variant in ("main", "nlp"):
-        total = _sum(vectors)
-        return [hyperbolic_tangent(vector * total) for vector in vectors]
-    signed = [_signed(size, vector, zero) for size, vector in zip(scaled, vectors, strict=True)]
-    if variant == "vision":
-        total = _sum(signed)
-        return [hyperbolic_tangent(vector * total) for vector in vectors]
-    sums: list[list[Tensor]] = [[] for _ in signed]
-    for i, j in combinations_with_replacement(range(len(signed)), 2):
-        rivalry = tangent_up_to_one(signed[i] * signed[j])
-        for each in {i, j}:
-            sums[each].append(rivalry)
-    return [_sum(each) for each in sums]
+def _limited_step(first: Tensor, second: Tensor, *, limit: Tensor) -> Tensor:
+    """The element of `nearswap.merge_nearswap`."""
+    step = second - first
+    clipped = torch.where(step < -limit, -limit, torch.where(step > limit, limit, step))
+    return torch.where(step.abs() <= limit, second, clipped + first)

@@ -45,7 +45,12 @@ PARAMETERS = {
         "weight": [0.7, -0.4, 1.1],
         "lambda": 0.3,
     },
+    "della_linear": {"density": [0.5, 1.0, 0.3], "spread": [0.9, 0.5, 0.0], "weight": [0.7, -0.4, 1.1], "lambda": 1.7},
+    "della": {"density": [0.5, 1.0, 0.3], "spread": [0.9, 0.5, 0.0], "weight": [0.7, -0.4, 1.1], "lambda": 0.3},
     "dare_linear": {"drop_rate": [0.5, 0.0, 0.9], "weight": [0.7, -0.4, 1.1]},
+    "nearswap": {"t": 0.02},
+    "ram": {"epsilon": 0.01},
+    "ram_plus": {"epsilon": 0.01, "r": 0.3, "alpha": 0.9},
     "fisher": {"weight": [0.7, 0.4, 1.1], "floor": 0.02},
     "consensus": {"weight": [0.7, -0.4, 1.1], "threshold": [0.3, 0.5, 0.4], "agreement": 2.0},
     "pcb": {"density": 0.2, "weight": [0.7, -0.4, 1.1]},
@@ -54,6 +59,11 @@ PARAMETERS = {
 
 
 WITHOUT_FORMULA = [
+    *(
+        (method, options)
+        for method in ("della", "della_linear")
+        for options in ({"semantics": "mergekit"}, {"rescale": "l1_match"})
+    ),
     ("dare_ties", {"kept_rule": "topk"}),
     ("nuslerp", {"units": "rows"}),
     ("nuslerp", {"units": "columns"}),
@@ -290,7 +300,7 @@ BFLOAT16 = ("bfloat16",) * 3
         ("ties", {}, (torch.bfloat16,) * 4, torch.bfloat16),
         ("dare_ties", {"weighting": "norm"}, (torch.float32, torch.bfloat16, torch.float16), torch.float32),
         ("pcb", {}, (torch.bfloat16,) * 4, torch.bfloat16),
-        ("consensus", {}, (torch.bfloat16,) * 4, torch.bfloat16),
+        ("della", {}, (torch.bfloat16,) * 4, torch.bfloat16),
         ("fisher", {}, (torch.float32, torch.bfloat16, torch.float16), torch.float32),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from evomerge.merging import della, merge_rule, merge_state_dicts
-from evomerge.merging.della import RankedDrop, half_width, magnitude_ranks
+from evomerge.merging.della import half_width, magnitude_ranks, rank_line
 from evomerge.methods import validate
 from evomerge.tensors.masks import mask_key, uniform_bits
 from evomerge.tensors.rule_tensors import RuleTensors
@@ -35,12 +35,10 @@ def test_ranks_are_by_row_from_the_smallest_and_ties_by_index():
 
 
 def test_probabilities_rise_evenly_around_the_density():
-    ranks = torch.tensor([2, 0, 1], dtype=torch.int32)
-    drop = RankedDrop(0, 0.4, half_width(0.4, 0.5), ranks, 3)
-    assert drop.probabilities(0, 3).tolist() == pytest.approx([0.6, 0.2, 0.4])
-    assert drop.probabilities(1, 2).tolist() == pytest.approx([0.2])
+    slope, least = rank_line(0.4, half_width(0.4, 0.5), 3)
+    assert [slope * rank + least for rank in (2, 0, 1)] == pytest.approx([0.6, 0.2, 0.4])
     assert half_width(0.9, 0.5) == pytest.approx(0.05)
-    assert RankedDrop(0, 0.4, 0.2, ranks[1:2], 1).probabilities(0, 1).tolist() == [0.4]
+    assert rank_line(0.4, 0.2, 1) == (0.0, 0.4)
 
 
 def test_masks_are_those_of_the_key_and_survivors_are_divided_by_their_probability():
