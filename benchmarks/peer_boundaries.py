@@ -27,7 +27,7 @@ def at_bounds(recipe: Recipe, models: Mapping[str, Tensors]) -> dict[str, Tensor
 
 
 def _tied(values: Tensor, bound: float) -> Tensor:
-    at = values == bound
+    at = torch.isclose(values, torch.tensor(bound), rtol=1e-6, atol=0.0)  # variances are rounded
     return at if int(at.sum()) > 1 else torch.zeros_like(at)
 
 
@@ -36,8 +36,8 @@ def _bounds(rule: Rule, vectors: list[Tensor]) -> Iterator[tuple[Tensor, float]]
     elements = vectors[0].numel()
     if rule.method == "ties":
         for vector, density in zip(vectors, rule.parameters["density"], strict=True):
-            kept = int(elements * density)
-            if 0 < kept < elements:
+            kept = max(1, int(elements * density))
+            if density > 0 and kept < elements:
                 yield vector.abs(), _kth(vector.abs(), elements - kept + 1)
     elif rule.method.startswith("breadcrumbs"):
         shares = zip(rule.parameters["density"], rule.parameters["gamma"], strict=True)

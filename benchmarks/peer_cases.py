@@ -22,6 +22,7 @@ class Case:
         experts: the models that are merged.
         base: the `base_model`; an empty text for none.
         seeded: it has random masks, and is compared by their distribution.
+        computed_in: `dtype` of the file, where mergekit's rounding in float32 decides what is taken.
     """
 
     method: str
@@ -31,13 +32,15 @@ class Case:
     experts: tuple[str, ...] = EXPERTS
     base: str = ""
     seeded: bool = False
+    computed_in: str = "float32"
 
-    def content(self, folder: str, dtypes: Mapping[str, str]) -> dict[str, Any]:
+    def content(self, folder: str, written: str, *, narrow: bool = False) -> dict[str, Any]:
         """The merge as mergekit's YAML.
 
         Args:
             folder: has a directory for each model.
-            dtypes: `dtype`, and `out_dtype` if the file has one.
+            written: dtype of the result.
+            narrow: mergekit computes in that dtype too.
         """
         own = self.each or ({},) * len(self.experts)
         models = [
@@ -49,7 +52,7 @@ class Case:
             content["base_model"] = f"{folder}/{self.base}"
         if self.parameters:
             content["parameters"] = dict(self.parameters)
-        return content | dict(dtypes)
+        return content | {"dtype": written if narrow else self.computed_in, "out_dtype": written}
 
 
 def _weights(*weights: Any, **others: Any) -> tuple[dict[str, Any], ...]:
@@ -129,7 +132,7 @@ def _small_ones() -> Iterator[Case]:
     pair = ("one", "two")
     for t in (1e-4, 1e-3):
         yield Case(method="nearswap", options=f"t {t:g}", parameters={"t": t}, experts=pair, base="one")
-    yield Case(method="arcee_fusion", options="two models", experts=pair, base="one")
+    yield Case(method="arcee_fusion", options="two models", experts=pair, base="one", computed_in="float64")
     yield Case(method="passthrough", options="one model", experts=("one",))
     scale = ({"scale": [{"filter": "down_proj", "value": 0.5}, {"value": 1.0}]},)
     yield Case(method="passthrough", options="scale by filter", experts=("one",), each=scale)

@@ -1,9 +1,9 @@
 """Table of merges by mergekit and by evomerge, of the same files on the same toy models, weight by weight.
 
-`python benchmarks/peer_mergekit.py --mergekit ENVIRONMENT [--only METHOD …] [--write docs/peer_mergekit.md]`
+`python benchmarks/peer_mergekit.py --mergekit ENVIRONMENT [--only METHOD …] [--rows FILE] [--write FILE]`
 
-`make peer-mergekit` builds the environment. Rows are printed as they come. Ends with exit code 1 where a merge is
-neither equal nor explained by `peer_reasons.py`.
+`make peer-mergekit` builds the environment. Rows are printed as they come. Ends with exit code 1 where the weights of a
+merge are not alike.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -36,6 +36,7 @@ DOCUMENT = Path(__file__).parent.parent / "docs" / "peer_mergekit.md"
 SEEDS = range(6)
 FAR = 8.0  # standard errors of six seeds each, the largest of some twenty means
 NARROW = "bfloat16, tied"  # models on which mergekit also computes in 16 bits
+SEEDED = ("bfloat16, untied, shards", "float32, tied, shards")
 
 INTRODUCTION = """\
 # Merges by mergekit and by evomerge
@@ -43,12 +44,13 @@ INTRODUCTION = """\
 Written by `make peer-mergekit` with {versions}: {merges} merges of toy models by `mergekit-yaml` and, from the same
 file, by `evomerge merge`. NOT alike: {failed}.
 
-Files say `dtype: float32`, and `out_dtype: bfloat16` where the result has 16 bits: mergekit then computes as evomerge
-does and rounds once. *Identical*: every bit. *Equal*: no element is further apart than one step of bfloat16 at the
-largest of the numbers that are added there. *Tied*: the share of elements whose magnitude is exactly the bound of what
-is kept. Which of them are kept is chance: mergekit takes those that its sort finds, evomerge those of lowest index,
-and both as many as the density says. *Alike*, for random masks: over six seeds each, by decile of the largest magnitude
-in its row, the share of changed elements and the mean change.
+Files say `dtype: float32` beside the `out_dtype` of the result: mergekit then computes as evomerge does and rounds
+once. (`arcee_fusion`: `dtype: float64`; in float32 the rounding of its divergences decides for some elements.)
+*Identical*: every bit. *Equal*: no element is further apart than one step of bfloat16 at the largest of the numbers
+that are added there. *Tied*: the share of elements whose magnitude is exactly the bound of what is kept. Which of them
+are kept is chance: mergekit takes those that its sort finds, evomerge those of lowest index, and both as many as the
+share says. *Alike*, for random masks: over six seeds each, by decile of the largest magnitude in its row, the share of
+changed elements and the mean change.
 
 The last column has the share of elements that mergekit itself makes otherwise from bfloat16 models with
 `dtype: bfloat16`: most of its methods then round every difference, product and sum to 16 bits. evomerge does not, and
@@ -104,14 +106,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--mergekit", type=Path, required=True, help="the environment that has mergekit")
     parser.add_argument("--only", nargs="+", default=[], metavar="METHOD", help="these methods; writes no document")
+    parser.add_argument(
+        "--rows", type=Path, help="keeps the rows that are made, and has those of a run that was stopped"
+    )
     parser.add_argument("--write", type=Path, default=DOCUMENT, help="where the table goes (default %(default)s)")
     given = parser.parse_args()
     torch.set_num_threads(1)
     chosen = [case for case in CASES if not given.only or case.method in given.only]
-    made = []
+    made = [] if given.rows is None or not given.rows.exists() else read_rows(given.rows)
     with peer(given.mergekit) as program, tempfile.TemporaryDirectory() as folder:
-        for row in rows(program, Path(folder), chosen):
+        for row in rows(program, Path(folder), chosen, {(id(row.case), row.kind) for row in made}):
             made.append(row)
+            if given.rows is not None:
+                append_row(given.rows, row)
             print(f"{row.kind:<28}{row.case.method:<18}{row.case.options:<40}{in_words(row)}", flush=True)
     if not given.only:
         given.write.write_text(document(made, version(given.mergekit)), encoding="utf-8")
@@ -133,20 +140,35 @@ def version(environment: Path) -> str:
     return f"mergekit {found['mergekit']} with torch {found['torch']}"
 
 
-def rows(program: Peer, folder: Path, cases: Sequence[Case]) -> Iterator[Row]:
+def read_rows(path: Path) -> list[Row]:
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in found:
+        row |= {key: Difference(**row[key]) for key in ("found", "rounding") if row[key] is not None}
+    cases = {(case.method, case.options): case for case in CASES}
+    return [Row(**row | {"case": cases[tuple(row["case"])]}) for row in found]
+
+
+def append_row(path: Path, row: Row) -> None:
+    with path.open("a") as file:
+        print(json.dumps(asdict(row) | {"case": [row.case.method, row.case.options]}), file=file)
+
+
+def rows(program: Peer, folder: Path, cases: Sequence[Case], made: set[tuple[int, str]]) -> Iterator[Row]:
+    """The rows that are not made yet."""
     for name, kind in KINDS.items():
         models = folder / name.replace(" ", "-")
         make_models(models, kind)
         weights = {model: read(models / model) for model in NAMES}
-        for case in cases:
+        for case in (case for case in cases if (id(case), name) not in made):
             file = models / "merge.yml"
-            file.write_text(yaml.safe_dump(case.content(str(models), kind.dtypes), sort_keys=False))
+            file.write_text(yaml.safe_dump(case.content(str(models), kind.written), sort_keys=False))
             if case.seeded:
-                yield compare_seeded(program, file, case, name, weights)
+                if name in SEEDED:
+                    yield compare_seeded(program, file, case, name, weights)
                 continue
             row, theirs = compare(program, file, case, name, weights)
             if name == NARROW and theirs is not None:
-                file.write_text(yaml.safe_dump(case.content(str(models), {"dtype": kind.stored}), sort_keys=False))
+                file.write_text(yaml.safe_dump(case.content(str(models), kind.written, narrow=True), sort_keys=False))
                 narrow = merge_there(program, file, 0)
                 if not isinstance(narrow, str):
                     row = replace(row, rounding=difference(theirs, narrow, list(weights.values()), {}))
@@ -226,13 +248,13 @@ def document(made: Sequence[Row], versions: str) -> str:
     failed = sum(not row.alike for row in made)
     lines = [INTRODUCTION.format(versions=versions, merges=len(made), failed=failed or "none")]
     lines += [f"| method | options | {' | '.join(KINDS)} | mergekit in 16 bits |", "|---" * (len(KINDS) + 3) + "|"]
-    by_case: dict[int, list[Row]] = {}
-    for row in made:
-        by_case.setdefault(id(row.case), []).append(row)
-    for same in by_case.values():
+    for case in CASES:
+        same = [row for row in made if row.case is case]
         rounding = next((row.rounding for row in same if row.rounding is not None), None)
         own = "–" if rounding is None else f"{rounding.differing / rounding.elements:.1%}"
-        cells = [f"`{same[0].case.method}`", same[0].case.options, *map(in_words, same), own]
+        of_kind = {row.kind: in_words(row) for row in same}
+        kinds = [of_kind.get(name, "–") for name in KINDS]
+        cells = [f"`{case.method}`", case.options, *kinds, own]
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines) + "\n"
 

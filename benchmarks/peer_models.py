@@ -28,11 +28,6 @@ class Kind:
     tied: bool
     sharded: bool
 
-    @property
-    def dtypes(self) -> dict[str, str]:
-        """What a file says, so that mergekit too computes in float32 and rounds once."""
-        return {"dtype": "float32"} | ({} if self.written == "float32" else {"out_dtype": self.written})
-
 
 KINDS = {
     "bfloat16, tied": Kind(stored="bfloat16", written="bfloat16", tied=True, sharded=False),

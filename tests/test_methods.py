@@ -84,7 +84,7 @@ def test_mergekit_semantics_differ_from_the_authors_where_the_definitions_do():
     }
     assert resolve_options("ties", {}, semantics="mergekit") == {
         "trim_scope": "tensor",
-        "kept_rule": "topk",
+        "kept_rule": "exact",
         "elect": "mass",
         "zero_sign": "plus",
         "agg": "dis-mean",

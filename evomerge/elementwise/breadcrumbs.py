@@ -11,7 +11,7 @@ from torch import Tensor
 
 from evomerge.elementwise.task_arithmetic import merge_scaled
 from evomerge.elementwise.ties import Election, plan_election
-from evomerge.tensors.order_statistics import expected_order_statistics, order_statistics
+from evomerge.tensors.order_statistics import end_of_equal, expected_order_statistics, order_statistics
 from evomerge.tensors.plans import Factors, Formula, Plan
 from evomerge.tensors.rule_tensors import RuleTensors
 from evomerge.tensors.task_vectors import TaskVectors
@@ -23,7 +23,8 @@ def merge_breadcrumbs(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
     """theta = theta_0 + lambda sum_i w_i t_i, with t_i the elements of tau_i between two of its magnitudes.
 
     Of the d elements of a tensor int(density d) are kept, at least one, and int(gamma d) larger ones dropped, or as
-    many as the density leaves. What is tied with the smallest or the largest kept magnitude is kept. No rescaling.
+    many as the density leaves. What is tied with the smallest or the largest kept magnitude is kept, or (`kept_rule:
+    exact`) of it the elements of lowest index alone, and nothing at density 0. No rescaling.
 
     Yields:
         (name, merged tensor), each once, in the order of the rule's names.
@@ -54,7 +55,8 @@ def kept_ranks(density: float, gamma: float, elements: int) -> tuple[int, int]:
 
 def plan_breadcrumbs(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
     """The formula of `merge_breadcrumbs`."""
-    return Plan(formula=Formula(kind="scaled", bands=True), factors=_factors(tensors), scale=tensors.shared("lambda"))
+    formula = Formula(kind="scaled", bands=True, ties=is_exact(tensors))
+    return Plan(formula=formula, factors=_factors(tensors), scale=tensors.shared("lambda"))
 
 
 def plan_breadcrumbs_ties(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan | None:
@@ -64,15 +66,28 @@ def plan_breadcrumbs_ties(tensors: RuleTensors, cosines: MutableMapping[str, flo
 
 @dataclass(frozen=True)
 class Band:
-    """The magnitudes of a tensor that are kept, both included."""
+    """The magnitudes of a tensor that are kept, both included.
+
+    Attributes:
+        ends: what has the least, and the most, magnitude is kept below these indices; None: everywhere.
+    """
 
     least: float = 0.0
     most: float = math.inf
+    ends: tuple[int, int] | None = None
 
     def __call__(self, start: int, vector: Tensor) -> Tensor:
         """The vector with 0 for all others; what is not finite gives NaN, so that it is seen in the result."""
         magnitude = vector.abs()
-        return torch.where((magnitude < self.least) | (magnitude > self.most), magnitude * 0.0, vector)
+        dropped = (magnitude < self.least) | (magnitude > self.most)
+        if self.ends is not None:
+            index = torch.arange(start, start + vector.numel(), device=vector.device)
+            for bound, end in zip((self.least, self.most), self.ends, strict=True):
+                dropped |= (magnitude == bound) & (index >= end)
+        return torch.where(dropped, magnitude * 0.0, vector)
+
+
+NOTHING = Band(math.inf, math.inf)
 
 
 def _factors(tensors: RuleTensors) -> Callable[[str], list[Factors]]:
@@ -81,7 +96,7 @@ def _factors(tensors: RuleTensors) -> Callable[[str], list[Factors]]:
     def factors(name: str) -> list[Factors]:
         kept = [bands(source, name) or Band() for source in range(len(weights))]
         return [
-            Factors(weight, band.least, ranges=(0.0, band.most, 0.0, 0.0, 0.0))
+            Factors(weight, band.least, None, (0.0, band.most, 0.0, 0.0, 0.0), *(band.ends or ()))
             for weight, band in zip(weights, kept, strict=True)
         ]
 
@@ -91,6 +106,11 @@ def _factors(tensors: RuleTensors) -> Callable[[str], list[Factors]]:
 def _vectors(tensors: RuleTensors) -> TaskVectors:
     """The t_i."""
     return TaskVectors(tensors, Bands(tensors))
+
+
+def is_exact(tensors: RuleTensors) -> bool:
+    """Whether as many are kept as the density says. Recipes from before there was the option do not name it."""
+    return tensors.options.get("kept_rule") == "exact"
 
 
 class Bands:
@@ -103,6 +123,7 @@ class Bands:
     def __init__(self, tensors: RuleTensors) -> None:
         self._tensors = tensors
         self._densities, self._gammas = tensors.per_source("density"), tensors.per_source("gamma")
+        self._exact = is_exact(tensors)
         self._vectors = TaskVectors(tensors)
         self._found: dict[tuple[int, str], Band | None] = {}
 
@@ -116,16 +137,35 @@ class Bands:
         elements = self._tensors.like(name).numel()
         if elements == 0:
             return None
+        if self._exact and self._densities[source] == 0:
+            return NOTHING
         ranks = kept_ranks(self._densities[source], self._gammas[source], elements)
         if ranks == (1, elements):
             return None
-        return Band(*self._bounds(source, name, ranks))
+        low, high = self._bounds(source, name, ranks)
+        return Band(low, high, self._ends(source, name, ranks, (low, high)) if self._exact else None)
+
+    def _ends(self, source: int, name: str, ranks: tuple[int, int], bounds: tuple[float, float]) -> tuple[int, int]:
+        """`Band.ends` under which as many elements are kept as there are ranks."""
+        (least, most), (low, high) = ranks, bounds
+        up_to_low = below_high = 0
+        for piece in self._magnitudes(source, name):
+            up_to_low += int((piece <= low).count_nonzero())
+            below_high += int((piece < high).count_nonzero())
+        if low == high:
+            end = end_of_equal(self._magnitudes(source, name), low, most - least + 1)
+            return end, end
+        at_low = end_of_equal(self._magnitudes(source, name), low, up_to_low - least + 1)
+        return at_low, end_of_equal(self._magnitudes(source, name), high, most - below_high)
+
+    def _magnitudes(self, source: int, name: str) -> Iterator[Tensor]:
+        return (piece.abs() for piece in self._vectors.pieces(source, name))
 
     def _bounds(self, source: int, name: str, ranks: Sequence[int]) -> list[float]:
         like, dtype = self._tensors.like(name), self._tensors.dtype([name])
 
         def magnitudes() -> Iterator[Sequence[Tensor]]:
-            return ([piece.abs()] for piece in self._vectors.pieces(source, name))
+            return ([piece] for piece in self._magnitudes(source, name))
 
         if like.device.type != "cpu":  # where copying to main memory takes longer than counting
             return order_statistics(magnitudes, [ranks], dtype)[0]

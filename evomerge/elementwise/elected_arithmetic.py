@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from torch import Tensor
 
 from evomerge.elementwise.linear import weighted_sum
-from evomerge.elementwise.ties import Trimming, elected_sum
+from evomerge.elementwise.ties import elected_sum, trimming_of
 from evomerge.tensors.order_statistics import Cut, trim
 from evomerge.tensors.plans import Factors, Formula, Plan
 from evomerge.tensors.rule_tensors import Piece, RuleTensors
@@ -43,13 +43,17 @@ def plan_elected_arithmetic(tensors: RuleTensors, cosines: MutableMapping[str, f
     if options["kept_rule"] == "topk" and tensors.thresholds is None:
         return None
     weights = tensors.per_source("weight")
-    trimming = _trimming(tensors)
+    trimming = trimming_of(tensors, TaskVectors(tensors))
 
     def factors(name: str) -> list[Factors]:
-        return [Factors(weight, cut.threshold) for weight, cut in zip(weights, trimming.cuts(name), strict=True)]
+        return [
+            Factors(weight, cut.threshold, ties=trimming.end_of_ties(source, name, cut))
+            for source, (weight, cut) in enumerate(zip(weights, trimming.cuts(name), strict=True))
+        ]
 
+    exact = options["kept_rule"] == "exact"
     return Plan(
-        formula=Formula(kind="election", elect=str(options["elect"]), agg="elected-sum"),
+        formula=Formula(kind="election", elect=str(options["elect"]), agg="elected-sum", ties=exact),
         factors=factors,
         scope_of=tensors.scope_of if options["zero_sign"] == "global majority" else None,
     )
@@ -64,7 +68,7 @@ class ElectedVectors:
     def __init__(self, tensors: RuleTensors) -> None:
         self._tensors = tensors
         self._vectors = TaskVectors(tensors)
-        self._trimming = _trimming(tensors)
+        self._trimming = trimming_of(tensors, self._vectors)
         self._elect = str(tensors.options["elect"])
         self._by_majority = tensors.options["zero_sign"] == "global majority"
         self._choices = tensors.per_source("density"), tensors.options["kept_rule"], self._elect
@@ -128,8 +132,3 @@ def _cancel(vectors: Sequence[Tensor], total: Tensor) -> bool:
     """Whether somewhere values sum to exactly zero that are not all zero."""
     zero = total == 0
     return any(bool((zero & (vector != 0)).any()) for vector in vectors)
-
-
-def _trimming(tensors: RuleTensors) -> Trimming:
-    lookup = None if tensors.thresholds is None else tensors.thresholds.kth_magnitude
-    return Trimming(tensors, TaskVectors(tensors), lookup)

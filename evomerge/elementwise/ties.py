@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 from evomerge.tensors.dropping import Drop
-from evomerge.tensors.order_statistics import KEEP_ALL, CountedThresholds, Cut, trim
+from evomerge.tensors.order_statistics import KEEP_ALL, KEEP_NOTHING, CountedThresholds, Cut, trim
 from evomerge.tensors.plans import Factors, Formula, Plan
 from evomerge.tensors.rule_tensors import Piece, RuleTensors
 from evomerge.tensors.task_vectors import TaskVectors
 
 Lookup = Callable[[int, tuple[str, ...], int], float | None]
 """(source, scope, k) -> the k-th smallest magnitude of the vectors to be trimmed, or None where it must be counted."""
+
+TiesFrom = Callable[[int, tuple[str, ...], int], int | None]
+"""(source, scope, k) -> how many elements have the k-th magnitude from the k-th on; None: it is the first of them."""
 
 
 def merge_ties(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
@@ -27,7 +30,8 @@ def merge_ties(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         m   = mean, sum or largest of the x_i with sign g                      (5) merge; `agg`, `weighting`
         theta = theta_0 + lambda m                                             (6)
 
-    With a provider of thresholds, elements tied at the threshold are all kept, also under `kept_rule: topk`.
+    With a provider of thresholds, elements tied at the threshold are all kept, also under `kept_rule: topk`. Under
+    `exact` those of lowest index are, as many as the density says.
 
     Yields:
         (name, merged tensor), each once, in the order of the rule's names.
@@ -36,14 +40,20 @@ def merge_ties(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         MergeError: all weights are zero and `weighting: norm` divides by them.
     """
     vectors = TaskVectors(tensors)
-    trimming = Trimming(tensors, vectors, None if tensors.thresholds is None else tensors.thresholds.kth_magnitude)
-    return Election(tensors, vectors, trimming).merge()
+    return Election(tensors, vectors, trimming_of(tensors, vectors)).merge()
 
 
 def plan_ties(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan | None:
     """The formula of `merge_ties`, or None where it has none: see `plan_election`."""
-    lookup = None if tensors.thresholds is None else tensors.thresholds.kth_magnitude
-    return plan_election(tensors, Trimming(tensors, TaskVectors(tensors), lookup), None)
+    return plan_election(tensors, trimming_of(tensors, TaskVectors(tensors)), None)
+
+
+def trimming_of(tensors: RuleTensors, vectors: TaskVectors) -> Trimming:
+    """The trimming of task vectors as they are, of which a provider of thresholds knows the magnitudes."""
+    provider = tensors.thresholds
+    if provider is None:
+        return Trimming(tensors, vectors, None)
+    return Trimming(tensors, vectors, provider.kth_magnitude, provider.ties_from)
 
 
 def plan_election(
@@ -54,15 +64,15 @@ def plan_election(
 ) -> Plan | None:
     """The formula of an election, on vectors that are trimmed and masked or (None) are not, or whose `bands` are left.
 
-    None where thresholds are counted and only some of the elements at a threshold survive (`topk`): which ones is known
-    from the elements before them, not from a formula.
+    None where thresholds are counted and only some of the elements at a threshold survive (`topk`, and `exact` with
+    masks): which ones is known from the elements before them, not from a formula.
 
     Raises:
         MergeError: see `merge_ties`.
     """
     options = tensors.options
-    counted = tensors.thresholds is None or drops is not None
-    if trimming is not None and options["kept_rule"] == "topk" and counted:
+    counted, rule = tensors.thresholds is None or drops is not None, options["kept_rule"]
+    if trimming is not None and ((rule == "topk" and counted) or (rule == "exact" and drops is not None)):
         return None
     weights = tensors.per_source("weight")
     agg, weighting = str(options["agg"]), str(options["weighting"])
@@ -70,15 +80,23 @@ def plan_election(
         tensors.normalisable([abs(weight) for weight in weights])
 
     def factors(name: str) -> list[Factors]:
-        cuts = [0.0] * len(weights) if trimming is None else [cut.threshold for cut in trimming.cuts(name)]
-        dropped = [None] * len(weights) if drops is None else [drops(i, name) for i in range(len(weights))]
-        return [Factors(*numbers) for numbers in zip(weights, cuts, dropped, strict=True)]
+        cuts = [KEEP_ALL] * len(weights) if trimming is None else trimming.cuts(name)
+        return [
+            Factors(
+                weight,
+                cut.threshold,
+                None if drops is None else drops(source, name),
+                ties=None if trimming is None else trimming.end_of_ties(source, name, cut),
+            )
+            for source, (weight, cut) in enumerate(zip(weights, cuts, strict=True))
+        ]
 
     return Plan(
         formula=Formula(
             kind="election",
             drops=drops is not None,
             bands=bands is not None,
+            ties=rule == "exact" if trimming is not None else bands is not None and options.get("kept_rule") == "exact",
             elect=str(options["elect"]),
             agg=agg,
             weighting=weighting,
@@ -92,13 +110,15 @@ def plan_election(
 def kept_rank(kept_rule: str, density: float, elements: int) -> int:
     """k such that an element is kept where its magnitude is at least the k-th smallest; 0: everything is kept.
 
-    `ge_kth` keeps int(dK) + 1 of d elements, `topk` int(dK), `mask_rate` d - int(d(1-K)) + 1; each keeps at least the
-    largest, and everything at K = 1.
+    `ge_kth` keeps int(dK) + 1 of d elements, `topk` and `exact` int(dK), `mask_rate` d - int(d(1-K)) + 1; each keeps at
+    least the largest, and everything at K = 1. But `exact` keeps nothing at K = 0: k is then one more than there are.
     """
     if density == 1:
         return 0
+    if kept_rule == "exact" and density == 0:
+        return elements + 1
     match kept_rule:
-        case "topk":
+        case "topk" | "exact":
             kept = max(1, int(elements * density))
             return elements - kept + 1 if kept < elements else 0
         case "mask_rate":
@@ -150,9 +170,13 @@ def merge_agreeing(
 class Trimming:
     """The cut of each tensor of each source, which is (1). Those of a whole scope are determined once, at first use."""
 
-    def __init__(self, tensors: RuleTensors, vectors: TaskVectors, lookup: Lookup | None) -> None:
+    def __init__(
+        self, tensors: RuleTensors, vectors: TaskVectors, lookup: Lookup | None, ties_from: TiesFrom | None = None
+    ) -> None:
+        """Without `ties_from` thresholds are counted under `kept_rule: exact`."""
         self._tensors = tensors
         self._lookup = lookup
+        self._ties_from = ties_from
         self._counted = CountedThresholds(vectors.pieces, tensors.dtype)
         self._densities = tensors.per_source("density")
         self._rule = str(tensors.options["kept_rule"])
@@ -168,16 +192,28 @@ class Trimming:
 
     def _cut(self, source: int, scope: tuple[str, ...], elements: int) -> dict[str, Cut]:
         k = kept_rank(self._rule, self._densities[source], elements)
-        if k == 0:
-            return dict.fromkeys(scope, KEEP_ALL)
-        threshold = None if self._lookup is None else self._lookup(source, scope, k)
+        if k == 0 or k > elements:
+            return dict.fromkeys(scope, KEEP_ALL if k == 0 else KEEP_NOTHING)
+        threshold = None if self._lookup is None or self._is_counted else self._lookup(source, scope, k)
         if threshold is not None:
-            return dict.fromkeys(scope, Cut(threshold))
-        threshold = self._counted.kth_magnitude(source, scope, k)
-        if self._rule != "topk":
-            return dict.fromkeys(scope, Cut(threshold))
-        ties = self._counted.ties_to_keep(source, scope, threshold, kept=elements - k + 1)
+            left = self._ties_from(source, scope, k) if self._ties_from and self._rule == "exact" else None
+            if left is None:
+                return dict.fromkeys(scope, Cut(threshold))
+            ties = self._counted.divided(source, scope, threshold, left)
+        else:
+            threshold = self._counted.kth_magnitude(source, scope, k)
+            if self._rule not in ("topk", "exact"):
+                return dict.fromkeys(scope, Cut(threshold))
+            ties = self._counted.ties_to_keep(source, scope, threshold, kept=elements - k + 1)
         return {name: Cut(threshold, count) for name, count in ties.items()}
+
+    def end_of_ties(self, source: int, name: str, cut: Cut) -> int | None:
+        """The index below which what is tied at a cut of this object survives in a tensor; None: everywhere."""
+        return self._counted.end_of_ties(source, name, cut)
+
+    @property
+    def _is_counted(self) -> bool:
+        return self._rule == "exact" and self._ties_from is None
 
 
 class Election:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from evomerge.catalogue import TensorCatalogue
-from evomerge.mergekit.layer_slices import location_of, slices_of
+from evomerge.mergekit.layer_slices import dtypes_of, location_of, slices_of
 from evomerge.mergekit.parameter_settings import Setting, evaluate, position
 from evomerge.methods import METHODS, MergekitMethod, Option
 from evomerge.methods.functions import load_function
@@ -181,7 +181,7 @@ def _content(
     if base_model != "none":
         content["base_model"] = refs[recipe.base.name if base_model == "base" else sources[0]]
     content |= {"parameters": shared} if shared else {}
-    return content | {"dtype": recipe.dtype, "tokenizer_source": refs[recipe.base.name]}
+    return content | dtypes_of(recipe) | {"tokenizer_source": refs[recipe.base.name]}
 
 
 def _switches(method: str, theirs: MergekitMethod, options: Mapping[str, Any]) -> dict[str, bool]:

@@ -200,6 +200,8 @@ class _Importer:
         if reader.needs_base_model:  # it is the first of the two
             own = InputModel(model=base_model, layers=None, parameters={}, keys=("base_model",))
             return (next((model for model in each.models if model.model == base_model), own), *others)
+        if len(others) == len(each.models) and reader.info.sources is None:  # it is merged like the others
+            return (*each.models, InputModel(model=base_model, layers=None, parameters={}, keys=("base_model",)))
         if len(others) == len(each.models):
             raise self._document.refusal(
                 ("base_model",),

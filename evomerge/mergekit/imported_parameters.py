@@ -99,6 +99,9 @@ class MethodReader:
             parameter.name: self._value(parameter, name, place, each, models) for parameter in self.info.parameters
         }
         self._multiply_lambda(values, options, name, place, each)
+        if "normalize" in self._theirs.fixed and self._read("normalize", name, place, each):
+            # Our method has no such switch, but divided by the sum of the weights it is the same with another lambda.
+            values["lambda"] = _one(values["lambda"]) / _divisor(values["weight"])
         try:
             found = resolve_parameters(self.info.name, values, len(models))
         except InvalidInput as error:
@@ -188,7 +191,7 @@ class MethodReader:
     def _multiply_lambda(
         self,
         values: dict[str, Number],
-        options: Mapping[str, OptionValue],
+        options: dict[str, OptionValue],
         name: str,
         place: Fraction,
         each: OutputSlice,
@@ -197,12 +200,9 @@ class MethodReader:
         if factor is None or factor == 1:
             return
         if options.get("normalize"):
-            reason = f"no recipe has both `lambda` and `normalize: true` for {self._theirs.name}"
-            raise self._document.refusal(each.keys, reason)
-        weights = values["weight"]
-        values["weight"] = (
-            tuple(factor * weight for weight in weights) if isinstance(weights, tuple) else weights * factor
-        )
+            factor /= _divisor(values["weight"])
+            options["normalize"] = False
+        values["weight"] = tuple(factor * weight for weight in _tuple(values["weight"]))
 
     def _options(self, name: str, place: Fraction, each: OutputSlice) -> dict[str, OptionValue]:
         theirs = self._theirs
@@ -249,13 +249,9 @@ class MethodReader:
     def _check(self, level: _Scope) -> None:
         for key, setting in level.parameters.items():
             keys: Keys = (*level.keys, "parameters", key)
-            if key in self._read_here(model=False) or not level.merged:
+            if key in self._read_here(model=False) or key in self._theirs.fixed or not level.merged:
                 continue
-            if key in self._theirs.fixed:
-                if setting != self._theirs.fixed[key]:
-                    reason = f"`{key}` of {self._theirs.name} is always {str(self._theirs.fixed[key]).lower()} here"
-                    raise self._document.refusal(keys, reason)
-            elif key in _NEUTRAL:
+            if key in _NEUTRAL:
                 if setting not in _NEUTRAL[key]:
                     allowed = str(_NEUTRAL[key][0]).lower()
                     raise self._document.refusal(keys, f"`{key}` of {self._theirs.name} can only be {allowed} here")
@@ -301,6 +297,21 @@ def _every_parameter() -> set[str]:
     for each in counterparts:
         names.update(each.parameters.values(), each.complements.values(), each.derived, each.switches, each.selections)
     return names | _NEUTRAL.keys()
+
+
+def _tuple(value: Number) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _one(value: Number) -> float:
+    (number,) = _tuple(value)
+    return number
+
+
+def _divisor(weights: Number) -> float:
+    """The sum of the weights; 1 where it is nearly 0, as in mergekit."""
+    total = sum(_tuple(weights))
+    return total if abs(total) >= 1e-8 else 1.0
 
 
 def _number(value: Any) -> Number:

@@ -24,7 +24,7 @@ def slices_of(recipe: Recipe, catalogue: TensorCatalogue) -> tuple[dict[str, Any
     content = {
         "merge_method": "passthrough",
         "slices": [{"sources": [_slice(run, refs[run[0].source], catalogue)]} for run in _runs(recipe.layers)],
-        "dtype": recipe.dtype,
+        **dtypes_of(recipe),
         "tokenizer_source": location_of(recipe.base),
     }
     return content, ""
@@ -33,6 +33,11 @@ def slices_of(recipe: Recipe, catalogue: TensorCatalogue) -> tuple[dict[str, Any
 def location_of(ref: ModelRef) -> str:
     """A model as mergekit names it."""
     return f"{ref.location}@{ref.revision}" if ref.revision else ref.location
+
+
+def dtypes_of(recipe: Recipe) -> dict[str, str]:
+    """The dtypes under which mergekit too computes in float32 and rounds once."""
+    return {"dtype": "float32"} | ({} if recipe.dtype == "float32" else {"out_dtype": recipe.dtype})
 
 
 def _source_of(recipe: Recipe, name: str) -> str | None:

@@ -128,7 +128,8 @@ class _DocumentReader:
         base_model = self._optional_model("base_model")
         slices = self._slices()
         first = base_model or slices[0].models[0].model
-        computed_in, dtype = self._dtype("dtype"), self._dtype("out_dtype")
+        dtype = self._dtype("out_dtype", DTYPES)
+        computed_in = self._dtype("dtype", DTYPES if dtype is None else (*DTYPES, "float64"))
         return MergeDocument(
             name=self._optional_text("name"),
             method=self._text(self._content, "merge_method", ()),
@@ -209,10 +210,10 @@ class _DocumentReader:
                 raise self._refusal((*keys, "parameters", name, *inside), f"{name}: {fault}")
         return {str(name): setting for name, setting in parameters.items()}
 
-    def _dtype(self, key: str) -> str | None:
+    def _dtype(self, key: str, allowed: Collection[str]) -> str | None:
         name = self._optional_text(key)
-        if name is not None and name not in DTYPES:
-            raise self._refusal((key,), f"weights in {name} are not written here; {key} is one of {', '.join(DTYPES)}")
+        if name is not None and name not in allowed:
+            raise self._refusal((key,), f"weights in {name} are not written here; {key} is one of {', '.join(allowed)}")
         return name
 
     def _tokenizer(self, first: str) -> str | None:

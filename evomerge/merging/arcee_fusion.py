@@ -21,8 +21,9 @@ def merge_arcee_fusion(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
 
         S = |B - A| KL(softmax(B) || softmax(A)),  softmax and divergence by row, S by element.
 
-    Quantiles are exact: of all elements of the tensor, interpolated between the two nearest ones. mergekit takes them
-    from 10^6 random places of a larger tensor, unseeded, so that two of its merges differ.
+    Quantiles are of all elements of the tensor, interpolated between the two nearest ones or (`quantiles: lower`) the
+    lower one. mergekit takes them from 10^6 random places of a larger tensor, unseeded, so that two of its merges
+    differ.
 
     Yields:
         (name, merged tensor), each once, in the order of the rule's names.
@@ -41,14 +42,17 @@ def importance(first: Tensor, second: Tensor) -> Tensor:
     return (second - first).abs_() * divergence[:, None]
 
 
-def quantile(ordered: dict[int, float], share: float, elements: int) -> float:
+def quantile(ordered: dict[int, float], share: float, elements: int, *, lower: bool = False) -> float:
     """The quantile between the two nearest numbers.
 
     Args:
         ordered: rank, counted from 1, -> number; at least for the ranks of `nearest_ranks`.
+        lower: the lower one, instead of what is between them.
     """
     place = share * (elements - 1)
     low, high = nearest_ranks(share, elements)
+    if lower:
+        return ordered[low]
     return ordered[low] + (place - math.floor(place)) * (ordered[high] - ordered[low])
 
 
@@ -69,14 +73,15 @@ def threshold(tensors: RuleTensors, name: str) -> float:
         torch.float64,
     )
     ordered = dict(zip(ranks, found, strict=True))
-    lower, middle, upper = (quantile(ordered, share, elements) for share in shares)
-    return middle + EXCEPTIONAL * (upper - lower)
+    of_elements = tensors.options["quantiles"] == "lower"
+    first, second, third = (quantile(ordered, share, elements, lower=of_elements) for share in shares)
+    return second + EXCEPTIONAL * (third - first)
 
 
 def _merge_tensor(tensors: RuleTensors, name: str) -> Tensor:
     if tensors.like(name).numel() == 0:
         return torch.empty(tensors.like(name).shape, dtype=tensors.dtype([name]), device=tensors.like(name).device)
-    least = tensors.cached(("arcee_fusion", name), lambda: threshold(tensors, name))
+    least = tensors.cached(("arcee_fusion", tensors.options["quantiles"], name), lambda: threshold(tensors, name))
 
     def merged(piece: Piece) -> Tensor:
         first, second = piece.sources

@@ -19,12 +19,13 @@ ARCEE_FUSION = MethodInfo(
     options=(
         Option(
             "quantiles",
-            ("exact",),
-            "quantiles of all elements of a tensor, interpolated; mergekit samples large tensors at random, unseeded",
+            ("exact", "lower"),
+            "quantiles of all elements of a tensor: interpolated, or the lower of the two nearest elements; mergekit "
+            "samples large tensors at random, unseeded",
         ),
     ),
     sources=2,
     mergekit=MergekitMethod(
-        name="arcee_fusion", base_model="first source", parameters={}, semantics={"quantiles": "exact"}
+        name="arcee_fusion", base_model="first source", parameters={}, semantics={"quantiles": "lower"}
     ),
 )

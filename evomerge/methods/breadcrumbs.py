@@ -41,9 +41,17 @@ _GAMMA = Parameter(
     maximum=1.0,
 )
 
+# `exact` is the value of TIES with this meaning.
+KEPT_RULE = Option(
+    "kept_rule",
+    ("tied", "exact"),
+    "of elements that are tied at a bound, tied keeps all; exact keeps the first ones, as many as the share says, and "
+    "nothing at a share of 0",
+)
+
 _FORMULA = (
     "t_i = tau_i without the gamma_i * d largest |tau_i| and the (1 - density_i - gamma_i) * d smallest of d elements\n"
-    "where gamma_i > 1 - density_i, the (1 - density_i) * d largest alone are dropped; tied ones are kept\n"
+    "where gamma_i > 1 - density_i, the (1 - density_i) * d largest alone are dropped\n"
 )
 
 _COST = "one pass over base and sources, and before it one that finds the bounds of every task vector"
@@ -60,13 +68,14 @@ BREADCRUMBS = MethodInfo(
     plan="evomerge.elementwise.breadcrumbs:plan_breadcrumbs",
     per_source=(_DENSITY, _GAMMA, SPARSE_WEIGHT),
     shared=(LAMBDA,),
+    options=(KEPT_RULE,),
     needs=frozenset({"base"}),
     mergekit=MergekitMethod(
         name="breadcrumbs",
         base_model="base",
         parameters={"density": "density", "gamma": "gamma", "lambda": "lambda", "weight": "weight"},
         fixed={"normalize": False},
-        semantics={},
+        semantics={"kept_rule": "exact"},
     ),
 )
 
@@ -83,14 +92,20 @@ BREADCRUMBS_TIES = MethodInfo(
     plan="evomerge.elementwise.breadcrumbs:plan_breadcrumbs_ties",
     per_source=(_DENSITY, _GAMMA, SPARSE_WEIGHT),
     shared=(LAMBDA,),
-    options=ELECTION_OPTIONS,
+    options=(*ELECTION_OPTIONS, KEPT_RULE),
     needs=frozenset({"base"}),
     mergekit=MergekitMethod(
         name="breadcrumbs_ties",
         base_model="base",
         parameters={"density": "density", "gamma": "gamma", "lambda": "lambda", "weight": "weight"},
         switches={"normalize": ("weighting", "sum")},
-        semantics={"elect": "mass", "zero_sign": "plus", "agg": "dis-mean", "weighting": "sum"},
+        semantics={
+            "elect": "mass",
+            "zero_sign": "plus",
+            "agg": "dis-mean",
+            "weighting": "sum",
+            "kept_rule": "exact",
+        },
         expressed={"weighting": ("norm", "sum")},
     ),
 )

@@ -110,6 +110,7 @@ DARE_TIES = MethodInfo(
             "targets": "all",
             "dare_ties": "no_trim",
             **MERGEKIT_TIES,
+            "kept_rule": "topk",  # of no effect without trimming
             "weighting": "sum",
         },
         expressed={

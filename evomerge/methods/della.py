@@ -102,7 +102,7 @@ DELLA = MethodInfo(
             "elect": "mass",
             "zero_sign": "plus",
             "agg": "dis-mean",
-            "weighting": "sum",
+            "weighting": "norm",
         },
         expressed={"rescale": ("none",), "weighting": ("norm", "sum")},
     ),

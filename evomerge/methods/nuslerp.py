@@ -34,7 +34,8 @@ NUSLERP = MethodInfo(
         base_model="none",
         base_under=("vectors", "task_vectors"),
         parameters={"weight": "weight"},
-        selections={"nuslerp_flatten": ("units", "tensor"), "nuslerp_row_wise": ("units", "rows")},
+        # What mergekit calls row-wise has an angle for each index of the last dimension: measured, not as documented.
+        selections={"nuslerp_flatten": ("units", "tensor"), "nuslerp_row_wise": ("units", "columns")},
         semantics={},
         expressed={"units": ("tensor", "rows", "columns"), "vectors": ("sources", "task_vectors")},
     ),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from evomerge.methods.info import MergekitMethod, MethodInfo, Parameter
+from evomerge.methods.breadcrumbs import KEPT_RULE
+from evomerge.methods.info import MergekitMethod, MethodInfo, Option, Parameter
 
 SCE = MethodInfo(
     name="sce",
@@ -30,6 +31,19 @@ SCE = MethodInfo(
             maximum=1.0,
         ),
     ),
+    options=(
+        KEPT_RULE,
+        Option(
+            "zero_sum",
+            ("erase", "plus"),
+            "what is kept of task vectors whose selected elements sum to exactly zero: nothing, or the positive ones",
+        ),
+    ),
     needs=frozenset({"base"}),
-    mergekit=MergekitMethod(name="sce", base_model="base", parameters={"select_topk": "select_topk"}, semantics={}),
+    mergekit=MergekitMethod(
+        name="sce",
+        base_model="base",
+        parameters={"select_topk": "select_topk"},
+        semantics={"kept_rule": "exact", "zero_sum": "plus"},
+    ),
 )

@@ -32,9 +32,10 @@ TIES_OPTIONS = (
     ),
     Option(
         "kept_rule",
-        ("ge_kth", "topk", "mask_rate"),
-        "ge_kth keeps int(dK)+1 of d elements and those tied with the last; topk keeps exactly int(dK), at least one; "
-        "mask_rate drops int(d(1-K))-1. Density 1 keeps everything under each",
+        ("ge_kth", "topk", "mask_rate", "exact"),
+        "ge_kth keeps int(dK)+1 of d elements and those tied with the last; topk keeps int(dK), at least one, but in a "
+        "search all that are tied; mask_rate drops int(d(1-K))-1; exact keeps int(dK) everywhere, of tied ones the "
+        "first, and nothing at density 0. Density 1 keeps everything under each",
     ),
     Option("elect", ("mass", "count"), "the sign of an element is that of the sum of values, or of the sum of signs"),
     Option(
@@ -52,7 +53,7 @@ TIES_OPTIONS = (
 
 MERGEKIT_TIES: dict[str, OptionValue] = {
     "trim_scope": "tensor",
-    "kept_rule": "topk",
+    "kept_rule": "exact",
     "elect": "mass",
     "zero_sign": "plus",
     "agg": "dis-mean",

@@ -17,7 +17,8 @@ from torch import Tensor
 from evomerge.errors import MergeError
 from evomerge.passes.kernels import DTYPES, LANES, SHORTEST, STATISTIC_DTYPES, Kernel, KernelKind, Kernels
 from evomerge.tensors.computed_tensors import dtype_of, is_computed
-from evomerge.tensors.plans import Factors, Plan, offset_words, pack, plan_rule
+from evomerge.tensors.packed_factors import offset_words, pack
+from evomerge.tensors.plans import Factors, Plan, plan_rule
 from evomerge.tensors.rule_tensors import RuleTensors
 
 # Elements per call of a kernel. Few enough that the sum of the votes is exact in float32, and that the copies of what

@@ -71,6 +71,26 @@ class Table:
         line = float(np.float32(low + (rank - first) / (ranks[right] - first) * (high - low)))
         return min(line if line > low else float(np.nextafter(np.float32(low), _INFINITY)), high)
 
+    def run(self, rank: int) -> tuple[int, int]:
+        """First and last rank, from 0, of the magnitude at a rank, as far as the table has a step there."""
+        values = self.values.data
+        right = bisect_left(self.ranks.data, rank)
+        knot = right if self.ranks[right] == rank else right - 1
+        if knot < right and not _is_step(values[knot]):
+            return rank, rank
+        while knot and _is_step(values[knot - 1]) and abs(values[knot - 1]) == abs(values[knot]):
+            knot -= 1
+        if not _is_step(values[knot]):
+            return rank, rank
+        first = int(self.ranks[knot])
+        while _is_step(values[knot]) and abs(values[knot + 1]) == abs(values[knot]):
+            knot += 1
+        return first, int(self.ranks[knot + 1]) - 1 if _is_step(values[knot]) else int(self.ranks[knot])
+
+
+def _is_step(value: float) -> bool:
+    return math.copysign(1.0, value) < 0
+
 
 def sorted_together(elements: int) -> int:
     """Number of magnitudes that are sorted together in a scope of this many elements."""

@@ -69,17 +69,25 @@ class ThresholdTables:
 
         Where several elements have that magnitude, all of them are at the threshold.
         """
-        key = (source, scope)
-        table = self._tables.get(key)
-        if table is None:
-            table = self._tables[key] = self._find(source, scope)
-        return table.at_rank(k - 1)
+        return self._table(source, scope).at_rank(k - 1)
+
+    def ties_from(self, source: int, scope: Scope, k: int) -> int | None:
+        """The number of elements of the k-th magnitude from the k-th on; None where it is the first of them."""
+        first, last = self._table(source, scope).run(k - 1)
+        return None if first == k - 1 else last - k + 2
 
     def save(self) -> None:
         """Put what was made since the last call into the store, and give back the memory that it was made in."""
         self._desk = Desk()
         for source in range(len(self._sources)):
             self._save(source)
+
+    def _table(self, source: int, scope: Scope) -> Table:
+        key = (source, scope)
+        table = self._tables.get(key)
+        if table is None:
+            table = self._tables[key] = self._find(source, scope)
+        return table
 
     def _find(self, source: int, scope: Scope) -> Table:
         elements = self._elements(scope)

@@ -40,6 +40,10 @@ class Thresholds(Protocol):
         """
         ...
 
+    def ties_from(self, source: int, scope: tuple[str, ...], k: int) -> int | None:
+        """The number of elements of this magnitude from the k-th on, which is one of them; None: the first of them."""
+        ...
+
 
 class Cut(NamedTuple):
     """The condition under which an element of one tensor survives trimming.
@@ -54,6 +58,7 @@ class Cut(NamedTuple):
 
 
 KEEP_ALL = Cut(0.0)
+KEEP_NOTHING = Cut(math.inf)
 
 
 class CountedThresholds:
@@ -80,12 +85,46 @@ class CountedThresholds:
                 magnitude = piece.abs()
                 larger += int((magnitude > threshold).count_nonzero())
                 equal[name] += int((magnitude == threshold).count_nonzero())
-        left = kept - larger
-        ties = {}
+        return _first(kept - larger, equal)
+
+    def divided(self, source: int, scope: tuple[str, ...], threshold: float, ties: int) -> dict[str, int]:
+        """The same for a number of ties that is known."""
+        if len(scope) == 1:
+            return {scope[0]: ties}
+        equal = dict.fromkeys(scope, 0)
         for name in scope:
-            ties[name] = min(left, equal[name])
-            left -= ties[name]
-        return ties
+            for piece in self._vector(source, name):
+                equal[name] += int((piece.abs() == threshold).count_nonzero())
+        return _first(ties, equal)
+
+    def end_of_ties(self, source: int, name: str, cut: Cut) -> int | None:
+        """The index below which what is tied survives in a tensor; None: everywhere."""
+        if cut.ties is None:
+            return None
+        return end_of_equal((piece.abs() for piece in self._vector(source, name)), cut.threshold, cut.ties)
+
+
+def end_of_equal(pieces: Iterable[Tensor], value: float, count: int) -> int:
+    """The index, over all pieces in order, after the count-th element that is equal to a value; for none of them 0."""
+    start = 0
+    if not count:
+        return 0
+    for piece in pieces:
+        equal = piece == value
+        found = int(equal.count_nonzero())
+        if found >= count:
+            return start + int(equal.nonzero()[count - 1]) + 1
+        count, start = count - found, start + piece.numel()
+    return start
+
+
+def _first(left: int, equal: dict[str, int]) -> dict[str, int]:
+    """A number of elements divided among tensors, as many to each as it has, the first tensors first."""
+    divided = {}
+    for name, count in equal.items():
+        divided[name] = min(left, count)
+        left -= divided[name]
+    return divided
 
 
 def kth_smallest_magnitude(pieces: Callable[[], Iterable[Tensor]], k: int, dtype: torch.dtype) -> float:

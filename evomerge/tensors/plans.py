@@ -11,12 +11,10 @@ Equation numbers are those of `ties.merge_ties` (TIES), `dropping.Drop` (DARE) a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +23,7 @@ from evomerge.methods.functions import load_function
 from evomerge.tensors.competition import compete
 from evomerge.tensors.dropping import Drop
 from evomerge.tensors.formula_numbers import Numbers, Words
-from evomerge.tensors.masks import index_words, mixed_index
+from evomerge.tensors.masks import mixed_index
 from evomerge.tensors.rank_masks import drop_by_rank
 from evomerge.tensors.rule_tensors import RuleTensors
 from evomerge.tensors.sums import added
@@ -42,6 +40,7 @@ class Formula:
         drops: DARE masks the task vectors first.
         bands: task vectors lose their smallest and largest elements first (Breadcrumbs).
         ranked: elements are dropped by rank first (DELLA), which is the statistic: the option `rescale`, or empty.
+        ties: of what is tied at a threshold, what comes first in the tensor survives.
         elect, agg, weighting: the options of TIES; `agg: elected-sum` weighs after the election, see
             `elected_arithmetic`.
         variant: the option of PCB.
@@ -51,6 +50,7 @@ class Formula:
     drops: bool = False
     bands: bool = False
     ranked: str = ""
+    ties: bool = False
     elect: str = ""
     agg: str = ""
     weighting: str = ""
@@ -69,13 +69,16 @@ class Formula:
 class Factors(NamedTuple):
     """The numbers of one tensor of one source, as Python has them.
 
-    `ranges` are `Numbers` from LEAST on.
+    `ranges` are `Numbers` from LEAST to SCORE_SCALE. What is tied at the threshold survives below the index `ties`, and
+    at MOST below `ties_of_most`; None: everywhere.
     """
 
     weight: float = 1.0
     threshold: float = 0.0
     drop: Drop | None = None
     ranges: tuple[float, ...] = (0.0,) * 5
+    ties: int | None = None
+    ties_of_most: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,60 +124,6 @@ def same_for_all(weights: Sequence[float]) -> Callable[[str], list[Factors]]:
     return lambda name: factors
 
 
-def pack(
-    tensors: Sequence[Sequence[Factors]], scale: float = 1.0, zero_sign: float = 1.0, *, wide: bool = False
-) -> tuple[Tensor, Tensor]:
-    """`numbers` and `words` of several tensors, with one more dimension in front.
-
-    Args:
-        tensors: the factors of each tensor, one per source.
-        wide: numbers in float64.
-
-    Returns:
-        float32 or float64 of shape (tensors, 12, sources) and int32 of shape (tensors, 4, sources), for the elements
-        from index 0; `offset_words` gives the words of later ones.
-    """
-    undropped = Drop(0, 0.0)
-    # By way of numpy, which reads nested lists several times faster.
-    with np.errstate(over="ignore"):  # what is above the largest float32 is infinite, and refused when it is written
-        numbers = np.array([_numbers(factors, undropped, scale, zero_sign) for factors in tensors])
-        numbers = numbers.astype(np.float64 if wide else np.float32)
-    words = np.zeros((len(tensors), len(Words), numbers.shape[-1]), dtype=np.int32)
-    if any(factor.drop for factors in tensors for factor in factors):
-        words[:] = [_words(factors, undropped) for factors in tensors]
-    return torch.from_numpy(numbers), torch.from_numpy(words)
-
-
-def _numbers(factors: Sequence[Factors], undropped: Drop, scale: float, zero_sign: float) -> list[Sequence[float]]:
-    drops = [factor.drop or undropped for factor in factors]
-    return [
-        [factor.weight for factor in factors],
-        [factor.threshold for factor in factors],
-        [drop.divisor for drop in drops],
-        [drop.factor for drop in drops],
-        [scale] * len(factors),
-        [zero_sign] * len(factors),
-        [0.0] * len(factors),
-        *zip(*(factor.ranges for factor in factors), strict=True),
-    ]
-
-
-def _words(factors: Sequence[Factors], undropped: Drop) -> list[list[int]]:
-    drops = [factor.drop or undropped for factor in factors]
-    keys = [index_words(drop.key, 0) for drop in drops]
-    limits = [math.ceil(drop.drop_rate * (1 << 24)) for drop in drops]
-    return [limits, [low for low, _, _ in keys], [high for _, high, _ in keys], [start for _, _, start in keys]]
-
-
-def offset_words(words: Tensor, factors: Sequence[Factors], start: int) -> Tensor:
-    """The words for a piece that begins at element `start`. A piece may not cross a multiple of 2**31."""
-    if start == 0 or not any(factor.drop for factor in factors):
-        return words
-    keys = [index_words(factor.drop.key if factor.drop else 0, start) for factor in factors]
-    rows = [[low for low, _, _ in keys], [high for _, high, _ in keys], [first for _, _, first in keys]]
-    return torch.cat([words[: Words.KEY_LOW], torch.tensor(rows, dtype=torch.int32, device=words.device)])
-
-
 def evaluate(
     formula: Formula,
     base: Tensor | None,
@@ -189,8 +138,8 @@ def evaluate(
     Args:
         base, sources: the same piece of one flattened tensor of each model, shape (n,), any float dtype up to float32.
         statistics: likewise of the statistic of each source, where the formula has some.
-        numbers: float32 (with statistics float64) of shape (12, sources), see `Numbers`.
-        words: int32 of shape (4, sources), see `Words`.
+        numbers: float32 (with statistics float64) of shape (13, sources), see `Numbers`.
+        words: int32 of shape (6, sources), see `Words`.
 
     Returns:
         float32 of shape (n,), and for elections the votes: the sign of each elected sum, -1, 0 or +1. Where a weight is
@@ -211,7 +160,7 @@ def evaluate(
         vectors = [_drop_by_rank(formula, *each, numbers[:, i], words[:, i]) for i, each in enumerate(given)]
         numbers = numbers.float()
     if formula.bands:
-        vectors = [_band(vector, numbers[:, i]) for i, vector in enumerate(vectors)]
+        vectors = [_band(formula, vector, numbers[:, i], words[:, i]) for i, vector in enumerate(vectors)]
     if formula.kind == "sum":
         return _weighted_sum(vectors, numbers) + origin, None
     if formula.kind == "scaled":
@@ -222,7 +171,7 @@ def evaluate(
         return _agree(vectors, numbers) + origin, None
     if formula.kind == "competition":
         return compete(formula.variant, vectors, numbers) + origin, None
-    merged, votes = _elect(formula, vectors, numbers)
+    merged, votes = _elect(formula, vectors, numbers, words)
     return merged * numbers[Numbers.LAMBDA, 0] + 0.0 + origin, votes  # TIES (6)
 
 
@@ -261,19 +210,26 @@ def _random_bits(vector: Tensor, words: Tensor) -> Tensor:
     return mixed_index(indices, words[Words.KEY_LOW], words[Words.KEY_HIGH])
 
 
-def _band(vector: Tensor, numbers: Tensor) -> Tensor:
+def _band(formula: Formula, vector: Tensor, numbers: Tensor, words: Tensor) -> Tensor:
     """What `breadcrumbs.Band` leaves."""
     size = vector.abs()
     dropped = (size < numbers[Numbers.THRESHOLD]) | (size > numbers[Numbers.MOST])
+    if formula.ties:
+        indices = torch.arange(vector.shape[0], dtype=torch.int32, device=vector.device)
+        dropped = dropped | ((size == numbers[Numbers.THRESHOLD]) & (indices >= words[Words.TIES]))
+        dropped = dropped | ((size == numbers[Numbers.MOST]) & (indices >= words[Words.TIES_OF_MOST]))
     return torch.where(dropped, size * numbers[Numbers.ZERO], vector)
 
 
-def _elect(formula: Formula, vectors: Sequence[Tensor], numbers: Tensor) -> tuple[Tensor, Tensor]:
+def _elect(formula: Formula, vectors: Sequence[Tensor], numbers: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
     """Trim, elect and merge as `ties.Election` does, for task vectors that are not trimmed yet."""
     weights, zero = numbers[Numbers.WEIGHT], numbers[Numbers.ZERO, 0]
-    trimmed = [  # TIES (1)
-        torch.where(vector.abs() < numbers[Numbers.THRESHOLD, i], zero, vector) for i, vector in enumerate(vectors)
-    ]
+    cuts: Sequence[Tensor] = numbers[Numbers.THRESHOLD].unbind()
+    if formula.ties and not formula.bands:
+        indices = torch.arange(vectors[0].shape[0], dtype=torch.int32, device=vectors[0].device)
+        ties, above = words[Words.TIES], numbers[Numbers.ABOVE]
+        cuts = [torch.where(indices < ties[i], cut, above[i]) for i, cut in enumerate(cuts)]
+    trimmed = [torch.where(vector.abs() < cut, zero, vector) for vector, cut in zip(vectors, cuts, strict=True)]  # (1)
     if formula.agg != "elected-sum":
         trimmed = [vector * weights[i] for i, vector in enumerate(trimmed)]  # TIES (2)
     total = mass = added(trimmed)  # TIES (3)

@@ -65,6 +65,7 @@ WITHOUT_FORMULA = [
         for options in ({"semantics": "mergekit"}, {"rescale": "l1_match"})
     ),
     ("dare_ties", {"kept_rule": "topk"}),
+    ("dare_ties", {"kept_rule": "exact"}),
     ("nuslerp", {"units": "rows"}),
     ("nuslerp", {"units": "columns"}),
     ("model_stock", {"filter_wise": True}),
@@ -205,6 +206,23 @@ def test_thresholds_can_be_counted_as_well_as_looked_up():
     assert plan_rule("ties", rule_of("ties", {"kept_rule": "topk"}, (torch.float32,) * 4, tables=False), {}) is None
 
 
+@pytest.mark.parametrize("scope", ["global", "tensor", "layer_group"])
+@pytest.mark.parametrize("method", ["ties", "elected_arithmetic"])
+def test_with_tables_as_many_tied_elements_are_kept_as_are_counted_without(method, scope, monkeypatch):
+    monkeypatch.setattr(fused_rule, "CPU_CHUNK", 1 << 13)  # the last tied element that is kept is in some later piece
+    options = {"kept_rule": "exact", "trim_scope": scope}
+    counted = rule_of(method, options, (torch.bfloat16,) * 4, tables=False)
+    looked_up = rule_of(method, options, (torch.bfloat16,) * 4)
+    expected = {name: tensor.bfloat16() for name, tensor in merge_rule(method, counted)}
+    for name, tensor in merge_rule(method, looked_up):
+        assert torch.equal(bits(tensor.bfloat16()), bits(expected[name])), name
+    for tensors in (counted, looked_up):
+        assert_same_bits(method, tensors, torch.bfloat16, EagerKernels())
+    all_tied = {**looked_up.options, "kept_rule": "topk"}
+    others = dict(merge_rule(method, dataclasses.replace(looked_up, options=all_tied)))
+    assert any(not torch.equal(tensor.bfloat16(), expected[name]) for name, tensor in others.items())
+
+
 def test_an_output_that_is_not_contiguous_is_written_all_the_same():
     tensors = rule_of("ties", {}, (torch.bfloat16,) * 4, names=("d",))
     rule = fuse_rule("ties", tensors, kernels=EagerKernels(), dtype=torch.bfloat16, device=CPU, cache=SourceCache())
@@ -298,6 +316,7 @@ BFLOAT16 = ("bfloat16",) * 3
     [
         ("linear", {}, (torch.bfloat16,) * 4, torch.bfloat16),
         ("ties", {}, (torch.bfloat16,) * 4, torch.bfloat16),
+        ("ties", {"semantics": "mergekit"}, (torch.bfloat16,) * 4, torch.bfloat16),
         ("dare_ties", {"weighting": "norm"}, (torch.float32, torch.bfloat16, torch.float16), torch.float32),
         ("pcb", {}, (torch.bfloat16,) * 4, torch.bfloat16),
         ("della", {}, (torch.bfloat16,) * 4, torch.bfloat16),

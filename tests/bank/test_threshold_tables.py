@@ -46,6 +46,26 @@ def test_one_rank_alone_gives_the_bits_of_many_at_once(values):
         assert np.array([table.at_rank(int(rank)) for rank in ranks], np.float32).tobytes() == table.at(ranks).tobytes()
 
 
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=60))
+def test_a_small_scope_knows_every_run_of_equal_magnitudes(values):
+    table = make_table(lambda: [torch.tensor(values, dtype=torch.float32)], len(values))
+    ordered = sorted(values)
+    for rank, value in enumerate(ordered):
+        first = ordered.index(value)
+        assert table.run(rank) == (first, first + values.count(value) - 1)
+
+
+def test_a_large_scope_knows_the_runs_that_matter():
+    magnitudes = differences(700_001, torch.bfloat16)
+    table = make_table(lambda: [magnitudes], len(magnitudes))
+    ordered = np.sort(magnitudes.numpy())
+    for rank in range(0, len(ordered), 7_001):
+        first, last = (int(np.searchsorted(ordered, ordered[rank], side)) for side in ("left", "right"))
+        assert table.run(rank) in ((first, last - 1), (rank, rank))
+        assert table.run(rank) != (rank, rank) or last - first <= 7  # a hundred-thousandth of the elements
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("count", [1, 2, 768, 65_536, 100_000, 700_001])
 def test_a_threshold_is_right_to_one_element_in_a_hundred_thousand(count, dtype):

@@ -58,7 +58,8 @@ def test_a_linear_merge() -> None:
             {"model": "/models/code", "parameters": {"weight": 0.7}},
         ],
         "parameters": {"normalize": True},
-        "dtype": "bfloat16",
+        "dtype": "float32",
+        "out_dtype": "bfloat16",
         "tokenizer_source": "org/base",
     }
 
@@ -125,8 +126,8 @@ def test_nuslerp_says_what_has_an_angle_of_its_own() -> None:
     }
     assert switches == {
         "tensor": {"nuslerp_flatten": True, "nuslerp_row_wise": False},
-        "rows": {"nuslerp_flatten": False, "nuslerp_row_wise": True},
-        "columns": {"nuslerp_flatten": False, "nuslerp_row_wise": False},
+        "rows": {"nuslerp_flatten": False, "nuslerp_row_wise": False},
+        "columns": {"nuslerp_flatten": False, "nuslerp_row_wise": True},
     }
 
 

@@ -307,7 +307,61 @@ def test_the_lambda_of_task_arithmetic_is_in_its_weights(tmp_path: Path) -> None
     values = _values(_read(content, tmp_path).recipe, "weight")
     assert values["lm_head.weight"] == (0.5, 0.0)
     content["parameters"]["normalize"] = True
-    assert "both `lambda` and `normalize: true`" in _refusal(content, tmp_path)
+    recipe = _read(content, tmp_path).recipe
+    assert _values(recipe, "weight")["model.layers.6.mlp.up_proj.weight"] == (0.25, 0.25)
+    assert {rule.options["normalize"] for rule in recipe.rules} == {False}
+
+
+@pytest.mark.parametrize("method", ["breadcrumbs", "della_linear"])
+def test_methods_that_do_not_divide_by_the_sum_of_the_weights_have_it_in_lambda(method: str, tmp_path: Path) -> None:
+    models = [{"model": model, "parameters": {"weight": 2.0}} for model in ("org/math@v2", "/models/code")]
+    content = {
+        "merge_method": method,
+        "base_model": "org/base",
+        "models": models,
+        "parameters": {"density": 0.5, "normalize": True, "lambda": 0.6},
+        "dtype": "float32",
+    }
+    (rule,) = _read(content, tmp_path).recipe.rules
+    assert (rule.parameters["lambda"], rule.parameters["weight"]) == (pytest.approx(0.15), (2.0, 2.0))
+
+
+@pytest.mark.parametrize("method", ["linear", "karcher"])
+def test_a_base_model_that_is_not_among_the_models_is_averaged_with_them(method: str, tmp_path: Path) -> None:
+    content = {
+        "merge_method": method,
+        "base_model": "org/base",
+        "models": [{"model": "org/math@v2"}, {"model": "/models/code"}],
+        "parameters": {"weight": 0.5} if method == "linear" else {},
+        "dtype": "float32",
+    }
+    (rule,) = _read(content, tmp_path).recipe.rules
+    assert rule.sources == ("math", "code", "base")
+
+
+def test_mergekit_may_compute_in_64_bits(tmp_path: Path) -> None:
+    found = _read(TIES.replace("dtype: float32\nout", "dtype: float64\nout"), tmp_path)
+    assert found.recipe.dtype == "bfloat16"
+    assert "line 18: mergekit adds in float64, evomerge in float32, rounding once to bfloat16" in found.notes
+
+
+def test_della_is_normalised_unless_it_says_otherwise(tmp_path: Path) -> None:
+    (rule,) = _read(
+        TIES.replace("ties", "della").replace("[1, 0.7, 0.1]", "0.4").replace("[0, 0.3, 0.7, 1]", "1"), tmp_path
+    ).recipe.rules
+    assert rule.options["weighting"] == "norm"
+
+
+def test_what_mergekit_calls_row_wise_has_an_angle_for_each_column(tmp_path: Path) -> None:
+    for rows, units in ((True, "columns"), (False, "rows")):
+        content = {
+            "merge_method": "nuslerp",
+            "models": [{"model": "org/math@v2"}, {"model": "/models/code"}],
+            "parameters": {"weight": 0.5, "nuslerp_flatten": False, "nuslerp_row_wise": rows},
+            "dtype": "float32",
+        }
+        (rule,) = _read(content, tmp_path).recipe.rules
+        assert rule.options["units"] == units
 
 
 def test_a_tokenizer_of_another_model_brings_its_config_with_it(tmp_path: Path) -> None:

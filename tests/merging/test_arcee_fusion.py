@@ -64,6 +64,21 @@ def test_a_quantile_lies_between_the_nearest_numbers(elements):
         assert quantile(ordered, share, elements) == pytest.approx(np.quantile(numbers, share))
 
 
+def test_the_lower_of_two_numbers_is_one_of_them():
+    numbers = {rank: float(rank - 1) for rank in range(1, 13)}
+    found = [quantile(numbers, share, 12, lower=True) for share in (0.25, 0.5, 0.75)]
+    assert found == [2.0, 5.0, 8.0]
+    changes = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 12.1]])
+    # Interpolated, the threshold is 4.5 + 1.5 (6.25 - 2.75) = 9.75; of the lower elements 4 + 1.5 (6 - 2) = 10.
+    for largest, options, taken in (
+        (9.9, {}, True),
+        (9.9, {"quantiles": "lower"}, False),
+        (10.1, {"quantiles": "lower"}, True),
+    ):
+        changes[0, -1] = largest
+        assert bool(merged(torch.zeros(1, 8), changes, options=options)[0, -1] != 0) == taken
+
+
 def test_equal_sources_are_themselves_and_one_element_is_the_second():
     one = torch.tensor([[1.0, -2.0]])
     assert torch.equal(merged(one, one), one)

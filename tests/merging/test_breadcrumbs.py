@@ -9,6 +9,7 @@ from evomerge.elementwise.breadcrumbs import Band, Bands, kept_ranks
 from evomerge.errors import MergeError
 from evomerge.merging import RuleTensors, merge_rule, merge_state_dicts
 from evomerge.methods import validate
+from evomerge.tensors import rule_tensors
 
 TAU = [1.0, -2.0, 3.0, -4.0, 5.0, -6.0, 7.0, -8.0, 9.0, -10.0]
 
@@ -59,6 +60,21 @@ def test_what_is_tied_with_the_last_kept_stays_and_nothing_moves_without_task_ve
     for method in ("breadcrumbs", "breadcrumbs_ties"):
         assert merged([[0.0] * 4] * 2, method, base=3.0).tolist() == [3.0] * 4
         assert merged([5.0], method, parameters={"density": 0.1, "gamma": 0.1}).item() == 5.0
+
+
+@pytest.mark.parametrize("method", ["breadcrumbs", "breadcrumbs_ties"])
+@pytest.mark.parametrize("piece", [3, 1 << 17])
+def test_of_tied_elements_all_are_kept_or_the_first_as_many_as_the_share_says(method, piece, monkeypatch):
+    monkeypatch.setattr(rule_tensors, "CPU_PIECE", piece)
+    tau, middle = [1.0, -1.0, 2.0, -2.0, 2.0, 3.0, 3.0, -3.0, 3.0, 4.0], {"density": 0.5, "gamma": 0.2}
+    # Of ten, 2 are the largest (4 and one 3), 5 are kept (three 3 and two 2), 3 the smallest.
+    assert merged([tau], method, parameters=middle).tolist() == [0, 0, 2, -2, 2, 3, 3, -3, 3, 0]
+    exact = {"semantics": "mergekit"}
+    assert merged([tau], method, parameters=middle, **exact).tolist() == [0, 0, 2, -2, 0, 3, 3, -3, 0, 0]
+    two = {"density": 0.2, "gamma": 0.2}  # both of the elements that are kept have one magnitude
+    assert merged([tau], method, parameters=two, **exact).tolist() == [0, 0, 0, 0, 0, 3, 3, 0, 0, 0]
+    nothing = {"density": 0.0, "gamma": 0.2}
+    assert merged([tau], method, parameters=nothing, **exact).tolist() == [0] * 10
 
 
 def random(n, shape=(7, 11)):

@@ -132,7 +132,13 @@ def test_retrim_is_ties_on_the_masked_vectors():
     for position, source in enumerate(sources):
         padded = [zeros_like(source)] * position + [source]  # masks are keyed by position
         masked.append(dare(padded, drop_rate=0.4))
-    for options in ({}, {"trim_scope": "tensor"}, {"kept_rule": "topk"}, {"elect": "count", "zero_sign": "plus"}):
+    for options in (
+        {},
+        {"trim_scope": "tensor"},
+        {"kept_rule": "topk"},
+        {"kept_rule": "exact"},
+        {"elect": "count", "zero_sign": "plus"},
+    ):
         expected = merge_state_dicts("ties", masked, zeros_like(sources[0]), {"density": 0.3}, options)
         result = dare(sources, method="dare_ties", drop_rate=0.4, density=0.3, options=options)
         assert all(torch.equal(result[name], expected[name]) for name in expected)

@@ -43,7 +43,7 @@ def test_counting_signs_elects_the_many_small():
 
 
 @pytest.mark.parametrize("scope", ["global", "tensor", "layer_group"])
-@pytest.mark.parametrize("kept_rule", ["ge_kth", "topk", "mask_rate"])
+@pytest.mark.parametrize("kept_rule", ["ge_kth", "topk", "mask_rate", "exact"])
 def test_with_weights_of_one_it_is_ties_with_the_sum(scope, kept_rule):
     generator = torch.Generator().manual_seed(0)
     models = [

@@ -8,6 +8,7 @@ import torch
 from evomerge.elementwise.sce import merge_selected, variance
 from evomerge.merging import RuleTensors, merge_rule, merge_state_dicts
 from evomerge.methods import validate
+from evomerge.tensors import rule_tensors
 
 
 def merged(taus, share=1.0, base=0.0):
@@ -24,6 +25,14 @@ def test_all_steps_by_hand():
     expected = [(14 * 3 + 9 * 1) / 23, -2.0, 2.0, 0.0]
     assert merged([ONE, TWO]).tolist() == pytest.approx(expected)
     assert merged([ONE, TWO], base=5.0).tolist() == pytest.approx([5 + each for each in expected])
+
+
+def test_a_sum_of_zero_keeps_nothing_or_what_is_positive():
+    taus = [torch.tensor([1.0, 3.0, 0.0]), torch.tensor([-1.0, 4.0, 0.0])]
+    sources, base = [{"w": tau} for tau in taus], {"w": torch.zeros(3)}
+    for options, first in (({}, 0.0), ({"zero_sum": "erase"}, 0.0), ({"semantics": "mergekit"}, 1.0)):
+        found = merge_state_dicts("sce", sources, base, options=options)["w"].tolist()
+        assert found == pytest.approx([first, (10 * 3 + 17 * 4) / 27, 0.0])
 
 
 def test_the_share_is_of_the_variances_that_are_not_zero():
@@ -65,6 +74,23 @@ def test_the_selected_number_is_the_share():
     taus = [torch.randn(1000, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     for share in (0.1, 0.25, 0.5):
         assert int(merged(taus, share).count_nonzero()) == 1000 * share
+
+
+@pytest.mark.parametrize("piece", [3, 1 << 17])
+def test_of_elements_that_vary_alike_all_are_selected_or_the_first_as_many_as_the_share_says(piece, monkeypatch):
+    monkeypatch.setattr(rule_tensors, "CPU_PIECE", piece)
+    sources = [{"w": torch.tensor([1.0, 2.0, -1.0, 1.0, 0.0, 0.0])}, {"w": torch.zeros(6)}]
+    base = {"w": torch.zeros(6)}
+
+    def selected(share, **options):
+        found = merge_state_dicts("sce", sources, base, {"select_topk": share}, options)["w"]
+        return [place for place, each in enumerate(found.tolist()) if each]
+
+    # Four vary, three of them alike.
+    assert selected(0.5) == [0, 1, 2, 3]
+    assert selected(0.5, semantics="mergekit") == [0, 1]
+    assert selected(0.75, semantics="mergekit") == [0, 1, 2]
+    assert selected(0.0, semantics="mergekit") == []
 
 
 def test_thresholds_are_measured_once_for_a_share(monkeypatch):

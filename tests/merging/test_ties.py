@@ -51,6 +51,11 @@ TEN = [1.0, -2.0, 3.0, -4.0, 5.0, -6.0, 7.0, -8.0, 9.0, -10.0]
         ("ge_kth", 1.0, 1),
         ("topk", 1.0, 1),
         ("mask_rate", 1.0, 1),
+        ("exact", 0.2, 9),
+        ("exact", 0.25, 9),
+        ("exact", 0.05, 10),
+        ("exact", 0.0, 11),  # nothing
+        ("exact", 1.0, 1),
     ],
 )
 def test_n20_the_kept_rules_keep_the_share_they_were_asked_for(kept_rule, density, smallest_kept):
@@ -61,15 +66,17 @@ def test_n20_the_kept_rules_keep_the_share_they_were_asked_for(kept_rule, densit
 @pytest.mark.parametrize("kept_rule", CHOICES["kept_rule"])
 @settings(deadline=None, max_examples=200)
 @given(density=st.floats(0, 1), elements=st.integers(1, 10**12))
-def test_the_rank_is_never_larger_than_the_number_of_elements(kept_rule, density, elements):
-    assert 0 <= kept_rank(kept_rule, density, elements) <= elements
+def test_the_rank_is_never_larger_than_the_number_of_elements_unless_nothing_is_kept(kept_rule, density, elements):
+    nothing = kept_rule == "exact" and density == 0
+    assert 0 <= kept_rank(kept_rule, density, elements) <= elements + nothing
 
 
-def test_elements_tied_at_the_threshold_are_all_kept_except_under_topk():
+def test_elements_tied_at_the_threshold_are_all_kept_unless_their_number_is_exact():
     vector = [2.0, -2.0, 1.0, 2.0, -3.0]
     assert ties(vector, density=0.4, options={"kept_rule": "ge_kth"}) == [2.0, -2.0, 0.0, 2.0, -3.0]
-    assert ties(vector, density=0.4, options={"kept_rule": "topk"}) == [2.0, 0.0, 0.0, 0.0, -3.0]
-    assert ties(vector, density=0.6, options={"kept_rule": "topk"}) == [2.0, -2.0, 0.0, 0.0, -3.0]
+    for rule in ("topk", "exact"):
+        assert ties(vector, density=0.4, options={"kept_rule": rule}) == [2.0, 0.0, 0.0, 0.0, -3.0]
+        assert ties(vector, density=0.6, options={"kept_rule": rule}) == [2.0, -2.0, 0.0, 0.0, -3.0]
 
 
 def test_the_trim_scope_decides_what_small_tensors_keep():
@@ -239,7 +246,9 @@ def trimmed_by_definition(tau, density, kept_rule):
     d = len(tau)
     if density == 1:
         return tau
-    if kept_rule == "topk":
+    if kept_rule == "exact" and density == 0:
+        return [0] * d
+    if kept_rule in ("topk", "exact"):
         best = sorted(range(d), key=lambda i: (-abs(tau[i]), i))[: max(1, int(d * density))]
         return [x if i in best else 0 for i, x in enumerate(tau)]
     k = d - int(d * density) if kept_rule == "ge_kth" else int(d * (1 - density))
