@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from evomerge.evaluation.evaluator import HarnessScores
 from evomerge.evaluation.scores import Scores
@@ -34,6 +34,7 @@ class WorkerSetup:
         patience: seconds that a store of artifacts is waited for.
         ingredients: number of merges that memory was planned for as sources of other merges.
         logs: folder of the logs of workers; None: they keep none.
+        checkpoint: seconds between two checkpoints of an evaluation.
     """
 
     base: ModelRef
@@ -54,6 +55,7 @@ class WorkerSetup:
     patience: float = 0.0
     ingredients: int = 0
     logs: str | None = None
+    checkpoint: float = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ class Score:
         worker: the one that is preferred, because it has these weights in memory.
     """
 
-    streams: ClassVar[bool] = False
+    streams: ClassVar[bool] = True
 
     key: str
     recipe: Recipe
@@ -281,12 +283,14 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Progress of a long job: steps of a training with current losses by name, or texts that have been measured."""
+    """Progress of a long job: steps of a training with current losses by name, texts that have been measured, or passes
+    of an evaluation whose answers are kept."""
 
     key: str
     step: int
     steps: int
     losses: Mapping[str, float] = field(default_factory=dict)
+    unit: Literal["step", "text", "pass"] = "step"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +299,7 @@ class Outcome:
 
     Attributes:
         losses: number of times that the machine was lost under it, in this run.
+        checkpoints: files among the artifacts that are of no use once the result is stored.
     """
 
     key: str
@@ -304,3 +309,4 @@ class Outcome:
     worker: str
     cost: Cost = field(default_factory=Cost)
     losses: int = 0
+    checkpoints: tuple[str, ...] = ()

@@ -23,6 +23,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from evomerge.errors import InvalidInput, first_reason
+from evomerge.evaluation_checkpoints import FOLDER as EVALUATIONS
 from evomerge.leases.lock import hold
 from evomerge.messages import in_bytes
 from evomerge.object_store.artifact_folder import ArtifactFolder
@@ -46,7 +47,7 @@ _TEMPORARY: Final = re.compile(r"\..+\.(writing|replaced)-[0-9a-f]{8}")
 
 @dataclass(frozen=True, kw_only=True)
 class Orphan:
-    """A file or folder that nothing names. `kind`: items, file, statistics, checkpoint, temporary or logs.
+    """A file or folder that nothing names. `kind`: items, file, statistics, checkpoint, evaluation, temporary or logs.
 
     Attributes:
         name: of an object on the origin of the artifacts; `path` is then that of its copy here.
@@ -126,6 +127,7 @@ def orphans(stored: StoredSearch) -> list[Orphan]:
         "file": lambda path: not named.is_torn and path.stem not in named.names | indexed,
         "statistics": lambda path: _is_stale(path, folder / "files", unfinished=named.unfinished),
         "checkpoint": lambda path: not named.training,
+        "evaluation": lambda path: not named.unfinished,
         "temporary": _is_old,
         "logs": lambda path: path.name not in named.studies,
     }
@@ -162,6 +164,7 @@ def _orphans_on(origin: RemoteFolder, stored: StoredSearch) -> list[Orphan]:
         "file": lambda name: not named.is_torn and Path(name).stem not in named.names | indexed,
         "statistics": is_lost,
         "checkpoint": lambda name: not named.training,
+        "evaluation": lambda name: not named.unfinished,
     }
     return [
         Orphan(path=stored.artifacts / name, kind=kind, size=objects[name].size, name=name)
@@ -180,6 +183,8 @@ def _kind_of(name: str) -> str | None:
         return "file"
     if folder == "statistics" and _is_named(path, _DIGEST, (".json", ".safetensors")):
         return "statistics"
+    if folder == EVALUATIONS and _DIGEST.fullmatch(last):
+        return "evaluation"
     return "checkpoint" if folder == "training" and _CHECKPOINT.fullmatch(last) else None
 
 
@@ -196,7 +201,9 @@ def _candidates(folder: Path, run: Path) -> Iterator[tuple[str, Iterable[Path]]]
         [path for path in _listed(folder / "statistics") if _is_named(path, _DIGEST, (".json", ".safetensors"))],
     )
     yield "checkpoint", [path for path in _listed(folder / "training") if _CHECKPOINT.fullmatch(path.name)]
-    places = (folder, folder / "files", folder / "statistics", folder / "training", run, run / "models")
+    yield "evaluation", [path for path in _listed(folder / EVALUATIONS) if _DIGEST.fullmatch(path.name)]
+    inside = (folder / name for name in ("files", "statistics", "training", EVALUATIONS))
+    places = (folder, *inside, run, run / "models")
     yield "temporary", [path for place in places for path in _listed(place) if _TEMPORARY.fullmatch(path.name)]
     yield "logs", [path for path in _listed(folder / LOGS) if path.is_dir()]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
 import socket
 import sys
 import time
@@ -15,17 +14,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evomerge.errors import EvomergeError, InvalidInput
+from evomerge.errors import InvalidInput
 from evomerge.evaluation.calibration_texts import calibration_texts
 from evomerge.evaluation.evaluator import (
     BatchedEvaluator,
     CalibrationText,
     Candidate,
+    ContinuableEvaluator,
     Evaluator,
     ModelEvaluator,
 )
 from evomerge.evaluation.factory import build_evaluator
-from evomerge.interjection import TimedOut
+from evomerge.evaluation_checkpoints import ContinuedScores, EvaluationCheckpoints
+from evomerge.job_faults import is_from_outside, is_of_machine, reason_for
 from evomerge.jobs import (
     Cost,
     Failed,
@@ -49,7 +50,7 @@ from evomerge.jobs import (
 from evomerge.logs.capture import captured
 from evomerge.logs.log_file import LogFile
 from evomerge.object_store.artifact_folder import ArtifactFolder, artifact_path
-from evomerge.object_store.remote_folder import ArtifactsAway, SilentPatience
+from evomerge.object_store.remote_folder import SilentPatience
 from evomerge.object_store.scratch_folder import scratch_folder
 from evomerge.recipe import Recipe, all_files, single_source
 from evomerge.spec import Calibration
@@ -92,6 +93,15 @@ class Worker:
                 device=setup.device,
                 allow=setup.allow,
             )
+        self._checkpoints = self._open_checkpoints()
+
+    def _open_checkpoints(self) -> EvaluationCheckpoints | None:
+        """The checkpoints of long evaluations; None where nothing can be continued, or there is no place for them."""
+        setup, evaluator = self._setup, self.evaluator
+        if not setup.artifacts or not isinstance(evaluator, ContinuableEvaluator):
+            return None
+        artifacts = ArtifactFolder(artifact_path(setup.artifacts))
+        return EvaluationCheckpoints(evaluator, artifacts, seconds=setup.checkpoint, device=setup.device)
 
     @property
     def bank(self) -> WeightBank:
@@ -152,24 +162,31 @@ class Worker:
         started = time.perf_counter()
         self._merge_seconds = 0.0
         self._forget_peak()
-        cost = Cost()
+        cost, before = Cost(), 0.0
+        checkpoints: tuple[str, ...] = ()
         result: Result
         try:
-            if isinstance(job, Train):
+            if isinstance(job, Score):
+                continued, result = yield from self._score(job)
+                before = continued.seconds
+                checkpoints = (continued.checkpoint,) if continued.checkpoint else ()
+            elif isinstance(job, Train):
                 result, cost = yield from self._train(job)
             elif isinstance(job, Measure):
                 result, cost = yield from self._measure(job)
             else:
                 result = self._at_once(job)
         except BaseException as error:
-            if _is_from_outside(error):
+            if is_from_outside(error):
                 raise
             invalid = isinstance(error, InvalidInput)
-            reason = str(error)[:REASON_LENGTH] if invalid else _reason(error)
+            reason = str(error)[:REASON_LENGTH] if invalid else reason_for(error)
             self._log.write(traceback.format_exc(), level="error", job=job.key)
-            result = Failed(reason, crashed=_is_of_machine(error), invalid=invalid)
-        total = time.perf_counter() - started
-        seconds = {"merge": self._merge_seconds, "total": total}
+            result = Failed(reason, crashed=is_of_machine(error), invalid=invalid)
+            if isinstance(job, Score) and not result.crashed and self._checkpoints is not None:
+                self._checkpoints.discard()
+        total = before + time.perf_counter() - started
+        seconds = {"merge": self._merge_seconds, "total": total, **({"before": before} if before else {})}
         if isinstance(result, Scored):
             seconds.update(result.scores.seconds)
             items = sum(len(task.items) for task in result.scores.tasks.values())
@@ -181,6 +198,7 @@ class Worker:
             seconds=seconds,
             worker=self.name,
             cost=self._cost(cost, total),
+            checkpoints=checkpoints,
         )
 
     def _cost(self, known: Cost, seconds: float) -> Cost:
@@ -277,15 +295,13 @@ class Worker:
                     found = end.value
                     break
                 sums.keep()
-                yield Progress(key=job.key, step=step.step, steps=step.steps)
+                yield Progress(key=job.key, step=step.step, steps=step.steps, unit="text")
             artifacts.keep_files([found.digest])
             sums.keep()
         cost = Cost(forward_tokens=found.forward_tokens, gradient_tokens=found.gradient_tokens, seconds=found.seconds)
         return Measured(found.digest), cost
 
-    def _at_once(self, job: Score | FindBatchSize | Multiply) -> Result:
-        if isinstance(job, Score):
-            return self._score(job)
+    def _at_once(self, job: FindBatchSize | Multiply) -> Result:
         return self._multiply() if isinstance(job, Multiply) else self._find(job)
 
     def _multiply(self) -> Multiplied:
@@ -314,7 +330,7 @@ class Worker:
             return Found(size)
         return Found(size, self.evaluator.harness_scores(model))
 
-    def _score(self, job: Score) -> Scored:
+    def _score(self, job: Score) -> Generator[Progress, None, tuple[ContinuedScores, Scored]]:
         if job.batch_size is not None and isinstance(self.evaluator, BatchedEvaluator):
             self.evaluator.batch_size = job.batch_size
         candidate = Candidate(
@@ -325,8 +341,18 @@ class Worker:
             base=lambda: self.bank.base_model(job.recipe.layers),
             skeleton=lambda: self.bank.live_model(job.recipe.layers),
         )
-        scores = self.evaluator.score(candidate, job.items)
-        return Scored(scores, self._digests(job.recipe) if job.digests else None)
+        if self._checkpoints is None:
+            continued = ContinuedScores(scores=self.evaluator.score(candidate, job.items))
+        else:
+            steps = self._checkpoints.score(candidate, job.items)
+            while True:
+                try:
+                    step = next(steps)
+                except StopIteration as end:
+                    continued = end.value
+                    break
+                yield Progress(key=job.key, step=step.step, steps=step.steps, unit="pass")
+        return continued, Scored(continued.scores, self._digests(job.recipe) if job.digests else None)
 
     def _digests(self, recipe: Recipe) -> TensorDigests:
         return TensorDigests(self.bank.device.type, self.bank.live_digests(recipe))
@@ -357,40 +383,3 @@ def _peak_memory() -> int:
     # Where there is no /proc: since the process began; in KiB, on macOS in bytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _is_from_outside(error: BaseException) -> bool:
-    """Whether an error is none of the candidate, but ends or interrupts the process or the job.
-
-    What a candidate may raise besides exceptions is a SystemExit, as a task does that calls `sys.exit`; so does the
-    handler of a signal, as those of Ray do.
-    """
-    if isinstance(error, (KeyboardInterrupt, GeneratorExit, TimedOut)):
-        return True
-    handlers = {getattr(signal.getsignal(number), "__code__", None) for number in (signal.SIGTERM, signal.SIGINT)}
-    return any(frame.f_code in handlers for frame, _ in traceback.walk_tb(error.__traceback__))
-
-
-def _is_of_machine(error: BaseException) -> bool:
-    """Whether the machine cannot do any job at present: its device is broken, or the store of artifacts away."""
-    return isinstance(error, ArtifactsAway) or _is_broken_device(error)
-
-
-def _is_broken_device(error: BaseException) -> bool:
-    """Whether an accelerator has failed, rather than the candidate: every later call in this process would fail too.
-
-    Running out of its memory is the candidate's own failure and breaks nothing.
-    """
-    import torch
-
-    return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
-
-
-def _reason(error: BaseException) -> str:
-    """One line that says why a candidate failed, with the place in our code for errors that we did not foresee."""
-    message = f"{type(error).__name__}: {error}".strip().splitlines()[0][:400]
-    if isinstance(error, EvomergeError):
-        return message
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" (in {frames[-1].name}, {Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return message + place

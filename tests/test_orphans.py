@@ -21,6 +21,7 @@ ORPHANS = {  # path -> kind
     f"statistics/{'c' * 64}.json": "statistics",
     f"statistics/{'d' * 64}.safetensors": "statistics",
     f"training/dam-{'e' * 32}.safetensors": "checkpoint",
+    f"evaluations/{'7' * 64}": "evaluation",
     "files/.b.safetensors.writing-0123abcd": "temporary",
     "logs/gone": "logs",
 }
@@ -31,6 +32,7 @@ KEPT = (
     "thesis.txt",
     "files/notes.safetensors",
     "training/mine.safetensors",
+    "evaluations/mine",
     "logs/sim/controller.log",
 )
 
@@ -101,7 +103,7 @@ def test_orphans_are_listed_with_their_sizes_and_nothing_is_deleted(littered, ca
     assert document["bytes"] == sum(each["bytes"] for each in document["orphans"]) >= 10 * len(ORPHANS)
     assert not document["deleted"]
     assert contents(littered) == before
-    assert "7 orphans" in gc(capsys)[1].out
+    assert "8 orphans" in gc(capsys)[1].out
 
 
 def test_only_orphans_are_deleted_and_the_study_goes_on(littered, capsys):
@@ -137,6 +139,7 @@ def test_checkpoints_and_sums_are_kept_while_somebody_may_go_on_with_them(litter
     rows.ask().set_user_attr(attributes.BEGUN, True)
     out = gc(capsys)[1].out
     assert f"dam-{'e' * 32}" not in out
+    assert "7" * 64 not in out
     optuna.delete_study(study_name="sim/baselines", storage=URL)
     assert f"dam-{'e' * 32}" in gc(capsys)[1].out
 

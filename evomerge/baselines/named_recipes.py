@@ -131,6 +131,7 @@ def score_rows(
             raise StoppedByFailures(f"{row.label!r} cannot be scored on the {_items(block)} items: {reason}")
         by_machine = isinstance(scored, Failed) and (scored.crashed or scored.lost)
         records.leave_out(row.label, row.recipe.digest, reason, by_machine=by_machine)
+        records.discard_checkpoints(outcome)
         _log.warning("%s cannot be scored and is left out: %s", row.label, reason)
     return {row.label: results[row.label] for row in rows if row.label in results}
 
@@ -164,6 +165,7 @@ def record_row(result: NamedResult, records: Records, objective: Objective) -> N
     """Store a row that is new. One whose items were lost was scored again, and takes the place of its former self."""
     if result.outcome is not None:
         records.add(new_row(result, objective))
+        records.discard_checkpoints(result.outcome)
 
 
 def new_row(result: NamedResult, objective: Objective) -> NewRow:

@@ -278,6 +278,7 @@ class BaselineRunner:
             assessed = objective.assess(found.scores)
             if isinstance(assessed, Collapsed):
                 baseline.fail(f"the merge has collapsed: {assessed.reason}")
+                self._records.discard_checkpoints(outcome)
                 return None
             row = NamedRecipe(label=job.key.removeprefix(f"{self._records.study.study_name}/"), recipe=job.recipe)
             result = new_result(row, found.scores, outcome)
@@ -312,12 +313,15 @@ class BaselineRunner:
             losses=choice.losses,
         )
         self._records.add(made, baseline.trial)
+        for each in results:
+            if each.outcome is not None:
+                self._records.discard_checkpoints(each.outcome)
 
     def _follow(self, progress: Progress) -> None:
         """Store a point of the loss curve: the mean over the sources."""
         self._on_progress(progress)
         baseline = self._owners.get(progress.key)
-        if baseline is None or baseline.trial is None:
+        if baseline is None or baseline.trial is None or progress.unit != "step":
             return
         if progress.step % max(1, progress.steps // POINTS) == 0 or progress.step == progress.steps:
             names = [ref.name for ref in self._ingredients.experts if ref.name in progress.losses]

@@ -123,7 +123,7 @@ def ignored_without_ray(workers: WorkersSpec, ray: str | None) -> list[str]:
     if chosen_ray(ray) != NONE:
         return []
     default = WorkersSpec()
-    others = [name for name in WorkersSpec.model_fields if name != "timeout"]
+    others = [name for name in WorkersSpec.model_fields if name not in ("timeout", "checkpoint")]
     changed = [name for name in others if getattr(workers, name) != getattr(default, name)]
     return [f"workers.{name}" for name in changed if (name, workers.count) != ("count", 1)]
 

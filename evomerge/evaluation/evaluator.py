@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -98,6 +98,36 @@ class Evaluator(Protocol):
         """Task -> its weight in the objective, for every task."""
 
     def score(self, candidate: Candidate, items: ItemBlock) -> Scores: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringStep:
+    """A step of an evaluation.
+
+    Attributes:
+        step, steps: the number of steps that were made, of how many.
+        state: reads what has been found out so far, from which `ContinuableEvaluator.score_by_steps` continues. To be
+            called before the next step.
+    """
+
+    step: int
+    steps: int
+    state: Callable[[], bytes]
+
+
+@runtime_checkable
+class ContinuableEvaluator(Protocol):
+    """An evaluator that scores in steps, and continues behind those that an attempt before has made."""
+
+    def score_by_steps(
+        self, candidate: Candidate, items: ItemBlock, state: bytes | None = None
+    ) -> Generator[ScoringStep, None, Scores]:
+        """`Evaluator.score`, with a moment after each step. The scores are those of `score` to the last bit.
+
+        Args:
+            state: of an attempt before with the same candidate and items; bytes of anything else are not used.
+        """
+        ...
 
 
 @runtime_checkable

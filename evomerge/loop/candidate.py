@@ -60,7 +60,13 @@ class CandidateInFlight:
             for phase, spent in each.seconds.items():
                 seconds[phase] = seconds.get(phase, 0.0) + spent
         cost = replace(sum((each.cost for each in self._outcomes), Cost()), candidates=last.cost.candidates)
-        whole = replace(last, seconds=seconds, cost=cost, losses=sum(each.losses for each in self._outcomes))
+        whole = replace(
+            last,
+            seconds=seconds,
+            cost=cost,
+            losses=sum(each.losses for each in self._outcomes),
+            checkpoints=tuple(name for each in self._outcomes for name in each.checkpoints),
+        )
         if not isinstance(last.result, Scored):
             return whole
         return replace(whole, result=replace(last.result, scores=combine_scores(self._scores())))

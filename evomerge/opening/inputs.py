@@ -99,6 +99,7 @@ class Inputs:
             patience=spec.storage_patience,
             logs=str(logs_folder(spec).resolve()),
             ingredients=self.space.ingredients,
+            checkpoint=spec.workers.checkpoint,
         )
 
 

@@ -21,6 +21,7 @@ from evomerge.study.status import Status
 
 LOG_SECONDS = 10.0  # how often a log that is not a terminal gets a line at most
 LOG_FILE = "evomerge.log"
+_WORK = {"step": "training", "text": "measurement", "pass": "evaluation"}
 
 
 @contextmanager
@@ -64,9 +65,10 @@ def listening(terminal: Terminal) -> Iterator[Listener]:
 
 
 def progress_line(progress: Progress) -> Text:
-    """step/total of a training, and its losses by name; of a measurement, the texts that have been read."""
+    """step/total of a training, and its losses by name; of a measurement, the texts that have been read; of an
+    evaluation, the passes whose answers are kept."""
     losses = "".join(f" · {name} {loss:.4f}" for name, loss in progress.losses.items())
-    return Text(f"{progress.key}: {'step' if losses else 'text'} {progress.step}/{progress.steps}{losses}")
+    return Text(f"{progress.key}: {progress.unit} {progress.step}/{progress.steps}{losses}")
 
 
 class _Lines:
@@ -87,7 +89,7 @@ class _Lines:
         now = time.monotonic()
         if progress.step == progress.steps or now - self._last >= LOG_SECONDS:
             self._last = now
-            self._tell("training" if progress.losses else "measurement", asdict(progress))
+            self._tell(_WORK[progress.unit], asdict(progress))
 
     def phase(self, text: str) -> None:
         self._tell("phase", {"text": text})

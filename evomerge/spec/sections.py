@@ -259,6 +259,7 @@ class WorkersSpec(Frozen):
         gpus: of one node, for each worker; below 1 the share of one GPU.
         resources: of Ray's nodes, for each worker, by name.
         allow_open_cluster: join a Ray cluster that takes jobs from anyone who reaches it.
+        checkpoint: seconds after which what a long evaluation has found so far is kept for an attempt that follows.
     """
 
     count: Positive | None = None
@@ -268,6 +269,7 @@ class WorkersSpec(Frozen):
     resources: Mapping[str, Annotated[float, Field(ge=LEAST_SHARE)]] = {}
     allow_open_cluster: bool = False
     timeout: Annotated[float, Field(gt=0)] = 3600.0
+    checkpoint: Annotated[float, Field(gt=0)] = 60.0
 
     @model_validator(mode="after")
     def _min_is_reached(self) -> WorkersSpec:

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.aggregates import CUSTOM
 from evomerge.evaluation.scores import Scores, TaskScores
-from evomerge.jobs import Cost
+from evomerge.jobs import Cost, Outcome
 from evomerge.object_store.artifact_folder import ArtifactFolder
 from evomerge.recipe import Recipe, RecipeSet
 from evomerge.storage import attributes
@@ -249,6 +249,10 @@ class Records:
             write_document(target, attributes.PARAMS, dict(row.params))
         if row.losses:
             self._writer.set(number, attributes.LOSSES, {name: list(ends) for name, ends in row.losses.items()})
+
+    def discard_checkpoints(self, outcome: Outcome) -> None:
+        """See `TrialWriter.discard_checkpoints`."""
+        self._writer.discard_checkpoints(outcome)
 
     def scores(self, row: Record) -> Scores | None:
         """The outcomes of a row by item; None where the artifact is gone: it is scored again then."""

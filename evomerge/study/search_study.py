@@ -240,6 +240,7 @@ class SearchStudy:
             self._writer.finish(number, TrialState.COMPLETE, write, told)
             self.tally.add_complete(number, assessed, outcome.cost)
         self.tally.add_seconds(outcome.seconds)
+        self._writer.discard_checkpoints(outcome)
 
     def fail(self, number: int, reason: str, outcome: Outcome | None = None) -> None:
         """Store a trial that has no score, with the reason."""
@@ -253,6 +254,8 @@ class SearchStudy:
         self.tally.add_failed(Cost() if outcome is None else outcome.cost)
         self.tally.add_seconds({} if outcome is None else outcome.seconds)
         self.latest_failure = (number, reason)
+        if outcome is not None:
+            self._writer.discard_checkpoints(outcome)
 
     def cancel(self, number: int, reason: str, outcome: Outcome | None = None) -> bool:
         """Fail a trial that is running or waits to be proposed; False where it has ended or never was.

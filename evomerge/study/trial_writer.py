@@ -17,7 +17,8 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.evaluation.scores import Scores
-from evomerge.jobs import Cost
+from evomerge.evaluation_checkpoints import discard
+from evomerge.jobs import Cost, Outcome
 from evomerge.object_store.artifact_folder import ArtifactFolder
 from evomerge.object_store.optuna_store import PatientArtifacts, optuna_store
 from evomerge.recipe import Recipe, RecipeSet
@@ -125,6 +126,10 @@ class TrialWriter:
         store = PatientArtifacts(optuna_store(self._artifacts), self._artifacts.path, self._wait)
         store.write(artifact.artifact_id, content)
         return artifact
+
+    def discard_checkpoints(self, outcome: Outcome) -> None:
+        """Delete what was kept of evaluations while they ran: their result is stored now."""
+        discard(ArtifactFolder(self._artifacts.path), outcome.checkpoints)
 
     def attach(self, number: int, artifact: ArtifactMeta) -> None:
         """Name an artifact in a trial that is not finished yet, as `optuna.artifacts.upload_artifact` does."""

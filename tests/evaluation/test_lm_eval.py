@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from steps_made import steps_made
 from tiny_pack import PACK, TASKS, documents, make_model, make_tokenizer, write_lines, write_pack
 from tokenizers.processors import TemplateProcessing
 
@@ -75,6 +76,26 @@ class TestHarnessContract(EvaluatorContract):
             for name, tensor in self._model.state_dict().items():
                 tensor.copy_(self._weights[which][name])
         return self._model
+
+
+LEFT = {"max_position_embeddings": 100, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}
+
+
+@pytest.mark.parametrize("settings", [{}, LEFT], ids=["written by the engine", "left to lm-eval"])
+def test_an_evaluation_that_is_cut_short_anywhere_continues_to_the_same_scores(
+    build: Build, settings: dict[str, Any]
+) -> None:
+    chosen = {"tasks": [{"task": "toy_pick", "metric": "acc"}, {"task": "toy_write", "metric": "exact_match"}]}
+    first, model = build(chosen, batch_size=2), make_model(0, **settings)
+    whole = first.score(candidate(model), SEARCH)
+    states = [step.state() for step in first.score_by_steps(candidate(model), SEARCH)]
+    second, other = build(chosen, batch_size=2), make_model(0, **settings)
+    for finished in (1, len(states) // 2, len(states) - 1, len(states)):
+        made, scores = steps_made(second.score_by_steps(candidate(other), SEARCH, states[finished - 1]))
+        assert (scores.tasks, scores.tokens) == (whole.tasks, whole.tokens)
+        assert scores.tasks["toy_pick"].gold == whole.tasks["toy_pick"].gold
+        assert len(made) == len(states) - finished
+    assert len(list(second.score_by_steps(candidate(other), SEARCH, b"of something else"))) == len(states)
 
 
 CASES = [

@@ -64,7 +64,7 @@ def test_n3_a_worker_killed_in_the_middle_of_a_trial_loses_nothing(cluster, writ
     killed = []
 
     def kill_once(status):
-        busy = [process for process in worker_processes() if "run" in " ".join(process.cmdline())]
+        busy = [process for process in worker_processes() if "events" in " ".join(process.cmdline())]
         if status.finished == 2 and not killed and busy:
             killed.append(busy[0].pid)
             os.kill(busy[0].pid, signal.SIGKILL)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lm_eval.api.instance import Instance
@@ -36,11 +36,22 @@ class EncodedInstances:
         return Requests(self.pairs, self.prompts)
 
     def answer(self, lm: PreparedLM, responses: Responses) -> None:
-        """Give the instances their responses.
+        """Give the instances their responses. See `answer_in_parts`."""
+        for _ in self.answer_in_parts(lm, responses, []):
+            pass
+
+    def answer_in_parts(
+        self, lm: PreparedLM, responses: Responses, written: list[str]
+    ) -> Generator[tuple[int, int], None, None]:
+        """Give the instances their responses, after the texts that the engine has left to lm-eval, part by part.
 
         Args:
-            lm: writes the texts that the engine has left to lm-eval.
+            lm: writes these texts.
             responses: the engine's, to `requests`.
+            written: the texts that have been written, in the order of the parts; further ones are added to it.
+
+        Yields:
+            The number of parts that have been written, and of all.
 
         Raises:
             MergeError: the model's logits are not numbers.
@@ -50,20 +61,24 @@ class EncodedInstances:
             values = found[where]
             rolling = instance.request_type == "loglikelihood_rolling"
             instance.resps = [sum(value for value, _ in values) if rolling else values[0]] * instance.repeats
-        for instance, text in zip(self.written, self._texts(lm, responses.texts), strict=True):
-            instance.resps = [text] * instance.repeats
+        parts = list(_parts(responses.texts))
+        for number, (batch_size, places) in enumerate(parts, start=1):
+            if len(written) < sum(len(each) for _, each in parts[:number]):
+                written += lm.write([self.written[at] for at in places], batch_size)
+                yield number, len(parts)
+        left = dict(zip((at for _, places in parts for at in places), written, strict=True))
+        for at, (instance, text) in enumerate(zip(self.written, responses.texts, strict=True)):
+            instance.resps = [text if isinstance(text, str) else left[at]] * instance.repeats
 
-    def _texts(self, lm: PreparedLM, texts: Sequence[str | Unwritten]) -> list[str]:
-        """The texts, with lm-eval's own where the engine has written none."""
-        left: dict[int, list[int]] = {}
-        for at, text in enumerate(texts):
-            if isinstance(text, Unwritten):
-                left.setdefault(text.batch_size, []).append(at)
-        written: dict[int, str] = {}
-        for batch_size, places in left.items():
-            found = lm.write([self.written[at] for at in places], batch_size)
-            written.update(zip(places, found, strict=True))
-        return [text if isinstance(text, str) else written[at] for at, text in enumerate(texts)]
+
+def _parts(texts: Sequence[str | Unwritten]) -> Iterator[tuple[int, list[int]]]:
+    """Batch size and places of texts that are to be written together: those that may share batches, others alone."""
+    left: dict[int, list[int]] = {}
+    for at, text in enumerate(texts):
+        if isinstance(text, Unwritten):
+            left.setdefault(text.batch_size, []).append(at)
+    for batch_size, places in left.items():
+        yield from ((1, [at]) for at in places) if batch_size == 1 else [(batch_size, places)]
 
 
 def encode(lm: PreparedLM, instances: Instances) -> EncodedInstances:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +20,13 @@ from evomerge.engine.batching import depends_on_order
 from evomerge.engine.flat import largest_batch
 from evomerge.engine.model_check import check_model
 from evomerge.engine.probe import vocabulary_of
-from evomerge.engine.protocol import Engine, Lengths
+from evomerge.engine.protocol import Engine, Lengths, run_through
 from evomerge.engine.transformers_engine import SHORTEST, TransformersEngine
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.evaluation.aggregates import WEIGHTED, standard_error
 from evomerge.evaluation.calibration_texts import prompt_and_answer, read_texts, tokenised, wrong_options
-from evomerge.evaluation.evaluator import CalibrationText, Candidate, HarnessScores
+from evomerge.evaluation.evaluator import CalibrationText, Candidate, HarnessScores, ScoringStep
+from evomerge.evaluation.lm_eval.answering import answer_in_steps
 from evomerge.evaluation.lm_eval.cached_tokenizer import CachedTokenizer
 from evomerge.evaluation.lm_eval.encoding import EncodedInstances, Instances, encode
 from evomerge.evaluation.lm_eval.metrics import check_metric, gold_of, metric_of, number_of, raw_of
@@ -174,6 +175,12 @@ class HarnessEvaluator:
         Raises:
             MergeError: the candidate computes NaN, or a metric of it is not a number.
         """
+        return run_through(self.score_by_steps(candidate, items))
+
+    def score_by_steps(
+        self, candidate: Candidate, items: ItemBlock, state: bytes | None = None
+    ) -> Generator[ScoringStep, None, Scores]:
+        """See `ContinuableEvaluator`. A step is a forward pass of the engine, or texts that lm-eval writes itself."""
         started = time.perf_counter()
         known = self._views.of(candidate.skeleton() if candidate.skeleton is not None else None)
         if known is None or items not in known.blocks:
@@ -182,15 +189,13 @@ class HarnessEvaluator:
         view = self._prepare(candidate.model(), items)
         lm, engine, block = view.lm, view.engine, view.blocks[items]
         merged = time.perf_counter()
-        lm.processed = 0
         engine.load({})  # the merge is written into the live model's own tensors
-        responses = engine.run(block.prepared)
-        block.encoded.answer(lm, responses)
+        tokens = yield from answer_in_steps(lm, engine, block.encoded, block.prepared, state)
         ran = time.perf_counter()
         ids = self._split.items(items)
         tasks = {name: self._task_scores(name, ids[name], block.instances[name]) for name in self.tasks if ids[name]}
         seconds = {"prepare": prepared - started, "forward": ran - merged, "metrics": time.perf_counter() - ran}
-        return Scores(tasks, seconds, responses.tokens + lm.processed)
+        return Scores(tasks, seconds, tokens)
 
     def instances(self, items: ItemBlock) -> Instances:
         """lm-eval's requests of a block that has been scored, with the responses of the last candidate."""
