@@ -113,10 +113,10 @@ class MoveRecord(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 raise NoView("it reorders parts of what is stored, or computes with them")
             parts.append((name, _strided(views[id(made)])))
         end = 0
-        for view in sorted((view for _, view in parts), key=lambda view: view.offset):
-            if view.offset != end:
+        for part in sorted((part for _, part in parts), key=lambda part: part.offset):
+            if part.offset != end:
                 raise NoView("numbers are left out or come up twice")
-            end += math.prod(view.shape)
+            end += math.prod(part.shape)
         return Hosting(shape=tuple(stored.shape), views=tuple(parts))
 
 
