@@ -93,7 +93,7 @@ def _merge_tensor(tensors: RuleTensors, name: str) -> Tensor:
 
 
 def _measured(tensors: RuleTensors, name: str, share: float, *, exact: bool) -> tuple[Selection, list[float]]:
-    """What is selected, and c_i."""
+    """The selected elements, and c_i."""
     selection = _selection(tensors, name, share, exact=exact)
     energies = [0.0] * len(tensors.sources)
     for piece in tensors.pieces(name):
@@ -104,7 +104,7 @@ def _measured(tensors: RuleTensors, name: str, share: float, *, exact: bool) -> 
 
 
 def _selection(tensors: RuleTensors, name: str, share: float, *, exact: bool) -> Selection:
-    """What is selected: (2)."""
+    """The selected elements: (2)."""
     elements = tensors.like(name).numel()
     if share == 1 or elements == 0:
         return Selection(0.0)

@@ -142,7 +142,7 @@ class RankedDrop:
 
 
 def rank_line(density: float, half_width: float, width: int) -> tuple[float, float]:
-    """How much more probable an element is kept than the next smaller one of its row, and the smallest one."""
+    """(gain in probability from an element to the next larger one of its row, probability of the smallest)."""
     return (2 * half_width / (width - 1), density - half_width) if width > 1 else (0.0, density)
 
 

@@ -165,7 +165,7 @@ def _polar(matrix: Tensor) -> Tensor:
 
 
 def _there(values: Tensor, matrix: Tensor) -> Tensor:
-    """Which singular values are more than rounding; none of a matrix that is 0."""
+    """A mask of the singular values that are more than rounding; none of a matrix that is 0."""
     return values > values[:1] * (max(matrix.shape) * torch.finfo(matrix.dtype).eps)
 
 

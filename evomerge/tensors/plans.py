@@ -199,7 +199,7 @@ def _drop(vector: Tensor, numbers: Tensor, words: Tensor) -> Tensor:
 
 
 def _drop_by_rank(formula: Formula, vector: Tensor, ranks: Tensor, numbers: Tensor, words: Tensor) -> Tensor:
-    """What `della.RankedDrop` leaves; the slope is in LEAST, the smallest probability in MOST."""
+    """Survivors of `della.RankedDrop`; the slope is in LEAST, the smallest probability in MOST."""
     slope, least = numbers[Numbers.LEAST], numbers[Numbers.MOST]
     bits = _random_bits(vector, words)
     return drop_by_rank(vector, ranks, bits, slope=slope, least=least, divided=formula.ranked == "1/p")
@@ -211,7 +211,7 @@ def _random_bits(vector: Tensor, words: Tensor) -> Tensor:
 
 
 def _band(formula: Formula, vector: Tensor, numbers: Tensor, words: Tensor) -> Tensor:
-    """What `breadcrumbs.Band` leaves."""
+    """Survivors of `breadcrumbs.Band`."""
     size = vector.abs()
     dropped = (size < numbers[Numbers.THRESHOLD]) | (size > numbers[Numbers.MOST])
     if formula.ties:
