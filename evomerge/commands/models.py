@@ -51,7 +51,7 @@ def distances(
     if first is not None and second is None and spec is None and first.endswith((".yaml", ".yml")):
         spec, first = Path(first), None
     given = None if spec is None else load_spec(spec)
-    sources = {} if given is None else {source.name: source.ref for source in given.sources}
+    sources = {} if given is None else {ref.name: ref for ref in (given.base.ref, *given.expert_refs)}
     allow = () if given is None else given.allow
     origin = None if base is None else sources.get(base, ModelRef(base, base))
     if first is None and sources:

@@ -74,6 +74,17 @@ def test_a_search_over_another_vocabulary_is_checked_run_exported_and_made_again
     assert kept.tolist() == [True, False, False, False]  # a, which the expert lacks
 
 
+def test_distances_between_its_sources_are_those_of_the_same_tokens(
+    spec_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["distances", "start", "other", "--spec", str(spec_file), "--json"]) == 0
+    parts = {row["part"]: row["l2"] for row in json.loads(capsys.readouterr().out)["distances"]}
+    inputs = open_inputs(load_spec(spec_file))
+    start, other = inputs.base.tensors, inputs.experts[0].weights.tensors["model.embed_tokens.weight"]
+    same_tokens = start["model.embed_tokens.weight"][1:] - other[[2, 1, 0]]  # b, c, d
+    assert parts["embedding"] == pytest.approx(float(same_tokens.norm()), rel=1e-5)
+
+
 def test_a_union_is_made_beforehand_as_the_refusal_says(spec_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = yaml.safe_load(spec_file.read_text())
     spec_file.write_text(yaml.safe_dump({**content, "tokenizer": "union"}))
