@@ -84,6 +84,8 @@ def _of_switches(file: EvolveFile, options: dict[str, OptionValue]) -> Iterator[
         yield _remark(file, "allow_negative_weights", "same", folded)
     if file.smooth:
         yield _remark(file, "smooth", "same", "values are interpolated over the layers between those of the groups")
+        behind = "behind the layers values are those of the last layer; mergekit has those of the first"
+        yield _remark(file, "smooth", "differs", behind)
 
 
 def _of_filters(file: EvolveFile) -> Iterator[Remark]:

@@ -126,7 +126,9 @@ def test_what_becomes_of_every_line_is_said_and_stays_in_the_search(
     assert (spec.workers.count, spec.workers.gpus) == (4, 1)
 
 
-def test_fields_of_the_genome_are_those_of_the_space(imported: Import, pack: Path) -> None:
+def test_fields_of_the_genome_are_those_of_the_space(
+    imported: Import, pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     genome = {"allow_negative_weights": True, "smooth": True, "merge_method": "ties", "normalize": None}
     assert imported(_example(genome), "--task-search-path", pack) == 0
     assert _yaml("space.yaml")["semantics"] == "mergekit"
@@ -141,6 +143,7 @@ def test_fields_of_the_genome_are_those_of_the_space(imported: Import, pack: Pat
         "limit": 2.0,
         "options": {"weighting": "norm"},
     }
+    assert "differs: behind the layers values are those of the last layer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
