@@ -1,7 +1,8 @@
 """Merges of eight LoRA adapters of rank 16 on a 100 M model: peak memory, and seconds in full and in core space.
 
-Memory: a worker in a process of its own materialises candidates. Its peak, from when its libraries were loaded, is
-compared with the base, the live model and the adapters. Base and adapters are mapped and count where they were read.
+Memory: a worker in a process of its own opens the models and materialises candidates, with kernels there. Its peak
+since its libraries were loaded is compared with the base, the live model and the adapters. It is sampled, and pages of
+files count once, however often they are mapped.
 
 Time, of TIES candidates on one thread: *full* merges the weights, for which every adapter's tensors are made anew;
 *core* is a whole candidate in core space; *coordinates* is its arithmetic alone, before the product that the weights
@@ -16,6 +17,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,10 @@ from memory import LLAMA, TINY, own_memory
 
 from evomerge.bank import WeightBank, open_bank
 from evomerge.methods import resolve_options, resolve_parameters
+from evomerge.passes.fused_rule import kinds
+from evomerge.passes.kernels import Kernels
 from evomerge.recipe import MergeSpace, ModelRef, Recipe, Rule
+from evomerge.tensors.plans import plan_rule
 
 COUNT, RANK = 8, 16
 NAMES = tuple(f"adapter{number}" for number in range(COUNT))
@@ -51,6 +58,8 @@ def main() -> None:
     try:
         make_models(folder, LLAMA)
         make_models(folder / "tiny", TINY)
+        progress("compiling")
+        compile_kernels(folder)
         rows = [measure_memory(folder, name) for name in CANDIDATES]
         seconds = measure_time(folder, given.runs, given.clock)
     finally:
@@ -104,12 +113,42 @@ def work(folder: Path, candidate: str) -> None:
     """One worker, which prints its figures."""
     torch.set_num_threads(1)
     merged(folder / "tiny", candidate)  # loads every library that a worker loads
-    before = own_memory()["resident"]
-    bank = merged(folder, candidate)
+    with sampled_memory() as samples:
+        bank = merged(folder, candidate)
     parameters = bank.base.catalogue.parameters
     files = [folder / name / "adapter_model.safetensors" for name in NAMES]
     figures = {"base": 2 * parameters, "live": 4 * parameters, "adapters": sum(file.stat().st_size for file in files)}
-    print(json.dumps({**figures, "peak": own_memory()["peak"] - before}), flush=True)
+    print(json.dumps({**figures, "peak": max(samples) - samples[0]}), flush=True)
+
+
+@contextmanager
+def sampled_memory() -> Iterator[list[int]]:
+    """Bytes of this process, from before the body until its end."""
+    samples, ended = [own_memory()["proportional"]], threading.Event()
+
+    def sample() -> None:
+        while not ended.wait(0.02):
+            samples.append(own_memory()["proportional"])
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        ended.set()
+        thread.join()
+
+
+def compile_kernels(folder: Path) -> None:
+    """Compile the passes of the candidates in full space: workers find them on disk."""
+    bank = opened(folder)
+    for method in ("task_arithmetic", "ties"):
+        recipe = recipe_of(bank, method, "full", share=0.5)
+        tensors = bank.rule_tensors(recipe.rules[0], recipe)
+        plan = plan_rule(method, tensors, {})
+        assert plan is not None
+        for kind in set((kinds(tensors, plan, torch.float32) or {}).values()):
+            Kernels(torch.device("cpu")).compile(kind)
 
 
 def merged(folder: Path, candidate: str) -> WeightBank:

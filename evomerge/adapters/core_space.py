@@ -24,8 +24,8 @@ from evomerge.tensors.one_thread import one_thread
 
 Tensors = Mapping[str, Tensor]
 
-# Directions whose singular value is smaller than this times the largest one are rounding errors of float64.
-_RANK_TOLERANCE = 1e-12
+# Directions whose singular value is smaller than this times the largest one are less than float32 resolves.
+_RANK_TOLERANCE = 1e-9
 _SHORTEST_TOLERANCE = 1e-7  # likewise of float32, in which coordinates are merged
 
 
@@ -33,12 +33,17 @@ _SHORTEST_TOLERANCE = 1e-7  # likewise of float32, in which coordinates are merg
 class Core:
     """One tensor in core space.
 
+    The bases U and V are held as combinations of the adapters' own factors, which are in memory anyway. Directions in
+    which these are small are large in the combinations; the coordinates are as small there, so that nothing is lost.
+
     Attributes:
-        left: U, [rows, k], with orthonormal columns, float32 as all of them.
-        right: V', [m, columns], with orthonormal rows.
+        products: of the sources that change the tensor.
+        left: [all ranks, k], with U = [L_1 | L_2 | ...] left; float32, as the others.
+        right: [m, all ranks], with V' = right [R_1; R_2; ...].
         coordinates: for each source M_i, [k, m].
     """
 
+    products: tuple[LowRank, ...]
     left: Tensor
     right: Tensor
     coordinates: tuple[Tensor, ...]
@@ -46,15 +51,23 @@ class Core:
     def product(self, merged: Tensor) -> LowRank:
         """U M V' of merged coordinates."""
         with one_thread():
-            return LowRank(self.left @ merged.to(self.left.dtype), self.right, 1.0)
+            between = self.left.double() @ merged.double() @ self.right.double()
+            return LowRank(self._left() @ between.float(), self._right(), 1.0)
 
     def shortest(self, merged: Tensor) -> LowRank:
         """The same with no more columns and rows than the merged coordinates have directions; maybe none."""
         with one_thread():
             rows, values, columns = torch.linalg.svd(merged.double().cpu(), full_matrices=False)
             rank = int((values > _SHORTEST_TOLERANCE * values[0]).sum())
-            left, right = (rows[:, :rank] * values[:rank]).to(self.left), columns[:rank].to(self.right)
-            return LowRank(self.left @ left, right @ self.right, 1.0)
+            before = self.left.double().cpu() @ (rows[:, :rank] * values[:rank])
+            behind = columns[:rank] @ self.right.double().cpu()
+            return LowRank(self._left() @ before.to(self.left), behind.to(self.right) @ self._right(), 1.0)
+
+    def _left(self) -> Tensor:
+        return torch.cat([product.left.float() for product in self.products], dim=1)
+
+    def _right(self) -> Tensor:
+        return torch.cat([product.right.float() for product in self.products])
 
 
 class CoreSpace:
@@ -114,13 +127,13 @@ class _Mixed(Mapping[str, Tensor]):
 
 
 def core_bytes(sources: Sequence[Tensors], base: TensorCatalogue) -> int:
-    """Bytes of a core space of these sources."""
+    """Bytes of a core space of these sources, beside their factors."""
     total = 0
     for name, products in _low_rank(sources, base.names):
         rows, columns = base[name].shape
         rank = sum(product.rank for product in products if product is not None)
         left, right = min(rank, rows), min(rank, columns)
-        total += 4 * (rows * left + right * columns + len(sources) * left * right)
+        total += 4 * (rank * left + right * rank + (1 + len(sources)) * left * right)
     return total
 
 
@@ -141,27 +154,32 @@ def _low_rank(sources: Sequence[Tensors], names: Sequence[str]) -> Iterator[tupl
 
 def _core(products: Sequence[LowRank | None]) -> Core:
     """Bases and coordinates of the products of one tensor, where None is zero; at least one is not."""
-    given = [product for product in products if product is not None]
+    given = tuple(product for product in products if product is not None)
     device = given[0].left.device
     with one_thread():
-        left = _orthonormal(torch.cat([product.left.double().cpu() for product in given], dim=1))
-        right = _orthonormal(torch.cat([product.right.double().cpu() for product in given]).T).T
+        columns, left = _orthonormal(torch.cat([product.left.double().cpu() for product in given], dim=1))
+        rows, right = _orthonormal(torch.cat([product.right.double().cpu() for product in given]).T)
         coordinates = [
-            torch.zeros(left.shape[1], len(right), dtype=torch.float64)
+            torch.zeros(columns.shape[1], rows.shape[1], dtype=torch.float64)
             if product is None
-            else product.scale * (left.T @ product.left.double().cpu()) @ (product.right.double().cpu() @ right.T)
+            else product.scale * (columns.T @ product.left.double().cpu()) @ (product.right.double().cpu() @ rows)
             for product in products
         ]
-    narrow = [each.float().contiguous().to(device) for each in (left, right, *coordinates)]
-    return Core(narrow[0], narrow[1], tuple(narrow[2:]))
+    narrow = [each.float().contiguous().to(device) for each in (left, right.T, *coordinates)]
+    return Core(given, narrow[0], narrow[1], tuple(narrow[2:]))
 
 
-def _orthonormal(columns: Tensor) -> Tensor:
-    """An orthonormal basis of the columns: the left singular vectors of values that are not zero, at least one."""
-    vectors, values, _ = torch.linalg.svd(columns, full_matrices=False)
+def _orthonormal(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """An orthonormal basis of the columns of a matrix X, and C with X C = the basis.
+
+    The basis is that of the left singular vectors whose values are not zero; at least one.
+    """
+    basis, values, others = torch.linalg.svd(vectors, full_matrices=False)
     rank = max(1, int((values > _RANK_TOLERANCE * values[0]).sum()))
-    basis: Tensor = vectors[:, :rank].contiguous()
-    return basis
+    inverse = values[:rank].clamp(min=torch.finfo(torch.float64).tiny).reciprocal()
+    if not values[0]:  # adapters that have not been trained
+        inverse.zero_()
+    return basis[:, :rank], others[:rank].T * inverse
 
 
 def core_refusal(method: str, options: Mapping[str, Any]) -> str | None:

@@ -280,7 +280,9 @@ class WeightBank:
             fused.write(outputs)
             return
         for name, tensor in self._merge(rule, recipe):
-            outputs[name].copy_(_finite(name, tensor.to(self.dtype)))
+            output = outputs[name]  # rounded as it is copied, where that needs no further copy
+            output.copy_(tensor if output.dtype == self.dtype else tensor.to(self.dtype))
+            _finite(name, output)
 
     def _restore(self, names: set[str]) -> None:
         for name in names:

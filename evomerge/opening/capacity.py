@@ -111,7 +111,7 @@ def _projections(inputs: Inputs) -> list[ProjectionSizes]:
 
 
 def _cores(inputs: Inputs) -> int:
-    """Of the core space of all adapters, with which a worker keeps their factors as well."""
+    """Of the core space of all adapters."""
     if inputs.spec.search_space.space == "full":
         return 0
     return core_bytes([expert.tensors for expert in inputs.experts], inputs.catalogue)

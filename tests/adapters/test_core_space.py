@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lora_models import open_base, save_adapter, save_base
+from safetensors.torch import load_file, save_file
 
 from evomerge.adapters import open_expert
 from evomerge.adapters.core_space import CoreSpace, core_bytes
@@ -68,6 +69,25 @@ def test_each_adapter_is_exact_in_core_space(opened: tuple[Source, list[Source]]
     for expert, source in zip(experts, space.sources, strict=True):
         for name in space.names:
             torch.testing.assert_close(space.tensor(name, source[name]), expert.tensors[name], rtol=0, atol=1e-6)
+
+
+def test_adapters_that_are_nearly_one_or_untrained_are_exact_in_core_space(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    first, twin = (save_adapter(base, tmp_path / name, seed=1) for name in ("first", "twin"))
+    stored = load_file(twin / "adapter_model.safetensors")
+    for seed, tensor in enumerate(stored.values()):
+        tensor.add_(1e-6 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed)))
+    save_file(stored, twin / "adapter_model.safetensors")
+    folders = [first, twin, save_adapter(base, tmp_path / "untrained", size=0.0)]
+    opened = open_base(base)
+    experts = [open_expert(ModelRef(folder.name, str(folder)), base=opened) for folder in folders]
+    for chosen in (experts, experts[2:]):
+        space = CoreSpace(opened.tensors, [expert.tensors for expert in chosen], [QUERY])
+        for expert, source in zip(chosen, space.sources, strict=True):
+            torch.testing.assert_close(space.tensor(QUERY, source[QUERY]), expert.tensors[QUERY], rtol=0, atol=1e-6)
+        full = dict(bank_of(opened, chosen).merged(recipe_of(opened, chosen, "task_arithmetic", space="full")))
+        core = dict(bank_of(opened, chosen).merged(recipe_of(opened, chosen, "task_arithmetic")))
+        torch.testing.assert_close(core[QUERY], full[QUERY], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -195,8 +215,8 @@ def test_a_search_space_names_core_space_for_its_recipes_and_its_memory_is_count
     inputs = open_inputs(load_spec(_spec(write_spec, base, *adapters)))
     assert inputs.space.decode(inputs.space.centre).space == "core"
     held = core_bytes([expert.tensors for expert in inputs.experts], inputs.catalogue)
-    # Two layers with q_proj 32 x 32, v_proj 16 x 32 and down_proj 32 x 48: U and V of rank 8, and two 8 x 8 of each.
-    assert held == 2 * 4 * (8 * (64 + 48 + 80) + 3 * 2 * 64)
+    # Two layers with three matrices, of rank 8 together: two combinations, two coordinates and the base's zeros.
+    assert held == 2 * 3 * 4 * 5 * 8 * 8
     full = open_inputs(load_spec(_spec(write_spec, base, *adapters, space=SPACE.replace("space: core\n", ""))))
     assert "space" not in full.spec.search_space.model_dump(mode="json")
     assert memory_of(inputs).worker == memory_of(full).worker + held
