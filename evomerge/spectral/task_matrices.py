@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import InvalidInput, MergeError
-from evomerge.merging.opcm import decompose, linear_names
+from evomerge.merging.opcm import decompose, is_linear
 from evomerge.tensors.one_thread import one_thread
 from evomerge.tensors.rule_tensors import RuleTensors, Tensors
 from evomerge.tensors.task_vectors import TaskVectors
@@ -117,10 +117,14 @@ def _merge(tensors: RuleTensors, method: str, combine: Combine) -> Iterator[tupl
 
 
 def _linear(tensors: RuleTensors) -> frozenset[str]:
+    """Names of the linear weights: by none of its names in the base is one an embedding or a head."""
     base = _base(tensors)
+    canonical = canonical_names([base])
+    other = {canonical[name] for name in base if not is_linear(name, heads=False)}
     names = {*tensors.whole_model, *tensors.names}
-    matrices = {name: base[name] for name in names if base[name].dim() == 2 and base[name].numel()}
-    return linear_names(matrices, canonical_names([base, *tensors.sources]), heads=False) & set(matrices)
+    return frozenset(
+        name for name in names if canonical[name] not in other and base[name].dim() == 2 and base[name].numel()
+    )
 
 
 def _merged_vector(tensors: RuleTensors, name: str, combine: Combine | None) -> Tensor:

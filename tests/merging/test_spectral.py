@@ -88,6 +88,15 @@ def test_what_is_no_linear_weight_is_the_mean_and_all_is_times_lambda(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_an_embedding_is_none_by_another_of_its_names(method):
+    base, sources = models()
+    for model in (base, *sources):
+        model["a.proj.weight"] = model["model.embed_tokens.weight"]
+    merged = merge_state_dicts(method, sources, base, {"lambda": 1.0})
+    torch.testing.assert_close(merged["a.proj.weight"], (sources[0]["a.proj.weight"] + sources[1]["a.proj.weight"]) / 2)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_worker_decomposes_once_for_all_candidates(method, monkeypatch):
     base, sources = models()
     calls = []
