@@ -1,11 +1,12 @@
-"""Formulas compiled to one loop over memory: this file has all of the compiler machinery, and nothing else.
+"""Formulas compiled to one loop over memory: this file has all of inductor's machinery, and nothing else.
 
 On a CPU a formula is compiled ahead of time (torch.export and AOTInductor) into a package on disk, by a process of its
 own in the background; until the package is there the caller merges eagerly, with the same bits. A package is loaded in
 milliseconds without a compiler and without the compiler's Python modules, has no guards, and takes tensors of any
 length that is a multiple of `LANES`; the few elements that are left over are merged eagerly. Nothing is ever compiled
 again for another size, another candidate or another worker. Elsewhere torch.compile does it in this process before the
-first use, so that a device has one path from the first candidate on.
+first use, so that a device has one path from the first candidate on. On a CPU the loops of `masked_passes` serve for
+formulas with the masks of DARE, where they cover their types.
 
 Covered: base and sources in float32, bfloat16 or float16 in any mixture, outputs in the same types. Fused
 multiply-adds, which round differently, are switched off on the CPU, where they are also off by default.
@@ -19,10 +20,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
-import secrets
-import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,6 +32,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evomerge.passes.compiled_loops import default_folder, target_machine
+from evomerge.passes.masked_passes import masked_pass
 from evomerge.tensors import competition, elementary, formula_numbers, masks, plans, rank_masks, sums
 from evomerge.tensors.formula_numbers import Numbers, Words
 from evomerge.tensors.plans import Formula, evaluate
@@ -58,9 +57,6 @@ _KIND_OPTIONS = {
 }
 # On a GPU eager torch divides exactly and keeps denormals; triton does neither unless told. Older torch has no choice.
 _DEVICE_OPTIONS = {"emulate_precision_casts": True, "eager_numerics.division_rounding": True}
-
-# Contraction would round otherwise than numpy does.
-_LIBRARY_FLAGS = ("-std=c++20", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-shared")
 
 Kernel = Callable[[Sequence[Tensor]], Tensor]
 """Takes the tensors of `KernelKind.arguments` and writes the merged piece into `out`; returns what `run` does."""
@@ -126,7 +122,7 @@ class Kernels:
             compile_missing: have a missing one compiled, on a CPU in the background.
         """
         if kind not in self._loaded:
-            find = self._find_package if self.device.type == "cpu" else self._compile_here
+            find = self._find_here if self.device.type == "cpu" else self._compile_here
             kernel = find(kind, compile_missing and self._can_compile)
             if kernel is None:
                 return None
@@ -139,6 +135,11 @@ class Kernels:
             if self._compiling is not None:
                 self._compiling[1].wait()
         return kernel
+
+    def _find_here(self, kind: KernelKind, compile_missing: bool) -> Kernel | None:
+        dtypes = (*filter(None, [kind.base]), *kind.sources, kind.out)
+        loop = masked_pass(kind.formula, dtypes, self._folder, compile_missing=compile_missing)
+        return loop or self._find_package(kind, compile_missing)
 
     def _find_package(self, kind: KernelKind, compile_missing: bool) -> Kernel | None:
         if kind not in self._paths:  # asked for by every rule of every candidate
@@ -185,14 +186,9 @@ class Kernels:
         self._can_compile = False
 
 
-def default_folder() -> Path:
-    """The user's cache folder for kernels, by the XDG rule."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evomerge" / "kernels"
-
-
 def package_path(folder: Path, kind: KernelKind) -> Path:
     """Path of a kernel's package. The name depends on everything that determines its machine code."""
-    content = json.dumps([asdict(kind), _sources_digest(), _machine()], sort_keys=True)
+    content = json.dumps([asdict(kind), _sources_digest(), target_machine()], sort_keys=True)
     return folder / f"{kind.formula.kind}-{hashlib.sha256(content.encode()).hexdigest()[:24]}.pt2"
 
 
@@ -212,40 +208,6 @@ def compile_package(path: Path, kind: KernelKind) -> None:
             exported, package_path=str(Path(aside) / path.name), inductor_configs=options
         )
         Path(written).replace(path)
-
-
-def compiled_library(source: Path, folder: Path | None = None) -> Path:
-    """Path of the shared library of a C++ file, compiled here, in a second or two, unless the folder has it already.
-
-    Args:
-        folder: by default `default_folder()`; it need not exist.
-
-    Raises:
-        OSError: there is no compiler, or the folder cannot be written to.
-        subprocess.SubprocessError: the compiler refuses.
-    """
-    folder = folder or default_folder()
-    content = source.read_bytes() + repr((_LIBRARY_FLAGS, _machine())).encode()
-    path = folder / f"{source.stem}-{hashlib.sha256(content).hexdigest()[:24]}.so"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.writing-{secrets.token_hex(4)}")  # another process may compile it as well
-        try:
-            command = [*_compiler(), *_LIBRARY_FLAGS, "-o", str(aside), str(source)]
-            subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=300)
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
-    return path
-
-
-def _compiler() -> list[str]:
-    if os.environ.get("CXX"):
-        return shlex.split(os.environ["CXX"])
-    found = next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
-    if found is None:
-        raise FileNotFoundError("there is no C++ compiler")
-    return [found]
 
 
 class _Module(torch.nn.Module):
@@ -305,17 +267,6 @@ def _sources_digest() -> str:
     modules = (plans, competition, elementary, formula_numbers, masks, rank_masks, sums)
     files = (*(str(module.__file__) for module in modules), __file__)
     return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
-
-
-@cache
-def _machine() -> str:
-    """The target of machine code: inductor compiles for the processor that it runs on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
-    except OSError:
-        flags = platform.processor()
-    return f"{torch.__version__} {platform.machine()} {torch.backends.cpu.get_cpu_capability()} {flags}"
 
 
 if __name__ == "__main__":

@@ -3,42 +3,12 @@
 // operations one by one; compile without contraction.
 
 #include <algorithm>
-#include <bit>
-#include <cstdint>
-#include <cstring>
+
+#include "models_in_memory.hpp"
 
 namespace {
 
 constexpr int64_t CHUNK = 512;  // elements of each model that stay in the first-level cache together
-
-typedef float Lanes __attribute__((vector_size(64)));
-constexpr int64_t WIDTH = sizeof(Lanes) / sizeof(float);
-
-struct Model {
-    const void* data;  // null: there is none
-    int64_t is_wide;   // float32, otherwise bfloat16
-};
-
-// Elements of a model as float32: where they are, or in `scratch`.
-const float* elements(const Model& model, int64_t start, int64_t count, float* scratch) {
-    if (model.is_wide) return static_cast<const float*>(model.data) + start;
-    const uint16_t* narrow = static_cast<const uint16_t*>(model.data) + start;
-    uint32_t* bits = reinterpret_cast<uint32_t*>(scratch);
-    for (int64_t i = 0; i < count; ++i) bits[i] = uint32_t(narrow[i]) << 16;
-    return scratch;
-}
-
-uint16_t rounded(float value) {
-    const uint32_t bits = std::bit_cast<uint32_t>(value);
-    const uint16_t nearest = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;  // ties to even
-    return value == value ? nearest : 0x7FC0;
-}
-
-Lanes lanes(const float* at) {
-    Lanes values;
-    std::memcpy(&values, at, sizeof(values));
-    return values;
-}
 
 // The sum of gradient * (source - base).
 float product(const float* gradient, const float* base, const float* source, int64_t count) {

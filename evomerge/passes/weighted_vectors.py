@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from ctypes import POINTER, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -22,21 +21,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from evomerge.passes.compiled_loops import loops_of_this_machine
+from evomerge.passes.compiled_loops import WIDE, LoopTensor, loop_tensor, loops_of_this_machine, share
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 BLOCK = 1 << 16  # products that are added up together where all of a tensor has one weight
 BLOCK_ROWS = 256  # likewise by column
 SHARED = 1 << 18  # elements that are worth more than one thread
 
-_WIDE = {torch.float32: 1, torch.bfloat16: 0}
-
-
-class _Model(ctypes.Structure):
-    _fields_ = [("data", c_void_p), ("is_wide", c_int64)]
-
-
-_MODEL = POINTER(_Model)
+_MODEL = POINTER(LoopTensor)
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "write_sum": (
         None,
@@ -63,10 +55,10 @@ def write_weighted_sum(target: Tensor, base: Tensor | None, sources: Sequence[Te
     if layout is None or loops is None or factors.dtype != torch.float32 or factors.device != target.device:
         return False
     given = factors.detach().reshape(len(sources), -1).contiguous()
-    models = _model(base), (_Model * len(sources))(*map(_model, sources)), len(sources)
+    models = loop_tensor(base), (LoopTensor * len(sources))(*map(loop_tensor, sources)), len(sources)
     spread = given.data_ptr(), given.shape[1], layout.by_column, layout.columns
-    out = _model(target)
-    _share(lambda start, stop: loops.write_sum(*models, *spread, start, stop, out), target.numel(), worthwhile=SHARED)
+    out = loop_tensor(target)
+    share(lambda start, stop: loops.write_sum(*models, *spread, start, stop, out), target.numel(), worthwhile=SHARED)
     return True
 
 
@@ -88,7 +80,12 @@ def factor_slopes(
     if layout is None or loops is None:
         return None
     add = _column_sums if layout.by_column else _row_sums
-    models = _model(gradient), _model(base), (_Model * len(sources))(*map(_model, sources)), len(sources)
+    models = (
+        loop_tensor(gradient),
+        loop_tensor(base),
+        (LoopTensor * len(sources))(*map(loop_tensor, sources)),
+        len(sources),
+    )
     return add(loops, models, layout.columns, gradient.numel()).reshape(len(sources), *shape)
 
 
@@ -121,16 +118,12 @@ def _loops(tensor: Tensor, base: Tensor | None, sources: Sequence[Tensor]) -> ct
     for each in (tensor, *(() if base is None else (base,)), *sources):
         if (
             each.device.type != "cpu"
-            or each.dtype not in _WIDE
+            or each.dtype not in WIDE
             or each.shape != tensor.shape
             or not each.is_contiguous()
         ):
             return None
     return _compiled()
-
-
-def _model(tensor: Tensor | None) -> _Model:
-    return _Model(None, 0) if tensor is None else _Model(tensor.data_ptr(), _WIDE[tensor.dtype])
 
 
 def _row_sums(loops: ctypes.CDLL, models: tuple[Any, ...], columns: int, elements: int) -> Tensor:
@@ -142,7 +135,7 @@ def _row_sums(loops: ctypes.CDLL, models: tuple[Any, ...], columns: int, element
     def add(start: int, stop: int) -> None:
         loops.row_sums(*models, length, elements, start, stop, totals.data_ptr())
 
-    _share(add, len(totals), worthwhile=-(-SHARED // length))
+    share(add, len(totals), worthwhile=-(-SHARED // length))
     if not is_whole:
         return totals.T
     return torch.tensor([math.fsum(each) for each in totals.T.tolist()], dtype=torch.float64)
@@ -156,23 +149,8 @@ def _column_sums(loops: ctypes.CDLL, models: tuple[Any, ...], columns: int, elem
     def add(start: int, stop: int) -> None:
         loops.column_sums(*models, columns, rows, BLOCK_ROWS, start, stop, totals.data_ptr())
 
-    _share(add, len(totals), worthwhile=-(-SHARED // (BLOCK_ROWS * columns)))
+    share(add, len(totals), worthwhile=-(-SHARED // (BLOCK_ROWS * columns)))
     whole = totals[0].double()
     for block in totals[1:]:
         whole += block
     return whole
-
-
-def _share(work: Callable[[int, int], None], count: int, *, worthwhile: int) -> None:
-    """Have `work(start, stop)` done for all of `range(count)`, by as many threads as torch has."""
-    threads = min(torch.get_num_threads(), max(1, count // max(1, worthwhile)))
-    if threads == 1:
-        work(0, count)
-        return
-    ends = [count * part // threads for part in range(threads + 1)]
-    list(_pool(threads).map(work, ends[:-1], ends[1:]))
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="weighted-vectors")

@@ -17,9 +17,11 @@ from evomerge.elementwise import pcb
 from evomerge.errors import MergeError
 from evomerge.merging import RuleTensors, merge_rule
 from evomerge.methods import METHODS, resolve_options, resolve_parameters
-from evomerge.passes import fused_rule
+from evomerge.passes import fused_rule, masked_passes
+from evomerge.passes.compiled_loops import default_folder
 from evomerge.passes.fused_rule import SourceCache, fuse_rule, kinds
 from evomerge.passes.kernels import KernelKind, Kernels, package_path
+from evomerge.passes.masked_passes import masked_pass
 from evomerge.passes.threshold_tables import ThresholdTables
 from evomerge.tensors.plans import Formula, plan_rule
 
@@ -87,6 +89,23 @@ class CompiledKernels:
 
     def find(self, kind, *, compile_missing):
         return self._kernels.compile(kind)
+
+
+class LoopKernels:
+    """The compiled loops of masked rules."""
+
+    def find(self, kind, *, compile_missing):
+        dtypes = (kind.base, *kind.sources, kind.out)
+        loop = masked_pass(kind.formula, dtypes, default_folder(), compile_missing=True)
+        assert loop is not None
+        return lambda arguments: self.checked(kind, arguments, loop(arguments))
+
+    def checked(self, kind, arguments, found):
+        *given, out = arguments
+        expected = kind.run(*given, torch.empty_like(out))
+        assert torch.equal(found, expected) or not torch.isfinite(found + expected)
+        assert found.dtype == expected.dtype
+        return found
 
 
 def models_of(count, dtypes, seed=0):
@@ -339,6 +358,41 @@ def test_compiled_kernels_have_the_bits_of_the_method_with_any_chunks_and_thread
             torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(
+    ("dtypes", "out", "threads"),
+    [
+        ((torch.float32,) * 4, torch.float32, 1),
+        ((torch.bfloat16, torch.float32, torch.bfloat16), torch.bfloat16, 2),
+    ],
+)
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
+def test_loops_over_masked_vectors_have_the_bits_of_the_method_for_every_option(
+    method, dtypes, out, threads, monkeypatch
+):
+    monkeypatch.setattr(fused_rule, "CPU_CHUNK", 1 << 13)
+    monkeypatch.setattr(masked_passes, "SHARED", 1 << 4)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for options in (*choices(method), *([{"elect": "count", "agg": "dis-max"}] if method == "dare_ties" else [])):
+            tensors = rule_of(method, options, dtypes)
+            if plan_rule(method, tensors, {}) is not None:
+                assert_same_bits(method, tensors, out, LoopKernels())
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
+def test_n5_what_a_loop_writes_and_is_not_finite_is_refused_by_name(method, bad):
+    tensors = rule_of(method, {}, (torch.float32,) * 4, names=("d",), tables=False)
+    for source in tensors.sources:
+        source["d"][1234:1248] = bad
+    rule = fuse_rule(method, tensors, kernels=LoopKernels(), dtype=torch.bfloat16, device=CPU, cache=SourceCache())
+    with pytest.raises(MergeError, match="'d' of the merge is not finite in bfloat16"):
+        rule.write({"d": torch.zeros(SIZES["d"], dtype=torch.bfloat16)})
+
+
 def test_a_compiled_kernel_is_loaded_without_the_compiler():
     kind = KernelKind(formula=Formula(kind="average"), base=None, sources=BFLOAT16, out="bfloat16")
     assert Kernels(CPU).compile(kind) is not None
@@ -380,5 +434,5 @@ def test_a_package_is_named_after_all_that_its_code_depends_on(tmp_path, monkeyp
     other = KernelKind(formula=Formula(kind="average"), base=None, sources=BFLOAT16, out="float32")
     assert package_path(tmp_path, kind) != package_path(tmp_path, other)
     before = package_path(tmp_path, kind)
-    monkeypatch.setattr("evomerge.passes.kernels._machine", lambda: "another processor")
+    monkeypatch.setattr("evomerge.passes.kernels.target_machine", lambda: "another processor")
     assert package_path(tmp_path, kind) != before

@@ -10,8 +10,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evomerge.passes import kernels, magnitude_sorting, magnitude_tables
-from evomerge.passes.kernels import compiled_library
+from evomerge.passes import compiled_loops, magnitude_sorting, magnitude_tables
+from evomerge.passes.compiled_loops import compiled_library
 from evomerge.passes.magnitude_sorting import SOURCE, Desk, Loops, fast_table, this_machines_loops
 from evomerge.passes.magnitude_tables import make_table
 
@@ -108,6 +108,6 @@ def test_without_a_compiler_the_tables_are_the_same_and_it_is_said_once(tmp_path
 
 def test_a_library_is_compiled_once_and_leaves_nothing_else(tmp_path, monkeypatch):
     path = compiled_library(SOURCE, tmp_path)
-    monkeypatch.setattr(kernels, "_compiler", lambda: pytest.fail("compiled again"))
+    monkeypatch.setattr(compiled_loops, "_compiler", lambda: pytest.fail("compiled again"))
     assert compiled_library(SOURCE, tmp_path) == path
     assert list(tmp_path.iterdir()) == [path]
