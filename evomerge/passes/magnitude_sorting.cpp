@@ -56,13 +56,19 @@ struct Knots {
     // Whether the line between two knots gives a wrong threshold at a knot between them.
     bool is_bent(int64_t left, int64_t right) const {
         const Line line(*this, left, right);
-        if (right - left - 1 <= TOGETHER) return line.is_wrong_between(left, right, left + 1);
+        const int64_t inside = right - left - 1;
+        const auto any = [&](int64_t first, int64_t last) {
+            return line.is_wrong_between(left, right, first) | line.is_wrong_between(left, right, last);
+        };
+        if (inside <= TOGETHER) return line.is_wrong_between(left, right, left + 1);
+        if (inside <= 2 * TOGETHER) return any(left + 1, right - TOGETHER);
+        if (inside <= 4 * TOGETHER)
+            return any(left + 1, left + 1 + TOGETHER) | any(right - 2 * TOGETHER, right - TOGETHER);
         if (line.is_wrong((left + right) / 2)) return true;  // where most are furthest from the line
-        if (right - left > SHORT)  // most of the long ones are wrong nearly everywhere
-            for (int64_t share = 1; share < 8; ++share)
-                if (line.is_wrong(left + (right - left) * share / 8)) return true;
-        for (int64_t start = left + 1; start < right; start += TOGETHER)
-            if (line.is_wrong_between(left, right, start)) return true;
+        for (int64_t share = 1; share < 8; ++share)  // most of the long ones are wrong nearly everywhere
+            if (line.is_wrong(left + (right - left) * share / 8)) return true;
+        for (int64_t start = left + 1; start < right; start += 2 * TOGETHER)
+            if (any(start, start + TOGETHER)) return true;
         return false;
     }
 
@@ -71,7 +77,7 @@ struct Knots {
         std::vector<Stretch> longer;  // that are not yet divided, the next one last
         int64_t left = 0;
         for (int64_t i = 1; i < count; ++i) {
-            if (!kept[i]) continue;
+            i = static_cast<const uint8_t*>(std::memchr(kept + i, 1, count - i)) - kept;  // the last one is
             longer.push_back({left, i});
             while (!longer.empty()) {
                 const Stretch stretch = longer.back();
@@ -99,6 +105,7 @@ private:
     typedef float Floats __attribute__((vector_size(TOGETHER * sizeof(float))));
     typedef int32_t Answers __attribute__((vector_size(TOGETHER * sizeof(int32_t))));
     typedef uint32_t Lanes __attribute__((vector_size(TOGETHER * sizeof(uint32_t))));
+    typedef int8_t Marks __attribute__((vector_size(TOGETHER)));
 
     struct Stretch {
         int64_t left, right;
@@ -144,9 +151,10 @@ private:
             const Lanes lanes = {0, 1, 2, 3, 4, 5, 6, 7};
             const Answers between = lanes - uint32_t(left + 1 - first) < uint32_t(right - left - 1);  // wraps
             const Answers wrong = (~(threshold > above) | ~(threshold <= below)) & between;
-            int64_t any[TOGETHER / 2];
-            std::memcpy(any, &wrong, sizeof(any));
-            return any[0] | any[1] | any[2] | any[3];
+            const auto any = __builtin_convertvector(wrong, Marks);
+            uint64_t marks;
+            std::memcpy(&marks, &any, sizeof(marks));
+            return marks;
         }
     };
 
@@ -173,6 +181,84 @@ private:
         }
     }
 };
+
+constexpr int64_t WIDTH = 16;
+
+typedef float Row __attribute__((vector_size(WIDTH * sizeof(float))));
+typedef int32_t RowRanks __attribute__((vector_size(WIDTH * sizeof(int32_t))));
+typedef uint8_t RowMarks __attribute__((vector_size(WIDTH)));
+
+template <class T>
+T load(const void* at) {
+    T row;
+    std::memcpy(&row, at, sizeof(row));
+    return row;
+}
+
+template <class T>
+void store(const T& row, void* at) { std::memcpy(at, &row, sizeof(row)); }
+
+bool is_any(RowRanks answers) {
+    const auto narrow = __builtin_convertvector(answers, RowMarks);
+    return load<uint64_t>(&narrow) | load<uint64_t>(reinterpret_cast<const char*>(&narrow) + 8);
+}
+
+// The fine knots of sorted magnitudes of which each counts: the first and the last of each run of equal values.
+struct FineKnots {
+    const float* sorted;
+    const int64_t count, whole, longest;
+    int32_t* ranks;
+    float *values, *above, *below;
+    uint8_t* kept;
+    int64_t knots = 0, first = 0;
+
+    void add(int64_t i) {
+        const float value = sorted[i];
+        const bool begins = i == 0 || sorted[i - 1] != value, ends = i + 1 == count || sorted[i + 1] != value;
+        first = begins ? i : first;
+        ranks[knots] = int32_t(i);
+        values[knots] = value;
+        above[knots] = first > whole ? sorted[first - whole - 1] : -1.0f;
+        below[knots] = sorted[std::min(first + whole, count - 1)];
+        if (ends & !begins & (i - first >= longest)) kept[knots - 1] = kept[knots] = 1;
+        knots += begins | ends;
+    }
+
+    // The same for WIDTH magnitudes from `i` on, unless a run of three or more is among them or an end is near.
+    bool add_row(int64_t i) {
+        if (i < whole + 2 || i + WIDTH + whole >= count) return false;
+        const Row row = load<Row>(sorted + i), before = load<Row>(sorted + i - 1);
+        const RowRanks is_last = row == before, is_third = before == load<Row>(sorted + i - 2);
+        if (is_any(is_last & (is_third | (row == load<Row>(sorted + i + 1))))) return false;
+        store(RowRanks{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + int32_t(i), ranks + knots);
+        store(row, values + knots);
+        const float *low = sorted + i - whole - 1, *high = sorted + i + whole;
+        store(is_last ? load<Row>(low - 1) : load<Row>(low), above + knots);
+        store(is_last ? load<Row>(high - 1) : load<Row>(high), below + knots);
+        if (longest <= 1)
+            for (uint8_t* marks : {kept + knots, kept + knots - 1})
+                store(load<RowMarks>(marks) | (__builtin_convertvector(is_last, RowMarks) & 1), marks);
+        knots += WIDTH;
+        first = i + WIDTH - 1 - (sorted[i + WIDTH - 1] == sorted[i + WIDTH - 2]);
+        return true;
+    }
+};
+
+// Move what is marked to the front. Returns how many.
+int64_t compact(const uint8_t* kept, int64_t count, int32_t* ranks, float* values) {
+    int64_t found = 0;
+    const auto move = [&](int64_t i) {
+        ranks[found] = ranks[i];
+        values[found] = values[i];
+        found += kept[i];
+    };
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8)
+        if (load<uint64_t>(kept + i))  // few are, of most tables
+            for (int64_t k = 0; k < 8; ++k) move(i + k);
+    for (; i < count; ++i) move(i);
+    return found;
+}
 
 }  // namespace
 
@@ -282,28 +368,15 @@ uint32_t sort_whole(uint32_t* keys, int64_t count, uint32_t* digits, uint32_t* o
 // its length.
 int64_t whole_table(const float* sorted, int64_t count, double longest_run, double allowed, int32_t* ranks,
                     float* values, float* above, float* below, uint8_t* kept) {
-    const int64_t whole = int64_t(allowed), longest = int64_t(std::ceil(longest_run));
     std::memset(kept, 0, count);
-    int64_t knots = 0, first = 0;  // knots are the first and the last of each run of equal values
-    for (int64_t i = 0; i < count; ++i) {
-        const float value = sorted[i];
-        const bool begins = i == 0 || sorted[i - 1] != value, ends = i + 1 == count || sorted[i + 1] != value;
-        first = begins ? i : first;
-        ranks[knots] = int32_t(i);
-        values[knots] = value;
-        above[knots] = first > whole ? sorted[first - whole - 1] : -1.0f;
-        below[knots] = sorted[std::min(first + whole, count - 1)];
-        if (ends & !begins & (i - first >= longest)) kept[knots - 1] = kept[knots] = 1;
-        knots += begins | ends;
-    }
+    FineKnots fine{sorted, count, int64_t(allowed), int64_t(std::ceil(longest_run)), ranks, values, above, below, kept};
+    for (int64_t i = 0; i < count;)
+        if (i + WIDTH <= count && fine.add_row(i)) i += WIDTH;
+        else for (const int64_t stop = std::min(i + WIDTH, count); i < stop; ++i) fine.add(i);
+    const int64_t knots = fine.knots;
     kept[0] = kept[knots - 1] = 1;
     Knots<int32_t>{ranks, values, above, below, knots}.divide(kept);
-    int64_t thinned = 0;
-    for (int64_t i = 0; i < knots; ++i) {
-        ranks[thinned] = ranks[i];
-        values[thinned] = values[i];
-        thinned += kept[i];
-    }
+    const int64_t thinned = compact(kept, knots, ranks, values);
     int64_t found = 0;
     bool was_level = false;
     for (int64_t i = 0; i < thinned; ++i) {
