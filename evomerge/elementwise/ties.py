@@ -71,7 +71,7 @@ def plan_election(
         MergeError: see `merge_ties`.
     """
     options = tensors.options
-    counted, rule = tensors.thresholds is None or drops is not None, options["kept_rule"]
+    counted, rule = tensors.thresholds is None or drops is not None, options.get("kept_rule")  # DELLA trims nothing
     if trimming is not None and ((rule == "topk" and counted) or (rule == "exact" and drops is not None)):
         return None
     weights = tensors.per_source("weight")
@@ -96,7 +96,7 @@ def plan_election(
             kind="election",
             drops=drops is not None,
             bands=bands is not None,
-            ties=rule == "exact" if trimming is not None else bands is not None and options.get("kept_rule") == "exact",
+            ties=rule == "exact" and (trimming is not None or bands is not None),
             elect=str(options["elect"]),
             agg=agg,
             weighting=weighting,
