@@ -84,6 +84,7 @@ class CoreMerges:
                     prefix_cache=None,
                 ),
             )
+            held.tables.save()  # gives back the memory that they were made in
 
     def products(self, recipe: Recipe, tensors_of: Callable[[Rule, Recipe], RuleTensors]) -> dict[str, LowRank]:
         """Tensor name -> what the merge adds to the base's tensor, for a merge that is an adapter of the base.

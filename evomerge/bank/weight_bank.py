@@ -41,7 +41,7 @@ from evomerge.recipe import PathLayer, Recipe, Rule
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_CHECKED = 1 << 24  # elements that are checked together
+_CHECKED = 1 << 20  # elements that are checked together
 
 
 def default_device() -> str:
