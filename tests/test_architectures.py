@@ -27,6 +27,7 @@ EXPECTED = {
     "gpt_oss, float16": EQUAL,
     "qwen3_5, written as image-text-to-text": EQUAL,
     "mixtral": EQUAL,
+    "inkling2_text": REFUSED,
     "bert, is_decoder: false": REFUSED,
 }
 
