@@ -50,7 +50,7 @@ once. (`arcee_fusion`: `dtype: float64`; in float32 the rounding of its divergen
 that are added there. *Tied*: the share of elements whose magnitude is exactly the bound of what is kept. Which of them
 are kept is chance: mergekit takes those that its sort finds, evomerge those of lowest index, and both as many as the
 share says. *Alike*, for random masks: over six seeds each, by decile of the largest magnitude in its row, the share of
-changed elements and the mean change.
+changed elements and the mean change. A dash: not compared on these models.
 
 The last column has the share of elements that mergekit itself makes otherwise from bfloat16 models with
 `dtype: bfloat16`: most of its methods then round every difference, product and sum to 16 bits. evomerge does not, and
@@ -137,7 +137,7 @@ def version(environment: Path) -> str:
     """The versions that the table is of."""
     listed = [environment / "bin" / "python", "-m", "pip", "list", "--format", "json"]
     found = {each["name"]: each["version"] for each in json.loads(subprocess.check_output(listed, text=True))}
-    return f"mergekit {found['mergekit']} with torch {found['torch']}"
+    return f"mergekit {found['mergekit']} and torch {found['torch']}"
 
 
 def read_rows(path: Path) -> list[Row]:
