@@ -46,11 +46,11 @@ _AGGREGATIONS = ("dis-max", "dis-sum", "dis-mean count", "dis-mean norm")
 _DTYPES = {str(dtype).removeprefix("torch.") for dtype in WIDE}
 
 
-class _Rule(ctypes.Structure):
+class _MaskedRule(ctypes.Structure):
     _fields_ = [("is_election", c_int64), ("elects_by_count", c_int64), ("aggregation", c_int64)]
 
     @classmethod
-    def of(cls, formula: Formula) -> _Rule:
+    def of(cls, formula: Formula) -> _MaskedRule:
         if formula.kind == "sum":
             return cls(0, 0, 0)
         agg = formula.agg
@@ -63,7 +63,7 @@ _MODEL = POINTER(LoopTensor)
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "write_rule": (
         c_float,
-        (_MODEL, _MODEL, c_int64, c_void_p, c_void_p, POINTER(_Rule), c_int64, c_int64, _MODEL),
+        (_MODEL, _MODEL, c_int64, c_void_p, c_void_p, POINTER(_MaskedRule), c_int64, c_int64, _MODEL),
     ),
 }
 
@@ -85,7 +85,7 @@ def masked_pass(formula: Formula, dtypes: Sequence[str], folder: Path, *, compil
     if not (compile_missing or path.exists()):
         return None
     loops = _loops(path)
-    return None if loops is None else lambda arguments: _run(loops, _Rule.of(formula), arguments)
+    return None if loops is None else lambda arguments: _run(loops, _MaskedRule.of(formula), arguments)
 
 
 def _covers(formula: Formula) -> bool:
@@ -103,7 +103,7 @@ def _loops(path: Path) -> ctypes.CDLL | None:
         return None
 
 
-def _run(loops: ctypes.CDLL, rule: _Rule, arguments: Sequence[Tensor]) -> Tensor:
+def _run(loops: ctypes.CDLL, rule: _MaskedRule, arguments: Sequence[Tensor]) -> Tensor:
     base, *sources, numbers, words, out = arguments
     models = (LoopTensor * len(sources))(*map(loop_tensor, sources))
     given = loop_tensor(base), models, len(sources), numbers.data_ptr(), words.data_ptr(), rule
