@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 
+import torch
 from torch import Tensor
 
-from evomerge.tensors.masks import dropped, mask_key
+from evomerge.tensors.masks import dropped, mask_key, uniform_bits
 from evomerge.tensors.rule_tensors import RuleTensors
 from evomerge.tensors.sums import ordered_sum
 from evomerge.tensors.task_vectors import TaskVectors
+
+# Elements of pieces whose random bits are kept: every candidate counts the survivors of small tensors, and half of what
+# that costs is drawing them again.
+KEPT = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Drop:
 
     def __call__(self, start: int, task_vector: Tensor) -> Tensor:
         """Drop and rescale, in place, the piece of the flattened tensor that begins at element `start`."""
-        mask = dropped(self.key, start, start + task_vector.numel(), self.drop_rate, device=task_vector.device)
+        mask = _mask(self.key, start, start + task_vector.numel(), self.drop_rate, task_vector.device)
         # (1), dropped before rescaling: an L1 quotient that suits the survivors may overflow on dropped elements.
         return self.rescale_(task_vector.mul_(mask.logical_not_()))
 
@@ -71,3 +78,14 @@ class Dropping:
         masked = TaskVectors(self._tensors, lambda source, name: plain)
         left = ordered_sum(piece.abs() for piece in masked.pieces(source, name))
         return Drop(key, rate, divisor=left, factor=whole) if left > 0 else plain
+
+
+def _mask(key: int, start: int, stop: int, drop_rate: float, device: torch.device) -> Tensor:
+    if device.type != "cpu" or stop - start > KEPT:
+        return dropped(key, start, stop, drop_rate, device=device)
+    return _kept_bits(key, start, stop) < math.ceil(drop_rate * (1 << 24))  # masks (4)
+
+
+@lru_cache(maxsize=1 << 10)  # at most 32 MiB
+def _kept_bits(key: int, start: int, stop: int) -> Tensor:
+    return uniform_bits(key, start, stop)

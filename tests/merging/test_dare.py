@@ -9,6 +9,7 @@ import torch
 
 from evomerge.merging import RuleTensors, merge_rule, merge_state_dicts
 from evomerge.methods import validate
+from evomerge.tensors import dropping, masks
 from evomerge.tensors.masks import dropped, mask_key
 
 
@@ -245,3 +246,15 @@ def test_unmasked_sources_are_looked_up_exactly():
     parameters = {"drop_rate": 0.0, "density": 0.1}
     assert torch.equal(grouped([source], base, table, parameters)["w"], grouped([source], base, None, parameters)["w"])
     assert table.questions == 1
+
+
+@pytest.mark.parametrize("elements", [dropping.KEPT, dropping.KEPT + 1])
+def test_random_bits_of_small_tensors_are_drawn_once_for_all_drop_rates(elements, monkeypatch):
+    drawn = []
+    inner = masks.uniform_bits
+    for module in (masks, dropping):
+        monkeypatch.setattr(module, "uniform_bits", lambda *given: drawn.append(given) or inner(*given))
+    for rate in (0.3, 0.6, 0.3):
+        found = dropping.Drop(elements, rate)(7, torch.ones(elements))
+        assert torch.equal(found, masks.dropped(elements, 7, 7 + elements, rate).logical_not().float())
+    assert len(drawn) - 3 == (1 if elements <= dropping.KEPT else 3)
