@@ -201,8 +201,7 @@ def test_nested_configs_get_the_dtype_and_the_origin_is_left_out() -> None:
     config = {"_name_or_path": "/home/me/model", "text_config": {"torch_dtype": "float32", "sizes": {"a": 1}}}
     assert model_writer.exported_config(config, torch.bfloat16) == {
         "text_config": {"torch_dtype": "bfloat16", "sizes": {"a": 1}},
-        "dtype": "float32",
-        "out_dtype": "bfloat16",
+        "dtype": "bfloat16",
         "torch_dtype": "bfloat16",
     }
     assert config["text_config"]["torch_dtype"] == "float32"  # type: ignore[index]  # N24: the argument stays as it was
