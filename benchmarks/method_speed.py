@@ -1,4 +1,4 @@
-"""How fast each elementwise method makes a candidate: as a worker does, against a few lines of eager PyTorch.
+"""Seconds in which each elementwise method makes a candidate: as a worker does, against a few lines of eager PyTorch.
 
 *plain* is `plain_merges.py`: eager float32, tensor by tensor, with a sort for every quantile. *fused* is a warm
 candidate of a search: what is the same for all candidates is there, all else is done; compiled where the method has a

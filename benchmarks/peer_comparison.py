@@ -20,7 +20,7 @@ DECILES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How far the merges of one file are apart.
+    """The distance of the merges of one file.
 
     Attributes:
         elements: of the model.

@@ -1,4 +1,4 @@
-"""What is kept of a long evaluation: between attempts, never instead of a result."""
+"""The part of a long evaluation that is kept: between attempts, never instead of a result."""
 
 from __future__ import annotations
 
