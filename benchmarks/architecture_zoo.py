@@ -85,6 +85,15 @@ _LINEAR = {
 _GROUPED = {"n_routed_experts": 4, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 16}
 _FEW = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_QWEN_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "depth": 3,
+    "num_heads": 2,
+    "out_hidden_size": 32,
+    "patch_size": 4,
+    "num_position_embeddings": 16,
+}
 _LONG_ROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -596,15 +605,7 @@ ZOO: tuple[Specimen, ...] = (
                 "model_type": "qwen3_5_text",
                 "layer_types": ["linear_attention", "full_attention"],
             },
-            "vision_config": {
-                "hidden_size": 16,
-                "intermediate_size": 16,
-                "depth": 3,
-                "num_heads": 2,
-                "out_hidden_size": 32,
-                "patch_size": 4,
-                "num_position_embeddings": 16,
-            },
+            "vision_config": _QWEN_VISION,
             "image_token_id": 6,
             "video_token_id": 7,
             "vision_start_token_id": 8,
@@ -627,15 +628,7 @@ ZOO: tuple[Specimen, ...] = (
                 "model_type": "qwen3_5_moe_text",
                 "layer_types": ["linear_attention", "full_attention"],
             },
-            "vision_config": {
-                "hidden_size": 16,
-                "intermediate_size": 16,
-                "depth": 3,
-                "num_heads": 2,
-                "out_hidden_size": 32,
-                "patch_size": 4,
-                "num_position_embeddings": 16,
-            },
+            "vision_config": _QWEN_VISION,
             "image_token_id": 6,
             "video_token_id": 7,
             "vision_start_token_id": 8,

@@ -50,7 +50,7 @@ def _edit(folder: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def _same(source: Source, merged: dict[str, torch.Tensor]) -> None:
+def _assert_same(source: Source, merged: dict[str, torch.Tensor]) -> None:
     for name, tensor in source.tensors.items():
         torch.testing.assert_close(tensor, merged[source.live_names[name]], rtol=1e-6, atol=1e-6)
 
@@ -60,7 +60,7 @@ def test_an_adapter_has_the_tensors_of_peft_s_merge(tmp_path: Path, settings: di
     base = save_base(tmp_path / "base")
     adapter = save_adapter(base, tmp_path / "adapter", **settings)
     source = _open(base, adapter)
-    _same(source, merged_by_peft(base, adapter))
+    _assert_same(source, merged_by_peft(base, adapter))
     assert any(not torch.equal(source.tensors[name], tensor) for name, tensor in open_base(base).tensors.items())
 
 
@@ -71,7 +71,7 @@ def test_weights_that_are_stored_transposed_are_changed_as_peft_changes_them(
     base = save_base(tmp_path / "base", "gpt2")
     modules = ["c_attn", "c_proj", "c_fc"]
     adapter = save_adapter(base, tmp_path / "adapter", target_modules=modules, fan_in_fan_out=True, **settings)
-    _same(_open(base, adapter), merged_by_peft(base, adapter))
+    _assert_same(_open(base, adapter), merged_by_peft(base, adapter))
 
 
 def test_of_resized_embeddings_the_tokens_of_the_base_are_taken_and_the_check_says_so(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_of_resized_embeddings_the_tokens_of_the_base_are_taken_and_the_check_sa
     opened = open_base(base)
     source = open_expert(_ref(adapter), base=opened)
     merged = merged_by_peft(base, adapter, tokens=70)
-    _same(source, {name: tensor[:64] if len(tensor) == 70 else tensor for name, tensor in merged.items()})
+    _assert_same(source, {name: tensor[:64] if len(tensor) == 70 else tensor for name, tensor in merged.items()})
     assert "70 rows in the adapter and 64 in 'base'" in "\n".join(check_compatible(opened, [source]))
 
 

@@ -21,6 +21,7 @@ from transformers import (
 
 from evomerge.checkpoints import Source, open_source
 from evomerge.recipe import ModelRef
+from evomerge.tensors.one_thread import one_thread
 
 LLAMA_SIZES: dict[str, Any] = {
     "vocab_size": 64,
@@ -57,10 +58,8 @@ KINDS: dict[str, Callable[..., PreTrainedConfig]] = {
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrain
 from evomerge.evaluation.evaluator import CalibrationText
 from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule
+from evomerge.tensors.one_thread import one_thread
 from evomerge.training import DamResult, DamSettings, DamStep, TrainingInputs, train_dam
 
 VOCABULARY = 40
@@ -48,10 +49,8 @@ SOURCES = ("left", "middle", "right")
 
 @pytest.fixture(autouse=True, scope="package")
 def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 @dataclass
