@@ -19,6 +19,7 @@ from evomerge.spec import SearchSpec
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.status import Status
 from evomerge.telemetry.messenger import Messenger
+from evomerge.telemetry.open_telemetry import OpenTelemetryMetrics
 from evomerge.telemetry.prometheus import MetricFamily, metrics_text, search_metrics
 from evomerge.whole_files import write_whole
 
@@ -47,6 +48,7 @@ class RunObserver:
         self._written = -math.inf
         self._latest: Status | None = None
         self._gauges: RayGauges | None = None
+        self._open_telemetry = OpenTelemetryMetrics(spec.name)
 
     def status(self, status: Status) -> None:
         """Take note of a status of the search."""
@@ -83,9 +85,8 @@ class RunObserver:
     def _write_metrics(self, status: Status) -> None:
         self._gauges = self._gauges or _ray_gauges(self._spec.name)
         gauges = self._gauges if self._gauges is not None and self._gauges.are_served() else None
-        if self._spec.metrics is None and gauges is None:
-            return
         numbers = search_metrics(status, self._search.tally, self._spec.budget, _resident())
+        self._open_telemetry.set(numbers)
         if gauges is not None:
             for each in numbers:
                 gauges.set(f"evomerge_{each.name}", each.help, each.values)

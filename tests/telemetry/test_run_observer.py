@@ -8,6 +8,8 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, Sum
 from ray.util.metrics import Gauge
 
 from evomerge.cli import run_command
@@ -186,6 +188,24 @@ def test_the_same_numbers_are_gauges_of_ray_while_the_run_is_on_a_cluster(write_
     served[0] = False
     assert run(write_spec(name="alone")) == 0
     assert not seen
+
+
+def test_an_open_telemetry_sdk_reads_the_same_numbers(write_spec, tmp_path, monkeypatch):
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    monkeypatch.setattr("evomerge.telemetry.open_telemetry.get_meter_provider", lambda: provider)
+    assert run(write_spec(metrics={"textfile": "run.prom"})) == 0
+    [of_resource] = reader.get_metrics_data().resource_metrics
+    [scope] = of_resource.scope_metrics
+    assert scope.scope.name == "evomerge"
+    seen = {}
+    for metric in scope.metrics:
+        suffix = "_total" if isinstance(metric.data, Sum) else ""  # as exporters add it
+        for point in metric.data.data_points:
+            labels = ",".join(f'{name}="{value}"' for name, value in point.attributes.items())
+            seen[f"{metric.name.replace('.', '_')}{suffix}{{{labels}}}"] = point.value
+    assert seen == read_metrics(tmp_path / "run.prom")
+    provider.shutdown()
 
 
 def read_metrics(path):
