@@ -22,7 +22,7 @@ class WorkerSetup:
 
     Attributes:
         evaluator: name or path of a pack, or the name of an evaluator class.
-        settings: settings of an evaluator class.
+        settings: settings of an evaluator class, or the engine of a pack.
         split: the study's item split; None lets the evaluator compute it (at creation).
         batch_size: the study's batch size; None lets the evaluator find it (at creation).
         bounds: param -> (low, high), for analytic evaluators.

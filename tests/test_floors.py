@@ -43,7 +43,7 @@ FLOORS = (
         "mergekit",
         "mergekit_evolve",
     ),
-    ("passes", "bank", "evaluation"),
+    ("passes", "bank", "vllm_engine", "evaluation"),
     ("statistics", "optimisation", "training", "learned", "trainers"),
     (
         "objective",
@@ -180,6 +180,7 @@ def test_every_file_has_a_floor():
         ("sklearn", "samplers/forest.py"),
         ("optuna_dashboard", "study/dashboard.py"),
         ("matplotlib", "page"),
+        ("vllm", "vllm_engine"),
     ],
 )
 def test_n36_a_library_with_private_handles_is_imported_in_one_file_or_folder(library, place):

@@ -146,15 +146,8 @@ class GreedyTexts:
                 written.forwarded += self.tokens
                 yield
         self.tokens = written.forwarded
-        return [self._text(tokens, prompt.stops) for tokens, prompt in zip(written.tokens, self._prompts, strict=True)]
-
-    def _text(self, written: list[int], stops: Sequence[str]) -> str | None:
-        odd = [at for at, token in enumerate(written) if token in self._reader.special and token not in self._ends]
-        if odd:
-            named = self._reader.decode_all(written[: odd[-1] + 1])
-            if any(stop in named for stop in stops):
-                return None
-        return cut(self._reader.decode(written), stops)
+        texts = zip(written.tokens, self._prompts, strict=True)
+        return [text_of(tokens, prompt.stops, self._reader, self._ends) for tokens, prompt in texts]
 
     def _prepare(self, budget: int) -> list[_GreedyPass]:
         # A number of its own at the end makes every prompt distinct, and keeps its last token, whose logits are needed,
@@ -259,6 +252,21 @@ def end_tokens(model: PreTrainedModel) -> frozenset[int]:
     """The tokens after which the model's own `generate` writes nothing more."""
     ends = model.generation_config.eos_token_id
     return frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)
+
+
+def text_of(written: list[int], stops: Sequence[str], reader: Reader, ends: Collection[int]) -> str | None:
+    """The text of written tokens, cut at its stop strings; None where only lm-eval knows it, see `GreedyTexts.run`."""
+    odd = [at for at, token in enumerate(written) if token in reader.special and token not in ends]
+    if odd:
+        named = reader.decode_all(written[: odd[-1] + 1])
+        if any(stop in named for stop in stops):
+            return None
+    return cut(reader.decode(written), stops)
+
+
+def cut_may_move(stops: Sequence[str], reader: Reader) -> bool:
+    """Whether tokens behind a stop string may change the text before it."""
+    return bool(reader.lookahead) or _overlap(stops)
 
 
 def cut(text: str, stops: Sequence[str]) -> str:

@@ -5,8 +5,8 @@ are prepared once and run for every candidate: arranging them costs as much as s
 passes that decide how they may share forward passes have to see the weights of the base, not those of a candidate.
 
 `TransformersEngine` runs a live model of transformers, `ScriptedEngine` answers without one. An engine with a scheduler
-of its own, such as vLLM's, has little to prepare: it returns the requests in its own form, asks for the log-probability
-of every prompt token in `run`, and hands the tensors of `load` to its workers.
+of its own has little to prepare: that of vLLM (`vllm_engine/`) returns the requests in its own form, asks for the
+log-probability of every prompt token in `run`, and sends the live model's weights in `load`.
 """
 
 from __future__ import annotations

@@ -108,22 +108,8 @@ class TransformersEngine:
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
         """See `Engine.load`. Tensors are copied into the model's own."""
         if weights:
-            self._copy(weights)
+            write_weights(self.model, weights)
         self._state.restore()
-
-    def _copy(self, weights: Mapping[str, torch.Tensor]) -> None:
-        own = self.model.state_dict()
-        for name, tensor in weights.items():
-            if name not in own:
-                raise unknown_name("tensor of the model", name, own)
-            if tensor.shape != own[name].shape:
-                raise InvalidInput(
-                    f"tensor {name!r} has the shape {list(tensor.shape)}, that of the model has "
-                    f"{list(own[name].shape)}; load weights of the same architecture"
-                )
-        with torch.no_grad():
-            for name, tensor in weights.items():
-                own[name].copy_(tensor)
 
     def prepare(self, requests: Requests, lengths: Lengths) -> PreparedRequests:
         """See `Engine.prepare`. Trial passes run with the loaded weights, once for the same lengths."""
@@ -201,6 +187,29 @@ class TransformersEngine:
             return None
         ends = end_tokens(self.model)
         return GreedyTexts(prompts, self._reader, ends, budget=budget, device=self.model.device)
+
+
+def write_weights(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:
+    """Copy tensors into those of a live model, all or none.
+
+    Args:
+        weights: name in the model -> tensor of the same shape.
+
+    Raises:
+        InvalidInput: see `Engine.load`.
+    """
+    own = model.state_dict()
+    for name, tensor in weights.items():
+        if name not in own:
+            raise unknown_name("tensor of the model", name, own)
+        if tensor.shape != own[name].shape:
+            raise InvalidInput(
+                f"tensor {name!r} has the shape {list(tensor.shape)}, that of the model has "
+                f"{list(own[name].shape)}; load weights of the same architecture"
+            )
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            own[name].copy_(tensor)
 
 
 def _proof(engine: TransformersEngine) -> ContinuableEngine[PreparedRequests]:

@@ -6,12 +6,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from evomerge.errors import InvalidInput, unknown_name
+from evomerge.errors import unknown_name
 from evomerge.evaluation import find_evaluator, known_evaluators
 from evomerge.evaluation.evaluator import Evaluator
 from evomerge.packs.items import Split
 from evomerge.packs.pack import known_packs, load_pack
 from evomerge.recipe import ModelRef
+from evomerge.vllm_engine.engine_settings import VLLM, engine_settings
 
 
 def build_evaluator(
@@ -32,7 +33,7 @@ def build_evaluator(
         name: of a class that an installed package offers, or else name or path of a pack.
         base: the model whose tokenizer a pack uses.
         seed: the study's.
-        settings: of an evaluator class; a pack takes none.
+        settings: of an evaluator class; for a pack, its engine, see `EngineSettings`.
         bounds: param -> (low, high), for analytic evaluators.
         split: the study's item split; None lets the evaluator compute it (at creation).
         batch_size: the study's; None lets a pack find it (at creation).
@@ -40,7 +41,7 @@ def build_evaluator(
         allow: what the user has allowed by name.
 
     Raises:
-        InvalidInput: there is neither, or its tasks or metrics do not exist.
+        InvalidInput: there is neither, its tasks or metrics do not exist, or its engine cannot be used.
         OtherSpec: the documents are not those of the given split.
     """
     classes = known_evaluators()
@@ -50,13 +51,10 @@ def build_evaluator(
     if not Path(name).is_dir() and name not in known_packs():
         raise unknown_name("evaluator", name, [*known_packs(), *classes])
     pack = load_pack(name)
-    if settings:
-        raise InvalidInput(
-            f"evaluator {pack.name!r} is a pack and takes no settings, but the spec gives "
-            f"{', '.join(sorted(settings))}; change its evaluator.yaml"
-        )
+    chosen = engine_settings(pack.name, settings or {})
     from evomerge.checkpoints.tokenizer import load_tokenizer
-    from evomerge.evaluation.lm_eval.harness_evaluator import HarnessEvaluator
+    from evomerge.evaluation.lm_eval.harness_evaluator import HarnessEvaluator, transformers_engine
+    from evomerge.vllm_engine.engine_opener import VllmOpener
 
     return HarnessEvaluator(
         pack,
@@ -66,4 +64,6 @@ def build_evaluator(
         batch_size=batch_size,
         device=device,
         allow=allow,
+        engine=VllmOpener(base, chosen.engine_args, allow=allow) if chosen.engine == VLLM else transformers_engine,
+        engine_identity=chosen.identity,
     )

@@ -26,6 +26,7 @@ from evomerge.spaces.space import MethodSpace, SearchSpace
 from evomerge.spec import SearchSpec
 from evomerge.study.identity import StudyIdentity
 from evomerge.study.stored_search import artifacts_folder, logs_folder
+from evomerge.vllm_engine.engine_settings import VLLM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,4 +136,9 @@ def open_inputs(spec: SearchSpec) -> Inputs:
     warnings = check_compatible(base, experts)
     if spec.search_space.space == "core":
         _check_core(spec.search_space, experts)
+    if spec.search_space.layers is not None and spec.evaluator.settings.get("engine") == VLLM:
+        raise InvalidInput(
+            f"engine vllm holds a model of one depth, but the layer paths of space {spec.search_space.name!r} have "
+            "several; write engine: transformers"
+        )
     return Inputs(spec=spec, base=base, experts=experts, warnings=tuple(warnings))

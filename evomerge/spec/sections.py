@@ -135,7 +135,10 @@ class SamplerSpec(_Named):
 
 
 class EvaluatorSpec(_Named):
-    """An evaluator by the name or path of its pack; every other key is a setting of an evaluator class."""
+    """An evaluator by the name or path of its pack.
+
+    Every other key is a setting of an evaluator class; `engine` and `engine_args` are those of a pack.
+    """
 
 
 class BaselineSpec(_Named):

@@ -108,6 +108,7 @@ class HarnessEvaluator:
         device: that `lm_eval` is told to use in printed commands; scoring happens where the live model is.
         allow: what the user has allowed, see `check_allowed`.
         engine: opens the engine that answers the requests, from lm-eval's view of the live model.
+        engine_identity: part of the fingerprint, for an engine with other scores than those of transformers.
 
     Raises:
         InvalidInput: unknown task, metric or filter, code or a benchmark's test set that is not allowed, a metric
@@ -126,6 +127,7 @@ class HarnessEvaluator:
         device: str | None = None,
         allow: Collection[str] = (),
         engine: Callable[[PreparedLM], Engine[Any]] = transformers_engine,
+        engine_identity: Mapping[str, Any] | None = None,
     ) -> None:
         self.pack = pack
         self.device = device
@@ -134,6 +136,7 @@ class HarnessEvaluator:
         self._seed = seed
         self._batch_size = batch_size
         self._open_engine = engine
+        self._engine_identity = [dict(engine_identity)] if engine_identity else []
         self._tokenizer = CachedTokenizer(tokenizer)
         self._metrics = {entry.task: metric_of(self.tasks[entry.task], entry) for entry in pack.tasks}
         self._split = _split(pack, self.tasks, split, seed)
@@ -143,7 +146,13 @@ class HarnessEvaluator:
 
     @property
     def fingerprint(self) -> str:
-        content = [self.pack.fingerprint, self._seed, self._split.digests, builtin_configs(self.pack, self.tasks)]
+        content: list[Any] = [
+            self.pack.fingerprint,
+            self._seed,
+            self._split.digests,
+            builtin_configs(self.pack, self.tasks),
+        ]
+        content += self._engine_identity
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property

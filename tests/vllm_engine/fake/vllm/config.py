@@ -1,0 +1,8 @@
+"""See `vllm`."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class WeightTransferConfig:
+    backend: str = "nccl"
