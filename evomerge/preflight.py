@@ -35,6 +35,7 @@ from evomerge.search.warm_start import check_recipes, has_begun
 from evomerge.spaces.bound import BoundSpace
 from evomerge.storage import attributes
 from evomerge.study.stored_search import artifacts_folder, looking_at
+from evomerge.telemetry.tracking import check_trackers
 from evomerge.verdict.looks import share
 from evomerge.verdict.verdict import ALPHA
 
@@ -53,6 +54,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
         InvalidInput: `evomerge run` would fail.
     """
     spec, space = inputs.spec, inputs.space
+    check_trackers(spec.track)
     build_search_sampler(inputs, workers=1)
     ArtifactFolder(artifacts_folder(spec)).check()
     placement = _placement(inputs)

@@ -181,6 +181,8 @@ def test_every_file_has_a_floor():
         ("optuna_dashboard", "study/dashboard.py"),
         ("matplotlib", "page"),
         ("vllm", "vllm_engine"),
+        ("mlflow", "telemetry/mlflow_tracker.py"),
+        ("wandb", "telemetry/wandb_tracker.py"),
     ],
 )
 def test_n36_a_library_with_private_handles_is_imported_in_one_file_or_folder(library, place):
@@ -234,6 +236,7 @@ def test_optuna_stays_with_spaces_and_study_and_what_reads_them():
         "requests",
         "study",
         "opening",
+        "telemetry",
         "verdict",
         "charts",
         "search",

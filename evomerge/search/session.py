@@ -57,6 +57,7 @@ from evomerge.study.search_study import SearchStudy
 from evomerge.study.status import Status
 from evomerge.study.stored_search import StoredSearch, logs_folder, with_stored_artifacts
 from evomerge.telemetry.run_observer import RunObserver, observing
+from evomerge.telemetry.tracking import check_trackers
 
 _log = logging.getLogger(__name__)
 
@@ -105,8 +106,13 @@ class Session:
     def on_search_status(self, status: Status) -> None:
         """Report the status of the search to the listener, and to those whom the spec names."""
         self.listener.on_status(status)
-        self.observer.status(status)
+        self.observer.status(status, self.opened.search)
         self.plots.refresh()
+
+    @property
+    def stored(self) -> StoredSearch:
+        """The study as others read it."""
+        return _stored(self.opened)
 
     def say(self, phase: str) -> None:
         """Report the phase to the listener, and to `evomerge status` by way of the study."""
@@ -214,6 +220,7 @@ def _beat_with(stop: Stop, heartbeat: Heartbeat) -> None:
 
 def _refuse_unfit(inputs: Inputs, baselines: Sequence[BaselineSpec]) -> None:
     """Refuse, before anything is created, inputs that would end the run later."""
+    check_trackers(inputs.spec.track)
     task_weights(inputs.spec.objective, inputs.evaluator.weights)
     check_recipes(inputs)
     if not has_begun(inputs.spec):
@@ -271,7 +278,6 @@ def _begin(
 
 
 def _stored(opened: OpenSearch) -> StoredSearch:
-    """The study as others read it."""
     return StoredSearch(
         spec=opened.inputs.spec,
         storage=opened.storage,

@@ -29,6 +29,7 @@ from evomerge.racing import ItemHistory, build_fidelity
 from evomerge.recipe import RecipeSet
 from evomerge.samplers.base import sampler_of
 from evomerge.samplers.reference_points import ReferencePoint
+from evomerge.search.finding import finding
 from evomerge.search.ingredients import stored_scores, take_ingredients
 from evomerge.search.origins import origin_of
 from evomerge.search.session import Session
@@ -311,6 +312,7 @@ def judge_winner(session: Session, winner: Winner, *, retried: Collection[str] =
             held_out[label] = joined
     _store_verdict(session, winner, baselines, held_out)
     session.plots.write(best.recipe)
+    session.observer.conclude(lambda: finding(session.stored))
     session.say(FINISHED_PHASE)
 
 

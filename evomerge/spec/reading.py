@@ -85,7 +85,7 @@ def resolve(spec: SearchSpec, directory: Path) -> SearchSpec:
     recipes = tuple(str((directory / expanded(name)).resolve()) for name in spec.warm_start.recipes)
     warm_start = spec.warm_start.model_copy(update={"recipes": recipes})
     update = {"sources": sources, "space": space, "evaluator": evaluator, "warm_start": warm_start}
-    observers = {"notify": located(spec.notify, directory), "metrics": located(spec.metrics, directory)}
+    observers = {name: located(getattr(spec, name), directory) for name in ("notify", "metrics", "track")}
     return spec.model_copy(update={**update, **observers})
 
 

@@ -18,7 +18,7 @@ from pydantic import (
 
 from evomerge.baselines.info import BASELINES
 from evomerge.documents import Frozen
-from evomerge.observers import MetricsSpec, NotifySpec
+from evomerge.observers import MetricsSpec, NotifySpec, TrackSpec
 from evomerge.recipe import ModelRef
 from evomerge.recipe_spaces.checks import is_recipe_file
 from evomerge.spaces.space import SearchSpace
@@ -60,6 +60,7 @@ class SearchSpec(Frozen):
     verdict: VerdictSpec = VerdictSpec()
     notify: NotifySpec | None = None
     metrics: MetricsSpec | None = None
+    track: TrackSpec | None = None
     storage: str | None = Field(default=None, repr=False)  # may hold a password
     storage_patience: Annotated[float, Field(ge=0)] = 600.0  # seconds that a storage which is away is waited for
     artifacts: str | None = None
@@ -196,7 +197,7 @@ class SearchSpec(Frozen):
         """JSON that the study stores: the whole spec without the storage URLs, which may hold passwords, and without
         those who are told of a run: their URLs may hold passwords too, and their files are those of a machine."""
         unsaid = {"tokenizer", "missing"} - self._policies.keys()  # earlier releases have no such keys
-        whole = dict.fromkeys(("storage", "notify", "metrics", *unsaid), True)
+        whole = dict.fromkeys(("storage", "notify", "metrics", "track", *unsaid), True)
         exclude: Any = {**whole, "warm_start": {"studies": {"__all__": {"storage"}}}}
         # The order of keys carries meaning: methods and parameters of the space are searched in it.
         return json.dumps(self.model_dump(mode="json", by_alias=True, exclude=exclude))
@@ -211,8 +212,8 @@ class SearchSpec(Frozen):
     ) -> dict[str, Any]:
         """Everything that the value of a trial, or the next proposal, depends on. Runs of a study must agree in it.
 
-        Budget, workers, storage, artifacts, notify, metrics, baselines that the space is not made of, verdict, and
-        calibration that no statistics of the space are measured on, may change when a study is resumed.
+        Budget, workers, storage, artifacts, notify, metrics, track, baselines that the space is not made of, verdict,
+        and calibration that no statistics of the space are measured on, may change when a study is resumed.
 
         Args:
             fingerprints: source name -> content hash of its files.

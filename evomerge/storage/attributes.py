@@ -43,6 +43,7 @@ INCUMBENT: Final = (
 )
 STATISTICS: Final = "evomerge:statistics"  # text: files of the statistics that recipes name, and their cost, in JSON
 INGREDIENTS: Final = "evomerge:ingredients"  # text: the merges that the space is made of, the best first, in JSON
+TRACKED: Final = "evomerge:tracked"  # id of the run that experiment trackers log, which a resumed search continues
 PHASE: Final = "evomerge:phase"  # current activity of the controller
 HEARTBEAT: Final = "evomerge:heartbeat"  # of the controller, in every phase: seconds since the epoch
 VERDICT: Final = "evomerge:verdict"  # text: the held-out comparison, in JSON

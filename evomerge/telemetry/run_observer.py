@@ -1,4 +1,6 @@
-"""The observer of one run: it makes messages and metrics of the statuses of a search, and of the end of the run."""
+"""The observer of one run: it makes messages, metrics and entries of trackers of the statuses of a search, and of its
+result and end.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +10,26 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import Interrupted
 from evomerge.messages import in_one_line
 from evomerge.spec import SearchSpec
+from evomerge.storage import attributes
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.status import Status
+from evomerge.telemetry.ended_trials import EndedTrials
 from evomerge.telemetry.messenger import Messenger
 from evomerge.telemetry.open_telemetry import OpenTelemetryMetrics
 from evomerge.telemetry.prometheus import MetricFamily, metrics_text, search_metrics
+from evomerge.telemetry.tracker import EndState, Finding, TrackedRun
+from evomerge.telemetry.tracking import Tracking, tracker_settings
+from evomerge.telemetry.trial_entries import search_config, trial_entry
 from evomerge.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -36,13 +45,16 @@ class RunObserver:
     """Tells others of a run, as its spec says. Nothing that goes wrong here ends the run.
 
     Args:
-        search: the study, whose best trial so far is no news.
+        search: the study, whose trials so far are no news.
     """
 
     def __init__(self, spec: SearchSpec, search: SearchStudy, messenger: Messenger | None) -> None:
         self._spec = spec
         self._search = search
         self._messenger = messenger
+        self._settings = tracker_settings(spec.track)
+        self._ended = EndedTrials(search.study) if self._settings else None
+        self._trackings: list[Tracking] = []
         self._best = search.tally.best
         self._failure: tuple[int, str] | None = None
         self._written = -math.inf
@@ -50,8 +62,15 @@ class RunObserver:
         self._gauges: RayGauges | None = None
         self._open_telemetry = OpenTelemetryMetrics(spec.name)
 
-    def status(self, status: Status) -> None:
-        """Take note of a status of the search."""
+    def status(self, status: Status, search: SearchStudy) -> None:
+        """Take note of a status of the search.
+
+        Args:
+            search: the study as it is written to now: a space that is made of merges has another writer than at first.
+        """
+        self._search = search
+        for ended in [] if self._ended is None else self._ended.new():
+            self._track({"trial": asdict(trial_entry(ended))})
         self._latest = status
         best = self._search.tally.best
         if best is not None and (self._best is None or best[0] > self._best[0]):
@@ -64,7 +83,16 @@ class RunObserver:
         if status.state not in ("running", "paused") or time.monotonic() - self._written >= METRICS_SECONDS:
             self._write_metrics(status)
 
-    def end(self, state: str, reason: str | None) -> None:
+    def conclude(self, find: Callable[[], Finding]) -> None:
+        """Have trackers log the result of the search.
+
+        Args:
+            find: makes it, where there are trackers.
+        """
+        if self._settings:
+            self._track({"finding": asdict(find())})
+
+    def end(self, state: EndState, reason: str | None) -> None:
         """Tell of the end of the run.
 
         Args:
@@ -75,12 +103,36 @@ class RunObserver:
         found = None if best is None else {"trial": best[1], "value": best[0]}
         progress = {} if self._latest is None else _progress(self._latest)
         self._send("end", {"state": state, "reason": reason, "best": found, **progress})
+        for tracking in self._trackings:
+            tracking.send({"end": state})
 
     def _send(self, event: str, content: dict[str, Any]) -> None:
         if self._messenger is None or self._spec.notify is None or event not in self._spec.notify.on:
             return
         origin = {"host": socket.gethostname(), "pid": os.getpid(), "time": round(time.time(), 3)}
         self._messenger.send({"schema": SCHEMA, "event": event, "study": self._spec.name, **origin, **content})
+
+    def _track(self, document: dict[str, Any]) -> None:
+        if not self._trackings:  # a run that ends before its first trial is not logged
+            run = TrackedRun(id=self._run_id(), study=self._spec.name, config=search_config(self._spec))
+            self._trackings = [Tracking(name, settings, run) for name, settings in self._settings.items()]
+        for tracking in self._trackings:
+            tracking.send(document)
+
+    def _run_id(self) -> str:
+        """The id by which the trackers know the search, made once for all its runs."""
+        known = self._search.study.user_attrs.get(attributes.TRACKED)
+        if known is None:
+            known = uuid.uuid4().hex[:16]
+            self._search.set(attributes.TRACKED, known)
+        return str(known)
+
+    def close(self) -> None:
+        """Wait, for a while, for the last deliveries."""
+        if self._messenger is not None:
+            self._messenger.close()
+        for tracking in self._trackings:
+            tracking.close()
 
     def _write_metrics(self, status: Status) -> None:
         self._gauges = self._gauges or _ray_gauges(self._spec.name)
@@ -122,8 +174,7 @@ def observing(spec: SearchSpec, search: SearchStudy) -> Iterator[RunObserver]:
             raise
         observer.end("finished", None)
     finally:
-        if messenger is not None:
-            messenger.close()
+        observer.close()
 
 
 def _progress(status: Status) -> dict[str, Any]:

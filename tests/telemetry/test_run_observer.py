@@ -92,6 +92,22 @@ def test_a_resumed_run_tells_only_what_is_new(write_spec, kept):
     assert all(each["value"] > before[-1]["value"] for each in new)
 
 
+def test_a_search_in_a_space_of_merges_tells_of_its_best_and_its_metrics_too(write_spec, kept, tmp_path):
+    spec = write_spec(
+        space="baselines-global",
+        baselines=["uniform-soup", "task-arithmetic"],
+        notify={"command": kept.command, "on": ["best", "end"]},
+        metrics={"textfile": "run.prom"},
+        budget={"trials": 4},
+    )
+    assert run(spec) == 0
+    told = kept()
+    assert told[0]["event"] == "best"
+    assert told[-1]["best"]["value"] == told[-2]["value"]
+    assert read_metrics(tmp_path / "run.prom")['evomerge_trials{study="sim",state="complete"}'] == 4
+    assert read_metrics(tmp_path / "run.prom")['evomerge_items_total{study="sim"}'] > 0
+
+
 def test_a_server_gets_the_same_documents_and_the_study_does_not_keep_its_address(write_spec, server, tmp_path):
     assert run(write_spec(notify={"url": server.url, "on": ["end"]})) == 0
     [(path, kind, document)] = server.got
