@@ -1,5 +1,6 @@
 """The terminal shows our own lines and nothing else, whatever libraries print, and adapts to what it can show."""
 
+import io
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.text import Text
 
 from evomerge.cli import run_command
 from evomerge.report.terminal import Terminal
@@ -118,6 +120,21 @@ def test_numbers_that_are_not_finite_are_null_in_json(capsys):
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["rows"] == [
         {"value": None, "stderr": None},
         [1.5, None],
+    ]
+
+
+def test_indented_lines_continue_below_their_own_indent(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "24")
+    out = io.StringIO()
+    text = Text("a title that is longer than the line\n  model: six layers, one embedding\n\n    short\n")
+    Terminal(out).show(text)
+    assert out.getvalue().rstrip("\n").split("\n") == [
+        "a title that is longer ",
+        "than the line",
+        "  model: six layers,",
+        "    one embedding",
+        "",
+        "    short",
     ]
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from evomerge.jobs import Cost
 from evomerge.leaderboard import Line, PartScore
 from evomerge.messages import duration, in_bytes, in_thousands, p_value
-from evomerge.verdict.sentences import COMPARISON_TITLES, about, amount
+from evomerge.verdict.note import COMPARISON_TITLES
+from evomerge.verdict.sentences import about, amount
 from evomerge.verdict.verdict import Verdict
 
 _NOTHING = "–"

@@ -18,6 +18,7 @@ from evomerge.report.output_log import OutputLog
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.text import Text
 
 # In the place of what a terminal's encoding lacks; each as wide as the original, since tables are laid out before.
 _PLAIN = str.maketrans({"–": "-", "—": "-", "…": ".", "·": "|", "±": "~", "×": "x", "→": ">", "“": '"', "”": '"'})
@@ -73,8 +74,11 @@ class Terminal:
         return (self._log or OutputLog()).keep(text)
 
     def show(self, renderable: RenderableType) -> None:
-        """Print a result."""
-        _console(self._out).print(renderable, highlight=False)
+        """Print a result. Lines that are too long continue below their own indent."""
+        from rich.text import Text
+
+        console = _console(self._out)
+        console.print(_hanging(renderable, console) if isinstance(renderable, Text) else renderable, highlight=False)
 
     def document(self, content: dict[str, Any]) -> None:
         """Print a result as the one JSON document of standard output."""
@@ -163,6 +167,24 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
         raise error
     text = error.object[error.start : error.end].translate(_PLAIN)
     return "".join(character if character.isascii() else "?" for character in text), error.end
+
+
+def _hanging(text: Text, console: Console) -> Text:
+    """The text with indented lines wrapped to the console, what follows indented by two more than their beginning."""
+    return type(text)("\n").join(
+        part for line in text.split("\n", allow_blank=True) for part in _wrapped(line, console)
+    )
+
+
+def _wrapped(line: Text, console: Console) -> list[Text]:
+    indent = len(line.plain) - len(line.plain.lstrip(" "))
+    if line.cell_len <= console.width or not 0 < indent < console.width // 2:
+        return [line]
+    parts = list(line[indent:].wrap(console, console.width - indent - 2))
+    for place, part in enumerate(parts):
+        part.rstrip()
+        part.pad_left(indent + 2 * (place > 0))
+    return parts
 
 
 def _console(file: TextIO | None, *, stderr: bool = False) -> Console:

@@ -7,8 +7,8 @@ from evomerge.errors import InvalidInput
 from evomerge.study.stored_search import StoredSearch
 from evomerge.telemetry.tracker import Finding
 from evomerge.verdict.headline import headline
+from evomerge.verdict.note import markdown
 from evomerge.verdict.records import read_verdict
-from evomerge.verdict.sentences import markdown
 
 _COLUMNS = ("name", "kind", "held_out", "held_out_stderr", "search", "search_stderr")
 

@@ -6,6 +6,7 @@ Start reading at: `records.py`, then `judge.py`.
 """
 
 from evomerge.verdict.judge import Entrant, compare, judge
+from evomerge.verdict.note import markdown
 from evomerge.verdict.records import (
     Winner,
     name_winner,
@@ -17,7 +18,7 @@ from evomerge.verdict.records import (
     store_verdict,
     winning_recipe,
 )
-from evomerge.verdict.sentences import markdown, sentence
+from evomerge.verdict.sentences import sentence
 from evomerge.verdict.verdict import Comparison, Lead, Verdict, VerdictWord
 
 __all__ = [

@@ -18,7 +18,7 @@ from evomerge.storage import attributes
 from evomerge.storage.attributes import read_text, write_text
 from evomerge.study.dashboard import write_note
 from evomerge.study.search_study import SearchStudy
-from evomerge.verdict.sentences import markdown
+from evomerge.verdict.note import markdown
 from evomerge.verdict.verdict import Comparison, Known, Verdict
 
 

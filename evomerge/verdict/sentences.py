@@ -5,20 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from evomerge.messages import listed, p_value
+from evomerge.messages import listed
 from evomerge.verdict.verdict import ALPHA, Comparison, Lead, Unit, Verdict
 
-COMPARISON_TITLES = (
-    "winner against",
-    "difference",
-    "95 % interval",
-    "p (corrected)",
-    "test",
-    "items that differ",
-    "items needed",
-    "outcome",
-    "difference on the search items",
-)
 _MANY = 4  # baselines that are named one by one, where all fared the same
 _BEYOND = 10_000_000
 
@@ -34,32 +23,6 @@ def sentence(verdict: Verdict) -> str:
     if verdict.unit == "normalised points" and "points" in texts[1]:
         texts.append("A point is a hundredth of the way from the sources' worst score to their best.")
     return " ".join(text for text in texts if text)
-
-
-def markdown(verdict: Verdict) -> str:
-    """The verdict as a note: its sentence, a table of the comparisons, and the gap between search and held-out."""
-    parts = ["## Verdict", verdict.sentence or sentence(verdict)]
-    if verdict.comparisons:
-        titles = list(COMPARISON_TITLES)
-        if verdict.margin is not None:
-            titles.insert(COMPARISON_TITLES.index("test"), f"p (differs by {amount(verdict.margin, verdict.unit)})")
-        rows = [_row(each, verdict) for each in verdict.comparisons]
-        parts.append("\n".join([f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", *rows]))
-    if verdict.gap is not None:
-        text = f"Search − held-out of the winner: {amount(verdict.gap, verdict.unit, signed=True)}"
-        if verdict.reference_gap is not None and verdict.luck is not None:
-            text += (
-                f"; of rows that the search items did not choose: "
-                f"{amount(verdict.reference_gap, verdict.unit, signed=True)}; the rest is luck: "
-                f"{amount(verdict.luck, verdict.unit, signed=True)}"
-            )
-        parts.append(text + ".")
-    parts.append(
-        f"{_count(verdict.items, 'held-out item')}, compared one by one. An interval is of its difference alone; "
-        f"p-values are corrected for {_count(len(verdict.comparisons), 'comparison')} and for every look at these "
-        "items, earlier and later ones."
-    )
-    return "\n\n".join(parts) + "\n"
 
 
 def amount(value: float, unit: Unit, *, signed: bool = False) -> str:
@@ -103,7 +66,7 @@ def _equivalent(comparisons: Sequence[Comparison], verdict: Verdict) -> str:
 
 
 def _undecided(comparisons: Sequence[Comparison], items: int) -> str:
-    with_items = f"with {_count(items, 'item')}"
+    with_items = f"with {counted(items, 'item')}"
     needs = [f" (about {about(each.items_needed)} would tell)" if each.items_needed else "" for each in comparisons]
     if len(comparisons) == 1:
         return f"cannot be told apart from {comparisons[0].name} {with_items}{needs[0]}"
@@ -154,27 +117,6 @@ def _left(lead: Lead, unit: Unit) -> str:
     return f"{text} {'were' if text.endswith('points') else 'was'} left"
 
 
-def _row(comparison: Comparison, verdict: Verdict) -> str:
-    nothing, unit = "–", verdict.unit
-    interval = nothing
-    if comparison.low is not None and comparison.high is not None:
-        interval = f"{amount(comparison.low, unit, signed=True)} to {amount(comparison.high, unit, signed=True)}"
-    search = comparison.search_difference
-    cells = [
-        comparison.name.replace("|", "\\|"),
-        amount(comparison.difference, unit, signed=True),
-        interval,
-        p_value(comparison.adjusted_p),
-        *([] if verdict.margin is None else [p_value(comparison.equivalence_p)]),
-        comparison.test,
-        f"{comparison.discordant:,} of {comparison.items:,}",
-        nothing if comparison.items_needed is None else about(comparison.items_needed),
-        "is beaten" if comparison.worse else comparison.outcome,
-        nothing if search is None else amount(search, unit, signed=True),
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
 def about(number: int) -> str:
     """A number of items with two figures, because no more of them mean anything."""
     if number > _BEYOND:
@@ -183,7 +125,8 @@ def about(number: int) -> str:
     return f"{round(number, -digits):,}"
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """1 item, 2,400 items."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 

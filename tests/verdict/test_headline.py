@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from evomerge.verdict.headline import headline
+from evomerge.verdict.note import markdown
 from evomerge.verdict.verdict import Comparison, Verdict
 
 SOUP = Comparison(
@@ -97,3 +98,9 @@ def test_a_row_of_several_models_is_passed_over_for_one_model():
 
 def test_without_a_comparison_nothing_is_known():
     assert headline(verdict()).belief == "not known yet"
+
+
+def test_the_note_of_a_study_begins_with_the_answer():
+    answer = headline(verdict(TIES, SOUP))
+    lines = markdown(verdict(TIES, SOUP)).splitlines()
+    assert lines[:3] == [f"## Verdict: {answer.belief}", "", f"**{answer.text}**"]
