@@ -380,7 +380,7 @@ def test_a_verdict_without_margin_and_looks_of_an_earlier_version_is_read_and_wr
 def test_the_note_is_a_table_with_one_row_per_baseline():
     verdict = judge(OBJECTIVE, AHEAD, 41, [baseline("soup", 150, 50, 0.5), baseline("a|b", 10, 50, 0.4)])
     lines = markdown(verdict).splitlines()
-    assert lines[2] == verdict.sentence
+    assert lines[4] == verdict.sentence
     rows = [line for line in lines if line.startswith("|")]
     assert len(rows) == 4
     assert len({line.replace("\\|", "").count("|") for line in rows}) == 1
