@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from textwrap import wrap
 from typing import Any, Final
 
 from evomerge.charts.both_parts import BothParts, both_parts
@@ -15,9 +16,13 @@ from evomerge.recipe import Recipe, all_files
 from evomerge.storage.opening import in_transaction
 from evomerge.study.dashboard import PlotlyFigure, write_plot
 from evomerge.study.stored_search import StoredSearch
+from evomerge.verdict.headline import headline
+from evomerge.verdict.records import read_verdict
+from evomerge.verdict.verdict import Verdict
 
 SECONDS: Final = 600.0  # between two writes while a search runs
 
+_TITLE: Final = 64  # characters in a line of a long title
 _BLUE, _GREY, _ORANGE = "#1a6fd4", "#8b949e", "#c2571a"
 
 
@@ -58,6 +63,8 @@ class DashboardPlots:
         figures = {"search-course": course_figure(search_course(self._stored))}
         if rows := both_parts(self._stored):
             figures |= {"both-parts": parts_figure(rows), "winners-curse": gaps_figure(rows)}
+        if (verdict := read_verdict(self._stored.study)) is not None:
+            figures["verdict"] = verdict_figure(verdict)
         if best is not None:
             self._artifacts.fetch_files(all_files(best))
             if (weights := depth_weights(best, self._artifacts.files)) is not None:
@@ -70,6 +77,29 @@ class DashboardPlots:
 
         in_transaction(self._stored.storage, store)
         self._written = self._clock.monotonic()
+
+
+def verdict_figure(verdict: Verdict) -> PlotlyFigure:
+    """The winner's leads with their intervals on the held-out items, under the verdict in one sentence."""
+    scale = 1 if verdict.unit == "plain" else 100
+    rows = sorted(verdict.comparisons, key=lambda each: -each.difference)
+    shown = _scatter(
+        [each.difference * scale for each in rows], [each.name for each in rows], "lead", _BLUE, mode="markers"
+    )
+    lows = [each.difference if each.low is None else each.low for each in rows]
+    highs = [each.difference if each.high is None else each.high for each in rows]
+    shown["error_x"] = {
+        "type": "data",
+        "symmetric": False,
+        "array": [(high - each.difference) * scale for each, high in zip(rows, highs, strict=True)],
+        "arrayminus": [(each.difference - low) * scale for each, low in zip(rows, lows, strict=True)],
+    }
+    title = "<br>".join(wrap(headline(verdict).text, _TITLE))
+    unit = "" if verdict.unit == "plain" else f" ({verdict.unit})"
+    figure = _figure([shown], title, f"{verdict.winner} − the other, held-out items{unit}", "")
+    figure.layout["title"]["font"] = {"size": 14}
+    figure.layout["xaxis"]["zerolinewidth"] = 2
+    return figure
 
 
 def course_figure(course: SearchCourse) -> PlotlyFigure:

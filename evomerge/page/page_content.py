@@ -189,7 +189,10 @@ def _rows_by_task(lines: Sequence[Line], part: str) -> dict[str, dict[str, figur
         key=lambda each: -each[1].value,
     )
     best = [each for each in scored if each[0].kind == "best"] or [each for each in scored if each[0].kind == "trial"]
-    baselines = [each for each in scored if each[0].kind == "baseline" and not each[0].models]
+    shown = {line.recipe for line, _ in best[:1]}  # the winner may be a baseline itself
+    baselines = [
+        each for each in scored if each[0].kind == "baseline" and not each[0].models and each[0].recipe not in shown
+    ]
     sources = [each for each in scored if each[0].kind == "source"]
     return {
         line_name(line): {

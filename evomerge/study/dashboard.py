@@ -14,6 +14,7 @@ from optuna.storages import BaseStorage
 from evomerge.object_store.artifact_folder import ArtifactFolder
 from evomerge.object_store.optuna_store import optuna_store
 
+_NOTE = "dashboard:note_str:"
 _CHUNK = 2045  # characters of a note that the dashboard keeps in one attribute
 
 
@@ -68,6 +69,9 @@ def serve(
     from optuna_dashboard import run_server
 
     say(f"Optuna Dashboard of {study}: http://{host}:{port}")
+    number = storage.get_study_id_from_name(study)
+    if any(key.startswith(_NOTE) for key in storage.get_study_system_attrs(number)):
+        say(f"its verdict: http://{host}:{port}/dashboard/studies/{number}/note")
     if host not in ("127.0.0.1", "localhost", "::1"):
         say("It has no authentication: whoever reaches this address can change the study.")
     artifacts.mkdir(parents=True, exist_ok=True)

@@ -28,9 +28,14 @@ class Headline:
 
 
 def headline(verdict: Verdict) -> Headline:
-    """The sentence on the winner against the strongest of what it was compared with, one model where there is one."""
+    """The sentence on the winner against the strongest of what it was compared with, one model where there is one.
+
+    Of a winner that is one of the merges which the space is made of, that is said first: the search gained nothing.
+    """
     one_model = [each for each in verdict.comparisons if each.models == 1]
     subject = verdict.winner.capitalize()
+    if verdict.is_corner:
+        subject = f"{subject} is “{verdict.corner}” itself, the search found nothing better; it"
     if not verdict.comparisons:
         return Headline(text=f"{subject} was compared with nothing on the held-out items.", belief=NOT_YET)
     hardest = min(one_model or verdict.comparisons, key=lambda each: each.difference)

@@ -13,6 +13,8 @@ from evomerge.leaderboard import leaderboard
 from evomerge.object_store.artifact_folder import ArtifactFolder
 from evomerge.storage.opening import release
 from evomerge.study.stored_search import read_search
+from evomerge.verdict.headline import headline
+from evomerge.verdict.records import read_verdict
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def plots_of(stored):
 
 def test_a_finished_search_has_its_plots(stored):
     plots = plots_of(stored)
-    assert set(plots) == {"search-course", "both-parts", "winners-curse", "weights"}
+    assert set(plots) == {"verdict", "search-course", "both-parts", "winners-curse", "weights"}
     assert all(set(plot) == {"data", "layout"} for plot in plots.values())
     lines = {line.label: line for line in leaderboard(stored) if line.kind in ("source", "baseline")}
     levels = {each["name"]: each["y"] for each in plots["search-course"]["data"][2:]}
@@ -39,6 +41,15 @@ def test_a_finished_search_has_its_plots(stored):
     assert levels == {name: [lines[name].search.value] * 2 for name in levels}
     heat = plots["weights"]["data"][0]
     assert heat["y"] == ["reverse", "sort"]
+    verdict, [leads] = read_verdict(stored.study), plots["verdict"]["data"]
+    assert plots["verdict"]["layout"]["title"]["text"].replace("<br>", " ") == headline(verdict).text
+    assert dict(zip(leads["y"], leads["x"], strict=True)) == {
+        each.name: pytest.approx(100 * each.difference) for each in verdict.comparisons
+    }
+    ends = zip(leads["y"], leads["x"], leads["error_x"]["arrayminus"], strict=True)
+    assert {name: value - below for name, value, below in ends} == {
+        each.name: pytest.approx(100 * each.low) for each in verdict.comparisons
+    }
 
 
 def test_the_course_spends_what_the_leaderboard_says_and_never_gets_worse(stored):
@@ -64,7 +75,7 @@ def test_plots_are_written_again_only_when_they_are_old(stored, monkeypatch):
     clock.advance(SECONDS)
     for _ in range(100):
         plots.refresh()
-    assert [name for name, _ in writes] == ["search-course", "both-parts", "winners-curse"]
+    assert [name for name, _ in writes] == ["search-course", "both-parts", "winners-curse", "verdict"]
 
 
 @pytest.mark.parametrize(("count", "kept"), [(0, 0), (1, 1), (10, 10), (25, 9)])

@@ -104,3 +104,10 @@ def test_the_note_of_a_study_begins_with_the_answer():
     answer = headline(verdict(TIES, SOUP))
     lines = markdown(verdict(TIES, SOUP)).splitlines()
     assert lines[:3] == [f"## Verdict: {answer.belief}", "", f"**{answer.text}**"]
+
+
+def test_a_winner_that_is_a_baseline_itself_is_said_to_be_one():
+    found = headline(verdict(SOUP, corner="learned", is_corner=True))
+    assert found.text.startswith("Trial 7 is “learned” itself, the search found nothing better; it beats “soup” by 2.0")
+    assert found.belief == "believe it"
+    assert headline(verdict(SOUP, corner="learned")).text.startswith("Trial 7 beats “soup”")
