@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from textwrap import wrap
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -19,13 +20,16 @@ from evomerge.verdict import Verdict, read_winner
 from evomerge.verdict.records import read_verdict
 
 FRONT_SHOWN = 20
+_SCORE = 5  # characters of a score
+_TASK = 10  # characters of the column of a task
+_BESIDE = 56  # characters of a terminal of 80 columns beside the names of rows
 
 
 def leaderboard_tables(stored: StoredSearch, lines: Sequence[Line], further: Sequence[RenderableType] = ()) -> Group:
     """The leaderboard for a terminal: objective, tasks, cost, further tables, and the verdict."""
     verdict = read_verdict(stored.study)
     shown = _not_only_of_the_front(lines)
-    tables: list[RenderableType] = [_summary(stored, shown), _detail(shown), *_front(lines), _costs(shown), *further]
+    tables: list[RenderableType] = [_summary(stored, shown), *_detail(shown), *_front(lines), _costs(shown), *further]
     tables += [Text(f"{line.label} leaves out {line.without}.\n") for line in shown if line.without]
     tables += [Text(_models(line) + "\n") for line in shown if line.models]
     tables += [Text(_origin(line) + "\n") for line in shown if line.kind == "best" and line.corner is not None]
@@ -92,7 +96,8 @@ def _front(lines: Sequence[Line]) -> list[Table]:
     names = {line.label: line.name for line in lines}
     tasks = list(front[0].search.tasks) if front[0].search else []
     title = "Pareto front, on the search items: none of these is beaten on every task"
-    table = _table(title, _short(tasks))
+    table = _table(title, ())
+    _add_tasks(table, _short(tasks))
     table.add_column("as good on every task as", overflow="fold")
     for line in front[:FRONT_SHOWN]:
         if line.search:
@@ -105,16 +110,45 @@ def _front(lines: Sequence[Line]) -> list[Table]:
     return [table]
 
 
-def _detail(lines: Sequence[Line]) -> Table:
+def _detail(lines: Sequence[Line]) -> list[Table]:
+    """Scores by task, in as many tables as a terminal of 80 columns needs."""
     held_out = any(line.held_out for line in lines)
+    parts = [(line, part) for line in lines if (part := line.held_out if held_out else line.search) is not None]
     tasks = list(next((part.tasks for line in lines for part in (line.held_out, line.search) if part), {}))
-    table = _table(f"every task, on the {'held-out' if held_out else 'search'} items", _short(tasks))
-    for line in lines:
-        part = line.held_out if held_out else line.search
-        if part is not None:
-            scores = (_number(part.tasks[task]["value"]) for task in tasks)
+    named = dict(zip(tasks, _short(tasks), strict=True))
+    groups = _side_by_side(named)
+    tables = []
+    for place, group in enumerate(groups, start=1):
+        title = f"every task, on the {'held-out' if held_out else 'search'} items"
+        table = _table(f"{title} ({place} of {len(groups)})" if len(groups) > 1 else title, ())
+        _add_tasks(table, [named[task] for task in group])
+        for line, part in parts:
+            scores = (_number(part.tasks[task]["value"]) for task in group)
             table.add_row(_name(line), *scores, style=_STYLES[line.kind])
-    return table
+        tables.append(table)
+    return tables
+
+
+def _add_tasks(table: Table, names: Sequence[str]) -> None:
+    """A column of scores for each task, whose name continues below where it is long."""
+    for name in names:
+        lines = wrap(name.replace("_", "_ "), _TASK)
+        header = "\n".join(line.replace("_ ", "_") for line in lines)
+        table.add_column(header, justify="right", overflow="fold", min_width=_SCORE, max_width=_TASK)
+
+
+def _side_by_side(named: Mapping[str, str]) -> list[list[str]]:
+    """The tasks in groups that fit beside the names of the rows."""
+    groups: list[list[str]] = [[]]
+    room = _BESIDE
+    for task, name in named.items():
+        width = min(max(len(name), _SCORE), _TASK) + 2
+        if width > room and groups[-1]:
+            groups.append([])
+            room = _BESIDE
+        groups[-1].append(task)
+        room -= width
+    return groups
 
 
 def _costs(lines: Sequence[Line]) -> Table:
@@ -157,7 +191,7 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     table = Table(
         title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
     )
-    table.add_column("model")  # where a terminal is narrow, names are wrapped, and numbers never cut
+    table.add_column("model", overflow="fold")  # where a terminal is narrow, names are wrapped, and numbers never cut
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
