@@ -25,6 +25,7 @@ COMPLAINT_SECONDS: Final = 60.0  # between two lines about documents that were l
 LAST_SECONDS: Final = 20.0  # without an answer, after which the end of a run does not wait for a tracker any more
 LONGEST_SECONDS: Final = 120.0  # that the end of a run waits in any case
 _FAREWELL_SECONDS: Final = 5.0  # for a process that has logged everything
+_SHOWN: Final = 160  # characters of a reason
 _WAITING: Final = 1000  # documents; further ones are lost
 
 _COMMAND: Final = (sys.executable, "-P", "-m", "evomerge.telemetry.tracking_process")
@@ -62,6 +63,7 @@ class Tracking:
         self._started: float | None = None
         self._answered = clock.monotonic()
         self._lost = 0
+        self._reason = ""
         self._said: float | None = None
         self._closed = False
         self._lock = threading.Lock()
@@ -88,6 +90,9 @@ class Tracking:
                 break
         self._closed = True
         self._end_process()
+        self._said = None
+        if self._lost:  # since the latest line
+            self._lose(self._reason, 0)
 
     def _hand_on(self) -> None:
         while (line := self._queue.get()) is not None:
@@ -156,6 +161,7 @@ class Tracking:
         """Count lost documents, and say so once a minute."""
         with self._lock:
             self._lost += documents
+            self._reason = reason
             now = self._clock.monotonic()
             if self._said is not None and now - self._said < COMPLAINT_SECONDS:
                 return
@@ -164,7 +170,7 @@ class Tracking:
             reason = reason.replace(secret, "***")
         results = "result" if lost == 1 else "results"
         what = f"did not log {lost} {results}, which the study has" if lost else "cannot log this search yet"
-        _log.warning("%s %s: %s", self._name, what, reason)
+        _log.warning("%s %s: %s", self._name, what, reason[:_SHOWN])
 
 
 def check_trackers(track: TrackSpec | None) -> None:
