@@ -165,7 +165,9 @@ def weights_figure(weights: DepthWeights) -> PlotlyFigure:
     return figure
 
 
-def _scatter(x: Sequence[float], y: Sequence[float], name: str, colour: str, *, mode: str) -> dict[str, Any]:
+def _scatter(
+    x: Sequence[float], y: Sequence[float] | Sequence[str], name: str, colour: str, *, mode: str
+) -> dict[str, Any]:
     look = "line" if mode == "lines" else "marker"
     return {"type": "scatter", "mode": mode, "x": list(x), "y": list(y), "name": name, look: {"color": colour}}
 
