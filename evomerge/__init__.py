@@ -11,21 +11,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["load_spec", "run_search"]
+__all__ = ["build_spec", "load_spec", "read_search", "run_search"]
 
 if TYPE_CHECKING:
     from evomerge.search.run import run_search
-    from evomerge.spec import load_spec
+    from evomerge.spec import build_spec, load_spec
+    from evomerge.study.stored_search import read_search
+
+_PLACES = {
+    "build_spec": "evomerge.spec",
+    "load_spec": "evomerge.spec",
+    "read_search": "evomerge.study.stored_search",
+    "run_search": "evomerge.search.run",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the two functions when they are first used: `import evomerge` alone loads nothing heavy."""
-    if name == "load_spec":
-        from evomerge.spec import load_spec
+    """Imports the functions when they are first used: `import evomerge` alone loads nothing heavy."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'evomerge' has no attribute {name!r}")
+    from importlib import import_module
 
-        return load_spec
-    if name == "run_search":
-        from evomerge.search.run import run_search
-
-        return run_search
-    raise AttributeError(f"module 'evomerge' has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)

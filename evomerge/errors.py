@@ -6,6 +6,7 @@ EvomergeError
 ├── OtherSpec          4  the study was made with another spec
 ├── StoppedByFailures  5  most candidates fail, or no worker can be started
 ├── StudyHeld          6  another controller holds the study
+├── ServiceAway        -  a service that an evaluator needs is away: the candidate is scored again, later
 └── MergeError         -  one candidate cannot be merged: becomes a failed trial, never ends a search
 
 Anything else that reaches the command line is our bug: exit code 1.
@@ -18,7 +19,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
-__all__ = ["EvomergeError", "Interrupted", "InvalidInput", "MergeError", "OtherSpec", "StoppedByFailures", "StudyHeld"]
+__all__ = [
+    "EvomergeError",
+    "Interrupted",
+    "InvalidInput",
+    "MergeError",
+    "OtherSpec",
+    "ServiceAway",
+    "StoppedByFailures",
+    "StudyHeld",
+]
 
 _Entered = TypeVar("_Entered")
 
@@ -57,6 +67,11 @@ class StudyHeld(EvomergeError):
     """Another controller is writing to the study."""
 
     exit_code = 6
+
+
+class ServiceAway(EvomergeError):
+    """A service that an evaluator needs, such as a model server, cannot be reached. It tells nothing of the candidate,
+    which is tried again by another worker; without Ray the run stops, and the next one begins with it."""
 
 
 class MergeError(EvomergeError):

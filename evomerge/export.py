@@ -38,6 +38,8 @@ from evomerge.study.snapshot import snapshot_of
 from evomerge.study.stored_search import StoredSearch
 from evomerge.verdict import read_digests, read_winner
 
+__all__ = ["export_adapter", "export_merge"]
+
 SCHEMA = 1
 _ADAPTER = "These files are a LoRA adapter of the base; `PeftModel.from_pretrained(base, FOLDER)` loads it."
 _HOW_TO_READ = (

@@ -6,7 +6,7 @@ import signal
 import traceback
 from pathlib import Path
 
-from evomerge.errors import EvomergeError
+from evomerge.errors import EvomergeError, ServiceAway
 from evomerge.interjection import TimedOut
 from evomerge.object_store.remote_folder import ArtifactsAway
 
@@ -24,8 +24,8 @@ def is_from_outside(error: BaseException) -> bool:
 
 
 def is_of_machine(error: BaseException) -> bool:
-    """Whether the machine cannot do any job at present: its device is broken, or the store of artifacts away."""
-    return isinstance(error, ArtifactsAway) or _is_broken_device(error)
+    """Whether no job can be done at present: a device is broken, or the store of artifacts or another service away."""
+    return isinstance(error, ArtifactsAway | ServiceAway) or _is_broken_device(error)
 
 
 def _is_broken_device(error: BaseException) -> bool:

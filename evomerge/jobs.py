@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from evomerge.evaluation.evaluator import HarnessScores
 from evomerge.evaluation.scores import Scores
+from evomerge.methods import MethodInfo
 from evomerge.packs.items import ItemBlock, Split
 from evomerge.recipe import ModelRef, Recipe
 from evomerge.spec import Calibration
@@ -18,7 +19,7 @@ Products = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSetup:
-    """Everything that a worker is built from: plain data, sent once.
+    """Everything that a worker is built from: plain data, but for code that the caller has added; sent once.
 
     Attributes:
         evaluator: name or path of a pack, or the name of an evaluator class.
@@ -35,6 +36,8 @@ class WorkerSetup:
         ingredients: number of merges that memory was planned for as sources of other merges.
         logs: folder of the logs of workers; None: they keep none.
         checkpoint: seconds between two checkpoints of an evaluation.
+        evaluators, methods: of what the caller has added to `EVALUATORS` and `METHODS`, for workers in other processes,
+            the class of the spec's evaluator and all methods.
     """
 
     base: ModelRef
@@ -56,6 +59,8 @@ class WorkerSetup:
     ingredients: int = 0
     logs: str | None = None
     checkpoint: float = 60.0
+    evaluators: Mapping[str, Any] = field(default_factory=dict)
+    methods: tuple[MethodInfo, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,8 @@ from evomerge.study.trials import best_trials, is_feasible, total_cost
 from evomerge.verdict import read_winner
 from evomerge.verdict.records import read_verdict
 
+__all__ = ["Line", "PartScore", "leaderboard", "leaderboard_document"]
+
 SCHEMA = 1
 SHOWN = 5  # trials, while nothing has been scored on the held-out items
 

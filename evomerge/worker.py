@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.errors import InvalidInput
+from evomerge.evaluation import EVALUATORS
 from evomerge.evaluation.calibration_texts import calibration_texts
 from evomerge.evaluation.evaluator import (
     BatchedEvaluator,
@@ -49,6 +50,7 @@ from evomerge.jobs import (
 )
 from evomerge.logs.capture import captured
 from evomerge.logs.log_file import LogFile
+from evomerge.methods import METHODS
 from evomerge.object_store.artifact_folder import ArtifactFolder, artifact_path
 from evomerge.object_store.remote_folder import SilentPatience
 from evomerge.object_store.scratch_folder import scratch_folder
@@ -81,6 +83,8 @@ class Worker:
             ArtifactFolder(artifact_path(setup.artifacts), SilentPatience(setup.patience)) if setup.artifacts else None
         )
         self._log = LogFile(Path(setup.logs) if setup.logs else None, self.name)
+        EVALUATORS.update(setup.evaluators)
+        METHODS.update({method.name: method for method in setup.methods})
         with captured(self._log, "start"):
             self.evaluator: Evaluator = build_evaluator(
                 setup.evaluator,

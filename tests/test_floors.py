@@ -14,7 +14,19 @@ PACKAGE = Path(__file__).parent.parent / "evomerge"
 # On one floor a name may import what stands to its left. A file of data that is read on a lower floor than its room is
 # named with the room.
 FLOORS = (
-    ("errors", "clock", "seeding", "messages", "forms", "documents", "shipped", "whole_files", "interjection", "logs"),
+    (
+        "errors",
+        "clock",
+        "seeding",
+        "messages",
+        "forms",
+        "documents",
+        "shipped",
+        "whole_files",
+        "code_digest",
+        "interjection",
+        "logs",
+    ),
     ("storage.optuna_internals", "trial_store", "storage", "object_store", "leases", "evolution", "samplers"),
     (
         "methods",
@@ -34,6 +46,7 @@ FLOORS = (
         "alignment",
         "elementwise",
         "merging",
+        "elementwise_method",
         "spectral",
         "conversion",
         "checkpoints",
@@ -43,7 +56,7 @@ FLOORS = (
         "mergekit",
         "mergekit_evolve",
     ),
-    ("passes", "bank", "vllm_engine", "evaluation"),
+    ("passes", "bank", "vllm_engine", "evaluation", "document_evaluator"),
     ("statistics", "optimisation", "training", "learned", "trainers"),
     (
         "objective",

@@ -16,8 +16,11 @@ from evomerge.packs.pack import Pack, code_files, known_packs, load_pack
 from evomerge.packs.split import check_split, make_split, split_from_json, split_to_json
 
 ENTRY_POINTS = "evomerge.evaluators"
+EVALUATORS: dict[str, Any] = {}
+"""Name -> an evaluator class that this process has put here; it comes before one of an installed package."""
 
 __all__ = [
+    "EVALUATORS",
     "Candidate",
     "Evaluator",
     "ItemBlock",
@@ -39,19 +42,21 @@ __all__ = [
 
 
 def known_evaluators() -> list[str]:
-    """The names of the evaluator classes that installed packages offer."""
-    return sorted(entry_points(group=ENTRY_POINTS).names)
+    """The names of the evaluator classes in `EVALUATORS`, and of those that installed packages offer."""
+    return sorted({*EVALUATORS, *entry_points(group=ENTRY_POINTS).names})
 
 
 def find_evaluator(name: str) -> Any:
-    """The evaluator class that an installed package offers under this name.
+    """The evaluator class in `EVALUATORS` under this name, else the one that an installed package offers.
 
     It is called as `cls(settings, bounds=..., seed=..., split=...)`: the keys that stand beside the name in the spec,
     the bounds of the search's parameters, the study's seed, and its split (None at creation).
 
     Raises:
-        InvalidInput: no package offers it, or it cannot be imported.
+        InvalidInput: neither has it, or it cannot be imported.
     """
+    if name in EVALUATORS:
+        return EVALUATORS[name]
     offered = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
     if name not in offered:
         raise unknown_name("evaluator", name, offered)

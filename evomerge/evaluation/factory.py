@@ -1,4 +1,4 @@
-"""Evaluators by name: a class that an installed package offers, or a pack."""
+"""Evaluators by name: a class of this process or of an installed package, or a pack."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def build_evaluator(
     """Build the evaluator of a name.
 
     Args:
-        name: of a class that an installed package offers, or else name or path of a pack.
+        name: of a class in `EVALUATORS` or of an installed package, or else name or path of a pack.
         base: the model whose tokenizer a pack uses.
         seed: the study's.
         settings: of an evaluator class; for a pack, its engine, see `EngineSettings`.

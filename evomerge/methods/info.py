@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 OptionValue = str | bool | int
 
@@ -165,7 +165,7 @@ class MethodInfo:
         cost: the work of one merge, and the work that is done before it, once.
         evidence: results on language models that are known of it, with their place; empty: none that was checked.
         unsuited: sources and aims that it is not for.
-        merge: "module:function" of its arithmetic, a function from `RuleTensors` to named tensors.
+        merge: "module:function" of its arithmetic, a function from `RuleTensors` to named tensors; or the function.
         plan: "module:function" of its formula, if it has one: see `evomerge.tensors.plans`.
         per_source, shared: its parameters that are numbers; `parameters` is both.
         options, source_options: its choices between definitions, and those of a source.
@@ -184,12 +184,13 @@ class MethodInfo:
         tensors: its parameters that are tensors.
         statistics: those that it takes; "statistics" in `needs` says that it cannot do without.
         mergekit: its counterpart there, or None.
+        version: of a method that is not shipped: another one is another method, and a study refuses it.
     """
 
     name: str
     title: str
     paper: str
-    merge: str
+    merge: str | Callable[..., Any]
     formula: str = ""
     cost: str = ""
     evidence: str = ""
@@ -213,6 +214,7 @@ class MethodInfo:
     tensors: tuple[TensorParameter, ...] = ()
     statistics: Statistics | None = None
     mergekit: MergekitMethod | None = None
+    version: str = ""
 
     def __post_init__(self) -> None:
         if unknown := self.needs - NEEDS:

@@ -23,9 +23,16 @@ def _descriptions() -> Iterator[MethodInfo]:
 
 METHODS: dict[str, MethodInfo] = {info.name: info for info in _descriptions()}
 
+_SHIPPED = dict(METHODS)
+
 MERGEKIT_SEMANTICS: dict[str, dict[str, OptionValue]] = {
     name: dict(info.mergekit.semantics) if info.mergekit else {} for name, info in METHODS.items()
 }
+
+
+def added_methods() -> tuple[MethodInfo, ...]:
+    """The descriptions that others have put into the table of this process, under new names or known ones."""
+    return tuple(info for name, info in METHODS.items() if info is not _SHIPPED.get(name))
 
 
 def method_info(name: str) -> MethodInfo:

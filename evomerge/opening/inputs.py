@@ -13,10 +13,12 @@ from evomerge.adapters.core_space import core_refusal, no_adapter
 from evomerge.catalogue import TensorCatalogue
 from evomerge.checkpoints import Source, check_compatible, open_source
 from evomerge.errors import InvalidInput
+from evomerge.evaluation import EVALUATORS
 from evomerge.evaluation.evaluator import Evaluator
 from evomerge.evaluation.factory import build_evaluator
 from evomerge.jobs import WorkerSetup
 from evomerge.methods import resolve_options
+from evomerge.methods.table import added_methods
 from evomerge.object_store.artifact_folder import ArtifactFolder
 from evomerge.packs.split import split_from_json
 from evomerge.recipe import ModelRef
@@ -101,6 +103,8 @@ class Inputs:
             logs=str(logs_folder(spec).resolve()),
             ingredients=self.space.ingredients,
             checkpoint=spec.workers.checkpoint,
+            evaluators={name: code for name, code in EVALUATORS.items() if name == spec.evaluator.name},
+            methods=added_methods(),
         )
 
 

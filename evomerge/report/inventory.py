@@ -60,7 +60,7 @@ def _space(name: str) -> dict[str, Any]:
 
 def _evaluator(name: str) -> dict[str, Any]:
     if name in known_evaluators():
-        return {"name": name, "description": "evaluator class of an installed package", "kind": "class"}
+        return {"name": name, "description": "evaluator class", "kind": "class"}
     if name not in known_packs() and "/" not in name:
         raise unknown_name("evaluator", name, [*known_packs(), *known_evaluators()])
     pack = load_pack(name)

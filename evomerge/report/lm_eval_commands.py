@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from evomerge.bank.weight_bank import default_device
 from evomerge.checkpoints.location import find_directory
-from evomerge.evaluation import known_evaluators, split_from_json
+from evomerge.evaluation import known_evaluators, known_packs, split_from_json
 from evomerge.evaluation.factory import build_evaluator
 from evomerge.export import export_command
 from evomerge.leaderboard import Line
@@ -27,6 +27,7 @@ NO_COMMAND = (
     "the model keeps state from one request to the next (as dynamic NTK positions do beyond the original length), so "
     "that lm-eval's scores depend on the order of the requests; here each request begins anew"
 )
+NO_EVALUATOR = "the evaluator {!r} is not on this machine: neither a folder nor a class that this process knows"
 SEVERAL_MODELS = (
     "the row is several models, lm-eval scores one: `evomerge export --trial NAME --task TASK` writes that of a task"
 )
@@ -36,14 +37,17 @@ def with_commands(stored: StoredSearch, lines: Sequence[Line], file: Path | None
     """The lines with the command that repeats their held-out scores (search scores where nothing was held out yet).
 
     A merge has to be exported before lm-eval can read it; `prepare` is the command for that, None where the run's
-    folder has an export of that recipe. Evaluators other than packs have no such command, and models whose scores in
-    lm-eval depend on the order of the requests have `no_command`.
+    folder has an export of that recipe. Evaluators other than packs have no such command; packs that are not on this
+    machine, and models whose scores in lm-eval depend on the order of the requests, have `no_command`.
 
     Args:
         file: the search.yaml that names the storage, see `command_line`.
     """
-    if stored.spec.evaluator.name in known_evaluators():
+    name = stored.spec.evaluator.name
+    if name in known_evaluators():
         return list(lines)
+    if not Path(name).is_dir() and name not in known_packs():
+        return [replace(line, no_command=NO_EVALUATOR.format(name)) for line in lines]
     if stored.study.user_attrs.get(attributes.NO_HARNESS_SCORES):
         return [replace(line, no_command=NO_COMMAND) for line in lines]
     from evomerge.evaluation.lm_eval.reproduction import write_samples

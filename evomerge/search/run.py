@@ -5,9 +5,11 @@ The stages are in `stages.py`, and what they share in `session.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import optuna
+from optuna.trial import FrozenTrial
 
 from evomerge.baselines.freshness import settings_of
 from evomerge.baselines.info import BASELINES
@@ -27,14 +29,25 @@ from evomerge.spec import SearchSpec
 from evomerge.study.command_line import command_line
 from evomerge.verdict import name_winner, read_winner
 
-__all__ = ["Listener", "run_baselines", "run_search"]
+__all__ = ["Callback", "Listener", "run_baselines", "run_search"]
 
 
-def run_search(spec: SearchSpec, *, ray: str | None = None, listener: Listener | None = None) -> optuna.Study:
+Callback = Callable[[optuna.Study, FrozenTrial], None]
+
+
+def run_search(
+    spec: SearchSpec,
+    *,
+    ray: str | None = None,
+    callbacks: Sequence[Callback] = (),
+    listener: Listener | None = None,
+) -> optuna.Study:
     """Create the spec's study or resume it until its budget is spent; then compare the winner on held-out items.
 
     Args:
         ray: where workers run, see `evomerge.cluster.open_executor`.
+        callbacks: called as in `optuna.Study.optimize`, one after the other, with the study and a copy of each trial
+            that this run has ended: complete, pruned or failed. What one raises ends the run, which may be resumed.
         listener: receives phases and progress.
 
     Returns:
@@ -43,7 +56,7 @@ def run_search(spec: SearchSpec, *, ray: str | None = None, listener: Listener |
     Raises:
         EvomergeError: see `evomerge.errors`; everything that finished is stored, and the same call resumes.
     """
-    listener = listener or Listener()
+    listener = _calling(callbacks, listener or Listener())
     with stopping_on_signals() as stop, open_session(spec, stop, ray=ray, listener=listener) as session:
         session = measure_statistics(session)
         early, late = early_and_late(spec)
@@ -56,6 +69,16 @@ def run_search(spec: SearchSpec, *, ray: str | None = None, listener: Listener |
         make_baselines(session, late)
         judge_winner(session, winner)
         return session.opened.search.study
+
+
+def _calling(callbacks: Sequence[Callback], listener: Listener) -> Listener:
+    """The listener, whose trials are passed on to the callbacks too."""
+
+    def on_trial(study: optuna.Study, trial: FrozenTrial) -> None:
+        for callback in (listener.on_trial, *callbacks):
+            callback(study, trial)
+
+    return replace(listener, on_trial=on_trial)
 
 
 def run_baselines(

@@ -8,6 +8,9 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import optuna
+from optuna.trial import FrozenTrial
+
 from evomerge.baselines.baseline_plans import check_baseline
 from evomerge.baselines.named_recipes import (
     NamedRecipe,
@@ -67,6 +70,7 @@ class Listener:
     """Progress callbacks of a run; each defaults to a no-op.
 
     Attributes:
+        on_trial: receives the study and a copy of each trial of the search that this run has ended, whatever its state.
         on_open: receives the folder of the run, as soon as the study is held and may be written to.
         worker_output: let Ray print here what its workers print; it is in Ray's own logs in any case.
     """
@@ -74,6 +78,7 @@ class Listener:
     on_phase: Callable[[str], None] = lambda text: None
     on_status: Callable[[Status], None] = lambda status: None
     on_progress: Callable[[Progress], None] = lambda progress: None
+    on_trial: Callable[[optuna.Study, FrozenTrial], None] = lambda study, trial: None
     on_open: Callable[[Path], None] = lambda folder: None
     worker_output: bool = False
 
@@ -104,9 +109,12 @@ class Session:
     references: Mapping[str, NamedResult]
 
     def on_search_status(self, status: Status) -> None:
-        """Report the status of the search to the listener, and to those whom the spec names."""
+        """Report the status of the search, and trials that have ended, to the listener and to whom the spec names."""
         self.listener.on_status(status)
-        self.observer.status(status, self.opened.search)
+        search = self.opened.search
+        for trial in search.take_ended():
+            self.listener.on_trial(search.study, trial)
+        self.observer.status(status, search)
         self.plots.refresh()
 
     @property

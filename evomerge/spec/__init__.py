@@ -1,6 +1,6 @@
 """search.yaml: the whole description of one search, validated when it is loaded, and frozen."""
 
-from evomerge.spec.reading import load_spec, override, read_spec, resolve, spec_from_json, written_storage
+from evomerge.spec.reading import build_spec, load_spec, override, read_spec, resolve, spec_from_json, written_storage
 from evomerge.spec.search_spec import SearchSpec
 from evomerge.spec.sections import (
     BaselineSpec,
@@ -35,6 +35,7 @@ __all__ = [
     "VerdictSpec",
     "WarmStartSpec",
     "WorkersSpec",
+    "build_spec",
     "load_spec",
     "override",
     "read_spec",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from evomerge.baselines.info import BASELINES
 from evomerge.documents import read_document, validate
@@ -28,6 +29,15 @@ def load_spec(path: str | Path) -> SearchSpec:
     """
     path = Path(path)
     return resolve(_as_written(path), path.resolve().parent)
+
+
+def build_spec(**content: Any) -> SearchSpec:
+    """The spec of a search from the keys of a search.yaml; relative paths begin in the working directory.
+
+    Raises:
+        InvalidInput: a key that does not exist or is missing, or an unknown name (nearest names offered).
+    """
+    return resolve(validate(SearchSpec, content, "search spec"), Path.cwd())
 
 
 def read_spec(path: Path) -> SearchSpec:

@@ -18,6 +18,7 @@ from pydantic import (
 
 from evomerge.baselines.info import BASELINES
 from evomerge.documents import Frozen
+from evomerge.methods import METHODS
 from evomerge.observers import MetricsSpec, NotifySpec, TrackSpec
 from evomerge.recipe import ModelRef
 from evomerge.recipe_spaces.checks import is_recipe_file
@@ -243,6 +244,7 @@ class SearchSpec(Frozen):
             **self._policies,
             **({"texts of statistics": dict(measured)} if measured else {}),
             **self._merges_identity(made_of),
+            **self._methods_identity(),
         }
 
     def _space_identity(self) -> dict[str, Any]:
@@ -250,6 +252,11 @@ class SearchSpec(Frozen):
         if (around := self.search_space.around) is not None:
             content["around"] = Path(around).name  # the recipe in a file is compared by its digest
         return content
+
+    def _methods_identity(self) -> dict[str, Any]:
+        names = self.search_space.method_names
+        versions = {name: METHODS[name].version for name in names if METHODS[name].version}
+        return {"functions of methods": versions} if versions else {}
 
     def _merges_identity(self, texts: Mapping[str, str] | None) -> dict[str, Any]:
         if not self.search_space.takes_recipes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ from evomerge.storage.patience import IMPATIENT, StoragePatience
 from evomerge.study.beginning import Beginning, write_beginning
 from evomerge.study.tally import Tally
 from evomerge.study.trial_writer import TrialWriter
-from evomerge.study.trials import FINISHED
+from evomerge.study.trials import FINISHED, is_counted
 from evomerge.trial_note import trial_note
 
 MAX_ATTEMPTS = 3
@@ -84,6 +85,10 @@ class SearchStudy:
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         """The trials in these states, all without any. They are the storage's own: never change them."""
         return self.study.get_trials(deepcopy=False, states=states or None)
+
+    def take_ended(self) -> list[FrozenTrial]:
+        """Copies of the trials that have ended since the last call and count towards the budget, in that order."""
+        return [deepcopy(trial) for trial in self._writer.take_ended() if is_counted(trial)]
 
     def recipe_of(self, trial: FrozenTrial) -> Recipe:
         """The recipe of a trial, rebuilt from its params.

@@ -59,6 +59,7 @@ class TrialWriter:
         self._patience = patience
         self._ids: dict[int, int] = {}
         self._running: set[int] | None = None  # trials that this process knows to be running
+        self._ended: list[int] = []  # trials that this process has finished, until they are taken
 
     def add(self, fill: Callable[[optuna.Trial], None] = lambda trial: None) -> FrozenTrial:
         """Add a trial to the study, with all that `fill` gives it.
@@ -113,6 +114,12 @@ class TrialWriter:
 
         in_transaction(self._storage, store, stored)
         self._known_running().discard(number)
+        self._ended.append(number)
+
+    def take_ended(self) -> list[FrozenTrial]:
+        """The trials that were finished since the last call, in that order, as the storage has them."""
+        ended, self._ended = self._ended, []
+        return [self.stored(number) for number in ended]
 
     def upload(self, scores: Scores) -> ArtifactMeta:
         """Store the outcomes of items in the folder of artifacts, before the transaction of the trial that names them.
