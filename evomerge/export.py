@@ -12,7 +12,7 @@ import torch
 from rich.text import Text
 
 from evomerge.adapters import open_expert
-from evomerge.artefacts import Parent, model_card, models_card, write_model
+from evomerge.artefacts import write_model
 from evomerge.artefacts.adapter_writer import write_adapter
 from evomerge.artefacts.emr_artefact import position_of, write_emr
 from evomerge.artefacts.exported_files import exported_names
@@ -22,7 +22,6 @@ from evomerge.baselines.freshness import current_baselines
 from evomerge.baselines.named_recipes import source_rows
 from evomerge.checkpoints import differing, tensor_digest, tensor_digests, verify_digests
 from evomerge.errors import InvalidInput, unknown_name
-from evomerge.leaderboard import Line, leaderboard
 from evomerge.mergekit.export_yaml import to_mergekit
 from evomerge.merging.emr import rescaler_of
 from evomerge.object_store.artifact_folder import ArtifactFolder
@@ -31,6 +30,7 @@ from evomerge.opening.open_study import stored_space
 from evomerge.passes.kernels import DTYPES
 from evomerge.recipe import ModelRef, Recipe, RecipeSet, all_files
 from evomerge.search.stages import MEAN
+from evomerge.search_card import SearchCard
 from evomerge.study.command_line import command_line
 from evomerge.study.rows import read_records
 from evomerge.study.search_study import SearchStudy
@@ -91,7 +91,8 @@ def export_merge(
             verify_digests(expected.tensors, actual)
 
     yaml, reason = to_mergekit(chosen.recipe, inputs.catalogue)
-    texts = {"README.md": _card(stored, inputs, chosen, export_command(stored, which, out, file, task=task))}
+    card = SearchCard(stored, inputs, label=chosen.label, mergekit=yaml is not None)
+    texts = {"README.md": card.of_model(chosen.recipe, export_command(stored, which, out, file, task=task))}
     if yaml is not None:
         texts["mergekit.yaml"] = yaml
     write_model(
@@ -112,6 +113,7 @@ def export_merge(
         "verified": expected is not None and dict(expected.tensors) == actual,
         "differs": [] if expected is None else differing(expected.tensors, actual),
         "mergekit": None if yaml is not None else reason,
+        "licenses": card.judgement.to_data(),
     }
 
 
@@ -132,12 +134,13 @@ def export_adapter(stored: StoredSearch, which: str, out: Path, file: Path | Non
     bank = _bank(inputs, _files_of(stored, [chosen.recipe]))
     products = bank.core_merges.products(chosen.recipe, bank.rule_tensors)
     reproduce = f"{export_command(stored, which, out, file)} --adapter"
+    card = SearchCard(stored, inputs, label=chosen.label, adapter=True)
     write_adapter(
         out,
         base=inputs.base,
         products=products,
         recipe=chosen.recipe,
-        card=_card(stored, inputs, chosen, reproduce, _ADAPTER),
+        card=card.of_model(chosen.recipe, reproduce, _ADAPTER),
     )
     written = open_expert(ModelRef("adapter", str(out.absolute())), base=inputs.base, fingerprinted=False).tensors
     apart = [
@@ -153,6 +156,7 @@ def export_adapter(stored: StoredSearch, which: str, out: Path, file: Path | Non
         "tensors": len(products),
         "largest_rank": max(product.rank for product in products.values()),
         "largest_difference": max(apart),
+        "licenses": card.judgement.to_data(),
     }
 
 
@@ -207,22 +211,14 @@ def _export_set(
         (model, ", ".join(_tasks_of(recipes, model)), f"{rescaler_of(tensors, position_of(recipes, model))!r}", digest)
         for model, digest in recipes.summary()["recipes"].items()
     ]
-    columns, scores, note = _scores(stored)
+    card = SearchCard(stored, inputs, label=which)
     write_emr(
         out,
         recipes,
         tensors,
         base=bank.weights[inputs.base.ref.name],
         scored=scored,
-        card=models_card(
-            _parents(inputs),
-            rows,
-            columns,
-            scores,
-            title=f"{stored.spec.name}: {which}",
-            reproduce=export_command(stored, which, out, file),
-            notes=(note, _HOW_TO_READ),
-        ),
+        card=card.of_models(recipes, rows, export_command(stored, which, out, file), _HOW_TO_READ),
         read=[source.directory for source in (inputs.base, *inputs.experts)],
     )
     return {
@@ -235,6 +231,7 @@ def _export_set(
         "verified": True,
         "differs": [],
         "mergekit": "it is several models",
+        "licenses": card.judgement.to_data(),
     }
 
 
@@ -303,40 +300,6 @@ def _trial(stored: StoredSearch, which: str) -> optuna.trial.FrozenTrial:
 def _bank(inputs: Inputs, files: Path) -> WeightBank:
     device = torch.device(default_device())
     return WeightBank(inputs.base, inputs.experts, dtype=DTYPES[inputs.spec.dtype], device=device, files=files)
-
-
-def _card(stored: StoredSearch, inputs: Inputs, chosen: _Chosen, reproduce: str, *notes: str) -> str:
-    columns, scores, note = _scores(stored)
-    return model_card(
-        chosen.recipe,
-        _parents(inputs),
-        columns,
-        scores,
-        title=f"{stored.spec.name}: {chosen.label}",
-        reproduce=reproduce,
-        notes=(*notes, note),
-    )
-
-
-def _parents(inputs: Inputs) -> list[Parent]:
-    return [
-        Parent(name=source.name, hub_id=source.hub_id, license=source.license, fingerprint=source.ref.fingerprint)
-        for source in (inputs.base, *inputs.experts)
-    ]
-
-
-def _scores(stored: StoredSearch) -> tuple[tuple[str, ...], list[list[str]], str]:
-    """The leaderboard as columns and rows of a card, and a sentence on them."""
-    lines = leaderboard(stored)
-    tasks = sorted({task for line in lines for part in (line.search, line.held_out) if part for task in part.tasks})
-    note = "Scores of single tasks are on the held-out items where there are any, else on the search items."
-    return ("model", "search", "held-out", *tasks), [_row(line, tasks) for line in lines], note
-
-
-def _row(line: Line, tasks: list[str]) -> list[str]:
-    part = line.held_out or line.search
-    scores = [f"{part.tasks[task]['value']:.3f}" if part and task in part.tasks else "–" for task in tasks]
-    return [line.name, *(f"{each.value:.3f}" if each else "–" for each in (line.search, line.held_out)), *scores]
 
 
 def export_command(stored: StoredSearch, which: str, out: Path, file: Path | None, *, task: str | None = None) -> str:

@@ -32,6 +32,7 @@ from evomerge.recipe import Recipe
 from evomerge.recipe_spaces.recipe_space import RecipeSpace
 from evomerge.search.ingredients import check_recipe_file
 from evomerge.search.warm_start import check_recipes, has_begun
+from evomerge.source_licenses import license_document, license_lines
 from evomerge.spaces.bound import BoundSpace
 from evomerge.storage import attributes
 from evomerge.study.stored_search import artifacts_folder, looking_at
@@ -74,6 +75,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
         "schema": SCHEMA,
         "name": spec.name,
         "sources": [_source(inputs, index) for index in range(len(inputs.refs))],
+        "licenses": license_document((inputs.base, *inputs.experts)),
         "tensors": _tensors(inputs),
         "space": {
             "name": spec.search_space.name,
@@ -113,6 +115,8 @@ def preflight_text(document: dict[str, Any]) -> Text:
     text.append(f"{document['name']}: ready to run\n", style="bold green")
     for source in document["sources"]:
         text.append(f"  source {source['name']}: {source['location']} ({source['fingerprint'][:12]})\n")
+    for line, style in license_lines(document["licenses"]):
+        text.append(f"{line}\n", style=style)
     tensors, space = document["tensors"], document["space"]
     parts = ", ".join(f"{count} {part}" for part, count in tensors["parts"].items())
     text.append(f"  model: {tensors['parameters']:,} parameters, {tensors['layers']} layers, {parts}\n")

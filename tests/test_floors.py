@@ -49,6 +49,7 @@ FLOORS = (
         "elementwise_method",
         "spectral",
         "conversion",
+        "licenses",
         "checkpoints",
         "fitting",
         "adapters",
@@ -75,8 +76,10 @@ FLOORS = (
     (
         "importance",
         "leaderboard",
+        "source_licenses",
         "preflight",
         "doctor",
+        "search_card",
         "export",
         "static_merges",
         "orphans",

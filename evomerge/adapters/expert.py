@@ -13,7 +13,6 @@ from evomerge.catalogue import build_catalogue
 from evomerge.checkpoints.digests import fingerprint
 from evomerge.checkpoints.json_files import read_object
 from evomerge.checkpoints.location import find_directory, is_hub_id
-from evomerge.checkpoints.readme_front_matter import read_license
 from evomerge.checkpoints.safetensors_files import INDEX, ONE_FILE
 from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.tokenizer import tokenizer_files
@@ -68,7 +67,6 @@ def open_expert(
         directory=directory,
         hub_id=ref.location if is_hub_id(ref.location) else None,
         tokenizer_files=tokenizer_files(directory),
-        license=read_license(directory),
         catalogue=build_catalogue(header, base.tied, language=base.language),
         header=header,
         tensors=tensors,

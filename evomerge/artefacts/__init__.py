@@ -5,7 +5,9 @@ Does not hold: reading models (`checkpoints/`), the choice of the merge (`export
 Start reading at `model_writer.py`.
 """
 
-from evomerge.artefacts.model_card import Parent, license_warnings, model_card, models_card
+from evomerge.artefacts.card_data import CardFacts
+from evomerge.artefacts.model_card import model_card, models_card
 from evomerge.artefacts.model_writer import write_model
+from evomerge.artefacts.parents import Parent, parents_of
 
-__all__ = ["Parent", "license_warnings", "model_card", "models_card", "write_model"]
+__all__ = ["CardFacts", "Parent", "model_card", "models_card", "parents_of", "write_model"]

@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import yaml
-
+from evomerge.artefacts.card_data import CardFacts, front_matter
+from evomerge.artefacts.parents import Parent, judgement_of
+from evomerge.licenses import NO_ADVICE, LicenseJudgement
 from evomerge.recipe import Recipe, all_ingredients
 
-
-@dataclass(frozen=True, kw_only=True)
-class Parent:
-    """Facts of the card about one source.
-
-    Attributes:
-        name: what the user called it.
-        hub_id: its id on the hub, None for a local directory, whose path is nobody's business.
-        license: as its README declares it, None where it does not.
-        fingerprint: content hash of config and weights.
-    """
-
-    name: str
-    hub_id: str | None
-    license: str | None
-    fingerprint: str | None
+_NO_FACTS = CardFacts()
 
 
 def model_card(
@@ -36,6 +21,7 @@ def model_card(
     title: str,
     reproduce: str,
     notes: Sequence[str] = (),
+    facts: CardFacts = _NO_FACTS,
 ) -> str:
     """A README.md with front matter for the hub.
 
@@ -44,13 +30,14 @@ def model_card(
         columns, rows: the score table as printed; no table where there are no rows.
         reproduce: the command that makes this model again.
         notes: further sentences, one paragraph each, such as the verdict.
+        facts: of the front matter.
     """
+    judgement = judgement_of(parents)
     sections = [
-        _front_matter(parents),
+        front_matter(parents, judgement, facts, title=title),
         f"# {title}",
         "A merge of the models below, made with evomerge.",
-        _table(("source", "model", "licence", "fingerprint"), [_parent_row(parent) for parent in parents]),
-        *license_warnings(parents),
+        *_parent_section(parents, judgement),
         "## How it was merged",
         *_path_section(recipe),
         *_rule_tables(recipe),
@@ -73,20 +60,21 @@ def models_card(
     title: str,
     reproduce: str,
     notes: Sequence[str] = (),
+    facts: CardFacts = _NO_FACTS,
 ) -> str:
     """A README.md for the artefact of a merge that is several models.
 
     Args:
-        parents, columns, rows, reproduce, notes: as for `model_card`.
+        parents, columns, rows, reproduce, notes, facts: as for `model_card`.
         models: of each model name, tasks, rescaler and the digest of its recipe.
     """
+    judgement = judgement_of(parents)
     sections = [
-        _front_matter(parents),
+        front_matter(parents, judgement, facts, title=title),
         f"# {title}",
         f"EMR-Merging ({len(models)} models, not one), made with evomerge: one elected vector for all of them, and for "
         "each a mask and a rescaler. Whoever runs it has to know the task of every input.",
-        _table(("source", "model", "licence", "fingerprint"), [_parent_row(parent) for parent in parents]),
-        *license_warnings(parents),
+        *_parent_section(parents, judgement),
         "## Models",
         _table(("model", "tasks", "rescaler", "recipe"), models),
         *(["## Scores", _table(columns, rows)] if rows else []),
@@ -97,47 +85,25 @@ def models_card(
     return "\n\n".join(sections) + "\n"
 
 
-def license_warnings(parents: Sequence[Parent]) -> list[str]:
-    """One line for every licence that a merge may not respect."""
-    warnings = []
-    for parent in parents:
-        if parent.license is None:
-            warnings.append(
-                f"**Warning:** the licence of `{parent.name}` is unknown. Find out before you share this model."
-            )
-        elif _forbids_derivatives(parent.license):
-            warnings.append(
-                f"**Warning:** the licence of `{parent.name}`, {parent.license}, forbids derivatives: a merge is one."
-            )
-        elif _forbids_commerce(parent.license):
-            warnings.append(f"**Warning:** the licence of `{parent.name}`, {parent.license}, forbids commercial use.")
-    return warnings
+def _parent_section(parents: Sequence[Parent], judgement: LicenseJudgement) -> list[str]:
+    """The parents in a table, and what their licences mean."""
+    return [
+        _table(("source", "model", "licence", "fingerprint"), [_parent_row(parent) for parent in parents]),
+        *(f"**{text}**" for text in judgement.displays),
+        "## Licence",
+        f"{_sentence(judgement.meaning)} {_sentence(NO_ADVICE)}",
+        *(f"**Warning:** {problem}." for problem in judgement.problems),
+        *(["\n".join(f"- {duty}" for duty in judgement.duties)] if judgement.duties else []),
+    ]
 
 
-def _front_matter(parents: Sequence[Parent]) -> str:
-    licenses = sorted({parent.license or "unknown" for parent in parents})
-    content: dict[str, object] = {"library_name": "transformers", "tags": ["merge", "evomerge"]}
-    hub_ids = list(dict.fromkeys(parent.hub_id for parent in parents if parent.hub_id))
-    if hub_ids:
-        content |= {"base_model": hub_ids, "base_model_relation": "merge"}
-    if licenses == ["unknown"] or len(licenses) > 1:
-        content |= {"license": "other", "license_name": "licenses-of-the-sources", "licenses_of_the_sources": licenses}
-    else:
-        content["license"] = licenses[0]
-    return f"---\n{yaml.safe_dump(content, sort_keys=True, allow_unicode=True)}---"
-
-
-def _forbids_derivatives(license_name: str) -> bool:
-    return "nd" in license_name.lower().replace("_", "-").split("-")
-
-
-def _forbids_commerce(license_name: str) -> bool:
-    return "nc" in license_name.lower().replace("_", "-").split("-")
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _parent_row(parent: Parent) -> tuple[str, ...]:
     model = f"[{parent.hub_id}](https://huggingface.co/{parent.hub_id})" if parent.hub_id else "local"
-    return (parent.name, model, parent.license or "unknown", (parent.fingerprint or "")[:12])
+    return (parent.name, model, ", ".join(parent.license.all_names) or "unknown", (parent.fingerprint or "")[:12])
 
 
 def _path_section(recipe: Recipe) -> list[str]:

@@ -29,6 +29,7 @@ _FILES = (
     "README.md",
     "LICENSE*",
     "NOTICE*",
+    "USE_POLICY*",
 )
 _OTHER_FORMATS = ("*/*", "consolidated*")  # sub-folders hold conversions (onnx/, original/) of the same weights
 

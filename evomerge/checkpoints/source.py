@@ -15,7 +15,6 @@ from evomerge.checkpoints.architecture import Architecture, describe
 from evomerge.checkpoints.digests import fingerprint
 from evomerge.checkpoints.json_files import read_object, read_object_if_there
 from evomerge.checkpoints.location import find_directory, is_hub_id
-from evomerge.checkpoints.readme_front_matter import read_license
 from evomerge.checkpoints.tokenizer import tokenizer_files
 from evomerge.checkpoints.weights import Weights, open_weights
 from evomerge.conversion import LivePlace
@@ -37,7 +36,6 @@ class Source:
         config: content of config.json.
         generation_config: content of generation_config.json, None without one.
         tokenizer_files: names of the tokenizer's files in the directory.
-        license: as the README declares it, None where it does not.
         catalogue: the tensors, with layer and part.
         header: name -> (shape, dtype name).
         tensors: the tensors, read lazily; they may share memory with the mapped files: nobody writes to them.
@@ -62,7 +60,6 @@ class Source:
     config: Mapping[str, Any]
     generation_config: Mapping[str, Any] | None
     tokenizer_files: tuple[str, ...]
-    license: str | None
     catalogue: TensorCatalogue
     header: Mapping[str, tuple[tuple[int, ...], str]]
     tensors: Mapping[str, torch.Tensor]
@@ -140,7 +137,6 @@ def open_source(
         config=config,
         generation_config=read_object_if_there(directory / "generation_config.json"),
         tokenizer_files=tokenizer_files(directory),
-        license=read_license(directory),
         catalogue=build_catalogue(header, tied, language=language),
         header=header,
         tensors=RenamedTensors(weights.tensors, stored_names),

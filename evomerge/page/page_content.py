@@ -13,9 +13,9 @@ from evomerge.charts.both_parts import both_parts
 from evomerge.charts.depth_weights import depth_weights
 from evomerge.charts.search_course import SearchCourse, search_course
 from evomerge.checkpoints.location import is_hub_id
-from evomerge.checkpoints.readme_front_matter import read_license
 from evomerge.errors import InvalidInput
 from evomerge.leaderboard import Line, leaderboard
+from evomerge.licenses import read_license
 from evomerge.object_store.artifact_folder import ArtifactFolder
 from evomerge.page import figures
 from evomerge.page.page_tables import (
@@ -143,7 +143,7 @@ def _license(source: SourceSpec) -> str:
         if not isinstance(cached, str):
             return "not known here"
         folder = Path(cached).parent
-    return read_license(folder) or "not declared"
+    return read_license(folder).label or "not declared"
 
 
 def _part(lines: Sequence[Line]) -> str:

@@ -18,7 +18,8 @@ import torch
 import yaml
 
 from evomerge.adapters import open_expert
-from evomerge.artefacts import Parent, model_card, write_model
+from evomerge.artefacts import CardFacts, Parent, model_card, parents_of, write_model
+from evomerge.artefacts.parents import judgement_of
 from evomerge.bank import WeightBank
 from evomerge.bank.weight_bank import default_device
 from evomerge.checkpoints import Source, check_compatible, open_source
@@ -79,7 +80,7 @@ def merge_file(
         tell: takes each sentence on the file and the models, before anything is merged.
 
     Returns:
-        A document with `out`, `recipe`, `tensors`, `bytes`, `notes`, `warnings` and `mergekit`.
+        A document with `out`, `recipe`, `tensors`, `bytes`, `notes`, `warnings`, `mergekit` and `licenses`.
 
     Raises:
         InvalidInput: the file, a model or `out` cannot be used.
@@ -88,7 +89,8 @@ def merge_file(
     for sentence in (*opened.notes, *opened.warnings):
         tell(sentence)
     yaml_text, reason = to_mergekit(opened.recipe, opened.base.catalogue)
-    texts = {"README.md": _card(opened, out, reproduce)}
+    parents = parents_of((opened.base, *opened.others))
+    texts = {"README.md": _card(opened, parents, out.resolve().name, reproduce, mergekit=yaml_text is not None)}
     if yaml_text is not None:
         texts["mergekit.yaml"] = yaml_text
     written = _Written(opened, progress)
@@ -105,6 +107,7 @@ def merge_file(
         "notes": list(opened.notes),
         "warnings": list(opened.warnings),
         "mergekit": None if yaml_text is not None else reason,
+        "licenses": judgement_of(parents).to_data(),
     }
 
 
@@ -183,9 +186,6 @@ def _open(given: GivenMerge, *, fingerprints: bool | None, allow: Collection[str
     return _Opened(recipe=recipe, base=base, others=others, notes=notes, warnings=tuple(warnings))
 
 
-def _card(opened: _Opened, out: Path, reproduce: str) -> str:
-    parents = [
-        Parent(name=source.name, hub_id=source.hub_id, license=source.license, fingerprint=source.ref.fingerprint)
-        for source in (opened.base, *opened.others)
-    ]
-    return model_card(opened.recipe, parents, (), (), title=out.resolve().name, reproduce=reproduce)
+def _card(opened: _Opened, parents: list[Parent], title: str, reproduce: str, *, mergekit: bool) -> str:
+    facts = CardFacts(mergekit=mergekit)
+    return model_card(opened.recipe, parents, (), (), title=title, reproduce=reproduce, facts=facts)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from lora_models import merged_by_peft, open_base, save_adapter, save_base
 
 from evomerge.adapters import open_expert
@@ -135,5 +136,9 @@ def test_the_winner_of_a_search_in_core_space_is_exported_as_a_model_and_as_an_a
     for name, tensor in merged_by_peft(tmp_path / "base", tmp_path / "out1").items():
         torch.testing.assert_close(exported.tensors[name], tensor, rtol=0, atol=1e-5)
     assert "--adapter" in (tmp_path / "out1" / "README.md").read_text()
+    cards = [ModelCard.load(tmp_path / f"out{number}" / "README.md").data for number in (0, 1)]
+    assert [card.library_name for card in cards] == ["transformers", "peft"]
+    assert "lora" in cards[1].tags
+    assert cards[0].eval_results == cards[1].eval_results is not None
     assert run_command(["export", spec, "--out", str(tmp_path / "out"), "--adapter", "--task", "task_0"]) == 2
     assert "leave one out" in capsys.readouterr().err

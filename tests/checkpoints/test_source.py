@@ -422,25 +422,6 @@ def test_a_model_type_that_transformers_does_not_know_can_be_read(make_model: Ca
     assert "lm_head.weight" in source.catalogue
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("---\nlicense: apache-2.0\n---\n# Card", "apache-2.0"),
-        ("---\nlicense: other\nlicense_name: llama3\n---\n", "llama3"),
-        ("---\nlicense: [mit, cc-by-4.0]\n---\n", "mit, cc-by-4.0"),
-        ("---\ntags: [a]\n---\n", None),
-        ("# No front matter\n", None),
-        ("---\nlicense: [unclosed\n---\n", None),
-    ],
-)
-def test_the_licence_comes_from_the_front_matter(
-    text: str, expected: str | None, make_model: Callable[..., Path]
-) -> None:
-    directory = make_model("llama")
-    (directory / "README.md").write_text(text)
-    assert open_source(_ref(directory)).license == expected
-
-
 def test_n13_opening_a_source_leaves_the_global_generator_alone(make_model: Callable[..., Path]) -> None:
     directory = make_model("llama")
     before = torch.get_rng_state()
