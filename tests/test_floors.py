@@ -81,6 +81,7 @@ FLOORS = (
         "doctor",
         "search_card",
         "export",
+        "hub",
         "static_merges",
         "orphans",
         "weight_distances",

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", ["docs/operations.md", "docker/README.md"])
+@pytest.mark.parametrize("page", ["docs/operations.md", "docs/hub.md", "docker/README.md"])
 def test_every_command_of_a_page_exists(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     named = set(re.findall(r"(?:^|`|exec controller )evomerge ([a-z][a-z-]*)", text, flags=re.MULTILINE))

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from evomerge.commands.options import Json, SpecPath, Storage, Study, print_document, stored_of, terminal_of
+from evomerge.commands.pushing import Private, Push, checked_repository, pushed, with_address
 
 
 def export(
@@ -19,6 +20,8 @@ def export(
     adapter: Annotated[
         bool, typer.Option("--adapter", help="A LoRA adapter of the base, where the merge is one.")
     ] = False,
+    push: Push = None,
+    private: Private = False,
     storage: Storage = None,
     study: Study = None,
     json_: Json = False,
@@ -26,18 +29,19 @@ def export(
     """Write a merge as a Hugging Face model directory, bit-identical to what was scored.
 
     A baseline that is several models (emr) becomes one artefact, or with --task the model of one task. With --adapter
-    a merge of LoRA adapters becomes one: a weighted sum of them, or any merge in core space.
+    a merge of LoRA adapters becomes one: a weighted sum of them, or any merge in core space. With --push the result
+    is uploaded to the Hugging Face hub, too; nothing is without.
     """
     terminal = terminal_of(context)
     from evomerge.errors import InvalidInput
     from evomerge.export import adapter_text, export_adapter, export_merge, export_text
 
-    stored = stored_of(terminal, spec, storage, study)
+    if adapter and task is not None:
+        raise InvalidInput("--adapter writes one merge, and --task chooses among several models; leave one out")
+    repository = checked_repository(push, private=private)
+    stored, file = stored_of(terminal, spec, storage, study), spec if storage is None else None
     if adapter:
-        if task is not None:
-            raise InvalidInput("--adapter writes one merge, and --task chooses among several models; leave one out")
-        document = export_adapter(stored, trial, out, spec if storage is None else None)
-        print_document(terminal, document, json_, adapter_text)
-        return
-    exported = export_merge(stored, trial, out, spec if storage is None else None, task=task)
-    print_document(terminal, exported, json_, export_text)
+        exported, text = export_adapter(stored, trial, out, file), adapter_text
+    else:
+        exported, text = export_merge(stored, trial, out, file, task=task), export_text
+    print_document(terminal, pushed(terminal, repository, exported), json_, with_address(text))

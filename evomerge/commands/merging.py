@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evomerge.commands.options import Json, allowed_of, places_of, print_document, terminal_of
+from evomerge.commands.pushing import Private, Push, checked_repository, pushed, with_address
 from evomerge.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def merge(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; the accelerator where there is one.")] = None,
     allow: Annotated[list[str] | None, _ALLOW] = None,
+    push: Push = None,
+    private: Private = False,
     json_: Json = False,
 ) -> None:
     """Write one merge as a Hugging Face model directory, without a search.
@@ -54,6 +57,7 @@ def merge(
     from evomerge.static_merges.static_merge import merge_file
 
     places, allowed = places_of(source or ()), allowed_of(allow or ())
+    repository = checked_repository(push, private=private)
     command = ["evomerge", "merge", str(recipe), *(f"--source {each}" for each in source or ()), "--out", str(out)]
     with _progress(terminal) as progress:
         made = merge_file(
@@ -68,7 +72,7 @@ def merge(
             tell=terminal.tell,
             progress=progress,
         )
-    print_document(terminal, made, json_, _merged_text)
+    print_document(terminal, pushed(terminal, repository, made), json_, with_address(_merged_text))
 
 
 import_app = typer.Typer(help="Read files of other programs.", no_args_is_help=True)
