@@ -29,11 +29,12 @@ def license_document(sources: Iterable[Source]) -> dict[str, Any]:
 def license_lines(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The same for a person: lines, each with its style."""
     result = document["result"]
-    declared = [
-        f"{each['name']} {each['license']} ({each['file']})" if each["license"] else f"{each['name']} unknown"
-        for each in document["sources"]
-    ]
-    yield f"  licences: {', '.join(declared)}", ""
+    owners: dict[str, list[str]] = {}
+    for each in document["sources"]:
+        license_ = f"{each['license']} ({each['file']})" if each["license"] else "unknown"
+        owners.setdefault(license_, []).append(each["name"])
+    declared = [f"{license_} of {', '.join(names)}" for license_, names in owners.items()]
+    yield f"  licences: {'; '.join(declared)}", ""
     name = f" ({result['license_name']})" if result["license_name"] else ""
     yield f"    of the merge: {result['license']}{name}; {result['meaning']}", ""
     for problem in result["problems"]:

@@ -128,11 +128,15 @@ def _strictest(sources: Sequence[SourceLicense]) -> tuple[str, str]:
     """The strictest kind among the sources, and a sentence on it."""
     kinds = {source.name: _kind(source) for source in sources}
     kind = max(kinds.values(), key=KINDS.index)
-    whose = [repr(name) for name, each in kinds.items() if each == kind]
+    whose = [name for name, each in kinds.items() if each == kind]
     if kind == "permissive":
         return kind, f"all licences are permissive: {_MEANING[kind]}"
     named = "an unknown licence" if kind == UNKNOWN else f"a licence of the kind “{kind}”"
-    return kind, f"{listed(whose)} {'has' if len(whose) == 1 else 'have'} {named}: {_MEANING[kind]}"
+    return kind, f"{_names(whose, sources)} {'has' if len(whose) == 1 else 'have'} {named}: {_MEANING[kind]}"
+
+
+def _names(names: list[str], sources: Sequence[SourceLicense]) -> str:
+    return "all sources" if len(names) == len(sources) > 1 else listed([repr(name) for name in names])
 
 
 def _kind(source: SourceLicense) -> str:
@@ -155,11 +159,11 @@ def _problems(sources: Sequence[SourceLicense]) -> Iterator[str]:
 
 
 def _undeclared(sources: Sequence[SourceLicense]) -> Iterator[str]:
-    if silent := [repr(source.name) for source in sources if not source.declared.all_names]:
-        one = len(silent) == 1
+    if silent := [source.name for source in sources if not source.declared.all_names]:
+        none = "it names none" if len(silent) == 1 else "they name none"
         yield (
-            f"the licence of {listed(silent)} is unknown, as {'it names' if one else 'they name'} none: all rights are "
-            "reserved by default; find out before you share the merge"
+            f"the licence of {_names(silent, sources)} is unknown, as {none}: all rights are reserved by default; find "
+            "out before you share the merge"
         )
 
 

@@ -168,7 +168,7 @@ def test_a_licence_that_stands_in_the_way_is_a_problem(name: str | None, says: s
 
 def test_sources_without_a_licence_are_one_problem_together() -> None:
     (problem,) = _judged(base=None, math=None, code=None).problems
-    assert problem.startswith("the licence of 'base', 'math' and 'code' is unknown, as they name none")
+    assert problem.startswith("the licence of all sources is unknown, as they name none")
 
 
 def test_a_permissive_claim_beside_another_text_is_a_conflict(tmp_path: Path) -> None:
