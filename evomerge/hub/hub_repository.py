@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, get_token
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -98,18 +98,20 @@ class HubRepository:
                 found = self._api.model_info(self.id)
             except RepositoryNotFoundError:
                 return
-        self._check_replaceable([each.rfilename for each in found.siblings or []])
+        self._check_replaceable(found, _NOTHING_MADE)
+
+    def _check_replaceable(self, found: ModelInfo, state: str) -> None:
         if self._private and not found.private:
             raise InvalidInput(
-                f"--private: {self.url} exists and is public; change that on its page first, or leave --private out"
+                f"--private: {self.url} exists and is public; change that on its page first, or leave --private out; "
+                f"{state}"
             )
-
-    def _check_replaceable(self, files: list[str]) -> None:
+        files = _files_of(found)
         foreign = sorted(set(files) - set(_OF_A_NEW_ONE))
         if foreign and not any(marker in files for marker in _MARKERS):
             raise InvalidInput(
                 f"{self.url} holds {some(foreign)}, but no {' or '.join(_MARKERS)}: it is no export of evomerge; give "
-                f"another id, so that nothing of it is replaced; {_NOTHING_MADE}"
+                f"another id, so that nothing of it is replaced; {state}"
             )
 
     def push(self, folder: Path, tell: Callable[[str], None] = lambda _: None) -> PushedExport:
@@ -130,15 +132,16 @@ class HubRepository:
         size = sum(path.stat().st_size for path in files)
         names = [path.relative_to(folder).as_posix() for path in files]
         tell(f"uploading {len(files)} files ({in_bytes(size)}) to {self.url}")
-        with hub_faults("the upload", repository=self.id, state=f"the export is in {folder}"):
+        state = f"the export is in {folder}"
+        with hub_faults("the upload", repository=self.id, state=state):
             self._api.create_repo(self.id, private=True if self._private else None, exist_ok=True)
             found = self._api.model_info(self.id)
+            self._check_replaceable(found, state)  # it may have been made since
             operations: list[Any] = [
                 CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
                 for name, path in zip(names, files, strict=True)
             ]
-            present = [each.rfilename for each in found.siblings or []]
-            operations += [CommitOperationDelete(path_in_repo=name) for name in _left_over(present, names)]
+            operations += [CommitOperationDelete(path_in_repo=name) for name in _left_over(_files_of(found), names)]
             made = self._api.create_commit(
                 self.id, operations, commit_message="Upload a merge made with evomerge", parent_commit=found.sha
             )
@@ -153,6 +156,10 @@ def _check_id(repo_id: str) -> None:
         reason = first_line(error)
     if reason:
         raise InvalidInput(f"--push {repo_id}: {reason}; give OWNER/NAME; {_NOTHING_MADE}")
+
+
+def _files_of(found: ModelInfo) -> list[str]:
+    return [each.rfilename for each in found.siblings or []]
 
 
 def _left_over(present: list[str], names: list[str]) -> Iterator[str]:

@@ -83,6 +83,12 @@ def test_private_makes_a_private_repository_and_is_refused_for_a_public_one(hub:
     HubRepository("me/merge").push(export)
     with pytest.raises(InvalidInput, match="exists and is public"):
         HubRepository("me/merge", private=True).check()
+    sent, repository = list(hub.uploads), HubRepository("me/later", private=True)
+    repository.check()
+    hub.repositories["me/later"] = FakeRepository(private=False)
+    with pytest.raises(InvalidInput, match=f"exists and is public.*the export is in {export}"):
+        repository.push(export)
+    assert hub.uploads == sent
 
 
 def test_without_a_token_nothing_is_asked(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,7 @@ def test_the_text_says_the_address_and_what_licences_ask_for(
     assert run_command(["export", str(searched), "--out", str(tmp_path / "out"), "--push", "me/merge"]) == 0
     printed = capsys.readouterr()
     assert f"pushed to {hub.url}/me/merge (commit " in printed.out
-    assert "note: the licence of 'base', 'reverse' and 'sort' is unknown" in printed.err
+    assert "note: the licence of all sources is unknown" in printed.err
     assert f"to {hub.url}/me/merge" in printed.err
     assert TOKEN not in printed.out + printed.err
 
@@ -144,7 +144,7 @@ def test_check_says_what_the_licences_mean(
     assert len(licenses["result"]["problems"]) == 2
     assert run_command(["check", str(spec)]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "licences: base llama3.2 (README.md), reverse apache-2.0 (README.md), sort unknown" in text
+    assert "licences: llama3.2 (README.md) of base; apache-2.0 (README.md) of reverse; unknown of sort" in text
     assert "of the merge: other (licenses-of-the-sources); 'sort' has an unknown licence: nothing is known" in text
     assert "show “Built with Llama”" in text
     assert "no legal advice" in text
