@@ -22,6 +22,7 @@ from evomerge.baselines.freshness import current_baselines
 from evomerge.baselines.named_recipes import source_rows
 from evomerge.checkpoints import differing, tensor_digest, tensor_digests, verify_digests
 from evomerge.errors import InvalidInput, unknown_name
+from evomerge.export_probe import probe_export
 from evomerge.mergekit.export_yaml import to_mergekit
 from evomerge.merging.emr import rescaler_of
 from evomerge.object_store.artifact_folder import ArtifactFolder
@@ -92,7 +93,9 @@ def export_merge(
 
     yaml, reason = to_mergekit(chosen.recipe, inputs.catalogue)
     card = SearchCard(stored, inputs, label=chosen.label, mergekit=yaml is not None)
-    texts = {"README.md": card.of_model(chosen.recipe, export_command(stored, which, out, file, task=task))}
+    probe = probe_export(stored, inputs, bank, {chosen.label: chosen.recipe})
+    reproduce = export_command(stored, which, out, file, task=task)
+    texts = {"README.md": card.of_model(chosen.recipe, reproduce, sanity=probe.note)}
     if yaml is not None:
         texts["mergekit.yaml"] = yaml
     write_model(
@@ -114,6 +117,7 @@ def export_merge(
         "differs": [] if expected is None else differing(expected.tensors, actual),
         "mergekit": None if yaml is not None else reason,
         "licenses": card.judgement.to_data(),
+        "sanity": probe.to_document(),
     }
 
 
@@ -135,12 +139,13 @@ def export_adapter(stored: StoredSearch, which: str, out: Path, file: Path | Non
     products = bank.core_merges.products(chosen.recipe, bank.rule_tensors)
     reproduce = f"{export_command(stored, which, out, file)} --adapter"
     card = SearchCard(stored, inputs, label=chosen.label, adapter=True)
+    probe = probe_export(stored, inputs, bank, {chosen.label: chosen.recipe})
     write_adapter(
         out,
         base=inputs.base,
         products=products,
         recipe=chosen.recipe,
-        card=card.of_model(chosen.recipe, reproduce, _ADAPTER),
+        card=card.of_model(chosen.recipe, reproduce, _ADAPTER, sanity=probe.note),
     )
     written = open_expert(ModelRef("adapter", str(out.absolute())), base=inputs.base, fingerprinted=False).tensors
     apart = [
@@ -157,17 +162,26 @@ def export_adapter(stored: StoredSearch, which: str, out: Path, file: Path | Non
         "largest_rank": max(product.rank for product in products.values()),
         "largest_difference": max(apart),
         "licenses": card.judgement.to_data(),
+        "sanity": probe.to_document(),
     }
 
 
 def adapter_text(document: dict[str, Any]) -> Text:
     """One line per fact."""
-    return Text(
+    text = Text(
         f"exported {document['model']} as an adapter to {document['out']}\n"
         f"recipe {document['recipe'][:12]}, {document['tensors']} tensors of the base changed, by rank "
         f"{document['largest_rank']} at most; added to it they are within {document['largest_difference']:.2g} of "
         "what was scored"
     )
+    return _with_sanity(text, document)
+
+
+def _with_sanity(text: Text, document: dict[str, Any]) -> Text:
+    """The text with the sentences of the sanity probe; in yellow where there is a fault."""
+    sanity = document["sanity"]
+    failed = any(model["faults"] for model in sanity["models"].values())
+    return text.append(f"\n{sanity['says']}", style="yellow" if failed else "") if sanity["says"] else text
 
 
 def _files_of(stored: StoredSearch, recipes: Iterable[Recipe]) -> Path:
@@ -196,7 +210,7 @@ def export_text(document: dict[str, Any]) -> Text:
     ]
     if document["mergekit"]:
         lines.append(f"no mergekit.yaml: {document['mergekit']}")
-    return Text("\n".join(lines))
+    return _with_sanity(Text("\n".join(lines)), document)
 
 
 def _export_set(
@@ -212,13 +226,15 @@ def _export_set(
         for model, digest in recipes.summary()["recipes"].items()
     ]
     card = SearchCard(stored, inputs, label=which)
+    probe = probe_export(stored, inputs, bank, {f"{which}/{name}": each for name, each in recipes.recipes.items()})
+    reproduce = export_command(stored, which, out, file)
     write_emr(
         out,
         recipes,
         tensors,
         base=bank.weights[inputs.base.ref.name],
         scored=scored,
-        card=card.of_models(recipes, rows, export_command(stored, which, out, file), _HOW_TO_READ),
+        card=card.of_models(recipes, rows, reproduce, _HOW_TO_READ, sanity=probe.note),
         read=[source.directory for source in (inputs.base, *inputs.experts)],
     )
     return {
@@ -232,6 +248,7 @@ def _export_set(
         "differs": [],
         "mergekit": "it is several models",
         "licenses": card.judgement.to_data(),
+        "sanity": probe.to_document(),
     }
 
 

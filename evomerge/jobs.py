@@ -11,6 +11,7 @@ from evomerge.evaluation.scores import Scores
 from evomerge.methods import MethodInfo
 from evomerge.packs.items import ItemBlock, Split
 from evomerge.recipe import ModelRef, Recipe
+from evomerge.sanity.figures import SanityFigures
 from evomerge.spec import Calibration
 
 Products = tuple[tuple[float, ...], ...]
@@ -149,8 +150,19 @@ class Multiply:
     attempt: int = 1
 
 
+@dataclass(frozen=True)
+class Probe:
+    """Take the sanity probe of a merge or a source, see `evomerge.sanity`."""
+
+    streams: ClassVar[bool] = False
+
+    key: str
+    recipe: Recipe
+    attempt: int = 1
+
+
 Job = (
-    Score | FindBatchSize | Train | Measure | Multiply
+    Score | FindBatchSize | Train | Measure | Multiply | Probe
 )  # `streams`: whether it sends its `Progress` before the outcome
 
 
@@ -211,6 +223,13 @@ class Multiplied:
 
 
 @dataclass(frozen=True)
+class Probed:
+    """A model was probed."""
+
+    figures: SanityFigures
+
+
+@dataclass(frozen=True)
 class Failed:
     """A job that was not done.
 
@@ -228,7 +247,7 @@ class Failed:
     invalid: bool = False
 
 
-Result = Scored | Found | Trained | Measured | Multiplied | Failed
+Result = Scored | Found | Trained | Measured | Multiplied | Probed | Failed
 
 GRADIENT_FORWARDS = 3  # forward passes that one with gradients costs: the backward pass costs two
 

@@ -15,6 +15,7 @@ from evomerge.baselines.freshness import current_baselines, left_out
 from evomerge.baselines.info import BASELINES
 from evomerge.jobs import Cost
 from evomerge.messages import marked
+from evomerge.sanity.probe_records import read_sanity
 from evomerge.search.origins import origin_of
 from evomerge.search.stages import MEAN
 from evomerge.storage import attributes
@@ -179,12 +180,22 @@ def leaderboard_document(stored: StoredSearch, lines: Sequence[Line]) -> dict[st
         "schema": SCHEMA,
         "study": stored.study.study_name,
         "winner": asdict(winner) if winner else None,
+        "sanity": _sanity(stored, winner.digest, winner.label) if winner else None,
         "meets_constraints": meets_constraints(stored.study, winner.trial) if winner else None,
         "held_out_looks": len(stored.study.user_attrs.get(attributes.LOOKS, [])),
         "rows": [asdict(line) for line in lines],
         "verdict": verdict.to_document() if verdict else None,
         "left_out": left_out_of(stored, lines),
     }
+
+
+def _sanity(stored: StoredSearch, digest: str, label: str) -> dict[str, Any] | None:
+    """The sanity probe of the winner as JSON; None where it was not probed."""
+    records = read_sanity(stored.study)
+    judgement = records.judged(digest)
+    if judgement is None:
+        return {"says": records.says(digest, label)} if records.reason else None
+    return {"says": records.says(digest, label), **judgement.to_document(), "probes": records.to_document()}
 
 
 def meets_constraints(study: optuna.Study, number: int) -> bool:

@@ -52,8 +52,8 @@ class SearchCard:
         self._title = f"{stored.spec.name}: {label}"
         self._kind = {"mergekit": mergekit, "adapter": adapter}
 
-    def of_model(self, recipe: Recipe, reproduce: str, *notes: str) -> str:
-        """The card of one merge."""
+    def of_model(self, recipe: Recipe, reproduce: str, *notes: str, sanity: str) -> str:
+        """The card of one merge, with the finding of its sanity probe."""
         columns, rows, facts = self._scores(recipe)
         return model_card(
             recipe,
@@ -64,13 +64,16 @@ class SearchCard:
             reproduce=reproduce,
             notes=(*notes, *_notes(facts)),
             facts=facts,
+            sanity=sanity,
         )
 
-    def of_models(self, recipes: RecipeSet, models: Sequence[Sequence[str]], reproduce: str, *notes: str) -> str:
+    def of_models(
+        self, recipes: RecipeSet, models: Sequence[Sequence[str]], reproduce: str, *notes: str, sanity: str
+    ) -> str:
         """The card of a row that is several models.
 
         Args:
-            models: see `models_card`.
+            models, sanity: see `models_card`.
         """
         columns, rows, facts = self._scores(recipes)
         return models_card(
@@ -82,6 +85,7 @@ class SearchCard:
             reproduce=reproduce,
             notes=(*_notes(facts), *notes),
             facts=facts,
+            sanity=sanity,
         )
 
     def _scores(self, row: Recipe | RecipeSet) -> tuple[tuple[str, ...], list[list[str]], CardFacts]:

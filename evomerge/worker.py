@@ -39,6 +39,8 @@ from evomerge.jobs import (
     Multiplied,
     Multiply,
     Outcome,
+    Probe,
+    Probed,
     Progress,
     Result,
     Score,
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
 
     from evomerge.bank import WeightBank
     from evomerge.bank.shared_tensors import SharedTensors
+    from evomerge.sanity.sanity_probe import SanityProbe
 
 REASON_LENGTH = 1500  # characters of what is wrong with the input, so that a study can hold them
 
@@ -78,6 +81,7 @@ class Worker:
         self._bank: WeightBank | None = None
         self._shared: SharedTensors | None = None
         self._products: Multiplied | None = None
+        self._probes: dict[int, SanityProbe] = {}  # by identity of the live model: a layer path has one of its own
         self._merge_seconds = 0.0
         self._artifacts = (
             ArtifactFolder(artifact_path(setup.artifacts), SilentPatience(setup.patience)) if setup.artifacts else None
@@ -191,6 +195,8 @@ class Worker:
                 self._checkpoints.discard()
         total = before + time.perf_counter() - started
         seconds = {"merge": self._merge_seconds, "total": total, **({"before": before} if before else {})}
+        if isinstance(result, Probed):
+            cost = Cost(forward_tokens=result.figures.tokens)
         if isinstance(result, Scored):
             seconds.update(result.scores.seconds)
             items = sum(len(task.items) for task in result.scores.tasks.values())
@@ -305,8 +311,17 @@ class Worker:
         cost = Cost(forward_tokens=found.forward_tokens, gradient_tokens=found.gradient_tokens, seconds=found.seconds)
         return Measured(found.digest), cost
 
-    def _at_once(self, job: FindBatchSize | Multiply) -> Result:
+    def _at_once(self, job: FindBatchSize | Multiply | Probe) -> Result:
+        if isinstance(job, Probe):
+            return self._probe(job)
         return self._multiply() if isinstance(job, Multiply) else self._find(job)
+
+    def _probe(self, job: Probe) -> Probed:
+        from evomerge.sanity.probed_merge import probe_merge
+
+        if self._artifacts is not None:
+            self._artifacts.fetch_files(all_files(job.recipe))
+        return Probed(probe_merge(self.bank, job.recipe, self._probes, allow=self._setup.allow))
 
     def _multiply(self) -> Multiplied:
         from evomerge.statistics.products import task_vector_products

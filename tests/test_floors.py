@@ -57,7 +57,7 @@ FLOORS = (
         "mergekit",
         "mergekit_evolve",
     ),
-    ("passes", "bank", "vllm_engine", "evaluation", "document_evaluator"),
+    ("passes", "bank", "vllm_engine", "evaluation", "document_evaluator", "sanity"),
     ("statistics", "optimisation", "training", "learned", "trainers"),
     (
         "objective",
@@ -80,6 +80,7 @@ FLOORS = (
         "preflight",
         "doctor",
         "search_card",
+        "export_probe",
         "export",
         "hub",
         "static_merges",

@@ -22,6 +22,7 @@ def model_card(
     reproduce: str,
     notes: Sequence[str] = (),
     facts: CardFacts = _NO_FACTS,
+    sanity: str = "",
 ) -> str:
     """A README.md with front matter for the hub.
 
@@ -31,12 +32,14 @@ def model_card(
         reproduce: the command that makes this model again.
         notes: further sentences, one paragraph each, such as the verdict.
         facts: of the front matter.
+        sanity: the finding of the sanity probe, which stands before all numbers.
     """
     judgement = judgement_of(parents)
     sections = [
         front_matter(parents, judgement, facts, title=title),
         f"# {title}",
         "A merge of the models below, made with evomerge.",
+        *([sanity] if sanity else []),
         *_parent_section(parents, judgement),
         "## How it was merged",
         *_path_section(recipe),
@@ -61,11 +64,12 @@ def models_card(
     reproduce: str,
     notes: Sequence[str] = (),
     facts: CardFacts = _NO_FACTS,
+    sanity: str = "",
 ) -> str:
     """A README.md for the artefact of a merge that is several models.
 
     Args:
-        parents, columns, rows, reproduce, notes, facts: as for `model_card`.
+        parents, columns, rows, reproduce, notes, facts, sanity: as for `model_card`.
         models: of each model name, tasks, rescaler and the digest of its recipe.
     """
     judgement = judgement_of(parents)
@@ -74,6 +78,7 @@ def models_card(
         f"# {title}",
         f"EMR-Merging ({len(models)} models, not one), made with evomerge: one elected vector for all of them, and for "
         "each a mask and a rescaler. Whoever runs it has to know the task of every input.",
+        *([sanity] if sanity else []),
         *_parent_section(parents, judgement),
         "## Models",
         _table(("model", "tasks", "rescaler", "recipe"), models),

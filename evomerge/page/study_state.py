@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from evomerge.charts.search_course import SearchCourse
 from evomerge.leaderboard import Line, left_out_of, meets_constraints
 from evomerge.report.status_report import status_document
+from evomerge.sanity.probe_records import winner_warning
 from evomerge.study.command_line import command_line
 from evomerge.study.status import FINISHED_PHASE
 from evomerge.study.stored_search import StoredSearch
@@ -42,6 +43,9 @@ def warnings(stored: StoredSearch, lines: Sequence[Line], verdict: Verdict | Non
         found.append(f"The verdict is on an earlier winner ({verdict.winner}); `{renewal}` renews it.")
     if winner is not None and not meets_constraints(stored.study, winner.trial):
         found.append("No trial meets all constraints; the best one misses some, too.")
+    warning = winner_warning(stored.study)
+    if warning and (verdict is None or verdict.warning != warning):
+        found.append(warning)
     found += [f"{name} is left out: {reason}" for name, reason in left_out_of(stored, lines).items()]
     return found
 

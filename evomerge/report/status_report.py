@@ -11,6 +11,7 @@ from rich.text import Text
 from evomerge.leases.holder import Holder
 from evomerge.messages import duration
 from evomerge.report.status_line import status_line
+from evomerge.sanity.probe_records import winner_warning
 from evomerge.storage import attributes
 from evomerge.study.status import FINISHED_PHASE, status_of
 from evomerge.study.stored_spec import NamedStudy
@@ -42,6 +43,7 @@ def status_document(study: NamedStudy, holder: Holder | None) -> dict[str, Any]:
         "phase": str(attrs.get(attributes.PHASE) or "") or None,
         "alive": "no" if holder is None else holder.alive,
         "holder": None if holder is None else asdict(holder),
+        "warning": winner_warning(study) or None,
         "last_sign": _last_sign(attrs, holder),
     }
 
@@ -73,6 +75,8 @@ def status_text(document: dict[str, Any]) -> Text:
         text.append(status_line(status_of(document["status"])))
     if document["phase"] not in (None, "searching"):
         text.append(f"\n{document['phase']}")
+    if document["warning"]:
+        text.append(f"\n{document['warning']}", style="yellow")
     return text.append(f"\n{_life(document)}")
 
 

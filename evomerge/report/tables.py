@@ -14,6 +14,7 @@ from rich.text import Text
 from evomerge.jobs import Cost
 from evomerge.leaderboard import SHOWN, Line, PartScore, left_out_of, meets_constraints
 from evomerge.messages import duration, in_bytes, in_thousands, listed, p_value
+from evomerge.sanity.probe_records import winner_warning
 from evomerge.study.command_line import command_line
 from evomerge.study.stored_search import StoredSearch
 from evomerge.verdict import Verdict, read_winner
@@ -38,6 +39,9 @@ def leaderboard_tables(stored: StoredSearch, lines: Sequence[Line], further: Seq
     winner = read_winner(stored.study.user_attrs)
     if winner is not None and not meets_constraints(stored.study, winner.trial):
         tables.append(Text("No trial meets all constraints; the best one misses some, too.\n", style="yellow"))
+    warning = winner_warning(stored.study)
+    if warning and (verdict is None or verdict.warning != warning):
+        tables.append(Text(f"{warning}\n", style="bold yellow"))
     if verdict is not None:
         tables += [_comparisons(verdict), Text(verdict.sentence, style="bold"), Text()]
     if verdict is not None and winner is not None and winner.trial != verdict.trial:

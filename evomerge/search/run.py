@@ -25,6 +25,7 @@ from evomerge.search.stages import (
     measure_statistics,
     take_merges,
 )
+from evomerge.search.winner_probe import probe_winner
 from evomerge.spec import SearchSpec
 from evomerge.study.command_line import command_line
 from evomerge.verdict import name_winner, read_winner
@@ -64,6 +65,7 @@ def run_search(
         session = take_merges(session)
         enqueue_known_merges(session)
         explore(session)
+        probe_winner(session)
         winner = name_winner(session.opened.search)
         session.say("making the baselines")
         make_baselines(session, late)

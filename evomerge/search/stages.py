@@ -29,6 +29,7 @@ from evomerge.racing import ItemHistory, build_fidelity
 from evomerge.recipe import RecipeSet
 from evomerge.samplers.base import sampler_of
 from evomerge.samplers.reference_points import ReferencePoint
+from evomerge.sanity.probe_records import read_sanity
 from evomerge.search.finding import finding
 from evomerge.search.ingredients import stored_scores, take_ingredients
 from evomerge.search.origins import origin_of
@@ -393,4 +394,5 @@ def _store_verdict(
         seed=opened.inputs.spec.seed,
     )
     opened.check_hold()
-    store_verdict(study, with_origin(verdict, origin_of(opened.inputs.spec, study, winner.trial)))
+    verdict = with_origin(verdict, origin_of(opened.inputs.spec, study, winner.trial))
+    store_verdict(study, verdict.with_warning(read_sanity(study).warning(winner.digest, winner.label)))

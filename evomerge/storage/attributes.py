@@ -47,6 +47,7 @@ TRACKED: Final = "evomerge:tracked"  # id of the run that experiment trackers lo
 PHASE: Final = "evomerge:phase"  # current activity of the controller
 HEARTBEAT: Final = "evomerge:heartbeat"  # of the controller, in every phase: seconds since the epoch
 VERDICT: Final = "evomerge:verdict"  # text: the held-out comparison, in JSON
+SANITY: Final = "evomerge:sanity"  # text: the sanity probes of sources and winner, by recipe, in JSON
 
 # of the sibling study `NAME/requests`, written by whoever asks and read by the controller
 PAUSE: Final = "evomerge:pause"  # who asked for a pause, and when; null where the search may propose

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from evomerge.messages import p_value
 from evomerge.verdict.sentences import about, amount
 from evomerge.verdict.verdict import Comparison, Unit, Verdict
 
-Belief = Literal["believe it", "cannot be told", "nothing gained", "not known yet"]
+Belief = Literal["believe it", "cannot be told", "nothing gained", "not sane", "not known yet"]
 
+NOT_SANE: Final[Belief] = "not sane"
 NOT_YET: Final[Belief] = "not known yet"
 
 
@@ -31,7 +32,16 @@ def headline(verdict: Verdict) -> Headline:
     """The sentence on the winner against the strongest of what it was compared with, one model where there is one.
 
     Of a winner that is one of the merges which the space is made of, that is said first: the search gained nothing.
+    A winner with faults in its sanity probe is named with them first, and not to be believed.
     """
+    found = _compared(verdict)
+    if not verdict.warning:
+        return found
+    return replace(found, text=f"{verdict.warning} {found.text.replace(': believe it (', ' (')}", belief=NOT_SANE)
+
+
+def _compared(verdict: Verdict) -> Headline:
+    """The headline by the scores alone."""
     one_model = [each for each in verdict.comparisons if each.models == 1]
     subject = verdict.winner.capitalize()
     if verdict.is_corner:

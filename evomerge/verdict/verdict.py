@@ -135,6 +135,7 @@ class Verdict:
         margin: difference of the objective below which two models are equivalent; None where that was not asked.
         allows_for_looks: whether p-values are corrected for repeated looks; not in verdicts of earlier versions.
         sentence: the same in plain words.
+        warning: sentences on the winner's faults in its sanity probe, which begin the sentence; empty without any.
         corner: in a space that is made of other merges, the one that the winner grew from; is_corner: it is that merge.
     """
 
@@ -155,9 +156,14 @@ class Verdict:
     allows_for_looks: bool = True
     corner: str | None = None
     is_corner: bool = False
+    warning: str = ""
 
     def with_sentence(self, text: str) -> Verdict:
         return replace(self, sentence=text)
+
+    def with_warning(self, warning: str) -> Verdict:
+        """The verdict that says first what is wrong with the winner."""
+        return replace(self, warning=warning, sentence=f"{warning} {self.sentence}") if warning else self
 
     def to_document(self) -> dict[str, Any]:
         """As JSON, with the number of its layout."""
@@ -166,6 +172,8 @@ class Verdict:
             del content["margin"]
         if self.corner is None:  # of a search in another space
             del content["corner"], content["is_corner"]
+        if not self.warning:
+            del content["warning"]
         del content["allows_for_looks"]
         return {"schema": SCHEMA if self.allows_for_looks else _WITHOUT_LOOKS, **content}
 

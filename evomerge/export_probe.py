@@ -1,0 +1,75 @@
+"""The sanity probe of an export: as the study has it, else taken here, of the merge and of sources without one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evomerge.bank import WeightBank
+from evomerge.baselines.named_recipes import source_rows
+from evomerge.errors import InvalidInput, MergeError
+from evomerge.messages import first_line
+from evomerge.opening.inputs import Inputs
+from evomerge.recipe import Recipe
+from evomerge.sanity.figures import SanityFigures
+from evomerge.sanity.judgement import SanityJudgement
+from evomerge.sanity.probe_records import Found, SanityRecords, read_sanity
+from evomerge.sanity.probed_merge import probe_merge, too_large
+from evomerge.sanity.sanity_probe import SanityProbe
+from evomerge.study.stored_search import StoredSearch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportProbe:
+    """The judgement of exported models by label, and the sentences on all of them."""
+
+    judged: Mapping[str, SanityJudgement]
+    says: str
+
+    @property
+    def failed(self) -> bool:
+        """Whether one of them has a fault."""
+        return any(judgement.faults for judgement in self.judged.values())
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"says": self.says, "models": {label: each.to_document() for label, each in self.judged.items()}}
+
+    @property
+    def note(self) -> str:
+        """The same as a paragraph of a model card."""
+        return f"**Warning:** {self.says}" if self.failed else self.says
+
+
+def probe_export(stored: StoredSearch, inputs: Inputs, bank: WeightBank, models: Mapping[str, Recipe]) -> ExportProbe:
+    """Judge the models of an export. The study is only read: what is probed here is not stored there.
+
+    Args:
+        bank: of the study's sources and dtype.
+        models: label -> recipe.
+    """
+    records = read_sanity(stored.study)
+    if records.reason:
+        return ExportProbe(judged={}, says=f"No sanity probe: {records.reason}.")
+    refs = [expert.ref for expert in inputs.experts]
+    sources = source_rows(inputs.base.ref, refs, inputs.catalogue, inputs.spec.dtype)
+    wanted = {row.recipe.digest: (row.label, row.recipe) for row in sources}
+    records = SanityRecords(models=records.models, sources=tuple(wanted), ranked=records.ranked)
+    wanted = {recipe.digest: (label, recipe) for label, recipe in models.items()} | wanted
+    missing = {digest: each for digest, each in wanted.items() if digest not in records.models}
+    if missing and (reason := too_large(bank)) is not None:
+        return ExportProbe(judged={}, says=f"No sanity probe: {reason}.")
+    probes: dict[int, SanityProbe] = {}
+    for digest, (label, recipe) in missing.items():
+        records = records.with_model(digest, label, _found(bank, recipe, probes, inputs))
+    judged = {label: found for label, recipe in models.items() if (found := records.judged(recipe.digest)) is not None}
+    return ExportProbe(judged=judged, says=" ".join(records.says(models[label].digest, label) for label in judged))
+
+
+def _found(bank: WeightBank, recipe: Recipe, probes: dict[int, SanityProbe], inputs: Inputs) -> Found:
+    try:
+        found: SanityFigures = probe_merge(bank, recipe, probes, allow=inputs.spec.allow)
+    except (InvalidInput, MergeError) as error:
+        return first_line(error)
+    return found

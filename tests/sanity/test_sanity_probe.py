@@ -1,0 +1,93 @@
+"""The probe on the toy models: sane ones, a merge that loops, tokenizers that cannot write the text, templates."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from evomerge.errors import MergeError
+from evomerge.sanity.judgement import judge_sanity
+from evomerge.sanity.sanity_probe import SanityProbe
+
+TOY = Path(__file__).parents[2] / "examples" / "toy" / "models"
+
+
+def loaded(name="base"):
+    return AutoModelForCausalLM.from_pretrained(TOY / name, dtype=torch.float32).eval()
+
+
+@pytest.fixture
+def model():
+    return loaded()
+
+
+@pytest.fixture
+def tokenizer():
+    return AutoTokenizer.from_pretrained(TOY / "base")
+
+
+def silence(model):
+    """Let attention and MLP write nothing: the token read last is the likeliest, for ever."""
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if "o_proj" in name or "down_proj" in name:
+                tensor.zero_()
+
+
+def test_n42_a_merge_that_loops_is_found_and_a_fine_one_passes(model, tokenizer):
+    probe = SanityProbe(model, tokenizer)
+    base = probe.run()
+    assert probe.run() == base
+    assert base.continuations == base.answers == 8
+    sources = {"base": base}
+    state = model.state_dict()
+    half = {name: (tensor + state[name]) / 2 for name, tensor in loaded("sort").state_dict().items()}
+    model.load_state_dict(half)
+    assert judge_sanity(probe.run(), sources).faults == ()
+    silence(model)
+    assert judge_sanity(probe.run(), sources).faults == (
+        f"loops in 8 of 8 continuations, no source in more than {base.loops}",
+    )
+
+
+def test_a_model_without_numbers_is_an_error(model, tokenizer):
+    probe = SanityProbe(model, tokenizer)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(MergeError, match="not numbers"):
+        probe.run()
+
+
+def test_n13_the_probe_leaves_the_global_generators_alone(model, tokenizer):
+    before = torch.random.get_rng_state()
+    SanityProbe(model, tokenizer).run()
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_tokenizer_that_cannot_write_the_text_leaves_loops_alone(model, tmp_path):
+    shutil.copytree(TOY / "base", tmp_path / "base")
+    file = tmp_path / "base" / "tokenizer.json"
+    text = file.read_text()
+    for letter in "etaoinsr":  # unknown from here on
+        text = text.replace(f'"{letter}": ', f'"<{letter}>": ')
+    file.write_text(text)
+    probe = SanityProbe(model, AutoTokenizer.from_pretrained(tmp_path / "base"))
+    found = probe.run()
+    assert (found.nats, found.strays, found.refusals, found.endless) == (None, None, None, None)
+    silence(model)
+    judgement = judge_sanity(probe.run(), {"base": found})
+    assert judgement.faults == (f"loops in 8 of 8 continuations, no source in more than {found.loops}",)
+    assert "the tokenizer of the base cannot write the neutral text" in judgement.says("trial 1")
+
+
+def test_behind_a_chat_template_an_end_is_expected(model, tokenizer):
+    tokenizer.chat_template = "{% for each in messages %}{{ each['content'] }}{% endfor %}"
+    silence(model)
+    assert SanityProbe(model, tokenizer).run().endless == 8
+
+
+def test_a_template_that_cannot_be_filled_in_is_none(model, tokenizer):
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    assert SanityProbe(model, tokenizer).run().endless is None
