@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
@@ -32,6 +33,8 @@ from evomerge.recipe import Recipe
 from evomerge.recipe_spaces.recipe_space import RecipeSpace
 from evomerge.search.ingredients import check_recipe_file
 from evomerge.search.warm_start import check_recipes, has_begun
+from evomerge.source_divergence import source_divergence
+from evomerge.source_figures import source_figures
 from evomerge.source_licenses import license_document, license_lines
 from evomerge.spaces.bound import BoundSpace
 from evomerge.storage import attributes
@@ -88,6 +91,8 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
         },
         "evaluator": {"name": spec.evaluator.name, "items": _items(inputs), "code": _code(inputs)},
         "budget": {"trials": spec.budget.trials, "hours": spec.budget.hours},
+        "task_vectors": source_figures(inputs),
+        "divergence": source_divergence(inputs),
         "placement": placement.to_data(),
         "alignment": None if moves is None else {"moved": moves, "says": moves_sentence(moves)},
         "statistics": statistics,
@@ -127,6 +132,10 @@ def preflight_text(document: dict[str, Any]) -> Text:
     for group in space["groups"]:
         text.append(f"    {group['label']}: {group['tensors']} tensors\n")
     text.append(f"  {'starts at' if 'merges' in space else 'centre of the box'}: {space['centre']}\n")
+    for label, row in document["task_vectors"]["groups"].items():
+        text.append(f"  task vectors, {label}: {_task_vectors(row)}\n")
+    for sentence in (*document["task_vectors"]["says"], *document["divergence"]["says"]):
+        text.append(f"    {sentence}\n")
     items = "; ".join(f"{part} {sum(counts.values())}" for part, counts in document["evaluator"]["items"].items())
     text.append(f"  evaluator {document['evaluator']['name']}: items: {items}\n")
     for path, digest in document["evaluator"]["code"].items():
@@ -159,6 +168,23 @@ def preflight_text(document: dict[str, Any]) -> Text:
     for warning in document["warnings"]:
         text.append(f"warning: {warning}\n", style="yellow")
     return text
+
+
+def _task_vectors(row: dict[str, Any]) -> str:
+    """Lengths, cosines and signs of a group, each as the range over sources or pairs of them."""
+    cosines, signs = ([pair[name] for pair in row["pairs"]] for name in ("cosine", "same_sign"))
+    return (
+        f"length {_range(row['relative_norms'].values(), '.2g')} of the base's, cosine {_range(cosines, '.2f')}, "
+        f"same sign {_range(signs, '.0%')}"
+    )
+
+
+def _range(values: Iterable[float | None], form: str) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    ends = list(dict.fromkeys(f"{value:{form}}" for value in (min(known), max(known))))
+    return " to ".join(ends)
 
 
 def _source(inputs: Inputs, index: int) -> dict[str, Any]:

@@ -77,6 +77,8 @@ FLOORS = (
         "importance",
         "leaderboard",
         "source_licenses",
+        "source_figures",
+        "source_divergence",
         "preflight",
         "doctor",
         "search_card",
