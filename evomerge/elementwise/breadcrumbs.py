@@ -16,7 +16,7 @@ from evomerge.tensors.plans import Factors, Formula, Plan
 from evomerge.tensors.rule_tensors import RuleTensors
 from evomerge.tensors.task_vectors import TaskVectors
 
-SAMPLED = 1 << 13  # magnitudes of a tensor, which tell about where its bounds are
+SAMPLED = 1 << 15  # magnitudes of a tensor, which tell about where its bounds are
 
 
 def merge_breadcrumbs(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
@@ -159,7 +159,7 @@ class Bands:
         return at_low, end_of_equal(self._magnitudes(source, name), high, most - below_high)
 
     def _magnitudes(self, source: int, name: str) -> Iterator[Tensor]:
-        return (piece.abs() for piece in self._vectors.pieces(source, name))
+        return (piece.abs_() for piece in self._vectors.pieces(source, name))  # in new memory
 
     def _bounds(self, source: int, name: str, ranks: Sequence[int]) -> list[float]:
         like, dtype = self._tensors.like(name), self._tensors.dtype([name])

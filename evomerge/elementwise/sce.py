@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, MutableMapping
 
 import torch
 from torch import Tensor
 
-from evomerge.tensors.order_statistics import end_of_equal, kth_smallest_magnitude
+from evomerge.tensors.plans import Factors, Formula, Plan
 from evomerge.tensors.rule_tensors import Piece, RuleTensors
-from evomerge.tensors.sums import ordered_sum
-
-LEAST_DIVISOR = 1e-6
+from evomerge.tensors.selection import merge_selected, select, variance
+from evomerge.tensors.variance_bins import Selected, VarianceBins
 
 
 def merge_sce(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
@@ -35,97 +32,47 @@ def merge_sce(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         yield name, _merge_tensor(tensors, name)
 
 
-def variance(vectors: Sequence[Tensor]) -> Tensor:
-    """The population variance over the vectors, by element: (1)."""
-    mean = _sum(vectors) / len(vectors)
-    return _sum([(vector - mean).square_() for vector in vectors]) / len(vectors)
+def plan_sce(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
+    """The formula of `merge_sce`."""
+    exact, plus = _options(tensors)
+
+    def factors(name: str) -> list[Factors]:
+        found = selected_elements(tensors, name)
+        return [Factors(share, found.least, ties=found.end) for share in found.shares]
+
+    kind = "erasure" if tensors.shared("select_topk") == 1 else "selection"
+    variant = "plus" if plus else "erase"
+    return Plan(formula=Formula(kind=kind, ties=exact and kind == "selection", variant=variant), factors=factors)
 
 
-def merge_selected(selected: Sequence[Tensor], shares: Sequence[float], *, zero_is_positive: bool = False) -> Tensor:
-    """(4) and (5), without the base. NaN is never erased."""
-    total = _sum(selected)
-    if zero_is_positive:
-        total = total.sign().masked_fill_(total == 0, 1.0)
-    kept = [
-        ((each * total) <= 0).logical_not_().to(each.dtype) * share
-        for each, share in zip(selected, shares, strict=True)
-    ]
-    merged = _sum([weight * each for weight, each in zip(kept, selected, strict=True)])
-    return merged / _sum(kept).clamp_(min=LEAST_DIVISOR)
+def selected_elements(tensors: RuleTensors, name: str) -> Selected:
+    """The selected elements of a tensor, and c_i: (2) and (3)."""
+    share, (exact, _) = tensors.shared("select_topk"), _options(tensors)
+    if share == 1 or not tensors.like(name).numel():
+        key = "sce", name, "whole"
+        return tensors.cached(key, lambda: VarianceBins(tensors, name, divided=False).everything())
+    bins = tensors.kept(("sce", name), lambda: VarianceBins(tensors, name))
+    if exact and share == 0:
+        return bins.nothing()
+    return bins.largest(tensors, name, max(1, int(share * bins.varied)), exact=exact)
 
 
-@dataclass(frozen=True)
-class Selection:
-    """The elements of a tensor that are selected.
-
-    Attributes:
-        least: the least variance.
-        end: of those with exactly this variance the ones below this index; None: all.
-    """
-
-    least: float
-    end: int | None = None
-
-    def __call__(self, piece: Piece) -> list[Tensor]:
-        """The task vectors of a piece, with 0 where nothing is selected."""
-        vectors = piece.task_vectors()
-        if self.least == 0:
-            return vectors
-        varied = variance(vectors)
-        small = varied < self.least
-        if self.end is not None:
-            index = torch.arange(piece.start, piece.stop, device=small.device)
-            small |= (varied == self.least) & (index >= self.end)
-        return [torch.where(small, 0.0, vector) for vector in vectors]
+def _options(tensors: RuleTensors) -> tuple[bool, bool]:
+    """Whether exactly the share is selected, and whether a sum of zero is positive. Recipes from before there were
+    these options do not name them."""
+    return tensors.options.get("kept_rule") == "exact", tensors.options.get("zero_sum") == "plus"
 
 
 def _merge_tensor(tensors: RuleTensors, name: str) -> Tensor:
-    # Recipes from before there were these options do not name them.
-    exact, plus = tensors.options.get("kept_rule") == "exact", tensors.options.get("zero_sum") == "plus"
-    share = tensors.shared("select_topk")
-    key = "sce", name, share, exact
-    selection, shares = tensors.cached(key, lambda: _measured(tensors, name, share, exact=exact))
+    found, (_, plus) = selected_elements(tensors, name), _options(tensors)
 
     def merged(piece: Piece) -> Tensor:
-        return merge_selected(selection(piece), shares, zero_is_positive=plus).add_(piece.the_base)
+        vectors = piece.task_vectors()
+        if found.least > 0:
+            tied_out = None
+            if found.end is not None:
+                tied_out = torch.arange(piece.start, piece.stop, device=vectors[0].device) >= found.end
+            vectors = select(vectors, variance(vectors), found.least, tied_out=tied_out)
+        return merge_selected(vectors, found.shares, zero_is_positive=plus).add_(piece.the_base)
 
     return tensors.merge(name, merged)
-
-
-def _measured(tensors: RuleTensors, name: str, share: float, *, exact: bool) -> tuple[Selection, list[float]]:
-    """The selected elements, and c_i."""
-    selection = _selection(tensors, name, share, exact=exact)
-    energies = [0.0] * len(tensors.sources)
-    for piece in tensors.pieces(name):
-        for place, each in enumerate(selection(piece)):
-            energies[place] += ordered_sum([each.double().square_()])
-    total = sum(energies)
-    return selection, [energy / total if total else 1 / len(energies) for energy in energies]
-
-
-def _selection(tensors: RuleTensors, name: str, share: float, *, exact: bool) -> Selection:
-    """The selected elements: (2)."""
-    elements = tensors.like(name).numel()
-    if share == 1 or elements == 0:
-        return Selection(0.0)
-    if exact and share == 0:
-        return Selection(math.inf)
-    variances = _variances(tensors, name)
-    varied = sum(int(each.count_nonzero()) for each in variances())
-    kept = max(1, int(share * varied))
-    least = kth_smallest_magnitude(variances, elements - kept + 1, tensors.dtype([name]))
-    if not exact or least == 0:
-        return Selection(least)
-    larger = sum(int((each > least).count_nonzero()) for each in variances())
-    return Selection(least, end_of_equal(variances(), least, kept - larger))
-
-
-def _variances(tensors: RuleTensors, name: str) -> Callable[[], Iterator[Tensor]]:
-    return lambda: (variance(piece.task_vectors()) for piece in tensors.pieces(name))
-
-
-def _sum(vectors: Sequence[Tensor]) -> Tensor:
-    total = vectors[0].clone()
-    for vector in vectors[1:]:
-        total += vector
-    return total

@@ -177,6 +177,7 @@ class MethodInfo:
         sorts_magnitudes: it trims task vectors at thresholds, for which a worker sorts their magnitudes once.
         keeps_vector: a worker makes its merged task vector once, from decompositions of linear weights, and keeps it.
         keeps_ranks: a worker sorts the magnitudes of every row once, and keeps their ranks.
+        keeps_bins: a worker keeps a byte for every element.
         random: the result depends on the seed.
         arrival: sources arrive one after the other, in an order that a space may search.
         sources: the exact number of sources, or None for any number.
@@ -207,6 +208,7 @@ class MethodInfo:
     sorts_magnitudes: bool = False
     keeps_vector: bool = False
     keeps_ranks: bool = False
+    keeps_bins: bool = False
     random: bool = False
     arrival: bool = False
     sources: int | None = None

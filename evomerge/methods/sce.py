@@ -15,10 +15,11 @@ SCE = MethodInfo(
         "erase: e_i = 1 where tau_i has the sign of sum_k tau_k, else 0\n"
         "theta = theta_0 + sum_i c_i * e_i * tau_i / sum_i c_i * e_i, by element, 0 where nothing is left"
     ),
-    cost="three passes over base and sources; thresholds are counted for every new share, once per worker",
+    cost="one pass over base and sources; elements are put into bins by variance once per worker",
     evidence="made for the chat LLMs of FuseChat",
     unsuited="experts that should weigh differently: it leaves no weight to choose",
     merge="evomerge.elementwise.sce:merge_sce",
+    plan="evomerge.elementwise.sce:plan_sce",
     shared=(
         Parameter(
             name="select_topk",
@@ -40,6 +41,7 @@ SCE = MethodInfo(
         ),
     ),
     needs=frozenset({"base"}),
+    keeps_bins=True,
     mergekit=MergekitMethod(
         name="sce",
         base_model="base",

@@ -84,6 +84,7 @@ def memory_of(inputs: Inputs) -> MemoryNeed:
         + sum(each.kept for each in vectors)
         + _aligned(inputs)
         + _ranked(inputs)
+        + _binned(inputs)
         + _cores(inputs)
         + fitted_bytes(inputs.experts),
         longest_path=0 if paths is None else paths.max_layers,
@@ -128,6 +129,11 @@ def _kept_vectors(inputs: Inputs) -> list[ProjectionSizes]:
 def _ranked(inputs: Inputs) -> int:
     ranked = any(METHODS[method].keeps_ranks for method in inputs.space.space.method_names)
     return kept_rank_bytes(inputs.catalogue, len(inputs.space.sources)) if ranked else 0
+
+
+def _binned(inputs: Inputs) -> int:
+    binned = any(METHODS[method].keeps_bins for method in inputs.space.space.method_names)
+    return sum(entry.numel for entry in inputs.catalogue.mergeable) if binned else 0
 
 
 def _aligned(inputs: Inputs) -> int:

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from evomerge.passes.compiled_loops import default_folder, target_machine
 from evomerge.passes.masked_passes import masked_pass
-from evomerge.tensors import competition, elementary, formula_numbers, masks, plans, rank_masks, sums
+from evomerge.tensors import competition, elementary, formula_numbers, masks, plans, rank_masks, selection, sums
 from evomerge.tensors.formula_numbers import Numbers, Words
 from evomerge.tensors.plans import Formula, evaluate
 
@@ -264,7 +264,7 @@ def _kind_from(content: dict[str, Any]) -> KernelKind:
 
 @cache
 def _sources_digest() -> str:
-    modules = (plans, competition, elementary, formula_numbers, masks, rank_masks, sums)
+    modules = (plans, competition, elementary, formula_numbers, masks, rank_masks, selection, sums)
     files = (*(str(module.__file__) for module in modules), __file__)
     return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
 

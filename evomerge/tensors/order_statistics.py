@@ -195,53 +195,59 @@ def expected_order_statistics(
         sample: pieces with some elements of each vector, spread over all of it; at least one piece.
         signed: whether there may be negative numbers, and with them zeros of both signs.
     """
-    samples = [torch.cat(parts).to("cpu", dtype).numpy() for parts in zip(*sample, strict=True)]
-    searches = [[_ExpectedRank(k, elements, each, signed) for k in ranks] for each in map(np.sort, samples)]
+    samples = [np.sort(torch.cat(parts).to("cpu", dtype).numpy()) for parts in zip(*sample, strict=True)]
+    searches = [_ExpectedRanks(ranks, elements, each, signed) for each in samples]
     for vectors in pieces():
-        for vector, each in zip(vectors, searches, strict=True):
-            numbers = vector.to("cpu", dtype).numpy()
-            for search in each:
-                search.see(numbers)
-    found = [[search.number() for search in each] for each in searches]
-    if all(number is not None for each in found for number in each):
-        return [[float(number) for number in each if number is not None] for each in found]
-    return order_statistics(pieces, [ranks] * len(samples), dtype)
+        for vector, search in zip(vectors, searches, strict=True):
+            search.see(vector.to("cpu", dtype).numpy())
+    found = [search.numbers() for search in searches]
+    if any(each is None for each in found):
+        return order_statistics(pieces, [ranks] * len(samples), dtype)
+    return [each for each in found if each is not None]
 
 
-class _ExpectedRank:
-    """The k-th smallest of a vector, looked for where a sorted sample of it has about the same rank."""
+class _ExpectedRanks:
+    """The numbers of some ranks of a vector, looked for where a sorted sample of it has about the same ranks."""
 
-    def __init__(self, k: int, elements: int, sample: npt.NDArray[Any], signed: bool) -> None:
-        share, size = k / max(elements, 1), len(sample)
-        deviation = math.sqrt(max(share * (1 - share), 0.0) / max(size, 1))
-        margin = 6 * deviation + min(
-            2e-3, 1e6 / max(elements, 1)
-        )  # elements of one place are alike, not a random sample
-        first, last = math.floor((share - margin) * size), math.ceil((share + margin) * size)
-        self.low = sample[first] if first > 0 else -math.inf
-        self.high = sample[last] if last < size else math.inf
-        self._k, self._smaller, self._compared, self._seen = k, 0, 0, 0
+    def __init__(self, ranks: Sequence[int], elements: int, sample: npt.NDArray[Any], signed: bool) -> None:
+        self._ranks = ranks
+        self._ranges = [_expected_range(k / max(elements, 1), elements, sample) for k in ranks]
+        self._smaller = [0] * len(ranks)
         self._gathered: list[npt.NDArray[Any]] = []
-        self._signed = signed
-        self._room = GATHERED
+        self._signed, self._ordered, self._room = signed, True, GATHERED
 
     def see(self, numbers: npt.NDArray[Any]) -> None:
-        reached = numbers >= self.low
-        self._seen += len(numbers)
-        self._smaller += int(np.count_nonzero(numbers < self.low))
-        self._compared += int(np.count_nonzero(reached))
+        self._ordered = self._ordered and not np.isnan(numbers.max(initial=-math.inf))
+        wanted = np.zeros(len(numbers), dtype=np.bool_)
+        for place, (low, high) in enumerate(self._ranges):
+            inside = numbers >= low
+            self._smaller[place] += len(numbers) - int(np.count_nonzero(inside))
+            inside &= numbers <= high
+            wanted |= inside
         if self._room >= 0:
-            self._gathered.append(numbers[reached & (numbers <= self.high)])
+            self._gathered.append(numbers[np.flatnonzero(wanted)])  # faster than by flags, where they are few
             self._room -= len(self._gathered[-1])
 
-    def number(self) -> float | None:
-        """None: it is elsewhere, or too many are; or comparing orders neither NaN nor zeros of both signs."""
+    def numbers(self) -> list[float] | None:
+        """None: one of them is elsewhere, or too many are where they were expected; or comparing does not order them,
+        because of NaN or of zeros of both signs."""
         gathered = np.concatenate(self._gathered) if self._gathered else np.empty(0)
-        rank = self._k - self._smaller
-        if self._room < 0 or self._smaller + self._compared < self._seen or not 1 <= rank <= len(gathered):
-            return None
-        found = float(np.partition(gathered, rank - 1)[rank - 1])
-        return None if self._signed and found == 0 else found
+        found: list[float] = []
+        for k, smaller, (low, high) in zip(self._ranks, self._smaller, self._ranges, strict=True):
+            own, rank = gathered[(gathered >= low) & (gathered <= high)], k - smaller
+            if not self._ordered or self._room < 0 or not 1 <= rank <= len(own):
+                return None
+            found.append(float(np.partition(own, rank - 1)[rank - 1]))
+        return None if self._signed and 0 in found else found
+
+
+def _expected_range(share: float, elements: int, sample: npt.NDArray[Any]) -> tuple[float, float]:
+    """Bounds between which the number of a rank, given as a share, is all but sure to be."""
+    size = len(sample)
+    deviation = math.sqrt(max(share * (1 - share), 0.0) / max(size, 1))
+    margin = 5 * deviation + min(2e-3, 1e6 / max(elements, 1))  # elements of one place are alike, not a random sample
+    first, last = math.floor((share - margin) * size), math.ceil((share + margin) * size)
+    return sample[first] if first > 0 else -math.inf, sample[last] if last < size else math.inf
 
 
 def _gathered(pieces: Iterable[Tensor], most: int) -> Tensor | None:

@@ -26,6 +26,7 @@ from evomerge.tensors.formula_numbers import Numbers, Words
 from evomerge.tensors.masks import mixed_index
 from evomerge.tensors.rank_masks import drop_by_rank
 from evomerge.tensors.rule_tensors import RuleTensors
+from evomerge.tensors.selection import merge_selected, select, variance
 from evomerge.tensors.sums import added
 
 
@@ -35,15 +36,15 @@ class Formula:
 
     Attributes:
         kind: `average` of the sources, `sum` of task vectors on the base, `scaled` (that sum times lambda), `election`
-            (TIES), `competition` (PCB), `consensus` (TALL masks), `changes` (RAM), `step` (nearswap) or `information`
-            (Fisher).
+            (TIES), `competition` (PCB), `consensus` (TALL masks), `changes` (RAM), `selection` (SCE), `erasure` (SCE
+            of all elements), `step` (nearswap) or `information` (Fisher).
         drops: DARE masks the task vectors first.
         bands: task vectors lose their smallest and largest elements first (Breadcrumbs).
         ranked: elements are dropped by rank first (DELLA), which is the statistic: the option `rescale`, or empty.
         ties: of what is tied at a threshold, what comes first in the tensor survives.
         elect, agg, weighting: the options of TIES; `agg: elected-sum` weighs after the election, see
             `elected_arithmetic`.
-        variant: the option of PCB.
+        variant: the option of PCB, or `zero_sum` of SCE.
     """
 
     kind: str
@@ -169,6 +170,8 @@ def evaluate(
         return _merge_changes(vectors, numbers) + origin, None
     if formula.kind == "consensus":
         return _agree(vectors, numbers) + origin, None
+    if formula.kind in ("selection", "erasure"):
+        return _merge_selection(formula, vectors, numbers, words) + origin, None
     if formula.kind == "competition":
         return compete(formula.variant, vectors, numbers) + origin, None
     merged, votes = _elect(formula, vectors, numbers, words)
@@ -282,6 +285,18 @@ def _merge_changes(vectors: Sequence[Tensor], numbers: Tensor) -> Tensor:
     kept = [each * vector for each, vector in zip(changed, vectors, strict=True)]
     alone = [torch.where(count == 1, each * numbers[Numbers.WEIGHT, i], each) for i, each in enumerate(kept)]
     return added([torch.zeros_like(count), *alone]) / torch.where(count < 1, 1.0, count)
+
+
+def _merge_selection(formula: Formula, vectors: Sequence[Tensor], numbers: Tensor, words: Tensor) -> Tensor:
+    """Selection by variance, and what `sce.merge_sce` makes of it; WEIGHT is c_i."""
+    if formula.kind == "selection":
+        tied_out = None
+        if formula.ties:
+            indices = torch.arange(vectors[0].shape[0], dtype=torch.int32, device=vectors[0].device)
+            tied_out = indices >= words[Words.TIES, 0]
+        vectors = select(vectors, variance(vectors), numbers[Numbers.THRESHOLD, 0], tied_out=tied_out)
+    shares = numbers[Numbers.WEIGHT].unbind()
+    return merge_selected(vectors, shares, zero_is_positive=formula.variant == "plus")
 
 
 def _limited_step(first: Tensor, second: Tensor, *, limit: Tensor) -> Tensor:

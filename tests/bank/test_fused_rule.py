@@ -55,6 +55,7 @@ PARAMETERS = {
     "ram_plus": {"epsilon": 0.01, "r": 0.3, "alpha": 0.9},
     "fisher": {"weight": [0.7, 0.4, 1.1], "floor": 0.02},
     "consensus": {"weight": [0.7, -0.4, 1.1], "threshold": [0.3, 0.5, 0.4], "agreement": 2.0},
+    "sce": {"select_topk": 0.3},
     "pcb": {"density": 0.2, "weight": [0.7, -0.4, 1.1]},
     "dare_ties": {"drop_rate": [0.5, 0.0, 0.9], "density": [0.3, 0.5, 0.1], "weight": [1.0, 0.6, -1.3], "lambda": 0.3},
 }

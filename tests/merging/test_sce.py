@@ -1,14 +1,16 @@
 """SCE: worked by hand step by step, where nothing varies, and whatever the order of the sources."""
 
 import itertools
+import math
 
 import pytest
 import torch
 
-from evomerge.elementwise.sce import merge_selected, variance
+from evomerge.elementwise.sce import selected_elements
 from evomerge.merging import RuleTensors, merge_rule, merge_state_dicts
 from evomerge.methods import validate
-from evomerge.tensors import rule_tensors
+from evomerge.tensors import rule_tensors, variance_bins
+from evomerge.tensors.selection import merge_selected, variance
 
 
 def merged(taus, share=1.0, base=0.0):
@@ -93,22 +95,69 @@ def test_of_elements_that_vary_alike_all_are_selected_or_the_first_as_many_as_th
     assert selected(0.0, semantics="mergekit") == []
 
 
-def test_thresholds_are_measured_once_for_a_share(monkeypatch):
-    import evomerge.elementwise.sce as module
+def tensors_of(models, base, share, options=None, cache=None):
+    parameters, options = validate("sce", {"select_topk": share}, options or {}, len(models))
+    return RuleTensors(
+        names=tuple(base),
+        base=base,
+        sources=tuple(models),
+        parameters=parameters,
+        options=options,
+        cache={} if cache is None else cache,
+    )
 
-    counted = []
-    original = module.kth_smallest_magnitude
-    monkeypatch.setattr(module, "kth_smallest_magnitude", lambda *given: (counted.append(1), original(*given))[1])
+
+def test_bins_are_filled_once_for_all_shares(monkeypatch):
+    filled, original = [], variance_bins.VarianceBins._fill
+    monkeypatch.setattr(variance_bins.VarianceBins, "_fill", lambda *given: (filled.append(1), original(*given))[1])
     sources, cache = [{"w": torch.tensor(ONE)}, {"w": torch.tensor(TWO)}], {}
     for share in (0.5, 0.4, 0.5):
-        parameters, options = validate("sce", {"select_topk": share}, {}, 2)
-        tensors = RuleTensors(
-            names=("w",),
-            base={"w": torch.zeros(4)},
-            sources=sources,
-            parameters=parameters,
-            options=options,
-            cache=cache,
-        )
+        tensors = tensors_of(sources, {"w": torch.zeros(4)}, share, cache=cache)
         assert dict(merge_rule("sce", tensors))["w"].tolist() == pytest.approx([0.0, -2.0, 0.0, 0.0])
-    assert len(counted) == 2
+    assert len(filled) == 1
+
+
+def plainly_selected(taus, share, *, exact):
+    """Which elements are selected, and the energies of the sources there, by sorting."""
+    varied = variance(taus)
+    kept = max(1, int(share * int(varied.count_nonzero())))
+    if exact:
+        chosen = torch.zeros(len(varied), dtype=torch.bool)
+        chosen[varied.argsort(descending=True, stable=True)[:kept]] = True
+    else:
+        chosen = varied >= varied.sort().values[-kept]
+    return chosen, [math.fsum((tau[chosen].double() ** 2).tolist()) for tau in taus]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bins", [2, 256])
+@pytest.mark.parametrize("grid", [None, 0.5])
+@pytest.mark.parametrize("exact", [False, True])
+def test_selection_and_energies_are_those_of_sorting(exact, grid, bins, dtype, monkeypatch):
+    monkeypatch.setattr(variance_bins, "BINS", bins)
+    monkeypatch.setattr(variance_bins, "SCANNED", 1000)
+    monkeypatch.setattr(variance_bins, "SAMPLED", 200)
+    generator = torch.Generator().manual_seed(3)
+    taus = [torch.randn(5000, generator=generator, dtype=dtype) ** 3 for _ in range(3)]
+    if grid is not None:  # many are tied, and many do not vary
+        taus = [(tau / grid).round() * grid for tau in taus]
+        for tau in taus:
+            tau[::3] = 1.0
+    base, options = {"w": torch.zeros(5000, dtype=dtype)}, {"kept_rule": "exact"} if exact else {}
+    for share in (0.003, 0.1, 0.5, 0.97):
+        found = selected_elements(tensors_of([{"w": tau} for tau in taus], base, share, options), "w")
+        chosen, energies = plainly_selected(taus, share, exact=exact)
+        inside = variance(taus) >= found.least
+        if found.end is not None:
+            inside &= (variance(taus) > found.least) | (torch.arange(5000) < found.end)
+        assert torch.equal(inside, chosen)
+        assert found.shares == pytest.approx([energy / sum(energies) for energy in energies], rel=1e-12)
+
+
+def test_energies_of_an_outlier_and_of_what_is_small_beside_it():
+    taus = [torch.full((4096,), 1e-6), torch.full((4096,), 2e-6)]
+    taus[0][0], taus[1][0] = 3.0, 1.0
+    base = {"w": torch.zeros(4096)}
+    found = selected_elements(tensors_of([{"w": tau} for tau in taus], base, 1.0), "w")
+    energies = [math.fsum((tau.double() ** 2).tolist()) for tau in taus]
+    assert found.shares == pytest.approx([energy / sum(energies) for energy in energies], rel=1e-14)
