@@ -13,16 +13,42 @@ constexpr int64_t CHUNK = 128;  // elements of each model at a time: so few that
 constexpr int64_t VECTORS = CHUNK / WIDTH;
 constexpr uint32_t INFINITY_BITS = 0x7F800000;
 
+constexpr float STEPS = 1 << 24;  // of the random bits
+
 typedef uint32_t Words __attribute__((vector_size(64)));
 
 enum Aggregation : int64_t { DIS_MAX, DIS_SUM, DIS_MEAN_BY_COUNT, DIS_MEAN_BY_NORM };
 
+enum Ranking : int64_t { UNRANKED, RANKED, RANKED_AND_DIVIDED };
+
 struct Rule {
-    int64_t is_election, elects_by_count, aggregation;
+    int64_t is_election, elects_by_count, aggregation, is_scaled, ranking;
+};
+
+// The rank of each element in its row.
+struct Ranks {
+    const void* data;
+    int64_t is_wide;  // int32, otherwise int16
+
+    Lanes of(int64_t at) const {
+        if (is_wide) return __builtin_convertvector(loaded<Wide>(static_cast<const int32_t*>(data) + at), Lanes);
+        return __builtin_convertvector(loaded<Narrow>(static_cast<const int16_t*>(data) + at), Lanes);
+    }
+
+private:
+    typedef int32_t Wide __attribute__((vector_size(64)));
+    typedef int16_t Narrow __attribute__((vector_size(32)));
+
+    template <class T>
+    static T loaded(const void* at) {
+        T values;
+        std::memcpy(&values, at, sizeof(values));
+        return values;
+    }
 };
 
 // Rows of `numbers` and `words`, as in plans.py, of which each has a column per source.
-enum Number : int64_t { WEIGHT, THRESHOLD, DIVISOR, FACTOR, LAMBDA, ZERO_SIGN };
+enum Number : int64_t { WEIGHT, THRESHOLD, DIVISOR, FACTOR, LAMBDA, ZERO_SIGN, ZERO, LEAST, MOST };
 enum Word : int64_t { LIMIT, KEY_LOW, KEY_HIGH, START };
 
 struct Factors {
@@ -44,12 +70,31 @@ Words mixed(Words x) {  // the finaliser of masks.py
     return x ^ x >> 16;
 }
 
+// Hand each vector of a task vector to `use` with its position, with what `rank_masks.drop_by_rank` leaves of it.
+template <class Vector, class Use>
+void for_ranked(Vector vector, int64_t vectors, const Factors& factors, int64_t i, int64_t at, bool divided,
+                const Ranks& ranks, Use use) {
+    const uint32_t low = factors.of(KEY_LOW, i), high = factors.of(KEY_HIGH, i);
+    const float slope = factors.of(LEAST, i), least = factors.of(MOST, i);
+    Words index = Words{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (factors.of(START, i) + uint32_t(at));
+    for (int64_t j = 0; j < vectors; ++j, index += uint32_t(WIDTH)) {
+        const Lanes kept = ranks.of(at + j * WIDTH) * slope + least;
+        const Lanes bits = __builtin_convertvector(mixed(mixed(index ^ low) ^ high) >> 8, Lanes);
+        const Lanes left = vector(j) * (bits < (1.0f - kept) * STEPS ? all(0) : all(1));
+        use(j, divided ? left / (kept == 0.0f ? all(1) : kept) : left);
+    }
+}
+
 // Hand each vector of a source's task vector, masked and rescaled, to `use` with its position in the chunk that begins
 // at element `at`.
 template <class Use>
 void for_masked(const float* source, const float* origin, int64_t vectors, const Factors& factors, int64_t i,
-                int64_t at, Use use) {
+                int64_t at, Ranking ranking, const Ranks* ranks, Use use) {
     const auto vector = [=](int64_t j) { return lanes(source + j * WIDTH) - lanes(origin + j * WIDTH); };
+    if (ranking != UNRANKED) {
+        for_ranked(vector, vectors, factors, i, at, ranking == RANKED_AND_DIVIDED, ranks[i], use);
+        return;
+    }
     const uint32_t limit = factors.of(LIMIT, i), low = factors.of(KEY_LOW, i), high = factors.of(KEY_HIGH, i);
     const float divisor = factors.of(DIVISOR, i), factor = factors.of(FACTOR, i);
     if (limit == 0 && divisor == 1 && factor == 1) {
@@ -125,13 +170,14 @@ void narrow(float* values, int64_t size, uint16_t* written) {
 extern "C" {
 
 // Write the elements [start, stop), whole vectors, of the merged tensor. Returns what `KernelKind.run` does.
-float write_rule(const Model* base, const Model* sources, int64_t count, const float* numbers, const uint32_t* words,
-                 const Rule* rule, int64_t start, int64_t stop, const Model* out) {
+float write_rule(const Model* base, const Model* sources, const Ranks* ranks, int64_t count, const float* numbers,
+                 const uint32_t* words, const Rule* rule, int64_t start, int64_t stop, const Model* out) {
     const Factors factors{numbers, words, count};
     const std::unique_ptr<Lanes[]> trimmed(new Lanes[count * VECTORS]);
     alignas(Lanes) float base_scratch[CHUNK], scratch[CHUNK], wide[CHUNK];
     Lanes sums[VECTORS], votes = all(0);
     Words largest = {};
+    const auto ranking = Ranking(rule->ranking);
     for (int64_t at = start; at < stop; at += CHUNK) {
         const int64_t size = std::min(CHUNK, stop - at), vectors = size / WIDTH;
         const float* origin = elements(*base, at, size, base_scratch);
@@ -145,15 +191,18 @@ float write_rule(const Model* base, const Model* sources, int64_t count, const f
             const auto add = [&sums, weight, i](int64_t j, Lanes vector) {
                 sums[j] = i == 0 ? vector * weight : sums[j] + vector * weight;
             };
-            if (rule->is_election) for_masked(source, origin, vectors, factors, i, at, trim);
-            else for_masked(source, origin, vectors, factors, i, at, add);
+            if (rule->is_election) for_masked(source, origin, vectors, factors, i, at, ranking, ranks, trim);
+            else for_masked(source, origin, vectors, factors, i, at, ranking, ranks, add);
         }
         float* merged = out->is_wide ? static_cast<float*>(const_cast<void*>(out->data)) + at : wide;
         if (rule->is_election) {
             const auto elect = ELECTIONS[rule->aggregation];
             votes += elect(trimmed.get(), sums, rule->elects_by_count, factors, origin, vectors, merged);
         } else
-            for (int64_t j = 0; j < vectors; ++j) store(sums[j] + lanes(origin + j * WIDTH), merged + j * WIDTH);
+            for (int64_t j = 0; j < vectors; ++j) {
+                const Lanes sum = rule->is_scaled ? sums[j] * factors.of(LAMBDA, 0) : sums[j];
+                store(sum + lanes(origin + j * WIDTH), merged + j * WIDTH);
+            }
         if (!out->is_wide) narrow(merged, size, static_cast<uint16_t*>(const_cast<void*>(out->data)) + at);
         for (int64_t j = 0; j < vectors; ++j) {
             const Words bits = (Words)magnitude(lanes(merged + j * WIDTH));

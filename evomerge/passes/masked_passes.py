@@ -1,8 +1,10 @@
-"""Rules on masked task vectors (DARE) in one pass over memory, by compiled loops: the bits of the formulas in `plans`.
+"""Rules on masked task vectors (DARE, DELLA) in one pass over memory, by compiled loops with the bits of the formulas.
 
 Three quarters of what such a rule costs are its masks: inductor's code for them, which makes vectors of comparisons and
 indices of single numbers, takes half as long again as that of `masked_passes.cpp`, which is moreover compiled in
 seconds, once for all options and any number of sources.
+
+DELLA, whose ranks are integers of 16 bits, takes fifteen times as long with inductor's code.
 
 Covered: sums and elections of base and sources on a CPU in float32 or bfloat16, in any mixture, with outputs likewise.
 """
@@ -43,27 +45,29 @@ Pass = Callable[[Sequence[Tensor]], Tensor]
 
 # Of elections: agg and weighting, in the order of `Aggregation`.
 _AGGREGATIONS = ("dis-max", "dis-sum", "dis-mean count", "dis-mean norm")
+_RANKINGS = ("", "none", "1/p")  # `Formula.ranked`, in the order of `Ranking`
 _DTYPES = {str(dtype).removeprefix("torch.") for dtype in WIDE}
 
 
 class _MaskedRule(ctypes.Structure):
-    _fields_ = [("is_election", c_int64), ("elects_by_count", c_int64), ("aggregation", c_int64)]
+    _fields_ = [(name, c_int64) for name in ("is_election", "elects_by_count", "aggregation", "is_scaled", "ranking")]
 
     @classmethod
     def of(cls, formula: Formula) -> _MaskedRule:
-        if formula.kind == "sum":
-            return cls(0, 0, 0)
+        ranking = _RANKINGS.index(formula.ranked)
+        if formula.kind != "election":
+            return cls(0, 0, 0, formula.kind == "scaled", ranking)
         agg = formula.agg
         if agg == "dis-mean":
             agg = "dis-sum" if formula.weighting == "sum" else f"dis-mean {formula.weighting}"
-        return cls(1, formula.elect == "count", _AGGREGATIONS.index(agg))
+        return cls(1, formula.elect == "count", _AGGREGATIONS.index(agg), 0, ranking)
 
 
 _MODEL = POINTER(LoopTensor)
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "write_rule": (
         c_float,
-        (_MODEL, _MODEL, c_int64, c_void_p, c_void_p, POINTER(_MaskedRule), c_int64, c_int64, _MODEL),
+        (_MODEL, _MODEL, _MODEL, c_int64, c_void_p, c_void_p, POINTER(_MaskedRule), c_int64, c_int64, _MODEL),
     ),
 }
 
@@ -89,9 +93,17 @@ def masked_pass(formula: Formula, dtypes: Sequence[str], folder: Path, *, compil
 
 
 def _covers(formula: Formula) -> bool:
-    """Whether a formula is masked and has nothing else than options of DARE and TIES."""
-    known = Formula(kind=formula.kind, drops=True, elect=formula.elect, agg=formula.agg, weighting=formula.weighting)
-    return formula == known and formula.agg != "elected-sum" and formula.kind in ("sum", "election")
+    """Whether a formula is masked and has nothing else than options of DARE or DELLA, and of TIES."""
+    known = Formula(
+        kind=formula.kind,
+        drops=not formula.ranked,
+        ranked=formula.ranked,
+        elect=formula.elect,
+        agg=formula.agg,
+        weighting=formula.weighting,
+    )
+    kinds = ("scaled", "election") if formula.ranked else ("sum", "election")
+    return formula == known and formula.agg != "elected-sum" and formula.kind in kinds
 
 
 @cache
@@ -104,9 +116,12 @@ def _loops(path: Path) -> ctypes.CDLL | None:
 
 
 def _run(loops: ctypes.CDLL, rule: _MaskedRule, arguments: Sequence[Tensor]) -> Tensor:
-    base, *sources, numbers, words, out = arguments
-    models = (LoopTensor * len(sources))(*map(loop_tensor, sources))
-    given = loop_tensor(base), models, len(sources), numbers.data_ptr(), words.data_ptr(), rule
+    base, *given_models, numbers, words, out = arguments
+    sources = given_models[: words.shape[1]]
+    every = [LoopTensor(each.data_ptr(), each.dtype == torch.int32) for each in given_models[len(sources) :]]
+    models, ranks = ((LoopTensor * len(each))(*each) for each in (list(map(loop_tensor, sources)), every))
+    numbers = numbers.float()  # as formulas with statistics have them in their arithmetic
+    given = loop_tensor(base), models, ranks, len(sources), numbers.data_ptr(), words.data_ptr(), rule
     target = loop_tensor(out)
 
     def write(start: int, stop: int) -> float:

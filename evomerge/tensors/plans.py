@@ -157,9 +157,8 @@ def evaluate(
     if formula.drops:
         vectors = [_drop(vector, numbers[:, i], words[:, i]) for i, vector in enumerate(vectors)]
     if formula.ranked:
-        given = zip(vectors, statistics, strict=True)
+        given, numbers = zip(vectors, statistics, strict=True), numbers.float()
         vectors = [_drop_by_rank(formula, *each, numbers[:, i], words[:, i]) for i, each in enumerate(given)]
-        numbers = numbers.float()
     if formula.bands:
         vectors = [_band(formula, vector, numbers[:, i], words[:, i]) for i, vector in enumerate(vectors)]
     if formula.kind == "sum":

@@ -19,9 +19,7 @@ def drop_by_rank(
         bits: 24 random bits of each element, int32.
         divided: whether survivors are divided by p.
     """
-    kept = ranks.double() * slope + least
-    survives = torch.where(bits.double() < ((1 - kept) * STEPS).ceil(), 0.0, 1.0)
-    left = vector * survives.to(vector.dtype)
-    return (
-        left / torch.where(kept == 0, 1.0, kept).to(vector.dtype) if divided else left
-    )  # where p is 0 nothing survives
+    kept = ranks.to(vector.dtype) * slope + least
+    dropped = bits.to(vector.dtype) < (1 - kept) * STEPS
+    left = vector * torch.where(dropped, 0.0, 1.0).to(vector.dtype)
+    return left / torch.where(kept == 0, 1.0, kept) if divided else left  # where p is 0 nothing survives

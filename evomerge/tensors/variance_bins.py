@@ -186,6 +186,6 @@ def _limits(tensors: RuleTensors, name: str, divided: bool) -> Tensor:
     step = max(like.numel() // SAMPLED, 1)
     models = (tensors.base or {}, *tensors.sources)
     base, *sources = (model[name].detach().reshape(-1)[::step].to(like.device, dtype) for model in models)
-    ordered = variance([source - base for source in sources]).cpu().sort().values
-    chosen = ordered[torch.arange(1, BINS) * len(ordered) // BINS]
-    return chosen[chosen > 0].unique()
+    ordered = variance([source - base for source in sources]).cpu().sort().values.numpy()
+    chosen = np.unique(ordered[np.arange(1, BINS) * len(ordered) // BINS])
+    return torch.from_numpy(chosen[chosen > 0])

@@ -366,7 +366,7 @@ def test_compiled_kernels_have_the_bits_of_the_method_with_any_chunks_and_thread
         ((torch.bfloat16, torch.float32, torch.bfloat16), torch.bfloat16, 2),
     ],
 )
-@pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "della_linear", "della"])
 def test_loops_over_masked_vectors_have_the_bits_of_the_method_for_every_option(
     method, dtypes, out, threads, monkeypatch
 ):
@@ -375,7 +375,8 @@ def test_loops_over_masked_vectors_have_the_bits_of_the_method_for_every_option(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for options in (*choices(method), *([{"elect": "count", "agg": "dis-max"}] if method == "dare_ties" else [])):
+        elections = [{"elect": "count", "agg": "dis-max"}] if method in ("dare_ties", "della") else []
+        for options in (*choices(method), *elections):
             tensors = rule_of(method, options, dtypes)
             if plan_rule(method, tensors, {}) is not None:
                 assert_same_bits(method, tensors, out, LoopKernels())
@@ -384,7 +385,7 @@ def test_loops_over_masked_vectors_have_the_bits_of_the_method_for_every_option(
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
-@pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "della_linear", "della"])
 def test_n5_what_a_loop_writes_and_is_not_finite_is_refused_by_name(method, bad):
     tensors = rule_of(method, {}, (torch.float32,) * 4, names=("d",), tables=False)
     for source in tensors.sources:
