@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
@@ -55,6 +57,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "extend-vocabulary": extend_vocabulary,
 }
 
+COMPLETION = "_EVOMERGE_COMPLETE"  # environment variable by which a shell asks for completions
 KEYBOARD_INTERRUPT = 130  # that typer returns in the place of the exception
 
 app = typer.Typer(
@@ -62,7 +65,6 @@ app = typer.Typer(
     help="Search the merges of a base model and its fine-tunes for one that is good at everything they are good at.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
@@ -95,7 +97,7 @@ def run_command(arguments: list[str] | None = None, terminal: Terminal | None = 
 
     terminal = terminal or Terminal()
     try:
-        code = app(args=arguments, standalone_mode=False, obj=terminal)
+        code = app(args=arguments, prog_name="evomerge", complete_var=COMPLETION, standalone_mode=False, obj=terminal)
         if code == KEYBOARD_INTERRUPT:
             raise KeyboardInterrupt
     except typer.TyperException as error:
@@ -107,6 +109,8 @@ def run_command(arguments: list[str] | None = None, terminal: Terminal | None = 
         terminal.tell("interrupted; run the same command again to go on")
         return Interrupted.exit_code
     except SystemExit as error:
+        if _is_about_completion(arguments):
+            return error.code if isinstance(error.code, int) else 0
         place = terminal.keep(traceback.format_exc())
         terminal.tell(f"error: code of a task, an evaluator or a model called sys.exit({error.code!r}); see {place}")
         return InvalidInput.exit_code
@@ -126,6 +130,12 @@ def run_command(arguments: list[str] | None = None, terminal: Terminal | None = 
         _tell_notes(terminal, error)
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _is_about_completion(arguments: list[str] | None) -> bool:
+    """Whether typer itself answers, and ends with SystemExit: completions for a shell, or their installation."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return COMPLETION in os.environ or given[:1] in (["--install-completion"], ["--show-completion"])
 
 
 def _tell_notes(terminal: Terminal, error: BaseException) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from evomerge.commands.completion import trial_names
 from evomerge.commands.options import Json, SpecPath, Storage, Study, print_document, stored_of, terminal_of
 from evomerge.commands.pushing import Private, Push, checked_repository, pushed, with_address
 
@@ -15,7 +16,9 @@ def export(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="Directory that is made; a previous export there is replaced.")],
     spec: SpecPath = None,
-    trial: Annotated[str, typer.Option(help="A trial's number, `best`, or the name of a baseline.")] = "best",
+    trial: Annotated[
+        str, typer.Option(help="A trial's number, `best`, or the name of a baseline.", autocompletion=trial_names)
+    ] = "best",
     task: Annotated[str | None, typer.Option(help="Of a row that is several models: the model of this task.")] = None,
     adapter: Annotated[
         bool, typer.Option("--adapter", help="A LoRA adapter of the base, where the merge is one.")

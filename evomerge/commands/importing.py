@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from evomerge.commands.completion import permissions
 from evomerge.commands.options import Json, places_of, print_document, terminal_of
 from evomerge.errors import InvalidInput
 
@@ -37,7 +38,10 @@ def mergekit_evolve(
     ] = None,
     allow: Annotated[
         list[str] | None,
-        typer.Option(help="pickle_weights, remote_code, task_code or benchmark_test_sets; repeatable."),
+        typer.Option(
+            help="pickle_weights, remote_code, task_code or benchmark_test_sets; repeatable.",
+            autocompletion=permissions,
+        ),
     ] = None,
     json_: Json = False,
 ) -> None:

@@ -6,11 +6,16 @@ from typing import Annotated
 
 import typer
 
+from evomerge.commands.completion import evaluator_names, method_names, space_names
 from evomerge.commands.options import Json, print_document, terminal_of
 from evomerge.errors import InvalidInput
 
 
-def spaces(context: typer.Context, name: Annotated[str | None, typer.Argument()] = None, json_: Json = False) -> None:
+def spaces(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(autocompletion=space_names)] = None,
+    json_: Json = False,
+) -> None:
     """The search spaces that ship with evomerge, or one of them."""
     terminal = terminal_of(context)
     from evomerge.report.inventory import describe_spaces, inventory_text
@@ -19,7 +24,9 @@ def spaces(context: typer.Context, name: Annotated[str | None, typer.Argument()]
 
 
 def evaluators(
-    context: typer.Context, name: Annotated[str | None, typer.Argument()] = None, json_: Json = False
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(autocompletion=evaluator_names)] = None,
+    json_: Json = False,
 ) -> None:
     """The evaluators that are installed, or one of them."""
     terminal = terminal_of(context)
@@ -30,7 +37,7 @@ def evaluators(
 
 def methods(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument()] = None,
+    name: Annotated[str | None, typer.Argument(autocompletion=method_names)] = None,
     json_: Json = False,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="The reference table of all, as docs/methods.md.")

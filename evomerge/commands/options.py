@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from evomerge.commands.completion import study_names, worker_places
 from evomerge.errors import InvalidInput
 from evomerge.storage.attributes import WRITER
 
@@ -25,11 +26,16 @@ Storage = Annotated[
     str | None, typer.Option(help="Optuna storage URL; wins over the spec's. env:NAME reads it from $NAME.")
 ]
 Study = Annotated[
-    str | None, typer.Option(help="With --storage and without SPEC: the study, whose stored spec serves.")
+    str | None,
+    typer.Option(
+        help="With --storage and without SPEC: the study, whose stored spec serves.", autocompletion=study_names
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Workers = Annotated[int | None, typer.Option(help="Number of workers.")]
-Ray = Annotated[str | None, typer.Option(metavar="ADDRESS|local|none", help="Where the workers run.")]
+Ray = Annotated[
+    str | None, typer.Option(metavar="ADDRESS|local|none", help="Where the workers run.", autocompletion=worker_places)
+]
 
 
 def terminal_of(context: typer.Context) -> Terminal:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from evomerge.commands.completion import baseline_names
 from evomerge.commands.options import (
     Json,
     Ray,
@@ -71,7 +72,12 @@ def run(
 
 def baseline(
     context: typer.Context,
-    name: Annotated[list[str], typer.Option(help="uniform-soup, greedy-soup, task-arithmetic, ties, …; repeatable.")],
+    name: Annotated[
+        list[str],
+        typer.Option(
+            help="uniform-soup, greedy-soup, task-arithmetic, ties, …; repeatable.", autocompletion=baseline_names
+        ),
+    ],
     spec: SpecPath = None,
     workers: Workers = None,
     ray: Ray = None,
