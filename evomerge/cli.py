@@ -17,6 +17,7 @@ from evomerge.commands.copying import study_app
 from evomerge.commands.doctoring import doctor
 from evomerge.commands.exporting import export
 from evomerge.commands.importing import mergekit_evolve
+from evomerge.commands.initialising import init
 from evomerge.commands.inventories import evaluators, methods, spaces
 from evomerge.commands.logs import logs
 from evomerge.commands.looking import dashboard, leaderboard, list_studies, status
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 # In the order of the help page.
 COMMANDS: dict[str, Callable[..., None]] = {
+    "init": init,
     "check": check,
     "doctor": doctor,
     "run": run,

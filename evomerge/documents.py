@@ -35,10 +35,16 @@ class Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
 
+_BOOL = "tag:yaml.org,2002:bool"
+
+
 class _PlainLoader(yaml.SafeLoader):
-    """PyYAML's safe loader that also reads YAML 1.2 floats such as 1e-3, and refuses a key given twice."""
+    """PyYAML's safe loader that reads YAML 1.2's floats such as 1e-3 and keys such as `on`, and refuses a key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        for key, _ in node.value:
+            if key.tag == _BOOL and key.value.lower() not in ("true", "false"):
+                key.tag = "tag:yaml.org,2002:str"  # YAML 1.1 takes on, off, yes and no for true and false
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = {key for key in keys if keys.count(key) > 1} if len(set(map(str, keys))) < len(keys) else set()
         if twice:

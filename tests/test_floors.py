@@ -76,6 +76,7 @@ FLOORS = (
     (
         "importance",
         "leaderboard",
+        "new_spec",
         "source_licenses",
         "source_figures",
         "source_divergence",

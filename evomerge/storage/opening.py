@@ -92,9 +92,23 @@ def open_storage(url: str, *, single_writer: bool = False, patience: StoragePati
         return _cached(_open_server(url, *_SERVERS[scheme]), url, None, patience, single_writer)
     if scheme in _REDIS:
         return _open_redis(url, patience)
+    raise _unknown_storage(url, scheme)
+
+
+def check_kind(url: str) -> None:
+    """Refuse the URL of a kind of storage that there is not. Nothing is opened.
+
+    Raises:
+        InvalidInput: unknown scheme.
+    """
+    if (scheme := scheme_of(url)) not in (*SQLITE, *_SERVERS, *_REDIS, "journal"):
+        raise _unknown_storage(url, scheme)
+
+
+def _unknown_storage(url: str, scheme: str) -> InvalidInput:
     close = nearest(scheme, [*SQLITE, *_SERVERS, *_REDIS, "journal"])
     hint = f"did you mean {close[0]}://? " if close and scheme else ""
-    raise InvalidInput(f"unknown storage {redact(url)!r}; {hint}allowed: {'; '.join(ALLOWED)}")
+    return InvalidInput(f"unknown storage {redact(url)!r}; {hint}allowed: {'; '.join(ALLOWED)}")
 
 
 def with_retries(call: Callable[[], _Result], *, seconds: float = 15.0, clock: Clock = SYSTEM_CLOCK) -> _Result:

@@ -83,6 +83,13 @@ def test_a_command_is_told_of_the_best_of_failures_and_of_the_end(write_spec, ke
     assert (told[-1]["state"], told[-1]["best"]["value"], told[-1]["finished"]) == ("finished", values[-1], 12)
 
 
+def test_the_events_can_be_named_as_the_documentation_names_them(write_spec):
+    path = write_spec()
+    with path.open("a") as file:
+        file.write("notify: {command: [mail-me, ops], on: [best, end]}\n")
+    assert load_spec(path).notify.on == ("best", "end")
+
+
 def test_a_resumed_run_tells_only_what_is_new(write_spec, kept):
     spec = write_spec(notify={"command": kept.command, "on": ["best"]})
     assert run(spec, "--trials", "4") == 0
