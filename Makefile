@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOY := examples/toy/search.yaml
 
-.PHONY: install demo smollm2 notebook test test-all drills soak simulation planted fuzz bench bench-search architectures peer-mergekit check format dashboard clean
+.PHONY: install demo smollm2 notebook test test-all drills soak simulation planted fuzz wheel-test bench bench-search architectures peer-mergekit check format dashboard clean
 
 install: $(INSTALLED)
 
@@ -104,6 +104,15 @@ $(PEER)/.installed: constraints.txt
 fuzz: install
 	EVOMERGE_FUZZ=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/fuzz
 
+# The wheel in an empty environment, with what pip takes from the registry, does the first search of the README.
+WHEEL ?= .wheel-test
+wheel-test: install
+	rm -rf $(WHEEL)
+	$(BIN)/python -m build --wheel --outdir $(WHEEL) .
+	$(PYTHON) -m venv $(WHEEL)/venv
+	$(WHEEL)/venv/bin/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) $(WHEEL)/*.whl
+	$(BIN)/python tests/first_search.py $(WHEEL)/venv/bin/python $(WHEEL)/search
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -115,4 +124,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(PEER) runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEER) $(WHEEL) runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Locates the YAML folders that ship with evomerge: inside the installed package, or beside it in a checkout."""
+"""Locates the folders that ship with evomerge: inside the installed package, or beside it in a checkout."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from evomerge.errors import InvalidInput
 
 
 def shipped_folder(name: str) -> Path:
-    """The folder `search_spaces` or `evaluators` that belongs to this installation."""
+    """The folder `search_spaces`, `evaluators` or `examples` that belongs to this installation."""
     package = Path(__file__).resolve().parent
     for folder in (package / name, package.parent / name):
         if folder.is_dir():

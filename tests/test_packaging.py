@@ -67,6 +67,21 @@ def test_the_template_of_the_report_is_in_the_wheel(installed):
     }
 
 
+def test_the_wheel_has_the_example_of_the_first_search_with_its_models(installed, tmp_path):
+    code = (
+        "import sys, evomerge, evomerge.cli; "
+        f"assert evomerge.__file__.startswith({str(installed)!r}), evomerge.__file__; "
+        "sys.exit(evomerge.cli.run_command(sys.argv[1:]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    for arguments in (("init", "--example", "toy", "--out", "toy"), ("check", "toy/search.yaml")):
+        subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment, check=True)
+    original = ROOT / "examples" / "toy" / "models"
+    files = {path.relative_to(original) for path in original.rglob("*") if path.is_file()}
+    copied = tmp_path / "toy" / "models"
+    assert {path.relative_to(copied) for path in copied.rglob("*") if path.is_file()} == files
+
+
 def yaml_blocks(text):
     return [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)]
 

@@ -37,6 +37,11 @@ def evaluator_names(incomplete: str) -> list[str]:
     return _matching(incomplete, [*packs, *(each.name for each in entry_points(group="evomerge.evaluators"))])
 
 
+def example_names(incomplete: str) -> list[str]:
+    """The searches that ship with evomerge."""
+    return _matching(incomplete, ["toy"])
+
+
 def method_names(incomplete: str) -> list[str]:
     """The merge methods."""
     from evomerge.methods import METHODS

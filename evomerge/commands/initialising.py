@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evomerge.commands.completion import evaluator_names, permissions, space_names
+from evomerge.commands.completion import evaluator_names, example_names, permissions, space_names
 from evomerge.commands.options import Json, terminal_of
+from evomerge.errors import InvalidInput
 
 if TYPE_CHECKING:
     from evomerge.report.terminal import Terminal
@@ -43,12 +44,21 @@ def init(
         list[str] | None,
         typer.Option(help="pickle_weights, remote_code, …; repeatable.", autocompletion=permissions),
     ] = None,
+    example: Annotated[
+        str | None,
+        typer.Option(
+            help="toy: a ready search with its models, instead of one of yours.", autocompletion=example_names
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     json_: Json = False,
 ) -> None:
     """Write a search.yaml with a comment on every field: on a terminal from a few questions, else from flags."""
     from evomerge.new_spec.answers import SpecAnswers, check_complete, named_sources, with_questions
 
+    if example is not None:
+        _example(context, example, {**context.params}, json_)
+        return
     given: dict[str, Any] = {"space": space, "trials": trials, "storage": storage, "out": out}
     named = {name: value for name, value in given.items() if value is not None}
     answers = SpecAnswers(
@@ -69,6 +79,16 @@ def init(
     from evomerge.new_spec.spec_folder import new_search
 
     _print(terminal, new_search(answers), json_)
+
+
+def _example(context: typer.Context, name: str, given: dict[str, Any], as_json: bool) -> None:
+    others = set(given) - {"example", "out", "json_", "limit"}
+    if given["out"] in (None, "-") or any(given[each] for each in others):
+        raise InvalidInput(f"--example {name} is a whole search: give --out FOLDER beside it, and nothing else")
+    terminal = terminal_of(context)
+    from evomerge.new_spec.example_search import copy_example
+
+    _print(terminal, copy_example(name, Path(given["out"])), as_json)
 
 
 def _lacks(answers: Any) -> bool:

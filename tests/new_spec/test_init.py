@@ -231,6 +231,28 @@ def test_a_public_test_set_is_taken_where_it_is_allowed():
     assert load_spec(Path("search.yaml")).allow == ("benchmark_test_sets",)
 
 
+# The example.
+
+
+def test_the_example_is_copied_into_a_new_folder_only(capsys):
+    assert init("--example", "toy", "--out", "toy") == 0
+    assert [each.name for each in load_spec(Path("toy/search.yaml")).sources][:2] == ["base", "shift"]
+    capsys.readouterr()
+    assert "new folder" in refused(capsys, "--example", "toy", "--out", "toy", "--json")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--example", "toi", "--out", "toy"), "did you mean 'toy'"),
+        (("--example", "toy"), "give --out FOLDER"),
+        (("--example", "toy", "--out", "toy", "--trials", 3), "nothing else"),
+    ],
+)
+def test_an_example_with_anything_else_is_refused(capsys, flags, says):
+    assert says in refused(capsys, *flags)
+
+
 # Questions.
 
 
