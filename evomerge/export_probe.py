@@ -12,10 +12,10 @@ from evomerge.errors import InvalidInput, MergeError
 from evomerge.messages import first_line
 from evomerge.opening.inputs import Inputs
 from evomerge.recipe import Recipe
-from evomerge.sanity.figures import SanityFigures
 from evomerge.sanity.judgement import SanityJudgement
 from evomerge.sanity.probe_records import Found, SanityRecords, read_sanity
 from evomerge.sanity.probed_merge import probe_merge, too_large
+from evomerge.sanity.sanity_figures import SanityFigures
 from evomerge.sanity.sanity_probe import SanityProbe
 from evomerge.study.stored_search import StoredSearch
 

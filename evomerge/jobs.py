@@ -11,7 +11,7 @@ from evomerge.evaluation.scores import Scores
 from evomerge.methods import MethodInfo
 from evomerge.packs.items import ItemBlock, Split
 from evomerge.recipe import ModelRef, Recipe
-from evomerge.sanity.figures import SanityFigures
+from evomerge.sanity.sanity_figures import SanityFigures
 from evomerge.spec import Calibration
 
 Products = tuple[tuple[float, ...], ...]

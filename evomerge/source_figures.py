@@ -119,7 +119,7 @@ def _finite(value: float) -> float | None:
 
 
 def _sentences(figures: dict[str, Any], names: Sequence[str], stride: int) -> list[str]:
-    """What the figures of all tensors predict, a sentence each. None of them takes the place of a score."""
+    """Predictions from the figures of all tensors, a sentence each. None of them takes the place of a score."""
     norms = {name: value or 0.0 for name, value in figures["norms"].items()}
     says = [*_on_lengths(norms)]
     if len(names) > 1:

@@ -3,5 +3,5 @@
 Holds: a short neutral text with openings and questions, the probe of a live model, its judgement against the sources,
 records of it in a study.
 Does not hold: scores and the choice of a winner. A probe warns, it never ranks.
-Start reading at: `figures.py`, then `judgement.py` and `sanity_probe.py`.
+Start reading at: `sanity_figures.py`, then `judgement.py` and `sanity_probe.py`.
 """

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from evomerge.messages import listed
-from evomerge.sanity.figures import SanityFigures
+from evomerge.sanity.sanity_figures import SanityFigures
 
 PERPLEXITY_FACTOR: Final = 2.0  # times the perplexity of the worst source
 MARGIN: Final = 0.5  # share of the texts by which a merge has to have more faults than the source it is compared with

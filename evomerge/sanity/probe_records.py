@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from evomerge.errors import InvalidInput
 from evomerge.forms import parse_json, reading
-from evomerge.sanity.figures import VERSION, SanityFigures
 from evomerge.sanity.judgement import SanityJudgement, judge_sanity
+from evomerge.sanity.sanity_figures import VERSION, SanityFigures
 from evomerge.storage import attributes
 from evomerge.storage.attributes import Readable, read_text
 
@@ -21,7 +21,7 @@ Found = SanityFigures | str
 
 @dataclass(frozen=True, kw_only=True)
 class SanityRecords:
-    """What is known of the models of a study.
+    """The knowledge of the models of a study.
 
     Attributes:
         models: digest of the recipe -> label and figures.

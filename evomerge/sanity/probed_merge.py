@@ -11,7 +11,7 @@ from evomerge.bank.memory import available_memory
 from evomerge.checkpoints.tokenizer import load_tokenizer
 from evomerge.messages import in_bytes
 from evomerge.recipe import Recipe
-from evomerge.sanity.figures import SanityFigures
+from evomerge.sanity.sanity_figures import SanityFigures
 from evomerge.sanity.sanity_probe import SanityProbe
 
 SHARE = 0.5  # of the free memory that the model of a probe beside an export may take

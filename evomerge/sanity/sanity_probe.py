@@ -12,8 +12,8 @@ from evomerge.engine.live_state import LiveState
 from evomerge.engine.probe import made_up_tokens, vocabulary_of
 from evomerge.engine.protocol import Pair, Prompt, Requests, not_a_number
 from evomerge.engine.transformers_engine import TransformersEngine
-from evomerge.sanity.figures import SanityFigures
 from evomerge.sanity.neutral_texts import OPENINGS, QUESTIONS, TEXT
+from evomerge.sanity.sanity_figures import SanityFigures
 from evomerge.sanity.written_faults import loops, refuses, strays
 
 if TYPE_CHECKING:

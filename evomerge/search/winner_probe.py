@@ -13,8 +13,8 @@ from evomerge.errors import InvalidInput
 from evomerge.jobs import Failed, Probe, Probed
 from evomerge.loop.dispatcher import reason_of, run_all
 from evomerge.recipe import Recipe
-from evomerge.sanity.figures import SanityFigures
 from evomerge.sanity.probe_records import SanityRecords, read_sanity
+from evomerge.sanity.sanity_figures import SanityFigures
 from evomerge.search.session import Session
 from evomerge.storage import attributes
 from evomerge.study.trials import best_trials

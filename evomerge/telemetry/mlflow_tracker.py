@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from evomerge.telemetry.tracker import EndState, Finding, TrackedRun, TrialEntry
+from evomerge.telemetry.tracker import Conclusion, EndState, TrackedRun, TrialEntry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -66,7 +66,7 @@ class MlflowTracker:
         self._client.set_terminated(trial.info.run_id, _STATUS[entry.state])
         self._write(self._client, self._run, entry.step, metrics=entry.metrics)
 
-    def conclude(self, finding: Finding) -> None:
+    def conclude(self, finding: Conclusion) -> None:
         """The verdict as the description of the run, the leaderboard as an artifact."""
         for name, text in (
             ("mlflow.note.content", finding.note),

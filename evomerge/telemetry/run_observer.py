@@ -27,7 +27,7 @@ from evomerge.telemetry.ended_trials import EndedTrials
 from evomerge.telemetry.messenger import Messenger
 from evomerge.telemetry.open_telemetry import OpenTelemetryMetrics
 from evomerge.telemetry.prometheus import MetricFamily, metrics_text, search_metrics
-from evomerge.telemetry.tracker import EndState, Finding, TrackedRun
+from evomerge.telemetry.tracker import Conclusion, EndState, TrackedRun
 from evomerge.telemetry.tracking import Tracking, tracker_settings
 from evomerge.telemetry.trial_entries import search_config, trial_entry
 from evomerge.whole_files import write_whole
@@ -83,7 +83,7 @@ class RunObserver:
         if status.state not in ("running", "paused") or time.monotonic() - self._written >= METRICS_SECONDS:
             self._write_metrics(status)
 
-    def conclude(self, find: Callable[[], Finding]) -> None:
+    def conclude(self, find: Callable[[], Conclusion]) -> None:
         """Have trackers log the result of the search.
 
         Args:

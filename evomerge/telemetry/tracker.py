@@ -46,7 +46,7 @@ class TrialEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class Conclusion:
     """The result of a search.
 
     Attributes:
@@ -74,7 +74,7 @@ class Tracker(Protocol):
         """Log a trial."""
         ...
 
-    def conclude(self, finding: Finding) -> None:
+    def conclude(self, finding: Conclusion) -> None:
         """Log the result, in the place of an earlier one."""
         ...
 

@@ -16,7 +16,7 @@ from typing import IO, Any, Final
 
 from evomerge.messages import first_line
 from evomerge.telemetry.mlflow_tracker import MlflowTracker
-from evomerge.telemetry.tracker import Finding, TrackedRun, Tracker, TrialEntry
+from evomerge.telemetry.tracker import Conclusion, TrackedRun, Tracker, TrialEntry
 from evomerge.telemetry.wandb_tracker import WandbTracker
 
 RETRY_SECONDS: Final = 60.0  # between two attempts to open a run
@@ -60,7 +60,7 @@ class TrackedSession:
         if "trial" in document:
             self._tracker.log(TrialEntry(**document["trial"]))
         elif "finding" in document:
-            self._tracker.conclude(Finding(**document["finding"]))
+            self._tracker.conclude(Conclusion(**document["finding"]))
         elif "end" in document:
             self._tracker.close(document["end"])
 

@@ -47,7 +47,7 @@ def _metrics(ended: EndedTrial) -> dict[str, float]:
 
 
 def search_config(spec: SearchSpec) -> Mapping[str, Any]:
-    """What a search is about, in a few small values by which runs of a tracker can be told apart."""
+    """The subject of a search, in a few small values by which runs of a tracker can be told apart."""
     sampler = {f"sampler.{name}": value for name, value in spec.sampler.settings.items() if value is not None}
     return {
         "sources": ", ".join(source.name for source in spec.sources),

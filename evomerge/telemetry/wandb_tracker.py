@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from evomerge.telemetry.tracker import EndState, Finding, TrackedRun, TrialEntry
+from evomerge.telemetry.tracker import Conclusion, EndState, TrackedRun, TrialEntry
 
 _INIT_SECONDS: Final = 30.0  # for a server that does not answer
 
@@ -53,7 +53,7 @@ class WandbTracker:
             row["reason"] = entry.reason
         self._run.log(row, step=entry.step)
 
-    def conclude(self, finding: Finding) -> None:
+    def conclude(self, finding: Conclusion) -> None:
         """The verdict as the notes of the run and in its summary, the leaderboard there as a table.
 
         None of it is a row of the history: its step would have to be above those of trials that are still to come.

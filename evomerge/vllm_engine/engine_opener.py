@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 AHEAD = 2  # tokens of a row that are not read by transformers: the last one, and the one that vLLM writes behind it
 
 
-class LiveView(Protocol):
+class OpenedModel(Protocol):
     """A live model as the evaluator sees it: its tokens, its state between passes, and the tokens that it holds."""
 
     model: Any
@@ -49,7 +49,7 @@ class VllmOpener:
         self._form: ExportForm | None = None
         self._llm: Any = None
 
-    def __call__(self, view: LiveView) -> VllmEngine:
+    def __call__(self, view: OpenedModel) -> VllmEngine:
         """An engine for a live model.
 
         Raises:

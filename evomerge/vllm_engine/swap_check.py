@@ -37,7 +37,7 @@ ADVICE = "no score of this engine can be trusted: write engine: transformers"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Reading:
+class _ProbeScores:
     """The probe under some weights.
 
     Attributes:
@@ -92,14 +92,14 @@ class SwapCheck:
         third = self._read({})
         self._compare(third.found, first.found, "does not score weights A, B, A with the same numbers for A")
 
-    def _read(self, changed: Mapping[str, torch.Tensor]) -> _Reading:
+    def _read(self, changed: Mapping[str, torch.Tensor]) -> _ProbeScores:
         """Send the live weights but for those changed, and read the probe: once more through the cache, and without."""
         self._sender.send(changed)
         expected = self._expected(changed)
         (scores,) = score_rows(self._llm, [self._probe])
         token, cached = self._write()
         (again,) = score_rows(self._llm, [(*self._probe, token)])
-        return _Reading(
+        return _ProbeScores(
             expected=expected,
             found=torch.tensor(scores.values, dtype=torch.float64),
             cached=torch.tensor([cached], dtype=torch.float64),

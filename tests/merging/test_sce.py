@@ -118,7 +118,7 @@ def test_bins_are_filled_once_for_all_shares(monkeypatch):
 
 
 def plainly_selected(taus, share, *, exact):
-    """Which elements are selected, and the energies of the sources there, by sorting."""
+    """Selected elements, and the energies of the sources there, by sorting."""
     varied = variance(taus)
     kept = max(1, int(share * int(varied.count_nonzero())))
     if exact:

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from evomerge.sanity.figures import SanityFigures
 from evomerge.sanity.judgement import judge_sanity
 from evomerge.sanity.probe_records import SanityRecords, read_sanity
+from evomerge.sanity.sanity_figures import SanityFigures
 from evomerge.storage import attributes
 from evomerge.storage.attributes import write_text
 

@@ -64,7 +64,7 @@ def run_in(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def script_in(folder: Path, ray: str) -> list[str]:
-    """What the script prints by itself."""
+    """The output of the script by itself."""
     (folder / "own.py").write_text(SCRIPT.replace("MODELS", str(TOY)), encoding="utf-8")
     done = run_in(folder, "own.py", ray)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -8,11 +8,11 @@ import pytest
 from tracked_runs import FAKES, read_mlflow, read_wandb
 
 from evomerge.telemetry.mlflow_tracker import MlflowTracker
-from evomerge.telemetry.tracker import Finding, TrackedRun, TrialEntry
+from evomerge.telemetry.tracker import Conclusion, TrackedRun, TrialEntry
 from evomerge.telemetry.wandb_tracker import WandbTracker
 
 RUN = TrackedRun(id="0123456789abcdef", study="merges", config={"sampler": "cma", "seed": 1})
-FINDING = Finding(
+FINDING = Conclusion(
     headline="Trial 1 beats the soup.",
     belief="believe it",
     note="## Verdict\nTrial 1 beats the soup.",
