@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOY := examples/toy/search.yaml
 
-.PHONY: install demo smollm2 notebook test test-all drills soak simulation planted fuzz wheel-test bench bench-search architectures peer-mergekit check format dashboard clean
+.PHONY: install demo smollm2 notebook test test-all drills soak simulation planted fuzz wheel-test bench bench-search architectures peer-mergekit check docs format dashboard clean
 
 install: $(INSTALLED)
 
@@ -118,6 +118,11 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_floors.py
+	$(BIN)/python docs/build_site.py
+
+# The site of docs/ in build/site; fails at a link that leads nowhere.
+docs: install
+	$(BIN)/python docs/build_site.py
 
 format: install
 	$(BIN)/ruff check --fix .

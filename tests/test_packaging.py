@@ -8,11 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
-
-from evomerge.documents import validate
-from evomerge.spaces.space import SearchSpace
-from evomerge.spec import SearchSpec
 
 ROOT = Path(__file__).parent.parent
 
@@ -80,16 +75,6 @@ def test_the_wheel_has_the_example_of_the_first_search_with_its_models(installed
     files = {path.relative_to(original) for path in original.rglob("*") if path.is_file()}
     copied = tmp_path / "toy" / "models"
     assert {path.relative_to(copied) for path in copied.rglob("*") if path.is_file()} == files
-
-
-def yaml_blocks(text):
-    return [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)]
-
-
-def test_the_search_and_the_space_in_the_readme_are_valid():
-    search, space = yaml_blocks((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert validate(SearchSpec, search, "README").name == "toy"
-    assert validate(SearchSpace, space, "README").name == "ties-per-block"
 
 
 PAGES = [

@@ -1,0 +1,64 @@
+"""The site of the documentation: `make docs` writes it to build/site.
+
+The pages of docs/ also link to READMEs elsewhere in the repository, and some of these back. All of them become pages of
+the site, below `repository/`; a link to a file that is no page becomes its text. Zensical then builds the site, and
+fails at a link or an anchor that leads nowhere.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+ELSEWHERE = ("README.md", "CONTRIBUTING.md", "docker/*.md", "examples/*/*.md", "benchmarks/*.md")
+LINK = re.compile(r"\[([^\]]*)\]\((?!https?:)([^)#\s]*)(#[^)\s]*)?\)")
+FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+
+
+def pages() -> dict[Path, Path]:
+    """Every page of the repository, with its path in the site."""
+    found = {page: Path(page.name) for page in (ROOT / "docs").glob("*.md")}
+    for pattern in ELSEWHERE:
+        found |= {page: "repository" / page.relative_to(ROOT) for page in ROOT.glob(pattern)}
+    return found
+
+
+def with_links(text: str, page: Path, places: dict[Path, Path]) -> str:
+    """The text of a page with its links as they are in the site."""
+
+    def replaced(match: re.Match[str]) -> str:
+        words, path, anchor = match.group(1), match.group(2), match.group(3) or ""
+        if not path:
+            return match.group(0)
+        place = places.get(Path(os.path.normpath(page.parent / path)))
+        if place is None:
+            return words
+        return f"[{words}]({os.path.relpath(place, places[page].parent)}{anchor})"
+
+    return "".join(part if part.startswith("```") else LINK.sub(replaced, part) for part in FENCE.split(text))
+
+
+def collect(folder: Path) -> None:
+    """Write all pages into a folder, in place of what is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    places = pages()
+    for page, place in places.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_text(with_links(page.read_text(encoding="utf-8"), page, places), encoding="utf-8")
+    shutil.copy(ROOT / "docs" / "llms.txt", folder / "llms.txt")
+
+
+def main() -> int:
+    """Build the site; the exit code of Zensical."""
+    collect(ROOT / "build" / "pages")
+    command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
