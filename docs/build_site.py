@@ -17,6 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 ELSEWHERE = ("README.md", "CONTRIBUTING.md", "docker/*.md", "examples/*/*.md", "benchmarks/*.md")
 LINK = re.compile(r"\[([^\]]*)\]\((?!https?:)([^)#\s]*)(#[^)\s]*)?\)")
+ROW = re.compile(r"^\|.*$", re.MULTILINE)
+CODE = re.compile(r"`[^`]*`")
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
@@ -40,7 +42,15 @@ def with_links(text: str, page: Path, places: dict[Path, Path]) -> str:
             return words
         return f"[{words}]({os.path.relpath(place, places[page].parent)}{anchor})"
 
-    return "".join(part if part.startswith("```") else LINK.sub(replaced, part) for part in FENCE.split(text))
+    def shown(part: str) -> str:
+        return part if part.startswith("```") else LINK.sub(replaced, with_bars(part))
+
+    return "".join(map(shown, FENCE.split(text)))
+
+
+def with_bars(text: str) -> str:
+    """The text with plain bars in the code of tables, where GitHub wants them escaped and Zensical does not."""
+    return ROW.sub(lambda row: CODE.sub(lambda code: code.group().replace("\\|", "|"), row.group()), text)
 
 
 def collect(folder: Path) -> None:
@@ -50,7 +60,8 @@ def collect(folder: Path) -> None:
     for page, place in places.items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         (folder / place).write_text(with_links(page.read_text(encoding="utf-8"), page, places), encoding="utf-8")
-    shutil.copy(ROOT / "docs" / "llms.txt", folder / "llms.txt")
+    for name in ("llms.txt", "site.css"):
+        shutil.copy(ROOT / "docs" / name, folder / name)
 
 
 def main() -> int:

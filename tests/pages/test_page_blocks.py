@@ -30,8 +30,7 @@ FIRST = DOCS / "first-search.md"
 RUN = [DOCS / f"{name}.md" for name in ("spaces", "evaluators", "learned", "verdict", "errors", "faq")]
 READ = [ROOT / "README.md", DOCS / "operations.md", ROOT / "docker" / "README.md", FIRST, *RUN]
 BLOCKS = [block for page in READ for block in read_blocks(page)]
-OF_A_SEARCH = {"name": "page", "sources": [{"name": "base", "location": "a"}, {"name": "expert", "location": "b"}]}
-OF_A_SEARCH |= {"space": "task-arithmetic-per-block", "evaluator": "toy-skills", "budget": {"trials": 1}}
+OF_A_SEARCH = yaml.safe_load((ROOT / "examples" / "first" / "search.yaml").read_text(encoding="utf-8"))
 
 
 def plain(text: str) -> str:
@@ -103,15 +102,18 @@ def schema_of(content: dict[str, object]) -> type[SearchSpec | SearchSpace | Pac
 
 @pytest.mark.parametrize("block", [each for each in BLOCKS if each.language == "yaml"], ids=str)
 def test_yaml_is_what_a_run_would_read(block: Block, tmp_path: Path) -> None:
-    (tmp_path / "block.yaml").write_text(block.text, encoding="utf-8")
-    content = read_document(tmp_path / "block.yaml", "block")
+    (tmp_path / "toy").symlink_to(ROOT / "examples" / "toy")
+    shutil.copytree(ROOT / "examples" / "first", tmp_path / "first", ignore=shutil.ignore_patterns("runs"))
+    file = tmp_path / "first" / "block.yaml"
+    file.write_text(block.text, encoding="utf-8")
+    content = read_document(file, "block")
     if "dataset_path" in content:
         return  # a task of lm-eval, which `evomerge check` reads on its page
     schema = schema_of(content)
     if schema is None:
         others = {key: value for key, value in OF_A_SEARCH.items() if key not in content}
-        (tmp_path / "search.yaml").write_text(yaml.safe_dump(others) + block.text, encoding="utf-8")
-        load_spec(tmp_path / "search.yaml")
+        file.write_text(yaml.safe_dump(others) + block.text, encoding="utf-8")
+        load_spec(file)
     else:
         validate(schema, content, str(block))
 

@@ -50,6 +50,10 @@ def test_a_block_of_code_stays_as_it_is(site: ModuleType) -> None:
     assert site.with_links(text, ROOT / "docs" / "index.md", site.pages()) == text
 
 
+def test_the_bars_of_formulas_in_tables_are_plain(site: ModuleType) -> None:
+    assert site.with_bars("| `a \\| b` | c \\| d |\n`a \\| b`") == "| `a | b` | c \\| d |\n`a \\| b`"
+
+
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     for name in ("docs", "examples", "benchmarks", "docker"):

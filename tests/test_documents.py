@@ -1,0 +1,14 @@
+"""YAML of others as it is read, where YAML 1.1 and 1.2 differ."""
+
+from pathlib import Path
+
+from evomerge.documents import read_document, read_documents
+
+TEXT = "notify: {on: [best], off: 1}\nyes: true\ntrue: no\n"
+
+
+def test_words_that_yaml_1_1_takes_for_truth_values_are_keys(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(TEXT, encoding="utf-8")
+    expected = {"notify": {"on": ["best"], "off": 1}, "yes": True, True: False}
+    assert read_document(tmp_path / "a.yaml", "document") == expected
+    assert [each.content for each in read_documents(tmp_path / "a.yaml", "document")] == [expected]
