@@ -1,13 +1,10 @@
-"""The commands of the README: each is one that the program parses, and those of a search run as they are written."""
+"""The commands of the README that steer a search run as they are written; tests/pages/ parses all of them."""
 
 import re
 import shlex
 from pathlib import Path
 
-import pytest
-from typer.main import get_command
-
-from evomerge.cli import app, run_command
+from evomerge.cli import run_command
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 LINES = [
@@ -25,14 +22,6 @@ ELSEWHERE = {  # what these need, and where they run
 
 def words(line):
     return shlex.split(line, comments=True)[1:]
-
-
-@pytest.mark.parametrize("line", LINES)
-def test_a_command_of_the_readme_is_parsed(line):
-    command, arguments = get_command(app), words(line)
-    while hasattr(command, "commands"):
-        command = command.commands[arguments.pop(0)]
-    command.make_context(command.name, arguments)  # raises where an option does not exist
 
 
 def test_the_commands_of_a_search_run_as_they_are_written(write_spec):
