@@ -51,6 +51,7 @@ def _compared(verdict: Verdict) -> Headline:
     hardest = min(one_model or verdict.comparisons, key=lambda each: each.difference)
     unseen = f"{verdict.items:,} items that the search never saw"
     other, lead = _described(hardest, verdict), _lead(hardest, verdict.unit)
+    before_colon = other.removesuffix(",")
     corrected = f"p = {p_value(hardest.adjusted_p)}, corrected".replace("= <", "<")
     if hardest.discordant == 0:
         return _headline(f"{subject} has the same outcomes as {other} on all {unseen}.", "nothing gained", hardest)
@@ -67,13 +68,13 @@ def _compared(verdict: Verdict) -> Headline:
     if hardest.outcome == "equivalent":
         within = amount(verdict.margin or 0.0, verdict.unit)
         return _headline(
-            f"{subject} is equivalent to {other}: on {unseen} they differ by less than {within}.",
+            f"{subject} is equivalent to {before_colon}: on {unseen} they differ by less than {within}.",
             "nothing gained",
             hardest,
         )
     if hardest.outcome == "does not beat":
         return _headline(
-            f"{subject} does not beat {other}: it is behind by {lead} on {unseen}.", "nothing gained", hardest
+            f"{subject} does not beat {before_colon}: it is behind by {lead} on {unseen}.", "nothing gained", hardest
         )
     needed = "" if hardest.items_needed is None else f"; about {about(hardest.items_needed)} would tell"
     return _headline(

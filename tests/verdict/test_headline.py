@@ -90,6 +90,9 @@ def test_every_outcome_has_its_words_and_its_belief(changes, says, belief):
     assert says in found.text
     assert found.belief == belief
     assert found.text.endswith(".")
+    strongest = headline(verdict(replace(SOUP, **changes), TIES, margin=0.03)).text
+    assert "“soup”, the strongest of the 2 it was compared with" in strongest
+    assert ",:" not in strongest
 
 
 def test_a_row_of_several_models_is_passed_over_for_one_model():
