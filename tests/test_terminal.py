@@ -25,7 +25,7 @@ COMMAND = [sys.executable, "-m", "evomerge.cli"]
 # Every line that a run tells on a terminal, as a person sees it.
 OURS = re.compile(
     r"warning: (?!.*(Generating|Loading|Ray|ray|token))|starting workers$|scoring the sources on the search items$|"
-    r"searching$|a candidate takes about |a candidate took |making the baselines$|finished$|"
+    r"searching$|a candidate takes about |a candidate took |making the baselines$|probing the sanity of |finished$|"
     r"scoring the winner and what it is compared with on the held-out items$|\d+/\d+ trials · |\w+: step \d+/\d+"
 )
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -48,6 +48,9 @@ _FURTHER: Final = """
 # A file with figures of the run, for Prometheus' node exporter.
 # metrics: {textfile: evomerge.prom}
 
+# MLflow or Weights & Biases, which every trial, the verdict and the leaderboard are logged to.
+# track: {mlflow: {uri: "sqlite:///mlflow.db"}}
+
 # Seconds that a storage which is away is waited for.
 # storage_patience: 600
 

@@ -65,8 +65,12 @@ class TrackedSession:
             self._tracker.close(document["end"])
 
 
-def serve(lines: Iterable[str], answers: IO[str]) -> None:
-    """Answer each line, the first of which names the tracker and the run, until there are no more."""
+def serve(lines: Iterable[str], answers: IO[str], orphaned: Callable[[], None]) -> None:
+    """Answer each line, the first of which names the tracker and the run, until there are no more.
+
+    Args:
+        orphaned: called where they stop without an end, before the run is ended.
+    """
     given = iter(lines)
     first = json.loads(next(given))
     session = TrackedSession(TRACKERS[first["tracker"]](**first["settings"]), TrackedRun(**first["run"]))
@@ -76,7 +80,7 @@ def serve(lines: Iterable[str], answers: IO[str]) -> None:
         document = json.loads(line)
         _answer(answers, session.take(document))
     if "end" not in document:  # the controller was killed
-        _end_soon()
+        orphaned()
         session.take({"end": "interrupted"})
 
 
@@ -86,6 +90,7 @@ def _answer(answers: IO[str], reason: str) -> None:
 
 
 def _end_soon() -> None:
+    """End this process before long, whatever libraries wait for at its exit."""
     timer = threading.Timer(LAST_SECONDS, os._exit, (1,))
     timer.daemon = True
     timer.start()
@@ -95,7 +100,7 @@ def main() -> None:
     """Serve on the standard streams. What libraries print goes to standard error, where the log is."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    serve(sys.stdin, answers)
+    serve(sys.stdin, answers, _end_soon)
 
 
 if __name__ == "__main__":

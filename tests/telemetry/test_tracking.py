@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import optuna
 import pytest
@@ -243,15 +244,17 @@ def test_a_run_that_cannot_be_opened_is_tried_again_after_a_minute():
 
 
 def test_the_run_of_a_controller_that_was_killed_is_ended_as_interrupted(monkeypatch):
-    recorder, answers = Recorder(), io.StringIO()
+    recorder, answers, orphaned = Recorder(), io.StringIO(), Mock()
     monkeypatch.setattr(tracking_process, "TRACKERS", {"x": lambda: recorder})
     first = {"tracker": "x", "settings": {}, "run": {"id": "a", "study": "b", "config": {}}}
-    serve([json.dumps(first), json.dumps(TRIAL)], answers)
+    serve([json.dumps(first), json.dumps(TRIAL)], answers, orphaned)
     assert recorder.calls == ["open", 7, "interrupted"]
+    orphaned.assert_called_once_with()
     assert answers.getvalue() == '""\n""\n'
     recorder.calls.clear()
-    serve([json.dumps(first), json.dumps({"end": "finished"})], answers)
+    serve([json.dumps(first), json.dumps({"end": "finished"})], answers, orphaned)
     assert recorder.calls == ["open", "finished"]
+    orphaned.assert_called_once_with()
 
 
 def wait_for(condition, seconds=30):
