@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from evomerge.code_digest import code_digest
 from evomerge.errors import InvalidInput
 from evomerge.evaluation import Candidate, ItemBlock, Part, Scores, Split, TaskScores, check_split, make_split
+from evomerge.evaluation.aggregates import standard_error
 from evomerge.packs.pack import HashSplit
 
 __all__ = ["DocumentEvaluator"]
@@ -101,13 +101,6 @@ class DocumentEvaluator(ABC):
             items=ids,
             outcomes=outcomes,
             value=value,
-            stderr=_standard_error(outcomes, value),
+            stderr=standard_error("mean", outcomes, None, value),
             aggregate="mean",
         )
-
-
-def _standard_error(outcomes: Sequence[float], mean: float) -> float | None:
-    count = len(outcomes)
-    if count < 2:
-        return None
-    return math.sqrt(sum((each - mean) ** 2 for each in outcomes) / (count - 1) / count)

@@ -34,7 +34,7 @@ def by_letters(request: Request) -> Answer:
 
 @dataclass
 class FakeJudge:
-    """What the server has been asked, and how it answers.
+    """The requests that the server has had, and the way in which it answers.
 
     Attributes:
         answer: request -> status and body; None ends the connection without an answer.

@@ -80,8 +80,10 @@ def searched(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
 
 @pytest.mark.parametrize("page", [FIRST, *RUN], ids=lambda page: page.name)
 def test_a_page_works_as_it_is_written(page: Path, searched: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    for block in [] if page == FIRST else read_blocks(page):
-        run_block(block, searched, capfd)
+    blocks = read_blocks(page)
+    for block in [] if page == FIRST else blocks:  # those of the first page have run by now
+        run_block(block, searched, capfd)  # asserts what it prints and its exit code
+    assert blocks
 
 
 def test_the_search_of_the_first_page_is_the_one_in_the_folder() -> None:
@@ -113,9 +115,9 @@ def test_yaml_is_what_a_run_would_read(block: Block, tmp_path: Path) -> None:
     if schema is None:
         others = {key: value for key, value in OF_A_SEARCH.items() if key not in content}
         file.write_text(yaml.safe_dump(others) + block.text, encoding="utf-8")
-        load_spec(file)
+        assert content.keys() <= load_spec(file).model_fields_set
     else:
-        validate(schema, content, str(block))
+        assert validate(schema, content, str(block)).model_fields_set
 
 
 def parse(words: list[str]) -> None:

@@ -160,7 +160,8 @@ def test_n41_a_self_check_that_failed_is_made_again(fake_vllm: Any, base: Path) 
 def test_n41_a_cache_that_is_switched_off_passes(fake_vllm: Any, base: Path) -> None:
     fake_vllm.FAULTS.add("keeps cache")
     engine = open_engine(base, make_model(0), enable_prefix_caching=False)
-    engine.prepare(Requests([([5, 6], [7])]), Requests([([5, 6], [7])]).lengths(64))
+    requests = Requests([([5, 6], [7])])
+    assert engine.prepare(requests, requests.lengths(64)) is not None  # raises where the check fails
 
 
 def test_n17_the_self_check_leaves_the_weights_of_the_live_model_as_they_were(fake_vllm: Any, base: Path) -> None:
