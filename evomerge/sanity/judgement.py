@@ -58,14 +58,14 @@ class SanityJudgement:
         unknown = [check for check in self.checks if check.sane is None]
         found = self.warning(name)
         if not found and passed:
-            found = f"Sanity probe of {name}: as its sources in {listed(passed)}."
+            found = f"{name[:1].upper()}{name[1:]} passes the sanity probe ({listed(passed)})."
         elif not found:
             found = f"Sanity probe of {name}: nothing in it could be judged."
-        reasons = dict.fromkeys(check.says for check in unknown)
-        for reason in reasons:
-            names = [check.name for check in unknown if check.says == reason]
-            found += f" Not applicable to {listed(names)}: {reason}."
-        return found
+        names: dict[str, list[str]] = {}
+        for check in unknown:
+            names.setdefault(check.says, []).append(check.name)
+        reasons = [f"{listed(each)} ({reason})" for reason, each in names.items()]
+        return f"{found} Not judged: {'; '.join(reasons)}." if reasons else found
 
     def to_document(self) -> dict[str, Any]:
         """As JSON."""

@@ -29,7 +29,7 @@ def test_a_merge_like_its_sources_passes_everything():
     assert judgement.faults == ()
     assert judgement.warning("trial 7") == ""
     assert judgement.says("trial 7") == (
-        "Sanity probe of trial 7: as its sources in reading, loops, template, end and refusals."
+        "Trial 7 passes the sanity probe (reading, loops, template, end and refusals)."
     )
 
 
@@ -74,13 +74,13 @@ def test_a_text_that_no_source_can_read_judges_loops_alone():
 def test_without_a_chat_template_no_end_is_expected():
     sources = {name: replace(each, endless=None) for name, each in SOURCES.items()}
     judgement = judge_sanity(replace(SANE, endless=None), sources)
-    assert "Not applicable to end: the base has no chat template" in judgement.says("trial 7")
+    assert "Not judged: end (the base has no chat template" in judgement.says("trial 7")
 
 
 def test_sources_that_loop_themselves_excuse_a_merge_in_so_many_words():
     judgement = judge_sanity(replace(SANE, loops=8), {**SOURCES, "poet": replace(SANE, loops=6)})
     assert judgement.faults == ()
-    assert "Not applicable to loops: source 'poet' itself loops in 6 of 8 continuations." in judgement.says("trial 7")
+    assert "Not judged: loops (source 'poet' itself loops in 6 of 8 continuations)." in judgement.says("trial 7")
 
 
 def test_nothing_is_judged_without_sources_or_of_a_source_itself():
