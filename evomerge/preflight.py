@@ -16,7 +16,6 @@ from evomerge.baselines.baseline_plans import candidates, check_baseline
 from evomerge.baselines.info import BASELINES
 from evomerge.baselines.planned_training import planned_training
 from evomerge.cluster import gpus_of_each, worker_count, workers_share
-from evomerge.errors import InvalidInput
 from evomerge.evaluation import code_files, known_evaluators, load_pack
 from evomerge.evaluation.evaluator import ModelEvaluator
 from evomerge.messages import duration, in_bytes, some
@@ -38,7 +37,7 @@ from evomerge.source_figures import source_figures
 from evomerge.source_licenses import license_document, license_lines
 from evomerge.spaces.bound import BoundSpace
 from evomerge.storage import attributes
-from evomerge.study.stored_search import artifacts_folder, looking_at
+from evomerge.study.stored_search import NoStudy, artifacts_folder, looking_at
 from evomerge.telemetry.tracking import check_trackers
 from evomerge.verdict.looks import share
 from evomerge.verdict.verdict import ALPHA
@@ -305,7 +304,7 @@ def _seconds_left(inputs: Inputs) -> float | None:
     try:
         with looking_at(inputs.spec) as study:
             status = study.user_attrs.get(attributes.STATUS)
-    except InvalidInput:
+    except NoStudy:
         return None
     return status["seconds_left"] if status else None
 

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -238,6 +239,23 @@ def test_every_command_prints_one_json_document(capsys, write_spec, tmp_path):
         "synthetic",
     ]
     assert prints(capsys, "methods", "ties", "--json")["methods"][0]["paper"].endswith("2306.01708")
+
+
+@pytest.mark.parametrize(
+    ("storage", "missing", "says"),
+    [
+        ("nothing://host/db", None, "unknown storage"),
+        ("postgresql+psycopg://user:s3cret@host/db", "psycopg", "pip install 'evomerge[postgres]'"),
+        ("redis://:s3cret@host/0", "redis", "pip install 'evomerge[redis]'"),
+    ],
+)
+def test_check_refuses_a_storage_that_cannot_be_opened(capsys, monkeypatch, write_spec, storage, missing, says):
+    if missing is not None:
+        monkeypatch.setitem(sys.modules, missing, None)
+    assert run_command(["check", str(write_spec()), "--storage", storage]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert "s3cret" not in error
 
 
 def test_a_study_is_found_by_storage_and_name_alone(capsys, write_spec, tmp_path):

@@ -29,7 +29,7 @@ from evomerge.storage import attributes
 from evomerge.study.beginning import Beginning
 from evomerge.study.rows import Record, read_scores
 from evomerge.study.snapshot import snapshot_of
-from evomerge.study.stored_search import looking_at
+from evomerge.study.stored_search import NoStudy, looking_at
 from evomerge.study.study_ingredients import read_ingredients
 from evomerge.study.trials import best_trials
 
@@ -133,7 +133,7 @@ def has_begun(spec: SearchSpec) -> bool:
     try:
         with looking_at(spec) as study:
             return bool(study.user_attrs.get(attributes.WARM))
-    except InvalidInput:  # there is none
+    except NoStudy:
         return False
 
 

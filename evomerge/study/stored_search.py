@@ -23,6 +23,10 @@ HELD_OUT = "held-out"
 LOGS = "logs"
 
 
+class NoStudy(InvalidInput):
+    """There is no study of a spec's name in its storage, or not yet the file that would have it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoredSearch:
     """A study that this process only reads.
@@ -136,17 +140,18 @@ def find_study(spec: SearchSpec) -> tuple[BaseStorage, optuna.Study]:
     """The study of a spec's name in its storage.
 
     Raises:
-        InvalidInput: there is none.
+        NoStudy: there is none.
+        InvalidInput: there is no such storage, or its driver is not installed.
     """
     resolved, name = resolve_url(spec.storage_url), spec.name
     file = local_file(resolved)
     if file is not None and not file.exists():
-        raise InvalidInput(f"there is no study {name!r} yet: {file} does not exist; `evomerge run` makes it")
+        raise NoStudy(f"there is no study {name!r} yet: {file} does not exist; `evomerge run` makes it")
     storage = open_storage(resolved)
     study = _load(storage, name)
     if study is None:
         release(storage)
-        raise InvalidInput(f"there is no study {name!r} in this storage yet; `evomerge run` makes it")
+        raise NoStudy(f"there is no study {name!r} in this storage yet; `evomerge run` makes it")
     return storage, study
 
 
@@ -155,7 +160,7 @@ def looking_at(spec: SearchSpec) -> Iterator[optuna.Study]:
     """The study of a spec for a short look, after which its connections are closed.
 
     Raises:
-        InvalidInput: there is none.
+        NoStudy, InvalidInput: as `find_study`.
     """
     storage, study = find_study(spec)
     with first_reason(_released(storage), "while the storage was closed"):
