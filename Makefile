@@ -47,14 +47,17 @@ test-all: install
 	EVOMERGE_NO_SKIP=1 $(PYTEST)
 
 # Real servers that are killed, stopped and cut off under a running search (Debian: postgresql mariadb-server redis-server).
-# Each try of a drill is a row of DRILL_ROWS, of which the table is made that is printed at the end.
+# They mostly wait, so that several run beside each other, each with servers of its own. Each try of a drill is a row of
+# DRILL_ROWS, of which the table is made that is printed at the end.
 TRIES ?= 1
+DRILL_PROCESSES ?= 3
 DRILL_ROWS ?= runs/drills.jsonl
 drills: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev,postgres,mysql,redis]'
 	rm -f $(DRILL_ROWS)
 	failed=0; for try in $$(seq $(TRIES)); do \
-		EVOMERGE_DRILL_ROWS=$(DRILL_ROWS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m drill tests/drills || failed=1; \
+		EVOMERGE_DRILL_ROWS=$(DRILL_ROWS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m drill \
+			--numprocesses $(DRILL_PROCESSES) --dist load tests/drills || failed=1; \
 	done; $(BIN)/python tests/drills/drill_rows.py $(DRILL_ROWS); exit $$failed
 
 # 5,000 trials on PostgreSQL and a Ray cluster of three nodes, while workers, nodes, the controller and the database break.

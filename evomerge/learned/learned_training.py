@@ -19,7 +19,6 @@ from evomerge.learned.losses import item_losses
 from evomerge.learned.vector_coefficients import CoefficientGradients, initial_vector_coefficients
 from evomerge.optimisation.coefficients import roles_of
 from evomerge.optimisation.course import Course, steps_of
-from evomerge.optimisation.gradients import stream_gradients
 from evomerge.optimisation.mofo import Mofo
 from evomerge.optimisation.student import Student
 from evomerge.optimisation.training_inputs import TrainingInputs
@@ -151,7 +150,7 @@ class _LearnedTraining:
         """Make one step; the history gets its losses before it, and the other ones."""
         number = len(self.course.history) + 1
         gradients = CoefficientGradients(self._coefficients, self._student)
-        with torch.enable_grad(), stream_gradients(self._student.live, self._student.names, gradients.take):
+        with self._student.streamed_gradients(self._student.names, gradients.take):
             losses = item_losses(
                 self._items.step(number - 1),
                 student=self._student,

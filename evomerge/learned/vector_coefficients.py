@@ -17,7 +17,7 @@ from evomerge.learned.learned_settings import LearnedSettings
 from evomerge.messages import some
 from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.optimisation.coefficients import FILE_ROLE, ModuleRole, stored_columns
-from evomerge.optimisation.gradients import factor_gradients, vector_gradients
+from evomerge.optimisation.gradients import factor_gradients, nonzero_rows, vector_gradients
 from evomerge.optimisation.student import Student
 from evomerge.passes.weighted_vectors import factor_slopes
 from evomerge.recipe import Recipe, Rule
@@ -227,7 +227,7 @@ class CoefficientGradients:
             total += factor_gradients(gradient, sources, total.shape[1:], base)
             return
         is_plain = self._coefficients.settings.basis == "task_vectors"
-        slopes = factor_slopes(gradient, base, sources, ()) if is_plain else None
+        slopes = factor_slopes(*nonzero_rows(gradient, base, sources), ()) if is_plain else None
         total += vector_gradients(gradient, self._vectors(tensors)) if slopes is None else slopes
 
     def _vectors(self, tensors: RuleTensors) -> Iterator[tuple[int, list[Tensor]]]:

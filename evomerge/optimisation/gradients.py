@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Embedding, Module
 
 from evomerge.conversion.live_tensors import Leaf, leaves
 from evomerge.elementwise.column_linear import row_blocks
@@ -22,7 +23,7 @@ def factor_gradients(
     With a base for W = W_0 + sum_i f_i * (W_i - W_0): the task vectors take the place of the sources.
 
     Args:
-        weight_gradient: dL/dW, of any float dtype.
+        weight_gradient: dL/dW, of any float dtype; for factors that all rows share, also sparse by rows.
         weights: the n sources W_i, of the shape of W and any float dtype.
         shape: of a factor f_i; it broadcasts to W.
         base: W_0, likewise.
@@ -31,6 +32,7 @@ def factor_gradients(
         [n, *shape], in float32 (float64 where dL/dW is), by compiled loops, or from products in blocks that fit the
         cache.
     """
+    weight_gradient, base, weights = nonzero_rows(weight_gradient, base, weights)
     found = factor_slopes(weight_gradient, base, weights, shape)
     if found is not None:
         return found.float()
@@ -40,6 +42,23 @@ def factor_gradients(
     vectors = _WeighedTensors([weight.detach().reshape(full) for weight in weights], base, full, gradient)
     sums = _sums_by_row if spread[0] != 1 else _sums_over_rows
     return sums(gradient, vectors, spread).reshape(len(weights), *shape)
+
+
+def nonzero_rows(
+    gradient: Tensor, base: Tensor | None, weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor | None, Sequence[Tensor]]:
+    """The rows of a gradient that `sparse_embeddings` has left, and the same rows of weights; all of a dense one.
+
+    Rows of zeros are left out, so that tokens that nothing depends on do not change a bit of a sum.
+    """
+    if not gradient.is_sparse:
+        return gradient, base, weights
+    indices, values = gradient._indices(), gradient._values()  # as torch documents them where rows come twice
+    used = values.any(dim=1)
+    kept = torch.sparse_coo_tensor(indices[:, used], values[used], gradient.shape, check_invariants=False).coalesce()
+    rows = kept.indices()[0]
+    chosen = [weight[rows.to(weight.device)] for weight in weights]
+    return kept.values(), None if base is None else base[rows.to(base.device)], chosen
 
 
 class _WeighedTensors:
@@ -97,13 +116,13 @@ def vector_gradients(weight_gradient: Tensor, pieces: Iterable[tuple[int, Sequen
     """dL/dlambda_i = <dL/dW, tau_i>, for W = W_0 + sum_i lambda_i tau_i.
 
     Args:
-        weight_gradient: dL/dW, of any float dtype.
+        weight_gradient: dL/dW, of any float dtype, dense or sparse.
         pieces: (index of the first element, that piece of each of the n flattened task vectors), all of them.
 
     Returns:
         [n], in float64 on the CPU: the sum of the products of each piece.
     """
-    flat = weight_gradient.reshape(-1)
+    flat = (weight_gradient.to_dense() if weight_gradient.is_sparse else weight_gradient).reshape(-1)
     sums = []
     for start, vectors in pieces:
         part = flat[start : start + vectors[0].numel()].to(vectors[0].device, vectors[0].dtype)
@@ -113,6 +132,30 @@ def vector_gradients(weight_gradient: Tensor, pieces: Iterable[tuple[int, Sequen
 
 def _dtype(gradient: Tensor) -> torch.dtype:
     return torch.float64 if gradient.dtype == torch.float64 else torch.float32
+
+
+@contextmanager
+def sparse_embeddings(model: Module, live: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let forward and backward passes inside give the gradient of an embedding as the rows that were read.
+
+    A dense one is as large as the table, and zero but for the tokens of a batch. Tables that other modules use too, as
+    a tied output layer does, and those that are stored in another form keep dense gradients.
+    """
+    stored = {id(tensor) for tensor in live.values()}
+    others = [module for module in model.modules() if not isinstance(module, Embedding)]
+    used = {id(parameter) for module in others for parameter in module.parameters(recurse=False)}
+    found = [
+        module
+        for module in model.modules()
+        if isinstance(module, Embedding) and not module.sparse and id(module.weight) in stored - used
+    ]
+    for module in found:
+        module.sparse = True
+    try:
+        yield
+    finally:
+        for module in found:
+            module.sparse = False
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from evomerge.merging import RuleTensors, merge_rule
 from evomerge.methods import method_info, resolve_options
 from evomerge.optimisation.batches import Batch
 from evomerge.optimisation.coefficients import Coefficients
+from evomerge.optimisation.gradients import sparse_embeddings, stream_gradients
 from evomerge.passes.weighted_vectors import write_weighted_sum
 from evomerge.recipe import Recipe, Rule
 from evomerge.tensors.computed_tensors import is_computed
@@ -216,6 +218,12 @@ class Student:
             self._model(**arguments) if tensors is None else functional_call(self._model, dict(tensors), (), arguments)
         )
         return output.logits, counted
+
+    @contextmanager
+    def streamed_gradients(self, names: Iterable[str], take: Callable[[str, Tensor], None]) -> Iterator[None]:
+        """Let a backward pass inside hand over gradients as `stream_gradients` does, those of embeddings by rows."""
+        with torch.enable_grad(), sparse_embeddings(self._model, self.live), stream_gradients(self.live, names, take):
+            yield
 
     def _count(self, batch: Batch, gradients: bool) -> None:
         if gradients:

@@ -15,7 +15,7 @@ from evomerge.errors import MergeError, unknown_name
 from evomerge.optimisation.batches import CalibrationBatches
 from evomerge.optimisation.coefficients import initial_coefficients, roles_of
 from evomerge.optimisation.course import Course, steps_of
-from evomerge.optimisation.gradients import factor_gradients, stream_gradients
+from evomerge.optimisation.gradients import factor_gradients
 from evomerge.optimisation.mofo import Mofo, clip_gradients
 from evomerge.optimisation.student import Student
 from evomerge.optimisation.training_inputs import TrainingInputs
@@ -168,7 +168,7 @@ class _Training:
             weights = [source[name] for source in self._sources]
             factors[name] += factor_gradients(gradient, weights, factors[name].shape[1:])
 
-        with torch.enable_grad(), stream_gradients(self._student.live, self._trained, take):
+        with self._student.streamed_gradients(self._trained, take):
             losses = backward_losses(
                 chosen,
                 calibration=self.calibration,

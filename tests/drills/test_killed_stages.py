@@ -1,7 +1,8 @@
-"""SIGKILL in the stages around a search: a training and the comparison on held-out items go on where they were."""
+"""SIGKILL in a search, a training and the comparison on held-out items: each goes on where it was."""
 
 from __future__ import annotations
 
+import random
 import subprocess
 import time
 from collections import Counter
@@ -23,6 +24,7 @@ from tests.drills.conftest import Drill
 pytestmark = pytest.mark.drill
 
 KILLS = 3
+STORAGES = ("sqlite", "journal", "postgres", "mariadb", "redis")
 DAM = {"name": "dam", "steps": 24, "batch_size": 2, "learning_rate": 0.01, "checkpoint_every": 2}
 
 
@@ -32,6 +34,23 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param in ("sqlite", "journal"):
         return f"{request.param}:///{tmp_path}/study.{request.param}"
     return without_studies(request.getfixturevalue(request.param))
+
+
+@pytest.mark.drill("controller killed three times at random instants of a search")
+@pytest.mark.parametrize("place", STORAGES, indirect=True)
+def test_a_search_that_is_killed_has_the_trials_of_one_that_is_not(
+    place: str, make_drill: Callable[..., Drill], undisturbed: list[FrozenTrial]
+) -> None:
+    drill = make_drill(place)
+    for kill in range(KILLS):
+        with drill.running() as process:
+            drill.wait_for(15 * kill + 5)
+            time.sleep(random.uniform(0.0, 1.0))
+            drill.kill(process)
+    with drill.running() as process:
+        said = drill.end_of(process)
+    assert drill.row.exit_codes == [-9] * KILLS + [0], said
+    drill.check_whole(undisturbed)
 
 
 @pytest.mark.drill("controller killed three times while DAM trains")
@@ -91,7 +110,7 @@ def baselines(drill: Drill) -> list[Any]:
 
 
 @pytest.mark.drill("controller killed three times while held-out items are scored")
-@pytest.mark.parametrize("place", ["sqlite", "journal", "postgres", "mariadb", "redis"], indirect=True)
+@pytest.mark.parametrize("place", STORAGES, indirect=True)
 def test_a_comparison_that_is_killed_scores_each_row_once_and_is_one_look(
     place: str, make_drill: Callable[..., Drill]
 ) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch.func import functional_call
 
 from evomerge.optimisation.coefficients import roles_of
-from evomerge.optimisation.gradients import factor_gradients
+from evomerge.optimisation.gradients import factor_gradients, stream_gradients
 from evomerge.optimisation.mofo import Mofo
+from evomerge.optimisation.student import Student
 from evomerge.training.dam import entropy_loss, kl_loss, merged_weight, mse_loss
 from tests.training.conftest import KINDS, SOURCES
 
@@ -172,3 +175,27 @@ def test_at_no_time_do_two_parameters_hold_a_gradient(family):
     assert len(holding) == len(linear)
     assert set(holding) == {1}
     assert all(tensor.grad is None and not tensor.requires_grad for tensor in built.live.values())
+
+
+@pytest.mark.parametrize(("kind", "sparse"), [("llama", True), ("llama_tied", False), ("gpt2_untied", True)])
+def test_an_untied_embedding_gives_the_rows_that_were_read(family, kind, sparse):
+    built = family(kind)
+    inputs = built.inputs(built.recipe("task_arithmetic", weight=0.3))
+    student = Student(inputs.model, inputs.live, inputs.weights, inputs.initial)
+    tokens = torch.tensor([[3, 1, 4, 1, 5]])
+    found = {}
+    streams = {"rows": student.streamed_gradients, "whole": partial(stream_gradients, student.live)}
+    for way, streamed in streams.items():
+        with streamed(student.names, lambda name, gradient, way=way: found.update({(way, name): gradient})):
+            built.model(tokens, labels=tokens, use_cache=False).loss.backward()
+    embeddings = {name for (way, name), gradient in found.items() if way == "rows" and gradient.is_sparse}
+    table = next(name for name in student.names if name.endswith(("embed_tokens.weight", "wte.weight")))
+    assert (table in embeddings) is sparse
+    for name in embeddings:
+        rows, whole = found["rows", name], found["whole", name]
+        assert rows.coalesce().values().shape[0] <= tokens.numel()
+        torch.testing.assert_close(rows.to_dense(), whole)
+        for shape in ((), whole.shape[1:]):
+            given = [source[name] for source in inputs.weights.values()], shape, inputs.weights["base"][name]
+            torch.testing.assert_close(factor_gradients(rows, *given), factor_gradients(whole, *given))
+    assert not any(getattr(module, "sparse", False) for module in built.model.modules())

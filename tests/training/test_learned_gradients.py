@@ -11,7 +11,6 @@ from evomerge.learned.vector_coefficients import CoefficientGradients, initial_v
 from evomerge.merging import RuleTensors, merge_rule
 from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.optimisation.coefficients import roles_of
-from evomerge.optimisation.gradients import stream_gradients
 from evomerge.optimisation.student import Student
 from tests.training.conftest import SOURCES
 from tests.training.learned_family import GRANULARITIES, settings_of, with_options
@@ -100,7 +99,7 @@ def slopes_of(built, settings):
     coefficients.set_in(student)
     gradients = CoefficientGradients(coefficients, student)
     weights = {"left": 0.5, "middle": 0.2, "right": 0.3}
-    with torch.enable_grad(), stream_gradients(built.live, student.names, gradients.take):
+    with student.streamed_gradients(student.names, gradients.take):
         losses = item_losses(built.texts, student=student, settings=settings, weights=weights, gradients=True)
     return coefficients, gradients.totals, sum(weights[source] * loss for source, loss in losses.items()), weights
 
