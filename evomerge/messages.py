@@ -19,6 +19,11 @@ def listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def counted(number: int, noun: str) -> str:
+    """1 item, 2,400 items."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def marked(label: str, models: int, *, control: bool = False) -> str:
     """The label of a row, with a mark where it is several models or a control: emr (3 models)."""
     marks = [f"{models} models"] * (models > 1) + ["control"] * control

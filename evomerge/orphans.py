@@ -25,7 +25,7 @@ from optuna.trial import TrialState
 from evomerge.errors import InvalidInput, first_reason
 from evomerge.evaluation_checkpoints import FOLDER as EVALUATIONS
 from evomerge.leases.lock import hold
-from evomerge.messages import in_bytes
+from evomerge.messages import counted, in_bytes
 from evomerge.object_store.artifact_folder import ArtifactFolder
 from evomerge.object_store.remote_folder import RemoteFolder
 from evomerge.spec import SearchSpec
@@ -373,6 +373,6 @@ def orphans_text(document: dict[str, Any]) -> str:
     """The same for a person."""
     lines = [f"{each['kind']} {in_bytes(each['bytes'])} {each['path']}" for each in document["orphans"]]
     count = len(lines)
-    total = f"{count} orphan{'' if count == 1 else 's'}, {in_bytes(document['bytes'])}, in {document['folder']}"
+    total = f"{counted(count, 'orphan')}, {in_bytes(document['bytes'])}, in {document['folder']}"
     end = "deleted" if document["deleted"] else "--delete deletes them" if count else ""
     return "\n".join([*lines, f"{total}{': ' if end else ''}{end}"])

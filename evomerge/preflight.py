@@ -18,7 +18,7 @@ from evomerge.baselines.planned_training import planned_training
 from evomerge.cluster import gpus_of_each, worker_count, workers_share
 from evomerge.evaluation import code_files, known_evaluators, load_pack
 from evomerge.evaluation.evaluator import ModelEvaluator
-from evomerge.messages import duration, in_bytes, some
+from evomerge.messages import counted, duration, in_bytes, some
 from evomerge.object_store.artifact_folder import ArtifactFolder
 from evomerge.objective import task_weights
 from evomerge.opening.capacity import memory_of, placement_of, trained_weights
@@ -123,13 +123,14 @@ def preflight_text(document: dict[str, Any]) -> Text:
         text.append(f"{line}\n", style=style)
     tensors, space = document["tensors"], document["space"]
     parts = ", ".join(f"{count} {part}" for part, count in tensors["parts"].items())
-    text.append(f"  model: {tensors['parameters']:,} parameters, {tensors['layers']} layers, {parts}\n")
+    text.append(f"  model: {tensors['parameters']:,} parameters, {counted(tensors['layers'], 'layer')}, {parts}\n")
     part = f" ({space['active_dimensions']} at a time)" if space["active_dimensions"] < space["dimensions"] else ""
-    text.append(f"  space {space['name']}: {space['dimensions']} dimensions{part}, {len(space['groups'])} groups\n")
+    groups = counted(len(space["groups"]), "group")
+    text.append(f"  space {space['name']}: {counted(space['dimensions'], 'dimension')}{part}, {groups}\n")
     if "longest_path" in space:
-        text.append(f"    paths of up to {space['longest_path']} layers\n")
+        text.append(f"    paths of up to {counted(space['longest_path'], 'layer')}\n")
     for group in space["groups"]:
-        text.append(f"    {group['label']}: {group['tensors']} tensors\n")
+        text.append(f"    {group['label']}: {counted(group['tensors'], 'tensor')}\n")
     text.append(f"  {'starts at' if 'merges' in space else 'centre of the box'}: {space['centre']}\n")
     for label, row in document["task_vectors"]["groups"].items():
         text.append(f"  task vectors, {label}: {_task_vectors(row)}\n")
@@ -141,7 +142,8 @@ def preflight_text(document: dict[str, Any]) -> Text:
         text.append(f"    runs code: {path} ({digest[:12]})\n", style="yellow")
     cost = document["cost"]
     text.append(
-        f"  {document['budget']['trials']} trials on {cost['workers']} workers, {cost['search_items']:,} items scored; "
+        f"  {counted(document['budget']['trials'], 'trial')} on {counted(cost['workers'], 'worker')}, "
+        f"{counted(cost['search_items'], 'item')} scored; "
         f"sources and baselines: {cost['baseline_items']:,}; held-out: {cost['held_out_items']:,}\n"
         f"  {document['placement']['says']}; disk {in_bytes(cost['disk_bytes'])}\n"
     )
@@ -153,14 +155,14 @@ def preflight_text(document: dict[str, Any]) -> Text:
         text.append(f"  {document['alignment']['says']}\n")
     for name, planned in cost["training"].items():
         text.append(
-            f"  {name}: {planned['steps']:,} steps, {planned['gradient_tokens']:,} tokens with gradients and "
+            f"  {name}: {counted(planned['steps'], 'step')}, {planned['gradient_tokens']:,} tokens with gradients and "
             f"{planned['forward_tokens']:,} without\n"
         )
     for measured in document["statistics"]:
         text.append(
-            f"  {measured['kind']} of {measured['source']}: {measured['texts']} texts, {measured['tokens']:,} tokens; "
-            f"{in_bytes(measured['file_bytes'])} on the disk and in memory, {in_bytes(measured['measuring_bytes'])} "
-            "while they are measured\n"
+            f"  {measured['kind']} of {measured['source']}: {counted(measured['texts'], 'text')}, "
+            f"{measured['tokens']:,} tokens; {in_bytes(measured['file_bytes'])} on the disk and in memory, "
+            f"{in_bytes(measured['measuring_bytes'])} while they are measured\n"
         )
     left = cost["seconds_left"]
     text.append(f"  time left: {'known after the first trials' if left is None else duration(left)}\n")

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.leases.lock import hold
-from evomerge.messages import listed
+from evomerge.messages import counted, listed
 from evomerge.object_store.artifact_folder import ArtifactFolder
 from evomerge.object_store.object_url import is_object_url
 from evomerge.spec import SearchSpec, spec_from_json
@@ -77,9 +77,9 @@ def copy_search(from_url: str, to_url: str, name: str | None = None) -> dict[str
 
 def copy_text(document: dict[str, Any]) -> Text:
     """The same for a person."""
-    rows = [f"{count} trials of {name}" for name, count in document["trials"].items()]
+    rows = [f"{counted(count, 'trial')} of {name}" for name, count in document["trials"].items()]
     files = (
-        f"{document['copied']} files were copied to {document['artifacts']}"
+        f"copied {counted(document['copied'], 'file')} to {document['artifacts']}"
         if document["copied"] is not None
         else f"the artifacts stay in {document['artifacts']}, which both studies refer to"
     )

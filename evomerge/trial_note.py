@@ -8,7 +8,7 @@ from typing import Final
 
 from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.jobs import Cost
-from evomerge.messages import duration_of_one, in_thousands, listed, some
+from evomerge.messages import counted, duration_of_one, in_thousands, listed, some
 from evomerge.recipe import Recipe, Rule
 
 _TASKS: Final = 20  # that a note has room for
@@ -43,7 +43,7 @@ def in_words(recipe: Recipe) -> str:
     if recipe.layers:
         taken = [layer.source for layer in recipe.layers]
         counts = [f"{taken.count(source)} of {source}" for source in dict.fromkeys(taken)]
-        return f"A path of {len(taken)} layers: {listed(counts)}"
+        return f"A path of {counted(len(taken), 'layer')}: {listed(counts)}"
     methods = list(dict.fromkeys(rule.method for rule in recipe.rules))
     if not methods:
         return f"A copy of {recipe.base.name}"

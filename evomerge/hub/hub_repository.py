@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from evomerge.errors import InvalidInput
 from evomerge.hub.hub_faults import hub_faults
-from evomerge.messages import first_line, in_bytes, some
+from evomerge.messages import counted, first_line, in_bytes, some
 
 _MARKERS: Final = ("recipe.json", "emr.json")  # of an export: such a repository may be replaced
 _OF_A_NEW_ONE: Final = (".gitattributes", "README.md", "LICENSE")  # that the hub itself writes
@@ -131,7 +131,7 @@ class HubRepository:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         size = sum(path.stat().st_size for path in files)
         names = [path.relative_to(folder).as_posix() for path in files]
-        tell(f"uploading {len(files)} files ({in_bytes(size)}) to {self.url}")
+        tell(f"uploading {counted(len(files), 'file')} ({in_bytes(size)}) to {self.url}")
         state = f"the export is in {folder}"
         with hub_faults("the upload", repository=self.id, state=state):
             self._api.create_repo(self.id, private=True if self._private else None, exist_ok=True)

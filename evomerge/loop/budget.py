@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.loop.outlook import Bar, chance_to_pass
+from evomerge.messages import counted
 from evomerge.spec import BudgetSpec
 from evomerge.storage import attributes
 from evomerge.study.search_study import SearchStudy
@@ -126,7 +127,7 @@ def reached(budget: BudgetSpec, spent: Spent) -> str | None:
     if budget.target is not None and spent.best is not None and spent.best >= budget.target:
         return f"the target of {budget.target:g} was reached"
     if budget.patience is not None and spent.best is not None and spent.since_best >= budget.patience:
-        return f"no better one was found in {spent.since_best} trials"
+        return f"no better one was found in {counted(spent.since_best, 'trial')}"
     for name, limit, used in _limits(budget, spent):
         if limit is not None and used >= limit:
             return f"the budget of {limit:,g} {name} is spent"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from evomerge.charts.both_parts import BothParts
 from evomerge.charts.depth_weights import DepthWeights
 from evomerge.charts.search_course import Level, SearchCourse, thinned
+from evomerge.messages import counted
 from evomerge.page.pictures import COLOURS, Picture, drawn
 from evomerge.verdict.verdict import Verdict
 
@@ -112,7 +113,7 @@ def course(found: SearchCourse, others: Mapping[str, SearchCourse] | None = None
     text = "Each dot is a trial, the line is the best so far; dashed: the best source and the best baselines."
     if others:
         text += f" The second line is {', '.join(others)}."
-    hidden = f" {found.failed} trials failed." if found.failed else ""
+    hidden = f" {counted(found.failed, 'trial')} failed." if found.failed else ""
     hidden += f" {found.dropped} were dropped early." if found.dropped else ""
     return drawn("course", "Score over what was spent", text + hidden, 3.2, draw)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from evomerge.charts.search_course import SearchCourse
 from evomerge.leaderboard import Line, left_out_of, meets_constraints
+from evomerge.messages import counted
 from evomerge.report.status_report import status_document
 from evomerge.sanity.probe_records import winner_warning
 from evomerge.study.command_line import command_line
@@ -54,7 +55,7 @@ def state(stored: StoredSearch, course: SearchCourse) -> str:
     """The state of the search in one line: its phase, and the trials that have ended."""
     document = status_document(stored.study, None)
     phase = document["phase"] or "not begun"
-    counts = [f"{len(course.points)} trials scored"]
+    counts = [f"{counted(len(course.points), 'trial')} scored"]
     counts += [f"{course.dropped} dropped early"] * bool(course.dropped)
     counts += [f"{course.failed} failed"] * bool(course.failed)
     running = document["trials"]["running"] if phase != FINISHED_PHASE else 0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from evomerge.messages import p_value
+from evomerge.messages import counted, p_value
 from evomerge.verdict.headline import headline
-from evomerge.verdict.sentences import about, amount, counted, sentence
+from evomerge.verdict.sentences import about, amount, sentence
 from evomerge.verdict.verdict import Comparison, Verdict
 
 COMPARISON_TITLES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from evomerge.messages import listed
+from evomerge.messages import counted, listed
 from evomerge.verdict.verdict import ALPHA, Comparison, Lead, Unit, Verdict
 
 _MANY = 4  # baselines that are named one by one, where all fared the same
@@ -123,11 +123,6 @@ def about(number: int) -> str:
         return "more than ten million"
     digits = max(0, int(math.log10(number)) - 1)
     return f"{round(number, -digits):,}"
-
-
-def counted(number: int, noun: str) -> str:
-    """1 item, 2,400 items."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _names(comparisons: Sequence[Comparison], every: int) -> str:
