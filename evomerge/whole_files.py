@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 from evomerge.errors import noted
+
+_ASIDE: Final = ".replacing-"  # in the names of files that take the place of another one where a check holds
 
 
 def write_whole(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
@@ -30,6 +34,37 @@ def write_whole(path: Path, content: bytes | Iterable[bytes | memoryview]) -> No
         aside.unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
+
+
+def replace_where(path: Path, fill: Callable[[Path], object], check: Callable[[], bool]) -> bool:
+    """Replace a file where a check holds; False where it does not, or another process replaces the file meanwhile.
+
+    A process may be stopped for any length between its check and the replacement. Therefore one whose check would make
+    all others fail calls `discard_asides` before it relies on the file: theirs can then not take its place any more.
+
+    Args:
+        fill: writes the new file.
+    """
+    aside = path.with_name(f".{path.name}{_ASIDE}{secrets.token_hex(4)}")
+    try:
+        fill(aside)
+        try:
+            flush(aside)
+            if not check():
+                return False
+            aside.replace(path)
+        except FileNotFoundError:  # somebody has discarded it
+            return False
+    finally:
+        aside.unlink(missing_ok=True)
+    flush_folder(path.parent)
+    return True
+
+
+def discard_asides(path: Path) -> None:
+    """Delete the files of others that would replace this one by `replace_where`, and those of crashes."""
+    for aside in path.parent.glob(f".{glob.escape(path.name)}{_ASIDE}*"):
+        aside.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +15,7 @@ from evomerge.leases.hold_files import lease_file
 from evomerge.leases.lease import holder_in, taken_over
 from evomerge.storage.journals import FileJournal, RedisJournal
 from evomerge.storage.optuna_internals import journal_of
-from evomerge.whole_files import flush_folder, write_whole
+from evomerge.whole_files import discard_asides, replace_where
 
 __all__ = ["FileLease", "RedisLease", "lease_file"]
 
@@ -33,13 +31,14 @@ return 1
 class FileLease:
     """A `LeaseStore` in a file beside a journal file, changed under the journal's lock.
 
-    Its holder writes to the file in place; another one that takes it replaces the file, and the journal by a copy. So
-    the former holder's writes go to files without a name, however late they come.
+    Its holder writes to the file in place; another one that takes it replaces the file, and then the journal by a copy.
+    So the former holder's writes go to files without a name, however late they come.
     """
 
     def __init__(self, journal: Path) -> None:
         self._journal = journal.resolve()
         self._path = lease_file(self._journal)
+        self._is_taken_away = False  # from a holder who may still be writing
 
     def read(self) -> str | None:
         try:
@@ -57,10 +56,11 @@ class FileLease:
                 os.ftruncate(descriptor, len(content))
                 os.fsync(descriptor)
                 return True
-            write_whole(self._path, content)
-            if holder_in(old) is not None and self._journal.exists():
-                _replace_by_copy(self._journal)
-            return True
+            self._is_taken_away = self._is_taken_away or holder_in(old) is not None
+            taken = replace_where(self._path, lambda aside: aside.write_bytes(content), lambda: self.read() == old)
+            if taken:
+                discard_asides(self._path)
+            return taken
 
     def guard(self, storage: BaseStorage, holder: str) -> None:
         assert isinstance(storage, JournalStorage)  # the lease is that of a journal
@@ -73,6 +73,9 @@ class FileLease:
                 raise taken_over(stored)
 
         journal.fence = fence
+        if self._is_taken_away:
+            journal.leave_former()
+            self._is_taken_away = False
 
 
 class RedisClient(Protocol):
@@ -107,6 +110,9 @@ class RedisLease:
 @contextmanager
 def _locked(journal: Path) -> Iterator[None]:
     """The lock that Optuna's journal backend takes for each append."""
+    if not journal.exists():  # the lock is a link to it, and one that dangles is never recognised as that of a crash
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        journal.touch()
     lock = JournalFileSymlinkLock(str(journal))
     lock.acquire()
     try:
@@ -133,16 +139,3 @@ def _text(descriptor: int | None) -> str | None:
     if descriptor is None:
         return None
     return os.pread(descriptor, 1 << 16, 0).decode(errors="replace").strip() or None
-
-
-def _replace_by_copy(path: Path) -> None:
-    aside = path.with_name(f".{path.name}.copy-{uuid.uuid4().hex[:8]}")
-    try:
-        shutil.copy2(path, aside)
-        with aside.open("rb") as copy:
-            os.fsync(copy.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    flush_folder(path.parent)

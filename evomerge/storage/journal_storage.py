@@ -1,7 +1,7 @@
-"""The storage of a journal file: what a transaction writes is appended at once, and the file is read in large pieces.
+"""The storage of a journal: what a transaction writes is appended at once, and the journal is read in large pieces.
 
-Optuna appends each parameter and attribute by itself, each with a lock and a wait for the disk, and applies each to a
-copy of its trial when a journal is opened. What it finds in a journal of this class is what it would have written.
+Optuna appends each parameter and attribute by itself, each with a wait for disk or server, and applies each to a copy
+of its trial when a journal is opened. What it finds in a journal of this class is what it would have written.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from typing import Any, TypeVar
 from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from evomerge.storage.journals import FileJournal, JournalOvertaken
+from evomerge.storage.journals import FileJournal, JournalOvertaken, RedisJournal
 from evomerge.storage.optuna_internals import JournalOperation
 from evomerge.trial_store.journal_replay import JournalReplay
 from evomerge.trial_store.trial_memory import KeepsTrials, TrialMemory, loose
 
-__all__ = ["FileJournalStorage"]
+__all__ = ["TransactionalJournalStorage"]
 
 Log = dict[str, Any]
 _Result = TypeVar("_Result")
 
 
-class FileJournalStorage(JournalStorage, KeepsTrials):
-    """The storage of a journal file, with transactions. One is repeated where somebody else has written meanwhile."""
+class TransactionalJournalStorage(JournalStorage, KeepsTrials):
+    """The storage of a journal, with transactions. One is repeated where somebody else has written meanwhile."""
 
-    def __init__(self, file: FileJournal) -> None:
-        self._file = file
+    def __init__(self, journal: FileJournal | RedisJournal) -> None:
+        self._journal = journal
         self._unwritten: list[Log] | None = []  # of the transaction that is open: nothing is read meanwhile
         self._created: dict[int, Log] = {}  # by id, the trials that it has created
-        super().__init__(file)
+        super().__init__(journal)
         self._unwritten = None
         self._stale = True
         self._sync_with_backend()
@@ -62,7 +62,7 @@ class FileJournalStorage(JournalStorage, KeepsTrials):
         try:
             yield
             if logs := self._unwritten:
-                self._file.append_after(self._replay_result.log_number_read, logs)
+                self._journal.append_after(self._replay_result.log_number_read, logs)
                 self._replay_result.log_number_read += len(logs)
         except BaseException:
             self._stale = True  # memory holds what the journal does not
@@ -104,9 +104,10 @@ class FileJournalStorage(JournalStorage, KeepsTrials):
         if not self._stale:
             super()._sync_with_backend()
             return
+        known = self._replay_result.log_number_read
         self._replay = self._replay_result = JournalReplay(self._worker_id_prefix)
-        for logs in self._file.load():
-            self._replay.apply_logs(logs)
+        for logs in self._journal.load():
+            self._replay.apply_logs(logs, known)
         self._replay.given_out = True
         self._stale = False
 

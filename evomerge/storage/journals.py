@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, Jour
 from evomerge.errors import Interrupted
 from evomerge.storage.patience import IMPATIENT
 from evomerge.storage.url import described_url
+from evomerge.whole_files import discard_asides, replace_where
 
 __all__ = ["FileJournal", "JournalOvertaken", "RedisJournal"]
 
@@ -27,21 +29,25 @@ _ANSWER_SECONDS: Final = 4.0  # after which a server that hangs is asked again, 
 _COUNTED_SECONDS: Final = 7 * 24 * 3600  # that the entries of a writer are counted after its last one
 
 _PIECE: Final = 1 << 20  # bytes of a journal that are read together
+_ENTRIES: Final = 1000  # of a journal in Redis, likewise
 
-# Appends an entry to the log, in the layout of Optuna's own backend, unless another one has the lease, or the server
-# has lost entries. Beside it stands how many each writer has appended: an append may reach the server twice, and late.
+# Appends entries to the log, in the layout of Optuna's own backend, unless another one has the lease, the server has
+# lost entries, or others than the expected number precede them. Beside it stands how many times each writer has
+# appended: an append may reach the server twice, and late.
 _APPEND: Final = """
 local last = tonumber(redis.call('get', KEYS[1]) or '-1')
 if tonumber(redis.call('get', KEYS[2]) or '0') >= tonumber(ARGV[1]) then return last end
 if last < tonumber(ARGV[2]) then return -2 end
-if ARGV[5] ~= '' and redis.call('hget', KEYS[3], 'id') ~= ARGV[5] then return -3 end
-redis.call('set', KEYS[1], last + 1)
-redis.call('set', ':log:' .. (last + 1), ARGV[3])
-redis.call('set', KEYS[2], ARGV[1], 'EX', ARGV[4])
-return last + 1
+if ARGV[4] ~= '' and redis.call('hget', KEYS[3], 'id') ~= ARGV[4] then return -3 end
+if ARGV[5] ~= '' and last ~= tonumber(ARGV[5]) then return -4 end
+redis.call('set', KEYS[1], last + #ARGV - 5)
+for i = 6, #ARGV do redis.call('set', ':log:' .. (last + i - 5), ARGV[i]) end
+redis.call('set', KEYS[2], ARGV[1], 'EX', ARGV[3])
+return last + #ARGV - 5
 """
 _FORGOTTEN: Final = -2
 _FENCED: Final = -3
+_OVERTAKEN: Final = -4
 
 
 class JournalOvertaken(Exception):
@@ -138,6 +144,27 @@ class FileJournal(JournalFileBackend):
 
         self._wait(append)
 
+    def leave_former(self) -> None:
+        """Replace the file by a copy: what those who were found not to be the holder still write is written to nowhere.
+
+        Raises:
+            EvomergeError: somebody else is the holder by now.
+        """
+
+        def copy() -> None:
+            with self._locked():
+                self.fence()
+                discard_asides(self._path)
+                if not replace_where(self._path, partial(shutil.copy2, self._path), self._passes_fence):
+                    self.fence()
+                    raise StorageInternalError(f"the journal {self._path} was replaced while it was copied")
+
+        self._wait(copy)
+
+    def _passes_fence(self) -> bool:
+        self.fence()
+        return True
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         self._append_lock.acquire()
@@ -152,7 +179,8 @@ class FileJournal(JournalFileBackend):
 
 
 class RedisJournal(BaseJournalBackend):
-    """A journal in Redis. An entry is there once, and the server is waited for while it is away.
+    """A journal in Redis. Entries are there once, all that are appended together or none, and the server is waited for
+    while it is away.
 
     Optuna's own backend has snapshots, which are pickles: loading one would run the code of whoever can write there.
 
@@ -192,28 +220,51 @@ class RedisJournal(BaseJournalBackend):
         self._redis.get(":log_number")
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        for entries in self._pieces(log_number_from):
+            yield from entries
+
+    def load(self) -> Iterator[list[dict[str, Any]]]:
+        """All entries, many at a time."""
+        return self._pieces(0)
+
+    def _pieces(self, start: int) -> Iterator[list[dict[str, Any]]]:
         found = self._wait(lambda: self._redis.get(":log_number"))
-        last = -1 if found is None else int(found)
-        if last < self._known:
+        count = 0 if found is None else int(found) + 1
+        if count <= self._known:
             raise self._has_forgotten()
-        for number in range(log_number_from, last + 1):
-            entry = self._wait(partial(self._redis.get, f":log:{number}"))
-            if entry is None:
+        for first in range(start, count, _ENTRIES):
+            numbers = range(first, min(first + _ENTRIES, count))
+            texts = self._wait(partial(self._redis.mget, [f":log:{number}" for number in numbers]))
+            if None in texts:
                 raise self._has_forgotten()
-            self._known = max(self._known, number)
-            yield json.loads(entry)
+            self._known = max(self._known, numbers[-1])
+            yield [json.loads(text) for text in texts]
+
+    def append_after(self, number: int, logs: list[dict[str, Any]]) -> None:
+        """Append entries that follow from the first `number` ones, which have been read.
+
+        Raises:
+            JournalOvertaken: there are others by now.
+        """
+        self._append(logs, str(number - 1))
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        self._append(logs, "")
+
+    def _append(self, logs: list[dict[str, Any]], follow: str) -> None:
+        """Append entries, where one is named after the entry with this number."""
         lease, holder, error = self.fence or ("", "", StorageInternalError)
-        for entry in logs:
-            self._appended += 1
-            keys = (":log_number", self._counter, lease)
-            arguments = (self._appended, self._known, json.dumps(entry), _COUNTED_SECONDS, holder)
-            answer = self._wait(partial(self._redis.eval, _APPEND, len(keys), *keys, *arguments))
-            if answer == _FENCED:
-                raise error()
-            if answer == _FORGOTTEN:
-                raise self._has_forgotten()
+        self._appended += 1
+        keys = (":log_number", self._counter, lease)
+        arguments = (self._appended, self._known, _COUNTED_SECONDS, holder, follow, *map(json.dumps, logs))
+        answer = self._wait(partial(self._redis.eval, _APPEND, len(keys), *keys, *arguments))
+        if answer == _FENCED:
+            raise error()
+        if answer == _FORGOTTEN:
+            raise self._has_forgotten()
+        if answer == _OVERTAKEN:
+            raise JournalOvertaken
+        self._known = max(self._known, int(answer))
 
     def _wait(self, call: Callable[[], Any]) -> Any:
         return self.patience.retry(call, self._awaited)

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy.engine import make_url
 
 from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.errors import EvomergeError, InvalidInput, nearest
 from evomerge.storage.journal_repair import refuse_broken_lines, repair_tail
-from evomerge.storage.journal_storage import FileJournalStorage
+from evomerge.storage.journal_storage import TransactionalJournalStorage
 from evomerge.storage.journals import FileJournal, RedisJournal
 from evomerge.storage.optuna_internals import backend_of
 from evomerge.storage.patience import (
@@ -126,8 +126,7 @@ def in_transaction(
     """Store everything that `write` writes, or nothing of it, in one transaction; again while the database is away.
 
     Optuna commits each parameter and attribute by itself, and each commit waits for the disk: some 45 times per trial
-    with 30 parameters. A journal in a file gets them at once; Redis has no transactions, and each write is stored as it
-    comes, once.
+    with 30 parameters. A journal gets them at once.
 
     Args:
         stored: finds what a transaction has stored although nobody acknowledged it, for writes that may not be
@@ -138,7 +137,7 @@ def in_transaction(
     """
     if isinstance(storage, PatientWriter):
         return storage.store(write, stored)
-    return storage.store(write) if isinstance(storage, FileJournalStorage) else write()
+    return storage.store(write) if isinstance(storage, TransactionalJournalStorage) else write()
 
 
 def release(storage: BaseStorage) -> None:
@@ -203,7 +202,7 @@ def _open_journal(file: Path, patience: StoragePatience) -> BaseStorage:
         repair_tail(file)
         journal = FileJournal(file)
         try:
-            storage = FileJournalStorage(journal)
+            storage = TransactionalJournalStorage(journal)
         except ValueError:  # of JSON; it is told which line
             refuse_broken_lines(file)
             raise
@@ -219,7 +218,7 @@ def _open_redis(url: str, patience: StoragePatience) -> BaseStorage:
     def opened() -> BaseStorage:
         journal = RedisJournal(url)
         journal.check()
-        storage = JournalStorage(journal)
+        storage = TransactionalJournalStorage(journal)
         journal.patience = patience
         return storage
 

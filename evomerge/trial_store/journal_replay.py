@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Final
 
 from optuna.distributions import BaseDistribution, check_distribution_compatibility, json_to_distribution
+from optuna.exceptions import DuplicatedStudyError
 
 from evomerge.errors import InvalidInput
 from evomerge.storage.optuna_internals import JournalOperation, ReplayResult
 from evomerge.trial_store.trial_memory import TrialMemory, with_changes
 
 __all__ = ["JournalReplay"]
+
+# What Optuna raises to whoever has written an operation that cannot be applied, a RuntimeError for a finished trial.
+_REFUSALS: Final = (DuplicatedStudyError, KeyError, RuntimeError, ValueError)
 
 Log = dict[str, Any]
 
@@ -56,10 +60,20 @@ class JournalReplay(ReplayResult):
             self._memories[study_id] = TrialMemory(self._trials[each] for each in self._study_id_to_trial_ids[study_id])
         return self._memories[study_id]
 
-    def apply_logs(self, logs: Iterable[Log]) -> None:
+    def apply_logs(self, logs: Iterable[Log], known: int = 0) -> None:
+        """Apply operations, and count them.
+
+        Args:
+            known: of a journal that is read again, how many were read before: an operation of this process that is an
+                error is refused again, but has been raised already.
+        """
         for log in logs:
             self.log_number_read += 1
-            self.apply(log)
+            try:
+                self.apply(log)
+            except _REFUSALS:
+                if self.log_number_read > known:
+                    raise
 
     def apply(self, log: Log) -> None:
         """Apply one operation, without counting it."""

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,13 @@ class Drill:
         self._folder = folder
         self._said = folder / "said"
 
+    def command(self, ray: str) -> list[str]:
+        return [sys.executable, "-m", "evomerge.cli", "run", str(self.spec), "--ray", ray, "--json"]
+
     @contextmanager
-    def running(self, ray: str = "none") -> Iterator[subprocess.Popen[bytes]]:
-        command = [sys.executable, "-m", "evomerge.cli", "run", str(self.spec), "--ray", ray, "--json"]
+    def running(self, ray: str = "none", inside: Sequence[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
+        """The search as a process, started by another command where `inside` names one."""
+        command = [*inside, *self.command(ray)]
         with self._said.open("w") as log:
             process = subprocess.Popen(command, cwd=self._folder, stdout=log, stderr=subprocess.STDOUT)
         try:

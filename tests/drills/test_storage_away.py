@@ -115,12 +115,17 @@ def test_a_file_that_another_program_locks_is_waited_for(tmp_path: Path, make_dr
     drill.check_whole(undisturbed)
 
 
+# Storage -> KiB of a file system with room for some twenty trials.
+SMALL = {"sqlite:///{}/study.db": 240, "journal:///{}/study.journal": 120}
+
+
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(tmp_path: Path, url: str) -> Iterator[Path]:
     """A file system with room for some twenty trials."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "evomerge", folder], capture_output=True)
+    options = f"size={SMALL[url]}k"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "evomerge", folder], capture_output=True)
     if mounted.returncode != 0:
         pytest.skip("needs the right to mount a file system (root)")
     try:
@@ -130,7 +135,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.drill("disk full until the next run")
-@pytest.mark.parametrize("url", ["sqlite:///{}/study.db", "journal:///{}/study.journal"])
+@pytest.mark.parametrize("url", SMALL)
 def test_a_full_disk_is_named_and_the_search_goes_on_when_there_is_room(
     url: str, small_disk: Path, make_drill: Callable, undisturbed
 ) -> None:
@@ -140,6 +145,7 @@ def test_a_full_disk_is_named_and_the_search_goes_on_when_there_is_room(
     assert process.returncode == 3, said
     assert f"the disk of {small_disk} is full, or its quota is used up (" in said
     assert "make room, and run the same command again" in said
+    assert drill.trials()
     subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
     with drill.running() as process:
         said = drill.end_of(process)
@@ -148,11 +154,12 @@ def test_a_full_disk_is_named_and_the_search_goes_on_when_there_is_room(
 
 
 @pytest.mark.drill("disk full for a moment")
-@pytest.mark.parametrize("url", ["sqlite:///{}/study.db", "journal:///{}/study.journal"])
+@pytest.mark.parametrize("url", SMALL)
 def test_room_that_is_made_soon_is_enough(url: str, small_disk: Path, make_drill: Callable, undisturbed) -> None:
     drill = make_drill(url.format(small_disk))
     with drill.running() as process:
-        while "is full" not in drill.said and process.poll() is None:
+        while "is full" not in drill.said:
+            assert process.poll() is None, drill.said
             time.sleep(0.2)
         subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
         said = drill.end_of(process)

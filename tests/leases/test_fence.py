@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -13,10 +14,12 @@ import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages.journal import JournalFileSymlinkLock
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy import event
 
+from evomerge import whole_files
 from evomerge.clock import ManualClock
 from evomerge.errors import Interrupted, StudyHeld
 from evomerge.leases import journal_leases
@@ -24,6 +27,7 @@ from evomerge.leases.holding_process import Process
 from evomerge.leases.journal_leases import FileLease
 from evomerge.leases.lease import Lease, LeaseStore
 from evomerge.leases.relational_lease import RelationalLease
+from evomerge.storage.journals import FileJournal
 from evomerge.storage.opening import in_transaction, open_storage, release
 from evomerge.storage.optuna_internals import backend_of
 from evomerge.storage.patience import StorageAway
@@ -39,19 +43,19 @@ class Fenced:
     """
 
     def __init__(self, url: str, file: Path) -> None:
-        self.storage, self._others = open_storage(url, single_writer=True), open_storage(url)
+        self.storage, self.others = open_storage(url, single_writer=True), open_storage(url)
         self.study = self.storage.create_new_study(MAXIMIZE, "s")
         self.trial = self.storage.create_new_trial(self.study)
         self._file = file
         self._clock = ManualClock()
-        self.holder = self._take(self.storage, "here")
+        self.holder = self.take(self.storage, "here")
         self.holder.guard(self.storage)
 
     def take_over(self) -> None:
-        """What another machine does after silence."""
-        self._take(self._others, "elsewhere")
+        """What another machine does after silence, before it writes anything."""
+        self.take(self.others, "elsewhere").guard(self.others)
 
-    def _take(self, storage: BaseStorage, host: str) -> Lease:
+    def take(self, storage: BaseStorage, host: str) -> Lease:
         lease = Lease(
             self._store(storage),
             what="the study 's'",
@@ -68,15 +72,18 @@ class Fenced:
 
     def contents(self) -> Any:
         """The studies and trials as another process reads them."""
+        return self.contents_of(self.others)
+
+    def contents_of(self, storage: BaseStorage) -> Any:
         studies = [
             (study.study_name, {key: value for key, value in study.user_attrs.items() if key != "evomerge:writer"})
-            for study in self._others.get_all_studies()
+            for study in storage.get_all_studies()
         ]
-        return studies, self._others.get_all_trials(self.study)
+        return studies, storage.get_all_trials(self.study)
 
     def close(self) -> None:
         release(self.storage)
-        release(self._others)
+        release(self.others)
 
 
 @pytest.fixture(params=["sqlite:///{}", "journal:///{}"])
@@ -197,7 +204,7 @@ def test_an_entry_that_was_allowed_before_a_takeover_and_is_written_after_it_is_
         allow()
         journal.fence = allow
         with monkeypatch.context() as patch:  # whoever waits for half a minute breaks the lock of a stopped process
-            patch.setattr(journal_leases, "_locked", lambda path: nullcontext())
+            break_locks(patch)
             fenced.take_over()
 
     journal.fence = stopped_after_it_was_allowed
@@ -205,6 +212,75 @@ def test_an_entry_that_was_allowed_before_a_takeover_and_is_written_after_it_is_
         fenced.storage.set_study_user_attr(fenced.study, "a", 1)
     assert fenced.contents() == before
     assert "user_attr" not in file.read_text()
+
+
+def break_locks(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(journal_leases, "_locked", lambda path: nullcontext())
+    patch.setattr(FileJournal, "_locked", lambda journal: nullcontext())
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        (whole_files, "flush", 1),
+        (Path, "replace", 1),
+        (whole_files, "flush_folder", 1),
+        (whole_files, "flush", 3),
+        (Path, "replace", 2),
+        (whole_files, "flush_folder", 2),
+    ],
+    ids=[
+        "lease written",
+        "lease looked at",
+        "lease taken",
+        "journal copied",
+        "lease looked at again",
+        "journal in place",
+    ],
+)
+def test_one_that_was_stopped_in_its_takeover_replaces_nothing_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int
+) -> None:
+    file = tmp_path / "study.journal"
+    fenced = Fenced(f"journal:///{file}", file)
+    slow = open_storage(f"journal:///{file}", single_writer=True)
+    original, calls = getattr(owner, name), itertools.count(1)
+
+    def stopped(*arguments: Any) -> Any:
+        if next(calls) == call:
+            monkeypatch.setattr(owner, name, original)
+            fenced.take_over()
+            fenced.others.set_study_user_attr(fenced.study, "written", "by another one")
+        return original(*arguments)
+
+    def take_and_write() -> None:
+        fenced.take(slow, "slow").guard(slow)
+        slow.set_study_user_attr(fenced.study, "written", "by one that is not the holder")
+
+    break_locks(monkeypatch)
+    monkeypatch.setattr(owner, name, stopped)
+    with pytest.raises(StudyHeld, match="on elsewhere"):
+        take_and_write()
+    assert fenced.others.get_study_user_attrs(fenced.study)["written"] == "by another one"
+    assert fenced.contents() == fenced.contents_of(open_storage(f"journal:///{file}"))
+    assert list(tmp_path.glob(".*replacing*")) == []
+
+
+def test_a_crash_while_the_first_lease_is_taken_blocks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "new" / "study.journal"
+    acquire = JournalFileSymlinkLock.acquire
+
+    def acquired_and_killed(lock: JournalFileSymlinkLock) -> None:
+        acquire(lock)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalFileSymlinkLock, "acquire", acquired_and_killed)
+        with pytest.raises(KeyboardInterrupt):
+            FileLease(file).swap(None, '{"id": "a", "number": 1}')
+    left = file.with_name(f"{file.name}.lock")
+    assert left.is_symlink()
+    assert left.exists()  # Optuna breaks the lock of a crash after 30 s, but never a link to nothing
 
 
 def test_a_refresh_that_was_begun_before_a_takeover_and_ends_after_it_changes_nothing(
@@ -217,7 +293,7 @@ def test_a_refresh_that_was_begun_before_a_takeover_and_ends_after_it_changes_no
     def stopped(descriptor: int, content: bytes, offset: int) -> int:
         monkeypatch.setattr(os, "pwrite", pwrite)
         with monkeypatch.context() as patch:
-            patch.setattr(journal_leases, "_locked", lambda path: nullcontext())
+            break_locks(patch)
             fenced.take_over()
         return pwrite(descriptor, content, offset)
 

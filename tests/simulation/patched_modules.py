@@ -14,6 +14,7 @@ import optuna
 from optuna.storages.journal import _file as optuna_journal_file
 from simulation import doubles, relational
 
+from evomerge import whole_files
 from evomerge.leases import journal_leases, lock
 from evomerge.leases import lease as lease_module
 from evomerge.storage import journals, single_writer
@@ -32,6 +33,7 @@ _DOUBLES: tuple[tuple[Any, str, Any], ...] = (
     (lease_module, "is_running", lambda record: doubles.world().is_running(record)),
     (journal_leases, "os", doubles.Os()),
     (journals, "os", doubles.Os()),
+    (whole_files, "os", doubles.Os()),
     (optuna_journal_file, "time", doubles.Time),
     (single_writer, "add_trial", relational.add_trial),
     (single_writer, "read_trials", relational.read_trials),

@@ -19,24 +19,17 @@ def away() -> Exception:
 
 
 class RedisServer:
-    """Keys and hashes.
-
-    Attributes:
-        writers: process by process, whose entries were appended to the log.
-    """
+    """Keys and hashes."""
 
     def __init__(self) -> None:
         self.keys: dict[str, Any] = {}
         self.hashes: dict[str, dict[str, str]] = {}
-        self.writers: list[int] = []
 
     def call(self, command: str, *arguments: Any) -> Any:
         if command == "get":
             return self.keys.get(arguments[0])
         if command == "set":
             self.keys[arguments[0]] = str(arguments[1])
-            if arguments[0] == ":log_number":
-                self.writers.append(world().process.pid)
             return True
         if command == "hget":
             return self.hashes.get(arguments[0], {}).get(arguments[1])
@@ -54,6 +47,10 @@ class RedisClient:
 
     def get(self, key: str) -> bytes | None:
         return _encoded(world().call(lambda: self._server.call("get", key), away, writes=False))
+
+    def mget(self, keys: list[str]) -> list[bytes | None]:
+        texts = world().call(lambda: [self._server.call("get", key) for key in keys], away, writes=False)
+        return [_encoded(text) for text in texts]
 
     def hget(self, key: str, name: str) -> bytes | None:
         return _encoded(self._server.call("hget", key, name))
@@ -92,7 +89,7 @@ def _encoded(text: str | None) -> bytes | None:
 
 @cache
 def _compiled(script: str) -> CodeType:
-    """A script of conditions, calls and returns as Python."""
+    """A script of conditions, loops, calls and returns as Python, with a line for each."""
     lines = ["def script():"]
     for line in script.strip().splitlines():
         lines.append("    " + _translated(line.removeprefix("local ")))
@@ -105,6 +102,8 @@ def _translated(line: str) -> str:
         (r"~=", "!="),
         (r"\.\.\s*(\([^)]*\))", r"+ tostring\1"),
         (r"^if (.*) then (.*) end$", r"if \1: \2"),
+        (r"^for (\w+) = (\d+), #(\w+) do (.*) end$", r"for \1 in range(\2, len(\3)): \4"),
+        (r"#(\w+)", r"(len(\1) - 1)"),  # without the place before the first
     )
     for pattern, replacement in rules:
         line = re.sub(pattern, replacement, line)

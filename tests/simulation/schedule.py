@@ -89,7 +89,7 @@ class WatchedLease:
 
         def swap() -> bool:
             swapped = self._store.swap(old, new)
-            if swapped:
+            if swapped and self._store.read() == new:  # not one that was stopped since, while others took it
                 self._run.note_swap(old, new, sent, self._process)
             return swapped
 

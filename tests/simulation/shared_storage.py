@@ -19,6 +19,7 @@ from evomerge.errors import StudyHeld
 from evomerge.leases import lock
 from evomerge.leases.journal_leases import FileLease, RedisLease
 from evomerge.leases.lease import LeaseStore
+from evomerge.storage.journal_storage import TransactionalJournalStorage
 from evomerge.storage.opening import open_storage, with_retries
 from evomerge.storage.patience import StoragePatience
 from evomerge.storage.patient_storage import PatientWriter
@@ -77,7 +78,7 @@ class SharedStorage:
         if self.semantics == "redis":
             journal = redis_server.SimulatedRedisJournal(self.redis, str(process.pid))
             journal.patience = patience
-            return JournalStorage(journal)
+            return TransactionalJournalStorage(journal)
         return PatientWriter(relational.Backend(self.database), patience, "the storage", None)
 
     def enqueue(self) -> None:

@@ -1,4 +1,4 @@
-"""Journal files: Optuna finds in them what it would have written, and a transaction is in them whole or not at all."""
+"""Journals: Optuna finds in them what it would have written, and a transaction is in them whole or not at all."""
 
 import json
 import math
@@ -6,8 +6,10 @@ import math
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
+from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from evomerge.storage.opening import in_transaction, open_storage
@@ -20,18 +22,47 @@ SPACE = {
 }
 
 
-@pytest.fixture
-def file(tmp_path):
-    return tmp_path / "study.journal"
+class JournalFile:
+    def __init__(self, file):
+        self.url = f"journal:///{file}"
+        self._file = file
+
+    def entries(self):
+        return self._file.read_text().splitlines()
+
+    def optunas(self):
+        """The storage of Optuna itself."""
+        return JournalStorage(JournalFileBackend(str(self._file)))
+
+
+class JournalInRedis:
+    def __init__(self, server):
+        from redis import Redis
+
+        self.url = server.url
+        self._client = Redis.from_url(server.url)
+        self._client.flushall()
+
+    def entries(self):
+        return [
+            self._client.get(f":log:{number}").decode() for number in range(int(self._client.get(":log_number")) + 1)
+        ]
+
+    def optunas(self):
+        with pytest.warns(ExperimentalWarning):
+            return JournalStorage(JournalRedisBackend(self.url))
+
+
+@pytest.fixture(params=["file", "redis"])
+def journal(request, tmp_path):
+    if request.param == "file":
+        return JournalFile(tmp_path / "study.journal")
+    return JournalInRedis(request.getfixturevalue("redis"))
 
 
 @pytest.fixture
-def storage(file):
-    return open_storage(f"journal:///{file}", single_writer=True)
-
-
-def optunas(file):
-    return JournalStorage(JournalFileBackend(str(file)))
+def storage(journal):
+    return open_storage(journal.url, single_writer=True)
 
 
 def create(storage):
@@ -72,30 +103,31 @@ def contents(study):
 
 
 @pytest.mark.parametrize("together", [lambda storage, write: write(), in_transaction], ids=["each write", "together"])
-def test_optuna_reads_what_it_would_have_written(storage, file, tmp_path, together):
+def test_optuna_reads_what_it_would_have_written(storage, journal, tmp_path, together):
     live(storage, together)
-    other = optunas(tmp_path / "optuna.journal")
+    other = JournalFile(tmp_path / "optuna.journal").optunas()
     live(other, lambda storage, write: write())
-    remembered, read = create(storage), create(optunas(file))
+    remembered, read = create(storage), create(journal.optunas())
     assert contents(read) == contents(create(other))
     assert remembered.get_trials() == read.get_trials()  # the times, too
     assert remembered.user_attrs == read.user_attrs
-    again = create(open_storage(f"journal:///{file}"))
+    again = create(open_storage(journal.url))
     assert again.get_trials() == read.get_trials()
 
 
-def test_an_ask_is_one_line_with_all_its_params(storage, file):
+def test_an_ask_is_one_entry_with_all_its_params(storage, journal):
     study = create(storage)
-    before = file.read_bytes()
+    before = journal.entries()
     in_transaction(storage, lambda: study.ask(SPACE))
-    (line,) = file.read_bytes().removeprefix(before).splitlines()
-    assert set(json.loads(line)["params"]) == set(SPACE)
+    *earlier, entry = journal.entries()
+    assert earlier == before
+    assert set(json.loads(entry)["params"]) == set(SPACE)
 
 
-def test_a_block_that_raises_leaves_nothing(storage, file):
+def test_a_block_that_raises_leaves_nothing(storage, journal):
     study = create(storage)
     in_transaction(storage, lambda: study.ask(SPACE))
-    before, trials = file.read_bytes(), study.get_trials()
+    before, trials = journal.entries(), study.get_trials()
 
     def half():
         study.ask(SPACE)
@@ -104,11 +136,11 @@ def test_a_block_that_raises_leaves_nothing(storage, file):
 
     with pytest.raises(KeyboardInterrupt):
         in_transaction(storage, half)
-    assert (file.read_bytes(), study.get_trials(), study.user_attrs) == (before, trials, {})
+    assert (journal.entries(), study.get_trials(), study.user_attrs) == (before, trials, {})
 
 
-def test_a_block_is_repeated_where_somebody_else_has_written_meanwhile(storage, file):
-    study, other = create(storage), create(optunas(file))
+def test_a_block_is_repeated_where_somebody_else_has_written_meanwhile(storage, journal):
+    study, other = create(storage), create(journal.optunas())
     tries = []
 
     def ask():
@@ -120,12 +152,29 @@ def test_a_block_is_repeated_where_somebody_else_has_written_meanwhile(storage, 
 
     trial = in_transaction(storage, ask)
     assert (tries, trial.params["x"]) == ([0, 0], 0.125)  # the second time it is the one that was enqueued
-    assert contents(create(optunas(file))) == contents(study)
+    assert contents(create(journal.optunas())) == contents(study)
 
 
-def test_attributes_that_somebody_else_writes_are_seen(storage, file):
+def test_what_was_refused_once_is_not_refused_when_the_journal_is_read_again(storage, journal):
+    create(journal.optunas())
+    with pytest.raises(DuplicatedStudyError):
+        storage.create_new_study([StudyDirection.MINIMIZE], "s")
     study = create(storage)
-    create(optunas(file)).set_user_attr("note", "é")
+
+    def half():
+        study.ask(SPACE)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        in_transaction(storage, half)  # its memory holds now what the journal does not
+    assert in_transaction(storage, lambda: study.ask(SPACE)).number == 0
+    with pytest.raises(DuplicatedStudyError):
+        storage.create_new_study([StudyDirection.MINIMIZE], "s")
+
+
+def test_attributes_that_somebody_else_writes_are_seen(storage, journal):
+    study = create(storage)
+    create(journal.optunas()).set_user_attr("note", "é")
     assert study.user_attrs == {"note": "é"}
 
 
@@ -137,3 +186,14 @@ def test_trials_that_were_given_out_do_not_change(storage):
     study.tell(trial, 1.0)
     assert (before.user_attrs, before.state) == ({}, TrialState.RUNNING)
     assert [each.number for each in study.get_trials(states=(TrialState.RUNNING,))] == []
+
+
+def test_many_entries_are_read_whole_and_in_their_order(storage, journal):
+    study = create(storage)
+    for number in range(3):
+        in_transaction(
+            storage, lambda number=number: [study.set_user_attr(f"{number} {each}", each) for each in range(1500)]
+        )
+    assert len(journal.entries()) == 4501
+    assert list(create(open_storage(journal.url)).user_attrs.items()) == list(study.user_attrs.items())
+    assert create(journal.optunas()).user_attrs == study.user_attrs
