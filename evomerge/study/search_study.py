@@ -1,9 +1,9 @@
 """The search's study and its one writer. It contains all that is needed to resume after a crash, and nothing else.
 
 Each trial lives through ask (params, first attempt), the file of its items, and tell (attributes, tell order, state).
-Killed anywhere between, it is RUNNING when the study is opened again, and is scored again under its own number. A
-database and a journal file store an ask or a tell at once; a journal in Redis may hold a trial without all its params,
-which is failed as interrupted and proposed anew.
+Killed anywhere between, it is RUNNING when the study is opened again, and is scored again under its own number.
+Each ask and each tell is stored at once. A journal of an earlier release in Redis may hold a trial without all its
+params, which is failed as interrupted and proposed anew.
 """
 
 from __future__ import annotations

@@ -123,6 +123,7 @@ class Run:
         self.numbers = [0]  # of the takeovers of the lease
         self.stops: dict[int, Stop] = {}
         self.holders: set[int] = set()  # who has held the study
+        self.latest_holder: int | None = None  # of a lease
         self.signs: dict[str, tuple[float, Process]] = {}  # holder -> its latest refresh, and its process
         self.storage = SharedStorage(self.world, semantics, folder)
         self._calm_tries = 0
@@ -278,7 +279,12 @@ class Run:
         return ChainedSampler(self.generation)
 
     def _note_second_try(self, key: str) -> None:
-        self.crashes[int(key.rpartition("/")[2])] += 1
+        if self._is_latest_holder():
+            self.crashes[int(key.rpartition("/")[2])] += 1
+
+    def _is_latest_holder(self) -> bool:
+        """Whether no other has taken the lease over: what a former holder does, it can no longer store."""
+        return self.latest_holder in (None, self.world.process.pid)
 
     def _note_fault(self, key: str, is_tried_again: bool) -> None:
         self.blame[int(key.rpartition("/")[2])] += 1 if is_tried_again else MAX_ATTEMPTS
@@ -289,6 +295,8 @@ class Run:
 
         def told(proposal: Any, outcome: Any, assessed: Any, incumbent: str | None = None) -> None:
             tell(proposal, outcome, assessed, incumbent)
+            if not self._is_latest_holder():  # the result that it found stored is that of the present one
+                return
             if proposal.number in self.acknowledged:
                 self._is_wrong(f"doubled: the result of trial {proposal.number} was told twice")
             self.acknowledged[proposal.number] = assessed.value
@@ -339,6 +347,7 @@ class Run:
             if not former.is_over and (silent < _TIMES.silence - 1e-6 or well > _TIMES.silence + 10.0):
                 self._is_wrong(f"the lease of process {former.pid} was taken after {silent:.1f} s of silence")
         if after is not None:
+            self.latest_holder = process.pid
             self.signs[after] = (self.world.now, process)
             number = record_in(new)["number"]
             if before != after and number <= self.numbers[-1]:
