@@ -252,7 +252,7 @@ class RedisJournal(BaseJournalBackend):
         self._append(logs, "")
 
     def _append(self, logs: list[dict[str, Any]], follow: str) -> None:
-        """Append entries, where one is named after the entry with this number."""
+        """Append entries, where `follow` is a number only right behind the entry that has it."""
         lease, holder, error = self.fence or ("", "", StorageInternalError)
         self._appended += 1
         keys = (":log_number", self._counter, lease)
