@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -40,4 +41,5 @@ def run_process(
     except KeyboardInterrupt:
         code = Interrupted.exit_code
     stop.notice()
+    gc.freeze()  # at its end Python looks for cycles in all objects, several times: two seconds with torch loaded
     sys.exit(code)
