@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import resource
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Generator, Sequence
-from contextlib import closing, suppress
-from dataclasses import replace
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +25,7 @@ from evomerge.evaluation.evaluator import (
 from evomerge.evaluation.factory import build_evaluator
 from evomerge.evaluation_checkpoints import ContinuedScores, EvaluationCheckpoints
 from evomerge.job_faults import is_from_outside, is_of_machine, reason_for
+from evomerge.job_meter import JobMeter
 from evomerge.jobs import (
     Cost,
     Failed,
@@ -60,6 +58,7 @@ from evomerge.recipe import Recipe, all_files, single_source
 from evomerge.spec import Calibration
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
     from evomerge.bank import WeightBank
@@ -67,9 +66,6 @@ if TYPE_CHECKING:
     from evomerge.sanity.sanity_probe import SanityProbe
 
 REASON_LENGTH = 1500  # characters of what is wrong with the input, so that a study can hold them
-
-_STATUS = Path("/proc/self/status")
-_PEAK_RESET = Path("/proc/self/clear_refs")
 
 
 class Worker:
@@ -134,6 +130,11 @@ class Worker:
             )
         return self._bank
 
+    @property
+    def _device(self) -> torch.device | None:
+        """The device of the sources, where they are open."""
+        return None if self._bank is None else self._bank.device
+
     def close(self) -> None:
         """Give up what the workers of this machine share, which the last one removes. No job may follow."""
         if self._shared is not None:
@@ -167,9 +168,8 @@ class Worker:
                 yield event
 
     def _events(self, job: Job) -> Generator[Progress | Outcome, None, None]:
-        started = time.perf_counter()
+        meter = JobMeter(self._device, self._setup.gpus)
         self._merge_seconds = 0.0
-        self._forget_peak()
         cost, before = Cost(), 0.0
         checkpoints: tuple[str, ...] = ()
         result: Result
@@ -193,7 +193,7 @@ class Worker:
             result = Failed(reason, crashed=is_of_machine(error), invalid=invalid)
             if isinstance(job, Score) and not result.crashed and self._checkpoints is not None:
                 self._checkpoints.discard()
-        total = before + time.perf_counter() - started
+        total = before + meter.seconds
         seconds = {"merge": self._merge_seconds, "total": total, **({"before": before} if before else {})}
         if isinstance(result, Probed):
             cost = Cost(forward_tokens=result.figures.tokens)
@@ -207,29 +207,9 @@ class Worker:
             result=result,
             seconds=seconds,
             worker=self.name,
-            cost=self._cost(cost, total),
+            cost=meter.cost(cost, total, self._device),
             checkpoints=checkpoints,
         )
-
-    def _cost(self, known: Cost, seconds: float) -> Cost:
-        """Complete a cost by the time and memory of this process; on a GPU by its memory."""
-        seconds = known.seconds or seconds
-        device = self._bank.device if self._bank is not None else None
-        if device is not None and device.type == "cuda":
-            import torch
-
-            peak = torch.cuda.max_memory_allocated(device)
-            return replace(known, seconds=seconds, gpu_seconds=seconds * self._setup.gpus, peak_bytes=peak)
-        return replace(known, seconds=seconds, peak_bytes=_peak_memory())
-
-    def _forget_peak(self) -> None:
-        """Let the peak of memory begin anew, so that a job is not charged for what another one took."""
-        if self._bank is not None and self._bank.device.type == "cuda":
-            import torch
-
-            torch.cuda.reset_peak_memory_stats(self._bank.device)
-        with suppress(OSError):  # not on every system; the peak is then that of the process
-            _PEAK_RESET.write_text("5")
 
     def _train(self, job: Train) -> Generator[Progress, None, tuple[Result, Cost]]:
         from evomerge.trainers import find_trainer
@@ -391,14 +371,3 @@ def _described(outcome: Outcome) -> str:
     result, seconds = outcome.result, outcome.seconds.get("total", 0.0)
     ended = f"failed: {result.reason}" if isinstance(result, Failed) else type(result).__name__.lower()
     return f"attempt {outcome.attempt}, {seconds:.2f} s: {ended}"
-
-
-def _peak_memory() -> int:
-    """The largest resident memory of this process since its peak was forgotten, in bytes."""
-    with suppress(OSError):
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    # Where there is no /proc: since the process began; in KiB, on macOS in bytes.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -64,6 +64,7 @@ FLOORS = (
         "evaluation_checkpoints",
         "jobs",
         "job_faults",
+        "job_meter",
         "worker",
         "cluster",
         "requests",
