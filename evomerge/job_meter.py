@@ -1,4 +1,4 @@
-"""What a job takes of this process: time, and memory at its peak, on a GPU that of the GPU."""
+"""Time and memory that a job takes of this process; on a GPU, the memory of the GPU."""
 
 from __future__ import annotations
 

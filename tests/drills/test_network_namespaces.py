@@ -164,7 +164,7 @@ def test_a_job_of_ray_that_is_stopped_ends_cleanly_and_goes_on(
 
 
 def _job(network: Network, verb: str, *arguments: str) -> str:
-    """What `ray job` says."""
+    """The output of `ray job`."""
     command = [*network.hosts[0].inside, *RAY, "job", verb, f"--address=http://{HEAD}:{JOBS}", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -52,7 +52,7 @@ class Fenced:
         self.holder.guard(self.storage)
 
     def take_over(self) -> None:
-        """What another machine does after silence, before it writes anything."""
+        """Take the study over from another machine after silence, ready to write."""
         self.take(self.others, "elsewhere").guard(self.others)
 
     def take(self, storage: BaseStorage, host: str) -> Lease:
