@@ -11,6 +11,10 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from simulation.schedule import SEMANTICS
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 PLANTED = sorted((HERE / "planted").glob("*.patch"))
@@ -35,6 +39,7 @@ def find(patch: Path, schedules: int) -> str | None:
         folder = Path(scratch)
         plant(patch, folder)
         command = [sys.executable, str(HERE / "many_schedules.py"), "--until-wrong", "--schedules", str(schedules)]
+        command += ["--semantics", *_semantics(patch)]
         environment = {**os.environ, "PYTHONPATH": str(folder)}
         try:
             done = subprocess.run(
@@ -48,10 +53,18 @@ def find(patch: Path, schedules: int) -> str | None:
     return said[0] if said else None
 
 
+def _semantics(patch: Path) -> tuple[str, ...]:
+    """The kinds of storage that a bug is in, by its name."""
+    words = patch.stem.split("-")
+    if "journal" in words or "file" in words:
+        return ("journal",)
+    return ("redis",) if "redis" in words else SEMANTICS
+
+
 def main() -> int:
     """Look for each planted bug. 1 where more than one of twenty is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--schedules", type=int, default=2000, help="at most, for one bug")
+    parser.add_argument("--schedules", type=int, default=4000, help="at most, for one bug")
     parser.add_argument("names", nargs="*", help="of single patches")
     arguments = parser.parse_args()
     patches = [patch for patch in PLANTED if not arguments.names or patch.stem in arguments.names]
