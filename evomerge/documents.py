@@ -36,6 +36,7 @@ class Frozen(BaseModel):
 
 
 _BOOL = "tag:yaml.org,2002:bool"
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -130,15 +131,20 @@ def _mapping(content: Any, path: Path, kind: str) -> dict[str, Any]:
 
 
 def check_bounds(text: str, where: str, *, aliases: int = MAX_ALIASES) -> None:
-    """Refuse YAML that would grow without bounds when it is built: bombs of aliases, deep nesting.
+    """Refuse YAML that would grow without bounds when it is built: bombs of aliases, deep nesting. And what is no text.
 
     Raises:
-        InvalidInput: there are more aliases or levels than allowed.
+        InvalidInput: there are more aliases or levels than allowed, or half a character, which nothing can store.
         yaml.YAMLError: this is no YAML.
     """
     depth = used = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         used += isinstance(event, yaml.AliasEvent)
+        if isinstance(event, yaml.ScalarEvent) and _SURROGATE.search(event.value):
+            raise InvalidInput(
+                f"{where} has {event.value[:40]!a} in line {event.start_mark.line + 1}: \\ud800 to \\udfff are halves "
+                "of characters; write the character itself"
+            )
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
             raise InvalidInput(f"{where} is nested more than {MAX_DEPTH} levels deep")

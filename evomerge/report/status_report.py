@@ -22,6 +22,8 @@ SCHEMA = 1
 NOT_RUNNING: Final = 10
 UNKNOWN: Final = 11
 
+_LATEST: Final = 1e11  # seconds since 1970: a study that others wrote may hold any number
+
 
 def status_document(study: NamedStudy, holder: Holder | None) -> dict[str, Any]:
     """The document of `evomerge status --json`: attributes that the controller writes, and no trial.
@@ -52,7 +54,7 @@ def _last_sign(attrs: dict[str, Any], holder: Holder | None) -> float | None:
     now = time.time()
     content = attrs.get(attributes.STATUS) or {}
     times = (attrs.get(attributes.HEARTBEAT), content.get("updated"))
-    ages = [now - each for each in times if isinstance(each, (int, float))]
+    ages = [now - each for each in times if isinstance(each, (int, float)) and 0 <= each < _LATEST]
     if holder is not None and holder.refreshed is not None:
         ages.append(holder.refreshed)
     return max(0.0, min(ages)) if ages else None  # clocks of two machines differ

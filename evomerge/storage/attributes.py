@@ -161,4 +161,4 @@ def read_document(target: Readable, key: str) -> dict[str, Any]:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()  # it may be anything that others wrote
