@@ -131,7 +131,7 @@ def _mapping(content: Any, path: Path, kind: str) -> dict[str, Any]:
 
 
 def check_bounds(text: str, where: str, *, aliases: int = MAX_ALIASES) -> None:
-    """Refuse YAML that would grow without bounds when it is built: bombs of aliases, deep nesting. And what is no text.
+    """Refuse YAML that would grow without bounds when it is built (aliases, deep nesting), and halves of characters.
 
     Raises:
         InvalidInput: there are more aliases or levels than allowed, or half a character, which nothing can store.
