@@ -141,9 +141,10 @@ def check_bounds(text: str, where: str, *, aliases: int = MAX_ALIASES) -> None:
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         used += isinstance(event, yaml.AliasEvent)
         if isinstance(event, yaml.ScalarEvent) and _SURROGATE.search(event.value):
+            line = f" in line {event.start_mark.line + 1}" if event.start_mark else ""
             raise InvalidInput(
-                f"{where} has {event.value[:40]!a} in line {event.start_mark.line + 1}: \\ud800 to \\udfff are halves "
-                "of characters; write the character itself"
+                f"{where} has {event.value[:40]!a}{line}: \\ud800 to \\udfff are halves of characters; "
+                "write the character itself"
             )
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:

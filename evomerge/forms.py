@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -29,13 +30,13 @@ def reading(what: str) -> Iterator[None]:
 
 def check_form(kind: Any, content: Any) -> None:
     """Raise ValueError where plain data is not in the form of a type. Whoever reads a document does it in `reading`."""
-    # Strictly, a number is no text; and only of JSON are lists then taken for tuples.
-    _adapter(kind).validate_json(json.dumps(content), strict=True)
+    parse_json(json.dumps(content), kind)
 
 
 def parse_json(text: str, kind: Any = dict[str, Any]) -> Any:
     """JSON in the form of a type, which is an object without one. Raises ValueError, see `check_form`."""
-    content = json.loads(text)
+    content = json.loads(text, parse_int=_integer)
+    # Strictly, a number is no text; and only of JSON are lists then taken for tuples.
     _adapter(kind).validate_json(text, strict=True)
     return content
 
@@ -67,6 +68,13 @@ def expanded(path: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
+
+
+def _integer(digits: str) -> int:
+    value = int(digits)
+    if abs(value) > sys.float_info.max:  # whoever computes with it or formats it would meet OverflowError
+        raise ValueError(f"the integer {digits[:20]}... of {len(digits)} digits is larger than any number may be")
+    return value
 
 
 @lru_cache(maxsize=100)

@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import optuna
 import pytest
 
 from evomerge.cli import run_command
 from evomerge.commands.glance import Glance, glance_at
+from evomerge.errors import InvalidInput
 from evomerge.leases.hold_files import lock_file
 from evomerge.leases.holder import Holder, holder_of
 from evomerge.leases.lock import hold
@@ -19,6 +21,7 @@ from evomerge.search.session import _beat_with
 from evomerge.storage import attributes
 from evomerge.storage.opening import open_storage, release
 from evomerge.study.heartbeat import BEAT_SECONDS, Heartbeat
+from evomerge.study.status import Status, status_of
 
 RUNNING = {
     "state": "running",
@@ -141,6 +144,29 @@ class Written(list):
 
     def set(self, key, value):
         self.append((key, value))
+
+
+def test_a_number_that_nobody_can_compute_with_makes_a_status_malformed():
+    status = Status(
+        state="running",
+        finished=1,
+        budget=2,
+        failed=0,
+        running=0,
+        best=0.5,
+        best_trial=0,
+        trials_per_hour=None,
+        seconds_left=None,
+        run_seconds=1.0,
+        workers={},
+        restarts=0,
+        host="here",
+        pid=1,
+        updated=0.0,
+    )
+    assert status_of(asdict(status)) == status
+    with pytest.raises(InvalidInput, match=r"the status of the study is not in the form .* of 401 digits is larger"):
+        status_of(asdict(status) | {"best": 10**400})
 
 
 def test_a_run_gives_signs_of_life_wherever_it_looks_whether_it_should_stop():
