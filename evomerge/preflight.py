@@ -361,4 +361,6 @@ def _rest_warnings(inputs: Inputs) -> list[str]:
     rest = [entry.name for entry in inputs.catalogue.mergeable if entry.part == "rest"]
     if not rest:
         return []
-    return [f"{len(rest)} tensors belong to no known part: {some(rest, 5)}; the space's part_patterns can name them"]
+    return [
+        f"{counted(len(rest), 'tensor')} of no known part: {some(rest, 5)}; the space's part_patterns can name them"
+    ]

@@ -56,6 +56,7 @@ from evomerge.object_store.remote_folder import SilentPatience
 from evomerge.object_store.scratch_folder import scratch_folder
 from evomerge.recipe import Recipe, all_files, single_source
 from evomerge.spec import Calibration
+from evomerge.vllm_engine.engine_settings import gpu_share
 
 if TYPE_CHECKING:
     import torch
@@ -126,6 +127,7 @@ class Worker:
                 ingredients=setup.ingredients,
                 gpus=setup.gpus,
                 neighbours=setup.neighbours,
+                engine=gpu_share(setup.settings),
                 shared=self._shared,
             )
         return self._bank

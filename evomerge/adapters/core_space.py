@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from evomerge.catalogue import TensorCatalogue
 from evomerge.errors import InvalidInput
 from evomerge.methods import method_info
 from evomerge.recipe import Rule
+from evomerge.tensors.computed_tensors import ComputedTensors, dtype_of, is_computed
 from evomerge.tensors.one_thread import one_thread
 
 Tensors = Mapping[str, Tensor]
@@ -33,25 +35,38 @@ _SHORTEST_TOLERANCE = 1e-7  # likewise of float32, in which coordinates are merg
 class Core:
     """One tensor in core space.
 
-    The bases U and V are held as combinations of the adapters' own factors, which are in memory anyway. Directions in
-    which these are small are large in the combinations; the coordinates are as small there, so that nothing is lost.
+    Bases and coordinates are made of the adapters' own factors, which are in memory anyway, and of what these factors
+    are in the bases. With L = [L_1 | L_2 | ...] = U S W', `left` is S W' = U' L, of which row i has the norm s_i. So U
+    is L times `left`' / S^2, and M_i is the product of those columns of `left` and rows of `right` that belong to
+    source i. Where s_i is small, U is a large combination, and the coordinates are as small: nothing is lost.
 
     Attributes:
         products: of the sources that change the tensor.
-        left: [all ranks, k], with U = [L_1 | L_2 | ...] left; float32, as the others.
-        right: [m, all ranks], with V' = right [R_1; R_2; ...].
-        coordinates: for each source M_i, [k, m].
+        left: [k, all ranks]; float32, as `right`.
+        right: [all ranks, m], likewise R V of R = [R_1; R_2; ...].
+        spans: for each source its ranks; none where it leaves the tensor.
     """
 
     products: tuple[LowRank, ...]
     left: Tensor
     right: Tensor
-    coordinates: tuple[Tensor, ...]
+    spans: tuple[slice, ...]
+
+    def zeros(self) -> Tensor:
+        """Coordinates of what changes nothing, [k, m]."""
+        return self.left.new_zeros(len(self.left), self.right.shape[1])
+
+    def coordinates(self, source: int) -> Tensor:
+        """M_i in new memory, [k, m]."""
+        span = self.spans[source]
+        with one_thread():
+            return self.left[:, span] @ self.right[span]
 
     def product(self, merged: Tensor) -> LowRank:
         """U M V' of merged coordinates."""
+        before, behind = _inverse(self.left), _inverse(self.right.T).T
         with one_thread():
-            between = self.left.double() @ merged.double() @ self.right.double()
+            between = before @ merged.double() @ behind
             return LowRank(self._left() @ between.float(), self._right(), 1.0)
 
     def shortest(self, merged: Tensor) -> LowRank:
@@ -59,12 +74,12 @@ class Core:
         with one_thread():
             rows, values, columns = torch.linalg.svd(merged.double().cpu(), full_matrices=False)
             rank = int((values > _SHORTEST_TOLERANCE * values[0]).sum())
-            before = self.left.double().cpu() @ (rows[:, :rank] * values[:rank])
-            behind = columns[:rank] @ self.right.double().cpu()
+            before = _inverse(self.left.cpu()) @ (rows[:, :rank] * values[:rank])
+            behind = columns[:rank] @ _inverse(self.right.T.cpu()).T
             return LowRank(self._left() @ before.to(self.left), behind.to(self.right) @ self._right(), 1.0)
 
     def _left(self) -> Tensor:
-        return torch.cat([product.left.float() for product in self.products], dim=1)
+        return torch.cat([product.scale * product.left.float() for product in self.products], dim=1)
 
     def _right(self) -> Tensor:
         return torch.cat([product.right.float() for product in self.products])
@@ -91,11 +106,9 @@ class CoreSpace:
         self._base = base
         self._cores = {name: _core(products) for name, products in _low_rank(sources, names)}
         self.names = tuple(name for name in names if any(name in _changes(source) for source in sources))
-        zeros = {name: torch.zeros_like(core.coordinates[0]) for name, core in self._cores.items()}
-        self.base: Tensors = _Mixed(zeros, base)
+        self.base: Tensors = _CoordinatesOf(None, self._cores, base)
         self.sources: tuple[Tensors, ...] = tuple(
-            _Mixed({name: core.coordinates[index] for name, core in self._cores.items()}, source)
-            for index, source in enumerate(sources)
+            _CoordinatesOf(index, self._cores, source) for index, source in enumerate(sources)
         )
 
     def product(self, name: str, merged: Tensor) -> LowRank | None:
@@ -109,21 +122,31 @@ class CoreSpace:
         return Change(product=self._cores[name].product(merged)).apply(self._base[name])
 
 
-class _Mixed(Mapping[str, Tensor]):
-    """Some tensors, and all others as another mapping has them."""
+class _CoordinatesOf(ComputedTensors):
+    """A source, or the base, in coordinates where it has some; all other tensors as they are."""
 
-    def __init__(self, own: Tensors, others: Tensors) -> None:
-        self._own = own
-        self._others = others
+    def __init__(self, source: int | None, cores: Mapping[str, Core], tensors: Tensors) -> None:
+        self._source = source
+        self._cores = cores
+        self._tensors = tensors
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._own[name] if name in self._own else self._others[name]
+        core = self._cores.get(name)
+        if core is None:
+            return self._tensors[name]
+        return core.zeros() if self._source is None else core.coordinates(self._source)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._others)
+        return iter(self._tensors)
 
     def __len__(self) -> int:
-        return len(self._others)
+        return len(self._tensors)
+
+    def is_computed(self, name: str) -> bool:
+        return name in self._cores or is_computed(self._tensors, name)
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        return torch.float32 if name in self._cores else dtype_of(self._tensors, name)
 
 
 def core_bytes(sources: Sequence[Tensors], base: TensorCatalogue) -> int:
@@ -133,7 +156,7 @@ def core_bytes(sources: Sequence[Tensors], base: TensorCatalogue) -> int:
         rows, columns = base[name].shape
         rank = sum(product.rank for product in products if product is not None)
         left, right = min(rank, rows), min(rank, columns)
-        total += 4 * (rank * left + right * rank + (1 + len(sources)) * left * right)
+        total += 4 * rank * (left + right)
     return total
 
 
@@ -153,33 +176,33 @@ def _low_rank(sources: Sequence[Tensors], names: Sequence[str]) -> Iterator[tupl
 
 
 def _core(products: Sequence[LowRank | None]) -> Core:
-    """Bases and coordinates of the products of one tensor, where None is zero; at least one is not."""
+    """Bases of the products of one tensor, where None is zero; at least one is not."""
     given = tuple(product for product in products if product is not None)
     device = given[0].left.device
+    ends = list(accumulate(0 if product is None else product.rank for product in products))
     with one_thread():
-        columns, left = _orthonormal(torch.cat([product.left.double().cpu() for product in given], dim=1))
-        rows, right = _orthonormal(torch.cat([product.right.double().cpu() for product in given]).T)
-        coordinates = [
-            torch.zeros(columns.shape[1], rows.shape[1], dtype=torch.float64)
-            if product is None
-            else product.scale * (columns.T @ product.left.double().cpu()) @ (product.right.double().cpu() @ rows)
-            for product in products
-        ]
-    narrow = [each.float().contiguous().to(device) for each in (left, right.T, *coordinates)]
-    return Core(given, narrow[0], narrow[1], tuple(narrow[2:]))
+        left = _in_basis(torch.cat([product.scale * product.left.double().cpu() for product in given], dim=1))
+        right = _in_basis(torch.cat([product.right.double().cpu() for product in given]).T).T
+    spans = tuple(slice(start, end) for start, end in pairwise([0, *ends]))
+    return Core(given, left.to(device), right.contiguous().to(device), spans)
 
 
-def _orthonormal(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """An orthonormal basis of the columns of a matrix X, and C with X C = the basis.
+def _in_basis(vectors: Tensor) -> Tensor:
+    """The columns of a matrix X = U S W' in the basis U: S W' in float32, without the directions that are zero.
 
-    The basis is that of the left singular vectors whose values are not zero; at least one.
+    At least one direction remains.
     """
-    basis, values, others = torch.linalg.svd(vectors, full_matrices=False)
+    _, values, rows = torch.linalg.svd(vectors, full_matrices=False)
     rank = max(1, int((values > _RANK_TOLERANCE * values[0]).sum()))
-    inverse = values[:rank].clamp(min=torch.finfo(torch.float64).tiny).reciprocal()
-    if not values[0]:  # adapters that have not been trained
-        inverse.zero_()
-    return basis[:, :rank], others[:rank].T * inverse
+    in_basis: Tensor = values[:rank, None] * rows[:rank]
+    return in_basis.float()
+
+
+def _inverse(in_basis: Tensor) -> Tensor:
+    """C with X C = U for X in the basis U (see `_in_basis`), in float64; zero where X is, as of untrained adapters."""
+    wide = in_basis.double()
+    squares = wide.square().sum(dim=1)
+    return wide.T * squares.reciprocal().nan_to_num(posinf=0.0)
 
 
 def core_refusal(method: str, options: Mapping[str, Any]) -> str | None:

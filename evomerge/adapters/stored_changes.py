@@ -15,7 +15,7 @@ from evomerge.adapters.adapted_tensors import Change, LowRank, common_rows
 from evomerge.adapters.adapter_settings import AdapterSettings
 from evomerge.checkpoints.source import Source
 from evomerge.errors import InvalidInput
-from evomerge.messages import some
+from evomerge.messages import counted, some
 
 PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<letter>[AB])(\.default)?(\.weight)?")
@@ -105,8 +105,8 @@ class _Reading:
                 self._refuse_tied(used, name)
         if unknown:
             raise InvalidInput(
-                f"{self._file} changes {len(unknown)} tensors that {self._base.name!r} does not have under these names "
-                f"({some(unknown)}); give the model that the adapter was trained on as base"
+                f"{self._file} changes {counted(len(unknown), 'tensor')} that {self._base.name!r} lacks under these "
+                f"names ({some(unknown)}); give the model that the adapter was trained on as base"
                 + (f", {self._settings.base}" if self._settings.base else "")
             )
         return grouped

@@ -22,7 +22,7 @@ from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.stacked_source import stacked_source
 from evomerge.checkpoints.tokenizer import PATTERNS as TOKENIZER_PATTERNS
 from evomerge.errors import InvalidInput
-from evomerge.messages import some
+from evomerge.messages import counted, some
 from evomerge.recipe import Recipe
 from evomerge.whole_files import folder_in_place
 
@@ -148,7 +148,7 @@ def _complete(
         given.add(name)
         yield name, tensor
     if lacking := sorted(merged - given):
-        raise ValueError(f"the recipe names {len(lacking)} tensors that were not given: {some(lacking)}")
+        raise ValueError(f"the recipe names {counted(len(lacking), 'tensor')} not given: {some(lacking)}")
     for entry in base.catalogue.entries:
         if entry.name not in given:
             tensor = base.tensors[entry.name]

@@ -20,6 +20,7 @@ from evomerge.catalogue import TensorCatalogue
 from evomerge.catalogue.layer_stack import stacked_catalogue
 from evomerge.checkpoints.digests import dtype_name
 from evomerge.checkpoints.safetensors_files import DTYPES, INDEX, ONE_FILE, SafetensorsTensors, read_headers
+from evomerge.messages import counted
 from evomerge.recipe import Recipe
 
 _CODES = {name: (code, size) for code, (name, size) in DTYPES.items()}
@@ -70,7 +71,7 @@ def stream_weights(
                 raise ValueError(f"{name} was not planned, was given before, or has another shape or dtype")
             place.write(tensor)
     if places:
-        raise ValueError(f"{len(places)} tensors that were planned were not given, such as {min(places)}")
+        raise ValueError(f"{counted(len(places), 'planned tensor')} not given, such as {min(places)}")
     if count > 1:
         _write_index(folder, dict(zip(names, shards, strict=True)))
 

@@ -27,6 +27,7 @@ def open_bank(
     ingredients: int = 0,
     gpus: float = 1.0,
     neighbours: int = 1,
+    engine: float = 0.0,
     shared: SharedTensors | None = None,
 ) -> WeightBank:
     """Open the sources (mmap; nothing is copied on a CPU) and put a bank over them.
@@ -38,6 +39,7 @@ def open_bank(
         ingredients: number of merges that are kept as sources of other merges.
         gpus: how many GPUs, or what share of one, are this process's.
         neighbours: workers that may be on this machine, this one included.
+        engine: share of a GPU's memory that an engine takes beside the live model.
         shared: tensors that they have in common.
     """
     opened = open_source(base, allow=allow, trust_fingerprint=True)
@@ -50,6 +52,6 @@ def open_bank(
         device=chosen,
         files=files,
         ingredients=ingredients,
-        machine=this_machine(gpus if chosen.type == "cuda" else 0.0, neighbours),
+        machine=this_machine(gpus if chosen.type == "cuda" else 0.0, neighbours, engine=engine),
         shared=shared,
     )

@@ -85,19 +85,31 @@ class Machine:
     Attributes:
         device: of the accelerator of each worker, or of its share of one; None without one.
         neighbours: workers that may be on it at the same time.
+        engine: what an engine beside the live model takes of the device; not in `device`.
     """
 
     host: int
     device: int | None
     neighbours: int = 1
+    engine: int = 0
+
+    @property
+    def device_name(self) -> str:
+        """The device in an error."""
+        return f"the GPU beside the {in_bytes(self.engine)} of its engine" if self.engine else "the GPU"
 
 
-def this_machine(gpus: float, neighbours: int = 1) -> Machine:
-    """This one, for workers with so many GPUs each, or so large a share of one."""
+def this_machine(gpus: float, neighbours: int = 1, *, engine: float = 0.0) -> Machine:
+    """This one, for workers with so many GPUs each, or so large a share of one.
+
+    Args:
+        engine: share of all memory of a GPU that the engine of each worker takes for itself.
+    """
     if not gpus or not torch.cuda.is_available():
         return Machine(total_memory(), None, neighbours)
     device = torch.cuda.get_device_properties(0).total_memory
-    return Machine(total_memory(), int(device * min(1.0, gpus)), neighbours)
+    left = max(0.0, min(1.0, gpus) - engine)
+    return Machine(total_memory(), int(device * left), neighbours, int(device * engine))
 
 
 def place_sources(need: MemoryNeed, machine: Machine, *, workers: int = 1, shared: bool = False) -> Placement:
@@ -123,7 +135,7 @@ def place_sources(need: MemoryNeed, machine: Machine, *, workers: int = 1, share
     if beside + need.sources <= DEVICE_SHARE * machine.device:
         return Placement(place=Place.DEVICE, device="cuda", sources=need.sources, worker=beside, pageable=False)
     streamed = need.worker + need.statistics + need.layers
-    _refuse_excess(streamed, machine.device, "the GPU")
+    _refuse_excess(streamed, machine.device, machine.device_name)
     pinned = need.sources + need.ingredients
     if pinned * max(workers, machine.neighbours) <= HOST_SHARE * machine.host:
         return Placement(place=Place.PINNED, device="cuda", sources=pinned, worker=streamed, pageable=False)

@@ -23,7 +23,7 @@ from transformers import (
 
 from evomerge.conversion import LivePlace, StoredPlaces, find_places
 from evomerge.errors import InvalidInput
-from evomerge.messages import some
+from evomerge.messages import counted, some
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -87,7 +87,7 @@ def describe(directory: Path, config: Mapping[str, Any], header: Header, *, remo
     unused = header.keys() - stored.loaded
     if lacking:
         raise InvalidInput(
-            f"{directory}: {type(model).__name__} needs {len(lacking)} tensors that the checkpoint lacks: "
+            f"{directory}: {type(model).__name__} needs {counted(len(lacking), 'tensor')} that the checkpoint lacks: "
             f"{some(lacking)}{_wrapping(live, unused)}"
         )
     return Architecture(

@@ -10,7 +10,7 @@ from typing import Any
 from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.vocabulary import Vocabulary, contradictions, differences, read_vocabulary, same_tokenizer
 from evomerge.errors import InvalidInput
-from evomerge.messages import some
+from evomerge.messages import counted, some
 
 # Settings that say how the tensors are used. Where one differs, the weights of one model mean nothing in the other.
 DECISIVE = (
@@ -107,9 +107,9 @@ def _errors(base: Source, expert: Source) -> Iterator[str]:
         hint = "" if decisive else _MISSING
         yield from (f"{difference}{hint}" for difference in _name_differences(base, expert))
     if shapes := _shape_differences(base, expert):
-        yield f"{len(shapes)} tensors have other shapes: {some(shapes)}"
+        yield f"{counted(len(shapes), 'tensor')} of another shape: {some(shapes)}"
     if kinds := _dtype_differences(base, expert, of_one_kind=False):
-        yield f"{len(kinds)} tensors are floating-point numbers in one model only: {some(kinds)}"
+        yield f"{counted(len(kinds), 'tensor')} of floating-point numbers in one model only: {some(kinds)}"
 
 
 def _warnings(base: Source, expert: Source) -> Iterator[str]:
@@ -118,17 +118,17 @@ def _warnings(base: Source, expert: Source) -> Iterator[str]:
         yield f"config {key} is {ours!r} and {theirs!r}; merges run with {ours!r}"
     dtypes = _dtype_differences(base, expert, of_one_kind=True)
     if dtypes and expert.adapted is None:  # the changes of an adapter are computed in a wider dtype
-        yield f"{len(dtypes)} tensors have other dtypes: {some(dtypes)}"
+        yield f"{counted(len(dtypes), 'tensor')} of another dtype: {some(dtypes)}"
     if names := _unused_differences(base, expert):
-        yield f"{len(names)} tensors that are not merged differ: {some(names)}; exports hold the base's"
+        tensors = counted(len(names), "tensor")
+        yield f"other values of {tensors} that no merge changes: {some(names)}; exports hold the base's"
 
 
 def _unused_warning(source: Source) -> str | None:
     if not source.unused or source.architecture is None:
         return None
-    return (
-        f"{source.name!r}: {source.architecture.name} does not load {len(source.unused)} tensors: {some(source.unused)}"
-    )
+    unused = f"{counted(len(source.unused), 'tensor')}: {some(source.unused)}"
+    return f"{source.name!r}: {source.architecture.name} does not load {unused}"
 
 
 def _unused_differences(base: Source, expert: Source) -> list[str]:
@@ -155,9 +155,9 @@ def _setting_differences(base: Source, expert: Source) -> Iterator[tuple[str, An
 def _name_differences(base: Source, expert: Source) -> Iterator[str]:
     ours, theirs = base.header.keys(), expert.header.keys()
     if missing := sorted(ours - theirs):
-        yield f"{expert.name!r} lacks {len(missing)} tensors of {base.name!r}: {some(missing)}"
+        yield f"{expert.name!r} lacks {counted(len(missing), 'tensor')} of {base.name!r}: {some(missing)}"
     if extra := sorted(theirs - ours):
-        yield f"{expert.name!r} has {len(extra)} tensors that {base.name!r} lacks: {some(extra)}"
+        yield f"{expert.name!r} has {counted(len(extra), 'tensor')} that {base.name!r} lacks: {some(extra)}"
 
 
 def _shape_differences(base: Source, expert: Source) -> list[str]:

@@ -13,7 +13,7 @@ from evomerge.checkpoints.digests import dtype_name
 from evomerge.checkpoints.source import Source
 from evomerge.conversion import LiveTensors
 from evomerge.errors import InvalidInput
-from evomerge.messages import some
+from evomerge.messages import counted, some
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,9 +72,9 @@ def _check_loaded_as_stored(source: Source, parameters: Mapping[str, torch.Tenso
     ]
     if changed:
         raise InvalidInput(
-            f"source {source.name!r}: transformers loads {len(changed)} tensors with other values than are stored "
-            f"({some(changed)}), so that an export would not be what was scored; store them as transformers loads "
-            "them (from_pretrained, then save_pretrained)"
+            f"source {source.name!r}: transformers loads {counted(len(changed), 'tensor')} with other values than "
+            f"are stored ({some(changed)}), so that an export would not be what was scored; store them as transformers "
+            "loads them (from_pretrained, then save_pretrained)"
         )
 
 
@@ -125,9 +125,9 @@ def check_scorable(source: Source) -> None:
     if unplaced := architecture.unplaced:
         reasons = some(sorted(set(unplaced.values())), separator="; ")
         raise InvalidInput(
-            f"source {source.name!r}: {architecture.name} keeps {len(unplaced)} tensors in another form than they are "
-            f"stored in ({some(sorted(unplaced))}), and no view of the live model has the stored form ({reasons}), so "
-            "that they cannot be replaced in place; store them as the model class keeps them, if it loads that"
+            f"source {source.name!r}: {architecture.name} keeps {counted(len(unplaced), 'tensor')} in another form "
+            f"than stored ({some(sorted(unplaced))}), and no view of the live model has the stored form ({reasons}), "
+            "so that they cannot be replaced in place; store them as the model class keeps them, if it loads that"
         )
     if wrong := _of_another_kind(source, architecture):
         raise InvalidInput(

@@ -13,7 +13,7 @@ from evomerge.catalogue.layer_stack import divide_name, mlp_outputs, renumbered,
 from evomerge.checkpoints.architecture import read_settings
 from evomerge.checkpoints.source import RenamedTensors, Source
 from evomerge.errors import InvalidInput
-from evomerge.messages import some
+from evomerge.messages import counted, some
 from evomerge.recipe import Recipe
 
 _BY_LAYER = re.compile(r"layer|block")  # in the names of settings that have one value per layer: `layer_types`
@@ -123,8 +123,8 @@ def check_stored_form(source: Source) -> None:
     inside = [name for name in source.places if source.catalogue[name].layer is not None]
     if inside:
         raise InvalidInput(
-            f"source {source.name!r}: the live model keeps {len(inside)} tensors of its layers in another form than "
-            f"they are stored in ({some(inside)}), so that its layers cannot be put into another order; use a space "
+            f"source {source.name!r}: the live model keeps {counted(len(inside), 'tensor')} of its layers in another "
+            f"form than stored ({some(inside)}), so that its layers cannot be put into another order; use a space "
             "without layer paths"
         )
 

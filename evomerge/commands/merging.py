@@ -13,6 +13,7 @@ import typer
 from evomerge.commands.options import Json, allowed_of, places_of, print_document, terminal_of
 from evomerge.commands.pushing import Private, Push, checked_repository, pushed, with_address
 from evomerge.errors import InvalidInput
+from evomerge.messages import counted
 
 if TYPE_CHECKING:
     from evomerge.report.terminal import Terminal
@@ -141,7 +142,7 @@ def _merged_text(document: dict[str, Any]) -> Any:
     from rich.text import Text
 
     lines = [
-        f"merged {document['tensors']} tensors ({document['bytes'] / 1e9:.2f} GB) into {document['out']}",
+        f"merged {counted(document['tensors'], 'tensor')} ({document['bytes'] / 1e9:.2f} GB) into {document['out']}",
         f"recipe {document['recipe'][:12]}",
     ]
     if document["mergekit"]:

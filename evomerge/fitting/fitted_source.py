@@ -21,7 +21,7 @@ from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.vocabulary import read_vocabulary, same_tokenizer
 from evomerge.errors import InvalidInput
 from evomerge.fitting.token_rows import LEAST_SHARED, TokenRows, token_rows, token_tensors
-from evomerge.messages import some
+from evomerge.messages import counted, some
 
 Making = Callable[[], torch.Tensor]
 
@@ -122,10 +122,12 @@ class _Fitting:
                 self._take(name, base, name)
                 lacking.append(name)
         if lacking:
-            self.notes.append(f"{len(lacking)} tensors that it lacks are the base's: {some(lacking)}")
+            self.notes.append(f"of the base, since it lacks them: {counted(len(lacking), 'tensor')}, {some(lacking)}")
         if extra := [name for name in self._header if name not in base.catalogue]:
             self._header = {name: known for name, known in self._header.items() if name in base.catalogue}
-            self.notes.append(f"{len(extra)} tensors that the base has no place for are left out: {some(extra)}")
+            self.notes.append(
+                f"left out, since the base has no place for them: {counted(len(extra), 'tensor')}, {some(extra)}"
+            )
 
     def _take(self, name: str, source: Source, stored: str) -> None:
         self._header[name] = source.header[stored]

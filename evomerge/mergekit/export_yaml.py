@@ -18,6 +18,7 @@ import yaml
 from evomerge.catalogue import TensorCatalogue
 from evomerge.mergekit.layer_slices import dtypes_of, location_of, slices_of
 from evomerge.mergekit.parameter_settings import Setting, evaluate, position
+from evomerge.messages import counted
 from evomerge.methods import METHODS, MergekitMethod, Option
 from evomerge.methods.functions import load_function
 from evomerge.recipe import Recipe, Rule, all_ingredients
@@ -101,7 +102,9 @@ def _one_method(recipe: Recipe, catalogue: TensorCatalogue) -> tuple[str, tuple[
     merged = {name for rule in recipe.rules for name in rule.tensors}
     copied = [entry.name for entry in catalogue.mergeable if entry.name not in merged]
     if copied:
-        raise _NotExpressible(f"{len(copied)} tensors are copied from the base, and mergekit merges all of them")
+        raise _NotExpressible(
+            f"the recipe copies {counted(len(copied), 'tensor')} from the base, and mergekit merges all"
+        )
     return first.method, first.sources, dict(first.options)
 
 

@@ -25,6 +25,7 @@ from evomerge.merging.regmean import KEPT_BYTES
 from evomerge.methods import METHODS
 from evomerge.opening.inputs import Inputs
 from evomerge.opening.measurements import all_measurements, measured_sizes
+from evomerge.vllm_engine.engine_settings import gpu_share
 
 
 @dataclass(frozen=True)
@@ -161,4 +162,5 @@ def placement_of(inputs: Inputs, workers: int, *, gpus: float = 1.0, shared: boo
             f"workers.gpus is {gpus:g}, but a worker holds its model on one GPU; set workers.gpus to 1, and "
             "workers.count to the number of GPUs"
         )
-    return place_sources(memory_of(inputs), this_machine(gpus, workers), workers=workers, shared=shared)
+    machine = this_machine(gpus, workers, engine=gpu_share(inputs.spec.evaluator.settings))
+    return place_sources(memory_of(inputs), machine, workers=workers, shared=shared)

@@ -229,7 +229,7 @@ def kinds(tensors: RuleTensors, plan: Plan, dtype: torch.dtype) -> dict[str, Ker
     scopes = set() if plan.scope_of is None else {other for name in tensors.names for other in plan.scope_of(name)}
     for name in sorted(scopes.union(tensors.names)):
         formula = plan.formula_of(name)
-        base = None if tensors.base is None or not formula.has_base else _NAMES.get(tensors.base[name].dtype)
+        base = None if tensors.base is None or not formula.has_base else _NAMES.get(dtype_of(tensors.base, name))
         sources = [_NAMES.get(dtype_of(source, name)) for source in tensors.sources]
         given = plan.statistics(name) if plan.statistics is not None and formula.has_statistics else ()
         statistics = [_STATISTIC_NAMES.get(statistic.dtype) for statistic in given]

@@ -26,7 +26,9 @@ REFUSED = {
     **dict.fromkeys(("speculative_config", "spec_method", "spec_model", "spec_tokens", "enable_lora"), _SCORED),
     **dict.fromkeys(("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"), _ONE_GPU),
 }
-_MEMORY = ("gpu_memory_utilization", "kv_cache_memory_bytes", "cpu_offload_gb")  # no score depends on them
+_UTILIZATION = "gpu_memory_utilization"
+_ITS_SHARE = 0.92  # vLLM's own default of it
+_MEMORY = (_UTILIZATION, "kv_cache_memory_bytes", "cpu_offload_gb")  # no score depends on them
 
 
 class EngineSettings(Frozen):
@@ -89,3 +91,14 @@ def engine_settings(pack: str, settings: Mapping[str, Any]) -> EngineSettings:
             f"environment of the command and of all workers, or write engine: {TRANSFORMERS}"
         )
     return chosen
+
+
+def gpu_share(settings: Mapping[str, Any]) -> float:
+    """The share of a GPU's whole memory that the engine takes for itself; 0 for transformers.
+
+    Args:
+        settings: the keys beside the evaluator's name.
+    """
+    if settings.get("engine") != VLLM:
+        return 0.0
+    return float(settings.get("engine_args", {}).get(_UTILIZATION, _ITS_SHARE))

@@ -215,8 +215,8 @@ def test_a_search_space_names_core_space_for_its_recipes_and_its_memory_is_count
     inputs = open_inputs(load_spec(_spec(write_spec, base, *adapters)))
     assert inputs.space.decode(inputs.space.centre).space == "core"
     held = core_bytes([expert.tensors for expert in inputs.experts], inputs.catalogue)
-    # Two layers with three matrices, of rank 8 together: two combinations, two coordinates and the base's zeros.
-    assert held == 2 * 3 * 4 * 5 * 8 * 8
+    # Two layers with three matrices, of rank 8 together: all left factors in their basis, and all right ones.
+    assert held == 2 * 3 * 4 * 2 * 8 * 8
     full = open_inputs(load_spec(_spec(write_spec, base, *adapters, space=SPACE.replace("space: core\n", ""))))
     assert "space" not in full.spec.search_space.model_dump(mode="json")
     assert memory_of(inputs).worker == memory_of(full).worker + held

@@ -81,7 +81,7 @@ def test_no_tensor_is_held_when_the_next_one_is_made(tmp_path: Path) -> None:
         ([("a", torch.zeros(2)), ("a", torch.zeros(2))], "was given before"),
         ([("a", torch.zeros(3))], "another shape"),
         ([("a", torch.zeros(2, dtype=torch.float16))], "another shape or dtype"),
-        ([], "1 tensors that were planned were not given, such as a"),
+        ([], "1 planned tensor not given, such as a"),
     ],
 )
 def test_other_tensors_than_the_planned_ones_are_refused(

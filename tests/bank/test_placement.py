@@ -92,6 +92,21 @@ def test_workers_that_share_a_gpu_share_its_memory(monkeypatch):
     assert [this_machine(gpus).device for gpus in (0.0, 0.25, 1.0, 2.0)] == [None, 20 * GB, 80 * GB, 80 * GB]
 
 
+def test_what_an_engine_takes_of_a_gpu_is_not_for_sources(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 * GB))
+    alone, beside = this_machine(1.0), this_machine(1.0, engine=0.5)
+    assert beside.device == 40 * GB
+    need = MemoryNeed(worker=15 * GB, sources=40 * GB)
+    assert place_sources(need, alone).place is Place.DEVICE
+    assert place_sources(need, beside).place is not Place.DEVICE
+    with pytest.raises(
+        InvalidInput, match=r"needs 15\.0 GB and the GPU beside the 68\.0 GB of its engine has 12\.0 GB"
+    ):
+        place_sources(need, this_machine(1.0, engine=0.85))
+    assert this_machine(0.25, engine=0.5).device == 0
+
+
 @pytest.mark.parametrize(("neighbours", "place"), [(2, Place.PINNED), (4, Place.MAPPED)])
 def test_memory_is_pinned_where_there_is_enough_for_all_workers_of_a_machine(neighbours, place):
     need = MemoryNeed(worker=15 * GB, sources=40 * GB)

@@ -73,7 +73,7 @@ def test_each_mismatch_is_a_line_that_names_both_models(open_model: Callable[...
     assert all(line.startswith("- 'base' and ") for line in lines)
     assert "- 'base' and 'narrow': config intermediate_size is 48 and 40" in lines
     assert any(
-        "'narrow': 6 tensors have other shapes: model.layers.0.mlp.down_proj.weight [32, 48] and [32, 40]" in line
+        "'narrow': 6 tensors of another shape: model.layers.0.mlp.down_proj.weight [32, 48] and [32, 40]" in line
         for line in lines
     )
     assert any(
@@ -138,7 +138,7 @@ def test_an_old_config_that_leaves_out_defaults_is_not_a_difference(
 def test_other_dtypes_are_a_warning(open_model: Callable[..., Source]) -> None:
     expert = open_model("llama", "expert", dtype=torch.bfloat16)
     (warning,) = check_compatible(open_model("llama", "base"), [expert])
-    assert "21 tensors have other dtypes: lm_head.weight float32 and bfloat16" in warning
+    assert "21 tensors of another dtype: lm_head.weight float32 and bfloat16" in warning
 
 
 def test_n23_one_id_for_two_tokens_is_refused(open_model: Callable[..., Source]) -> None:
@@ -272,7 +272,7 @@ def test_n23_integers_for_floating_point_numbers_are_refused(
     save_file(stored | {"lm_head.weight": stored["lm_head.weight"].to(torch.int8)}, file)
     expert = open_source(ModelRef("expert", str(file.parent)))
     (line,) = _lines(open_model("llama", "base"), expert)
-    assert "1 tensors are floating-point numbers in one model only: lm_head.weight float32 and int8" in line
+    assert "1 tensor of floating-point numbers in one model only: lm_head.weight float32 and int8" in line
 
 
 def test_tensors_that_are_not_loaded_are_a_warning(
@@ -282,4 +282,4 @@ def test_tensors_that_are_not_loaded_are_a_warning(
     save_file(load_file(file) | {"old.buffer": torch.ones(1)}, file)
     expert = open_source(ModelRef("expert", str(file.parent)))
     (warning,) = check_compatible(open_model("llama", "base"), [expert])
-    assert warning == "'expert': LlamaForCausalLM does not load 1 tensors: old.buffer"
+    assert warning == "'expert': LlamaForCausalLM does not load 1 tensor: old.buffer"

@@ -234,7 +234,7 @@ def test_the_same_buffer_may_be_given_again_and_again(open_model: Callable[..., 
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ([], "1 tensors that were not given: model.norm.weight"),
+        ([], "1 tensor not given: model.norm.weight"),
         ([("model.norm.weight", torch.ones(32, dtype=torch.float16))], "float16, expected float32"),
         ([("model.norm.weight", torch.ones(31))], r"\[31\], expected \[32\]"),
         ([("model.norm.weight", torch.ones(32))] * 2, "twice"),

@@ -357,7 +357,7 @@ def test_n23_both_names_of_a_tied_tensor_with_different_content_are_refused(make
 def test_n23_a_missing_head_of_an_untied_model_is_refused(make_model: Callable[..., Path]) -> None:
     directory = make_model("llama")
     _rewrite(directory, lambda tensors: {k: v for k, v in tensors.items() if k != "lm_head.weight"})
-    with pytest.raises(InvalidInput, match=r"needs 1 tensors that the checkpoint lacks: lm_head\.weight"):
+    with pytest.raises(InvalidInput, match=r"needs 1 tensor that the checkpoint lacks: lm_head\.weight"):
         open_source(_ref(directory))
 
 

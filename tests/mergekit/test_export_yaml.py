@@ -198,7 +198,7 @@ def test_integer_buffers_need_no_rule() -> None:
         ([], "this recipe has 0"),
         ([_rule("linear", ALL[:3], weight=(1.0, 1.0)), _rule("slerp", ALL[3:], t=0.5)], "this recipe has 2"),
         ([_rule("column_linear")], "no counterpart of the method column_linear"),
-        ([_rule("slerp", ALL[:3], t=0.5)], "20 tensors are copied from the base"),
+        ([_rule("slerp", ALL[:3], t=0.5)], "the recipe copies 20 tensors from the base"),
         (
             [
                 _rule("slerp", ALL[:3], t=0.5),

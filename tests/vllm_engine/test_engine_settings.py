@@ -14,7 +14,7 @@ from evomerge.evaluation import load_pack
 from evomerge.evaluation.factory import build_evaluator
 from evomerge.evaluation.lm_eval.harness_evaluator import HarnessEvaluator
 from evomerge.recipe import ModelRef
-from evomerge.vllm_engine.engine_settings import REFUSED, EngineSettings, engine_settings
+from evomerge.vllm_engine.engine_settings import REFUSED, EngineSettings, engine_settings, gpu_share
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,19 @@ def test_a_pack_is_built_with_the_engine_of_its_settings(fake_vllm: Any, tmp_pat
     settings = {"engine": "vllm", "engine_args": arguments}
     evaluator = build_evaluator(str(pack), base=ModelRef("base", str(base)), seed=1, settings=settings)
     assert evaluator._open_engine._arguments == arguments
+
+
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        ({}, 0.0),
+        ({"engine": "transformers"}, 0.0),
+        ({"engine": "vllm"}, 0.92),
+        ({"engine": "vllm", "engine_args": {"gpu_memory_utilization": 0.4}}, 0.4),
+    ],
+)
+def test_what_vllm_takes_of_a_gpu_is_known_beforehand(settings: dict[str, Any], share: float) -> None:
+    assert gpu_share(settings) == share
 
 
 def test_every_argument_that_is_refused_is_one_of_vllm() -> None:
