@@ -13,6 +13,7 @@ from rich.text import Text
 from evomerge.errors import InvalidInput
 from evomerge.leases.holder import holder_of
 from evomerge.messages import duration
+from evomerge.report.plain_table import plain_table
 from evomerge.storage import attributes
 from evomerge.storage.opening import open_storage, release
 from evomerge.storage.url import local_file, redact, resolve_url
@@ -52,7 +53,9 @@ def studies_table(document: dict[str, Any]) -> Table | Text:
     """The same for a person."""
     if not document["studies"]:
         return Text(f"{document['storage']} has no search of evomerge")
-    table = Table("study", "state", "trials", "best", "last sign of life", "beside it", header_style="bold")
+    table = plain_table()
+    for column in ("study", "state", "trials", "best", "last sign of life", "beside it"):
+        table.add_column(column)
     for study in document["studies"]:
         trials, best = study["trials"], study["best"]
         failed = f", {trials['failed']} failed" if trials["failed"] else ""

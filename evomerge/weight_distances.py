@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from evomerge.adapters import open_expert
@@ -21,6 +20,7 @@ from evomerge.errors import InvalidInput
 from evomerge.merging.distances import cosine, l2, ssd, tssd
 from evomerge.messages import some
 from evomerge.recipe import ModelRef
+from evomerge.report.plain_table import plain_table
 
 SCHEMA = 1
 
@@ -132,7 +132,7 @@ def pairs_table(document: Mapping[str, Any]) -> Table:
 
 
 def _table(title: str, columns: Sequence[str], keep: float) -> Table:
-    table = Table(title=Text(title), header_style="bold")
+    table = plain_table(title)
     for column in columns:
         table.add_column(column)
     for column in ("elements", "L2", "cosine", "SSD", f"TSSD ({keep:g})"):

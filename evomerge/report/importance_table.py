@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from evomerge.importance.experts_and_groups import FEWEST
+from evomerge.report.plain_table import plain_table
 
 
 def importance_table(document: Mapping[str, Any]) -> RenderableType:
@@ -22,12 +21,8 @@ def importance_table(document: Mapping[str, Any]) -> RenderableType:
     rows, trials = document["importance"]["rows"], document["importance"]["trials"]
     if not rows:
         return Text("There are no two sources or groups whose parameters could be compared.\n")
-    table = Table(
-        title=f"what only the parameters of one source or group explain of the differences between {trials} trials",
-        title_justify="left",
-        title_style="bold",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
+    table = plain_table(
+        f"what only the parameters of one source or group explain of the differences between {trials} trials"
     )
     for name in ("", "share", "95 % interval of all", "answer"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)

@@ -15,6 +15,7 @@ from evomerge.evaluation import known_evaluators, known_packs, load_pack
 from evomerge.methods import METHODS, MethodInfo, Statistics, method_info
 from evomerge.report.method_example import example_of
 from evomerge.report.method_page import method_page
+from evomerge.report.plain_table import plain_table
 from evomerge.spaces import known_spaces, load_space
 
 SCHEMA = 1
@@ -42,7 +43,9 @@ def inventory_text(document: dict[str, Any]) -> Table | Group:
         return method_page(entries[0])
     if len(entries) == 1:
         return Group(*(Text.assemble((f"{key}: ", "bold"), _plain(value)) for key, value in entries[0].items()))
-    table = Table("name", "description", header_style="bold")
+    table = plain_table()
+    table.add_column("name", no_wrap=True)
+    table.add_column("description")
     for entry in entries:
         table.add_row(Text(entry["name"]), Text(entry["description"]))
     return table

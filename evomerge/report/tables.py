@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from textwrap import wrap
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +13,7 @@ from rich.text import Text
 from evomerge.jobs import Cost
 from evomerge.leaderboard import SHOWN, Line, PartScore, left_out_of, meets_constraints
 from evomerge.messages import duration, in_bytes, in_thousands, listed, p_value
+from evomerge.report.plain_table import plain_table
 from evomerge.sanity.probe_records import winner_warning
 from evomerge.study.command_line import command_line
 from evomerge.study.stored_search import StoredSearch
@@ -192,9 +192,7 @@ def _comparisons(verdict: Verdict) -> Table:
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
-    )
+    table = plain_table(title)
     table.add_column("model", overflow="fold")  # where a terminal is narrow, names are wrapped, and numbers never cut
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)

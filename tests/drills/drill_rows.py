@@ -3,7 +3,8 @@
     python tests/drills/drill_rows.py ROWS
 
 prints the Markdown table of a file of rows, as `make drills` writes one. A line of the table is a fault, a column a
-storage; its cell has the number of tries, the trials that they lost and doubled, and the seconds of the longest one.
+storage; its cell has the number of tries, the results that they lost and doubled, the seconds of the longest one, and
+where a signal was sent the longest time from it to the end of the process.
 """
 
 from __future__ import annotations
@@ -74,14 +75,14 @@ def read_rows(file: Path) -> list[Row]:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """The rows as a Markdown table; faults and storages in the order in which they first came."""
+    """The rows as a Markdown table, faults in the order of their names."""
     cells: defaultdict[str, defaultdict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         cells[row.cell][row.storage or "–"].append(row)
     present = {storage for found in cells.values() for storage in found}
     storages = [each for each in dict.fromkeys((*STORAGES.values(), "–")) if each in present]
     lines = [["fault", "exit codes", *storages], ["---"] * (len(storages) + 2)]
-    for cell, found in cells.items():
+    for cell, found in sorted(cells.items(), key=lambda each: each[0].lower()):
         everything = [row for each in found.values() for row in each]
         lines.append([cell, _exit_codes(everything), *(_cell(found.get(storage, [])) for storage in storages)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -99,13 +100,13 @@ def _cell(rows: Sequence[Row]) -> str:
     failed, tries = sum(row.failed for row in rows), sum(row.tries for row in rows)
     ended = [row.seconds_to_end for row in rows if row.seconds_to_end is not None]
     parts = [
-        f"{tries} tries",
-        f"**{failed} failed**" if failed else "",
-        f"lost {_sum(row.lost for row in rows)}, doubled {_sum(row.doubled for row in rows)}",
+        f"**{failed} failed** of {tries}" if failed else str(tries),
+        f"{_sum(row.lost for row in rows)}",
+        f"{_sum(row.doubled for row in rows)}",
         f"{max(row.seconds for row in rows):.0f} s",
-        f"ends after {max(ended):.1f} s" if ended else "",
+        *([f"{max(ended):.1f} s"] if ended else []),
     ]
-    return "; ".join(part for part in parts if part)
+    return " · ".join(parts)
 
 
 def _sum(numbers: Iterable[int | None]) -> Any:

@@ -21,8 +21,8 @@ def test_a_cell_sums_its_tries_and_shows_the_longest_one(tmp_path):
     assert table(read_rows(file)).splitlines() == [
         "| fault | exit codes | SQLite | PostgreSQL |",
         "| --- | --- | --- | --- |",
-        "| server killed | 3, 0 |  | 3 tries; **1 failed**; lost 3, doubled 3; 44 s |",
-        "| disk full | 0 | 1 tries; lost –, doubled –; 2 s; ends after 1.2 s |  |",
+        "| disk full | 0 | 1 · – · – · 2 s · 1.2 s |  |",
+        "| server killed | 3, 0 |  | **1 failed** of 3 · 3 · 3 · 44 s |",
     ]
 
 
