@@ -23,8 +23,10 @@ from evomerge.passes.magnitude_tables import (
     Pieces,
     Ranks,
     Table,
+    all_are_knots,
     digit_ranges,
     make_table,
+    of_all_knots,
     sorted_together,
     with_steps,
 )
@@ -115,6 +117,8 @@ class Loops:
             found.sort()
             if not np.isfinite(found[-1]):
                 return None
+            if all_are_knots(elements) and (whole := of_all_knots(found)) is not None:
+                return whole
         else:
             ordered = desk.array("ordered", elements, np.float32)
             rooms = [desk.array("digits", 2 * DIGITS, np.uint32), ordered]

@@ -9,6 +9,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,9 @@ TOLERANCE = 1e-5  # of the elements of a scope may be kept or dropped wrongly
 # whole scope. Bounds the memory and time of making a table, not its result.
 SORTED_AT_ONCE = 1 << 25
 PARTS = 16
+# Magnitudes of which each is a knot: a straight line seldom stands for one of so few. Runs of equal ones are shorter.
+ALL_KNOTS = 1 << 14
+MOST_EQUAL = 1 / 16  # of them; differences of 16-bit weights have more
 _INFINITY = np.float32(np.inf)
 
 Floats = npt.NDArray[np.float32]
@@ -126,6 +130,8 @@ def make_table(magnitudes: Pieces, elements: int) -> Table:
         magnitudes: a function that returns the pieces of the scope, float32 and not negative, the same at each call.
         elements: how many there are in all.
     """
+    if all_are_knots(elements) and (whole := of_all_knots(_sorted(magnitudes(), elements))) is not None:
+        return whole
     limits = Limits.of(elements)
     ranks, values = _fine_knots(magnitudes, elements, limits.spacing)
     chosen = _thinned(ranks, values, longest_run=limits.longest_run, allowed=limits.allowed)
@@ -213,6 +219,27 @@ def _thinned(ranks: Ranks, values: Floats, longest_run: float, allowed: float) -
             return chosen
         stretch = np.unique(np.searchsorted(chosen, wrong))
         kept[(chosen[stretch - 1] + chosen[stretch]) // 2] = True
+
+
+def all_are_knots(elements: int) -> bool:
+    """Whether a scope of so many elements has each as a knot, unless many are equal."""
+    return 0 < elements <= ALL_KNOTS
+
+
+def of_all_knots(ordered: Floats) -> Table | None:
+    """The table of magnitudes in ascending order, each of them a knot; None where many are equal, or one is NaN."""
+    level = np.append(ordered[1:] == ordered[:-1], False)
+    if level.sum() > len(ordered) * MOST_EQUAL or np.isnan(ordered[-1]):
+        return None
+    return Table(_every_rank(len(ordered)), np.where(level, -ordered, ordered))
+
+
+@lru_cache(maxsize=256)
+def _every_rank(count: int) -> npt.NDArray[np.int32]:
+    """The ranks from 0 on, which all tables with so many knots share."""
+    ranks = np.arange(count, dtype=np.int32)
+    ranks.setflags(write=False)
+    return ranks
 
 
 def with_steps(ranks: Ranks, values: Floats) -> Table:

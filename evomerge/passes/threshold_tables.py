@@ -41,7 +41,8 @@ class ThresholdTables:
     A table is made or read on first use of its scope: once per worker, since the groups of a search do not change. With
     a threshold from it at most one element in 10⁵ of the scope is kept or dropped otherwise than with the exact one; in
     scopes of up to 10⁵ elements none is. The tables hold as many knots as that takes: few for large scopes, whose
-    magnitudes are smooth on the scale of the tolerance, and nearly all magnitudes for scopes below 2·10⁵ elements.
+    magnitudes are smooth on the scale of the tolerance, most magnitudes for scopes below 2·10⁵ elements, and all for
+    the shortest.
     """
 
     def __init__(

@@ -41,13 +41,14 @@ def assert_same(loops, magnitudes, piece=10_000):
 def test_ties_zeros_and_denormals_are_those_of_the_definition(values, at_once, loops, monkeypatch):
     magnitudes = torch.tensor(values, dtype=torch.float32)
     monkeypatch.setattr(magnitude_tables, "SORTED_AT_ONCE", at_once)
-    for short in (0, 1 << 14):  # digit by digit, and by numpy
+    for short, all_knots in ((0, 0), (1 << 14, 0), (1 << 14, 1 << 14)):  # digit by digit, by numpy, and not thinned
         monkeypatch.setattr(magnitude_sorting, "SHORT", short)
+        monkeypatch.setattr(magnitude_tables, "ALL_KNOTS", all_knots)
         assert_same(loops, magnitudes, piece=7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("count", [16_385, 100_001, 400_001, 1_700_003])
+@pytest.mark.parametrize("count", [16_384, 16_385, 100_001, 400_001, 1_700_003])
 def test_tables_of_task_vectors_are_those_of_the_definition(loops, count, dtype):
     generator = torch.Generator().manual_seed(count)
     base = (torch.randn(count, generator=generator) * 0.02).to(dtype)

@@ -126,3 +126,13 @@ def test_scopes_are_several_tensors_and_tables_are_made_once():
     source["a"].fill_(100.0)
     assert tables.kth_magnitude(0, ("a",), 2) == 3
     assert tables.nbytes == held
+
+
+def test_short_scopes_hold_every_magnitude_and_share_their_ranks():
+    scopes = [torch.randn(10_000, generator=torch.Generator().manual_seed(seed)).abs() for seed in (0, 1)]
+    tables = [make_table(lambda given=scope: [given], len(scope)) for scope in scopes]
+    for table, scope in zip(tables, scopes, strict=True):
+        assert np.abs(table.values).tolist() == scope.sort().values.tolist()
+        assert table.ranks is tables[0].ranks
+    equal = make_table(lambda: [torch.zeros(10_000)], 10_000)
+    assert len(equal.ranks) == 2
