@@ -13,7 +13,7 @@ from rich.text import Text
 from evomerge.errors import InvalidInput
 from evomerge.leases.holder import holder_of
 from evomerge.messages import duration
-from evomerge.report.plain_table import plain_table
+from evomerge.plain_table import plain_table
 from evomerge.storage import attributes
 from evomerge.storage.opening import open_storage, release
 from evomerge.storage.url import local_file, redact, resolve_url

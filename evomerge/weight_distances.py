@@ -19,8 +19,8 @@ from evomerge.checkpoints.state_dict_files import find_state_dict, open_state_di
 from evomerge.errors import InvalidInput
 from evomerge.merging.distances import cosine, l2, ssd, tssd
 from evomerge.messages import some
+from evomerge.plain_table import plain_table
 from evomerge.recipe import ModelRef
-from evomerge.report.plain_table import plain_table
 
 SCHEMA = 1
 

@@ -19,6 +19,7 @@ FLOORS = (
         "clock",
         "seeding",
         "messages",
+        "plain_table",
         "forms",
         "documents",
         "shipped",

@@ -7,8 +7,8 @@ kernels. The bits are those of the methods' functions.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evomerge.errors import MergeError
 from evomerge.passes.kernels import DTYPES, LANES, SHORTEST, STATISTIC_DTYPES, Kernel, KernelKind, Kernels
-from evomerge.tensors.computed_tensors import dtype_of, is_computed
+from evomerge.tensors.computed_tensors import dtype_of, is_computed, row_blocks, rows_of
 from evomerge.tensors.packed_factors import offset_words, pack
 from evomerge.tensors.plans import Factors, Plan, plan_rule
 from evomerge.tensors.rule_tensors import RuleTensors
@@ -162,21 +162,24 @@ class FusedRule:
 
     def _pass(self, name: str, out: Tensor | None, *, positive: bool) -> list[Tensor]:
         kind, kernel = self._kernels[name]
-        spans = self._spans(name, kind)
-        if out is None:
-            longest = max((span.stop - span.start for span in spans), default=0)
-            discarded = torch.empty(longest, dtype=self._dtype, device=self._device)
+        discarded = torch.empty(0, dtype=self._dtype, device=self._device)
         numbers, words = self._numbers(name, positive)
         checks = []
-        for span in spans:
+        for span in self._spans(name, kind):
             pieces = [model.to(self._device, non_blocking=True) for model in span.models]
-            written = discarded[: span.stop - span.start] if out is None else out[span.start : span.stop]
+            length = span.stop - span.start
+            if out is None and len(discarded) < length:
+                discarded = torch.empty(length, dtype=self._dtype, device=self._device)
+            written = discarded[:length] if out is None else out[span.start : span.stop]
             arguments = [*pieces, numbers, offset_words(words, self._factors[name], span.start), written]
             checks.append(kernel(arguments) if span.compiled else kind.run(*arguments))
         return checks
 
-    def _spans(self, name: str, kind: KernelKind) -> tuple[Span, ...]:
-        """The pieces of a tensor. They are cached, which takes no memory, unless the tensor was copied or computed."""
+    def _spans(self, name: str, kind: KernelKind) -> Iterable[Span]:
+        """The pieces of a tensor. They are cached, which takes no memory, unless the tensor was copied or computed.
+
+        Of a computed tensor only one block of rows is there at a time, where the models can make it in blocks.
+        """
         key: Hashable = name, kind.base is not None
         # Statistics change with the files of a recipe.
         cached: MutableMapping[Any, tuple[Span, ...]] = (
@@ -185,6 +188,8 @@ class FusedRule:
         if key in cached:
             return cached[key]
         models = _models(self._tensors, kind)
+        if not kind.statistics and (blocks := row_blocks(models, name)) is not None:
+            return _cut_blocks(models, name, blocks, self._device)
         tensors = [model[name] for model in models]
         if self._plan.statistics is not None and kind.statistics:
             tensors += self._plan.statistics(name)
@@ -285,6 +290,18 @@ def _cut(models: Sequence[Tensor], device: torch.device) -> Iterator[Span]:
             if first < last:
                 pieces = tuple(model[first:last] for model in models)
                 yield Span(start=first, stop=last, compiled=compiled, models=pieces)
+
+
+def _cut_blocks(
+    models: Sequence[Mapping[str, Tensor]], name: str, blocks: range, device: torch.device
+) -> Iterator[Span]:
+    """Pieces of a tensor of which one block of rows is made after the other."""
+    begun = 0
+    for start in blocks:
+        made = [rows_of(model, name, start, min(start + blocks.step, blocks.stop)).reshape(-1) for model in models]
+        for span in _cut(made, device):
+            yield replace(span, start=begun + span.start, stop=begun + span.stop)
+        begun += made[0].numel()
 
 
 def _models(tensors: RuleTensors, kind: KernelKind) -> list[Mapping[str, Tensor]]:

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from evomerge.importance.experts_and_groups import FEWEST
-from evomerge.report.plain_table import plain_table
+from evomerge.plain_table import plain_table
 
 
 def importance_table(document: Mapping[str, Any]) -> RenderableType:

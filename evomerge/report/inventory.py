@@ -13,9 +13,9 @@ from rich.text import Text
 from evomerge.errors import unknown_name
 from evomerge.evaluation import known_evaluators, known_packs, load_pack
 from evomerge.methods import METHODS, MethodInfo, Statistics, method_info
+from evomerge.plain_table import plain_table
 from evomerge.report.method_example import example_of
 from evomerge.report.method_page import method_page
-from evomerge.report.plain_table import plain_table
 from evomerge.spaces import known_spaces, load_space
 
 SCHEMA = 1

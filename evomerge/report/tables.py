@@ -13,7 +13,7 @@ from rich.text import Text
 from evomerge.jobs import Cost
 from evomerge.leaderboard import SHOWN, Line, PartScore, left_out_of, meets_constraints
 from evomerge.messages import duration, in_bytes, in_thousands, listed, p_value
-from evomerge.report.plain_table import plain_table
+from evomerge.plain_table import plain_table
 from evomerge.sanity.probe_records import winner_warning
 from evomerge.study.command_line import command_line
 from evomerge.study.stored_search import StoredSearch

@@ -12,6 +12,7 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from evomerge.storage.bulk_reader import BulkReader
 from evomerge.storage.optuna_internals import CachedStorage, FrozenStudy, JSONSerializable, id_of
 from evomerge.storage.patience import IMPATIENT, StoragePatience
 from evomerge.storage.single_writer import SingleWriterStorage
@@ -104,8 +105,8 @@ class _Patient(CachedStorage):
         return self.patiently(lambda: super(_Patient, self).get_all_trials(study_id, deepcopy, states))
 
 
-class PatientReader(_Patient):
-    """Optuna's cache around a database, for studies that another process may write to.
+class PatientReader(_Patient, BulkReader):
+    """The storage of studies that another process may write to.
 
     It never repeats a call, which another process's writes could come between: see `IMPATIENT`.
     """

@@ -185,7 +185,7 @@ def _of_a_deeper_model(tensors: dict[str, torch.Tensor]) -> None:
     [
         (_without_a_factor, "only .* of the two factors"),
         (_of_another_shape, "does not fit model.layers.0.self_attn.q_proj.weight"),
-        (_of_a_deeper_model, r"'base' does not have .*layers\.7.* give the model that the adapter was trained on"),
+        (_of_a_deeper_model, r"'base' lacks .*layers\.7.* give the model that the adapter was trained on"),
     ],
 )
 def test_tensors_that_do_not_fit_the_base_are_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from lora_models import load_with_peft, open_base, save_adapter, save_base
 
-from evomerge.adapters import AdaptedTensors, open_expert
+from evomerge.adapters import AdaptedTensors, adapted_tensors, open_expert
 from evomerge.adapters.adapter_bytes import AdapterBytes, adapter_bytes
 from evomerge.bank import WeightBank
 from evomerge.bank.memory import memory_need
@@ -17,6 +18,7 @@ from evomerge.checkpoints.source import Source
 from evomerge.merging import RuleTensors, merge_rule
 from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.passes.fused_rule import FusedRule, SourceCache, kinds
+from evomerge.passes.kernels import KernelKind
 from evomerge.recipe import ModelRef, Recipe, Rule
 from evomerge.tensors.plans import plan_rule
 
@@ -98,22 +100,55 @@ def test_a_bank_holds_the_changes_of_an_adapter_and_no_tensor_that_it_makes(
         assert held.nbytes < sum(tensor.nbytes for tensor in weights["base"].values()) / 4
 
 
+def fused(tensors: RuleTensors, method: str, cache: SourceCache, lengths: list[int]) -> FusedRule:
+    """A rule with kernels that are not compiled, which note how many elements they get."""
+    plan = plan_rule(method, tensors, {})
+    assert plan is not None
+
+    def kernel(kind: KernelKind) -> Any:
+        def run(arguments: Any) -> torch.Tensor:
+            lengths.append(arguments[0].numel())
+            return kind.run(*arguments)
+
+        return run
+
+    found = kinds(tensors, plan, torch.float32) or {}
+    kernels = {name: (kind, kernel(kind)) for name, kind in found.items()}
+    cpu = torch.device("cpu")
+    return FusedRule(tensors, plan, kernels=kernels, dtype=torch.float32, device=cpu, cache=cache)
+
+
 def test_a_compiled_pass_keeps_no_tensor_that_an_adapter_makes(opened: tuple[Source, list[Source]]) -> None:
     base, experts = opened
     recipe = recipe_of(base, experts, "ties")
     tensors = bank_of(base, experts).rule_tensors(recipe.rules[0], recipe)
-    plan = plan_rule("ties", tensors, {})
-    assert plan is not None
-    found = kinds(tensors, plan, torch.float32) or {}
     cache = SourceCache()
-    kernels = {name: (kind, lambda arguments, kind=kind: kind.run(*arguments)) for name, kind in found.items()}
-    cpu = torch.device("cpu")
-    rule = FusedRule(tensors, plan, kernels=kernels, dtype=torch.float32, device=cpu, cache=cache)
-    merged = dict(rule.tensors())
+    merged = dict(fused(tensors, "ties", cache, []).tensors())
     assert all(torch.equal(merged[name], tensor) for name, tensor in merge_rule("ties", tensors))
     kept = {name for name, _ in cache.spans}
     assert EMBEDDING in kept
     assert QUERY not in kept
+
+
+@pytest.mark.parametrize(("method", "options"), [("ties", {"trim_scope": "tensor"}), ("dare_linear", {})])
+def test_a_compiled_pass_makes_few_rows_of_an_adapted_tensor_at_a_time(
+    opened: tuple[Source, list[Source]], monkeypatch: pytest.MonkeyPatch, method: str, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(adapted_tensors, "CPU_BLOCK", 7 * 32)
+    base, experts = opened
+    recipe = recipe_of(base, experts, method)
+    rule = replace(recipe.rules[0], tensors=(QUERY,), options=resolve_options(method, options))
+    tensors = bank_of(base, experts).rule_tensors(rule, recipe)
+    lengths: list[int] = []
+    passes = fused(tensors, method, SourceCache(), lengths)
+    (merged,) = dict(passes.tensors()).values()
+    assert set(lengths) == {7 * 32, 4 * 32}
+    whole = [dict(expert.tensors.items()) for expert in experts]
+    ((_, expected),) = merge_rule(method, replace(tensors, sources=whole))
+    assert torch.equal(merged, expected)
+    written = torch.empty_like(merged)
+    passes.write({QUERY: written})
+    assert torch.equal(written, expected)
 
 
 def test_the_memory_of_a_search_counts_what_adapters_hold_and_the_largest_tensor_that_each_makes(
