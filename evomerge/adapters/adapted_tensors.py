@@ -14,8 +14,8 @@ from evomerge.tensors.one_thread import one_thread
 Tensors = Mapping[str, Tensor]
 
 # Elements of a product that are made together. CPU: few enough that those of several adapters stay in the cache until
-# they are merged. Elsewhere: as many as a kernel gets, so that launches cost nothing.
-CPU_BLOCK = 1 << 18
+# they are merged; blocks of half the size leave holes in the heap. Elsewhere: as many as a kernel gets.
+CPU_BLOCK = 1 << 19
 DEVICE_BLOCK = 1 << 24
 
 
