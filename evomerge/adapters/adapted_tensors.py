@@ -140,8 +140,8 @@ class AdaptedTensors(ComputedTensors):
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         product = self.changes[name].low_rank
-        if product is None:
-            return self[name][start:stop]
+        if product is None:  # it has no blocks
+            return super().rows(name, start, stop)
         return Change(product=product.rows(start, stop)).apply(self.base[name][start:stop])
 
     def dtype_of(self, name: str) -> torch.dtype:

@@ -228,10 +228,15 @@ def all_are_knots(elements: int) -> bool:
 
 def of_all_knots(ordered: Floats) -> Table | None:
     """The table of magnitudes in ascending order, each of them a knot; None where many are equal, or one is NaN."""
-    level = np.append(ordered[1:] == ordered[:-1], False)
+    level = _level(ordered)
     if level.sum() > len(ordered) * MOST_EQUAL or np.isnan(ordered[-1]):
         return None
     return Table(_every_rank(len(ordered)), np.where(level, -ordered, ordered))
+
+
+def _level(values: Floats) -> npt.NDArray[np.bool_]:
+    """Which of these values, in ascending order, the next one equals."""
+    return np.append(values[1:] == values[:-1], False)
 
 
 @lru_cache(maxsize=256)
@@ -245,7 +250,7 @@ def _every_rank(count: int) -> npt.NDArray[np.int32]:
 def with_steps(ranks: Ranks, values: Floats) -> Table:
     """The table of these knots: runs of equal values become steps, and an end of a step that the next knot shows is
     left out."""
-    level = np.append(values[1:] == values[:-1], False)
+    level = _level(values)
     shown = np.append(np.diff(ranks) == 1, False) & np.append(False, level[:-1]) & ~level
     ranks, values = ranks[~shown], np.where(level, -values, values)[~shown]
     return Table(ranks.astype(np.int32) if ranks[-1] < 1 << 31 else ranks, values)
