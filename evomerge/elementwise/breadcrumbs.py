@@ -11,7 +11,7 @@ from torch import Tensor
 
 from evomerge.elementwise.task_arithmetic import merge_scaled
 from evomerge.elementwise.ties import Election, plan_election
-from evomerge.tensors.order_statistics import end_of_equal, expected_order_statistics, order_statistics
+from evomerge.tensors.order_statistics import Ranked, end_of_equal, expected_order_statistics, order_statistics
 from evomerge.tensors.plans import Factors, Formula, Plan
 from evomerge.tensors.rule_tensors import RuleTensors
 from evomerge.tensors.task_vectors import TaskVectors
@@ -114,11 +114,7 @@ def is_exact(tensors: RuleTensors) -> bool:
 
 
 class Bands:
-    """The `Band` of each tensor of each source.
-
-    Bounds are counted, whether or not there is a table of thresholds: its number for a rank may be smaller than the
-    element of that rank, which an upper bound must not be.
-    """
+    """The `Band` of each tensor of each source."""
 
     def __init__(self, tensors: RuleTensors) -> None:
         self._tensors = tensors
@@ -142,24 +138,40 @@ class Bands:
         ranks = kept_ranks(self._densities[source], self._gammas[source], elements)
         if ranks == (1, elements):
             return None
-        low, high = self._bounds(source, name, ranks)
-        return Band(low, high, self._ends(source, name, ranks, (low, high)) if self._exact else None)
+        known = self._tensors.thresholds
+        found = None if known is None else known.exact_magnitudes(source, name, ranks)
+        least, most = found or self._counted(source, name, ranks)
+        return Band(least.value, most.value, self._ends(source, name, ranks, least, most) if self._exact else None)
 
-    def _ends(self, source: int, name: str, ranks: tuple[int, int], bounds: tuple[float, float]) -> tuple[int, int]:
+    def _ends(self, source: int, name: str, ranks: tuple[int, int], least: Ranked, most: Ranked) -> tuple[int, int]:
         """`Band.ends` under which as many elements are kept as there are ranks."""
-        (least, most), (low, high) = ranks, bounds
-        up_to_low = below_high = 0
-        for piece in self._magnitudes(source, name):
-            up_to_low += int((piece <= low).count_nonzero())
-            below_high += int((piece < high).count_nonzero())
-        if low == high:
-            end = end_of_equal(self._magnitudes(source, name), low, most - least + 1)
+        first, last = ranks
+        if least.value == most.value:
+            end = self._end(source, name, least, last - first + 1)
             return end, end
-        at_low = end_of_equal(self._magnitudes(source, name), low, up_to_low - least + 1)
-        return at_low, end_of_equal(self._magnitudes(source, name), high, most - below_high)
+        kept_at_least = least.smaller + least.equal - first + 1
+        return self._end(source, name, least, kept_at_least), self._end(source, name, most, last - most.smaller)
+
+    def _end(self, source: int, name: str, ranked: Ranked, kept: int) -> int:
+        """The index below which elements of this magnitude are kept, so that there are as many."""
+        if kept == ranked.equal:
+            return self._tensors.like(name).numel()
+        known = self._tensors.thresholds
+        end = None if known is None else known.end_of_equal(source, name, ranked.value, kept)
+        return end_of_equal(self._magnitudes(source, name), ranked.value, kept) if end is None else end
 
     def _magnitudes(self, source: int, name: str) -> Iterator[Tensor]:
         return (piece.abs_() for piece in self._vectors.pieces(source, name))  # in new memory
+
+    def _counted(self, source: int, name: str, ranks: Sequence[int]) -> list[Ranked]:
+        """The magnitudes of these ranks; what is smaller or equal is counted where it matters."""
+        bounds = self._bounds(source, name, ranks)
+        smaller, equal = [0] * len(bounds), [0] * len(bounds)
+        for piece in self._magnitudes(source, name) if self._exact else ():
+            for place, bound in enumerate(bounds):
+                smaller[place] += int((piece < bound).count_nonzero())
+                equal[place] += int((piece == bound).count_nonzero())
+        return [Ranked(*each) for each in zip(bounds, smaller, equal, strict=True)]
 
     def _bounds(self, source: int, name: str, ranks: Sequence[int]) -> list[float]:
         like, dtype = self._tensors.like(name), self._tensors.dtype([name])

@@ -8,16 +8,13 @@ import torch
 from torch import Tensor
 
 from evomerge.tensors.dropping import Drop
-from evomerge.tensors.order_statistics import KEEP_ALL, KEEP_NOTHING, CountedThresholds, Cut, trim
+from evomerge.tensors.order_statistics import KEEP_ALL, KEEP_NOTHING, CountedThresholds, Cut, Thresholds, trim
 from evomerge.tensors.plans import Factors, Formula, Plan
 from evomerge.tensors.rule_tensors import Piece, RuleTensors
 from evomerge.tensors.task_vectors import TaskVectors
 
 Lookup = Callable[[int, tuple[str, ...], int], float | None]
 """(source, scope, k) -> the k-th smallest magnitude of the vectors to be trimmed, or None where it must be counted."""
-
-TiesFrom = Callable[[int, tuple[str, ...], int], int | None]
-"""(source, scope, k) -> how many elements have the k-th magnitude from the k-th on; None: it is the first of them."""
 
 
 def merge_ties(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
@@ -51,9 +48,7 @@ def plan_ties(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan
 def trimming_of(tensors: RuleTensors, vectors: TaskVectors) -> Trimming:
     """The trimming of task vectors as they are, of which a provider of thresholds knows the magnitudes."""
     provider = tensors.thresholds
-    if provider is None:
-        return Trimming(tensors, vectors, None)
-    return Trimming(tensors, vectors, provider.kth_magnitude, provider.ties_from)
+    return Trimming(tensors, vectors, None if provider is None else provider.kth_magnitude, provider)
 
 
 def plan_election(
@@ -171,12 +166,12 @@ class Trimming:
     """The cut of each tensor of each source, which is (1). Those of a whole scope are determined once, at first use."""
 
     def __init__(
-        self, tensors: RuleTensors, vectors: TaskVectors, lookup: Lookup | None, ties_from: TiesFrom | None = None
+        self, tensors: RuleTensors, vectors: TaskVectors, lookup: Lookup | None, provider: Thresholds | None = None
     ) -> None:
-        """Without `ties_from` thresholds are counted under `kept_rule: exact`."""
+        """Without a provider, which knows the vectors as they are, thresholds are counted under `kept_rule: exact`."""
         self._tensors = tensors
         self._lookup = lookup
-        self._ties_from = ties_from
+        self._provider = provider
         self._counted = CountedThresholds(vectors.pieces, tensors.dtype)
         self._densities = tensors.per_source("density")
         self._rule = str(tensors.options["kept_rule"])
@@ -196,7 +191,9 @@ class Trimming:
             return dict.fromkeys(scope, KEEP_ALL if k == 0 else KEEP_NOTHING)
         threshold = None if self._lookup is None or self._is_counted else self._lookup(source, scope, k)
         if threshold is not None:
-            left = self._ties_from(source, scope, k) if self._ties_from and self._rule == "exact" else None
+            left = None
+            if self._provider is not None and self._rule == "exact":
+                left = self._provider.ties_from(source, scope, k)
             if left is None:
                 return dict.fromkeys(scope, Cut(threshold))
             ties = self._counted.divided(source, scope, threshold, left)
@@ -209,11 +206,14 @@ class Trimming:
 
     def end_of_ties(self, source: int, name: str, cut: Cut) -> int | None:
         """The index below which what is tied at a cut of this object survives in a tensor; None: everywhere."""
-        return self._counted.end_of_ties(source, name, cut)
+        end = None
+        if self._provider is not None and cut.ties is not None:
+            end = self._provider.end_of_equal(source, name, cut.threshold, cut.ties)
+        return self._counted.end_of_ties(source, name, cut) if end is None else end
 
     @property
     def _is_counted(self) -> bool:
-        return self._rule == "exact" and self._ties_from is None
+        return self._rule == "exact" and self._provider is None
 
 
 class Election:

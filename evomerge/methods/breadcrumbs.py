@@ -54,7 +54,7 @@ _FORMULA = (
     "where gamma_i > 1 - density_i, the (1 - density_i) * d largest alone are dropped\n"
 )
 
-_COST = "one pass over base and sources, and before it one that finds the bounds of every task vector"
+_COST = "two passes over base and sources, of which the first finds the bounds; magnitudes are sorted once per worker"
 _PAPER = "Model breadcrumbs, arXiv 2312.06795; drops by tensor as in mergekit"
 
 BREADCRUMBS = MethodInfo(
@@ -70,6 +70,7 @@ BREADCRUMBS = MethodInfo(
     shared=(LAMBDA,),
     options=(KEPT_RULE,),
     needs=frozenset({"base"}),
+    sorts_magnitudes=True,
     mergekit=MergekitMethod(
         name="breadcrumbs",
         base_model="base",
@@ -94,6 +95,7 @@ BREADCRUMBS_TIES = MethodInfo(
     shared=(LAMBDA,),
     options=(*ELECTION_OPTIONS, KEPT_RULE),
     needs=frozenset({"base"}),
+    sorts_magnitudes=True,
     mergekit=MergekitMethod(
         name="breadcrumbs_ties",
         base_model="base",

@@ -27,6 +27,14 @@ Vector = Callable[[int, str], Iterator[Tensor]]
 """(source, tensor name) -> the pieces of that source's vector in element order, float32 or float64."""
 
 
+class Ranked(NamedTuple):
+    """The magnitude of a rank of a task vector, how many are smaller, and how many are as large, itself included."""
+
+    value: float
+    smaller: int
+    equal: int
+
+
 class Thresholds(Protocol):
     """Order statistics of task vectors, looked up instead of counted."""
 
@@ -42,6 +50,15 @@ class Thresholds(Protocol):
 
     def ties_from(self, source: int, scope: tuple[str, ...], k: int) -> int | None:
         """The number of elements of this magnitude from the k-th on, which is one of them; None: the first of them."""
+        ...
+
+    def exact_magnitudes(self, source: int, name: str, ranks: Sequence[int]) -> list[Ranked] | None:
+        """The exact magnitudes of some ranks, counted from 1, of one tensor; None: they have to be counted."""
+        ...
+
+    def end_of_equal(self, source: int, name: str, value: float, count: int) -> int | None:
+        """The index, in one tensor, after the count-th element of this magnitude, of at least as many; None: as
+        before."""
         ...
 
 

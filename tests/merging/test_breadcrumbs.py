@@ -122,10 +122,16 @@ def test_sources_may_come_in_any_order(method):
 
 
 class LowerBounds:
-    """A table as workers have it: the number from which on a rank begins, below the elements' own."""
+    """A table that has the number from which on a rank begins, below the elements' own, and no exact one."""
 
     def kth_magnitude(self, source, scope, k):
         raise AssertionError("a lower bound would drop the largest element that is kept")
+
+    def exact_magnitudes(self, source, name, ranks):
+        return None
+
+    def end_of_equal(self, source, name, value, count):
+        return None
 
 
 @pytest.mark.parametrize("method", ["breadcrumbs", "breadcrumbs_ties"])
