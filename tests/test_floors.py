@@ -43,6 +43,7 @@ FLOORS = (
     ),
     ("prefix_tree", "engine"),
     (
+        "native",
         "tensors",
         "alignment",
         "elementwise",

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from evomerge.elementwise.task_arithmetic import merge_scaled
 from evomerge.elementwise.ties import Election, plan_election
-from evomerge.tensors.order_statistics import Ranked, end_of_equal, expected_order_statistics, order_statistics
+from evomerge.native.ranked_magnitudes import Ranked
+from evomerge.tensors.order_statistics import expected_order_statistics, order_statistics
 from evomerge.tensors.plans import Factors, Formula, Plan
 from evomerge.tensors.rule_tensors import RuleTensors
 from evomerge.tensors.task_vectors import TaskVectors
@@ -156,9 +157,7 @@ class Bands:
         """The index below which elements of this magnitude are kept, so that there are as many."""
         if kept == ranked.equal:
             return self._tensors.like(name).numel()
-        known = self._tensors.thresholds
-        end = None if known is None else known.end_of_equal(source, name, ranked.value, kept)
-        return end_of_equal(self._magnitudes(source, name), ranked.value, kept) if end is None else end
+        return self._vectors.end_of_equal(source, name, ranked.value, kept)
 
     def _magnitudes(self, source: int, name: str) -> Iterator[Tensor]:
         return (piece.abs_() for piece in self._vectors.pieces(source, name))  # in new memory

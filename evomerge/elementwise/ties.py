@@ -170,6 +170,7 @@ class Trimming:
     ) -> None:
         """Without a provider, which knows the vectors as they are, thresholds are counted under `kept_rule: exact`."""
         self._tensors = tensors
+        self._vectors = vectors
         self._lookup = lookup
         self._provider = provider
         self._counted = CountedThresholds(vectors.pieces, tensors.dtype)
@@ -206,10 +207,7 @@ class Trimming:
 
     def end_of_ties(self, source: int, name: str, cut: Cut) -> int | None:
         """The index below which what is tied at a cut of this object survives in a tensor; None: everywhere."""
-        end = None
-        if self._provider is not None and cut.ties is not None:
-            end = self._provider.end_of_equal(source, name, cut.threshold, cut.ties)
-        return self._counted.end_of_ties(source, name, cut) if end is None else end
+        return None if cut.ties is None else self._vectors.end_of_equal(source, name, cut.threshold, cut.ties)
 
     @property
     def _is_counted(self) -> bool:

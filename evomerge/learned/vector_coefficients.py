@@ -16,10 +16,10 @@ from evomerge.errors import InvalidInput
 from evomerge.learned.learned_settings import LearnedSettings
 from evomerge.messages import some
 from evomerge.methods import resolve_options, resolve_parameters
+from evomerge.native.weighted_vectors import factor_slopes
 from evomerge.optimisation.coefficients import FILE_ROLE, ModuleRole, stored_columns
 from evomerge.optimisation.gradients import factor_gradients, nonzero_rows, vector_gradients
 from evomerge.optimisation.student import Student
-from evomerge.passes.weighted_vectors import factor_slopes
 from evomerge.recipe import Recipe, Rule
 from evomerge.tensors.dropping import Dropping
 from evomerge.tensors.rule_tensors import RuleTensors

@@ -21,8 +21,8 @@ from evomerge.tensors.plans import Factors, Formula, Plan
 from evomerge.tensors.rank_masks import drop_by_rank
 from evomerge.tensors.row_pieces import matrix_shape, row_pieces
 from evomerge.tensors.rule_tensors import RuleTensors
-from evomerge.tensors.sums import ordered_sum
 from evomerge.tensors.task_vectors import TaskVectors
+from evomerge.tensors.vector_norms import Mask, masked_vector_norm, whole_norm
 
 KEPT_BYTES = 4 << 30  # of ranks that a worker keeps; rows beyond that are sorted for every candidate
 
@@ -63,7 +63,7 @@ def plan_della_linear(tensors: RuleTensors, cosines: MutableMapping[str, float])
 def plan_della(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan | None:
     """The formula of `merge_della`.
 
-    None where ranks are not kept, and under `rescale: l1_match`, whose factor takes a pass of its own.
+    None where ranks are not kept.
     """
     election = plan_election(tensors, None, None) if _has_formula(tensors) else None
     if election is None:
@@ -74,13 +74,14 @@ def plan_della(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Pla
 
 def _has_formula(tensors: RuleTensors) -> bool:
     every = sum(rank_bytes(tensors.like(name).shape) for name in tensors.whole_model) * len(tensors.sources)
-    return not tensors.once and tensors.options["rescale"] != "l1_match" and every <= KEPT_BYTES
+    return not tensors.once and every <= KEPT_BYTES
 
 
 def _ranked(tensors: RuleTensors, formula: Formula) -> Plan:
     """A plan whose statistics are ranks."""
     sources, weights = range(len(tensors.sources)), tensors.per_source("weight")
     densities, spreads = tensors.per_source("density"), tensors.per_source("spread")
+    dropping, matched = RankedDropping(tensors), tensors.options["rescale"] == "l1_match"
 
     def factors(name: str) -> list[Factors]:
         width = matrix_shape(tensors.like(name))[1] if tensors.like(name).numel() else 1
@@ -88,10 +89,15 @@ def _ranked(tensors: RuleTensors, formula: Formula) -> Plan:
             rank_line(density, half_width(density, spread), width)
             for density, spread in zip(densities, spreads, strict=True)
         ]
+        drops = [dropping(source, name) for source in sources] if matched else [None] * len(weights)
         keys = [Drop(mask_key(tensors.seed, source, name), 0.0) for source in sources]
         return [
-            Factors(weight, drop=key, ranges=(*line, 0.0, 0.0, 0.0))
-            for weight, key, line in zip(weights, keys, lines, strict=True)
+            Factors(
+                weight,
+                drop=key if drop is None else replace(key, divisor=drop.divisor, factor=drop.factor),
+                ranges=(*line, 0.0, 0.0, 0.0),
+            )
+            for weight, key, drop, line in zip(weights, keys, drops, lines, strict=True)
         ]
 
     def statistics(name: str) -> list[Tensor]:
@@ -172,12 +178,10 @@ class RankedDropping:
         plain = RankedDrop(key, density, width, ranks, columns, self._rescale == "1/p")
         if self._rescale != "l1_match":
             return plain
-        whole = ordered_sum(piece.abs() for piece in TaskVectors(self._tensors).pieces(source, name))
-        masked = TaskVectors(self._tensors, lambda source, name: plain)
-        left = ordered_sum(piece.abs() for piece in masked.pieces(source, name))
+        left = masked_vector_norm(self._tensors, source, name, plain, Mask(key, ranks=ranks, line=plain.line))
         if not left > 0:
             return plain
-        return RankedDrop(key, density, width, ranks, columns, divisor=left, factor=whole)
+        return replace(plain, divisor=left, factor=whole_norm(self._tensors, source, name))
 
 
 def _ranks(tensors: RuleTensors, source: int, name: str) -> tuple[Tensor, int]:

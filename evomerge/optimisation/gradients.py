@@ -12,7 +12,7 @@ from torch.nn import Embedding, Module
 
 from evomerge.conversion.live_tensors import Leaf, leaves
 from evomerge.elementwise.column_linear import row_blocks
-from evomerge.passes.weighted_vectors import factor_slopes
+from evomerge.native.weighted_vectors import factor_slopes
 
 
 def factor_gradients(

@@ -18,10 +18,10 @@ from evomerge.elementwise.column_linear import source_factors, write_column_line
 from evomerge.errors import InvalidInput
 from evomerge.merging import RuleTensors, merge_rule
 from evomerge.methods import method_info, resolve_options
+from evomerge.native.weighted_vectors import write_weighted_sum
 from evomerge.optimisation.batches import Batch
 from evomerge.optimisation.coefficients import Coefficients
 from evomerge.optimisation.gradients import sparse_embeddings, stream_gradients
-from evomerge.passes.weighted_vectors import write_weighted_sum
 from evomerge.recipe import Recipe, Rule
 from evomerge.tensors.computed_tensors import is_computed
 

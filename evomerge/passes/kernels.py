@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.passes.compiled_loops import default_folder, target_machine
+from evomerge.native.compiled_loops import default_folder, target_machine
 from evomerge.passes.masked_passes import masked_pass
 from evomerge.tensors import competition, elementary, formula_numbers, masks, plans, rank_masks, selection, sums
 from evomerge.tensors.formula_numbers import Numbers, Words

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from evomerge.passes.compiled_loops import load_loops, loops_of_this_machine
+from evomerge.native.compiled_loops import load_loops, loop_source, loops_of_this_machine
 from evomerge.passes.magnitude_tables import (
     Floats,
     Limits,
@@ -31,7 +31,7 @@ from evomerge.passes.magnitude_tables import (
     with_steps,
 )
 
-SOURCE = Path(__file__).with_suffix(".cpp")
+SOURCE = loop_source("magnitude_sorting.cpp")
 DIGITS = 1 << 16
 SHORT = 1 << 14  # numpy sorts so few in less time than it takes to count their digits
 INFINITY_BITS = 0x7F80_0000

@@ -23,12 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.passes.compiled_loops import (
+from evomerge.native.compiled_loops import (
     WIDE,
     LoopTensor,
     compiled_library,
     library_path,
     load_loops,
+    loop_source,
     loop_tensor,
     share,
 )
@@ -36,7 +37,7 @@ from evomerge.tensors.plans import Formula
 
 logger = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_suffix(".cpp")
+SOURCE = loop_source("masked_passes.cpp")
 WIDTH = 16  # elements of a vector of the loops
 SHARED = 1 << 14  # vectors that are worth more than one thread
 
@@ -45,7 +46,7 @@ Pass = Callable[[Sequence[Tensor]], Tensor]
 
 # Of elections: agg and weighting, in the order of `Aggregation`.
 _AGGREGATIONS = ("dis-max", "dis-sum", "dis-mean count", "dis-mean norm")
-_RANKINGS = ("", "none", "1/p")  # `Formula.ranked`, in the order of `Ranking`
+_RANKINGS = ("", "none", "1/p", "l1_match")  # `Formula.ranked`, in the order of `Ranking`
 _DTYPES = {str(dtype).removeprefix("torch.") for dtype in WIDE}
 
 

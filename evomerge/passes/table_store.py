@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from evomerge.native.compiled_loops import default_folder
 from evomerge.passes import magnitude_sorting, magnitude_tables
-from evomerge.passes.compiled_loops import default_folder
 from evomerge.passes.magnitude_tables import Table
 from evomerge.whole_files import write_whole
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from evomerge.native.ranked_magnitudes import Expected, Ranked, ranked_magnitudes
 from evomerge.passes.magnitude_sorting import SHORT, Desk, fast_table
 from evomerge.passes.magnitude_tables import TOLERANCE, Table
-from evomerge.passes.ranked_magnitudes import Expected, end_of_equal, ranked_magnitudes
 from evomerge.passes.table_store import Scope, TableStore, pair_digest, scope_digest
-from evomerge.tensors.order_statistics import Ranked
 
 # Elements of task vectors that are computed together. CPU: they stay in the cache until they are counted.
 CPU_PIECE = 1 << 17
@@ -81,10 +80,9 @@ class ThresholdTables:
 
     def exact_magnitudes(self, source: int, name: str, ranks: Sequence[int]) -> list[Ranked] | None:
         """As in `Thresholds`: by the table where it holds all magnitudes, else in one pass around what it says."""
-        models = self._models(source, name)
-        if models is None:
+        base, weights = self._base[name].detach(), self._sources[source][name].detach()
+        if torch.float64 in (base.dtype, weights.dtype):
             return None
-        base, weights = models
         table, elements = self._table(source, (name,)), base.numel()
         if len(table.ranks) == elements:
             runs = ((rank, *table.run(rank - 1)) for rank in ranks)
@@ -95,11 +93,6 @@ class ThresholdTables:
             low, high = max(rank - 1 - margin, 0), min(rank - 1 + margin, elements - 1)
             expected.append(Expected(rank, table.at_rank(low), table.at_rank(high)))
         return ranked_magnitudes(base, weights, expected)
-
-    def end_of_equal(self, source: int, name: str, value: float, count: int) -> int | None:
-        """As in `Thresholds`."""
-        models = self._models(source, name)
-        return None if models is None or not count else end_of_equal(*models, value, count)
 
     def save(self) -> None:
         """Put what was made since the last call into the store, and give back the memory that it was made in."""
@@ -140,11 +133,6 @@ class ThresholdTables:
         mapped = self._contents.store.save(self._contents.pair(source), made)
         for scope in scopes:  # memory that the workers of a machine share instead of that of this one alone
             self._tables[source, scope] = mapped.get(scope_digest(scope), self._tables[source, scope])
-
-    def _models(self, source: int, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """A tensor of the base and of a source; None where its magnitudes are not those of float32."""
-        base, weights = self._base[name].detach(), self._sources[source][name].detach()
-        return None if torch.float64 in (base.dtype, weights.dtype) else (base, weights)
 
     def _elements(self, scope: Scope) -> int:
         return sum(self._base[name].numel() for name in scope)

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from evomerge.tensors.masks import dropped, mask_key, uniform_bits
 from evomerge.tensors.rule_tensors import RuleTensors
-from evomerge.tensors.sums import ordered_sum
-from evomerge.tensors.task_vectors import TaskVectors
+from evomerge.tensors.vector_norms import Mask, masked_vector_norm, whole_norm
 
 # Elements of pieces whose random bits are kept: every candidate counts the survivors of small tensors, and half of what
 # that costs is drawing them again.
@@ -74,10 +73,8 @@ class Dropping:
             return plain
         if self.rescale == "1/(1-p)":
             return Drop(key, rate, divisor=1 - rate)
-        whole = ordered_sum(piece.abs() for piece in TaskVectors(self._tensors).pieces(source, name))
-        masked = TaskVectors(self._tensors, lambda source, name: plain)
-        left = ordered_sum(piece.abs() for piece in masked.pieces(source, name))
-        return Drop(key, rate, divisor=left, factor=whole) if left > 0 else plain
+        left = masked_vector_norm(self._tensors, source, name, plain, Mask(key, rate))
+        return Drop(key, rate, divisor=left, factor=whole_norm(self._tensors, source, name)) if left > 0 else plain
 
 
 def _mask(key: int, start: int, stop: int, drop_rate: float, device: torch.device) -> Tensor:

@@ -19,20 +19,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
+from evomerge.native.ranked_magnitudes import Ranked
+
 FEW = 1 << 16  # magnitudes are gathered instead of counted
 GATHERED = 1 << 23  # numbers at most around one expected rank
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 Vector = Callable[[int, str], Iterator[Tensor]]
 """(source, tensor name) -> the pieces of that source's vector in element order, float32 or float64."""
-
-
-class Ranked(NamedTuple):
-    """The magnitude of a rank of a task vector, how many are smaller, and how many are as large, itself included."""
-
-    value: float
-    smaller: int
-    equal: int
 
 
 class Thresholds(Protocol):
@@ -54,11 +48,6 @@ class Thresholds(Protocol):
 
     def exact_magnitudes(self, source: int, name: str, ranks: Sequence[int]) -> list[Ranked] | None:
         """The exact magnitudes of some ranks, counted from 1, of one tensor; None: they have to be counted."""
-        ...
-
-    def end_of_equal(self, source: int, name: str, value: float, count: int) -> int | None:
-        """The index, in one tensor, after the count-th element of this magnitude, of at least as many; None: as
-        before."""
         ...
 
 
@@ -113,12 +102,6 @@ class CountedThresholds:
             for piece in self._vector(source, name):
                 equal[name] += int((piece.abs() == threshold).count_nonzero())
         return _first(ties, equal)
-
-    def end_of_ties(self, source: int, name: str, cut: Cut) -> int | None:
-        """The index below which what is tied survives in a tensor; None: everywhere."""
-        if cut.ties is None:
-            return None
-        return end_of_equal((piece.abs() for piece in self._vector(source, name)), cut.threshold, cut.ties)
 
 
 def end_of_equal(pieces: Iterable[Tensor], value: float, count: int) -> int:

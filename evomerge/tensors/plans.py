@@ -204,7 +204,8 @@ def _drop_by_rank(formula: Formula, vector: Tensor, ranks: Tensor, numbers: Tens
     """Survivors of `della.RankedDrop`; the slope is in LEAST, the smallest probability in MOST."""
     slope, least = numbers[Numbers.LEAST], numbers[Numbers.MOST]
     bits = _random_bits(vector, words)
-    return drop_by_rank(vector, ranks, bits, slope=slope, least=least, divided=formula.ranked == "1/p")
+    left = drop_by_rank(vector, ranks, bits, slope=slope, least=least, divided=formula.ranked == "1/p")
+    return left / numbers[Numbers.DIVISOR] * numbers[Numbers.FACTOR] if formula.ranked == "l1_match" else left
 
 
 def _random_bits(vector: Tensor, words: Tensor) -> Tensor:

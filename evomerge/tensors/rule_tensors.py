@@ -197,7 +197,7 @@ class RuleTensors:
         chosen = self.sources if sources is None else [self.sources[index] for index in sources]
         flat_base = None if self.base is None else _flat(self.base, name)
         flat_sources = [_flat(source, name) for source in chosen]
-        size = CPU_PIECE if like.device.type == "cpu" else DEVICE_PIECE
+        size = self.piece_size(name)
 
         def widened(flat: Tensor, start: int) -> Tensor:
             return flat[start : start + size].to(like.device, dtype)
@@ -205,6 +205,17 @@ class RuleTensors:
         for start in range(0, like.numel(), size):
             base = None if flat_base is None else widened(flat_base, start)
             yield Piece(start, base, [widened(flat, start) for flat in flat_sources])
+
+    def piece_size(self, name: str) -> int:
+        """Elements of each piece of a tensor but the last."""
+        return CPU_PIECE if self.like(name).device.type == "cpu" else DEVICE_PIECE
+
+    def pair(self, source: int, name: str) -> tuple[Tensor, Tensor] | None:
+        """A tensor of the base and of a source, for loops over both; None where float32 does not hold them."""
+        if self.base is None or self.dtype([name]) != torch.float32:
+            return None
+        base, other = self.base[name].detach(), self.sources[source][name].detach()
+        return base, other
 
     def merge(self, name: str, kernel: Callable[[Piece], Tensor]) -> Tensor:
         """The merged tensor, in the dtype `rounded` and in new memory."""

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
+from evomerge.native import ranked_magnitudes
+from evomerge.tensors.order_statistics import end_of_equal
 from evomerge.tensors.rule_tensors import Piece, RuleTensors
 
 Change = Callable[[int, Tensor], Tensor]
@@ -29,6 +31,13 @@ class TaskVectors:
         """The vector of one source in element order."""
         for piece in self._tensors.pieces(name, [source]):
             yield self._changed(source, name, piece.start, piece.task_vectors()[0])
+
+    def end_of_equal(self, source: int, name: str, value: float, count: int) -> int:
+        """The index, in one tensor, after the count-th element of this magnitude, of at least as many; for none 0."""
+        models, end = self._tensors.pair(source, name), None
+        if count and models is not None and self._change(source, name) is None:
+            end = ranked_magnitudes.end_of_equal(*models, value, count)
+        return end_of_equal((piece.abs() for piece in self.pieces(source, name)), value, count) if end is None else end
 
     def _changed(self, source: int, name: str, start: int, task_vector: Tensor) -> Tensor:
         change = self._change(source, name)

@@ -17,8 +17,8 @@ from evomerge.elementwise import pcb
 from evomerge.errors import MergeError
 from evomerge.merging import RuleTensors, merge_rule
 from evomerge.methods import METHODS, resolve_options, resolve_parameters
+from evomerge.native.compiled_loops import default_folder
 from evomerge.passes import fused_rule, masked_passes
-from evomerge.passes.compiled_loops import default_folder
 from evomerge.passes.fused_rule import SourceCache, fuse_rule, kinds
 from evomerge.passes.kernels import KernelKind, Kernels, package_path
 from evomerge.passes.masked_passes import masked_pass
@@ -62,11 +62,6 @@ PARAMETERS = {
 
 
 WITHOUT_FORMULA = [
-    *(
-        (method, options)
-        for method in ("della", "della_linear")
-        for options in ({"semantics": "mergekit"}, {"rescale": "l1_match"})
-    ),
     ("dare_ties", {"kept_rule": "topk"}),
     ("dare_ties", {"kept_rule": "exact"}),
     ("nuslerp", {"units": "rows"}),

@@ -10,8 +10,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evomerge.passes import compiled_loops, magnitude_sorting, magnitude_tables
-from evomerge.passes.compiled_loops import compiled_library
+from evomerge.native import compiled_loops
+from evomerge.native.compiled_loops import compiled_library
+from evomerge.passes import magnitude_sorting, magnitude_tables
 from evomerge.passes.magnitude_sorting import SOURCE, Desk, Loops, fast_table, this_machines_loops
 from evomerge.passes.magnitude_tables import make_table
 

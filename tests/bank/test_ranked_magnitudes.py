@@ -12,9 +12,9 @@ from evomerge.elementwise.breadcrumbs import Bands
 from evomerge.elementwise.ties import trimming_of
 from evomerge.merging import RuleTensors
 from evomerge.methods import resolve_options, resolve_parameters
-from evomerge.passes import ranked_magnitudes
-from evomerge.passes.compiled_loops import compiled_library
-from evomerge.passes.ranked_magnitudes import Expected, end_of_equal
+from evomerge.native import ranked_magnitudes
+from evomerge.native.compiled_loops import compiled_library
+from evomerge.native.ranked_magnitudes import Expected, end_of_equal
 from evomerge.passes.threshold_tables import ThresholdTables
 from evomerge.tensors import order_statistics
 from evomerge.tensors.order_statistics import Ranked

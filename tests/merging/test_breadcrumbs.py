@@ -130,9 +130,6 @@ class LowerBounds:
     def exact_magnitudes(self, source, name, ranks):
         return None
 
-    def end_of_equal(self, source, name, value, count):
-        return None
-
 
 @pytest.mark.parametrize("method", ["breadcrumbs", "breadcrumbs_ties"])
 def test_a_table_of_thresholds_changes_nothing(method):

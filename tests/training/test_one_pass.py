@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evomerge.passes import weighted_vectors
+from evomerge.native import weighted_vectors
 from tests.training.learned_family import settings_of, train
 
 STORED = [("float32", None), ("float32", "bfloat16"), ("bfloat16", "bfloat16")]

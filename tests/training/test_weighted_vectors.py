@@ -10,8 +10,8 @@ import torch
 from evomerge.elementwise.column_arithmetic import write_column_arithmetic
 from evomerge.elementwise.column_linear import write_column_linear
 from evomerge.merging import RuleTensors
-from evomerge.passes import weighted_vectors
-from evomerge.passes.weighted_vectors import factor_slopes, write_weighted_sum
+from evomerge.native import weighted_vectors
+from evomerge.native.weighted_vectors import factor_slopes, write_weighted_sum
 
 # Shape of a tensor, and of a factor: one for all, per column, per row, per element of a vector. Rows and columns are
 # more than fit a block and no multiples of anything.

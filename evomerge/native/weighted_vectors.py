@@ -15,15 +15,21 @@ import math
 from collections.abc import Sequence
 from ctypes import POINTER, c_int64, c_void_p
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from evomerge.passes.compiled_loops import WIDE, LoopTensor, loop_tensor, loops_of_this_machine, share
+from evomerge.native.compiled_loops import (
+    LoopTensor,
+    is_covered,
+    loop_source,
+    loop_tensor,
+    loops_of_this_machine,
+    share,
+)
 
-SOURCE = Path(__file__).with_suffix(".cpp")
+SOURCE = loop_source("weighted_vectors.cpp")
 BLOCK = 1 << 16  # products that are added up together where all of a tensor has one weight
 BLOCK_ROWS = 256  # likewise by column
 SHARED = 1 << 18  # elements that are worth more than one thread
@@ -115,15 +121,8 @@ def _compiled() -> ctypes.CDLL | None:
 
 def _loops(tensor: Tensor, base: Tensor | None, sources: Sequence[Tensor]) -> ctypes.CDLL | None:
     """The loops, where they cover these tensors."""
-    for each in (tensor, *(() if base is None else (base,)), *sources):
-        if (
-            each.device.type != "cpu"
-            or each.dtype not in WIDE
-            or each.shape != tensor.shape
-            or not each.is_contiguous()
-        ):
-            return None
-    return _compiled()
+    every = [tensor, *([] if base is None else [base]), *sources]
+    return _compiled() if is_covered(*every) and all(each.shape == tensor.shape for each in every) else None
 
 
 def _row_sums(loops: ctypes.CDLL, models: tuple[Any, ...], columns: int, elements: int) -> Tensor:

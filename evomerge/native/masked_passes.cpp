@@ -1,6 +1,6 @@
-// Rules on masked task vectors (DARE) in one pass over memory: the loops of masked_passes.py. Sources are float32 or
-// bfloat16, the arithmetic is float32. Bits are those of the formulas in plans.py, whose equation numbers are given
-// here; compile without contraction.
+// Rules on masked task vectors (DARE, DELLA) in one pass over memory: the loops of passes/masked_passes.py and of
+// masked_norms.py. Sources are float32 or bfloat16, the arithmetic is float32. Bits are those of the formulas in plans.py,
+// whose equation numbers are given here; compile without contraction.
 
 #include <algorithm>
 #include <memory>
@@ -19,7 +19,7 @@ typedef uint32_t Words __attribute__((vector_size(64)));
 
 enum Aggregation : int64_t { DIS_MAX, DIS_SUM, DIS_MEAN_BY_COUNT, DIS_MEAN_BY_NORM };
 
-enum Ranking : int64_t { UNRANKED, RANKED, RANKED_AND_DIVIDED };
+enum Ranking : int64_t { UNRANKED, RANKED, RANKED_AND_DIVIDED, RANKED_AND_MATCHED };
 
 struct Rule {
     int64_t is_election, elects_by_count, aggregation, is_scaled, ranking;
@@ -70,10 +70,10 @@ Words mixed(Words x) {  // the finaliser of masks.py
     return x ^ x >> 16;
 }
 
-// Hand each vector of a task vector to `use` with its position, with what `rank_masks.drop_by_rank` leaves of it.
-template <class Vector, class Use>
-void for_ranked(Vector vector, int64_t vectors, const Factors& factors, int64_t i, int64_t at, bool divided,
-                const Ranks& ranks, Use use) {
+// Hand each vector of a task vector to `use` with its position, with what `della.RankedDrop` leaves of it.
+template <Ranking HOW, class Vector, class Use>
+void for_ranked(Vector vector, int64_t vectors, const Factors& factors, int64_t i, int64_t at, const Ranks& ranks,
+                Use use) {
     const uint32_t low = factors.of(KEY_LOW, i), high = factors.of(KEY_HIGH, i);
     const float slope = factors.of(LEAST, i), least = factors.of(MOST, i);
     Words index = Words{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (factors.of(START, i) + uint32_t(at));
@@ -81,7 +81,9 @@ void for_ranked(Vector vector, int64_t vectors, const Factors& factors, int64_t 
         const Lanes kept = ranks.of(at + j * WIDTH) * slope + least;
         const Lanes bits = __builtin_convertvector(mixed(mixed(index ^ low) ^ high) >> 8, Lanes);
         const Lanes left = vector(j) * (bits < (1.0f - kept) * STEPS ? all(0) : all(1));
-        use(j, divided ? left / (kept == 0.0f ? all(1) : kept) : left);
+        if constexpr (HOW == RANKED_AND_DIVIDED) use(j, left / (kept == 0.0f ? all(1) : kept));
+        else if constexpr (HOW == RANKED_AND_MATCHED) use(j, left / factors.of(DIVISOR, i) * factors.of(FACTOR, i));
+        else use(j, left);
     }
 }
 
@@ -91,9 +93,11 @@ template <class Use>
 void for_masked(const float* source, const float* origin, int64_t vectors, const Factors& factors, int64_t i,
                 int64_t at, Ranking ranking, const Ranks* ranks, Use use) {
     const auto vector = [=](int64_t j) { return lanes(source + j * WIDTH) - lanes(origin + j * WIDTH); };
-    if (ranking != UNRANKED) {
-        for_ranked(vector, vectors, factors, i, at, ranking == RANKED_AND_DIVIDED, ranks[i], use);
-        return;
+    switch (ranking) {
+        case RANKED: return for_ranked<RANKED>(vector, vectors, factors, i, at, ranks[i], use);
+        case RANKED_AND_DIVIDED: return for_ranked<RANKED_AND_DIVIDED>(vector, vectors, factors, i, at, ranks[i], use);
+        case RANKED_AND_MATCHED: return for_ranked<RANKED_AND_MATCHED>(vector, vectors, factors, i, at, ranks[i], use);
+        case UNRANKED: break;
     }
     const uint32_t limit = factors.of(LIMIT, i), low = factors.of(KEY_LOW, i), high = factors.of(KEY_HIGH, i);
     const float divisor = factors.of(DIVISOR, i), factor = factors.of(FACTOR, i);
@@ -216,5 +220,35 @@ float write_rule(const Model* base, const Model* sources, const Ranks* ranks, in
         balance += votes[k];
     }
     return rule->is_election && most < INFINITY_BITS ? balance : std::bit_cast<float>(most);
+}
+
+// Write the magnitudes of the elements [start, stop), whole vectors, of one masked task vector that is not rescaled.
+void write_magnitudes(const Model* base, const Model* source, const Ranks* ranks, const float* numbers,
+                      const uint32_t* words, int64_t ranking, int64_t start, int64_t stop, double* magnitudes) {
+    typedef double Wide __attribute__((vector_size(WIDTH * sizeof(double))));
+    const Factors factors{numbers, words, 1};
+    alignas(Lanes) float base_scratch[CHUNK], scratch[CHUNK];
+    for (int64_t at = start; at < stop; at += CHUNK) {
+        const int64_t size = std::min(CHUNK, stop - at);
+        const float* origin = elements(*base, at, size, base_scratch);
+        const float* moved = elements(*source, at, size, scratch);
+        double* out = magnitudes + (at - start);
+        const auto write = [out](int64_t j, Lanes left) {
+            const Wide wide = __builtin_convertvector(magnitude(left), Wide);
+            std::memcpy(out + j * WIDTH, &wide, sizeof(wide));
+        };
+        for_masked(moved, origin, size / WIDTH, factors, 0, at, Ranking(ranking), ranks, write);
+    }
+}
+
+// The sum of the values, which are overwritten, in the order of `sums.ordered_sum`.
+double sum_by_halves(double* values, int64_t count) {
+    while (count > 1) {
+        const int64_t half = count / 2;
+        for (int64_t i = 0; i < half; ++i) values[i] += values[half + i];
+        if (count % 2) values[half] = values[2 * half];
+        count = half + count % 2;
+    }
+    return count ? values[0] : 0.0;
 }
 }

@@ -45,6 +45,11 @@ def loop_tensor(tensor: Tensor | None) -> LoopTensor:
     return LoopTensor(None, 0) if tensor is None else LoopTensor(tensor.data_ptr(), WIDE[tensor.dtype])
 
 
+def is_covered(*tensors: Tensor) -> bool:
+    """Whether loops over models take these tensors."""
+    return all(each.device.type == "cpu" and each.dtype in WIDE and each.is_contiguous() for each in tensors)
+
+
 def load_loops(path: Path, signatures: Signatures) -> ctypes.CDLL:
     """The functions of a compiled library.
 
@@ -94,6 +99,11 @@ def _library_name(source: Path) -> str:
     content = b"".join(file.read_bytes() for file in (source, *sorted(source.parent.glob("*.hpp"))))
     content += repr((_LIBRARY_FLAGS, target_machine())).encode()
     return f"{source.stem}-{hashlib.sha256(content).hexdigest()[:24]}.so"
+
+
+def loop_source(name: str) -> Path:
+    """The C++ file of that name in this folder."""
+    return Path(__file__).with_name(name)
 
 
 def compiled_library(source: Path, folder: Path | None = None) -> Path:

@@ -11,20 +11,34 @@ import ctypes
 from collections.abc import Sequence
 from ctypes import POINTER, c_float, c_int64, c_void_p
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from evomerge.passes.compiled_loops import WIDE, LoopTensor, Signatures, loop_tensor, loops_of_this_machine, share
-from evomerge.tensors.order_statistics import Ranked
+from evomerge.native.compiled_loops import (
+    LoopTensor,
+    Signatures,
+    is_covered,
+    loop_source,
+    loop_tensor,
+    loops_of_this_machine,
+    share,
+)
 
-SOURCE = Path(__file__).with_suffix(".cpp")
+SOURCE = loop_source("ranked_magnitudes.cpp")
 SHARED = 1 << 18  # elements that are worth more than one thread
 TOGETHER = 1 << 24  # elements that torch computes at once
 ROOM = 1 << 12  # gathered magnitudes of a range, and
 SHARE_OF_ROOM = 1 << 12  # one more for so many elements
+
+
+class Ranked(NamedTuple):
+    """The magnitude of a rank of a task vector, how many are smaller, and how many are as large, itself included."""
+
+    value: float
+    smaller: int
+    equal: int
 
 
 class Expected(NamedTuple):
@@ -90,7 +104,7 @@ def ranked_magnitudes(base: Tensor, source: Tensor, expected: Sequence[Expected]
     Returns:
         In the order of `expected`; None where one of them is not where it is expected.
     """
-    loops = _loops() if _is_covered(base) and _is_covered(source) else None
+    loops = _loops() if is_covered(base, source) else None
     seen = _seen_by_torch(base, source, expected) if loops is None else _seen(loops, base, source, expected)
     found = [each.ranked(wanted, base.numel()) for each, wanted in zip(seen, expected, strict=True)]
     return None if None in found else [each for each in found if each is not None]
@@ -102,7 +116,7 @@ def end_of_equal(base: Tensor, source: Tensor, value: float, count: int) -> int 
     Returns:
         None where no loop covers these tensors.
     """
-    loops = _loops() if _is_covered(base) and _is_covered(source) else None
+    loops = _loops() if is_covered(base, source) else None
     if loops is None:
         return None
     models = loop_tensor(base), loop_tensor(source)
@@ -122,10 +136,6 @@ def end_of_equal(base: Tensor, source: Tensor, value: float, count: int) -> int 
 @cache
 def _loops() -> ctypes.CDLL | None:
     return loops_of_this_machine(SOURCE, _SIGNATURES, without="bounds of magnitudes take several times as long")
-
-
-def _is_covered(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype in WIDE and tensor.is_contiguous()
 
 
 def _seen(loops: ctypes.CDLL, base: Tensor, source: Tensor, expected: Sequence[Expected]) -> list[_Seen]:
