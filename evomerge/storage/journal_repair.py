@@ -7,68 +7,77 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+from functools import partial
+from io import FileIO
 from pathlib import Path
+from typing import BinaryIO
 
 from optuna.storages.journal import JournalFileSymlinkLock
 
 from evomerge.errors import InvalidInput
+from evomerge.whole_files import write_whole
 
-__all__ = ["refuse_broken_lines", "repair_tail"]
+__all__ = ["cut_torn_line", "refuse_broken_lines", "repair_tail"]
 
 _BLOCK = 1 << 16
 
 
 def repair_tail(path: Path) -> Path | None:
-    """Cut a torn last line off a journal file, after copying the file; returns the copy, None where nothing was torn.
+    """Cut a torn last line off a journal file; returns the file that the line is kept in, None where none was torn.
 
     Safe beside a running writer: it happens under the lock that Optuna's journal backend takes for each append.
     """
     path = path.absolute()  # Optuna's lock is a symbolic link to this path, which would dangle if it were relative
     if not path.exists():
         return None
-    backup = None
-    if not _ends_in_newline(path):
-        lock = JournalFileSymlinkLock(str(path))
-        lock.acquire()
-        try:
-            backup = _cut(path)
-        finally:
-            lock.release()
-    return backup
-
-
-def _ends_in_newline(path: Path) -> bool:
     with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size == 0:
-            return True
-        file.seek(size - 1)
-        return file.read(1) == b"\n"
+        if _ends_in_newline(file):
+            return None
+    lock = JournalFileSymlinkLock(str(path))
+    lock.acquire()
+    try:
+        with path.open("rb+", buffering=0) as file:
+            return cut_torn_line(file, path)
+    finally:
+        lock.release()
 
 
-def _cut(path: Path) -> Path | None:
-    if _ends_in_newline(path):  # the line was being written, and is complete now that we have the lock
+def cut_torn_line(file: FileIO, path: Path) -> Path | None:
+    """Cut a torn last line off an open journal file, of which the caller holds the lock: nobody will complete the line.
+
+    Only the line is copied, not the journal: others break the lock after a while, and the disk may be almost full.
+
+    Args:
+        path: of the journal, beside which the line is kept.
+    """
+    if _ends_in_newline(file):
         return None
+    start = _after_last_newline(file)
     backup = _unused(path)
-    shutil.copy2(path, backup)
-    with path.open("rb+") as file:
-        file.truncate(_after_last_newline(path))
-        file.flush()
-        os.fsync(file.fileno())
+    file.seek(start)
+    write_whole(backup, iter(partial(file.read, _BLOCK), b""))
+    file.truncate(start)
+    os.fsync(file.fileno())
     return backup
 
 
-def _after_last_newline(path: Path) -> int:
-    with path.open("rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end > 0:
-            start = max(0, end - _BLOCK)
-            file.seek(start)
-            found = file.read(end - start).rfind(b"\n")
-            if found >= 0:
-                return start + found + 1
-            end = start
+def _ends_in_newline(file: BinaryIO | FileIO) -> bool:
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        return True
+    file.seek(size - 1)
+    return file.read(1) == b"\n"
+
+
+def _after_last_newline(file: FileIO) -> int:
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - _BLOCK)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
     return 0
 
 

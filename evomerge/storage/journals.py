@@ -17,6 +17,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, JournalFileSymlinkLock
 
 from evomerge.errors import Interrupted
+from evomerge.storage.journal_repair import cut_torn_line
 from evomerge.storage.patience import IMPATIENT
 from evomerge.storage.url import described_url
 from evomerge.whole_files import discard_asides, replace_where
@@ -96,11 +97,14 @@ class FileJournal(JournalFileBackend):
         number = offset = 0
         with self._wait(lambda: self._path.open("rb")) as file:
             while lines := file.readlines(_PIECE):
-                if not lines[-1].endswith(b"\n"):  # somebody is writing it
+                is_torn = not lines[-1].endswith(b"\n")  # somebody is writing it
+                if is_torn:
                     lines.pop()
                 yield json.loads(b"[" + b",".join(lines) + b"]")
                 number += len(lines)
                 offset += sum(map(len, lines))
+                if is_torn:
+                    break  # its end may be there by now, without its beginning
         self._log_number_offset = {0: 0, number: offset}
 
     def append_after(self, number: int, logs: list[dict[str, Any]]) -> None:
@@ -127,6 +131,7 @@ class FileJournal(JournalFileBackend):
                 # nowhere.
                 self.fence()
                 _cut_own(file, entries, begun)
+                cut_torn_line(file, self._path)  # of a writer that was killed, or had no room, while we were running
                 begun.append(file.seek(0, os.SEEK_END))
                 if self._known_end not in (None, begun[-1]):
                     raise JournalOvertaken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import time
@@ -23,7 +24,7 @@ def new_study(path: Path, trials: int = 3) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 2, 17])
-def test_a_torn_tail_is_cut_off_after_a_backup(tmp_path: Path, cut: int) -> None:
+def test_a_torn_tail_is_moved_to_a_file_beside_the_journal(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "study.log"
     new_study(path)
     whole = path.read_bytes()
@@ -31,8 +32,8 @@ def test_a_torn_tail_is_cut_off_after_a_backup(tmp_path: Path, cut: int) -> None
     path.write_bytes(torn)
     backup = repair_tail(path)
     assert backup is not None
-    assert backup.read_bytes() == torn
     assert path.read_bytes() == whole[: whole.rstrip(b"\n").rfind(b"\n") + 1]
+    assert path.read_bytes() + backup.read_bytes() == torn
     new_study(path, trials=2)
     assert len(optuna.load_study(storage=open_storage(str(path)), study_name="s").trials) >= 4
 
@@ -77,8 +78,25 @@ def test_a_whole_an_empty_and_an_absent_journal_are_left_alone(tmp_path: Path) -
 def test_a_journal_of_nothing_but_a_torn_line_becomes_empty(tmp_path: Path) -> None:
     path = tmp_path / "study.log"
     path.write_bytes(b"x" * 200_000)
-    assert repair_tail(path) is not None
-    assert path.read_bytes() == b""
+    backup = repair_tail(path)
+    assert backup is not None
+    assert (path.read_bytes(), backup.read_bytes()) == (b"", b"x" * 200_000)
+
+
+def test_a_tail_that_cannot_be_copied_stays_and_leaves_no_part_of_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "study.log"
+    path.write_bytes(b"{}\n{")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        repair_tail(path)
+    assert path.read_bytes() == b"{}\n{"
+    assert [file.name for file in tmp_path.iterdir()] == ["study.log"]
 
 
 def test_backups_do_not_replace_each_other(tmp_path: Path) -> None:
@@ -86,8 +104,8 @@ def test_backups_do_not_replace_each_other(tmp_path: Path) -> None:
     for text in (b"{}\nfirst", b"{}\nsecond"):
         path.write_bytes(text)
         repair_tail(path)
-    assert (tmp_path / "study.log.torn1").read_bytes() == b"{}\nfirst"
-    assert (tmp_path / "study.log.torn2").read_bytes() == b"{}\nsecond"
+    assert (tmp_path / "study.log.torn1").read_bytes() == b"first"
+    assert (tmp_path / "study.log.torn2").read_bytes() == b"second"
 
 
 def test_a_broken_line_in_the_middle_is_refused_by_its_number(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
+from evomerge.storage.journals import FileJournal
 from evomerge.storage.opening import in_transaction, open_storage
 
 SPACE = {
@@ -197,3 +198,36 @@ def test_many_entries_are_read_whole_and_in_their_order(storage, journal):
     assert len(journal.entries()) == 4501
     assert list(create(open_storage(journal.url)).user_attrs.items()) == list(study.user_attrs.items())
     assert create(journal.optunas()).user_attrs == study.user_attrs
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("together", [lambda storage, write: write(), in_transaction], ids=["each write", "together"])
+def test_half_a_line_that_another_writer_leaves_is_cut_off_by_the_next_write(tmp_path, together):
+    path = tmp_path / "study.journal"
+    storage = open_storage(f"journal:///{path}", single_writer=True)
+    study = create(storage)
+    study.set_user_attr("before", 1)
+    whole = path.read_bytes()
+    for number, half in enumerate((b'{"op_code":4,', b'{"op_code":4,"worker'), start=1):
+        with path.open("ab") as file:
+            file.write(half)
+        trial = together(storage, lambda: study.ask(SPACE))
+        together(storage, lambda trial=trial: trial.set_user_attr("after", 2))
+        assert path.with_name(f"study.journal.torn{number}").read_bytes() == half
+    assert path.read_bytes().startswith(whole)
+    again = create(open_storage(f"journal:///{path}"))
+    assert again.user_attrs == {"before": 1}
+    assert again.get_trials() == study.get_trials()
+    assert [trial.user_attrs for trial in again.get_trials()] == [{"after": 2}] * 2
+
+
+def test_a_line_whose_end_is_written_while_the_journal_is_loaded_is_read_later(tmp_path):
+    path = tmp_path / "study.journal"
+    path.write_bytes(b'{"a":1}\n{"b"')
+    journal = FileJournal(path)
+    pieces = journal.load()
+    assert next(pieces) == [{"a": 1}]
+    with path.open("ab") as file:
+        file.write(b":2}\n")
+    assert list(pieces) == []
+    assert list(journal.read_logs(1)) == [{"b": 2}]
