@@ -16,7 +16,7 @@ from rich.text import Text
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.leases.lock import hold
 from evomerge.messages import counted, listed
-from evomerge.object_store.artifact_folder import ArtifactFolder
+from evomerge.object_store.artifact_folder import ArtifactFolder, is_inside
 from evomerge.object_store.object_url import is_object_url
 from evomerge.spec import SearchSpec, spec_from_json
 from evomerge.storage import attributes
@@ -56,7 +56,9 @@ def copy_search(from_url: str, to_url: str, name: str | None = None) -> dict[str
             contents = [read_study(source, each) for each in _family(source, name)]
             moved = _moved(contents[0], from_url, to_url)
             here, there = (artifacts_folder(_spec(*each)) for each in ((contents[0], from_url), (moved, to_url)))
-            copied = None if here.resolve() == there.resolve() else _copy_files(_artifacts(here, contents), here, there)
+            shared = here.resolve() == there.resolve()
+            names, elsewhere = ([], []) if shared else _artifacts(here, contents)
+            _copy_files(names, here, there)
             contents[0] = moved
             with hold(to_url, name, directions=directions):
                 for content in reversed(contents):  # the search itself last, and its schema after everything else
@@ -71,7 +73,8 @@ def copy_search(from_url: str, to_url: str, name: str | None = None) -> dict[str
         "to": redact(to_url),
         "trials": {content.name: len(content.trials) for content in contents},
         "artifacts": str(ArtifactFolder(there)),
-        "copied": copied,
+        "copied": None if shared else len(names),
+        "left_out": elsewhere,
     }
 
 
@@ -83,6 +86,8 @@ def copy_text(document: dict[str, Any]) -> Text:
         if document["copied"] is not None
         else f"the artifacts stay in {document['artifacts']}, which both studies refer to"
     )
+    if document["left_out"]:
+        files += f"\nleft out, as they are outside of the folder of artifacts: {listed(document['left_out'])}"
     return Text(f"copied {listed(rows)} to {document['to']}\n{files}")
 
 
@@ -148,24 +153,30 @@ def _delete(storage: BaseStorage, name: str) -> None:
         storage.delete_study(storage.get_study_id_from_name(each))
 
 
-def _artifacts(folder: Path, contents: list[StudyContent]) -> list[Path]:
-    """The files of a search in a folder that others may share: those that its trials name, and all by content."""
+def _artifacts(folder: Path, contents: list[StudyContent]) -> tuple[list[str], list[str]]:
+    """The files of a search in a folder that others may share: those that its trials name, and all by content.
+
+    Returns:
+        The names of those that are in the folder, and of those that are elsewhere, by `..` or a link.
+    """
     keys = (
         key
         for content in contents
         for attrs in (content.system_attrs, *(trial.system_attrs for trial in content.trials))
         for key in attrs
     )
-    named = [folder / key.removeprefix(_ARTIFACT) for key in keys if key.startswith(_ARTIFACT)]
-    return sorted(path for path in {*named, *folder.glob("*/**/*")} if path.is_file())
+    named = {key.removeprefix(_ARTIFACT) for key in keys if key.startswith(_ARTIFACT)}
+    by_content = {str(path.relative_to(folder)) for path in folder.glob("*/**/*")}
+    names = {name for name in named | by_content if (folder / name).is_file()}
+    inside = {name for name in names if is_inside(folder, name)}
+    return sorted(inside), sorted(names - inside)
 
 
-def _copy_files(files: list[Path], here: Path, there: Path) -> int:
-    for path in files:
-        place = there / path.relative_to(here)
+def _copy_files(names: list[str], here: Path, there: Path) -> None:
+    for name in names:
+        place = there / name
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, place)
-    return len(files)
+        shutil.copy2(here / name, place)
 
 
 def _spec(search: StudyContent, url: str) -> SearchSpec:

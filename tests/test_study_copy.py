@@ -147,6 +147,35 @@ def test_artifacts_lie_beside_a_copy_in_a_file(interrupted, tmp_path, capsys):
     assert run_command(["run", "--storage", "sqlite:///two/study.db", "--study", "sim", "--ray", "none"]) == 0
 
 
+def test_what_is_outside_of_the_folder_of_artifacts_is_neither_read_nor_written(interrupted, tmp_path, capsys):
+    interrupted("sqlite:///one/here/study.db")
+    artifacts, mine = tmp_path / "one" / "here" / "artifacts", tmp_path / "two" / "there"
+    mine.mkdir(parents=True)
+    (artifacts / "files").mkdir(exist_ok=True)
+    (artifacts / "files" / "inner").symlink_to(tmp_path / "one" / "here" / "search.txt")
+    for path in (tmp_path / "one" / "victim", tmp_path / "one" / "here" / "search.txt", tmp_path / "absolute"):
+        path.write_text("theirs")
+    for path in (tmp_path / "two" / "victim", mine / "search.txt"):
+        path.write_text("mine")
+    names = {"../../victim", f"../../here/artifacts/{next(artifacts.glob('*-*')).name}", str(tmp_path / "absolute")}
+    storage = open_storage("sqlite:///one/here/study.db")
+    sibling = storage.get_study_id_from_name("sim/baselines")
+    for name in names:
+        storage.set_study_system_attr(sibling, f"artifacts:{name}", "{}")
+    release(storage)
+    before = {path for path in tmp_path.rglob("*") if not path.is_relative_to(mine)}
+    capsys.readouterr()
+    url = "sqlite:///two/there/study.db"
+    assert run_command(["study", "copy", "sqlite:///one/here/study.db", url, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert set(document["left_out"]) == {*names, "files/inner"}
+    copies = {path for path in (mine / "artifacts").rglob("*") if path.is_file()}
+    assert len(copies) == document["copied"] > 0
+    assert not any(path.is_symlink() or path.read_bytes() == b"theirs" for path in copies)
+    assert {path for path in tmp_path.rglob("*") if not path.is_relative_to(mine)} == before
+    assert {(tmp_path / "two" / "victim").read_text(), (mine / "search.txt").read_text()} == {"mine"}
+
+
 def test_a_folder_of_artifacts_of_the_users_choice_stays(interrupted, tmp_path, capsys):
     interrupted("sqlite:///one/study.db", artifacts="kept")
     capsys.readouterr()

@@ -42,6 +42,14 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evomerge" / "artifacts"
 
 
+def is_inside(folder: Path, name: str) -> bool:
+    """Whether a name leads to a place in a folder, in any folder: a storage may name any file, and so may a link."""
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts:
+        return False
+    return (folder / path).resolve().is_relative_to(folder.resolve())
+
+
 class ArtifactFolder:
     """A folder of artifacts with its origin, if it is a working copy.
 
@@ -76,9 +84,9 @@ class ArtifactFolder:
 
     def find(self, name: str) -> Path | None:
         """The file of that name, fetched where it is not here yet; None where it is nowhere, or no name inside."""
-        path = (self.path / name).resolve()
-        if not path.is_relative_to(self.path.resolve()):
+        if not is_inside(self.path, name):
             return None
+        path = (self.path / name).resolve()
         if path.is_file() or (self.origin is not None and self.origin.get(name, path)):
             return path
         return None
