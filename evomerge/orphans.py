@@ -31,12 +31,11 @@ from evomerge.object_store.remote_folder import RemoteFolder
 from evomerge.spec import SearchSpec
 from evomerge.storage import attributes
 from evomerge.storage.attributes import Readable, read_text
-from evomerge.storage.opening import open_storage, release
+from evomerge.storage.study_files import has_studies
 from evomerge.storage.url import local_file, resolve_url, run_directory
 from evomerge.study.stored_search import LOGS, StoredSearch
 
 SCHEMA = 1
-STORAGES: Final = (".db", ".sqlite", ".sqlite3", ".journal")  # how the files of other studies beside this one are named
 AGE: Final = 3600.0  # seconds since a temporary file was written to, after which nobody is writing it any more
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -334,28 +333,20 @@ def _refuse_shared(spec: SearchSpec, folder: Path, *, alone: bool) -> None:
             f"artifacts are in {ArtifactFolder(folder)}, where studies of other storages may have theirs, which would "
             "look like orphans here; if there are none, say --alone"
         )
-    others = [
-        path
-        for path in sorted(file.parent.iterdir())
-        if path.suffix in STORAGES and path.resolve() != file.resolve() and _has_studies(path)
-    ]
-    if others:
+    other = next((path for path in sorted(file.parent.iterdir()) if _is_other(path, file)), None)
+    if other is not None:
         raise InvalidInput(
-            f"the studies of {others[0].name} have their artifacts in {folder} too, and would lose them; move one of "
+            f"the studies of {other.name} have their artifacts in {folder} too, and would lose them; move one of "
             "the storages with its artifacts to a folder of its own, or say --alone if that one is not needed"
         )
 
 
-def _has_studies(path: Path) -> bool:
-    """Whether a file is a storage with studies; one that cannot be opened may be one."""
+def _is_other(path: Path, file: Path) -> bool:
+    """Whether a path beside the file of a storage is another one with studies."""
     try:
-        storage = open_storage(f"{'journal' if path.suffix == '.journal' else 'sqlite'}:///{path.absolute()}")
-    except InvalidInput:
-        return True
-    try:
-        return bool(optuna.get_all_study_names(storage))
-    finally:
-        release(storage)
+        return path.exists() and not path.samefile(file) and has_studies(path)
+    except InvalidInput as error:
+        raise InvalidInput(f"{error}; move it to another folder, or say --alone if it has no study") from error
 
 
 def _document(stored: StoredSearch, found: list[Orphan], *, deleted: bool) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import optuna
@@ -142,6 +144,38 @@ def test_checkpoints_and_sums_are_kept_while_somebody_may_go_on_with_them(litter
     assert "7" * 64 not in out
     optuna.delete_study(study_name="sim/baselines", storage=URL)
     assert f"dam-{'e' * 32}" in gc(capsys)[1].out
+
+
+@pytest.mark.parametrize("url", ["sqlite:///runs/sim/other", "runs/sim/other.log", "journal:///runs/sim/other"])
+def test_studies_beside_this_one_keep_their_artifacts_whatever_their_file_is_called(littered, capsys, url):
+    text = Path("search.yaml").read_text(encoding="utf-8").replace("name: sim", "name: other")
+    Path("other.yaml").write_text(text, encoding="utf-8")
+    assert run_command(["run", "other.yaml", "--ray", "none", "--storage", url]) == 0
+    before = contents(littered)
+    code, printed = gc(capsys, "--delete")
+    assert code == 2
+    assert "the studies of other" in printed.err
+    assert contents(littered) == before
+
+
+def test_files_of_other_programs_beside_the_study_keep_every_byte(littered, capsys):
+    with closing(sqlite3.connect("runs/sim/photos.db")) as connection:
+        connection.execute("CREATE TABLE photos (id INTEGER)")
+        connection.commit()
+    Path("runs/sim/notes.journal").write_bytes(b"Monday: all went well\nTuesday: unfinished line")
+    folder = Path("runs/sim")
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.suffix in (".db", ".journal")}
+    assert gc(capsys, "--delete")[0] == 0
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.suffix in (".db", ".journal")} == before
+    assert not list(folder.glob("*.torn*"))
+
+
+def test_a_file_that_may_be_a_storage_is_named_with_what_to_do(littered, capsys):
+    Path("runs/sim/broken").write_bytes(b"SQLite format 3\0" + b"x" * 1000)
+    code, printed = gc(capsys, "--delete")
+    assert code == 2
+    assert "broken may be a storage" in printed.err
+    assert "say --alone if it has no study" in printed.err
 
 
 def test_artifacts_that_other_storages_may_share_are_not_deleted_unasked(littered, capsys):
