@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Final, Literal
 
 from evomerge.errors import InvalidInput
 from evomerge.forms import parse_json, reading
 
 SEMANTICS_VERSION = 1  # raised whenever the same recipe would give other weights
+
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 MergeSpace = Literal["full", "core"]
 
@@ -148,7 +152,7 @@ class Recipe:
             dtype=content["dtype"],
             seed=content["seed"],
             semantics=content["semantics"],
-            files=content.get("files", {}),
+            files=checked_files(content.get("files", {})),
             layers=tuple(PathLayer(**layer) for layer in content.get("layers", ())),
             ingredients={name: cls._from(recipe) for name, recipe in content.get("ingredients", {}).items()},
             space=content.get("space", "full"),
@@ -194,10 +198,30 @@ class RecipeSet:
         """
         with reading("the set of recipes"):
             content = parse_json(text, RecipeSet)
+            _check_names("model", content["recipes"])
             recipes = {name: Recipe._from(recipe) for name, recipe in content["recipes"].items()}
             found = cls(recipes=recipes, tasks=content["tasks"], stated=tuple(content["stated"]))
             _ = found.digest
             return found
+
+
+def checked_files(files: Mapping[str, str]) -> Mapping[str, str]:
+    """The files that a document names by role and digest. Both become parts of paths, as names of models do.
+
+    Raises:
+        ValueError: one of them would lead to another folder.
+    """
+    _check_names("role", files)
+    for digest in files.values():
+        if not _DIGEST.fullmatch(digest):
+            raise ValueError(f"{digest!r} is no digest of a file: 64 hexadecimal digits")
+    return files
+
+
+def _check_names(what: str, names: Iterable[str]) -> None:
+    for name in names:
+        if name in ("", "..") or "\0" in name or Path(name).name != name:
+            raise ValueError(f"{name!r} is no {what}: a name, not a path")
 
 
 def all_ingredients(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:

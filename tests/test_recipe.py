@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from evomerge.recipe import ModelRef, PathLayer, Recipe, Rule, single_source
+from evomerge.errors import InvalidInput
+from evomerge.recipe import ModelRef, PathLayer, Recipe, RecipeSet, Rule, single_source
 
 BASE = ModelRef("base", "/models/base", revision=None, fingerprint="b" * 64)
 MATH = ModelRef("math", "org/math", revision="main", fingerprint="c" * 64)
@@ -131,6 +132,32 @@ def test_a_recipe_comes_back_from_json_as_it_was() -> None:
     assert again == RECIPE
     assert again.digest == RECIPE.digest
     assert json.loads(RECIPE.to_json())["digest"] == RECIPE.digest
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"coefficients": "../" * 10 + "tmp/x"},
+        {"coefficients": "/" + "a" * 63},
+        {"coefficients": "A" * 64},
+        {"../coefficients": "a" * 64},
+        {"/coefficients": "a" * 64},
+        {"..": "a" * 64},
+        {"": "a" * 64},
+        {"a\0": "a" * 64},
+    ],
+)
+def test_files_outside_of_their_folder_cannot_be_named(files: dict[str, str]) -> None:
+    for recipe in (replace(RECIPE, files=files), replace(NESTED, ingredients={"soup": replace(RECIPE, files=files)})):
+        with pytest.raises(InvalidInput, match=r"is no (role|digest of a file)"):
+            Recipe.from_json(recipe.to_json())
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "..", "a/b"])
+def test_models_of_a_set_have_names_and_no_paths(name: str) -> None:
+    found = RecipeSet(recipes={name: RECIPE}, tasks={"t": name})
+    with pytest.raises(InvalidInput, match="is no model"):
+        RecipeSet.from_json(found.to_json())
 
 
 def test_numbers_keep_all_their_digits_in_json() -> None:

@@ -10,6 +10,7 @@ import optuna
 
 from evomerge.forms import parse_json, reading
 from evomerge.jobs import Cost
+from evomerge.recipe import checked_files
 from evomerge.storage import attributes
 from evomerge.storage.attributes import read_text
 
@@ -36,4 +37,4 @@ def read_statistics(study: optuna.Study) -> StudyStatistics:
         return StudyStatistics()
     with reading("the statistics of the study"):
         content = parse_json(text, StudyStatistics)
-        return StudyStatistics(files=content["files"], cost=Cost(**content["cost"]))
+        return StudyStatistics(files=checked_files(content["files"]), cost=Cost(**content["cost"]))

@@ -59,3 +59,12 @@ def test_only_files_that_are_wanted_have_to_be_there(tmp_path: Path) -> None:
     assert [path.stem for path in (tmp_path / "some").iterdir()] == [recipe.files["coefficients"]]
     with pytest.raises(InvalidInput, match="cannot be read; copy the export as a whole"):
         take_files(recipe, tmp_path / "out", tmp_path / "all")
+
+
+def test_no_file_is_taken_to_another_folder(tmp_path: Path) -> None:
+    recipe = _nested(tmp_path / "files")
+    _export(recipe, tmp_path / "files", tmp_path / "out")
+    theirs = replace(recipe, files={"coefficients": "../../mine"}).to_json()
+    with pytest.raises(InvalidInput, match="is no digest of a file"):
+        take_files(Recipe.from_json(theirs), tmp_path / "out", tmp_path / "a" / "b")
+    assert not (tmp_path / "mine.safetensors").exists()
