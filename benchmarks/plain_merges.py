@@ -98,7 +98,8 @@ def slerp(base: Tensor, sources: list[Tensor]) -> Tensor:
 
 def nearswap(base: Tensor, sources: list[Tensor]) -> Tensor:
     one, two = sources[:2]
-    return one + (two - one).clamp(-1e-3, 1e-3)
+    share = (1e-3 / (two - one).abs()).nan_to_num(nan=1.0, posinf=1.0).clamp(0, 1)  # as the method is published
+    return (1 - share) * one + share * two
 
 
 PLAIN: dict[str, Plain] = {
