@@ -18,12 +18,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.evaluation.aggregates import WEIGHTED, FloatArray
+from evomerge.evaluation.aggregates import FloatArray
 from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.objective import Objective
 from evomerge.packs.items import ItemBlock
 from evomerge.racing.item_history import ItemHistory
-from evomerge.racing.race import mean_slopes
+from evomerge.racing.race import mean_slopes, total_weight
 from evomerge.seeding import derive
 
 LEAST_WEIGHT: Final = 0.2  # of an item, as a share of the largest
@@ -118,10 +118,12 @@ def make_draw(
 
 
 def _of_mean(score: TaskScores) -> FloatArray:
-    """Share of each item in the (weighted) mean of its task."""
-    if score.aggregate in WEIGHTED and score.weights is not None:
-        return np.array(score.weights) / math.fsum(score.weights)
-    return np.full(len(score.items), 1 / max(1, len(score.items)))
+    """Derivative of the task's (weighted) mean by the outcome of each item.
+
+    An outcome of a weighted metric is of the whole item, such as the log-likelihood of all its words: it counts once,
+    and not once per word.
+    """
+    return np.ones(len(score.items)) / total_weight(score)
 
 
 def _weights(sizes: FloatArray) -> FloatArray:

@@ -170,6 +170,12 @@ def mean_slopes(objective: Objective, incumbent: Scores) -> dict[str, float]:
     return {task: slopes[task] * (_sensitivity(score) or 0.0) for task, score in incumbent.tasks.items()}
 
 
+def total_weight(score: TaskScores) -> float:
+    """Divisor of the task's (weighted) mean: the sum of the weights, or the number of items."""
+    weighted = score.aggregate in WEIGHTED and score.weights is not None
+    return math.fsum(score.weights or ()) if weighted else float(len(score.items))
+
+
 def _sizes(scores: Scores) -> dict[str, int]:
     return {task: len(score.items) for task, score in scores.tasks.items()}
 
@@ -200,10 +206,8 @@ def _differences(task: str, ours: TaskScores, theirs: TaskScores) -> FloatArray:
     if (ours.metric, ours.higher_is_better) != (theirs.metric, theirs.higher_is_better):
         raise InvalidInput(f"task {task!r} was scored by {ours.metric!r} and by {theirs.metric!r}; score both again")
     paired = _paired(task, ours.items, theirs)
-    weighted = theirs.aggregate in WEIGHTED and ours.weights is not None
-    total = math.fsum(ours.weights) if weighted and ours.weights is not None else float(len(ours.items))
     with np.errstate(invalid="ignore"):  # of infinite outcomes, which decide nothing
-        shares: FloatArray = (np.array(ours.outcomes) - np.array(paired)) / total
+        shares: FloatArray = (np.array(ours.outcomes) - np.array(paired)) / total_weight(ours)
     return shares
 
 

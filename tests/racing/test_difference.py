@@ -9,6 +9,7 @@ from races import OBJECTIVE, raced, scores, task_scores
 from siblings import as_scores, draw_of, drawn, raced_by_difference, siblings
 
 from evomerge.errors import InvalidInput
+from evomerge.evaluation.aggregates import MEANS, RECOMPUTED, WEIGHTED, aggregate
 from evomerge.evaluation.scores import Scores
 from evomerge.objective import Objective
 from evomerge.racing import DifferenceSettings, ItemHistory, RaceSettings, decide_by_difference, make_draw
@@ -167,10 +168,29 @@ def test_nobody_is_dropped_while_ahead_or_after_the_last_block():
     assert raced_by_difference(SETTINGS, behind, np.zeros(ITEMS)).items < 150
 
 
-def test_metrics_with_weights_count_by_them():
+def test_the_outcome_of_an_item_counts_once_however_heavy_the_item_is():
     bits = {"metric": "bits", "higher_is_better": False, "aggregate": "bits_per_byte", "weights": (1.0, 3.0, 0.5, 0.5)}
     draw = make_draw(ONE, one([-1.0] * 4, **bits), ItemHistory(), seed=0, trial=0, minimum=1, block=1)
-    assert draw.shares * math.log(2) == pytest.approx([0.2, 0.6, 0.1, 0.1])
+    assert draw.shares * math.log(2) == pytest.approx([0.2] * 4)
+
+
+@pytest.mark.parametrize("kind", sorted(RECOMPUTED - {"median"}))
+def test_once_all_items_are_seen_the_estimate_is_the_value_of_every_kind_of_metric(kind):
+    luck = generator(11)
+    weights = luck.integers(20, 400, 60).astype(float)
+    per_word = -1.0 - 0.1 * luck.random(60)
+    change = -1e-5 * (0.5 + luck.random(60))  # small: perplexities are linearised
+
+    def outcomes(each):
+        found = (each * weights).tolist() if kind in WEIGHTED else each.tolist()
+        own = {"weights": tuple(weights)} if kind in WEIGHTED else {}
+        value = aggregate(kind, found, own.get("weights"))
+        return one(found, aggregate=kind, higher_is_better=kind in MEANS, value=value, **own)
+
+    incumbent, candidate = outcomes(per_word), outcomes(per_word + change)
+    draw = make_draw(ONE, incumbent, ItemHistory([incumbent]), seed=0, trial=0, minimum=16, block=16)
+    found = decide_by_difference(SETTINGS, draw, candidate, len(draw.blocks) - 1)
+    assert found.difference == pytest.approx(ONE.value(candidate) - ONE.value(incumbent), rel=1e-3)
 
 
 def test_where_less_is_better_more_is_worse():
