@@ -10,6 +10,7 @@ from typing import Any
 from evomerge.documents import read_text
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.evaluator import CalibratingEvaluator, CalibrationText, Evaluator
+from evomerge.evaluation.right_options import right_options
 from evomerge.spec import Calibration
 
 Encode = Callable[[str], list[int]]
@@ -55,12 +56,10 @@ def prompt_and_answer(task: Any, requests: Sequence[Any]) -> tuple[str, str]:
     if first.request_type == "loglikelihood_rolling":
         return "", str(first.args[0])
     if first.request_type == "generate_until":
-        target = task.doc_to_target(first.doc)
-        right = target[0] if isinstance(target, list) else target
-        return str(first.args[0]), f"{task.config.target_delimiter}{right}"
+        return str(first.args[0]), f"{task.config.target_delimiter}{_right_text(task, first.doc)}"
     if len(requests) == 1:
         return str(first.args[0]), str(first.args[1])
-    prompt, answer = requests[_right_choice(task, first.doc, len(requests))].args
+    prompt, answer = requests[_right_option(task, first.doc)].args
     return str(prompt), str(answer)
 
 
@@ -75,7 +74,7 @@ def wrong_options(task: Any, requests: Sequence[Any]) -> list[tuple[str, str]]:
         return []
     # Behind the options there may be the same answers without a prompt, for the metric acc_mutual_info.
     options = requests[: len(task.doc_to_choice(first.doc))]
-    right = _right_choice(task, first.doc, len(options))
+    right = _right_option(task, first.doc)
     return [(str(option.args[0]), str(option.args[1])) for at, option in enumerate(options) if at != right]
 
 
@@ -92,18 +91,22 @@ def read_texts(path: Path, items: int, encode: Encode) -> list[CalibrationText]:
     return [tokenised(prompt, answer, encode) for prompt, answer in pairs]
 
 
-def _right_choice(task: Any, document: Any, choices: int) -> int:
-    gold = task.doc_to_text(document) if getattr(task, "multiple_input", False) else task.doc_to_target(document)
-    gold = gold[0] if isinstance(gold, list) and gold else gold
-    if isinstance(gold, str) and not gold.isdigit():
-        names = list(task.doc_to_choice(document))
-        gold = names.index(gold) if gold in names else None
-    if gold is None or not 0 <= int(gold) < choices:
+def _right_option(task: Any, document: Any) -> int:
+    right = right_options(task, document, task.doc_to_choice(document))
+    if not right:
         raise InvalidInput(
             f"task {task.config.task!r} does not say which of its choices is right, so that it cannot calibrate; "
             "give a file with texts instead"
         )
-    return int(gold)
+    return right[0]
+
+
+def _right_text(task: Any, document: Any) -> str:
+    """The text that answers an item; the first one where several do."""
+    if task.config.doc_to_choice is not None:  # lm-eval compares with the text of the right choice
+        return str(task.doc_to_choice(document)[_right_option(task, document)])
+    target = task.doc_to_target(document)
+    return str(target[0] if isinstance(target, list) else target)
 
 
 def _pairs(path: Path, lines: Sequence[str]) -> Iterator[tuple[str, str]]:

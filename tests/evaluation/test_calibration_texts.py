@@ -57,6 +57,59 @@ def test_an_item_without_options_has_none_beside_its_answer(evaluator, task):
     assert all(text.others == () for text in evaluator.calibration(task, 10))
 
 
+CHOICE = {
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{word}}:",
+    "doc_to_choice": "{{options}}",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"doc_to_target": "digit"},  # a field: lm-eval looks its text up among the options
+        {"doc_to_target": "{{digit}}"},  # a template: lm-eval takes a number as a position
+        {"doc_to_target": "{{options[1]}}"},
+        {"doc_to_target": "{{options.index(digit)}}"},
+    ],
+    ids=lambda target: target["doc_to_target"],
+)
+def test_the_answer_is_the_option_that_lm_eval_counts_as_right(tmp_path, target):
+    folder = write_pack(
+        tmp_path / "tiny", {"tasks": [{"task": "digits", "metric": "acc"}]}, {"digits": {**CHOICE, **target}}
+    )
+    for file in ("all", "examples"):
+        path = folder / "items" / f"{file}.jsonl"
+        items = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text(
+            "".join(
+                json.dumps({**item, "options": ["2", "0", "1"], "digit": str(number % 3)}) + "\n"
+                for number, item in enumerate(items)
+            )
+        )
+    evaluator = HarnessEvaluator(load_pack(str(folder)), make_tokenizer(), seed=3)
+    task, documents = evaluator.tasks["digits"], list(evaluator.tasks["digits"].eval_docs)
+    ids = evaluator.split.parts["calibration"]["digits"]
+    for item, text in zip(ids, evaluator.calibration("digits", 10), strict=True):
+        chosen = [[(0.0 if at == option else -9.0, False) for at in range(3)] for option in range(3)]
+        marks = [task.process_results(documents[item], results)["acc"] for results in chosen]
+        right = documents[item]["options"][marks.index(1.0)]
+        assert read(text)[1] == f" {right}"
+        assert [read(other)[1] for other in text.others] == [f" {each}" for each in ("2", "0", "1") if each != right]
+
+
+def test_a_text_that_is_to_be_written_may_be_one_of_several_choices(tmp_path):
+    content = {**CHOICE, "output_type": "generate_until", "doc_to_target": "{{options.index(word)}}"}
+    content["metric_list"] = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
+    folder = write_pack(tmp_path / "tiny", {"tasks": [{"task": "write", "metric": "exact_match"}]}, {"write": content})
+    evaluator = HarnessEvaluator(load_pack(str(folder)), make_tokenizer(), seed=3)
+    documents = list(evaluator.tasks["write"].eval_docs)
+    ids = evaluator.split.parts["calibration"]["write"]
+    for item, text in zip(ids, evaluator.calibration("write", 10), strict=True):
+        assert read(text)[1] == f" {documents[item]['word']}"
+
+
 def test_answers_without_a_prompt_are_no_options():
     document = {"options": ["yes", "no"]}
     task = SimpleNamespace(doc_to_choice=lambda document: document["options"], doc_to_target=lambda document: 1)

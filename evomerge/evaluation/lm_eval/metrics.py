@@ -15,6 +15,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.evaluation.aggregates import CUSTOM, WEIGHTED
+from evomerge.evaluation.right_options import right_options
 from evomerge.packs.pack import PackTask
 
 _log = logging.getLogger(__name__)
@@ -103,11 +104,8 @@ def gold_of(task: Any, metric: Metric, instances: Sequence[Instance]) -> float |
     if task.OUTPUT_TYPE == "loglikelihood":
         return likelihoods[0]
     document = instances[0].doc
-    choices = task.doc_to_choice(document)
-    target = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
-    right = [choices.index(target)] if target in choices else target if isinstance(target, list) else [target]
-    known = [index for index in right if isinstance(index, int) and 0 <= index < len(choices)]
-    return max((likelihoods[index] for index in known), default=None)
+    right = right_options(task, document, task.doc_to_choice(document))
+    return max((likelihoods[position] for position in right), default=None)
 
 
 def number_of(task: str, metric: Metric, raw: Any) -> float:
