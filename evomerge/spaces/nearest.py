@@ -7,13 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-
 from evomerge.genomes.arrival import key_params, keys_of
 from evomerge.genomes.pairs import SCORE, score_of
 from evomerge.methods import METHODS
 from evomerge.recipe import Recipe, Rule
 from evomerge.spaces.bound import BoundSpace, key_prefix, method_param, owners_of, param_name
+from evomerge.spaces.control_points import Equation, solve
 from evomerge.spaces.groups import TensorGroup
 from evomerge.spaces.space import Range
 
@@ -27,8 +26,9 @@ def nearest_params(space: BoundSpace, recipe: Recipe, trained: MeanWeights | Non
     """The params whose recipe comes closest to this one, or None where the space has nothing like it.
 
     A recipe of the space itself comes back exactly, up to rounding. Others are averaged over the tensors of each group,
-    and a value outside of a range is moved to its end. Weighted averages, task arithmetic and trained coefficients
-    (their mean in each group) can stand for each other.
+    and a value outside of a range is moved to its end. Control points of a smooth space are those whose interpolated
+    values have the least sum of squared errors. Weighted averages, task arithmetic and trained coefficients (their mean
+    in each group) can stand for each other.
 
     Args:
         trained: the weights of tensors with trained coefficients.
@@ -47,17 +47,14 @@ def nearest_params(space: BoundSpace, recipe: Recipe, trained: MeanWeights | Non
         return space.genome.nearest({**_rules(recipe), **_averages(trained or {})})
     rules = _rules(recipe)
     params: dict[str, Any] = dict(_methods(space, rules))
-    sums: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    equations: list[Equation] = []
     for group in space.groups:
-        for name, share, value in _values(space, group, params, rules=rules, trained=trained or {}):
+        for shares, value in _values(space, group, params, rules=rules, trained=trained or {}):
             if value is None:
                 return None
-            sums[name].append((value, share))
-    for name in space.active(params):
-        if name in sums:
-            weight = math.fsum(share for _, share in sums[name])
-            mean = math.fsum(value * share for value, share in sums[name]) / weight
-            params[name] = _inside(space.distributions[name], mean)
+            equations.append(Equation(shares, value))
+    found = solve(equations, space.distributions)
+    params.update((name, found[name]) for name in space.active(params) if name in found)
     ordered = {name: params[name] for name in space.distributions if name in params}
     return ordered if space.is_complete(ordered) else None
 
@@ -89,8 +86,8 @@ def _methods(space: BoundSpace, rules: Mapping[str, Rule]) -> Iterator[tuple[str
 
 def _values(
     space: BoundSpace, group: TensorGroup, params: Mapping[str, Any], *, rules: Mapping[str, Rule], trained: MeanWeights
-) -> Iterator[tuple[str, float, float | None]]:
-    """(param, share, value) of everything that is searched in a group."""
+) -> Iterator[tuple[dict[str, float], float | None]]:
+    """(param -> share, value) of everything that is searched in a group."""
     method = space.method_of(group, params)
     names = [source.name for source in space.sources]
     if space.space.methods[method].order == "searched":
@@ -113,14 +110,16 @@ def _values(
             ]
             known = [value for value in read if value is not None]
             value = math.fsum(known) / len(known) if len(known) == len(read) else None
+            shares: dict[str, float] = defaultdict(float)
             for knot, share in group.knots:
-                yield param_name(space.space, method, parameter, searched, knot=knot, source=owner), share, value
+                shares[param_name(space.space, method, parameter, searched, knot=knot, source=owner)] += share
+            yield shares, value
 
 
 def _keys(
     space: BoundSpace, method: str, names: list[str], rules: list[Rule | None]
-) -> Iterator[tuple[str, float, float | None]]:
-    """(param, share, value) of the keys of an order, from the first rule with these sources."""
+) -> Iterator[tuple[dict[str, float], float | None]]:
+    """(param -> share, value) of the keys of an order, from the first rule with these sources."""
     prefix = key_prefix(space.space, method)
     orders = (
         rule.sources for rule in rules if rule and rule.method == method and sorted(rule.sources) == sorted(names)
@@ -128,7 +127,7 @@ def _keys(
     order = next(orders, None)
     keys = None if order is None else keys_of(prefix, names, order)
     for param in key_params(prefix, names).values():
-        yield param, 1.0, None if keys is None else keys[param]
+        yield {param: 1.0}, None if keys is None else keys[param]
 
 
 def _read(
@@ -194,11 +193,3 @@ def _sum(rule: Rule | None) -> dict[str, float] | None:
 
 def _is_weighted_sum(method: str) -> bool:
     return method in METHODS and METHODS[method].weighted_sum  # a recipe of another release may name others
-
-
-def _inside(distribution: BaseDistribution, value: float) -> Any:
-    if isinstance(distribution, CategoricalDistribution):
-        numbers = [choice for choice in distribution.choices if isinstance(choice, int | float)]
-        return min(numbers, key=lambda choice: abs(choice - value)) if numbers else distribution.choices[0]
-    assert isinstance(distribution, FloatDistribution)  # no space has another kind
-    return min(max(value, distribution.low), distribution.high)

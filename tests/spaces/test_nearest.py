@@ -9,7 +9,7 @@ from evomerge.catalogue import build_catalogue
 from evomerge.recipe import ModelRef, Recipe, Rule
 from evomerge.spaces.bound import bind
 from evomerge.spaces.nearest import nearest_params
-from evomerge.spaces.space import known_spaces, load_space
+from evomerge.spaces.space import SearchSpace, known_spaces, load_space
 
 EXPERTS = [ModelRef("first", "none"), ModelRef("second", "none")]
 TENSORS = {
@@ -43,8 +43,6 @@ def test_a_recipe_of_the_space_comes_back(name):
         for rule, other in zip(recipe.rules, again.rules, strict=True):
             assert (rule.method, rule.tensors, rule.options) == (other.method, other.tensors, other.options)
             for parameter, value in rule.parameters.items():
-                if any(share < 1 for group in space.groups for _, share in group.knots):
-                    continue  # values between knots are averages: the nearest point is another one
                 assert other.parameters[parameter] == pytest.approx(value)
 
 
@@ -103,3 +101,54 @@ def test_trained_coefficients_become_the_means_of_the_groups():
 def test_what_the_space_cannot_merge_has_no_place():
     ties = whole("ties", (1.0, 1.0), {})
     assert nearest_params(bound("task-arithmetic-per-block"), ties) is None
+
+
+def by_layers(weights):
+    """Task arithmetic with a weight for each layer; the embedding has that of the first."""
+    rules = tuple(
+        Rule(
+            tensors=tuple(
+                name for name in sorted(TENSORS) if f"layers.{layer}." in name or (layer == 0 and "embed" in name)
+            ),
+            method="task_arithmetic",
+            sources=("first", "second"),
+            parameters={"weight": (weight, weight)},
+            options={},
+        )
+        for layer, weight in enumerate(weights)
+    )
+    return Recipe(base=ModelRef("base", "none"), sources=tuple(EXPERTS), rules=rules, dtype="float32")
+
+
+def weights_of(recipe):
+    return [rule.parameters["weight"][0] for rule in recipe.rules]
+
+
+@pytest.mark.parametrize("weights", [(0.9, 0.1, 0.7, 0.2), (1.9, 3.0, -1.0, 0.0), (50.0, 50.0, 50.0, 50.0)])
+def test_no_line_over_depth_is_nearer_than_the_nearest(weights):
+    space, luck = bound("task-arithmetic-lines"), random.Random(2)
+    nearest = nearest_params(space, by_layers(weights))
+
+    def error(params):
+        return sum((a - b) ** 2 for a, b in zip(weights_of(space.decode(params)), weights, strict=True))
+
+    for _ in range(300):
+        other = {
+            name: min(max(nearest[name] + luck.gauss(0, 0.2), distribution.low), distribution.high)
+            for name, distribution in space.distributions.items()
+        }
+        assert error(nearest) <= error(other) + 1e-9
+
+
+def test_control_points_that_no_value_decides_are_near_the_values_around():
+    space = SearchSpace.model_validate(
+        {
+            "name": "many",
+            "groups": {"depth": {"smooth": 7}},
+            "methods": {"task_arithmetic": {"parameters": {"weight": {"low": 0.5, "high": 3.0, "shared": "sources"}}}},
+        }
+    )
+    many = bind(space, build_catalogue(TENSORS), ModelRef("base", "none"), EXPERTS, dtype="float32", seed=1)
+    params = nearest_params(many, by_layers((2.0, 1.0, 1.0, 2.0)))
+    assert weights_of(many.decode(params)) == pytest.approx([2.0, 1.0, 1.0, 2.0])
+    assert all(1.0 <= value <= 2.0 for value in params.values())
