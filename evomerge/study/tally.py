@@ -25,6 +25,7 @@ class Tally:
         failed: of these, trials without a score.
         dropped: of these, trials that were not scored on all items.
         told: results that were told, which number the next one.
+        scored: of these, results of trials that were scored; the others were refused without.
         spent: cost of all trials that count towards the budget.
         seconds: phase -> seconds of workers, over all trials.
         values: of the complete trials that meet all constraints, in the order in which they were told.
@@ -36,19 +37,21 @@ class Tally:
         self.failed = sum(trial.state is TrialState.FAIL for trial in counted)
         self.dropped = sum(trial.state is TrialState.PRUNED for trial in counted)
         # A failed trial may have the number of an earlier attempt, whose end was never stored.
-        self.told = sum(attributes.TELL in trial.user_attrs for trial in in_tell_order(finished))
+        results = in_tell_order(finished)
+        self.told = sum(attributes.TELL in trial.user_attrs for trial in results)
+        self.scored = 0
         self.spent = total_cost(counted)
         self.seconds: dict[str, float] = {}
         for trial in finished:
             self.add_seconds(trial.user_attrs.get(attributes.SECONDS, {}))
         self.values: list[float] = []
         self._best: tuple[bool, float, int] | None = None  # meets the constraints, value, less the number
-        self._told_at_best = 0
-        for trial in sorted(finished, key=lambda trial: trial.user_attrs.get(attributes.TELL, -1)):
+        self._scored_at_best = 0
+        for trial in results:
             value = value_of(trial)
+            self.scored += attributes.TELL in trial.user_attrs and trial.state is not TrialState.FAIL
             if trial.state is TrialState.COMPLETE and value is not None:
-                told = int(trial.user_attrs.get(attributes.TELL, -1)) + 1
-                self._consider(value, trial.number, told, is_feasible(trial))
+                self._consider(value, trial.number, is_feasible(trial))
 
     @property
     def best(self) -> tuple[float, int] | None:
@@ -63,17 +66,19 @@ class Tally:
 
     @property
     def since_best(self) -> int:
-        """Number of trials that were told since the best value was first reached."""
-        return self.told - self._told_at_best
+        """Number of trials with a score since the best value was first reached."""
+        return self.scored - self._scored_at_best
 
     def add_complete(self, number: int, assessment: Assessment, cost: Cost) -> None:
         """Count a trial that was scored on all items."""
         self._add_told(cost)
-        self._consider(assessment.value, number, self.told, assessment.is_feasible)
+        self.scored += 1
+        self._consider(assessment.value, number, assessment.is_feasible)
 
     def add_dropped(self, cost: Cost) -> None:
         """Count a trial that was scored on a part of the items."""
         self._add_told(cost)
+        self.scored += 1
         self.dropped += 1
 
     def add_infeasible(self) -> None:
@@ -97,11 +102,11 @@ class Tally:
         self.finished += 1
         self.spent += cost
 
-    def _consider(self, value: float, number: int, told: int, feasible: bool) -> None:
+    def _consider(self, value: float, number: int, feasible: bool) -> None:
         if feasible:
             self.values.append(value)
         rank = (feasible, value, -number)
         if self._best is None or rank[:2] > self._best[:2]:
-            self._told_at_best = told
+            self._scored_at_best = self.scored
         if self._best is None or rank > self._best:
             self._best = rank

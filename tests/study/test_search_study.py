@@ -86,6 +86,17 @@ def test_the_best_trial_meets_the_constraints_and_is_the_first_of_equals(search)
     assert search.tally.since_best == 2
 
 
+def test_proposals_that_are_refused_use_up_no_patience(search):
+    search.tell(search.ask(), OUTCOME, Assessment(value=0.5, stderr=None))
+    for _ in range(20):
+        search.refuse(search.ask(), Infeasible("too deep", 1.0))
+    assert (search.tally.told, search.tally.since_best) == (21, 0)
+    search.tell(search.ask(), OUTCOME, Dropped(estimate=0.4, stderr=None))
+    search.tell(search.ask(), OUTCOME, Assessment(value=0.5, stderr=None))
+    assert search.tally.since_best == 2
+    assert vars(Tally(search.trials(*FINISHED))) == vars(search.tally)
+
+
 def cut_short(search, attempt):
     """A trial that its controller left behind, in that attempt."""
     proposal = replace(search.ask(), attempt=attempt)
