@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from evomerge.errors import InvalidInput, unknown_name
+from evomerge.packs.items import ItemBlock
 
 BracketKind = Literal["successive_halving", "hyperband"]
 BRACKET_KINDS: tuple[BracketKind, ...] = ("successive_halving", "hyperband")
@@ -26,12 +28,14 @@ class BracketSettings:
         minimum: items at the first rung.
         eta: one of eta candidates continues, to eta times as many items.
         kind: successive_halving, where all start at the first rung, or hyperband, where some start higher.
+        tasks: items of each task; empty for one task that has all.
     """
 
     total: int
     minimum: int = 64
     eta: int = 3
     kind: BracketKind = "successive_halving"
+    tasks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in BRACKET_KINDS:
@@ -42,11 +46,36 @@ class BracketSettings:
             )
         if not 1 <= self.minimum <= self.total:
             raise InvalidInput(f"the first rung must have 1 to {self.total} items, but has {self.minimum}")
+        if self.tasks and sum(self.tasks) != self.total:
+            raise InvalidInput(f"the tasks have {sum(self.tasks)} items together, but total is {self.total}")
+
+    @cached_property
+    def ladder(self) -> tuple[int, ...]:
+        """minimum · eta^k below the total, and the total.
+
+        A rung takes the same share of every task, rounded up. One that adds no item to the rung below, or that has all
+        items already, is left out.
+        """
+        rungs: list[int] = []
+        before: tuple[int | None, ...] = ()
+        everything = self._taken(self.total)
+        items = self.minimum
+        while items < self.total and (taken := self._taken(items)) != everything:
+            if taken != before:
+                rungs.append(items)
+            before = taken
+            items *= self.eta
+        return (*rungs, self.total)
+
+    def _taken(self, items: int) -> tuple[int | None, ...]:
+        """Items of each task at a rung."""
+        block = ItemBlock("search", 0, items, of=self.total)
+        return tuple(block.positions(size)[1] for size in self.tasks or (self.total,))
 
 
 def rungs(settings: BracketSettings, trial: int) -> tuple[int, ...]:
     """Numbers of items at which a trial is compared with others; the last is all of them, where it is complete."""
-    return _ladder(settings)[bracket(settings, trial) :]
+    return settings.ladder[bracket(settings, trial) :]
 
 
 def bracket(settings: BracketSettings, trial: int) -> int:
@@ -58,7 +87,7 @@ def bracket(settings: BracketSettings, trial: int) -> int:
     """
     if settings.kind == "successive_halving":
         return 0
-    most = len(_ladder(settings)) - 1
+    most = len(settings.ladder) - 1
     sizes = [_starting(most, above, settings.eta) for above in range(most, -1, -1)]
     place = trial % sum(sizes)
     for skipped, size in enumerate(sizes):
@@ -112,13 +141,3 @@ def smac_brackets(minimum: float, maximum: float, eta: int = 3) -> list[list[tup
 def _starting(most: int, above: int, eta: int) -> int:
     """Configurations that start in the bracket with `above` rungs above its first: ⌈(s_max + 1) / (s + 1) · eta^s⌉."""
     return math.ceil((most + 1) * int(eta**above) / (above + 1))
-
-
-def _ladder(settings: BracketSettings) -> tuple[int, ...]:
-    """minimum · eta^k below the total, and the total."""
-    counts = []
-    items = settings.minimum
-    while items < settings.total:
-        counts.append(items)
-        items *= settings.eta
-    return (*counts, settings.total)

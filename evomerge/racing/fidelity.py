@@ -243,5 +243,6 @@ def build_fidelity(
         blocks = min(max(1, round(items / spec.block)), max(sizes))
         return Race(RaceSettings(spec.alpha, spec.minimum), objective, blocks=blocks)
     kind: BracketKind = "hyperband" if spec.name == "hyperband" else "successive_halving"
-    settings = BracketSettings(total=items, minimum=min(spec.minimum, items), eta=spec.eta, kind=kind)
+    minimum = min(spec.minimum, items)
+    settings = BracketSettings(total=items, minimum=minimum, eta=spec.eta, kind=kind, tasks=tuple(sizes))
     return Brackets(settings, objective)

@@ -32,6 +32,15 @@ def test_as_many_items_as_there_are_at_the_first_rung_make_one_rung():
     assert rungs(BracketSettings(total=64, minimum=64, kind="hyperband"), 5) == (64,)
 
 
+def test_a_rung_that_has_all_items_already_is_left_out():
+    """Of ten tasks of 20 items each, 192 of 200 items are 19.2 of every task: all of them."""
+    assert rungs(BracketSettings(total=200, minimum=64, tasks=(20,) * 10), 5) == (64, 200)
+
+
+def test_a_rung_that_adds_no_item_to_the_one_below_is_left_out():
+    assert rungs(BracketSettings(total=80, minimum=1, tasks=(2,) * 40), 0) == (1, 80)
+
+
 def test_the_best_third_survives():
     at_rung = [0.1, 0.2, 0.3, 0.4, 0.5]
     assert survives_rung(0.45, at_rung, 3)
@@ -54,6 +63,7 @@ def test_while_few_got_there_the_best_survives():
         ({"minimum": 0}, "first rung"),
         ({"minimum": 101}, "first rung"),
         ({"kind": "hyperbend"}, "did you mean 'hyperband'"),
+        ({"tasks": (40, 50)}, "the tasks have 90 items together, but total is 100"),
     ],
 )
 def test_settings_that_make_no_ladder_are_refused(arguments, message):

@@ -1,6 +1,7 @@
 """Every fidelity scores a candidate on all items unless it drops it, and tells a collapsed one by NaN."""
 
 import math
+import random
 from itertools import pairwise
 
 import pytest
@@ -47,6 +48,28 @@ def test_the_blocks_of_a_trial_are_all_items_once(fidelity):
         assert bounds[0][0] == 0
         assert bounds[-1][1] in (ITEMS, None)
         assert all(stop == start for (_, stop), (start, _) in pairwise(bounds))
+
+
+def of_sizes(sizes):
+    """The scores of a candidate, on so many items of each task."""
+    return Scores({f"task {number}": scores([1.0, 0.0] * size).tasks["task"] for number, size in enumerate(sizes)}, {})
+
+
+@pytest.mark.parametrize("name", ["race", "successive_halving", "hyperband"])
+def test_every_block_has_items_and_only_the_last_one_completes_a_candidate(name):
+    luck = random.Random(3)
+    for _ in range(200):
+        reference = of_sizes([luck.randint(1, 20) for _ in range(luck.randint(1, 12))])
+        sizes = [len(task.items) for task in reference.tasks.values()]
+        rule = {"name": name, "minimum": luck.randint(1, 100), "block": luck.randint(1, 100), "estimator": "paired"}
+        if name != "race":
+            rule = {"name": name, "minimum": rule["minimum"], "eta": luck.randint(2, 4)}
+        objective = Objective(aggregate="weighted_mean", weights=dict.fromkeys(reference.tasks, 1.0))
+        fidelity = build(rule, objective, [reference])
+        for trial in range(10):
+            stops = [[block.positions(size)[1] for size in sizes] for block in fidelity.blocks(trial)]
+            assert all(sum(stop) > sum(before) for before, stop in pairwise([[0], *stops]))
+            assert stops.index(sizes) == len(stops) - 1
 
 
 def test_nothing_is_dropped_before_there_is_an_incumbent(fidelity):
