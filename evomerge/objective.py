@@ -129,10 +129,12 @@ class Objective:
 
     def companion(self, scores: Scores) -> float | None:
         """Weighted mean over tasks of the mean log-probability of the right answers, which ranks candidates of the
-        same value. Tasks without one do not count; None where no task has one."""
+        same value. Tasks without one do not count; of stored scores the number that was stored, None without any."""
         means = {task: math.fsum(score.gold) / len(score.gold) for task, score in scores.tasks.items() if score.gold}
         total = math.fsum(self.weights[task] for task in means)
-        return math.fsum(self.weights[task] * mean for task, mean in means.items()) / total if total else None
+        if not total:
+            return scores.companion
+        return math.fsum(self.weights[task] * mean for task, mean in means.items()) / total
 
     def points(self, scores: Scores) -> list[float]:
         """One number per task, in the tasks' order, all to be maximised."""

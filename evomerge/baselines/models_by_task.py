@@ -94,6 +94,7 @@ def joined_row(label: str, recipe: RecipeSet, results: Sequence[NamedResult], ob
         scores=scores,
         value=objective.value(scores),
         stderr=objective.stderr(scores),
+        companion=objective.companion(scores),
         seconds={phase: sum(each.seconds.get(phase, 0.0) for each in results) for phase in results[0].seconds},
         cost=sum((each.cost for each in results), Cost()),
     )

@@ -176,6 +176,7 @@ def new_row(result: NamedResult, objective: Objective) -> NewRow:
         scores=result.scores,
         value=objective.value(result.scores),
         stderr=objective.stderr(result.scores),
+        companion=objective.companion(result.scores),
         seconds=result.seconds,
         cost=result.cost,
         keep_recipe=result.row.keep_recipe,

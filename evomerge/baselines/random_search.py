@@ -71,6 +71,7 @@ def random_search(
                 scores=scores,
                 value=record.value,
                 stderr=record.stderr,
+                companion=scores.companion,
                 seconds=record.seconds,
                 cost=total_cost(search.trials()) + read_statistics(opened.search.study).cost,
                 made=made,

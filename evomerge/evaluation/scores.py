@@ -38,8 +38,13 @@ class TaskScores:
 
 @dataclass(frozen=True)
 class Scores:
-    """Per-item outcomes by task, from which every aggregate, standard error and paired test is computed."""
+    """Per-item outcomes by task, from which every aggregate, standard error and paired test is computed.
+
+    Attributes:
+        companion: the objective's, of stored scores: their `gold` is not kept. None where it can be computed.
+    """
 
     tasks: Mapping[str, TaskScores]
     seconds: Mapping[str, float]
     tokens: int = 0
+    companion: float | None = field(default=None, compare=False)

@@ -94,7 +94,11 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class NewRow:
-    """A row that is to be stored. Only baselines have `made`; their recipe is stored, too, or with `keep_recipe`."""
+    """A row that is to be stored. Only baselines have `made`; their recipe is stored, too, or with `keep_recipe`.
+
+    Attributes:
+        companion: see `Assessment`; a trial that is this merge takes it over with the scores.
+    """
 
     label: str
     recipe: Recipe | RecipeSet
@@ -102,6 +106,7 @@ class NewRow:
     value: float
     stderr: float | None
     seconds: Mapping[str, float]
+    companion: float | None = None
     cost: Cost = field(default_factory=Cost)
     made: str | None = None
     losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -238,6 +243,7 @@ class Records:
         self._writer.attach(number, artifact)
         self._writer.set(number, attributes.LABEL, row.label)
         self._writer.set_result(number, row.recipe, row.scores, row.stderr)
+        self._writer.set_companion(number, row.companion)
         self._writer.set_effort(number, row.seconds, row.cost)
         if row.made is not None:
             self._writer.set(number, attributes.MADE, row.made)
@@ -312,6 +318,7 @@ def read_scores(
     return Scores(
         tasks={task: _task_scores(content, items[task]) for task, content in tasks.items()},
         seconds=trial.user_attrs.get(attributes.SECONDS, {}),
+        companion=trial.user_attrs.get(attributes.COMPANION),
     )
 
 

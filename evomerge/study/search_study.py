@@ -8,7 +8,6 @@ params, which is failed as interrupted and proposed anew.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -363,5 +362,4 @@ class SearchStudy:
             self._writer.set(number, attributes.VALUE, assessment.value)
         if assessment.violations:
             self._writer.set(number, attributes.VIOLATIONS, list(assessment.violations))
-        if assessment.companion is not None and math.isfinite(assessment.companion):
-            self._writer.set(number, attributes.COMPANION, assessment.companion)
+        self._writer.set_companion(number, assessment.companion)

@@ -163,6 +163,11 @@ class TrialWriter:
         document = {"objective_stderr": stderr, "tasks": summary(scores)}
         write_document(self.attributes_of(number), attributes.SCORES, document)
 
+    def set_companion(self, number: int, companion: float | None) -> None:
+        """The number that ranks results of the same value, where there is one."""
+        if companion is not None and math.isfinite(companion):
+            self.set(number, attributes.COMPANION, companion)
+
     def set_note(self, number: int, markdown: str) -> None:
         """The text that Optuna Dashboard shows beside a trial, which has none yet."""
         self._check_hold()

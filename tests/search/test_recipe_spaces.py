@@ -63,6 +63,21 @@ def test_the_first_trials_are_the_baselines_with_their_scores_and_cost_nothing(r
     assert list(read_ingredients(study()).recipes) == best_first
 
 
+def test_the_first_trials_have_the_companions_of_their_baselines_by_which_cma_ranks_ties(real, pack, tmp_path):
+    counting = shutil.copytree(pack, tmp_path / "counting")
+    content = yaml.safe_load((counting / "evaluator.yaml").read_text())
+    content["tasks"] = [{"task": "toy_count", "metric": "acc"}]  # multiple choice
+    (counting / "evaluator.yaml").write_text(yaml.safe_dump(content))
+    assert run(real(evaluator=str(counting), budget={"trials": 4})) == 0
+    rows = {row.label: row for row in read_records(study("sim/baselines")) if row.label in MERGES}
+    companions = {row.digest: row.trial.user_attrs[attributes.COMPANION] for row in rows.values()}
+    *corners, scored = study().trials
+    assert all(
+        each.user_attrs[attributes.COMPANION] == companions[each.user_attrs[attributes.RECIPE]] for each in corners
+    )
+    assert scored.user_attrs[attributes.COMPANION] < 0
+
+
 def test_the_verdict_on_a_winner_that_is_a_baseline_says_so_and_does_not_test_it_against_itself(real, capsys):
     path = real()
     assert run(path) == 0

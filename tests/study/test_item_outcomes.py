@@ -1,9 +1,13 @@
 """The outcomes of every item, as they are kept and read again."""
 
+from dataclasses import replace
+
 import optuna
 import pyarrow.parquet as pq
+import pytest
 
 from evomerge.evaluation.scores import Scores, TaskScores
+from evomerge.objective import Objective
 from evomerge.recipe import ModelRef, Recipe
 from evomerge.study.item_outcomes import ItemOutcome, read_items, summary, write_items
 from evomerge.study.rows import NewRow, Records
@@ -69,3 +73,16 @@ def test_stored_scores_are_the_scores_that_were_given(tmp_path):
     stored = records.scores(record)
     assert stored is not None
     assert stored.tasks == SCORES.tasks
+
+
+def test_the_companion_of_a_row_comes_back_with_its_scores_though_the_gold_does_not(tmp_path):
+    gold = replace(SCORES.tasks["right"], gold=(-0.1, -0.4, -0.1))
+    scores = Scores({"right": gold}, {})
+    objective = Objective(aggregate="weighted_mean", weights={"right": 1.0})
+    records = Records(optuna.storages.InMemoryStorage(), "sim/baselines", artifacts=tmp_path / "artifacts")
+    row = NewRow(label="soup", recipe=RECIPE, scores=scores, value=0.5, stderr=0.1, seconds={})
+    older = records.scores(records.add(row))
+    stored = records.scores(records.add(replace(row, companion=objective.companion(scores))))
+    assert stored.tasks["right"].gold is None
+    assert objective.assess(stored).companion == pytest.approx(-0.2)
+    assert objective.assess(older).companion is None
