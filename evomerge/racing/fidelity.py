@@ -231,8 +231,7 @@ def build_fidelity(
     """
     if spec.name == "full":
         return Full(objective)
-    for reference in references:
-        require_means(reference)
+    require_means(references)
     sizes = [len(task.items) for task in references[0].tasks.values()]
     items = sum(sizes)
     if spec.name == "race" and (spec.estimator or race.estimator) == "difference":

@@ -101,7 +101,6 @@ def decide(
     Raises:
         InvalidInput: a metric whose parts cannot be compared, or items or metrics that the incumbent does not have.
     """
-    require_means(incumbent)
     slopes, sizes, counts = mean_slopes(objective, incumbent), _sizes(incumbent), _sizes(seen)
     difference, statistic = _test(_contributions(slopes, incumbent, seen))
     bound = _bound(settings, slopes, sizes, [*earlier, counts])
@@ -126,48 +125,65 @@ def information(objective: Objective, incumbent: Scores, counts: Mapping[str, in
     return _information(mean_slopes(objective, incumbent), _sizes(incumbent), counts)
 
 
-def require_means(scores: Scores) -> None:
+def require_means(references: Sequence[Scores]) -> None:
     """Refuse metrics of a whole corpus: nothing is known of them from a part of their items.
 
+    A function of the task's own passes if it gives the mean of every reference, and the items of one at least differ:
+    where all outcomes are equal, many a function looks like their mean.
+
     Args:
-        scores: of any candidate, complete; a search asks once, with its base model's, before it starts.
+        references: complete scores of other candidates; a search asks once, with its sources', before it starts.
 
     Raises:
         InvalidInput: a task whose value is not (a function of) the mean of its items.
     """
-    for task, score in scores.tasks.items():
-        if _sensitivity(score) is None:
+    for task in references[0].tasks:
+        found = [reference.tasks[task] for reference in references]
+        for score in found:
+            _sensitivity(task, score)
+        if found[0].aggregate == CUSTOM and all(len(set(score.outcomes)) < 2 for score in found):
             raise InvalidInput(
-                f"task {task!r} is scored by {score.metric!r} ({score.aggregate}), which is no mean over items, so "
-                "that a part of the items says nothing about all of them and candidates cannot race; write fidelity: "
-                "full, or use a metric that is averaged over items"
+                f"task {task!r} is scored by {found[0].metric!r} with a function of its own, and every source has the "
+                "same outcome on all of its items, so that it cannot be seen whether it is their mean and candidates "
+                "cannot race; write fidelity: full, or aggregate that metric by mean"
             )
 
 
-def _sensitivity(score: TaskScores) -> float | None:
-    """Derivative of a task's value by the (weighted) mean of its outcomes; None where it depends on more."""
+def _sensitivity(task: str, score: TaskScores) -> float:
+    """Derivative of a task's value by the (weighted) mean of its outcomes.
+
+    Raises:
+        InvalidInput: it depends on more.
+    """
     if score.aggregate in MEANS or (score.aggregate == CUSTOM and _is_mean(score)):
         return 1.0
-    if score.aggregate in WEIGHTED and score.weights is None:
-        return None
-    return {
+    slopes = {
         "perplexity": -score.value,  # exp(−mean)
         "weighted_perplexity": -score.value,
         "bits_per_byte": -1 / math.log(2),
-    }.get(score.aggregate)
+    }
+    if score.aggregate not in slopes or (score.aggregate in WEIGHTED and score.weights is None):
+        raise InvalidInput(
+            f"task {task!r} is scored by {score.metric!r} ({score.aggregate}), which is no mean over items, so that a "
+            "part of the items says nothing about all of them and candidates cannot race; write fidelity: full, or use "
+            "a metric that is averaged over items"
+        )
+    return slopes[score.aggregate]
 
 
 def _is_mean(score: TaskScores) -> bool:
-    if len(set(score.outcomes)) < 2:  # where all outcomes are equal, many a function of them looks like their mean
-        return False
     mean = math.fsum(score.outcomes) / max(1, len(score.outcomes))
     return math.isclose(score.value, mean, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def mean_slopes(objective: Objective, incumbent: Scores) -> dict[str, float]:
-    """Derivative of the objective by the (weighted) mean of each task's outcomes, at the incumbent."""
+    """Derivative of the objective by the (weighted) mean of each task's outcomes, at the incumbent.
+
+    Raises:
+        InvalidInput: a metric whose parts cannot be compared.
+    """
     slopes = objective.slopes(incumbent)
-    return {task: slopes[task] * (_sensitivity(score) or 0.0) for task, score in incumbent.tasks.items()}
+    return {task: slopes[task] * _sensitivity(task, score) for task, score in incumbent.tasks.items()}
 
 
 def total_weight(score: TaskScores) -> float:

@@ -2,12 +2,14 @@
 
 import math
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.objective import Objective
+from evomerge.packs.items import Split
 from evomerge.racing import InterimLook, ItemHistory, build_fidelity
 from evomerge.spec import FidelitySpec
 from evomerge.study.race_defaults import CURRENT, RaceDefaults
@@ -82,6 +84,40 @@ def test_candidates_are_compared_with_an_incumbent_wherever_some_may_be_dropped(
     blocks = fidelity.blocks(3) if draw is None else draw.blocks
     assert fidelity.needs_incumbent == (len(blocks) > 1)
     assert fidelity.needs_history == (draw is not None)
+
+
+def on(outcomes, chosen):
+    """The scores on these items of each task; `own` has an aggregate of its own, which is a mean."""
+    tasks = {}
+    for task, ids in chosen.items():
+        found = scores([outcomes[task][item] for item in ids]).tasks["task"]
+        tasks[task] = replace(found, items=tuple(ids), aggregate="custom" if task == "own" else "mean")
+    return Scores(tasks, {})
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule["name"] != "full"], ids=str)
+def test_a_better_candidate_survives_an_incumbent_whose_items_are_alike_under_a_tasks_own_mean(rule):
+    luck, every = random.Random(4), {"own": range(300), "other": range(300)}
+
+    def drawn(own, other):
+        return {"own": [float(luck.random() < own) for _ in range(300)], "other": [other] * 300}
+
+    outcomes = drawn(0.9, 0.6)
+    source, incumbent, candidate = on(drawn(0.3, 0.65), every), on(drawn(0.0, 0.7), every), on(outcomes, every)
+    objective = Objective(aggregate="weighted_mean", weights={"own": 1.0, "other": 1.0})
+    fidelity = build(rule, objective, [incumbent, source])
+    draw = fidelity.draw(3, incumbent, ItemHistory([source, incumbent]))
+    split = Split({"search": {task: tuple(ids) for task, ids in every.items()}}, {})
+    seen, earlier = {"own": [], "other": []}, []
+    for block in fidelity.blocks(3) if draw is None else draw.blocks:
+        for task, ids in split.items(block).items():
+            seen[task] += ids
+        result = fidelity.look(
+            InterimLook(trial=3, seen=on(outcomes, seen), earlier=tuple(earlier), incumbent=incumbent, draw=draw)
+        )
+        assert not result.drop
+        earlier.append({task: len(ids) for task, ids in seen.items()})
+    assert result.estimate == pytest.approx(objective.value(candidate))
 
 
 def test_nothing_is_drawn_before_there_is_an_incumbent(fidelity):

@@ -173,15 +173,25 @@ def test_weighted_means_and_perplexities_race_on_what_they_are_means_of():
 def test_metrics_of_a_whole_corpus_are_refused(aggregate):
     corpus = one([1.0, 0.0, 0.0], aggregate=aggregate, value=0.5)
     with pytest.raises(InvalidInput, match="fidelity: full"):
-        require_means(corpus)
+        require_means([corpus])
     with pytest.raises(InvalidInput, match=rf"'task' is scored by 'acc' \({aggregate}\)"):
         decide(SETTINGS, ONE, corpus, corpus)
 
 
 def test_a_function_of_the_tasks_own_that_is_the_mean_may_race():
     incumbent = one([1.0, 0.0] * 100, aggregate="custom")
-    require_means(incumbent)
+    require_means([incumbent])
     assert decide(SETTINGS, ONE, incumbent, one([0.0, 0.0] * 50, aggregate="custom")).difference == -0.5
+
+
+def test_a_function_of_the_tasks_own_is_the_mean_if_it_is_that_of_one_source_whose_items_differ():
+    alike, apart = one([0.0] * 4, aggregate="custom"), one([1.0, 0.0] * 2, aggregate="custom")
+    require_means([alike, apart])
+    with pytest.raises(InvalidInput, match="the same outcome on all of its items"):
+        require_means([alike, alike])
+    for other in (one([1.0] * 4, aggregate="custom", value=0.9), one([1.0, 0.0], aggregate="custom", value=1.0)):
+        with pytest.raises(InvalidInput, match="no mean over items"):
+            require_means([apart, other])
 
 
 def test_items_and_tasks_that_the_incumbent_lacks_are_refused():
