@@ -52,6 +52,9 @@ are kept is chance: mergekit takes those that its sort finds, evomerge those of 
 share says. *Alike*, for random masks: over six seeds each, by decile of the largest magnitude in its row, the share of
 changed elements and the mean change. A dash: not compared on these models.
 
+Weights in the columns *changes of …* are smaller by the same factor as the changes, and the experts change unevenly:
+mergekit has bounds of its own for short task vectors, as those of ordinary fine-tunes are (`sce`, `model_stock`).
+
 The last column has the share of elements that mergekit itself makes otherwise from bfloat16 models with
 `dtype: bfloat16`: most of its methods then round every difference, product and sum to 16 bits. evomerge does not, and
 says so when it reads such a file.

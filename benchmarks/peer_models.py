@@ -21,12 +21,18 @@ class Kind:
         stored: dtype of the models, by name.
         written: dtype of the merge.
         sharded: whether a model is several files.
+        size: factor of all weights and of the changes of experts, which have a standard deviation of 2e-3 at 1. Where a
+            program has bounds of its own for small task vectors, changes as those of fine-tunes come below them; the
+            weights are as small, so that a step of bfloat16 remains small beside the changes.
+        uneven: the second expert changes twice as much as the first one, the third one three times.
     """
 
     stored: str
     written: str
     tied: bool
     sharded: bool
+    size: float = 1.0
+    uneven: bool = False
 
 
 KINDS = {
@@ -34,6 +40,12 @@ KINDS = {
     "bfloat16, untied, shards": Kind(stored="bfloat16", written="bfloat16", tied=False, sharded=True),
     "float32, tied, shards": Kind(stored="float32", written="float32", tied=True, sharded=True),
     "float32 to bfloat16, untied": Kind(stored="float32", written="bfloat16", tied=False, sharded=False),
+    "float32, changes of 1e-4": Kind(
+        stored="float32", written="float32", tied=False, sharded=False, size=0.05, uneven=True
+    ),
+    "float32, changes of 1e-5": Kind(
+        stored="float32", written="float32", tied=False, sharded=False, size=0.005, uneven=True
+    ),
 }
 
 
@@ -60,7 +72,10 @@ def make_models(folder: Path, kind: Kind) -> None:
         for seed, name in enumerate(NAMES):
             torch.manual_seed(seed)
             for key, tensor in model.named_parameters():
-                tensor.data.copy_(start[key] if name == "base" else start[key] + _change(tensor, sparse="gate" in key))
+                made = start[key]
+                if name != "base":
+                    made = made + (seed if kind.uneven else 1) * _change(tensor, sparse="gate" in key)
+                tensor.data.copy_(kind.size * made)
             save(model, folder / name, kind)
 
 

@@ -88,7 +88,8 @@ def stock_share(products: Products, settings: ModelStockSettings) -> float:
     Raises:
         InvalidInput: under `negative: raw`, cos = -1 / (n - 1), for which there is no t.
     """
-    share = model_stock_merges.stock_share(products, settings.pair_mean, settings.negative)
+    definition = model_stock_merges.StockDefinition(pair_mean=settings.pair_mean, negative=settings.negative)
+    share = model_stock_merges.stock_share(products, definition)
     if share is None:
         raise InvalidInput("the task vectors of a tensor point away from each other, and negative: raw has no answer")
     return share

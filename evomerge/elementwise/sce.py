@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,18 +13,21 @@ from evomerge.tensors.rule_tensors import Piece, RuleTensors
 from evomerge.tensors.selection import merge_selected, select, variance
 from evomerge.tensors.variance_bins import Selected, VarianceBins
 
+LEAST_ENERGY = 1e-6  # mean square of an element, over all sources
+
 
 def merge_sce(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
     """For every tensor, in mergekit's reading of FuseChat (arXiv 2408.07990):
 
         v_j = population variance of tau_ij over the sources                        (1)
         x_ij = tau_ij where v_j is among the int(select_topk m) largest, else 0     (2) select; m of the v_j are not 0
-        c_i = sum_j x_ij^2 / sum_k sum_j x_kj^2, or 1/n where all are 0             (3) calculate
+        c_i = sum_j x_ij^2 / sum_k sum_j x_kj^2, or 1/n where all are 0             (3) calculate; `small_energy`
         e_ij = [x_ij has the sign of sum_k x_kj]                                    (4) erase; `zero_sum`
         theta_j = theta_0j + sum_i c_i e_ij x_ij / max(sum_i c_i e_ij, 1e-6)        (5)
 
     At least one element is selected, all that are tied with the last, and everything under `select_topk: 1`. Under
     `kept_rule: exact` of tied ones those of lowest index are, as many as the share says, and nothing at a share of 0.
+    Under `small_energy: equal` all c_i are 1/n where sum_i sum_j x_ij^2 is below 1e-6 times the elements of the tensor.
 
     Yields:
         (name, merged tensor), each once, in the order of the rule's names.
@@ -47,6 +51,13 @@ def plan_sce(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
 
 def selected_elements(tensors: RuleTensors, name: str) -> Selected:
     """The selected elements of a tensor, and c_i: (2) and (3)."""
+    found, equal = _selected(tensors, name), tensors.options.get("small_energy") == "equal"
+    if equal and found.energy < LEAST_ENERGY * tensors.like(name).numel():
+        return replace(found, shares=[1 / len(found.shares)] * len(found.shares))
+    return found
+
+
+def _selected(tensors: RuleTensors, name: str) -> Selected:
     share, (exact, _) = tensors.shared("select_topk"), _options(tensors)
     if share == 1 or not tensors.like(name).numel():
         key = "sce", name, "whole"

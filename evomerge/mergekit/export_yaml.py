@@ -269,14 +269,16 @@ def _comments(recipe: Recipe, method: str, options: Mapping[str, Any]) -> str:
     ]
     counterpart = _counterpart(method)
     theirs = counterpart.semantics
+    # A recipe from before there was an option has its first choice.
+    ours = {option.name: option.default for option in METHODS[method].options} | dict(options)
     different = [
         name
-        for name, value in options.items()
+        for name, value in ours.items()
         if value not in counterpart.expressed.get(name, ()) and value != theirs.get(name)
     ]
     if different:
         lines.append("mergekit computes this method in its own way, so its weights WILL differ. Not as in the recipe:")
-        lines += [f"  {name}: {options[name]} here, {theirs.get(name, 'unknown')} in mergekit" for name in different]
+        lines += [f"  {name}: {ours[name]} here, {theirs.get(name, 'unknown')} in mergekit" for name in different]
     if METHODS[method].random:
         lines.append("mergekit draws random masks of its own, so its weights WILL differ from run to run of a search.")
     return "".join(f"# {line}\n" for line in lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, MutableMapping
+from dataclasses import dataclass, fields
 from itertools import combinations
 
 import torch
@@ -19,14 +20,29 @@ from evomerge.tensors.rule_tensors import Piece, RuleTensors
 from evomerge.tensors.sums import one_thread, ordered_row_sums
 
 LEAST_DIVISOR = 1e-8
+LEAST_LENGTHS = 1e-6  # product of two lengths, under `short: clamp`
+
+
+@dataclass(frozen=True, kw_only=True)
+class StockDefinition:
+    """The options that define t, but for `filter_wise`."""
+
+    pair_mean: str = "cosines"
+    negative: str = "clip"
+    short: str = "exact"
+
+    @property
+    def least_lengths(self) -> float:
+        return LEAST_LENGTHS if self.short == "clamp" else 0.0
 
 
 def merge_model_stock(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
     """theta = theta_0 + t mean_i tau_i, with t = n cos / (1 + (n - 1) cos) for each tensor. arXiv 2403.19522.
 
     `cos` is the mean over pairs of the cosines between task vectors, or under `pair_mean: angles` the cosine of the
-    mean angle; under `negative: clip` at least 0. Under `filter_wise: true` each row has a t of its own. A task vector
-    that is zero is at right angles with every other. One source alone agrees with itself: t = 1.
+    mean angle; under `negative: clip` at least 0. Under `short: clamp` the product of two lengths, by which their inner
+    product is divided, is at least 1e-6. Under `filter_wise: true` each row has a t of its own. A task vector that is
+    zero is at right angles with every other. One source alone agrees with itself: t = 1.
 
     Yields:
         (name, merged tensor), each once, in the order of the rule's names.
@@ -48,26 +64,25 @@ def plan_model_stock(tensors: RuleTensors, cosines: MutableMapping[str, float]) 
     return None if tensors.options["filter_wise"] else plan_combination(_coefficients(tensors), of="task_vectors")
 
 
-def stock_share(products: Products, pair_mean: str, negative: str) -> float | None:
+def stock_share(products: Products, definition: StockDefinition) -> float | None:
     """t of one tensor, the share of the mean task vector that it keeps; None where there is none.
 
     Args:
         products: <tau_i, tau_j> of the tensor.
-        pair_mean, negative: as the options.
     """
     sources = len(products)
-    pairs = [_cosine(products, *pair) for pair in combinations(range(sources), 2)] or [1.0]
-    if pair_mean == "angles":
+    pairs = [_cosine(products, *pair, definition.least_lengths) for pair in combinations(range(sources), 2)] or [1.0]
+    if definition.pair_mean == "angles":
         cosine = math.cos(sum(math.acos(each) for each in pairs) / len(pairs))
     else:
         cosine = sum(pairs) / len(pairs)
-    if negative == "clip":
+    if definition.negative == "clip":
         cosine = max(0.0, cosine)
     divisor = 1 + (sources - 1) * cosine
     return None if abs(divisor) < LEAST_DIVISOR else sources * cosine / divisor
 
 
-def row_shares(vectors: list[Tensor], pair_mean: str, negative: str) -> tuple[Tensor, Tensor]:
+def row_shares(vectors: list[Tensor], definition: StockDefinition) -> tuple[Tensor, Tensor]:
     """t of each row, as `stock_share` has it, and whether it has one.
 
     Args:
@@ -78,14 +93,14 @@ def row_shares(vectors: list[Tensor], pair_mean: str, negative: str) -> tuple[Te
     lengths = [ordered_row_sums(vector * vector).sqrt() for vector in wide]
     pairs = [torch.ones_like(lengths[0])] if sources == 1 else []
     for one, other in combinations(range(sources), 2):
-        length = lengths[one] * lengths[other]
+        length = (lengths[one] * lengths[other]).clamp(min=definition.least_lengths)
         inner = ordered_row_sums(wide[one] * wide[other])
         pairs.append(torch.where(length == 0, 0.0, inner / torch.where(length == 0, 1.0, length)).clamp(-1, 1))
-    if pair_mean == "angles":
+    if definition.pair_mean == "angles":
         cosine = (sum((each.acos() for each in pairs), torch.zeros_like(pairs[0])) / len(pairs)).cos()
     else:
         cosine = sum(pairs, torch.zeros_like(pairs[0])) / len(pairs)
-    if negative == "clip":
+    if definition.negative == "clip":
         cosine = cosine.clamp(min=0)
     divisor = 1 + (sources - 1) * cosine
     return sources * cosine / divisor, ~(divisor.abs() < LEAST_DIVISOR)
@@ -93,7 +108,7 @@ def row_shares(vectors: list[Tensor], pair_mean: str, negative: str) -> tuple[Te
 
 def _merge_piece(tensors: RuleTensors, name: str, piece: Piece) -> Tensor:
     vectors = piece.task_vectors()
-    shares, known = row_shares(vectors, *_definition(tensors))
+    shares, known = row_shares(vectors, _definition(tensors))
     if not bool(known.all()):
         raise _no_share(name)
     mean = weighted_sum(vectors, [1 / len(vectors)] * len(vectors))
@@ -102,7 +117,7 @@ def _merge_piece(tensors: RuleTensors, name: str, piece: Piece) -> Tensor:
 
 def _coefficients(tensors: RuleTensors) -> Coefficients:
     def coefficients(name: str) -> list[float]:
-        share = stock_share(kept_inner_products(tensors, name, of="task_vectors"), *_definition(tensors))
+        share = stock_share(kept_inner_products(tensors, name, of="task_vectors"), _definition(tensors))
         if share is None:
             raise _no_share(name)
         return [share / len(tensors.sources)] * len(tensors.sources)
@@ -110,14 +125,16 @@ def _coefficients(tensors: RuleTensors) -> Coefficients:
     return coefficients
 
 
-def _definition(tensors: RuleTensors) -> tuple[str, str]:
-    return str(tensors.options["pair_mean"]), str(tensors.options["negative"])
+def _definition(tensors: RuleTensors) -> StockDefinition:
+    """The definition of a rule. Recipes from before there was an option do not name it."""
+    names = (each.name for each in fields(StockDefinition))
+    return StockDefinition(**{name: str(tensors.options[name]) for name in names if name in tensors.options})
 
 
 def _no_share(name: str) -> MergeError:
     return MergeError(f"the task vectors of tensor {name!r} point away from each other: take negative: clip")
 
 
-def _cosine(products: Products, one: int, other: int) -> float:
-    lengths = math.sqrt(products[one][one]) * math.sqrt(products[other][other])
+def _cosine(products: Products, one: int, other: int, least_lengths: float) -> float:
+    lengths = max(math.sqrt(products[one][one]) * math.sqrt(products[other][other]), least_lengths)
     return max(-1.0, min(1.0, products[one][other] / lengths)) if lengths else 0.0

@@ -11,6 +11,7 @@ MODEL_STOCK = MethodInfo(
     formula=(
         "theta = theta_0 + t * mean_i tau_i, with t = n cos / (1 + (n - 1) cos) for each tensor\n"
         "cos: the mean cosine between two task vectors of the n sources, at least 0\n"
+        "with short: clamp, the product of the lengths in a cosine is at least 1e-6\n"
         "it has no number to search; it takes two sources or more (of one alone t is 1)"
     ),
     cost="one pass over base and sources, and one for the angles, by tensor once per worker",
@@ -29,6 +30,12 @@ MODEL_STOCK = MethodInfo(
             ("clip", "raw"),
             "a negative mean cosine counts as 0, or as it is: the merge may then be beyond the base, or far out",
         ),
+        Option(
+            "short",
+            ("exact", "clamp"),
+            "the product of the lengths of two task vectors, by which their inner product is divided, as it is, or at "
+            "least 1e-6: shorter ones, as of rows of ordinary fine-tunes, then count as less alike than they are",
+        ),
         Option("filter_wise", (False, True), "each row has a t of its own, instead of each tensor"),
     ),
     needs=frozenset({"base"}),
@@ -37,7 +44,7 @@ MODEL_STOCK = MethodInfo(
         base_model="base",
         parameters={},
         switches={"filter_wise": ("filter_wise", False)},
-        semantics={"pair_mean": "cosines", "negative": "raw"},
+        semantics={"pair_mean": "cosines", "negative": "raw", "short": "clamp"},
         expressed={"filter_wise": (False, True)},
     ),
 )

@@ -12,6 +12,7 @@ SCE = MethodInfo(
     formula=(
         "select: by tensor the share select_topk of largest variance over the sources, of those that are not 0\n"
         "calculate: c_i = sum tau_i^2 / sum_k sum tau_k^2, over the selected elements of the tensor\n"
+        "with small_energy: equal, c_i = 1 / n where sum_k sum tau_k^2 is below 1e-6 times the elements of the tensor\n"
         "erase: e_i = 1 where tau_i has the sign of sum_k tau_k, else 0\n"
         "theta = theta_0 + sum_i c_i * e_i * tau_i / sum_i c_i * e_i, by element, 0 where nothing is left"
     ),
@@ -39,6 +40,12 @@ SCE = MethodInfo(
             ("erase", "plus"),
             "what is kept of task vectors whose selected elements sum to exactly zero: nothing, or the positive ones",
         ),
+        Option(
+            "small_energy",
+            ("shares", "equal"),
+            "c_i of a tensor where the mean squares of the task vectors (0 where not selected) have a sum below 1e-6, "
+            "as those of ordinary fine-tunes: the shares of their energy as everywhere, or 1 / n for all n sources",
+        ),
     ),
     needs=frozenset({"base"}),
     keeps_bins=True,
@@ -46,6 +53,6 @@ SCE = MethodInfo(
         name="sce",
         base_model="base",
         parameters={"select_topk": "select_topk"},
-        semantics={"kept_rule": "exact", "zero_sum": "plus"},
+        semantics={"kept_rule": "exact", "zero_sum": "plus", "small_energy": "equal"},
     ),
 )

@@ -34,10 +34,12 @@ class Selected:
         least: their least variance.
         end: of the elements with exactly this variance those below this index; None: all.
         shares: c_i of each source.
+        energy: the sum of their squares over all sources.
     """
 
     least: float
     shares: list[float]
+    energy: float
     end: int | None = None
 
 
@@ -64,11 +66,11 @@ class EnergyScale:
         upper = scaled.floor()
         return upper, ((scaled - upper) * 2.0**self.bits).round()
 
-    def shares(self, energies: Energies) -> list[float]:
-        """The share of each source in sums of [both numbers, sources]; equal shares where all are 0."""
+    def shares(self, energies: Energies) -> tuple[list[float], float]:
+        """Of sums of [both numbers, sources] the share of each source, equal ones where all are 0, and the total."""
         each = (energies[0] + energies[1] * 2.0**-self.bits).tolist()
         total = sum(each)
-        return [energy / total if total else 1 / len(each) for energy in each]
+        return [energy / total if total else 1 / len(each) for energy in each], total / self.factor
 
 
 class VarianceBins:
@@ -95,10 +97,10 @@ class VarianceBins:
 
     def everything(self) -> Selected:
         """All elements."""
-        return Selected(0.0, self._shares(self._energies.sum(0)))
+        return self._selected(0.0, self._energies.sum(0))
 
     def nothing(self) -> Selected:
-        return Selected(math.inf, self._shares(np.zeros((2, self._count))))
+        return self._selected(math.inf, np.zeros((2, self._count)))
 
     def largest(self, tensors: RuleTensors, name: str, kept: int, *, exact: bool) -> Selected:
         """As many elements as were asked for, at most those with a variance, and all that are tied with the last; or
@@ -124,10 +126,11 @@ class VarianceBins:
         for source, vector in enumerate(members.vectors):
             for part, numbers in enumerate(self._scale.split(vector[torch.from_numpy(chosen).to(vector.device)])):
                 energies[part, source] += float(numbers.sum())
-        return Selected(least, self._shares(energies), end)
+        return self._selected(least, energies, end)
 
-    def _shares(self, energies: Energies) -> list[float]:
-        return self._scale.shares(energies) if self._finite else [math.nan] * self._count
+    def _selected(self, least: float, energies: Energies, end: int | None = None) -> Selected:
+        shares, energy = self._scale.shares(energies) if self._finite else ([math.nan] * self._count, math.nan)
+        return Selected(least=least, shares=shares, energy=energy, end=end)
 
     def _fill(self, tensors: RuleTensors, name: str) -> None:
         limits = self._limits.to(self._bin_of.device)

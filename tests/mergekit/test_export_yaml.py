@@ -96,6 +96,17 @@ def test_ties_with_other_semantics_says_which() -> None:
     assert "#   weighting: count here, norm in mergekit" in text
 
 
+def test_what_a_recipe_from_before_an_option_means_is_named_too() -> None:
+    rule = _rule("sce", options={"semantics": "mergekit"}, select_topk=0.5)
+    text, _ = to_mergekit(_recipe(rule), CATALOGUE)
+    assert text is not None
+    assert "WILL differ" not in text
+    older = {name: value for name, value in rule.options.items() if name != "small_energy"}
+    text, _ = to_mergekit(_recipe(replace(rule, options=older)), CATALOGUE)
+    assert text is not None
+    assert "#   small_energy: shares here, equal in mergekit" in text
+
+
 def test_the_density_of_dare_is_what_is_not_dropped() -> None:
     text, _ = to_mergekit(_recipe(_rule("dare_linear", drop_rate=(0.75, 0.5), weight=(1.0, 1.0))), CATALOGUE)
     assert text is not None

@@ -10,7 +10,7 @@ from evomerge.baselines.info import ModelStockSettings
 from evomerge.baselines.norm_rules import stock_share as share_of_the_baseline
 from evomerge.errors import MergeError
 from evomerge.merging import merge_state_dicts
-from evomerge.merging.model_stock import row_shares, stock_share
+from evomerge.merging.model_stock import StockDefinition, row_shares, stock_share
 from evomerge.tensors.inner_products import inner_products
 from evomerge.tensors.rule_tensors import RuleTensors
 
@@ -64,6 +64,21 @@ def test_task_vectors_that_point_away_from_each_other_leave_the_base_or_go_beyon
 
 
 @pytest.mark.parametrize("filter_wise", [False, True])
+def test_the_lengths_of_short_task_vectors_count_as_they_are_or_as_a_product_of_one_millionth(filter_wise):
+    # Lengths 5e-4 and 5e-4, inner product 2e-7, cosine 0.8; by 1e-6 it is 0.2, and t is 2 * 0.2 / 1.2.
+    one, other, base = torch.tensor([3e-4, 4e-4]), torch.tensor([0.0, 5e-4]), torch.zeros(2)
+    mean = (one + other) / 2
+    for options in ({}, {"short": "exact"}):
+        assert torch.allclose(merged([one, other], base, filter_wise=filter_wise, **options), 1.6 / 1.8 * mean)
+    for options in ({"short": "clamp"}, {"semantics": "mergekit"}):
+        found = merged([one, other], base, filter_wise=filter_wise, **options)
+        assert torch.allclose(found, 0.4 / 1.2 * mean, rtol=1e-5, atol=0)
+        longer = merged([10 * one, 10 * other], base, filter_wise=filter_wise, **options)
+        assert torch.allclose(longer, 16 / 1.8 * mean, rtol=1e-5, atol=0)
+        assert torch.equal(merged([one, base], base, filter_wise=filter_wise, **options), base)
+
+
+@pytest.mark.parametrize("filter_wise", [False, True])
 def test_equal_sources_and_one_alone_are_kept_and_nothing_moves_without_task_vectors(filter_wise):
     vector = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
     assert torch.allclose(merged([vector] * 3, filter_wise=filter_wise), BASE + vector)
@@ -93,9 +108,10 @@ def test_the_share_is_that_of_the_baseline_and_of_a_tensor_of_one_row():
     )
     products = inner_products(tensors, "w", of="task_vectors")
     for pair_mean, negative in itertools.product(("cosines", "angles"), ("clip", "raw")):
-        share = stock_share(products, pair_mean, negative)
+        definition = StockDefinition(pair_mean=pair_mean, negative=negative)
+        share = stock_share(products, definition)
         settings = ModelStockSettings(pair_mean=pair_mean, negative=negative)
         assert share_of_the_baseline(products, settings) == share
-        shares, known = row_shares(vectors, pair_mean, negative)
+        shares, known = row_shares(vectors, definition)
         assert bool(known.all())
         assert shares.tolist() == pytest.approx([share])

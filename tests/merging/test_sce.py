@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from evomerge.elementwise.sce import selected_elements
+from evomerge.elementwise.sce import plan_sce, selected_elements
 from evomerge.merging import RuleTensors, merge_rule, merge_state_dicts
 from evomerge.methods import validate
 from evomerge.tensors import rule_tensors, variance_bins
@@ -63,6 +63,29 @@ def test_equal_sources_are_kept_and_nothing_moves_without_task_vectors(share):
 
 def test_values_that_cancel_leave_the_base():
     assert merged([[1.0, 1.0], [-1.0, 1.0]]).tolist() == [0.0, 1.0]
+
+
+def test_weights_of_short_task_vectors_are_their_shares_or_equal_ones():
+    def shares(taus, share=1.0, **options):
+        sources, base = [{"w": tau} for tau in taus], {"w": torch.zeros_like(taus[0])}
+        tensors = tensors_of(sources, base, share, options)
+        found = selected_elements(tensors, "w").shares
+        assert [each.weight for each in plan_sce(tensors, {}).factors("w")] == found
+        return found
+
+    one, two = torch.full((100,), 8e-4), torch.full((100,), 4e-4)  # mean squares 6.4e-7 + 1.6e-7 < 1e-6
+    for options in ({}, {"small_energy": "shares"}):
+        assert shares([one, two], **options) == pytest.approx([0.8, 0.2])
+    for options in ({"small_energy": "equal"}, {"semantics": "mergekit"}):
+        assert shares([one, two], **options) == [0.5, 0.5]
+        assert shares([1.2 * one, 1.2 * two], **options) == pytest.approx([0.8, 0.2])
+        assert shares([one * math.nan, two], **options) == pytest.approx([math.nan] * 2, nan_ok=True)
+    # Of long vectors a tenth is selected, and the mean is over all elements: (1.28e-6 + 0.32e-6) / 10.
+    long = [1.3 * one, 1.3 * two]
+    for tau in long:
+        tau[:10] *= 1.1
+    assert shares(long, 0.1, semantics="mergekit") == [0.5, 0.5]
+    assert shares(long, 1.0, semantics="mergekit") == pytest.approx([0.8, 0.2])
 
 
 def test_sources_may_come_in_any_order():
