@@ -46,8 +46,9 @@ def _bounds(rule: Rule, vectors: list[Tensor]) -> Iterator[tuple[Tensor, float]]
                 yield vector.abs(), _kth(vector.abs(), rank)
     elif rule.method == "sce" and rule.parameters["select_topk"] < 1:
         varied = variance(vectors)
-        kept = max(1, int(rule.parameters["select_topk"] * int(varied.count_nonzero())))
-        yield varied, _kth(varied, elements - kept + 1)
+        kept = int(rule.parameters["select_topk"] * int(varied.count_nonzero()))
+        if kept:
+            yield varied, _kth(varied, elements - kept + 1)
 
 
 def _kth(values: Tensor, rank: int) -> float:

@@ -25,9 +25,10 @@ def merge_sce(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         e_ij = [x_ij has the sign of sum_k x_kj]                                    (4) erase; `zero_sum`
         theta_j = theta_0j + sum_i c_i e_ij x_ij / max(sum_i c_i e_ij, 1e-6)        (5)
 
-    At least one element is selected, all that are tied with the last, and everything under `select_topk: 1`. Under
-    `kept_rule: exact` of tied ones those of lowest index are, as many as the share says, and nothing at a share of 0.
-    Under `small_energy: equal` all c_i are 1/n where sum_i sum_j x_ij^2 is below 1e-6 times the elements of the tensor.
+    At least one element is selected, all that are tied with the last, and everything under `select_topk: 1` or where
+    nothing varies. Under `kept_rule: exact` of tied ones those of lowest index are, as many as the share says: none of
+    one source alone or of equal ones, but under `select_topk: 1`. Under `small_energy: equal` all c_i are 1/n where
+    sum_i sum_j x_ij^2 is below 1e-6 times the elements of the tensor.
 
     Yields:
         (name, merged tensor), each once, in the order of the rule's names.
@@ -65,7 +66,8 @@ def _selected(tensors: RuleTensors, name: str) -> Selected:
     bins = tensors.kept(("sce", name), lambda: VarianceBins(tensors, name))
     if exact and share == 0:
         return bins.nothing()
-    return bins.largest(tensors, name, max(1, int(share * bins.varied)), exact=exact)
+    kept = int(share * bins.varied)
+    return bins.largest(tensors, name, kept if exact else max(1, kept), exact=exact)
 
 
 def _options(tensors: RuleTensors) -> tuple[bool, bool]:

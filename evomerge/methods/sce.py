@@ -11,6 +11,7 @@ SCE = MethodInfo(
     paper="FuseChat, arXiv 2408.07990, as mergekit's documentation has it",
     formula=(
         "select: by tensor the share select_topk of largest variance over the sources, of those that are not 0\n"
+        "at least one element, and all where no variance is above 0; with kept_rule: exact neither\n"
         "calculate: c_i = sum tau_i^2 / sum_k sum tau_k^2, over the selected elements of the tensor\n"
         "with small_energy: equal, c_i = 1 / n where sum_k sum tau_k^2 is below 1e-6 times the elements of the tensor\n"
         "erase: e_i = 1 where tau_i has the sign of sum_k tau_k, else 0\n"

@@ -104,13 +104,17 @@ class VarianceBins:
 
     def largest(self, tensors: RuleTensors, name: str, kept: int, *, exact: bool) -> Selected:
         """As many elements as were asked for, at most those with a variance, and all that are tied with the last; or
-        (`exact`) of these the ones of lowest index alone.
+        (`exact`) of these the ones of lowest index alone. Everything where none has a variance that is known and not 0,
+        or (`exact`) nothing where all are 0.
 
         Args:
             tensors, name: those that the bins were made of.
+            kept: 1 or more, or (`exact`) 0 or more.
         """
-        if not self._finite or not self.varied:
+        if not self._finite or not (self.varied or exact):
             return self.everything()
+        if not kept:
+            return self.nothing()
         above = np.cumsum(self._held[::-1])[::-1]  # elements of a bin and those above it
         place = int(np.flatnonzero(above >= kept)[-1])
         members = _joined(list(self._members(tensors, name, place)))

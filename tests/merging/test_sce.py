@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from evomerge.elementwise.sce import plan_sce, selected_elements
+from evomerge.errors import MergeError
 from evomerge.merging import RuleTensors, merge_rule, merge_state_dicts
 from evomerge.methods import validate
 from evomerge.tensors import rule_tensors, variance_bins
@@ -59,6 +60,25 @@ def test_equal_sources_are_kept_and_nothing_moves_without_task_vectors(share):
     assert merged([tau], share).tolist() == pytest.approx(tau)
     assert merged([[0.0] * 3] * 2, share, base=4.0).tolist() == [4.0] * 3
     assert merged([2.0, 2.0], share).item() == pytest.approx(2.0)
+
+
+def test_of_elements_that_do_not_vary_an_exact_share_has_none():
+    equal, base = {"w": torch.tensor([1.0, -2.0, 0.0])}, {"w": torch.zeros(3)}
+    apart = {"w": torch.tensor([1.5, -2.0, 0.0])}  # one element varies
+    broken = {"w": torch.tensor([math.nan, -2.0, 0.0])}
+
+    def found(*sources, share=0.5):
+        options = {"semantics": "mergekit"}
+        return merge_state_dicts("sce", sources, base, {"select_topk": share}, options)["w"].tolist()
+
+    for sources in ([equal, equal], [equal], [equal, apart]):
+        assert found(*sources) == [0.0, 0.0, 0.0]
+        factors = plan_sce(tensors_of(sources, base, 0.5, {"semantics": "mergekit"}), {}).factors("w")
+        assert all(each.threshold == math.inf for each in factors)
+    assert found(equal, apart, share=0.999) == [0.0, 0.0, 0.0]
+    assert found(equal, equal, share=1.0) == [1.0, -2.0, 0.0]
+    with pytest.raises(MergeError, match="not finite"):
+        found(equal, broken)
 
 
 def test_values_that_cancel_leave_the_base():
@@ -143,12 +163,12 @@ def test_bins_are_filled_once_for_all_shares(monkeypatch):
 def plainly_selected(taus, share, *, exact):
     """Selected elements, and the energies of the sources there, by sorting."""
     varied = variance(taus)
-    kept = max(1, int(share * int(varied.count_nonzero())))
+    kept = int(share * int(varied.count_nonzero()))
     if exact:
         chosen = torch.zeros(len(varied), dtype=torch.bool)
         chosen[varied.argsort(descending=True, stable=True)[:kept]] = True
     else:
-        chosen = varied >= varied.sort().values[-kept]
+        chosen = varied >= varied.sort().values[-max(1, kept)]
     return chosen, [math.fsum((tau[chosen].double() ** 2).tolist()) for tau in taus]
 
 
