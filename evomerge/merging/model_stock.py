@@ -20,6 +20,7 @@ from evomerge.tensors.rule_tensors import Piece, RuleTensors
 from evomerge.tensors.sums import one_thread, ordered_row_sums
 
 LEAST_DIVISOR = 1e-8
+SINGULAR = 1e-6  # divisor, under `opposite: base`
 LEAST_LENGTHS = 1e-6  # product of two lengths, under `short: clamp`
 
 
@@ -30,6 +31,7 @@ class StockDefinition:
     pair_mean: str = "cosines"
     negative: str = "clip"
     short: str = "exact"
+    opposite: str = "reject"
 
     @property
     def least_lengths(self) -> float:
@@ -42,13 +44,14 @@ def merge_model_stock(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
     `cos` is the mean over pairs of the cosines between task vectors, or under `pair_mean: angles` the cosine of the
     mean angle; under `negative: clip` at least 0. Under `short: clamp` the product of two lengths, by which their inner
     product is divided, is at least 1e-6. Under `filter_wise: true` each row has a t of its own. A task vector that is
-    zero is at right angles with every other. One source alone agrees with itself: t = 1.
+    zero is at right angles with every other. One source alone agrees with itself: t = 1. Under `opposite: base` t is 0
+    where the divisor 1 + (n - 1) cos is nearly 0.
 
     Yields:
         (name, merged tensor), each once, in the order of the rule's names.
 
     Raises:
-        MergeError: `negative: raw`, and cos = -1 / (n - 1), for which there is no t.
+        MergeError: `negative: raw`, `opposite: reject` and cos = -1 / (n - 1), for which there is no t.
     """
     if not tensors.options["filter_wise"]:
         yield from merge_combination(tensors, _coefficients(tensors), of="task_vectors")
@@ -79,6 +82,8 @@ def stock_share(products: Products, definition: StockDefinition) -> float | None
     if definition.negative == "clip":
         cosine = max(0.0, cosine)
     divisor = 1 + (sources - 1) * cosine
+    if definition.opposite == "base" and abs(divisor) < SINGULAR:
+        return 0.0
     return None if abs(divisor) < LEAST_DIVISOR else sources * cosine / divisor
 
 
@@ -103,6 +108,9 @@ def row_shares(vectors: list[Tensor], definition: StockDefinition) -> tuple[Tens
     if definition.negative == "clip":
         cosine = cosine.clamp(min=0)
     divisor = 1 + (sources - 1) * cosine
+    if definition.opposite == "base":
+        singular = divisor.abs() < SINGULAR
+        cosine, divisor = cosine.masked_fill(singular, 0.0), divisor.masked_fill(singular, 1.0)
     return sources * cosine / divisor, ~(divisor.abs() < LEAST_DIVISOR)
 
 
@@ -132,7 +140,10 @@ def _definition(tensors: RuleTensors) -> StockDefinition:
 
 
 def _no_share(name: str) -> MergeError:
-    return MergeError(f"the task vectors of tensor {name!r} point away from each other: take negative: clip")
+    return MergeError(
+        f"the task vectors of tensor {name!r} point away from each other, and have no t: take negative: clip, or "
+        "opposite: base"
+    )
 
 
 def _cosine(products: Products, one: int, other: int, least_lengths: float) -> float:

@@ -36,6 +36,12 @@ MODEL_STOCK = MethodInfo(
             "the product of the lengths of two task vectors, by which their inner product is divided, as it is, or at "
             "least 1e-6: shorter ones, as of rows of ordinary fine-tunes, then count as less alike than they are",
         ),
+        Option(
+            "opposite",
+            ("reject", "base"),
+            "task vectors that cancel exactly (cos = -1 / (n - 1), for which there is no t) are refused, or leave the "
+            "base; of effect with negative: raw",
+        ),
         Option("filter_wise", (False, True), "each row has a t of its own, instead of each tensor"),
     ),
     needs=frozenset({"base"}),
@@ -44,7 +50,7 @@ MODEL_STOCK = MethodInfo(
         base_model="base",
         parameters={},
         switches={"filter_wise": ("filter_wise", False)},
-        semantics={"pair_mean": "cosines", "negative": "raw", "short": "clamp"},
+        semantics={"pair_mean": "cosines", "negative": "raw", "short": "clamp", "opposite": "base"},
         expressed={"filter_wise": (False, True)},
     ),
 )

@@ -59,8 +59,18 @@ def test_task_vectors_that_point_away_from_each_other_leave_the_base_or_go_beyon
     assert merged([one, other], base, filter_wise=filter_wise).tolist() == [0.0, 0.0]
     raw = merged([one, other], base, negative="raw", filter_wise=filter_wise)
     assert torch.allclose(raw, -2 * torch.tensor([0.25, math.sqrt(3) / 4]))
-    with pytest.raises(MergeError, match="tensor 'w' point away"):
+    with pytest.raises(MergeError, match=r"tensor 'w' point away .* opposite: base"):
         merged([[1.0, 0.0], [-1.0, 0.0]], base, negative="raw", filter_wise=filter_wise)
+
+
+@pytest.mark.parametrize("filter_wise", [False, True])
+def test_opposite_task_vectors_may_leave_the_base_alone(filter_wise):
+    base, row = torch.ones(2, 2), [[1.0, 1.0], [2.0, 0.0]]
+    for options in ({"negative": "raw", "opposite": "base"}, {"semantics": "mergekit"}):
+        one, other = torch.tensor(row), -torch.tensor(row)
+        assert torch.equal(merged([one, other], base, filter_wise=filter_wise, **options), base)
+        nearly = other + torch.tensor([[0.0, 1e-2], [0.0, 1e-2]])
+        assert not torch.equal(merged([one, nearly], base, filter_wise=filter_wise, **options), base)
 
 
 @pytest.mark.parametrize("filter_wise", [False, True])

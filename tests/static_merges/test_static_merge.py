@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from evomerge.artefacts import model_writer
@@ -56,11 +56,15 @@ def _expected(sources: list[Source], recipe: Recipe) -> dict[str, str]:
     return tensor_digests(bank.merged(recipe))
 
 
-def _written(out: Path) -> dict[str, str]:
+def _tensors(out: Path) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for file in out.glob("*.safetensors"):
         tensors |= load_file(file)
-    return tensor_digests(tensors.items())
+    return tensors
+
+
+def _written(out: Path) -> dict[str, str]:
+    return tensor_digests(_tensors(out).items())
 
 
 def _file(tmp_path: Path, recipe: Recipe) -> Path:
@@ -189,6 +193,27 @@ def test_what_a_search_has_measured_or_trained_is_refused_with_the_reason(
     recipe = replace(recipe, rules=(replace(recipe.rules[0], method=method),))
     assert _merge(_file(tmp_path, recipe), "--out", tmp_path / "out") == 2
     assert f"merges by {method}, with {what} that a search has measured or trained" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_two_opposite_experts_of_a_mergekit_file_leave_the_base_as_mergekit_does(
+    rows: bool, make_models: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    base, one, other = make_models()
+    start = _tensors(Path(base))
+    # Multiples of a power of two that neither sum rounds.
+    moves = {name: ((torch.arange(each.numel()) % 7 - 3) * 2**-9).reshape(each.shape) for name, each in start.items()}
+    coarse = {name: (each * 2**10).round() / 2**10 for name, each in start.items()}
+    for directory, sign in ((base, 0), (one, 1), (other, -1)):
+        made = {name: each + sign * moves[name] for name, each in coarse.items()}
+        save_file(made, Path(directory) / "model.safetensors", metadata={"format": "pt"})
+    path = tmp_path / "merge.yml"
+    models = [{"model": one}, {"model": other}]
+    stock = {"merge_method": "model_stock", "base_model": base, "models": models, "dtype": "float32"}
+    path.write_text(yaml.safe_dump(stock | {"parameters": {"filter_wise": rows}}))
+    assert _merge(path, "--out", tmp_path / "out") == 0
+    made = _tensors(tmp_path / "out")
+    assert all(torch.equal(made[name], each) for name, each in _tensors(Path(base)).items())
 
 
 def test_an_imported_file_is_a_recipe_that_merges_to_the_same_bits_and_its_differences_are_said(
