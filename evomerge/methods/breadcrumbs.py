@@ -47,6 +47,7 @@ KEPT_RULE = Option(
     ("tied", "exact"),
     "of elements that are tied at a bound, tied keeps all; exact keeps the first ones, as many as the share says, and "
     "nothing at a share of 0",
+    late=True,
 )
 
 _FORMULA = (

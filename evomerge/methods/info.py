@@ -87,11 +87,16 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Option:
-    """A choice between definitions. The first of `choices` is the default; an option with one choice is fixed."""
+    """A choice between definitions. The first of `choices` is the default; an option with one choice is fixed.
+
+    Attributes:
+        late: recipes from before there was this option do not name it, and mean the first choice.
+    """
 
     name: str
     choices: tuple[OptionValue, ...]
     description: str
+    late: bool = False
 
     @property
     def default(self) -> OptionValue:

@@ -35,12 +35,14 @@ MODEL_STOCK = MethodInfo(
             ("exact", "clamp"),
             "the product of the lengths of two task vectors, by which their inner product is divided, as it is, or at "
             "least 1e-6: shorter ones, as of rows of ordinary fine-tunes, then count as less alike than they are",
+            late=True,
         ),
         Option(
             "opposite",
             ("reject", "base"),
             "task vectors that cancel exactly (cos = -1 / (n - 1), for which there is no t) are refused, or leave the "
             "base; of effect with negative: raw",
+            late=True,
         ),
         Option("filter_wise", (False, True), "each row has a t of its own, instead of each tensor"),
     ),

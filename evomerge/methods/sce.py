@@ -40,12 +40,14 @@ SCE = MethodInfo(
             "zero_sum",
             ("erase", "plus"),
             "what is kept of task vectors whose selected elements sum to exactly zero: nothing, or the positive ones",
+            late=True,
         ),
         Option(
             "small_energy",
             ("shares", "equal"),
             "c_i of a tensor where the mean squares of the task vectors (0 where not selected) have a sum below 1e-6, "
             "as those of ordinary fine-tunes: the shares of their energy as everywhere, or 1 / n for all n sources",
+            late=True,
         ),
     ),
     needs=frozenset({"base"}),

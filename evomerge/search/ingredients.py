@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from evomerge.artefacts.exported_files import take_files
+from evomerge.bank.given_recipe import check_rules, check_tensors
 from evomerge.baselines.freshness import current_baselines, left_out
 from evomerge.documents import read_text
 from evomerge.errors import InvalidInput, StoppedByFailures
@@ -144,6 +145,8 @@ def _read_recipe(inputs: Inputs, path: Path) -> Recipe:
     text = read_text(path, "search space: recipe")
     try:
         recipe = Recipe.from_json(text)
+        check_rules(recipe)
+        check_tensors(recipe, inputs.base.catalogue)
     except InvalidInput as error:
         raise InvalidInput(f"{where} is no recipe.json as `evomerge export` writes it: {error}") from error
     check_scalable(recipe, where)

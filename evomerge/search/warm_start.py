@@ -9,6 +9,7 @@ from pathlib import Path
 import optuna
 
 from evomerge.artefacts.exported_files import take_files
+from evomerge.bank.given_recipe import check_rules
 from evomerge.baselines.freshness import current_baselines
 from evomerge.baselines.info import BASELINES
 from evomerge.documents import read_text
@@ -152,6 +153,7 @@ def recipe_points(inputs: Inputs, space: BoundSpace) -> list[Params]:
         text = read_text(path, "warm_start: recipe")
         try:
             recipe = Recipe.from_json(text)
+            check_rules(recipe)
         except InvalidInput as error:
             raise InvalidInput(
                 f"warm_start: {name} is no recipe.json as `evomerge export` writes it: {error}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from evomerge.bank.given_recipe import check_rules, check_tensors
 from evomerge.catalogue import TensorCatalogue
 from evomerge.documents import read_document, read_documents, read_text
 from evomerge.errors import InvalidInput, unknown_name
@@ -78,6 +79,7 @@ def _of_recipe(path: Path, text: str, places: Mapping[str, str], seed: int | Non
             "have changed the recipe"
         )
     _refuse_files(recipe)
+    check_rules(recipe)
     models = tuple({ref.name: ref for ref in (recipe.base, *recipe.sources)}.values())
     for name in places:
         if name not in {ref.name for ref in models}:
@@ -88,7 +90,12 @@ def _of_recipe(path: Path, text: str, places: Mapping[str, str], seed: int | Non
         else replace(ref, location=_beside(path, ref.location))
         for ref in models
     )
-    return GivenMerge(models=moved, finish=lambda refs, _: (_with_models(recipe, refs), ()), of_mergekit=False)
+
+    def finish(opened: Sequence[ModelRef], catalogue: TensorCatalogue) -> tuple[Recipe, tuple[str, ...]]:
+        check_tensors(recipe, catalogue)
+        return _with_models(recipe, opened), ()
+
+    return GivenMerge(models=moved, finish=finish, of_mergekit=False)
 
 
 def _of_mergekit(path: Path, places: Mapping[str, str], seed: int) -> GivenMerge:

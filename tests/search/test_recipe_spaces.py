@@ -248,6 +248,23 @@ def test_the_recipe_of_an_export_can_be_searched_around(write_spec, tmp_path, ca
     assert not Path("runs/again").exists()
 
 
+def test_a_recipe_whose_rules_say_no_merge_is_neither_searched_around_nor_a_start(write_spec, tmp_path, capsys):
+    first = write_spec("first.yaml", name="first", budget={"trials": 1})
+    assert run(first) == 0
+    assert run_command(["export", str(first), "--trial", "0", "--out", str(tmp_path / "one")]) == 0
+    recipe = json.loads((tmp_path / "one" / "recipe.json").read_text())
+    del recipe["digest"]
+    recipe["rules"][0]["options"] = {"normalise": False}
+    (tmp_path / "one" / "recipe.json").write_text(json.dumps(recipe))
+    around = {"space": {**NEAR, "around": "one/recipe.json"}}
+    for more in (around, {"warm_start": {"recipes": ["one/recipe.json"]}}):
+        assert run_command(["check", str(write_spec(name="again", **more))]) == 2
+        told = said(capsys)
+        assert "one/recipe.json" in told or "the recipe recipe.json" in told
+        assert "rules[0]" in told
+        assert "'normalise'" in told
+
+
 @pytest.mark.parametrize(
     ("space", "more", "message"),
     [

@@ -185,6 +185,94 @@ def test_a_recipe_whose_text_was_changed_is_refused(
     assert "remove the line `digest` if you have changed the recipe" in capsys.readouterr().err
 
 
+FIRST = "model.embed_tokens.weight"
+
+TIES = {"density": (0.5, 0.5), "weight": (1.0, 1.0), "lambda": 1.0}
+
+
+def _with_options(**options: Any) -> dict[str, Any]:
+    return {"options": resolve_options("ties", {}) | options}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_with_options(agg="dis_mean"), "the option agg is 'dis_mean'; write it as 'dis-mean'"),
+        (_with_options(kept_rule="bogus"), "unknown value of 'ties' option 'kept_rule': 'bogus'; known: exact"),
+        (_with_options(semantics="mergekit"), "`semantics` is no option of a recipe"),
+        ({"options": {}}, "it lacks the option trim_scope (global | tensor | layer_group)"),
+        ({"parameters": TIES | {"density": (5.0, 0.5)}}, "density = 5.0 is outside of what the method allows (0 to 1)"),
+        ({"parameters": TIES | {"weight": (1.0,)}}, "weight has 1 values for 2 sources"),
+        ({"parameters": TIES | {"weight": 1.0}}, "one number for each source: write [1.0, 1.0]"),
+        ({"parameters": {"weight": (1.0, 1.0)}}, "it lacks the parameter density (0 to 1)"),
+        ({"parameters": TIES | {"densty": 0.5}}, "unknown parameter of 'ties' 'densty'; did you mean 'density'?"),
+        ({"sources": ("math", "coed")}, "unknown source 'coed'; did you mean 'code'?"),
+        ({"method": "slerp"}, "slerp merges exactly 2 sources, but got 1"),
+        ({"method": "tise"}, "unknown merge method 'tise'"),
+        (
+            {"tensors": ("model.embed_token.weight",)},
+            f"the base has no tensor 'model.embed_token.weight'; did you mean '{FIRST}'?",
+        ),
+        ({"tensors": (FIRST, FIRST)}, f"it merges {FIRST}, as rules[0] does; name each tensor once"),
+    ],
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_rule_that_says_no_merge_is_refused_with_what_is_allowed(
+    inside: bool,
+    change: dict[str, Any],
+    reason: str,
+    make_models: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sources = _open(make_models(), fingerprinted=False)
+    whole = _recipe(sources, "ties")
+    if change.get("method") == "slerp":
+        change = {"method": "slerp", "sources": ("math",), "parameters": {"t": 0.5}, "options": {}}
+    wrong = replace(whole, rules=(replace(whole.rules[0], **change),))
+    recipe = replace(_recipe(sources, "linear"), ingredients={"soup": wrong}) if inside else wrong
+    assert _merge(_file(tmp_path, recipe), "--out", tmp_path / "out") == 2
+    told = capsys.readouterr().err
+    assert reason in " ".join(told.split())
+    if "merge method" not in reason:
+        where = "ingredient 'soup' of the recipe" if inside else "the recipe"
+        assert f"{where}, rules[0] ({wrong.rules[0].method}): " in " ".join(told.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_names_each_tensor_in_one_rule_and_has_a_known_dtype_and_models_of_their_own_names(
+    make_models: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = _open(make_models(), fingerprinted=False)
+    recipe = _recipe(sources, "linear", "ties")
+    one, other = recipe.rules
+    again = replace(recipe, rules=(one, replace(other, tensors=(*other.tensors, one.tensors[0]))))
+    named = replace(recipe, sources=(*recipe.sources, replace(recipe.sources[0], location="elsewhere")))
+    for wrong, reason in (
+        (again, f"rules[1] (ties): it merges {one.tensors[0]}, as rules[0] does; name each tensor once"),
+        (replace(recipe, dtype="float8"), "the recipe is of dtype 'float8'; known are float32, bfloat16 and float16"),
+        (named, "the recipe has two models named 'math'; give each a name of its own"),
+    ):
+        assert _merge(_file(tmp_path, wrong), "--out", tmp_path / "out") == 2
+        assert reason in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("method", sorted(name for name, info in METHODS.items() if any(o.late for o in info.options)))
+def test_a_recipe_from_before_there_was_an_option_means_its_first_choice(
+    method: str, make_models: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    sources = _open(make_models(), fingerprinted=False)
+    made = {}
+    for late in (True, False):
+        recipe = _recipe(sources, method)
+        options = resolve_options(method, {})
+        options = {each.name: options[each.name] for each in METHODS[method].options if late or not each.late}
+        recipe = replace(recipe, rules=(replace(recipe.rules[0], options=options),))
+        assert _merge(_file(tmp_path, recipe), "--out", tmp_path / str(late)) == 0
+        made[late] = _written(tmp_path / str(late))
+    assert made[True] == made[False]
+
+
 @pytest.mark.parametrize(("method", "what"), [("fisher", "statistics"), ("column_linear", "coefficients")])
 def test_what_a_search_has_measured_or_trained_is_refused_with_the_reason(
     method: str, what: str, make_models: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
