@@ -200,15 +200,15 @@ class _Importer:
         if reader.needs_base_model:  # it is the first of the two
             own = InputModel(model=base_model, layers=None, parameters={}, keys=("base_model",))
             return (next((model for model in each.models if model.model == base_model), own), *others)
-        if len(others) == len(each.models) and reader.info.sources is None:  # it is merged like the others
+        if self._document.sliced or len(others) < len(each.models):  # mergekit adds a base to `models` alone
+            return each.models
+        if reader.info.sources is None:  # it is merged like the others
             return (*each.models, InputModel(model=base_model, layers=None, parameters={}, keys=("base_model",)))
-        if len(others) == len(each.models):
-            raise self._document.refusal(
-                ("base_model",),
-                f"{self._document.method} has no base, and {base_model} is not among its models; list it, or leave "
-                "`base_model` out",
-            )
-        return each.models
+        raise self._document.refusal(
+            ("base_model",),
+            f"{self._document.method} has no base, and {base_model} is not among its models; list it, or leave "
+            "`base_model` out",
+        )
 
     def _check_slices(self) -> None:
         """Refuse slices that put layers of several models into other places than their own."""

@@ -339,6 +339,25 @@ def test_a_base_model_that_is_not_among_the_models_is_averaged_with_them(method:
     assert rule.sources == ("math", "code", "base")
 
 
+@pytest.mark.parametrize("method", ["linear", "karcher"])
+def test_a_base_model_that_is_not_among_the_sources_of_slices_is_not_averaged(method: str, tmp_path: Path) -> None:
+    parts = ([0, 3], [3, 7])
+    slices = [
+        {"sources": [{"model": model, "layer_range": part} for model in ("org/math@v2", "/models/code")]}
+        for part in parts
+    ]
+    content = {
+        "merge_method": method,
+        "base_model": "org/base",
+        "slices": slices,
+        "parameters": {"weight": 0.5} if method == "linear" else {},
+        "dtype": "float32",
+    }
+    recipe = _read(content, tmp_path).recipe
+    assert recipe.base == BASE
+    assert {rule.sources for rule in recipe.rules} == {("math", "code")}
+
+
 def test_mergekit_may_compute_in_64_bits(tmp_path: Path) -> None:
     found = _read(TIES.replace("dtype: float32\nout", "dtype: float64\nout"), tmp_path)
     assert found.recipe.dtype == "bfloat16"
