@@ -11,7 +11,7 @@ import optuna
 import torch
 from rich.text import Text
 
-from evomerge.adapters import open_expert
+from evomerge.adapters import adapter_names, open_expert
 from evomerge.artefacts import write_model
 from evomerge.artefacts.adapter_writer import write_adapter
 from evomerge.artefacts.emr_artefact import position_of, write_emr
@@ -91,7 +91,7 @@ def export_merge(
         if expected is not None and expected.device == bank.device.type:
             verify_digests(expected.tensors, actual)
 
-    yaml, reason = to_mergekit(chosen.recipe, inputs.catalogue)
+    yaml, reason = to_mergekit(chosen.recipe, inputs.catalogue, adapter_names(inputs.experts))
     card = SearchCard(stored, inputs, label=chosen.label, mergekit=yaml is not None)
     probe = probe_export(stored, inputs, bank, {chosen.label: chosen.recipe})
     reproduce = export_command(stored, which, out, file, task=task)

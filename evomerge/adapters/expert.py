@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path, PurePath
 
@@ -28,6 +28,11 @@ _WHOLE_MODELS = (ONE_FILE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.
 def is_adapter(directory: Path) -> bool:
     """Whether a directory holds an adapter as PEFT writes it."""
     return (directory / SETTINGS_FILE).exists()
+
+
+def adapter_names(experts: Iterable[Source]) -> tuple[str, ...]:
+    """Names of those that are adapters of the base."""
+    return tuple(expert.name for expert in experts if expert.adapted is not None)
 
 
 def open_expert(

@@ -10,34 +10,48 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import yaml
 
 from evomerge.catalogue import TensorCatalogue
-from evomerge.mergekit.layer_slices import dtypes_of, location_of, slices_of
+from evomerge.mergekit.layer_slices import dtypes_of, slices_of
+from evomerge.mergekit.model_names import adapted_model, model_names, unnameable
 from evomerge.mergekit.parameter_settings import Setting, evaluate, position
 from evomerge.messages import counted
 from evomerge.methods import METHODS, MergekitMethod, Option
 from evomerge.methods.functions import load_function
 from evomerge.recipe import Recipe, Rule, all_ingredients
 
+_SEVERAL = "# Several merges, of which the last one has no name: run them with mergekit-multi.\n"
+_ADAPTERS = (
+    "# Models with adapters: mergekit needs --lora-merge-cache FOLDER, and --lora-merge-dtype float32 to add them in\n"
+    "# float32 as evomerge does.\n"
+)
+
 
 class _NotExpressible(Exception):
     """Carries the reason; never leaves this file."""
 
 
-def to_mergekit(recipe: Recipe, catalogue: TensorCatalogue) -> tuple[str | None, str]:
+def to_mergekit(recipe: Recipe, catalogue: TensorCatalogue, adapters: Collection[str] = ()) -> tuple[str | None, str]:
     """The recipe as mergekit YAML and an empty reason, or None and the reason why it cannot be expressed.
 
     The YAML opens with comments that name every choice in which mergekit's arithmetic differs from the recipe's.
+
+    Args:
+        adapters: names of the sources that are adapters of the base.
     """
+    if reason := unnameable(recipe):
+        return None, reason
+    models = model_names(recipe, adapters)
+    how = _ADAPTERS if any(map(adapted_model, models.values())) else ""
     if recipe.layers:
-        slices, reason = slices_of(recipe, catalogue)
+        slices, reason = slices_of(recipe, catalogue, models)
         if slices is None:
             return None, reason
-        return _opening(recipe) + yaml.safe_dump(slices, sort_keys=False, allow_unicode=True), ""
+        return how + _opening(recipe) + yaml.safe_dump(slices, sort_keys=False, allow_unicode=True), ""
     if any(each.space != "full" for each in (recipe, *(made for _, made in all_ingredients(recipe)))):
         return None, "it is merged in core space, which mergekit does not have"
     stages = dict(_stages(recipe))
@@ -46,12 +60,12 @@ def to_mergekit(recipe: Recipe, catalogue: TensorCatalogue) -> tuple[str | None,
     try:
         for label, each in stages.values():
             where = f"its ingredient {label!r}: "
-            documents.append(_document(each, catalogue, names))
+            documents.append(_document(each, catalogue, models, names))
         where = ""
-        documents.append(_document(recipe, catalogue, names))
-    except _NotExpressible as reason:
-        return None, f"{where}{reason}"
-    how = "# Several merges, of which the last one has no name: run them with mergekit-multi.\n" if stages else ""
+        documents.append(_document(recipe, catalogue, models, names))
+    except _NotExpressible as error:
+        return None, f"{where}{error}"
+    how = (_SEVERAL if stages else "") + how
     return how + "---\n".join(documents), ""
 
 
@@ -64,23 +78,23 @@ def _stages(recipe: Recipe) -> Iterator[tuple[str, tuple[str, Recipe]]]:
             yield ingredient.digest, (label, ingredient)
 
 
-def _document(recipe: Recipe, catalogue: TensorCatalogue, names: Mapping[str, str]) -> str:
+def _document(recipe: Recipe, catalogue: TensorCatalogue, models: Mapping[str, str], names: Mapping[str, str]) -> str:
     """The document of one merge.
 
     Args:
+        models: name in the recipe -> the model as mergekit names it.
         names: digest -> name of each merge that later ones take.
     """
     method, sources, options = _one_method(recipe, catalogue)
     theirs = _counterpart(method)
     values = _values(recipe, theirs, options)
-    models = {ref.name: location_of(ref) for ref in (recipe.base, *recipe.sources)}
-    models |= {label: names[each.digest] for label, each in recipe.ingredients.items() if each.digest in names}
+    stages = {label: names[each.digest] for label, each in recipe.ingredients.items() if each.digest in names}
     content = {"name": names[recipe.digest]} if recipe.digest in names else {}
     content |= _content(
         recipe,
         theirs,
         sources,
-        models,
+        {**models, **stages},
         base_model="base" if _holds(theirs.base_under, options) else theirs.base_model,
         switches=_switches(method, theirs, options),
         settings=_settings(values, catalogue),

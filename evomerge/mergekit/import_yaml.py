@@ -15,8 +15,11 @@ from evomerge.catalogue import TensorCatalogue
 from evomerge.mergekit.imported_parameters import MethodReader
 from evomerge.mergekit.imported_slices import imported_path
 from evomerge.mergekit.merge_file import InputModel, MergeDocument, OutputSlice
+from evomerge.mergekit.model_names import adapted_model
 from evomerge.mergekit.parameter_settings import place_in_stack
 from evomerge.recipe import ModelRef, PathLayer, Recipe, Rule, check_ingredients
+
+_NARROW = ("bfloat16", "float16")
 
 _STAGE = re.compile(r"merge-\d+-(?=.)")  # before the label of an ingredient that `export_yaml` has written
 
@@ -30,9 +33,15 @@ class ImportedMerge:
 
 
 def real_models(documents: Sequence[MergeDocument]) -> tuple[str, ...]:
-    """The models of a file that are not results of its own documents, the base of the last one first."""
-    named = {each.name for each in documents[:-1]}
-    every = [base_of(documents), *(model for each in documents for model in each.models)]
+    """The models of a file that are not results of its own documents, the base of the last one first.
+
+    Raises:
+        InvalidInput: an adapter is of another model than this base; names the line.
+    """
+    named, base = {each.name for each in documents[:-1]}, base_of(documents)
+    for document in documents:
+        _check_adapters(document, base)
+    every = [base, *(model for each in documents for model in each.models)]
     return tuple(dict.fromkeys(model for model in every if model not in named))
 
 
@@ -93,8 +102,18 @@ def _base_of(document: MergeDocument, named: Mapping[str, MergeDocument]) -> str
             keys = ("tokenizer_source",)
             raise document.refusal(keys, "config and tokenizer are the base's here; write `tokenizer_source: base`")
         return given
-    found = document.tokenizer or given or document.slices[0].models[0].model
+    found = document.tokenizer or given or document.slices[0].first
     return _base_of(named[found], named) if found in named else found
+
+
+def _check_adapters(document: MergeDocument, base: str) -> None:
+    for model in (model for each in document.slices for model in each.models):
+        if adapted_model(model.model) not in (None, base):
+            raise document.refusal(
+                (*model.keys, "model"),
+                f"{model.model} is a model with an adapter, and here adapters are those of the base, {base}; merge it "
+                "into its model first",
+            )
 
 
 class _Importer:
@@ -140,7 +159,7 @@ class _Importer:
         """The dtype of the result: without one in the file that of the base."""
         if self._document.dtype is not None:
             return self._document.dtype
-        found = sorted({entry.dtype for entry in self._catalogue.mergeable})
+        found = self._dtypes_of_base()
         if len(found) > 1:
             raise self._document.refusal((), f"the base has tensors in {' and '.join(found)}; give `dtype`")
         return found[0]
@@ -154,13 +173,28 @@ class _Importer:
                 ("dtype",),
                 f"mergekit adds in {document.computed_in}, evomerge in float32, rounding once to {document.dtype}",
             )
-        first = document.base_model or document.slices[0].models[0].model
+        first = document.base_model or document.slices[0].first
         if document.tokenizer not in (None, first):
             yield document.note(
                 ("tokenizer_source",),
                 f"config and tokenizer are {document.tokenizer}'s; mergekit has the config of {first}",
             )
+        yield from self._notes_on_adapters()
         yield from self._reader.notes()
+
+    def _notes_on_adapters(self) -> Iterator[str]:
+        models = (model for each in self._document.slices for model in each.models)
+        adapter = next((model for model in models if adapted_model(model.model) is not None), None)
+        narrow = [dtype for dtype in self._dtypes_of_base() if dtype in _NARROW]
+        if adapter is not None and narrow:
+            yield self._document.note(
+                (*adapter.keys, "model"),
+                f"mergekit adds adapters to the base in {narrow[0]}, unless it is run with `--lora-merge-dtype "
+                "float32`; evomerge adds them in float32",
+            )
+
+    def _dtypes_of_base(self) -> list[str]:
+        return sorted({entry.dtype for entry in self._catalogue.mergeable})
 
     def _places(self) -> Iterator[tuple[str, OutputSlice, Fraction]]:
         """(tensor, its slice, its place on gradients): outside of layers the first values of a slice."""

@@ -6,33 +6,33 @@ the last, and multiplies a slice's tensors by `scale`, by parts of their names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from evomerge.catalogue import TensorCatalogue
 from evomerge.catalogue.layer_stack import divide_name, mlp_outputs
-from evomerge.recipe import ModelRef, PathLayer, Recipe
+from evomerge.recipe import PathLayer, Recipe
 
 
-def slices_of(recipe: Recipe, catalogue: TensorCatalogue) -> tuple[dict[str, Any] | None, str]:
-    """The document of a path and an empty reason, or None and the reason why mergekit has none."""
+def slices_of(
+    recipe: Recipe, catalogue: TensorCatalogue, models: Mapping[str, str]
+) -> tuple[dict[str, Any] | None, str]:
+    """The document of a path and an empty reason, or None and the reason why mergekit has none.
+
+    Args:
+        models: name in the recipe -> the model as mergekit names it.
+    """
     for entry in catalogue.mergeable:
         end = recipe.layers[0] if entry.part == "embedding" else recipe.layers[-1]
         if entry.layer is None and _source_of(recipe, entry.name) != end.source:
             return None, f"mergekit takes {entry.name} from the model at that end of the path, and this recipe does not"
-    refs = {ref.name: ref for ref in (recipe.base, *recipe.sources)}
     content = {
         "merge_method": "passthrough",
-        "slices": [{"sources": [_slice(run, refs[run[0].source], catalogue)]} for run in _runs(recipe.layers)],
+        "slices": [{"sources": [_slice(run, models[run[0].source], catalogue)]} for run in _runs(recipe.layers)],
         **dtypes_of(recipe),
-        "tokenizer_source": location_of(recipe.base),
+        "tokenizer_source": models[recipe.base.name],
     }
     return content, ""
-
-
-def location_of(ref: ModelRef) -> str:
-    """A model as mergekit names it."""
-    return f"{ref.location}@{ref.revision}" if ref.revision else ref.location
 
 
 def dtypes_of(recipe: Recipe) -> dict[str, str]:
@@ -60,8 +60,8 @@ def _runs(path: Sequence[PathLayer]) -> Iterator[list[PathLayer]]:
     yield run
 
 
-def _slice(run: Sequence[PathLayer], ref: ModelRef, catalogue: TensorCatalogue) -> dict[str, Any]:
-    content: dict[str, Any] = {"model": location_of(ref), "layer_range": [run[0].layer, run[-1].layer + 1]}
+def _slice(run: Sequence[PathLayer], model: str, catalogue: TensorCatalogue) -> dict[str, Any]:
+    content: dict[str, Any] = {"model": model, "layer_range": [run[0].layer, run[-1].layer + 1]}
     if run[0].scale != 1:
         outputs = {divide_name(name)[1].rpartition(".")[0]: None for name in mlp_outputs(catalogue, run[0].layer)}
         scales = [{"filter": module, "value": run[0].scale} for module in outputs]

@@ -12,6 +12,7 @@ from typing import Any
 
 from evomerge.documents import Document, read_documents
 from evomerge.errors import InvalidInput, nearest
+from evomerge.mergekit.model_names import adapted_model
 from evomerge.mergekit.parameter_settings import faults
 
 KIND = "mergekit file"
@@ -40,7 +41,7 @@ class InputModel:
     """One model of a slice, or of the whole merge.
 
     Attributes:
-        model: the model as the file names it.
+        model: the model as the file names it; an adapter with its model, as BASE+ADAPTER.
         layers: [first, last) of its layers; None for all.
         keys: where it is in the document.
     """
@@ -58,6 +59,12 @@ class OutputSlice:
     models: tuple[InputModel, ...]
     parameters: Mapping[str, Any]
     keys: Keys
+
+    @property
+    def first(self) -> str:
+        """The first model, of an adapter the model under it."""
+        name = self.models[0].model
+        return adapted_model(name) or name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +134,7 @@ class _DocumentReader:
         self._check_keys(self._content, _KEYS, ())
         base_model = self._optional_model("base_model")
         slices = self._slices()
-        first = base_model or slices[0].models[0].model
+        first = base_model or slices[0].first
         dtype = self._dtype("out_dtype", DTYPES)
         computed_in = self._dtype("dtype", DTYPES if dtype is None else (*DTYPES, "float64"))
         return MergeDocument(
@@ -242,15 +249,22 @@ class _DocumentReader:
             raise self._refusal(
                 keys, "a union of vocabularies is not built here; models that share one vocabulary need only `base`"
             )
-        return first if source == "base" else self._model_name(source.removeprefix("model:"), keys)
+        return first if source == "base" else self._whole_model(source.removeprefix("model:"), keys)
 
     def _optional_model(self, key: str) -> str | None:
         name = self._optional_text(key)
-        return None if name is None else self._model_name(name, (key,))
+        return None if name is None else self._whole_model(name, (key,))
+
+    def _whole_model(self, name: str, keys: Keys) -> str:
+        if adapted_model(name) is not None:
+            raise self._refusal(
+                keys, f"{name} is a model with an adapter, which is merged and no base; merge the two first"
+            )
+        return name
 
     def _model_name(self, name: str, keys: Keys) -> str:
-        if "+" in name:
-            raise self._refusal(keys, f"{name} is a model with an adapter; merge the adapter into it first")
+        if name.count("+") > 1 or name.startswith("+") or name.endswith("+"):
+            raise self._refusal(keys, f"a model is MODEL, or BASE+ADAPTER for an adapter of the base, not {name}")
         return name
 
     def _list(self, content: Any, keys: Keys) -> list[Any]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import yaml
 
-from evomerge.adapters import open_expert
+from evomerge.adapters import adapter_names, open_expert
 from evomerge.artefacts import CardFacts, Parent, model_card, parents_of, write_model
 from evomerge.artefacts.parents import judgement_of
 from evomerge.bank import WeightBank
@@ -88,7 +88,7 @@ def merge_file(
     opened = _open(read_merge(path, places, seed=seed), fingerprints=fingerprints, allow=allow)
     for sentence in (*opened.notes, *opened.warnings):
         tell(sentence)
-    yaml_text, reason = to_mergekit(opened.recipe, opened.base.catalogue)
+    yaml_text, reason = to_mergekit(opened.recipe, opened.base.catalogue, adapter_names(opened.others))
     parents = parents_of((opened.base, *opened.others))
     texts = {"README.md": _card(opened, parents, out.resolve().name, reproduce, mergekit=yaml_text is not None)}
     if yaml_text is not None:

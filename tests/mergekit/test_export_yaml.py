@@ -64,6 +64,19 @@ def test_a_linear_merge() -> None:
     }
 
 
+def test_an_adapter_is_named_with_the_base_that_it_is_of() -> None:
+    text, _ = to_mergekit(_recipe(_rule("linear", weight=(0.3, 0.7))), CATALOGUE, adapters={"math"})
+    assert text is not None
+    assert text.startswith("# Models with adapters: mergekit needs --lora-merge-cache FOLDER")
+    assert [each["model"] for each in yaml.safe_load(text)["models"]] == ["org/base+org/math@v2", "/models/code"]
+
+
+@pytest.mark.parametrize("location", ["/models/c++/code", "/models/code@home"])
+def test_a_place_that_mergekit_would_divide_cannot_be_written(location: str) -> None:
+    recipe = replace(_recipe(_rule("slerp", t=0.5)), sources=(EXPERTS[0], ModelRef("code", location)))
+    assert f"in {location} for " in _reason(recipe)
+
+
 def test_slerp_starts_at_its_first_source() -> None:
     content = _content(_recipe(_rule("slerp", t=0.25)))
     assert content["base_model"] == "org/math@v2"

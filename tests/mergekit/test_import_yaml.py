@@ -427,6 +427,8 @@ def test_random_masks_are_said_to_be_others(tmp_path: Path) -> None:
             "model: /models/code+org/adapter",
             "line 9: /models/code+org/adapter is a model with an adapter",
         ),
+        ("base_model: org/base", "base_model: org/base+tuned", "line 15: org/base+tuned is a model with an adapter"),
+        ("model: /models/code", "model: org/base+one+two", "line 9: a model is MODEL, or BASE+ADAPTER"),
         ("base_model: org/base\n", "", "ties needs a `base_model`"),
         ("models:", "modells:", "did you mean 'models'?"),
     ],
@@ -457,6 +459,28 @@ def test_a_scale_of_other_tensors_than_the_outputs_of_mlps_is_refused(tmp_path: 
     source = {"model": "org/base", "layer_range": [0, 7], "parameters": {"scale": [{"filter": "o_proj", "value": 0.0}]}}
     content = {"merge_method": "passthrough", "slices": [{"sources": [source]}], "dtype": "float32"}
     assert "scales model.layers.0.self_attn.o_proj.weight" in _refusal(content, tmp_path)
+
+
+ADAPTERS = """\
+merge_method: linear
+models:
+  - model: org/base+/adapters/one
+  - model: org/base+org/two@v2
+parameters: {weight: 0.5}
+dtype: float32
+"""
+
+
+def test_an_adapter_is_a_source_by_itself_and_the_model_under_it_the_base(tmp_path: Path) -> None:
+    found = _read(ADAPTERS, tmp_path)
+    assert found.recipe.base.location == "org/base"
+    assert found.recipe.rules[0].sources == ("org/base+/adapters/one", "org/base+org/two@v2")
+    (note,) = found.notes
+    assert note.startswith("line 3: mergekit adds adapters to the base in bfloat16, unless")
+    assert _read(ADAPTERS + "tokenizer_source: base\n", tmp_path).notes == found.notes
+    assert "here adapters are those of the base, org/math@v2" in _refusal(
+        ADAPTERS.replace("org/base+/adapters/one", "org/math@v2"), tmp_path
+    )
 
 
 def test_without_a_dtype_the_result_has_that_of_the_base(tmp_path: Path) -> None:

@@ -55,6 +55,12 @@ def test_runs_of_layers_are_slices_and_a_scale_is_one_of_the_output_of_the_mlp()
     }
 
 
+def test_layers_of_an_adapter_are_those_of_its_base_with_it():
+    text, _ = to_mergekit(RECIPE, build_catalogue(TENSORS), adapters={"b"})
+    slices = yaml.safe_load(text)["slices"]
+    assert [each["sources"][0]["model"] for each in slices] == ["models/a", *["models/base+org/b@v1"] * 2]
+
+
 @pytest.mark.parametrize("rules", [(), RECIPE.rules[:1], (replace(RECIPE.rules[0], sources=("b",)), RECIPE.rules[1])])
 def test_ends_of_other_models_cannot_be_written(rules):
     text, reason = to_mergekit(replace(RECIPE, rules=rules), build_catalogue(TENSORS))
