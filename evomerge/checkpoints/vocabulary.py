@@ -8,6 +8,7 @@ from typing import Any
 
 from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.tokenizer import tokenizer_files, tokenizer_in
+from evomerge.errors import InvalidInput
 from evomerge.messages import some
 
 
@@ -47,6 +48,17 @@ def read_vocabulary(source: Source) -> Vocabulary:
         roles={role: str(token) for role, token in tokenizer.special_tokens_map.items() if isinstance(token, str)},
         chat_template=tokenizer.chat_template,
     )
+
+
+def spare_rows(source: Source) -> int:
+    """Number of rows of the embeddings that have no token, as sizes are rounded up with; 0 where no tokenizer loads."""
+    rows = source.settings.get("vocab_size")
+    if not isinstance(rows, int):
+        return 0
+    try:
+        return max(rows - len(read_vocabulary(source).ids), 0)
+    except InvalidInput:
+        return 0
 
 
 def same_tokenizer(ours: Source, theirs: Source) -> bool:

@@ -95,11 +95,12 @@ def _document(recipe: Recipe, catalogue: TensorCatalogue, models: Mapping[str, s
         theirs,
         sources,
         {**models, **stages},
-        base_model="base" if _holds(theirs.base_under, options) else theirs.base_model,
+        base_model=_base_model(recipe, theirs, sources, options),
         switches=_switches(method, theirs, options),
         settings=_settings(values, catalogue),
     )
-    return _comments(recipe, method, options) + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    comments = _comments(recipe, method, options, tokenizer="tokenizer_source" in content)
+    return comments + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def _one_method(recipe: Recipe, catalogue: TensorCatalogue) -> tuple[str, tuple[str, ...], dict[str, Any]]:
@@ -185,7 +186,7 @@ def _content(
     sources: tuple[str, ...],
     refs: Mapping[str, str],
     *,
-    base_model: str,
+    base_model: str | None,
     switches: Mapping[str, bool],
     settings: Mapping[tuple[str, str | None], Setting],
 ) -> dict[str, Any]:
@@ -195,10 +196,23 @@ def _content(
         models.append({"model": refs[source]} | ({"parameters": own} if own else {}))
     shared = {name: setting for (name, of), setting in settings.items() if of is None} | dict(switches)
     content: dict[str, Any] = {"merge_method": theirs.name, "models": models}
-    if base_model != "none":
-        content["base_model"] = refs[recipe.base.name if base_model == "base" else sources[0]]
+    content |= {"base_model": refs[base_model]} if base_model else {}
     content |= {"parameters": shared} if shared else {}
-    return content | dtypes_of(recipe) | {"tokenizer_source": refs[recipe.base.name]}
+    content |= dtypes_of(recipe)
+    base = refs[recipe.base.name]
+    return content if content.get("base_model") == base else content | {"tokenizer_source": base}
+
+
+def _base_model(
+    recipe: Recipe, theirs: MergekitMethod, sources: tuple[str, ...], options: Mapping[str, Any]
+) -> str | None:
+    """The model that is mergekit's `base_model`; None for none."""
+    if theirs.base_model == "first source":
+        return sources[0]
+    # One of the models can give config and tokenizer alone, where the method takes nothing from a base.
+    gives_tokenizer = theirs.base_under is None and recipe.base.name in sources
+    needed = theirs.base_model == "base" or _holds(theirs.base_under, options)
+    return recipe.base.name if needed or gives_tokenizer else None
 
 
 def _switches(method: str, theirs: MergekitMethod, options: Mapping[str, Any]) -> dict[str, bool]:
@@ -276,7 +290,7 @@ def _opening(recipe: Recipe) -> str:
     )
 
 
-def _comments(recipe: Recipe, method: str, options: Mapping[str, Any]) -> str:
+def _comments(recipe: Recipe, method: str, options: Mapping[str, Any], *, tokenizer: bool) -> str:
     lines = [
         f"Written by evomerge from the recipe {recipe.digest}.",
         "evomerge adds in float32 and rounds once; mergekit may give other last bits.",
@@ -295,4 +309,9 @@ def _comments(recipe: Recipe, method: str, options: Mapping[str, Any]) -> str:
         lines += [f"  {name}: {ours[name]} here, {theirs.get(name, 'unknown')} in mergekit" for name in different]
     if METHODS[method].random:
         lines.append("mergekit draws random masks of its own, so its weights WILL differ from run to run of a search.")
+    if tokenizer:
+        lines += [
+            "mergekit makes embeddings with one row for each token. Where the base has more rows than tokens, leave",
+            "`tokenizer_source` out, and copy config and tokenizer from the base.",
+        ]
     return "".join(f"# {line}\n" for line in lines)

@@ -51,7 +51,12 @@ def base_of(documents: Sequence[MergeDocument]) -> str:
 
 
 def import_merge(
-    documents: Sequence[MergeDocument], refs: Mapping[str, ModelRef], catalogue: TensorCatalogue, *, seed: int = 0
+    documents: Sequence[MergeDocument],
+    refs: Mapping[str, ModelRef],
+    catalogue: TensorCatalogue,
+    *,
+    seed: int = 0,
+    spare_rows: int = 0,
 ) -> ImportedMerge:
     """The recipe of a file.
 
@@ -60,6 +65,7 @@ def import_merge(
             There may be more of them.
         catalogue: of the base.
         seed: key of the random masks, which mergekit's files do not state.
+        spare_rows: rows of the base's embeddings that have no token.
 
     Raises:
         InvalidInput: no recipe expresses the file; names the line.
@@ -86,7 +92,7 @@ def import_merge(
             ingredients=ingredients,
         )
         check_ingredients(recipe)
-        notes += importer.notes()
+        notes += importer.notes(spare_rows)
         if document.name is not None and document is not documents[-1]:
             made[document.name] = _STAGE.sub("", document.name, count=1), recipe
     return ImportedMerge(recipe, tuple(notes))
@@ -164,7 +170,8 @@ class _Importer:
             raise self._document.refusal((), f"the base has tensors in {' and '.join(found)}; give `dtype`")
         return found[0]
 
-    def notes(self) -> Iterator[str]:
+    def notes(self, spare_rows: int) -> Iterator[str]:
+        """Sentences on what mergekit would make otherwise; `spare_rows` of the embeddings have no token."""
         document = self._document
         if document.dtype is None:
             yield document.note((), f"no `dtype`, so the result is in that of the base, {self.dtype()}")
@@ -178,6 +185,12 @@ class _Importer:
             yield document.note(
                 ("tokenizer_source",),
                 f"config and tokenizer are {document.tokenizer}'s; mergekit has the config of {first}",
+            )
+        if document.tokenizer is not None and spare_rows:
+            yield document.note(
+                ("tokenizer_source",),
+                f"mergekit makes embeddings with one row for each token here; evomerge keeps the {spare_rows} rows of "
+                "the base that have none",
             )
         yield from self._notes_on_adapters()
         yield from self._reader.notes()

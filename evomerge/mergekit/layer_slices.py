@@ -29,8 +29,8 @@ def slices_of(
     content = {
         "merge_method": "passthrough",
         "slices": [{"sources": [_slice(run, models[run[0].source], catalogue)]} for run in _runs(recipe.layers)],
+        "base_model": models[recipe.base.name],  # gives config and tokenizer; passthrough takes no tensor of it
         **dtypes_of(recipe),
-        "tokenizer_source": models[recipe.base.name],
     }
     return content, ""
 

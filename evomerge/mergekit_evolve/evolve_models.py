@@ -164,5 +164,8 @@ def _remarks(file: EvolveFile, base: str, names: list[str]) -> Iterator[Remark]:
     else:
         yield Remark(kind="same", line=line, text=f"{file.method} merges all of them, {names[0]} first")
     if file.tokenizer_source is not None:
-        text = f"the tokenizer is that of {names[0]}, and embeddings are put in its order by token (tokenizer: base)"
+        text = (
+            f"the tokenizer is that of {names[0]}, and embeddings are put in its order by token (tokenizer: base); "
+            "rows of the base without a token, which mergekit drops, stay"
+        )
         yield Remark(kind="same", line=file.line("genome", "tokenizer_source"), text=text)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.bank.given_recipe import check_rules, check_tensors
-from evomerge.catalogue import TensorCatalogue
+from evomerge.checkpoints import Source
+from evomerge.checkpoints.vocabulary import spare_rows
 from evomerge.documents import read_document, read_documents, read_text
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.forms import is_file, is_folder, parse_json, reading
@@ -30,12 +31,12 @@ class GivenMerge:
 
     Attributes:
         models: the base first.
-        finish: the recipe and notes on it, of the models as they were opened, and the catalogue of the base.
+        finish: the recipe and notes on it, of the models as they were opened, and the base itself.
         of_mergekit: whether the file is mergekit's.
     """
 
     models: tuple[ModelRef, ...]
-    finish: Callable[[Sequence[ModelRef], TensorCatalogue], tuple[Recipe, tuple[str, ...]]]
+    finish: Callable[[Sequence[ModelRef], Source], tuple[Recipe, tuple[str, ...]]]
     of_mergekit: bool
 
 
@@ -92,8 +93,8 @@ def _of_recipe(path: Path, text: str, places: Mapping[str, str], seed: int | Non
         for ref in models
     )
 
-    def finish(opened: Sequence[ModelRef], catalogue: TensorCatalogue) -> tuple[Recipe, tuple[str, ...]]:
-        check_tensors(recipe, catalogue)
+    def finish(opened: Sequence[ModelRef], base: Source) -> tuple[Recipe, tuple[str, ...]]:
+        check_tensors(recipe, base.catalogue)
         return _with_models(recipe, opened), ()
 
     return GivenMerge(models=moved, finish=finish, of_mergekit=False)
@@ -106,10 +107,11 @@ def _of_mergekit(path: Path, places: Mapping[str, str], seed: int) -> GivenMerge
     order = [*(key for place in places.values() for key in keys if _is_at(path, key, place)), *keys]
     ordered = dict.fromkeys(order)
 
-    def finish(opened: Sequence[ModelRef], catalogue: TensorCatalogue) -> tuple[Recipe, tuple[str, ...]]:
+    def finish(opened: Sequence[ModelRef], base: Source) -> tuple[Recipe, tuple[str, ...]]:
         by_name = {ref.name: ref for ref in opened}
         known = {key: by_name[refs[key].name] for key in ordered}
-        imported = import_merge(documents, known, catalogue, seed=seed)
+        spare = spare_rows(base) if any(each.tokenizer is not None for each in documents) else 0
+        imported = import_merge(documents, known, base.catalogue, seed=seed, spare_rows=spare)
         _refuse_files(imported.recipe)
         return imported.recipe, imported.notes
 

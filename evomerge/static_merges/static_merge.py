@@ -182,7 +182,7 @@ def _open(given: GivenMerge, *, fingerprints: bool | None, allow: Collection[str
         open_expert(ref, base=base, allow=allow, trust_fingerprint=trusted, fingerprinted=fingerprinted) for ref in rest
     )
     warnings = check_compatible(base, others)
-    recipe, notes = given.finish([source.ref for source in (base, *others)], base.catalogue)
+    recipe, notes = given.finish([source.ref for source in (base, *others)], base)
     return _Opened(recipe=recipe, base=base, others=others, notes=notes, warnings=tuple(warnings))
 
 

@@ -64,6 +64,16 @@ def test_a_linear_merge() -> None:
     }
 
 
+def test_the_base_gives_its_tokenizer_as_base_model_and_else_a_comment_says_what_is_cut() -> None:
+    values: dict[str, Any] = {"weight": (0.3, 0.7)}
+    for method, base_model in (("task_arithmetic", "org/base"), ("linear", None)):
+        text, _ = to_mergekit(_recipe(_rule(method, **values)), CATALOGUE)
+        assert text is not None
+        content = yaml.safe_load(text)
+        assert content.get("base_model") == base_model
+        assert ("tokenizer_source" in content) == ("rows than tokens" in text) == (base_model is None)
+
+
 def test_an_adapter_is_named_with_the_base_that_it_is_of() -> None:
     text, _ = to_mergekit(_recipe(_rule("linear", weight=(0.3, 0.7))), CATALOGUE, adapters={"math"})
     assert text is not None
@@ -280,7 +290,7 @@ def test_a_merge_of_merges_is_one_document_for_each_as_mergekit_multi_takes_them
     assert documents[2] == _content(ties)
     assert [model["model"] for model in documents[1]["models"]] == ["merge-1-again", "org/math@v2"]
     assert [model["model"] for model in documents[3]["models"]] == ["merge-2-inner", "merge-3-mixed", "merge-1-again"]
-    assert {document["tokenizer_source"] for document in documents} == {"org/base"}
+    assert [document.get("tokenizer_source") for document in documents] == ["org/base", None, "org/base", None]
 
 
 def test_a_merge_of_a_merge_that_mergekit_cannot_make_says_of_which() -> None:

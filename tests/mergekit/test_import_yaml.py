@@ -121,6 +121,16 @@ def test_a_switch_is_read_back_on_and_off(method: str, option: str, tmp_path: Pa
         assert _read(text, tmp_path, REFS).recipe.digest == recipe.digest
 
 
+@pytest.mark.parametrize("method", ["linear", "karcher", "multislerp", "nuslerp", "slerp"])
+def test_a_merge_of_which_the_base_is_a_source_is_read_back(method: str, tmp_path: Path) -> None:
+    recipe = _recipe(Rule(**{**vars(_rule(method, ALL, 0.5)), "sources": ("base", "code")}))
+    text, reason = to_mergekit(recipe, CATALOGUE)
+    assert text is not None, reason
+    content = yaml.safe_load(text)
+    assert ("tokenizer_source" in content) == ("base_model" not in content) == (method in ("multislerp", "nuslerp"))
+    assert _read(text, tmp_path).recipe.rules == recipe.rules
+
+
 def test_a_path_of_layers_is_read_back(tmp_path: Path) -> None:
     layers = (
         PathLayer("math", 0, 1.0),
@@ -459,6 +469,17 @@ def test_a_scale_of_other_tensors_than_the_outputs_of_mlps_is_refused(tmp_path: 
     source = {"model": "org/base", "layer_range": [0, 7], "parameters": {"scale": [{"filter": "o_proj", "value": 0.0}]}}
     content = {"merge_method": "passthrough", "slices": [{"sources": [source]}], "dtype": "float32"}
     assert "scales model.layers.0.self_attn.o_proj.weight" in _refusal(content, tmp_path)
+
+
+def test_rows_without_a_token_that_a_tokenizer_source_would_cut_are_said_to_stay(tmp_path: Path) -> None:
+    cut = "line 20: mergekit makes embeddings with one row for each token here; evomerge keeps the 28 rows"
+    for content, noted in ((TIES, True), (TIES.replace("tokenizer_source: base\n", ""), False)):
+        path = tmp_path / "merge.yml"
+        path.write_text(content)
+        documents = read_merge_file(path)
+        refs = {model: REFS[model] for model in real_models(documents)}
+        notes = import_merge(documents, refs, CATALOGUE, spare_rows=28).notes
+        assert any(cut in note for note in notes) == noted
 
 
 ADAPTERS = """\

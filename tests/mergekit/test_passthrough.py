@@ -49,9 +49,9 @@ def test_runs_of_layers_are_slices_and_a_scale_is_one_of_the_output_of_the_mlp()
             },
             {"sources": [{"model": "org/b@v1", "layer_range": [2, 3]}]},
         ],
+        "base_model": "models/base",
         "dtype": "float32",
         "out_dtype": "bfloat16",
-        "tokenizer_source": "models/base",
     }
 
 

@@ -14,7 +14,9 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from evomerge.artefacts import model_writer
 from evomerge.bank import WeightBank
@@ -335,6 +337,25 @@ def test_an_imported_file_is_a_recipe_that_merges_to_the_same_bits_and_its_diffe
     assert [source["name"] for source in made["sources"]] == ["expert", "code"]
     assert made["sources"][0]["fingerprint"]
     assert run_command(["import", "mergekit", str(recipe), "--out", str(tmp_path / "again.yaml")]) == 2
+
+
+def test_rows_of_embeddings_without_a_token_are_kept_in_merges_and_in_the_file_beside_them(
+    make_models: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    base, math, code = make_models()
+    words = WordLevel({f"t{number}": number for number in range(60)}, unk_token="t0")
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words)).save_pretrained(base)
+    models = [{"model": model, "parameters": {"weight": 0.5}} for model in (math, code)]
+    content = {"merge_method": "task_arithmetic", "base_model": base, "models": models, "dtype": "float32"}
+    path = tmp_path / "merge.yml"
+    notes = []
+    for given in (content, content | {"tokenizer_source": "base"}):
+        path.write_text(yaml.safe_dump(given, sort_keys=False))
+        notes.append(merge_file(path, tmp_path / "out", places={}, device="cpu")["notes"])
+    assert notes[0] == []
+    assert "evomerge keeps the 4 rows of the base that have none" in notes[1][0]
+    assert load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"].shape[0] == 64
+    assert "tokenizer_source" not in (tmp_path / "out" / "mergekit.yaml").read_text()
 
 
 def test_the_export_of_a_search_is_made_again_byte_by_byte(write_spec: Callable[..., Path], tmp_path: Path) -> None:
