@@ -175,11 +175,7 @@ class _Importer:
         document = self._document
         if document.dtype is None:
             yield document.note((), f"no `dtype`, so the result is in that of the base, {self.dtype()}")
-        elif document.computed_in not in (None, "float32"):
-            yield document.note(
-                ("dtype",),
-                f"mergekit adds in {document.computed_in}, evomerge in float32, rounding once to {document.dtype}",
-            )
+        yield from self._notes_on_arithmetic()
         first = document.base_model or document.slices[0].first
         if document.tokenizer not in (None, first):
             yield document.note(
@@ -195,16 +191,31 @@ class _Importer:
         yield from self._notes_on_adapters()
         yield from self._reader.notes()
 
+    def _notes_on_arithmetic(self) -> Iterator[str]:
+        """A sentence where mergekit rounds in between: in the `dtype` of the file, or else in that of the models."""
+        document, narrow = self._document, self._narrow_dtype()
+        ours = f"evomerge in float32, rounding once to {self.dtype()}"
+        if document.computed_in not in (None, "float32"):
+            yield document.note(("dtype",), f"mergekit adds in {document.computed_in}, {ours}")
+        elif document.computed_in is None and narrow is not None:
+            yield document.note(
+                (), f"without `dtype` mergekit adds in that of the models, which is {narrow} in the base; {ours}"
+            )
+
     def _notes_on_adapters(self) -> Iterator[str]:
         models = (model for each in self._document.slices for model in each.models)
         adapter = next((model for model in models if adapted_model(model.model) is not None), None)
-        narrow = [dtype for dtype in self._dtypes_of_base() if dtype in _NARROW]
-        if adapter is not None and narrow:
+        narrow = self._narrow_dtype()
+        if adapter is not None and narrow is not None:
             yield self._document.note(
                 (*adapter.keys, "model"),
-                f"mergekit adds adapters to the base in {narrow[0]}, unless it is run with `--lora-merge-dtype "
+                f"mergekit adds adapters to the base in {narrow}, unless it is run with `--lora-merge-dtype "
                 "float32`; evomerge adds them in float32",
             )
+
+    def _narrow_dtype(self) -> str | None:
+        """A dtype of the base in which sums are rounded earlier than in float32; None where it has none."""
+        return next((dtype for dtype in self._dtypes_of_base() if dtype in _NARROW), None)
 
     def _dtypes_of_base(self) -> list[str]:
         return sorted({entry.dtype for entry in self._catalogue.mergeable})

@@ -510,3 +510,13 @@ def test_without_a_dtype_the_result_has_that_of_the_base(tmp_path: Path) -> None
     found = _read(content, tmp_path)
     assert found.recipe.dtype == "bfloat16"
     assert "line 1: no `dtype`, so the result is in that of the base, bfloat16" in found.notes
+
+
+@pytest.mark.parametrize("out_dtype", [None, "bfloat16", "float32"])
+def test_without_a_dtype_mergekit_is_said_to_add_in_that_of_the_models(out_dtype: str | None, tmp_path: Path) -> None:
+    content = {key: value for key, value in yaml.safe_load(TIES).items() if key not in ("dtype", "out_dtype")}
+    found = _read(content | ({"out_dtype": out_dtype} if out_dtype else {}), tmp_path)
+    assert (
+        "line 1: without `dtype` mergekit adds in that of the models, which is bfloat16 in the base; "
+        f"evomerge in float32, rounding once to {out_dtype or 'bfloat16'}"
+    ) in found.notes
