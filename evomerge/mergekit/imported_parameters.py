@@ -9,7 +9,7 @@ from typing import Any
 
 from evomerge.errors import InvalidInput, nearest
 from evomerge.mergekit.merge_file import InputModel, Keys, MergeDocument, OutputSlice
-from evomerge.mergekit.parameter_settings import evaluate
+from evomerge.mergekit.parameter_settings import evaluate, values_of
 from evomerge.methods import METHODS, MergekitMethod, MethodInfo, OptionValue, Parameter
 from evomerge.methods.functions import load_function
 from evomerge.methods.resolve import resolve_options, resolve_parameters
@@ -69,6 +69,7 @@ class MethodReader:
         self._theirs = _counterpart(self.info)
         self._document = document
         self._per_source = {parameter.name for parameter in self.info.per_source}
+        self._switches = {*self._theirs.switches, *self._theirs.selections, *self._theirs.fixed}
         for level in self._levels():
             self._check(level)
 
@@ -183,7 +184,9 @@ class MethodReader:
     ) -> Any:
         own = [model.parameters] if model is not None else []
         for parameters in (*own, each.parameters, self._document.parameters):
-            value = evaluate(parameters[parameter], name, place) if parameter in parameters else None
+            if parameter not in parameters:
+                continue
+            value = evaluate(parameters[parameter], name, place, switch=parameter in self._switches)
             if value is not None:
                 return value
         return None
@@ -249,6 +252,8 @@ class MethodReader:
     def _check(self, level: _Scope) -> None:
         for key, setting in level.parameters.items():
             keys: Keys = (*level.keys, "parameters", key)
+            if key in self._switches and (given := [value for value in values_of(setting) if value not in (0, 1)]):
+                raise self._document.refusal(keys, f"`{key}` is true or false, not {given[0]}")
             if key in self._read_here(model=False) or key in self._theirs.fixed or not level.merged:
                 continue
             if key in _NEUTRAL:

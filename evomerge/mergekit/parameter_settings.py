@@ -25,15 +25,16 @@ def place_in_stack(layer: int, depth: int) -> Fraction:
     return Fraction(layer, depth - 1) if depth > 1 else Fraction(1)
 
 
-def evaluate(setting: Any, name: str, place: Fraction) -> Any:
+def evaluate(setting: Any, name: str, place: Fraction, *, switch: bool = False) -> Any:
     """The value that mergekit reads for a tensor: of the first condition that fits, at a place on its gradient.
 
-    None where no condition fits.
+    A switch has steps in the place of a gradient. None where no condition fits.
     """
+    along = on_steps if switch else on_gradient
     for condition in conditions_of(setting):
         if condition.get("filter") in (None, EVERYTHING) or condition["filter"] in name:
             value = condition["value"]
-            return on_gradient(value, place) if isinstance(value, list) else value
+            return along(value, place) if isinstance(value, list) else value
     return None
 
 
@@ -46,12 +47,23 @@ def conditions_of(setting: Any) -> list[dict[str, Any]]:
     return [{"value": setting}]
 
 
+def values_of(setting: Any) -> list[Any]:
+    """All numbers and truth values of a setting."""
+    values = [condition["value"] for condition in conditions_of(setting)]
+    return [each for value in values for each in (value if isinstance(value, list) else [value])]
+
+
 def on_gradient(values: list[float], place: Fraction) -> float:
     """The value at a place from 0 to 1, linearly interpolated."""
     left, share = divmod(place * (len(values) - 1), 1)
     if not share:
         return float(values[left])
     return float(values[left] + float(share) * (values[left + 1] - values[left]))
+
+
+def on_steps(values: list[Any], place: Fraction) -> Any:
+    """The value at or before a place from 0 to 1, computed in float64 as mergekit does: no place is between two."""
+    return values[int(float(place) * (len(values) - 1))]
 
 
 def faults(setting: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:

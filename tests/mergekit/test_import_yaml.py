@@ -131,6 +131,23 @@ def test_a_merge_of_which_the_base_is_a_source_is_read_back(method: str, tmp_pat
     assert _read(text, tmp_path).recipe.rules == recipe.rules
 
 
+def test_a_switch_with_several_values_has_steps_and_nothing_between_them(tmp_path: Path) -> None:
+    models = [{"model": model, "parameters": {"weight": 1.0}} for model in ("org/math@v2", "/models/code")]
+    content = {
+        "merge_method": "ties",
+        "base_model": "org/base",
+        "models": models,
+        "parameters": {"density": 0.5, "normalize": [False, True, False]},
+        "dtype": "float32",
+    }
+    rules = _read(content, tmp_path).recipe.rules
+    found = {name: rule.options["weighting"] for rule in rules for name in rule.tensors}
+    by_layer = [found[f"model.layers.{layer}.mlp.up_proj.weight"] for layer in range(DEPTH)]
+    assert by_layer == [*["sum"] * 3, *["norm"] * 3, "sum"]
+    content["parameters"]["normalize"] = [0, 0.5]
+    assert "line 12: `normalize` is true or false, not 0.5" in _refusal(content, tmp_path)
+
+
 def test_a_path_of_layers_is_read_back(tmp_path: Path) -> None:
     layers = (
         PathLayer("math", 0, 1.0),
