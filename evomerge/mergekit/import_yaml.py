@@ -17,6 +17,7 @@ from evomerge.mergekit.imported_slices import imported_path
 from evomerge.mergekit.merge_file import InputModel, MergeDocument, OutputSlice
 from evomerge.mergekit.model_names import adapted_model
 from evomerge.mergekit.parameter_settings import place_in_stack
+from evomerge.messages import counted
 from evomerge.recipe import ModelRef, PathLayer, Recipe, Rule, check_ingredients
 
 _NARROW = ("bfloat16", "float16")
@@ -189,6 +190,7 @@ class _Importer:
                 "the base that have none",
             )
         yield from self._notes_on_adapters()
+        yield from self._notes_on_slices()
         yield from self._reader.notes()
 
     def _notes_on_arithmetic(self) -> Iterator[str]:
@@ -211,6 +213,15 @@ class _Importer:
                 (*adapter.keys, "model"),
                 f"mergekit adds adapters to the base in {narrow}, unless it is run with `--lora-merge-dtype "
                 "float32`; evomerge adds them in float32",
+            )
+
+    def _notes_on_slices(self) -> Iterator[str]:
+        first, last = self._document.slices[0], self._document.slices[-1]
+        if len(last.models) > len(first.models):
+            yield self._document.note(
+                (*last.keys, "sources"),
+                f"behind the layers mergekit merges {counted(len(first.models), 'model')} of this slice, "
+                "as many as the first slice has; evomerge merges all of them",
             )
 
     def _narrow_dtype(self) -> str | None:

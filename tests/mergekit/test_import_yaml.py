@@ -385,6 +385,21 @@ def test_a_base_model_that_is_not_among_the_sources_of_slices_is_not_averaged(me
     assert {rule.sources for rule in recipe.rules} == {("math", "code")}
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_models_that_mergekit_leaves_out_behind_the_layers_are_said_to_be_merged(order: int, tmp_path: Path) -> None:
+    sizes = (1, 2)[::order]
+    slices = [
+        {"sources": [{"model": model, "layer_range": part} for model in ("org/math@v2", "/models/code")[:size]]}
+        for part, size in zip(([0, 3], [3, 7]), sizes, strict=True)
+    ]
+    content = {"merge_method": "karcher", "base_model": "org/base", "slices": slices, "dtype": "float32"}
+    found = _read(content, tmp_path)
+    sources = {name: rule.sources for rule in found.recipe.rules for name in rule.tensors}
+    assert len(sources["lm_head.weight"]) == sizes[-1]
+    said = "behind the layers mergekit merges 1 model of this slice, as many as the first slice has"
+    assert any(said in note for note in found.notes) == (sizes == (1, 2))
+
+
 def test_mergekit_may_compute_in_64_bits(tmp_path: Path) -> None:
     found = _read(TIES.replace("dtype: float32\nout", "dtype: float64\nout"), tmp_path)
     assert found.recipe.dtype == "bfloat16"
