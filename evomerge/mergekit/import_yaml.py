@@ -106,8 +106,9 @@ def _base_of(document: MergeDocument, named: Mapping[str, MergeDocument]) -> str
         if given in named:
             raise document.refusal(("base_model",), f"{given} is a merge of this file, and the base has to be a model")
         if document.tokenizer not in (None, given):
-            keys = ("tokenizer_source",)
-            raise document.refusal(keys, "config and tokenizer are the base's here; write `tokenizer_source: base`")
+            raise document.refusal(
+                document.tokenizer_keys, "config and tokenizer are the base's here; write `tokenizer_source: base`"
+            )
         return given
     found = document.tokenizer or given or document.slices[0].first
     return _base_of(named[found], named) if found in named else found
@@ -180,12 +181,12 @@ class _Importer:
         first = document.base_model or document.slices[0].first
         if document.tokenizer not in (None, first):
             yield document.note(
-                ("tokenizer_source",),
+                document.tokenizer_keys,
                 f"config and tokenizer are {document.tokenizer}'s; mergekit has the config of {first}",
             )
         if document.tokenizer is not None and spare_rows:
             yield document.note(
-                ("tokenizer_source",),
+                document.tokenizer_keys,
                 f"mergekit makes embeddings with one row for each token here; evomerge keeps the {spare_rows} rows of "
                 "the base that have none",
             )

@@ -101,6 +101,11 @@ class MergeDocument:
         return f"line {self._document.line(keys)}: {sentence}"
 
     @property
+    def tokenizer_keys(self) -> Keys:
+        """The place of the tokenizer's source in the document, which has two forms."""
+        return ("tokenizer", "source") if self._document.content.get("tokenizer") else ("tokenizer_source",)
+
+    @property
     def models(self) -> tuple[str, ...]:
         """Every model that the document names, each once: base, tokenizer's, and those that are merged."""
         merged = [model.model for each in self.slices for model in each.models]
@@ -237,7 +242,7 @@ class _DocumentReader:
                 raise self._refusal(
                     ("tokenizer",), "give either `tokenizer_source: MODEL` or `tokenizer: {source: MODEL}`"
                 )
-            keys, source = ("tokenizer", "source"), settings.get("source")
+            keys, source = ("tokenizer", "source"), settings.get("source") or "union"  # mergekit's default
             for key in settings:
                 if key != "source" and settings[key]:
                     raise self._refusal(("tokenizer", key), f"`{key}` changes the vocabulary, which no merge does here")
