@@ -6,7 +6,7 @@ EvomergeError
 ├── OtherSpec          4  the study was made with another spec
 ├── StoppedByFailures  5  most candidates fail, or no worker can be started
 ├── StudyHeld          6  another controller holds the study
-├── ServiceAway        -  a service that an evaluator needs is away: the candidate is scored again, later
+├── ServiceAway        3  a service that an evaluator needs is away: the candidate is scored again, later
 └── MergeError         -  one candidate cannot be merged: becomes a failed trial, never ends a search
 
 Anything else that reaches the command line is our bug: exit code 1.
@@ -71,7 +71,10 @@ class StudyHeld(EvomergeError):
 
 class ServiceAway(EvomergeError):
     """A service that an evaluator needs, such as a model server, cannot be reached. It tells nothing of the candidate,
-    which is tried again by another worker; without Ray the run stops, and the next one begins with it."""
+    which is tried again for ten minutes; then, and without Ray at once, the run stops as interrupted, and the next one
+    begins with the candidate."""
+
+    exit_code = 3
 
 
 class MergeError(EvomergeError):

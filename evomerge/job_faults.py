@@ -23,12 +23,12 @@ def is_from_outside(error: BaseException) -> bool:
     return any(frame.f_code in handlers for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
-def is_of_machine(error: BaseException) -> bool:
-    """Whether no job can be done at present: a device is broken, or the store of artifacts or another service away."""
-    return isinstance(error, ArtifactsAway | ServiceAway) or _is_broken_device(error)
+def is_away(error: BaseException) -> bool:
+    """Whether the store of artifacts or another service is away: the same job can be done once it is back."""
+    return isinstance(error, ArtifactsAway | ServiceAway)
 
 
-def _is_broken_device(error: BaseException) -> bool:
+def is_broken_device(error: BaseException) -> bool:
     """Whether an accelerator has failed, rather than the candidate: every later call in this process would fail too.
 
     Running out of its memory is the candidate's own failure and breaks nothing.

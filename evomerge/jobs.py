@@ -238,13 +238,21 @@ class Failed:
             is tried again, as its next attempt.
         lost: its machine was lost (a node died or was pre-empted), which says nothing of the candidate; the job is
             tried again, as the same attempt.
+        away: a service or store that it needs is away, which says nothing of the candidate either; the job is tried
+            again, as the same attempt, until the run stops.
         invalid: the user's input cannot be used; no candidate would fare better.
     """
 
     reason: str
     crashed: bool = False
     lost: bool = False
+    away: bool = False
     invalid: bool = False
+
+    @property
+    def by_machine(self) -> bool:
+        """Whether something else than the job may be at fault, so that it is tried again."""
+        return self.crashed or self.lost or self.away
 
 
 Result = Scored | Found | Trained | Measured | Multiplied | Probed | Failed

@@ -24,7 +24,7 @@ from evomerge.evaluation.evaluator import (
 )
 from evomerge.evaluation.factory import build_evaluator
 from evomerge.evaluation_checkpoints import ContinuedScores, EvaluationCheckpoints
-from evomerge.job_faults import is_from_outside, is_of_machine, reason_for
+from evomerge.job_faults import is_away, is_broken_device, is_from_outside, reason_for
 from evomerge.job_meter import JobMeter
 from evomerge.jobs import (
     Cost,
@@ -192,8 +192,8 @@ class Worker:
             invalid = isinstance(error, InvalidInput)
             reason = str(error)[:REASON_LENGTH] if invalid else reason_for(error)
             self._log.write(traceback.format_exc(), level="error", job=job.key)
-            result = Failed(reason, crashed=is_of_machine(error), invalid=invalid)
-            if isinstance(job, Score) and not result.crashed and self._checkpoints is not None:
+            result = Failed(reason, crashed=is_broken_device(error), away=is_away(error), invalid=invalid)
+            if isinstance(job, Score) and not (result.crashed or result.away) and self._checkpoints is not None:
                 self._checkpoints.discard()
         total = before + meter.seconds
         seconds = {"merge": self._merge_seconds, "total": total, **({"before": before} if before else {})}

@@ -129,7 +129,7 @@ def score_rows(
             if row.is_source and collapse is not None:
                 raise unfit_source(row.label, collapse, block)
             raise StoppedByFailures(f"{row.label!r} cannot be scored on the {_items(block)} items: {reason}")
-        by_machine = isinstance(scored, Failed) and (scored.crashed or scored.lost)
+        by_machine = isinstance(scored, Failed) and scored.by_machine
         records.leave_out(row.label, row.recipe.digest, reason, by_machine=by_machine)
         records.discard_checkpoints(outcome)
         _log.warning("%s cannot be scored and is left out: %s", row.label, reason)

@@ -299,7 +299,7 @@ class BaselineRunner:
             return MeasurementResult(found.digest, outcome.cost)
         if isinstance(found, Multiplied):
             return ProductsResult(found.products, outcome.cost)
-        baseline.fail(reason_of(outcome), by_machine=isinstance(found, Failed) and (found.crashed or found.lost))
+        baseline.fail(reason_of(outcome), by_machine=isinstance(found, Failed) and found.by_machine)
         return None
 
     def _store(self, baseline: _Baseline, choice: Choice, results: Sequence[NamedResult]) -> None:

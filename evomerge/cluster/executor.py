@@ -22,9 +22,10 @@ class Executor(Protocol):
     """Runs jobs. Used by one thread, the controller's.
 
     Every submitted job gives exactly one outcome, unless it is cancelled: a job whose worker died gives a `Failed` that
-    is `crashed`, one whose machine went away a `Failed` that is `lost`, and the worker is replaced. Jobs wait in the
-    order of submission where no worker is free; one that prefers a worker gets it if that is free, and otherwise any.
-    A job that streams, such as a training, also tells its `Progress`, any number of times before its outcome.
+    is `crashed`, one whose machine went away a `Failed` that is `lost`, and the worker is replaced. One that needs a
+    service which is away gives a `Failed` that is `away`, and its worker stays. Jobs wait in the order of submission
+    where no worker is free; one that prefers a worker gets it if that is free, and otherwise any. A job that streams,
+    such as a training, also tells its `Progress`, any number of times before its outcome.
     """
 
     @property
@@ -42,6 +43,7 @@ class Executor(Protocol):
 
         Raises:
             StoppedByFailures: the workers cannot be started or kept alive.
+            Interrupted: a job cannot be done at present, and there is no other worker to wait with.
         """
 
     def cancel(self, key: str) -> None:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 
 from evomerge.cluster.executor import Executor, WorkerState
-from evomerge.errors import StoppedByFailures
+from evomerge.errors import Interrupted, StoppedByFailures
 from evomerge.interjection import TimedOut, deadline
 from evomerge.jobs import Failed, Job, Outcome, Progress
 from evomerge.worker import Worker
@@ -52,6 +52,9 @@ class InlineExecutor:
             return event
         self._events = None
         self._queue.popleft()
+        if isinstance(event.result, Failed) and event.result.away:
+            # Nobody else works meanwhile: whoever starts the service again starts the run again, too.
+            raise Interrupted(f"{event.result.reason}; run the same command again to go on")
         if isinstance(event.result, Failed) and event.result.crashed:
             # This process is the worker: it cannot be replaced, and would fail whatever comes next.
             raise StoppedByFailures(f"{event.result.reason}; run the same command again to go on in a new process")

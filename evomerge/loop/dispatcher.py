@@ -8,23 +8,25 @@ from dataclasses import replace
 
 from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.cluster import Executor
-from evomerge.errors import InvalidInput, StoppedByFailures
+from evomerge.errors import Interrupted, InvalidInput, StoppedByFailures
 from evomerge.jobs import Failed, FindBatchSize, Found, Job, Outcome, Progress
-from evomerge.loop.stop import Stop
+from evomerge.loop.stop import GO_ON, Stop
 from evomerge.recipe import Recipe
 from evomerge.study.search_study import MAX_ATTEMPTS
 
 POLL_SECONDS = 0.5  # how long a signal may wait to be noticed
 MAX_LOSSES = 20  # of a machine under one job, before the job is no longer thought innocent
 LONGEST_WAIT = 60.0  # seconds before a job whose machines are lost one after another is submitted again
+AWAY_SECONDS = 600.0  # since a job first met a service that is away, after which the run stops
 
 
 class Dispatcher:
-    """Jobs in flight. Those that went down with their worker or machine are submitted again here; everything else is
-    passed on.
+    """Jobs in flight. Those that went down with their worker or machine, or met a service that is away, are submitted
+    again here; everything else is passed on.
 
     A job whose worker crashed may have caused that: it has `MAX_ATTEMPTS` in all. One whose machine was lost keeps its
-    attempt, and waits longer each time, up to `MAX_LOSSES` times.
+    attempt, and waits longer each time, up to `MAX_LOSSES` times. So does one that needs a service which is away; no
+    job is given up for that, but the run stops after `AWAY_SECONDS`.
     """
 
     def __init__(
@@ -42,7 +44,8 @@ class Dispatcher:
         self._on_progress = on_progress
         self._clock = clock
         self._losses: Counter[str] = Counter()
-        self._due: dict[str, float] = {}  # lost jobs that wait, each until then
+        self._away_since: dict[str, float] = {}
+        self._due: dict[str, float] = {}  # jobs that wait to be submitted again, each until then
         self.jobs: dict[str, Job] = {}
 
     @property
@@ -57,6 +60,7 @@ class Dispatcher:
         """End a job without an outcome, also one that waits to be submitted again."""
         del self.jobs[key]
         self._due.pop(key, None)
+        self._away_since.pop(key, None)
         del self._losses[key]
         self._executor.cancel(key)
 
@@ -64,7 +68,7 @@ class Dispatcher:
         """The next job that is over, or None.
 
         Raises:
-            Interrupted: a signal asked for a stop.
+            Interrupted: a signal asked for a stop, or a service stays away.
         """
         self._stop.look()
         self._submit_due()
@@ -77,7 +81,7 @@ class Dispatcher:
                 self._clock.sleep(min(timeout, max(0.0, min(self._due.values()) - self._clock.monotonic())))
             return None
         job = self.jobs[outcome.key]
-        if isinstance(outcome.result, Failed) and (outcome.result.lost or outcome.result.crashed):
+        if isinstance(outcome.result, Failed) and outcome.result.by_machine:
             if self._again(job, outcome.result):
                 return None
             tries = f"attempt {job.attempt} of {MAX_ATTEMPTS}"
@@ -85,10 +89,14 @@ class Dispatcher:
                 tries = f"the machine was lost {self._losses[job.key]} times"
             outcome = replace(outcome, result=replace(outcome.result, reason=f"{outcome.result.reason} ({tries})"))
         del self.jobs[job.key]
+        self._away_since.pop(job.key, None)
         return job, replace(outcome, losses=self._losses.pop(job.key, 0))
 
     def _again(self, job: Job, failed: Failed) -> bool:
-        """Submit a job that went down with its worker or machine again, now or later. False where it had all tries."""
+        """Submit a job that was not done, by no fault of its own, again, now or later. False where it had all tries."""
+        if failed.away:
+            self._wait_for_service(job, failed)
+            return True
         if failed.lost:
             self._losses[job.key] += 1
             losses = self._losses[job.key]
@@ -104,6 +112,18 @@ class Dispatcher:
         self._on_retry(again)
         self.submit(again)
         return True
+
+    def _wait_for_service(self, job: Job, failed: Failed) -> None:
+        """Submit a job again once as much time has passed as since it first met the service that is away.
+
+        Raises:
+            Interrupted: that is long enough.
+        """
+        now = self._clock.monotonic()
+        absence = now - self._away_since.setdefault(job.key, now)
+        if absence >= AWAY_SECONDS:
+            raise Interrupted(f"{failed.reason}; waited for it for {absence:.0f} s; {GO_ON}")
+        self._due[job.key] = now + min(LONGEST_WAIT, max(1.0, absence))
 
     def _submit_due(self) -> None:
         now = self._clock.monotonic()

@@ -92,6 +92,6 @@ def _probed(session: Session, records: SanityRecords, wanted: dict[str, tuple[st
         digest, result = jobs[job.key], outcome.result
         if isinstance(result, Probed):
             records = records.with_model(digest, missing[digest][0], result.figures)
-        elif isinstance(result, Failed) and not (result.crashed or result.lost):
+        elif isinstance(result, Failed) and not result.by_machine:
             records = records.with_model(digest, missing[digest][0], reason_of(outcome)[:REASON])
     return records

@@ -71,7 +71,7 @@ class ExecutorContract:
         failures = [result for result in results if isinstance(result, Failed)]
         assert 0 < len(failures) < len(results)
         assert all("planted failure" in failure.reason for failure in failures)
-        assert not any(failure.crashed or failure.lost or failure.invalid for failure in failures)
+        assert not any(failure.by_machine or failure.invalid for failure in failures)
 
     def test_a_cancelled_job_has_no_outcome(self, pool: Open) -> None:
         executor = pool()

@@ -8,13 +8,14 @@ from evomerge.clock import ManualClock
 from evomerge.cluster import WorkerState
 from evomerge.errors import Interrupted
 from evomerge.jobs import Failed, Outcome, Scored
-from evomerge.loop.dispatcher import MAX_LOSSES, Dispatcher
+from evomerge.loop.dispatcher import AWAY_SECONDS, MAX_LOSSES, Dispatcher
 from evomerge.loop.stop import Stop
 from evomerge.study.search_study import MAX_ATTEMPTS
 from evomerge.testing.executor_contract import job
 
 CRASH = Failed("worker-0 died", crashed=True)
 LOSS = Failed("its node has died", lost=True)
+AWAY = Failed("the judge is away", away=True)
 DONE = Scored(scores=None)
 
 
@@ -50,9 +51,9 @@ class ScriptedExecutor:
         pass
 
 
-def run(*results, on_retry=lambda job: None):
+def run(*results, on_retry=lambda job: None, clock=None):
     """The outcome of one job under a script, and its submissions."""
-    clock = ManualClock()
+    clock = clock or ManualClock()
     executor = ScriptedExecutor(clock, *results)
     dispatcher = Dispatcher(executor, Stop(), on_retry, clock=clock)
     dispatcher.submit(job("a"))
@@ -90,6 +91,33 @@ def test_a_candidate_under_which_every_machine_is_lost_is_given_up_at_last_and_w
     assert waits[:4] == [0.0, 1.0, 2.0, 4.0]
     assert waits == sorted(waits)
     assert waits[-1] == 60.0
+
+
+def test_a_candidate_that_needs_a_service_which_is_away_waits_longer_each_time_and_keeps_its_attempt():
+    outcome, submitted = run(*[AWAY] * 9, DONE)
+    assert outcome.result is DONE
+    assert {attempt for _, attempt in submitted} == {1}
+    assert [after - before for (before, _), (after, _) in pairwise(submitted)] == [1, 1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_a_service_that_stays_away_stops_the_run_and_fails_nothing():
+    clock, jobs = ManualClock(), []
+    start = clock.monotonic()
+    with pytest.raises(Interrupted, match=r"the judge is away; waited for it for 6\d\d s; run the same command again"):
+        run(*[AWAY] * 99, on_retry=jobs.append, clock=clock)
+    assert AWAY_SECONDS <= clock.monotonic() - start < AWAY_SECONDS + 60.0
+    assert jobs == []
+
+
+def test_each_block_of_a_candidate_waits_for_a_service_by_itself():
+    clock = ManualClock()
+    executor = ScriptedExecutor(clock, *[AWAY] * 8, DONE, *[AWAY] * 8, DONE)
+    dispatcher = Dispatcher(executor, Stop(), clock=clock)
+    for _ in range(2):
+        dispatcher.submit(job("a"))
+        while dispatcher.jobs:
+            dispatcher.wait()
+    assert [after - before for (before, _), (after, _) in pairwise(executor.submitted)][9:12] == [1, 1, 2]
 
 
 def test_a_lost_job_that_is_cancelled_while_it_waits_is_not_submitted_again():
