@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import os
@@ -12,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from http.client import HTTPMessage
 from typing import IO, Any, Final
-from urllib.parse import urlsplit
+from urllib.error import HTTPError, URLError
+from urllib.parse import unquote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from evomerge.errors import InvalidInput
-from evomerge.messages import first_line
 from evomerge.observers import NotifySpec
 
 TIMEOUT: Final = 5.0  # seconds for one delivery, and for the last ones at the end of a run
@@ -67,7 +68,7 @@ class Messenger:
         try:
             deliver()
         except Exception as error:  # whatever a server, a proxy or a program does is no reason to end a search
-            self._complain(receiver, first_line(error))
+            self._complain(receiver, _reason(error))
 
     def _complain(self, receiver: str, reason: str) -> None:
         if receiver not in self._failed:
@@ -85,7 +86,12 @@ class _NoRedirect(HTTPRedirectHandler):
 
 
 def _post(url: str, content: bytes) -> None:
-    request = Request(url, data=content, headers={"Content-Type": "application/json"}, method="POST")
+    parts = urlsplit(url)
+    headers = {"Content-Type": "application/json"}
+    login, _, place = parts.netloc.rpartition("@")
+    if login:  # urllib would take its password for a port, and name it in an error
+        headers["Authorization"] = f"Basic {base64.b64encode(unquote(login).encode()).decode()}"
+    request = Request(parts._replace(netloc=place).geturl(), data=content, headers=headers, method="POST")
     with build_opener(_NoRedirect).open(request, timeout=TIMEOUT):
         pass
 
@@ -99,6 +105,16 @@ def _run(command: Sequence[str], content: bytes) -> None:
         timeout=TIMEOUT,
         check=True,
     )
+
+
+def _reason(error: Exception) -> str:
+    """The reason why nothing was delivered. The text of a foreign error may hold parts of the URL or of the command."""
+    if isinstance(error, HTTPError):
+        return f"it answers with status {error.code}"
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"it ends with exit status {error.returncode}"
+    cause = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
+    return (isinstance(cause, OSError) and cause.strerror) or type(cause).__name__
 
 
 def _resolved(url: str) -> str:

@@ -1,5 +1,6 @@
 """Messages and metrics of a run: what others are told, and that a run neither waits for them nor fails by them."""
 
+import base64
 import json
 import re
 import sys
@@ -44,6 +45,7 @@ def server():
         def do_POST(self):
             content = self.rfile.read(int(self.headers["Content-Length"]))
             self.server.got.append((self.path, self.headers["Content-Type"], json.loads(content)))
+            self.server.logins.append(self.headers["Authorization"])
             self.send_response(self.server.answer)
             self.send_header("Location", "/elsewhere")
             self.send_header("Content-Length", "0")
@@ -56,7 +58,7 @@ def server():
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as serving:
-        serving.got, serving.answer = [], 200
+        serving.got, serving.logins, serving.answer = [], [], 200
         serving.url = f"http://127.0.0.1:{serving.server_address[1]}/hook?token=s3cret"
         thread = threading.Thread(target=serving.serve_forever)
         thread.start()
@@ -141,6 +143,33 @@ def test_a_server_that_refuses_is_said_once_without_its_path(server, caplog, ans
     assert [document for _, _, document in server.got] == [{"number": 0}, {"number": 1}, {"number": 2}]
     [said] = caplog.messages
     assert "127.0.0.1 was not notified" in said
+    assert "s3cret" not in said
+
+
+def test_the_login_of_an_address_is_sent_as_one_and_its_password_is_never_said(server, caplog):
+    server.answer = 401
+    messenger = Messenger(NotifySpec(url=server.url.replace("//", "//bot:pass%3Aword@")))
+    messenger.send({})
+    messenger.close()
+    assert [base64.b64decode(login.removeprefix("Basic ")) for login in server.logins] == [b"bot:pass:word"]
+    assert caplog.messages == ["the server 127.0.0.1 was not notified: it answers with status 401; this is said once"]
+
+
+@pytest.mark.parametrize(
+    ("receiver", "reason"),
+    [
+        ({"url": "http://127.0.0.1:s3cret/"}, "InvalidURL"),
+        ({"url": "http://bot:s3cret@127.0.0.1:9/s3cret"}, "Connection refused"),
+        ({"command": (sys.executable, "-c", "import sys; sys.exit('s3cret')", "s3cret")}, "it ends with exit status 1"),
+        ({"command": ("/nowhere/at/all", "s3cret")}, "No such file or directory"),
+    ],
+)
+def test_what_could_not_be_notified_is_said_without_address_and_arguments(receiver, reason, caplog):
+    messenger = Messenger(NotifySpec(**receiver))
+    messenger.send({})
+    messenger.close()
+    [said] = caplog.messages
+    assert f"was not notified: {reason}; this is said once" in said
     assert "s3cret" not in said
 
 
