@@ -331,11 +331,8 @@ class SearchStudy:
 
     def _enqueue_missing(self, point: Mapping[str, Any]) -> None:
         """Enqueue a point that was not proposed yet, or whose proposal was interrupted."""
-        for trial in self.trials():
-            fixed = trial.system_attrs.get("fixed_params") if trial.state is TrialState.WAITING else trial.params
-            if fixed == point:
-                return
-        self.study.enqueue_trial(dict(point))
+        if not any(_point_of(trial) == point for trial in self.trials()):
+            self.study.enqueue_trial(dict(point))
 
     def _enqueue_again(self, trial: FrozenTrial) -> None:
         """A point that was enqueued and whose proposal was interrupted."""
@@ -363,3 +360,11 @@ class SearchStudy:
         if assessment.violations:
             self._writer.set(number, attributes.VIOLATIONS, list(assessment.violations))
         self._writer.set_companion(number, assessment.companion)
+
+
+def _point_of(trial: FrozenTrial) -> Mapping[str, Any]:
+    """The params of a trial; of one that waits, or was cancelled while it did, those that it was enqueued with."""
+    ended_untouched = trial.state is TrialState.FAIL and not trial.params and is_counted(trial)
+    if trial.state is TrialState.WAITING or ended_untouched:
+        return trial.system_attrs.get("fixed_params") or {}
+    return trial.params

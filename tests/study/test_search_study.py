@@ -5,6 +5,7 @@ from dataclasses import replace
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState
 from sqlalchemy import event
 
 from evomerge.evaluation.scores import Scores, TaskScores
@@ -132,6 +133,23 @@ def test_a_trial_whose_ask_was_cut_short_does_not_count(search):
     trial.set_user_attr(attributes.INTERRUPTED, True)
     search.study.tell(trial, state=optuna.trial.TrialState.FAIL)
     assert Tally(search.trials(*FINISHED)).finished == 0
+
+
+def test_a_point_that_was_cancelled_while_it_waited_is_not_proposed_again(search):
+    search.study.enqueue_trial({"x": 0.25})
+    assert search.cancel(0, "cancelled")
+    search._space.initial = ({"x": 0.25},)  # as the next run finds it in the space
+    search.recover()
+    assert [trial.state for trial in search.trials()] == [TrialState.FAIL]
+
+
+def test_a_point_whose_ask_was_cut_short_is_proposed_again(search):
+    search._space.initial = ({"x": 0.25},)
+    search.recover()
+    search.study.ask()  # as a controller does that dies before the first param
+    search.recover()
+    assert [trial.state for trial in search.trials()] == [TrialState.FAIL, TrialState.WAITING]
+    assert search.ask().params == {"x": 0.25}
 
 
 def test_a_told_trial_has_its_artifact_and_its_attributes(search):
