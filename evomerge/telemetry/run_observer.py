@@ -73,7 +73,7 @@ class RunObserver:
             self._track({"trial": asdict(trial_entry(ended))})
         self._latest = status
         best = self._search.tally.best
-        if best is not None and (self._best is None or best[0] > self._best[0]):
+        if best is not None and best != self._best:  # with constraints its value may be below the one before
             self._send("best", {"trial": best[1], "value": best[0], **_progress(status)})
             self._best = best
         failure = self._search.latest_failure

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
@@ -19,6 +20,8 @@ from evomerge.documents import validate
 from evomerge.errors import InvalidInput
 from evomerge.observers import MetricsSpec, NotifySpec
 from evomerge.spec import load_spec
+from evomerge.storage import attributes
+from evomerge.study.stored_search import read_search
 from evomerge.telemetry.messenger import Messenger
 from evomerge.telemetry.prometheus import MetricFamily, metrics_text
 
@@ -83,6 +86,27 @@ def test_a_command_is_told_of_the_best_of_failures_and_of_the_end(write_spec, ke
     assert {each["study"] for each in told} == {"sim"}
     assert told[-1]["event"] == "end"
     assert (told[-1]["state"], told[-1]["best"]["value"], told[-1]["finished"]) == ("finished", values[-1], 12)
+
+
+def test_with_constraints_each_new_best_is_told_also_one_with_a_lower_value(write_spec, kept):
+    spec = write_spec(
+        evaluator={"name": "synthetic", "items": 200, "conflict": 0.2, "tasks": 3},
+        objective={"constraints": [{"task": "task_1", "at_least": 0.8}]},
+        sampler="random",
+        notify={"command": kept.command, "on": ["best"]},
+        budget={"trials": 16},
+        baselines=[],
+        seed=2,
+    )
+    assert run(spec) == 0
+    best, expected = None, []
+    for trial in read_search(load_spec(spec)).study.get_trials():
+        rank = (max(trial.user_attrs[attributes.VIOLATIONS]) <= 0, trial.value)
+        if best is None or rank > best:
+            best = rank
+            expected.append((trial.number, trial.value))
+    assert [(each["trial"], each["value"]) for each in kept()] == expected
+    assert any(later < earlier for (_, earlier), (_, later) in pairwise(expected))
 
 
 def test_the_events_can_be_named_as_the_documentation_names_them(write_spec):
