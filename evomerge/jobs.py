@@ -240,7 +240,7 @@ class Failed:
             tried again, as the same attempt.
         away: a service or store that it needs is away, which says nothing of the candidate either; the job is tried
             again, as the same attempt, until the run stops.
-        invalid: the user's input cannot be used; no candidate would fare better.
+        invalid: the user's input cannot be used; no candidate would fare better, unless the fault is its own after all.
     """
 
     reason: str

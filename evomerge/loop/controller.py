@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.cluster import Executor
-from evomerge.errors import Interrupted, StoppedByFailures, noted
+from evomerge.errors import Interrupted, InvalidInput, StoppedByFailures, noted
 from evomerge.evaluation.scores import Scores
 from evomerge.jobs import Job, Outcome, Score, Scored
 from evomerge.logs.run_log import note_event
@@ -75,7 +75,7 @@ class Controller:
         self._batch_size = batch_size
         self._stop = stop
         self._clock = clock
-        self._dispatcher = Dispatcher(executor, stop, self._note_retry, clock=clock)
+        self._dispatcher = Dispatcher(executor, stop, self._note_retry, alike=True, clock=clock)
         self._isolated = executor.isolated
         self._in_flight: dict[str, CandidateInFlight] = {}
         self._interrupted: list[Proposal] = []  # of an earlier run, until they are submitted
@@ -92,6 +92,8 @@ class Controller:
         Raises:
             Interrupted: a signal asked for a stop; trials in flight are scored again by the next run.
             StoppedByFailures: more than half of the latest candidates failed, or no worker can be kept alive.
+            InvalidInput: two candidates in a row say that the user's input cannot be used; they are scored again by
+                the next run.
         """
         try:
             self._interrupted = self._search.recover(isolated=self._isolated)
@@ -105,7 +107,8 @@ class Controller:
             interrupted = isinstance(reason, Interrupted | KeyboardInterrupt)
             with noted(reason, "while attempts were taken back"):
                 # An isolated executor's candidates have the attempt again that the end of their controller cuts short.
-                for candidate in self._in_flight.values() if interrupted and not self._isolated else ():
+                innocent = interrupted or isinstance(reason, InvalidInput)
+                for candidate in self._in_flight.values() if innocent and not self._isolated else ():
                     self._search.undo_attempt(candidate.proposal)
             with noted(reason, "while the status was stored"):
                 self._status.report("interrupted" if interrupted else "failed", len(self._in_flight), force=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
@@ -27,6 +27,11 @@ class Dispatcher:
     A job whose worker crashed may have caused that: it has `MAX_ATTEMPTS` in all. One whose machine was lost keeps its
     attempt, and waits longer each time, up to `MAX_LOSSES` times. So does one that needs a service which is away; no
     job is given up for that, but the run stops after `AWAY_SECONDS`.
+
+    Args:
+        on_retry: called with each job that is submitted as its next attempt.
+        alike: stop where two jobs in a row say that the user's input cannot be used, for the same reason: one alone may
+            be at fault itself, and is passed on when another job has ended, or no other is in flight.
     """
 
     def __init__(
@@ -36,8 +41,10 @@ class Dispatcher:
         on_retry: Callable[[Job], None] = lambda job: None,
         on_progress: Callable[[Progress], None] = lambda progress: None,
         *,
+        alike: bool = False,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        self._alike = alike
         self._executor = executor
         self._stop = stop
         self._on_retry = on_retry
@@ -46,11 +53,16 @@ class Dispatcher:
         self._losses: Counter[str] = Counter()
         self._away_since: dict[str, float] = {}
         self._due: dict[str, float] = {}  # jobs that wait to be submitted again, each until then
+        self._ended: deque[tuple[Job, Outcome]] = deque()  # to be passed on, the last one perhaps not yet
         self.jobs: dict[str, Job] = {}
 
     @property
     def free(self) -> int:
-        return self._executor.capacity - len(self.jobs)
+        return self._executor.capacity - self._busy
+
+    @property
+    def _busy(self) -> int:
+        return len(self.jobs) - len(self._ended)
 
     def submit(self, job: Job) -> None:
         self.jobs[job.key] = job
@@ -59,6 +71,7 @@ class Dispatcher:
     def cancel(self, key: str) -> None:
         """End a job without an outcome, also one that waits to be submitted again."""
         del self.jobs[key]
+        self._ended = deque(each for each in self._ended if each[0].key != key)
         self._due.pop(key, None)
         self._away_since.pop(key, None)
         del self._losses[key]
@@ -69,28 +82,56 @@ class Dispatcher:
 
         Raises:
             Interrupted: a signal asked for a stop, or a service stays away.
+            InvalidInput: the user's input cannot be used.
         """
         self._stop.look()
         self._submit_due()
+        if self._ended and not (self._is_in_doubt and self._busy):
+            return self._pass_on()
+        self._await(timeout)
+        return self._pass_on() if self._ended and not self._is_in_doubt else None
+
+    @property
+    def _is_in_doubt(self) -> bool:
+        """Whether it takes another outcome to tell whose fault the one to be passed on is."""
+        return self._alike and len(self._ended) == 1 and _is_invalid(self._ended[0][1])
+
+    def _pass_on(self) -> tuple[Job, Outcome]:
+        job, outcome = self._ended.popleft()
+        del self.jobs[job.key]
+        self._away_since.pop(job.key, None)
+        return job, replace(outcome, losses=self._losses.pop(job.key, 0))
+
+    def _await(self, timeout: float) -> None:
+        """Take note of the next event of the executor, if there is one in time."""
         outcome = self._executor.next_event(timeout)
         if isinstance(outcome, Progress):
             self._on_progress(outcome)
-            return None
+            return
         if outcome is None:
-            if len(self._due) == len(self.jobs) > 0:  # the executor has nothing to wait for
+            if len(self._due) == self._busy > 0:  # the executor has nothing to wait for
                 self._clock.sleep(min(timeout, max(0.0, min(self._due.values()) - self._clock.monotonic())))
-            return None
+            return
         job = self.jobs[outcome.key]
         if isinstance(outcome.result, Failed) and outcome.result.by_machine:
             if self._again(job, outcome.result):
-                return None
+                return
             tries = f"attempt {job.attempt} of {MAX_ATTEMPTS}"
             if outcome.result.lost:
                 tries = f"the machine was lost {self._losses[job.key]} times"
             outcome = replace(outcome, result=replace(outcome.result, reason=f"{outcome.result.reason} ({tries})"))
-        del self.jobs[job.key]
-        self._away_since.pop(job.key, None)
-        return job, replace(outcome, losses=self._losses.pop(job.key, 0))
+        self._refuse_alike(job, outcome)
+        self._ended.append((job, outcome))
+
+    def _refuse_alike(self, job: Job, outcome: Outcome) -> None:
+        if not self._alike or not self._ended or not _is_invalid(outcome):
+            return
+        before, other = self._ended[-1]
+        if _is_invalid(other) and reason_of(other) == reason_of(outcome):
+            raise InvalidInput(
+                f"{reason_of(outcome)} (so ended {before.key} and {job.key}, one after the other; mend it and run the "
+                "same command again, which scores both, or cancel these trials where the fault is theirs)"
+            )
 
     def _again(self, job: Job, failed: Failed) -> bool:
         """Submit a job that was not done, by no fault of its own, again, now or later. False where it had all tries."""
@@ -169,8 +210,12 @@ def refuse_invalid(outcome: Outcome) -> None:
     Raises:
         InvalidInput: as the worker raised it.
     """
-    if isinstance(outcome.result, Failed) and outcome.result.invalid:
-        raise InvalidInput(outcome.result.reason)
+    if _is_invalid(outcome):
+        raise InvalidInput(reason_of(outcome))
+
+
+def _is_invalid(outcome: Outcome) -> bool:
+    return isinstance(outcome.result, Failed) and outcome.result.invalid
 
 
 def reason_of(outcome: Outcome) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from evomerge.clock import ManualClock
 from evomerge.cluster import WorkerState
-from evomerge.errors import Interrupted
+from evomerge.errors import Interrupted, InvalidInput
 from evomerge.jobs import Failed, Outcome, Scored
 from evomerge.loop.dispatcher import AWAY_SECONDS, MAX_LOSSES, Dispatcher
 from evomerge.loop.stop import Stop
@@ -16,6 +16,7 @@ from evomerge.testing.executor_contract import job
 CRASH = Failed("worker-0 died", crashed=True)
 LOSS = Failed("its node has died", lost=True)
 AWAY = Failed("the judge is away", away=True)
+REFUSED = Failed("status 401", invalid=True)
 DONE = Scored(scores=None)
 
 
@@ -118,6 +119,52 @@ def test_each_block_of_a_candidate_waits_for_a_service_by_itself():
         while dispatcher.jobs:
             dispatcher.wait()
     assert [after - before for (before, _), (after, _) in pairwise(executor.submitted)][9:12] == [1, 1, 2]
+
+
+def alike(*results):
+    """The keys that are passed on, each with its result, of jobs that end in their order on one worker."""
+    executor = ScriptedExecutor(ManualClock(), *results)
+    dispatcher, passed = Dispatcher(executor, Stop(), alike=True, clock=executor.clock), []
+    for name in "abcdefgh"[: len(results)]:
+        while dispatcher.free <= 0:
+            passed.append(dispatcher.wait())
+        dispatcher.submit(job(name))
+    while dispatcher.jobs:
+        passed.append(dispatcher.wait())
+    return [(done[0].key, done[1].result) for done in passed if done is not None]
+
+
+def test_two_jobs_in_a_row_that_find_the_same_fault_in_the_users_input_end_the_run():
+    with pytest.raises(InvalidInput, match=r"^status 401 \(so ended b and c, one after the other; mend it"):
+        alike(DONE, REFUSED, REFUSED, DONE)
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        (REFUSED,),
+        (DONE, REFUSED),
+        (REFUSED, DONE, REFUSED),
+        (REFUSED, Failed("collapsed"), DONE),
+        (REFUSED, Failed("status 404", invalid=True), REFUSED),
+    ],
+)
+def test_a_job_that_is_alone_with_its_fault_is_passed_on_like_others(results):
+    assert alike(*results) == list(zip("abc", results, strict=False))
+
+
+def test_a_job_whose_fault_is_in_doubt_can_be_cancelled_and_leaves_its_worker_free():
+    executor = ScriptedExecutor(ManualClock(), REFUSED, DONE)
+    dispatcher = Dispatcher(executor, Stop(), alike=True, clock=executor.clock)
+    executor.capacity = 2
+    dispatcher.submit(job("a"))
+    dispatcher.submit(job("b"))
+    executor.queue.reverse()
+    assert dispatcher.wait() is None
+    assert dispatcher.free == 1
+    dispatcher.cancel("a")
+    assert dispatcher.free == 1
+    assert [done.key for done in dispatcher.wait()] == ["b", "b"]
 
 
 def test_a_lost_job_that_is_cancelled_while_it_waits_is_not_submitted_again():

@@ -25,7 +25,7 @@ from evomerge.search.run import Listener
 from evomerge.spec import override, spec_from_json
 from evomerge.storage import attributes
 from evomerge.study.identity import create_or_verify, read_identity
-from evomerge.study.search_study import SearchStudy
+from evomerge.study.search_study import MAX_ATTEMPTS, SearchStudy
 
 TOY = Path(__file__).parent.parent.parent / "examples" / "toy" / "models"
 SOURCES = [{"name": name, "location": str(TOY / name)} for name in ("base", "reverse", "sort")]
@@ -126,6 +126,35 @@ def test_a_search_in_which_most_candidates_fail_stops_with_exit_code_five(write_
     assert run_command(["run", str(spec), "--ray", "none", "--trials", "60"]) == 5
     assert "candidates failed, the last one: MergeError: planted failure" in capsys.readouterr().err
     assert len(study_of(tmp_path).trials) < 20
+
+
+def refusing(monkeypatch, *numbers):
+    """Let the evaluator find its settings wrong for these trials."""
+    score = SyntheticEvaluator.score
+
+    def refused(self, candidate, items):
+        if candidate.key in {f"sim/{number}" for number in numbers}:
+            raise InvalidInput("the judge refuses, status 401")
+        return score(self, candidate, items)
+
+    monkeypatch.setattr(SyntheticEvaluator, "score", refused)
+
+
+def test_settings_that_become_wrong_stop_the_search_and_fail_no_candidate(write_spec, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        refusing(patch, *range(2, 20))
+        for _ in range(MAX_ATTEMPTS + 1):
+            with pytest.raises(InvalidInput, match=r"status 401 \(so ended sim/2 and sim/3"):
+                search(write_spec())
+            assert [trial.state.name for trial in study_of(tmp_path).trials] == ["COMPLETE"] * 2 + ["RUNNING"] * 2
+    assert [trial.state for trial in search(write_spec()).trials] == [TrialState.COMPLETE] * 6
+
+
+def test_a_candidate_that_alone_finds_fault_with_the_input_is_a_failed_trial(write_spec, monkeypatch):
+    refusing(monkeypatch, 2, 5)
+    trials = search(write_spec()).trials
+    assert [trial.number for trial in trials if trial.state is TrialState.FAIL] == [2, 5]
+    assert trials[5].user_attrs[attributes.FAILURE] == "the judge refuses, status 401"
 
 
 def test_a_source_that_cannot_be_scored_stops_the_search(write_spec, monkeypatch):
