@@ -17,7 +17,7 @@ from evomerge.plain_table import plain_table
 from evomerge.storage import attributes
 from evomerge.storage.opening import open_storage, release
 from evomerge.storage.url import local_file, redact, resolve_url
-from evomerge.study.status import Status, status_of
+from evomerge.study.status import FINISHED_PHASE, Status, status_of
 
 SCHEMA = 1
 
@@ -108,4 +108,6 @@ def _state(study: Mapping[str, Any]) -> str:
         return f"{study['state']}, but no controller is alive"
     if study["controller"] is not None and study["state"] not in ("running", "paused"):
         return f"{study['phase'] or 'held'}"
+    if study["state"] == "finished" and study["phase"] not in (None, FINISHED_PHASE):
+        return f"{study['phase']}, but no controller is alive"
     return str(study["state"])

@@ -7,6 +7,7 @@ import pytest
 
 from evomerge.cli import run_command
 from evomerge.leases.lock import hold
+from evomerge.storage import attributes
 from evomerge.storage.opening import open_storage
 
 URLS = {"sqlite": "sqlite:///study.db", "journal": "journal:///study.journal"}
@@ -58,3 +59,11 @@ def test_a_storage_that_does_not_exist_is_not_made(capsys, tmp_path):
     assert run_command(["list", f"sqlite:///{tmp_path}/none.db"]) == 2
     assert "does not exist" in capsys.readouterr().err
     assert not (tmp_path / "none.db").exists()
+
+
+def test_a_search_whose_run_was_killed_before_its_verdict_is_not_listed_as_finished(url, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    study = optuna.load_study(study_name="second", storage=open_storage(url))
+    study.set_user_attr(attributes.PHASE, "making the baselines")
+    assert run_command(["list", url]) == 0
+    assert "making the baselines, but no controller is alive" in " ".join(capsys.readouterr().out.split())
