@@ -47,7 +47,8 @@ class Finding:
 def doctor(spec: SearchSpec | None = None, ray: str | None = None) -> dict[str, Any]:
     """Look at this machine; with a spec also at its storage, with the address of a cluster also at that.
 
-    Nothing is started, joined or written.
+    Nothing is started or joined. A storage that is there is opened as by every command: a database without tables gets
+    them, and what a crash left of a journal's last line is cut off.
     """
     findings = [*_ray(), *_tokens(), _cluster(ray), _gpus(), *_shared_memory()]
     if spec is not None:
