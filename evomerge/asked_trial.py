@@ -101,8 +101,11 @@ def _known(stored: StoredSearch, point: Mapping[str, Any]) -> FrozenTrial | None
 def _taken_by(stored: StoredSearch) -> str:
     holder = holder_of(stored.spec.storage_url, stored.study.study_name, storage=stored.storage)
     content = stored.study.user_attrs.get(attributes.STATUS)
+    status = None if content is None else status_of(content)
+    larger = "with a larger budget: `evomerge run --trials N`"
     if holder is None or holder.alive == "no":
-        spent = content is not None and status_of(content).state == "finished"
-        more = ", with a larger budget: `evomerge run --trials N`" if spent else ""
+        more = f", {larger}" if status is not None and status.state == "finished" else ""
         return f"no controller is alive: the next run takes it{more}"
+    if status is not None and status.has_ended_under(holder.host, holder.process):
+        return f"the search is over: the next run takes it, {larger}"
     return f"the controller with process {holder.process} on {holder.host} takes it next"

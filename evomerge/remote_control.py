@@ -13,6 +13,8 @@ from optuna.trial import TrialState
 from evomerge.errors import InvalidInput
 from evomerge.leases.holder import Holder, holder_of
 from evomerge.requests.steering_requests import RequestBook
+from evomerge.storage import attributes
+from evomerge.study.status import status_of
 from evomerge.study.stored_search import StoredSearch
 
 SCHEMA = 1
@@ -99,6 +101,14 @@ def _holder(stored: StoredSearch) -> Holder | None:
     return None if holder is None or holder.alive == "no" else holder
 
 
+def _is_over(stored: StoredSearch, holder: Holder | None) -> bool:
+    """Whether the controller is past its search, after which it follows nothing but a stop."""
+    content = stored.study.user_attrs.get(attributes.STATUS)
+    if content is None or holder is None:
+        return False
+    return status_of(content).has_ended_under(holder.host, holder.process)
+
+
 def _answer(
     stored: StoredSearch, request: str, changed: bool, holder: Holder | None, *, said: str, alone: str
 ) -> Steered:
@@ -106,6 +116,8 @@ def _answer(
     controller = None if holder is None else f"the controller with process {holder.process} on {holder.host}"
     if controller is None:
         said = f"{said}; no controller is alive: {alone}"
+    elif changed and request != "stop" and _is_over(stored, holder):
+        said = f"{said}; the search is over, and {controller} proposes nothing more: {alone}"
     elif changed:
         said = f"{said}; {controller} follows within seconds"
         said += ", if it is alive, of which there was no recent sign" * (

@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 from evomerge.cli import run_command
 from evomerge.evaluation.synthetic import SyntheticEvaluator
 from evomerge.evolution.cma_evolution import Evaluation, Evolution, EvolutionSettings
+from evomerge.leases.lock import hold
 from evomerge.loop import steering
 from evomerge.storage import attributes
 from evomerge.storage.opening import open_storage, release
@@ -54,6 +55,17 @@ def test_a_trial_that_was_asked_for_is_what_the_next_run_scores_first(write_spec
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 5
     assert [trial.params[name] for trial in trials[3:]] == [0.25, 0.5]
     assert trials[3].params == asked["params"]
+
+
+def test_a_trial_that_is_asked_for_while_the_verdict_is_made_is_left_to_a_run_with_a_larger_budget(
+    write_spec, capsys, url
+):
+    spec = write_spec(storage=url, budget={"trials": 1}, baselines=[])
+    assert run(spec) == 0
+    name = next(iter(study_in(url).trials[0].params))
+    with hold(url, "sim"):  # by the process that has run the search
+        message = tried(capsys, spec, "--params", f"{name}=0.25", "--like", "centre")["message"]
+    assert "the search is over: the next run takes it, with a larger budget" in message
 
 
 @pytest.mark.parametrize(

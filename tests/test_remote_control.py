@@ -52,8 +52,23 @@ def test_a_request_is_made_once(searched, capsys, url):
             False,
             True,
         ]
-        assert "follows within seconds" in says(capsys, "pause", searched)["message"]
+        assert "the search is over" in says(capsys, "pause", searched)["message"]
         assert "paused already, by" in says(capsys, "pause", searched)["message"]
+
+
+def test_a_controller_that_is_past_its_search_is_said_to_follow_nothing_but_a_stop(searched, capsys, url):
+    with hold(url, "sim"):  # by the process that has run the search
+        assert "proposes nothing more: the next run begins paused" in says(capsys, "pause", searched)["message"]
+        assert "proposes nothing more: `evomerge run` goes on" in says(capsys, "resume", searched)["message"]
+        assert "follows within seconds" in says(capsys, "stop", searched)["message"]
+
+
+def test_a_controller_that_has_not_begun_to_propose_is_said_to_follow(searched, capsys, url):
+    study = optuna.load_study(study_name="sim", storage=open_storage(url))
+    status = study.user_attrs[attributes.STATUS]
+    study.set_user_attr(attributes.STATUS, {**status, "pid": status["pid"] + 1})  # of the run before
+    with hold(url, "sim"):
+        assert "follows within seconds" in says(capsys, "pause", searched)["message"]
 
 
 def test_a_trial_that_has_ended_or_never_was_is_not_cancelled(searched, capsys):

@@ -57,6 +57,10 @@ class Status:
 
     forwards: float | None = None
 
+    def has_ended_under(self, host: str | None, process: int | None) -> bool:
+        """Whether the search has ended under this controller, which is making the rest of what follows from it."""
+        return self.state == "finished" and (self.host, self.pid) == (host, process)
+
 
 def status_of(content: Mapping[str, Any]) -> Status:
     """The status that a study stores."""
