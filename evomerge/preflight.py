@@ -31,7 +31,7 @@ from evomerge.opening.unit_moves import moves_sentence, unit_moves
 from evomerge.recipe import Recipe
 from evomerge.recipe_spaces.recipe_space import RecipeSpace
 from evomerge.search.ingredients import check_recipe_file
-from evomerge.search.warm_start import check_recipes, has_begun
+from evomerge.search.warm_start import check_warm_start, has_begun
 from evomerge.source_divergence import source_divergence
 from evomerge.source_figures import source_figures
 from evomerge.source_licenses import license_document, license_lines
@@ -64,7 +64,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
     task_weights(spec.objective, inputs.evaluator.weights)
     for baseline in spec.chosen_baselines:
         check_baseline(baseline, spec, inputs.evaluator.weights)
-    check_recipes(inputs)
+    check_warm_start(inputs)
     if not has_begun(spec):
         check_recipe_file(inputs)
     statistics, weights = _statistics(inputs), trained_weights(inputs)

@@ -48,7 +48,7 @@ from evomerge.packs.items import ItemBlock
 from evomerge.recipe import Recipe
 from evomerge.requests.steering_requests import RequestBook
 from evomerge.search.ingredients import check_recipe_file
-from evomerge.search.warm_start import check_recipes, has_begun
+from evomerge.search.warm_start import check_warm_start, has_begun
 from evomerge.spec import BaselineSpec, SearchSpec
 from evomerge.storage import attributes
 from evomerge.storage.patience import StoragePatience
@@ -230,7 +230,7 @@ def _refuse_unfit(inputs: Inputs, baselines: Sequence[BaselineSpec]) -> None:
     """Refuse, before anything is created, inputs that would end the run later."""
     check_trackers(inputs.spec.track)
     task_weights(inputs.spec.objective, inputs.evaluator.weights)
-    check_recipes(inputs)
+    check_warm_start(inputs)
     if not has_begun(inputs.spec):
         check_recipe_file(inputs)
     for baseline in baselines:

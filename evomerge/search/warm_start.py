@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import optuna
+from optuna.trial import FrozenTrial
 
 from evomerge.artefacts.exported_files import take_files
 from evomerge.bank.given_recipe import check_rules
@@ -27,6 +30,7 @@ from evomerge.spaces.bound import BoundSpace
 from evomerge.spaces.nearest import nearest_params
 from evomerge.spec import OtherStudy, SearchSpec
 from evomerge.storage import attributes
+from evomerge.storage.url import redact, resolve_url, sibling_url
 from evomerge.study.beginning import Beginning
 from evomerge.study.rows import Record, read_scores
 from evomerge.study.snapshot import snapshot_of
@@ -35,6 +39,7 @@ from evomerge.study.study_ingredients import read_ingredients
 from evomerge.study.trials import best_trials
 
 Params = dict[str, object]
+_Seen = TypeVar("_Seen")
 
 
 def warm_points(opened: OpenSearch) -> list[Params]:
@@ -46,7 +51,7 @@ def warm_points(opened: OpenSearch) -> list[Params]:
     wanted = opened.inputs.spec.warm_start
     points = [*_of_baselines(opened, wanted.baselines), *recipe_points(opened.inputs, opened.space)]
     for study in wanted.studies:
-        points += _of_study(opened, study)
+        points += _of_study(opened.inputs.spec, opened.space, study)
     initial = opened.space.initial
     return [point for number, point in enumerate(points) if point not in initial and point not in points[:number]]
 
@@ -119,14 +124,18 @@ def _of_baselines(opened: OpenSearch, count: int) -> list[Params]:
     return [place for place in places if place][:count]
 
 
-def check_recipes(inputs: Inputs) -> None:
-    """Refuse recipes of the warm start that have no place. A study that has begun reads them no more.
+def check_warm_start(inputs: Inputs) -> None:
+    """Refuse recipes and studies of the warm start that have no place. A study that has begun reads them no more.
 
     Raises:
-        InvalidInput: see `recipe_points`.
+        InvalidInput: as `warm_points`.
     """
-    if inputs.spec.warm_start.recipes and not has_begun(inputs.spec):
-        recipe_points(inputs, inputs.space)
+    wanted = inputs.spec.warm_start
+    if not (wanted.recipes or wanted.studies) or has_begun(inputs.spec):
+        return
+    recipe_points(inputs, inputs.space)
+    for study in wanted.studies:
+        _of_study(inputs.spec, inputs.space, study)
 
 
 def has_begun(spec: SearchSpec) -> bool:
@@ -201,12 +210,12 @@ def _nearest(space: BoundSpace, recipe: Recipe, files: Path) -> Params | None:
     return nearest_params(space, recipe, mean_weights(recipe, files))
 
 
-def _of_study(opened: OpenSearch, other: OtherStudy) -> list[Params]:
-    spec, space = opened.inputs.spec, opened.space
-    named = spec.model_copy(update={"name": other.name, "storage": other.storage or spec.storage_url})
-    with looking_at(named) as study:
-        trials = best_trials(study, other.trials)
-        is_other = isinstance(space, RecipeSpace) and not _same_merges(space, study)
+def _of_study(spec: SearchSpec, space: BoundSpace, other: OtherStudy) -> list[Params]:
+    def look(study: optuna.Study) -> tuple[list[FrozenTrial], bool]:
+        is_other = isinstance(space, RecipeSpace) and bool(space.made) and not _same_merges(space, study)
+        return best_trials(study, other.trials), is_other
+
+    trials, is_other = _look_at(spec, other, look)
     if is_other:
         raise InvalidInput(
             f"warm_start: the merges of study {other.name!r} are not those of this search, though both spaces are made "
@@ -220,6 +229,32 @@ def _of_study(opened: OpenSearch, other: OtherStudy) -> list[Params]:
                 f"{strange[0] if strange else 'some params'} is not the same there; give its exported recipe instead"
             )
     return [dict(trial.params) for trial in trials]
+
+
+def _look_at(spec: SearchSpec, other: OtherStudy, look: Callable[[optuna.Study], _Seen]) -> _Seen:
+    """A short look at another study.
+
+    Raises:
+        InvalidInput: it is nowhere.
+    """
+    places = _places(spec, other)
+    for place in places:
+        named = spec.model_copy(update={"name": other.name, "storage": place})
+        with suppress(NoStudy), looking_at(named) as study:
+            return look(study)
+    looked_in = " or ".join(redact(resolve_url(place)) for place in places)
+    raise InvalidInput(
+        f"warm_start: there is no study {other.name!r} in {looked_in}; "
+        f"give its storage: {{name: {other.name}, storage: URL}}, or leave it out"
+    )
+
+
+def _places(spec: SearchSpec, other: OtherStudy) -> list[str]:
+    """URLs of the storages in which another study is looked for."""
+    if other.storage is not None:
+        return [other.storage]
+    beside = sibling_url(spec.storage_url, spec.name, other.name)
+    return [spec.storage_url, *([] if beside is None else [beside])]
 
 
 def _same_merges(space: RecipeSpace, study: optuna.Study) -> bool:

@@ -25,6 +25,7 @@ __all__ = [
     "resolve_url",
     "run_directory",
     "scheme_of",
+    "sibling_url",
 ]
 
 
@@ -198,6 +199,18 @@ def run_directory(url: str, name: str) -> Path:
     """Folder of all that a search stores outside its study: that of the file, or `runs/<name>` for servers."""
     file = local_file(url)
     return Path("runs") / name if file is None else file.parent
+
+
+def sibling_url(url: str, name: str, other: str) -> str | None:
+    """URL of the file of another search, where the file of this one is in a folder that is named after it.
+
+    None for servers, and for files elsewhere: nothing says where the other search's file is.
+    """
+    file = local_file(url)
+    if file is None or file.parent.name != name:
+        return None
+    scheme = scheme_of(resolve_url(url))
+    return f"{scheme}:///{file.parent.parent / other / file.name}"
 
 
 def scheme_of(url: str) -> str:

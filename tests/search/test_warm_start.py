@@ -67,6 +67,43 @@ def test_an_exported_recipe_and_another_study_can_be_started_from(write_spec, tm
         assert (trial.params, trial.value) == (another.params, another.value)
 
 
+def test_a_study_that_is_named_without_a_storage_is_found_beside_this_one(write_spec):
+    earlier = search(write_spec("first.yaml", name="first"), trials=3)
+    path = write_spec("second.yaml", name="second", warm_start={"studies": [{"name": "first", "trials": 3}]})
+    assert run_command(["check", str(path)]) == 0
+    trials = search(path, trials=3).get_trials()
+    assert {tuple(each.params.values()) for each in trials} == {tuple(each.params.values()) for each in earlier.trials}
+
+
+@pytest.mark.parametrize("storage", [None, "sqlite:///elsewhere/study.db"])
+def test_a_study_that_is_nowhere_is_refused_by_check_and_run_before_anything_is_made(
+    write_spec, tmp_path, capsys, storage
+):
+    path = write_spec(warm_start={"studies": [{"name": "first", "storage": storage}]})
+    tried = ["elsewhere"] if storage else ["runs/sim", "runs/first"]
+    places = " or ".join(f"sqlite:///{tmp_path}/{folder}/study.db" for folder in tried)
+    wanted = f"no study 'first' in {places}; give its storage: {{name: first, storage: URL}}"
+    for command in (["check", str(path)], ["run", str(path), "--ray", "none"]):
+        assert run_command(command) == 2
+        assert wanted in " ".join(capsys.readouterr().err.split())
+        assert not (tmp_path / "runs").exists()
+
+
+def test_a_study_of_another_space_is_refused_before_anything_is_made(write_spec, tmp_path):
+    search(write_spec("first.yaml", name="first", space="ties-per-block"), trials=1)
+    path = write_spec("second.yaml", name="second", warm_start={"studies": [{"name": "first"}]})
+    assert run_command(["check", str(path)]) == run_command(["run", str(path), "--ray", "none"]) == 2
+    assert not (tmp_path / "runs" / "second").exists()
+
+
+def test_a_study_that_has_begun_goes_on_without_the_study_that_it_started_from(write_spec, tmp_path):
+    search(write_spec("first.yaml", name="first"), trials=2)
+    second = write_spec("second.yaml", name="second", warm_start={"studies": [{"name": "first"}]})
+    search(second, trials=2)
+    shutil.rmtree(tmp_path / "runs" / "first")
+    assert len(search(second, trials=3).get_trials()) == 3
+
+
 def test_a_merge_of_merges_starts_a_search_of_models_at_their_sum(write_spec, tmp_path):
     first = {"name": "first", "space": "baselines-global", "budget": {"trials": 4}}
     grid = {"name": "task-arithmetic", "weights": [0.25]}

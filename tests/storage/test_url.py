@@ -14,7 +14,7 @@ from evomerge.errors import EvomergeError
 from evomerge.spec import OtherStudy, SearchSpec, WarmStartSpec
 from evomerge.storage import opening
 from evomerge.storage.opening import open_storage
-from evomerge.storage.url import redact, run_directory
+from evomerge.storage.url import redact, run_directory, sibling_url
 
 
 @pytest.mark.parametrize(
@@ -102,3 +102,11 @@ def test_the_run_directory_is_beside_the_file() -> None:
     assert run_directory("sqlite:////data/study.db", "a") == Path("/data")
     assert run_directory("journal:////data/study.journal", "a") == Path("/data")
     assert run_directory("postgresql://h/d", "a") == Path("runs/a")
+
+
+def test_the_file_of_another_search_is_beside_a_folder_that_is_named_after_this_one() -> None:
+    assert sibling_url("sqlite:///runs/a/study.db", "a", "b") == "sqlite:///runs/b/study.db"
+    assert sibling_url("sqlite:////data/a/study.db?timeout=9", "a", "b") == "sqlite:////data/b/study.db"
+    assert sibling_url("/data/a/study.journal", "a", "b") == "journal:////data/b/study.journal"
+    assert sibling_url("sqlite:////data/study.db", "a", "b") is None
+    assert sibling_url("postgresql://h/a", "a", "b") is None
