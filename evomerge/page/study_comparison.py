@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from evomerge.leaderboard import Line
 from evomerge.page.page_content import PageContent
 from evomerge.page.page_tables import Cell, PageTable
-from evomerge.storage import attributes
-from evomerge.storage.attributes import read_text
+from evomerge.study.identity import read_identity
 from evomerge.study.stored_search import StoredSearch
 
 _NOTHING = "–"
@@ -39,10 +38,20 @@ def study_comparison(
 
 
 def _sentence(one: StoredSearch, other: StoredSearch, content: PageContent, further: PageContent) -> str:
-    if one.spec.evaluator != other.spec.evaluator or _split(one) != _split(other):
+    identities = [read_identity(stored.study) for stored in (one, other)]
+    if _differ(each.split for each in identities):
         return "The two were scored on different items: their scores cannot be compared, only their leads and costs."
+    if _differ(each.identity["evaluator"] for each in identities):  # a path says nothing of what is in the folder
+        return (
+            "The two were scored by different evaluators (tasks, data, seed or engine): their scores cannot be "
+            "compared, only their leads and costs."
+        )
     if one.spec.objective != other.spec.objective:
         return "The two have different objectives: compare tasks, not the objective."
+    if one.spec.objective.normalise == "sources" and _differ(
+        sorted(each.identity["sources"].values()) for each in identities
+    ):
+        return "0 and 1 are each one's own sources, and these differ: compare tasks, not the objective."
     mine, theirs = _best(content), _best(further)
     if mine is None or theirs is None or mine.held_out is None or theirs.held_out is None:
         return "The two have the same items; their best can be compared when both have a verdict."
@@ -57,8 +66,9 @@ def _sentence(one: StoredSearch, other: StoredSearch, content: PageContent, furt
     return f"{text}. That is no paired test: it does not look at which items differ."
 
 
-def _split(stored: StoredSearch) -> str | None:
-    return read_text(stored.study, attributes.SPLIT)
+def _differ(values: Iterable[object]) -> bool:
+    one, other = values
+    return one != other
 
 
 def _best(content: PageContent) -> Line | None:

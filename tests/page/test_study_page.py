@@ -18,8 +18,10 @@ from evomerge import load_spec, run_search
 from evomerge.cli import run_command
 from evomerge.leaderboard import leaderboard
 from evomerge.page.page_content import page_content
+from evomerge.page.study_comparison import study_comparison
 from evomerge.page.study_page import rendered
 from evomerge.storage import attributes
+from evomerge.storage.attributes import read_text, write_text
 from evomerge.storage.opening import release
 from evomerge.study.stored_search import read_search
 from evomerge.verdict.headline import headline
@@ -165,6 +167,35 @@ def test_two_studies_stand_side_by_side(finished, copied, capsys):
     text = text_of(out.read_text())
     assert "Compared with sim (the other)" in text
     assert "On the same held-out items the best of sim is 0.000 above that of sim" in text
+
+
+def changed(folder, key, change):
+    """Let the study store another document under a key."""
+    study = optuna.load_study(study_name="sim", storage=f"sqlite:///{folder}/runs/sim/study.db")
+    content = json.loads(read_text(study, key))
+    change(content)
+    write_text(study, key, json.dumps(content))
+
+
+def comparison_of(*stored):
+    pages = [page_content(each) for each in stored]
+    return study_comparison(*stored, *pages).text
+
+
+def test_evaluators_are_compared_by_what_determines_their_scores(finished, copied, opened):
+    changed(copied, attributes.SPEC, lambda spec: spec["evaluator"].update(noise=0.0))
+    assert "On the same held-out items" in comparison_of(opened(finished), opened(copied))
+    changed(copied, attributes.IDENTITY, lambda identity: identity.update(evaluator="another pack of the same path"))
+    assert "by different evaluators" in comparison_of(opened(finished), opened(copied))
+
+
+def test_scores_between_other_sources_are_no_common_scale(finished, copied, opened, tmp_path):
+    shutil.copytree(finished, tmp_path / "one")
+    for folder in (tmp_path / "one", copied):
+        changed(folder, attributes.SPEC, lambda spec: spec["objective"].update(normalise="sources"))
+    assert "On the same held-out items" in comparison_of(opened(tmp_path / "one"), opened(copied))
+    changed(copied, attributes.IDENTITY, lambda identity: identity["sources"].update(sort="another model"))
+    assert "compare tasks, not the objective" in comparison_of(opened(tmp_path / "one"), opened(copied))
 
 
 def test_the_figures_are_written_as_png_too(finished, tmp_path, capsys):
