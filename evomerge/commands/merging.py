@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,10 +56,11 @@ def merge(
     """
     terminal = terminal_of(context)
     from evomerge.static_merges.static_merge import merge_file
+    from evomerge.study.command_line import quoted_line
 
     places, allowed = places_of(source or ()), allowed_of(allow or ())
     repository = checked_repository(push, private=private)
-    command = ["evomerge", "merge", str(recipe), *(f"--source {each}" for each in source or ()), "--out", str(out)]
+    options = _options(source or (), allow or (), seed=seed, device=device, fingerprints=fingerprints)
     with _progress(terminal) as progress:
         made = merge_file(
             recipe,
@@ -69,7 +70,7 @@ def merge(
             fingerprints=fingerprints,
             allow=allowed,
             device=_device(device),
-            reproduce=" ".join(command),
+            reproduce=quoted_line(["merge", str(recipe), *options, "--out", str(out)]),
             tell=terminal.tell,
             progress=progress,
         )
@@ -105,6 +106,17 @@ def mergekit(
     for sentence in (*document["notes"], *document["warnings"]):
         terminal.tell(sentence)
     print_document(terminal, document, json_, _imported_text)
+
+
+def _options(
+    sources: Sequence[str], allow: Sequence[str], *, seed: int | None, device: str | None, fingerprints: bool | None
+) -> list[str]:
+    """The options that the bits of a merge, or its being made at all, depend on."""
+    options = [*(("--source", each) for each in sources), *(("--allow", each) for each in allow)]
+    options += [] if seed is None else [("--seed", str(seed))]
+    options += [] if device is None else [("--device", device)]
+    words = [word for option in options for word in option]
+    return words if fingerprints is None else [*words, "--fingerprints" if fingerprints else "--no-fingerprints"]
 
 
 def _device(given: str | None) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from evomerge.spec import SearchSpec
@@ -23,7 +24,12 @@ def command_line(spec: SearchSpec, command: str, *options: str, file: Path | Non
         options: appended to it.
         file: the search.yaml that names the storage, where one does.
     """
-    line = shlex.join(["evomerge", command, *_search(spec, file), *options])
+    return quoted_line([command, *_search(spec, file), *options])
+
+
+def quoted_line(arguments: Sequence[str]) -> str:
+    """A command of evomerge with its arguments, quoted for a shell."""
+    line = shlex.join(["evomerge", *arguments])
     return os.fsencode(line).decode("utf-8", "replace")  # names of files that are not UTF-8 are surrogates in Python
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -110,6 +112,23 @@ def test_a_file_of_mergekits_gives_the_bits_of_the_recipe_that_it_was_written_fr
     path.write_text(text)
     assert _merge(path, "--out", out) == 0
     assert _written(out) == _expected(sources, recipe)
+
+
+def test_the_command_in_the_card_makes_the_same_bits(make_models: Callable[..., list[str]], tmp_path: Path) -> None:
+    base, *experts = (shutil.copytree(each, tmp_path / f"a {Path(each).name}") for each in make_models())
+    models = [{"model": str(each), "parameters": {"weight": 0.5, "density": 0.5}} for each in experts]
+    content = {"merge_method": "dare_ties", "base_model": "the base", "models": models, "dtype": "float32"}
+    path, out = tmp_path / "my merge.yml", tmp_path / "my merge"
+    path.write_text(yaml.safe_dump(content))
+    options = ("--source", f"the base={base}", "--seed", 7, "--allow", "pickle_weights", "--no-fingerprints")
+    assert _merge(path, *options, "--out", out) == 0
+    written = _written(out)
+    program, *words = shlex.split((out / "README.md").read_text().partition("```\n")[2].partition("\n```")[0])
+    assert {"--seed", "--allow", "--device", "--no-fingerprints"} < set(words)
+    assert program == "evomerge"
+    shutil.rmtree(out)
+    assert run_command(words) == 0
+    assert _written(out) == written
 
 
 def test_a_path_of_layers_is_written_with_its_depth(make_models: Callable[..., list[str]], tmp_path: Path) -> None:
