@@ -16,7 +16,8 @@ from evomerge.adapters.adapted_tensors import LowRank
 from evomerge.adapters.adapter_settings import SETTINGS_FILE
 from evomerge.adapters.expert import WEIGHTS_FILE
 from evomerge.adapters.stored_changes import PREFIX
-from evomerge.artefacts.model_writer import RECIPE, is_export
+from evomerge.artefacts.export_names import ADAPTER, CARD, RECIPE
+from evomerge.artefacts.model_writer import is_export
 from evomerge.artefacts.output_folder import check_replaceable
 from evomerge.artefacts.weight_files import as_json, write_text
 from evomerge.checkpoints.live import meta_model
@@ -24,8 +25,6 @@ from evomerge.checkpoints.source import Source
 from evomerge.errors import InvalidInput
 from evomerge.recipe import Recipe
 from evomerge.whole_files import folder_in_place
-
-_CARD = "README.md"
 
 
 def write_adapter(out: Path, *, base: Source, products: Mapping[str, LowRank], recipe: Recipe, card: str) -> None:
@@ -46,7 +45,7 @@ def write_adapter(out: Path, *, base: Source, products: Mapping[str, LowRank], r
         out,
         marker=RECIPE,
         is_export=is_export,
-        patterns=(SETTINGS_FILE, WEIGHTS_FILE, RECIPE, _CARD),
+        patterns=ADAPTER,
         sources=(base.directory, *(Path(ref.location) for ref in (recipe.base, *recipe.sources))),
     )
     tensors, ranks, transposed = _factors(base, products)
@@ -54,7 +53,7 @@ def write_adapter(out: Path, *, base: Source, products: Mapping[str, LowRank], r
         save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         write_text(folder / SETTINGS_FILE, as_json(_settings(base, ranks, transposed)))
         write_text(folder / RECIPE, recipe.to_json() + "\n")
-        write_text(folder / _CARD, card)
+        write_text(folder / CARD, card)
 
 
 def _factors(base: Source, products: Mapping[str, LowRank]) -> tuple[dict[str, Tensor], dict[str, int], bool]:

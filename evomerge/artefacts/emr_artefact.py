@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evomerge.artefacts.export_names import CARD, ELECTED, EMR, MASKS, SEVERAL
 from evomerge.artefacts.output_folder import check_replaceable
 from evomerge.artefacts.weight_files import as_json, write_text, write_weights
 from evomerge.checkpoints.digests import WeightsDiffer, differing, tensor_digest, weights_digest
@@ -33,9 +34,6 @@ from evomerge.whole_files import folder_in_place
 __all__ = ["EmrArtefact", "EmrModel", "read_emr"]
 
 SCHEMA: Final = 1
-DOCUMENT: Final = "emr.json"
-ELECTED: Final = "elected"
-MASKS: Final = "masks"
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BITS: Final = "element k of a tensor in row-major order is bit k % 8, from the least significant, of byte k // 8"
 FORMULA: Final = (
@@ -154,10 +152,10 @@ def read_emr(folder: Path) -> EmrArtefact:
     Raises:
         InvalidInput: it is none, is of another schema, or its files do not belong together.
     """
-    document = read_object(folder / DOCUMENT)
-    what = f"{folder / DOCUMENT} is not one that `evomerge export` writes"
+    document = read_object(folder / EMR)
+    what = f"{folder / EMR} is not one that `evomerge export` writes"
     if document.get("schema") != SCHEMA:
-        raise InvalidInput(f"{folder / DOCUMENT} has schema {document.get('schema')!r}; this version reads {SCHEMA}")
+        raise InvalidInput(f"{folder / EMR} has schema {document.get('schema')!r}; this version reads {SCHEMA}")
     if document.get("dtype") not in DTYPES or not all(map(is_file_name, document.get("models", ()))):
         raise InvalidInput(f"{what}: dtype {document.get('dtype')!r}, models {list(document.get('models', ()))}")
     try:
@@ -206,17 +204,15 @@ def write_emr(
         InvalidInput: `out` holds something else than an earlier artefact.
         WeightsDiffer: a model is not rebuilt as it was scored.
     """
-    check_replaceable(
-        out, marker=DOCUMENT, is_export=_is_artefact, patterns=(DOCUMENT, ELECTED, MASKS, "README.md"), sources=read
-    )
+    check_replaceable(out, marker=EMR, is_export=_is_artefact, patterns=SEVERAL, sources=read)
     with folder_in_place(out) as folder:
         (folder / ELECTED).mkdir()
         write_weights(folder / ELECTED, ((name, elected_weights(tensors, name)) for name in tensors.names))
         for model in recipes.recipes:
             (folder / MASKS / model).mkdir(parents=True)
             write_weights(folder / MASKS / model, _masks(recipes, model, tensors))
-        write_text(folder / "README.md", card)
-        write_text(folder / DOCUMENT, as_json(_document(recipes, tensors, scored)))
+        write_text(folder / CARD, card)
+        write_text(folder / EMR, as_json(_document(recipes, tensors, scored)))
         artefact = read_emr(folder)
         for model in artefact.models:
             actual = {name: tensor_digest(tensor) for name, tensor in artefact.unverified(model, base)}
@@ -277,6 +273,6 @@ def _document(recipes: RecipeSet, tensors: RuleTensors, scored: Mapping[str, Map
 
 def _is_artefact(folder: Path) -> bool:
     try:
-        return bool(read_object(folder / DOCUMENT).get("schema"))
+        return bool(read_object(folder / EMR).get("schema"))
     except InvalidInput:
         return False

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from evomerge.artefacts.export_form import ExportForm, export_form
+from evomerge.artefacts.export_names import CODE, LEGAL, MODEL, RECIPE
 from evomerge.artefacts.exported_files import RECIPE_FILES
 from evomerge.artefacts.output_folder import check_replaceable
 from evomerge.artefacts.streamed_weights import PlannedTensor, planned_tensors, stream_weights
@@ -20,28 +21,10 @@ from evomerge.checkpoints.digests import dtype_name
 from evomerge.checkpoints.safetensors_files import INDEX
 from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.stacked_source import stacked_source
-from evomerge.checkpoints.tokenizer import PATTERNS as TOKENIZER_PATTERNS
 from evomerge.errors import InvalidInput
 from evomerge.messages import counted, some
 from evomerge.recipe import Recipe
 from evomerge.whole_files import folder_in_place
-
-RECIPE = "recipe.json"
-_LEGAL_PATTERNS = (
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
-)  # licences that ask for a copy of themselves with every derivative
-_OWN_PATTERNS = (
-    "config.json",
-    "generation_config.json",
-    "model*.safetensors",
-    RECIPE_FILES,
-    INDEX,
-    RECIPE,
-    "README.md",
-    "mergekit.yaml",
-)
 
 
 def write_model(
@@ -80,7 +63,7 @@ def write_model(
         out,
         marker=RECIPE,
         is_export=is_export,
-        patterns=(*_OWN_PATTERNS, *TOKENIZER_PATTERNS, *_LEGAL_PATTERNS, *_copied_files(base), *files),
+        patterns=(*MODEL, *_copied_files(base), *files),
         sources=(base.directory, *(Path(ref.location) for ref in (recipe.base, *recipe.sources))),
     )
     if recipe.layers:
@@ -168,7 +151,7 @@ def _check_tensor(base: Source, name: str, tensor: torch.Tensor, dtype: torch.dt
 
 def _copied_files(base: Source) -> list[str]:
     """Tokenizer, generation settings and legal texts of the base; its code only where it was allowed to run."""
-    patterns = [*_LEGAL_PATTERNS, "generation_config.json"] + ["*.py"] * base.remote_code
+    patterns = [*LEGAL, "generation_config.json"] + [CODE] * base.remote_code
     names = [path.name for path in base.directory.iterdir() if path.is_file()]
     return sorted({*base.tokenizer_files, *(name for name in names if any(fnmatch(name, p) for p in patterns))})
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,25 +11,12 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from evomerge.artefacts.export_names import MARKERS, is_of_an_export
 from evomerge.errors import InvalidInput
 from evomerge.hub.hub_faults import hub_faults
 from evomerge.messages import counted, first_line, in_bytes, some
 
-_MARKERS: Final = ("recipe.json", "emr.json")  # of an export: such a repository may be replaced
 _OF_A_NEW_ONE: Final = (".gitattributes", "README.md", "LICENSE")  # that the hub itself writes
-# Files of an earlier export that would be taken for parts of this one.
-_REPLACED: Final = (
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "mergekit.yaml",
-    "recipe.json",
-    "recipe-files/*",
-    "emr.json",
-    "elected/*",
-    "masks/*",
-)
 _NOTHING_MADE: Final = "nothing was made"
 
 
@@ -108,17 +94,18 @@ class HubRepository:
             )
         files = _files_of(found)
         foreign = sorted(set(files) - set(_OF_A_NEW_ONE))
-        if foreign and not any(marker in files for marker in _MARKERS):
+        if foreign and not any(marker in files for marker in MARKERS):
             raise InvalidInput(
-                f"{self.url} holds {some(foreign)}, but no {' or '.join(_MARKERS)}: it is no export of evomerge; give "
+                f"{self.url} holds {some(foreign)}, but no {' or '.join(MARKERS)}: it is no export of evomerge; give "
                 f"another id, so that nothing of it is replaced; {state}"
             )
 
     def push(self, folder: Path, tell: Callable[[str], None] = lambda _: None) -> PushedExport:
         """Upload an export in one commit: whoever loads the model sees the earlier one or this one, never a mixture.
 
-        Files that the repository has already are not sent again. Parts of an earlier export that this one has not got
-        are deleted; files of other kinds stay.
+        Files that the repository has already are not sent again. Those of an earlier export that this one has not got
+        are deleted, since they would be taken for parts of this one: tokenizer, settings, code, licences. Files of
+        other kinds stay, and all that was there before the first export.
 
         Args:
             folder: the export.
@@ -164,5 +151,7 @@ def _files_of(found: ModelInfo) -> list[str]:
 
 def _left_over(present: list[str], names: list[str]) -> Iterator[str]:
     """Files of an earlier export that this one does not have."""
+    if not any(marker in present for marker in MARKERS):
+        return iter(())
     kept = set(names)
-    return (name for name in present if name not in kept and any(fnmatch(name, each) for each in _REPLACED))
+    return (name for name in present if name not in kept and is_of_an_export(name))

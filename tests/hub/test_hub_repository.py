@@ -76,6 +76,20 @@ def test_parts_of_an_earlier_export_are_deleted_and_other_files_stay(
     assert _arrived(hub) == {**small, "picture.png": b"png"}
 
 
+def test_nothing_of_an_earlier_export_is_taken_for_a_part_of_the_new_one(
+    hub: FakeHub, export: Path, tmp_path: Path
+) -> None:
+    hub.repositories["me/merge"] = FakeRepository(private=False, files={"LICENSE": b"chosen with the repository"})
+    HubRepository("me/merge").push(export)
+    assert "LICENSE" in _arrived(hub)
+    names = ("generation_config.json", "tokenizer.json", "chat_template.jinja", "added_tokens.json", "modeling_x.py")
+    earlier = dict.fromkeys((*names, "USE_POLICY.md", "mergekit.yaml", "model.safetensors.index.json"), b"{}")
+    HubRepository("me/merge").push(_folder(tmp_path / "earlier", {**FILES, **earlier}))
+    hub.repositories["me/merge"].files |= {"scripts/chat.py": b"", "eval/recipe.json": b""}
+    HubRepository("me/merge").push(export)
+    assert _arrived(hub) == {**FILES, "scripts/chat.py": b"", "eval/recipe.json": b""}
+
+
 def test_private_makes_a_private_repository_and_is_refused_for_a_public_one(hub: FakeHub, export: Path) -> None:
     HubRepository("me/secret", private=True).push(export)
     assert hub.repositories["me/secret"].private
