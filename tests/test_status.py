@@ -99,6 +99,24 @@ def test_a_search_that_has_ended_is_no_cause_for_alarm(url):
     assert "interrupted, no controller runs" in status_text(interrupted).plain
 
 
+@pytest.mark.parametrize("phase", ["starting workers", "scoring the sources on the search items", "searching"])
+def test_a_controller_that_has_let_the_study_go_is_not_said_to_have_died(url, phase):
+    found = {**document(url), "phase": phase}
+    assert found["holder"] is None
+    assert probe_code(found) == 10
+    last = status_text(found).plain.splitlines()[-1]
+    assert last.startswith(f"no controller runs, the latest one ended while {phase}; `evomerge run` goes on")
+
+
+def test_a_run_whose_workers_cannot_be_started_leaves_a_finished_study_finished(write_spec, capsys):
+    path = str(write_spec(budget={"trials": 2}, baselines=[]))
+    assert run_command(["run", path, "--ray", "none"]) == 0
+    assert run_command(["run", path, "--ray", "foo"]) == 2
+    capsys.readouterr()
+    assert run_command(["status", path, "--probe"]) == 0
+    assert "finished, no controller runs" in capsys.readouterr().out
+
+
 def test_a_study_in_preparation_says_who_prepares_it():
     holder = Holder(alive="yes", process=17, host="there", since=None, refreshed=3.0)
     found = status_document(Glance("s", {attributes.PHASE: "starting workers"}), holder)

@@ -83,18 +83,26 @@ def status_text(document: dict[str, Any]) -> Text:
 
 
 def _life(document: dict[str, Any]) -> str:
-    state = "not begun" if document["status"] is None else status_of(document["status"]).state
-    if document["phase"] not in (None, "searching", FINISHED_PHASE):
-        state = "running"  # the search is over, or has not begun
+    phase, alive = document["phase"], document["alive"]
     age = "" if document["last_sign"] is None else f", last sign of life {duration(document['last_sign'])} ago"
     who = _controller(document)
-    if document["alive"] == "yes":
-        return f"{state}, {who}{age}"
-    if document["alive"] == "unknown":
+    if alive == "yes":
+        return f"{_state(document)}, {who}{age}"
+    if alive == "unknown":
         return f"nobody can tell from here whether {who} still runs{age}"
-    if document["phase"] == FINISHED_PHASE or state not in ("running", "paused"):
-        return f"{state if document['phase'] != FINISHED_PHASE else FINISHED_PHASE}, no controller runs{age}"
+    if phase == FINISHED_PHASE:
+        return f"{phase}, no controller runs{age}"
+    if (state := _state(document)) not in ("running", "paused"):
+        return f"{state}, no controller runs{age}"
+    if document["holder"] is None:  # it has let the study go
+        return f"no controller runs, the latest one ended while {phase or 'searching'}; `evomerge run` goes on{age}"
     return f"not running: {who} has ended without saying so; `evomerge run` goes on{age}"
+
+
+def _state(document: dict[str, Any]) -> str:
+    if document["phase"] not in (None, "searching", FINISHED_PHASE):
+        return "running"  # the search is over, or has not begun
+    return "not begun" if document["status"] is None else status_of(document["status"]).state
 
 
 def _controller(document: dict[str, Any]) -> str:

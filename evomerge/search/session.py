@@ -32,7 +32,7 @@ from evomerge.cluster import (
     worker_count,
     workers_share,
 )
-from evomerge.errors import Interrupted, StoppedByFailures, first_reason
+from evomerge.errors import Interrupted, StoppedByFailures, first_reason, noted
 from evomerge.jobs import Outcome, Progress
 from evomerge.logs.run_log import controller_log, note_event
 from evomerge.loop.dispatcher import find_batch_size, reason_of
@@ -164,17 +164,17 @@ def open_session(
         for name, (then, now) in changed_versions(opened.search.study).items():
             listener.on_phase(f"warning: {name} was {then} when the study was made, now it is {now}")
         setup = inputs.setup(opened.identity)
-        _say(opened, listener, "starting workers")
-        opening = open_executor(
-            setup,
-            spec.workers,
-            ray,
-            worker_output=listener.worker_output,
-            secrets=secrets_of(spec.storage_url),
-            say=listener.on_phase,
-            check=stop.look,
-            on_hang=_end_by(stop, opened.search),
-        )
+        with _starting(opened, listener):
+            opening = open_executor(
+                setup,
+                spec.workers,
+                ray,
+                worker_output=listener.worker_output,
+                secrets=secrets_of(spec.storage_url),
+                say=listener.on_phase,
+                check=stop.look,
+                on_hang=_end_by(stop, opened.search),
+            )
         with first_reason(closing(opening), "while the workers were stopped") as executor:
             stop.listen()
             yield _begin(opened, executor, stop, steering, observer=observer, listener=listener)
@@ -213,6 +213,19 @@ def _end_by(stop: Stop, search: SearchStudy) -> Callable[[Outcome], None]:
 def _say(opened: OpenSearch, listener: Listener, phase: str) -> None:
     listener.on_phase(phase)
     opened.search.set(attributes.PHASE, phase)
+
+
+@contextmanager
+def _starting(opened: OpenSearch, listener: Listener) -> Iterator[None]:
+    """A phase after which the study is as it was, and its phase the former one, where no worker can be started."""
+    former = opened.search.study.user_attrs.get(attributes.PHASE)
+    _say(opened, listener, "starting workers")
+    try:
+        yield
+    except BaseException as reason:
+        with noted(reason, "while the phase of the study was set back"):
+            opened.search.set(attributes.PHASE, former)
+        raise
 
 
 def _beat_with(stop: Stop, heartbeat: Heartbeat) -> None:
