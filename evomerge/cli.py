@@ -23,6 +23,7 @@ from evomerge.commands.logs import logs
 from evomerge.commands.looking import dashboard, leaderboard, list_studies, status
 from evomerge.commands.merging import import_app, merge
 from evomerge.commands.models import distances, extend_vocabulary, merge_experts
+from evomerge.commands.outputs import unwritable
 from evomerge.commands.reporting import report
 from evomerge.commands.searching import baseline, check, run
 from evomerge.errors import EvomergeError, Interrupted, InvalidInput
@@ -127,6 +128,9 @@ def run_command(arguments: list[str] | None = None, terminal: Terminal | None = 
         if (full := full_disk(error)) is not None:
             terminal.tell(f"error: {full}")
             return full.exit_code
+        if (refused := unwritable(error, arguments)) is not None:
+            terminal.tell(f"error: {refused}")
+            return refused.exit_code
         place = terminal.keep(traceback.format_exc())
         terminal.tell(f"error: this is a bug in evomerge: {type(error).__name__}: {error}; see {place}")
         _tell_notes(terminal, error)

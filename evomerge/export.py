@@ -273,7 +273,7 @@ def _of_task(chosen: _Chosen | RecipeSet, which: str, task: str | None) -> _Chos
 
 
 def _choose(stored: StoredSearch, inputs: Inputs, which: str) -> _Chosen | RecipeSet:
-    if which == "best" or which.isdigit():
+    if which == "best" or which.isdecimal():
         space = stored_space(inputs, stored.study)
         search = SearchStudy(stored.study, stored.storage, space, artifacts=stored.artifacts)
         trial = _trial(stored, which)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import secrets
@@ -21,7 +22,12 @@ def write_whole(path: Path, content: bytes | Iterable[bytes | memoryview]) -> No
 
     Args:
         content: of the file, in one or in several pieces.
+
+    Raises:
+        OSError: it cannot be written; IsADirectoryError: there is a folder in its place.
     """
+    if path.is_dir():  # said of the path, before a file beside it is made; "" and "." have no name for that one
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.writing-{secrets.token_hex(4)}")
     try:

@@ -208,6 +208,39 @@ def test_a_directory_that_is_not_ours_is_not_overwritten(capsys, write_spec, tmp
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "words"
 
 
+def test_what_cannot_be_written_is_no_bug_of_ours(capsys, write_spec, tmp_path):
+    path = write_spec(budget={"trials": 1}, baselines=[])
+    assert run_command(["run", str(path), "--ray", "none"]) == 0
+    capsys.readouterr()
+    (tmp_path / "file").write_text("")
+    merge = tmp_path / "merge.yml"
+    merge.write_text(
+        f"merge_method: linear\ndtype: float32\nmodels: [{{model: {TOY / 'sort'}, parameters: {{weight: 1}}}}]"
+    )
+    within, folder, lengthy = tmp_path / "file" / "in" / "it", tmp_path / "runs", tmp_path / ("a" * 300)
+    commands = {
+        ("report", path): (within, folder, lengthy, "", "."),
+        ("import", "mergekit", merge): (within, folder, lengthy, ""),
+        ("merge", merge): (within, lengthy),
+        ("export", path): (within, lengthy),
+        ("init", "--example", "toy"): (within, lengthy),
+    }
+    for command, places in commands.items():
+        for place in places:
+            said = fails(capsys, *command, "--out", place)
+            assert "cannot be written: " in said
+            assert said.endswith("; give another --out")
+    assert "file is a file, not a folder; give another --png" in fails(capsys, "report", path, f"--png={within}")
+    assert not list(tmp_path.rglob("*.writing-*"))
+
+
+def test_a_digit_that_is_no_decimal_names_no_trial(capsys, write_spec, tmp_path):
+    path = write_spec(budget={"trials": 1}, baselines=[])
+    assert run_command(["run", str(path), "--ray", "none"]) == 0
+    capsys.readouterr()
+    assert "unknown trial or baseline '²'" in fails(capsys, "export", path, "--trial", "²", "--out", tmp_path / "out")
+
+
 def test_n7_before_the_first_result_nothing_is_best(capsys, write_spec, tmp_path):
     spec = write_spec()
     assert "evomerge run" in fails(capsys, "leaderboard", spec)
