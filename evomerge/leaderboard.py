@@ -119,6 +119,15 @@ def leaderboard(stored: StoredSearch, top: int = SHOWN) -> list[Line]:
     return sorted((replace(line, forwards=_spent(line, whole).forwards(scoring)) for line in lines), key=_rank)
 
 
+def leader_of(stored: StoredSearch, lines: Sequence[Line]) -> Line | None:
+    """The winner; before there is one, the trial that the search ranks first: those that meet all constraints lead."""
+    trials = [line for line in lines if line.kind in ("best", "trial") and line.search is not None]
+    if winner := next((line for line in trials if line.kind == "best"), None):
+        return winner
+    ranks = {trial.number: rank for rank, trial in enumerate(best_trials(stored.study, len(lines)))}
+    return min(trials, key=lambda line: ranks.get(line.trial or 0, len(ranks)), default=None)
+
+
 def _betters(one: Line, other: Line) -> bool:
     """Whether it dominates the other on the search items."""
     if one.search is None or other.search is None:

@@ -17,7 +17,7 @@ from evomerge.study.rows import Record, read_records
 from evomerge.study.snapshot import snapshot_of
 from evomerge.study.stored_search import StoredSearch
 from evomerge.study.study_statistics import read_statistics
-from evomerge.study.trials import FINISHED, is_counted, read_cost, total_cost, value_of
+from evomerge.study.trials import FINISHED, is_counted, is_feasible, read_cost, total_cost, value_of
 
 LEVELS = 3  # baselines that a chart has room for
 SHOWN = 800  # trials that a chart has room for
@@ -53,7 +53,7 @@ class SearchCourse:
     Attributes:
         unit: of what was spent: "forwards" (passes of one item), or "trials" where no item was scored.
         points: the complete trials in the order of telling.
-        best: of these, each that was better than all before it.
+        best: of these, each that was better than all before it; of those that meet all constraints, where any does.
         levels: the best source, and the best baselines.
         dropped, failed: number of trials without a value on all items.
     """
@@ -71,8 +71,9 @@ def search_course(stored: StoredSearch) -> SearchCourse:
     trials = sorted(stored.study.get_trials(deepcopy=False, states=FINISHED), key=_order)
     counted = [trial for trial in trials if is_counted(trial)]
     points = _points(counted, total_cost(stored.study.get_trials(deepcopy=False)), read_statistics(stored.study).cost)
+    meeting = {trial.number for trial in counted if is_feasible(trial)}
     best: list[CoursePoint] = []
-    for point in points:
+    for point in [each for each in points if each.trial in meeting] or points:
         if not best or point.value > best[-1].value:
             best.append(point)
     return SearchCourse(

@@ -14,7 +14,7 @@ from evomerge.charts.depth_weights import depth_weights
 from evomerge.charts.search_course import SearchCourse, search_course
 from evomerge.checkpoints.location import is_hub_id
 from evomerge.errors import InvalidInput
-from evomerge.leaderboard import Line, leaderboard
+from evomerge.leaderboard import Line, leader_of, leaderboard
 from evomerge.licenses import read_license
 from evomerge.object_store.artifact_folder import ArtifactFolder
 from evomerge.page import figures
@@ -165,7 +165,7 @@ def _pictures(
     if verdict is not None and verdict.comparisons:
         found.append(figures.leads(verdict))
     part = _part(lines)
-    if chosen := _rows_by_task(lines, part):
+    if chosen := _rows_by_task(lines, part, leader_of(stored, lines)):
         found.append(figures.task_scores(_tasks(lines, part), chosen, part))
     if course.points:
         found.append(figures.course(course, others))
@@ -182,13 +182,13 @@ def _pictures(
     return found
 
 
-def _rows_by_task(lines: Sequence[Line], part: str) -> dict[str, dict[str, figures.Estimate]]:
-    """The winner, the best baseline and the best source with their scores by task."""
+def _rows_by_task(lines: Sequence[Line], part: str, leader: Line | None) -> dict[str, dict[str, figures.Estimate]]:
+    """The winner or leader, the best baseline and the best source with their scores by task."""
     scored = sorted(
         ((line, found) for line in lines if (found := part_of_line(line, part)) is not None),
         key=lambda each: -each[1].value,
     )
-    best = [each for each in scored if each[0].kind == "best"] or [each for each in scored if each[0].kind == "trial"]
+    best = [each for each in scored if each[0] is leader] or [each for each in scored if each[0].kind == "trial"]
     shown = {line.recipe for line, _ in best[:1]}  # the winner may be a baseline itself
     baselines = [
         each for each in scored if each[0].kind == "baseline" and not each[0].models and each[0].recipe not in shown

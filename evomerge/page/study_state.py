@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from evomerge.charts.search_course import SearchCourse
-from evomerge.leaderboard import Line, left_out_of, meets_constraints
+from evomerge.leaderboard import Line, leader_of, left_out_of, meets_constraints
 from evomerge.messages import counted
 from evomerge.report.status_report import status_document
 from evomerge.sanity.probe_records import winner_warning
@@ -21,17 +21,19 @@ def answer(stored: StoredSearch, lines: Sequence[Line], verdict: Verdict | None)
     """The winner, its lead, and whether to believe it; or the leader, and why it cannot be believed yet."""
     if verdict is not None:
         return headline(verdict)
-    trials = [line for line in lines if line.kind in ("trial", "best") and line.search is not None]
-    if not trials:
+    best = leader_of(stored, lines)
+    if best is None or best.trial is None:
         return Headline(text=f"Nothing has won: no trial of {stored.spec.name} has a score yet.", belief=NOT_YET)
-    best = max(trials, key=_search_value)
     others = [line for line in lines if line.kind in ("source", "baseline") and line.search is not None]
     text = f"{best.label.capitalize()} leads with {_search_value(best):.3f} on the search items"
     if others:
         strongest = max(others, key=_search_value)
         lead = _search_value(best) - _search_value(strongest)
         text += f", {abs(lead):.3f} {'above' if lead >= 0 else 'below'} {strongest.name}"
-    text += ". Do not believe it yet: the best of many looks better than it is, and no held-out item has been scored."
+    if not meets_constraints(stored.study, best.trial):
+        text += ", but no trial meets all constraints"
+    held_out = "not all held-out items have" if any(line.held_out for line in lines) else "no held-out item has"
+    text += f". Do not believe it yet: the best of many looks better than it is, and {held_out} been scored."
     return Headline(text=text, belief=NOT_YET)
 
 

@@ -146,6 +146,50 @@ def test_a_search_that_still_runs_is_not_to_be_believed_yet(copied, opened):
     assert {"tasks", "course"} <= set(content.pictures)
 
 
+def missing_constraints(study, like, value):
+    """Add a trial like another one, with a value, whose merge misses a constraint."""
+    study.add_trial(
+        optuna.trial.create_trial(
+            value=value,
+            params=like.params,
+            distributions=like.distributions,
+            user_attrs={**like.user_attrs, attributes.VIOLATIONS: [0.1]},
+        )
+    )
+
+
+def test_no_trial_leads_that_misses_a_constraint_while_another_meets_all(copied, opened):
+    study = without_verdict(copied)
+    best = max(study.trials, key=lambda trial: trial.value)
+    missing_constraints(study, best, 0.99)
+    content = page_content(opened(copied))
+    assert f"Trial {best.number} leads with {best.value:.3f}" in content.headline.text
+    assert content.course.best[-1].trial == best.number
+    assert "0.990" in text_of(rendered(content))
+
+
+def test_where_every_trial_misses_a_constraint_the_page_says_so_of_the_leader(copied, opened):
+    study = without_verdict(copied)
+    attrs, like = study.user_attrs, study.trials[0]
+    url = f"sqlite:///{copied}/runs/sim/study.db"
+    optuna.delete_study(study_name="sim", storage=url)
+    study = optuna.create_study(study_name="sim", storage=url, direction="maximize")
+    for key, value in attrs.items():
+        study.set_user_attr(key, value)
+    missing_constraints(study, like, 0.5)
+    assert "leads with 0.500" in page_content(opened(copied)).headline.text
+    assert "but no trial meets all constraints" in page_content(opened(copied)).headline.text
+
+
+def test_a_comparison_that_was_interrupted_is_not_called_one_that_has_not_begun(finished, copied, opened):
+    study = optuna.load_study(study_name="sim", storage=f"sqlite:///{copied}/runs/sim/study.db")
+    winner = read_verdict(opened(finished).study).winner
+    study.set_user_attr(attributes.VERDICT, None)
+    text = page_content(opened(copied)).headline.text
+    assert text.startswith(f"{winner.capitalize()} leads with")
+    assert "not all held-out items have been scored" in text
+
+
 def test_a_study_without_a_trial_has_won_nothing(copied, opened):
     study = without_verdict(copied)
     url = f"sqlite:///{copied}/runs/sim/study.db"
