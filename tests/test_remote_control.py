@@ -44,6 +44,13 @@ def test_requests_without_a_controller_say_that_none_is_alive(searched, capsys):
     assert "the next run begins paused" in paused["message"]
 
 
+def test_nothing_but_our_own_lines_reaches_the_terminal(searched):
+    for command in ("pause", "pause", "resume"):  # from the second on, Optuna finds the study of requests
+        arguments = [sys.executable, "-m", "evomerge", command, str(searched)]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+
+
 def test_a_request_is_made_once(searched, capsys, url):
     with hold(url, "sim"):
         assert [says(capsys, command, searched)["changed"] for command in ("resume", "pause", "pause", "resume")] == [

@@ -12,6 +12,7 @@ from evomerge.commands.options import Json, SpecPath, Storage, Study, print_docu
 
 if TYPE_CHECKING:
     from evomerge.remote_control import Steered
+    from evomerge.report.terminal import Terminal
     from evomerge.study.stored_search import StoredSearch
 
 
@@ -23,27 +24,30 @@ def pause(
     Workers stay, with their models loaded, and the hours of the budget do not pass. A run that is started meanwhile is
     paused too.
     """
+    terminal = terminal_of(context)
     from evomerge.remote_control import pause
 
-    _steer(context, pause, spec, storage, study=study, as_json=json_)
+    _steer(terminal, pause, spec, storage, study=study, as_json=json_)
 
 
 def resume(
     context: typer.Context, spec: SpecPath = None, storage: Storage = None, study: Study = None, json_: Json = False
 ) -> None:
     """Let a paused search go on."""
+    terminal = terminal_of(context)
     from evomerge.remote_control import resume
 
-    _steer(context, resume, spec, storage, study=study, as_json=json_)
+    _steer(terminal, resume, spec, storage, study=study, as_json=json_)
 
 
 def stop(
     context: typer.Context, spec: SpecPath = None, storage: Storage = None, study: Study = None, json_: Json = False
 ) -> None:
     """End the run as SIGTERM does: exit code 3, and the same command goes on."""
+    terminal = terminal_of(context)
     from evomerge.remote_control import stop
 
-    _steer(context, stop, spec, storage, study=study, as_json=json_)
+    _steer(terminal, stop, spec, storage, study=study, as_json=json_)
 
 
 def cancel(
@@ -55,9 +59,10 @@ def cancel(
     json_: Json = False,
 ) -> None:
     """End a trial that is running or waits: it fails, and the search goes on with others."""
+    terminal = terminal_of(context)
     from evomerge.remote_control import cancel
 
-    _steer(context, lambda stored: cancel(stored, trial), spec, storage, study=study, as_json=json_)
+    _steer(terminal, lambda stored: cancel(stored, trial), spec, storage, study=study, as_json=json_)
 
 
 def try_params(
@@ -80,7 +85,7 @@ def try_params(
 
 
 def _steer(
-    context: typer.Context,
+    terminal: Terminal,
     ask: Callable[[StoredSearch], Steered],
     spec: Path | None,
     storage: str | None,
@@ -88,7 +93,6 @@ def _steer(
     study: str | None,
     as_json: bool,
 ) -> None:
-    terminal = terminal_of(context)
     from rich.text import Text
 
     document = ask(stored_of(terminal, spec, storage, study)).document()
