@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 import yaml
 from safetensors.torch import load_file, save_file
 
-from evomerge.cli import run_command
+from evomerge.cli import app, run_command
 from evomerge.spaces import known_spaces
 
 TOY = Path(__file__).parent.parent / "examples" / "toy" / "models"
@@ -312,6 +313,22 @@ def test_an_unknown_baseline_is_answered_with_the_nearest(capsys, write_spec):
 
 def test_an_unknown_method_is_answered_with_the_nearest(capsys):
     assert "did you mean 'slerp'" in fails(capsys, "methods", "slurp")
+
+
+def command_words(command, words=()):
+    """Each command with the words that call it."""
+    for name, each in getattr(command, "commands", {}).items():
+        yield (*words, name), each
+        yield from command_words(each, (*words, name))
+
+
+@pytest.mark.parametrize(("words", "command"), list(command_words(typer.main.get_command(app))))
+def test_the_help_has_every_word_that_was_written_for_it(capsys, monkeypatch, words, command):
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 500)
+    assert run_command([*words, "--help"]) == 0
+    shown = "".join(capsys.readouterr().out.split())
+    for text in (command.help, *(getattr(each, "help", None) for each in command.params)):
+        assert "".join((text or "").split()) in shown  # brackets would be read as markup, and be gone
 
 
 def test_a_bug_of_ours_is_exit_code_one_with_a_log_file(capsys, write_spec, tmp_path, monkeypatch):

@@ -97,7 +97,7 @@ def mergekit(
 ) -> None:
     """Write the recipe of a mergekit file, and say line by line where mergekit's weights would differ.
 
-    `evomerge merge` makes it; as JSON it can be the start of a search (`warm_start: {recipes: [recipe.json]}`).
+    `evomerge merge` makes it; as JSON a search can start from it, as one of the `recipes` of its `warm_start`.
     """
     terminal = terminal_of(context)
     from evomerge.static_merges.static_merge import import_mergekit
