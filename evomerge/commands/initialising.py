@@ -33,7 +33,7 @@ def init(
     task_search_path: Annotated[
         list[Path] | None, typer.Option(help="Folder that has the tasks, which are copied; repeatable.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Search items of each --task.")] = 200,
+    limit: Annotated[int | None, typer.Option(min=1, help="Search items of each --task; 200 without it.")] = None,
     space: Annotated[
         str | None, typer.Option(help="Search space; by the sources without it.", autocompletion=space_names)
     ] = None,
@@ -59,7 +59,7 @@ def init(
     if example is not None:
         _example(context, example, {**context.params}, json_)
         return
-    given: dict[str, Any] = {"space": space, "trials": trials, "storage": storage, "out": out}
+    given: dict[str, Any] = {"space": space, "trials": trials, "storage": storage, "out": out, "limit": limit}
     named = {name: value for name, value in given.items() if value is not None}
     answers = SpecAnswers(
         base=base,
@@ -67,14 +67,13 @@ def init(
         evaluator=evaluator,
         tasks=tuple(task or ()),
         task_paths=tuple(task_search_path or ()),
-        limit=limit,
         allow=tuple(allow or ()),
         force=force,
         **named,
     )
     if sys.stdin.isatty() and not json_ and _lacks(answers):
         answers = with_questions(answers, _asking(context), set(named))
-    check_complete(answers)
+    check_complete(answers, set(named))
     terminal = terminal_of(context)
     from evomerge.new_spec.spec_folder import new_search
 
@@ -82,7 +81,7 @@ def init(
 
 
 def _example(context: typer.Context, name: str, given: dict[str, Any], as_json: bool) -> None:
-    others = set(given) - {"example", "out", "json_", "limit"}
+    others = set(given) - {"example", "out", "json_"}
     if given["out"] in (None, "-") or any(given[each] for each in others):
         raise InvalidInput(f"--example {name} is a whole search: give --out FOLDER beside it, and nothing else")
     terminal = terminal_of(context)

@@ -56,10 +56,7 @@ def run(
     from evomerge.spec import override
     from evomerge.study.stored_search import read_search
 
-    if ray == "none" and workers not in (None, 1):
-        raise InvalidInput(
-            f"--ray none has one worker, this process, but --workers is {workers}; leave one of them out"
-        )
+    _refuse_idle_workers(ray, workers)
     given = spec_of(spec, storage, study)
     note_other_place(terminal, spec, storage, given)
     chosen = override(given, trials=trials, hours=hours, workers=workers, seed=seed)
@@ -98,6 +95,7 @@ def baseline(
     from evomerge.spec import override
     from evomerge.study.stored_search import continued, read_search
 
+    _refuse_idle_workers(ray, workers)
     given = spec_of(spec, storage, study)
     note_other_place(terminal, spec, storage, given)
     going_on, differences = continued(given)
@@ -108,3 +106,10 @@ def baseline(
     stored = read_search(chosen)
     lines = leaderboard(stored)
     print_document(terminal, leaderboard_document(stored, lines), json_, lambda _: leaderboard_tables(stored, lines))
+
+
+def _refuse_idle_workers(ray: str | None, workers: int | None) -> None:
+    if ray == "none" and workers not in (None, 1):
+        raise InvalidInput(
+            f"--ray none has one worker, this process, but --workers is {workers}; leave one of them out"
+        )

@@ -67,8 +67,11 @@ class SpecAnswers:
         return named(self.folder.resolve().name, fallback="search")
 
 
-def check_complete(answers: SpecAnswers) -> None:
+def check_complete(answers: SpecAnswers, given: Collection[str]) -> None:
     """Refuse answers without which no spec can be written.
+
+    Args:
+        given: the fields that flags give.
 
     Raises:
         InvalidInput: names every flag that is missing, or those that exclude each other.
@@ -77,6 +80,11 @@ def check_complete(answers: SpecAnswers) -> None:
         raise InvalidInput("--evaluator and --task are two ways to say how merges are scored; leave one of them out")
     if answers.task_paths and not answers.tasks:
         raise InvalidInput("--task-search-path is where the tasks of --task are; name one, or leave it out")
+    if "limit" in given and not answers.tasks:
+        raise InvalidInput(
+            "--limit is the number of search items of each --task; an evaluator has its own in its evaluator.yaml; "
+            "leave it out"
+        )
     missing = [
         *(["--base PLACE"] if answers.base is None else []),
         *([] if answers.experts else ["--source NAME=PLACE (one for every fine-tune)"]),

@@ -83,8 +83,9 @@ def merge_file(
         A document with `out`, `recipe`, `tensors`, `bytes`, `notes`, `warnings`, `mergekit` and `licenses`.
 
     Raises:
-        InvalidInput: the file, a model or `out` cannot be used.
+        InvalidInput: the file, a model, `out` or the device cannot be used.
     """
+    chosen = _chosen_device(device)
     opened = _open(read_merge(path, places, seed=seed), fingerprints=fingerprints, allow=allow)
     for sentence in (*opened.notes, *opened.warnings):
         tell(sentence)
@@ -95,7 +96,7 @@ def merge_file(
         texts["mergekit.yaml"] = yaml_text
     written = _Written(opened, progress)
     try:
-        _write(opened, out, written, torch.device(device or default_device()), texts)
+        _write(opened, out, written, chosen, texts)
     except MergeError as error:
         raise InvalidInput(f"{path} cannot be merged: {error}") from error
     return {
@@ -140,6 +141,12 @@ def import_mergekit(
         "notes": list(opened.notes),
         "warnings": list(opened.warnings),
     }
+
+
+def _chosen_device(given: str | None) -> torch.device:
+    if given == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput("--device cuda: torch finds no GPU on this machine; give cpu, or leave it out")
+    return torch.device(given or default_device())
 
 
 def _write(opened: _Opened, out: Path, written: _Written, device: torch.device, texts: Mapping[str, str]) -> None:

@@ -234,6 +234,11 @@ def test_a_public_test_set_is_taken_where_it_is_allowed():
 # The example.
 
 
+def test_a_number_of_items_is_refused_where_there_is_no_task_that_it_is_for(capsys):
+    flags = (*SOURCES, "--evaluator", "synthetic", "--limit", 5)
+    assert "--limit is the number of search items of each --task" in refused(capsys, *flags)
+
+
 def test_the_example_is_copied_into_a_new_folder_only(capsys):
     assert init("--example", "toy", "--out", "toy") == 0
     assert [each.name for each in load_spec(Path("toy/search.yaml")).sources][:2] == ["base", "shift"]
@@ -247,6 +252,7 @@ def test_the_example_is_copied_into_a_new_folder_only(capsys):
         (("--example", "toi", "--out", "toy"), "did you mean 'toy'"),
         (("--example", "toy"), "give --out FOLDER"),
         (("--example", "toy", "--out", "toy", "--trials", 3), "nothing else"),
+        (("--example", "toy", "--out", "toy", "--limit", 7), "nothing else"),
     ],
 )
 def test_an_example_with_anything_else_is_refused(capsys, flags, says):

@@ -382,8 +382,9 @@ def test_the_status_attribute_is_small_and_says_where_the_search_stands(write_sp
     assert status["updated"] <= time.time()
 
 
-def test_n33_workers_without_ray_are_refused_not_ignored(write_spec, capsys):
-    assert run_command(["run", str(write_spec()), "--ray", "none", "--workers", "2"]) == 2
+@pytest.mark.parametrize("command", [["run"], ["baseline", "--name", "ties"]])
+def test_n33_workers_without_ray_are_refused_not_ignored(write_spec, capsys, command):
+    assert run_command([*command, str(write_spec()), "--ray", "none", "--workers", "2"]) == 2
     assert "--ray none has one worker" in capsys.readouterr().err
 
 

@@ -131,6 +131,19 @@ def test_the_command_in_the_card_makes_the_same_bits(make_models: Callable[..., 
     assert _written(out) == written
 
 
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_written(
+    make_models: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    path = _file(tmp_path, _recipe(_open(make_models()), "linear"))
+    assert run_command(["merge", str(path), "--device", "cuda", "--out", str(tmp_path / "out")]) == 2
+    assert "--device cuda: torch finds no GPU on this machine; give cpu" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_path_of_layers_is_written_with_its_depth(make_models: Callable[..., list[str]], tmp_path: Path) -> None:
     sources = _open(make_models())
     layers = (
