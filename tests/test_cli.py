@@ -307,6 +307,19 @@ def test_the_inventory_is_readable_without_json(capsys, command):
     assert "description" in capsys.readouterr().out
 
 
+def test_an_unknown_evaluator_is_answered_with_packs_and_classes(capsys):
+    models = ("--base", TOY / "base", "--source", TOY / "sort")
+    for command in (("evaluators", "nope"), ("init", *models, "--evaluator", "nope", "--out", "-")):
+        said = fails(capsys, *command)
+        assert "synthetic" in said
+        assert "toy-skills" in said
+
+
+def test_a_folder_in_the_working_directory_is_described_by_its_name_alone(capsys, monkeypatch):
+    monkeypatch.chdir(TOY.parents[1] / "private_task")
+    assert prints(capsys, "evaluators", "words", "--json")["evaluators"][0]["kind"] == "pack"
+
+
 def test_an_unknown_baseline_is_answered_with_the_nearest(capsys, write_spec):
     assert "did you mean 'ties'" in fails(capsys, "baseline", write_spec(), "--name", "tis", "--ray", "none")
 

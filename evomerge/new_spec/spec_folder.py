@@ -74,9 +74,9 @@ def _refuse_to_replace(answers: SpecAnswers) -> None:
 
 
 def _check_evaluator(name: str, answers: SpecAnswers) -> None:
-    if name not in known_evaluators():
+    if name not in (classes := known_evaluators()):
         try:
-            check_allowed(load_pack(name), answers.allow)
+            check_allowed(load_pack(name, classes), answers.allow)
         except InvalidInput as error:
             raise InvalidInput(f"{error} (here: --evaluator, --allow)") from error
 

@@ -171,13 +171,16 @@ class Pack(Frozen):
         return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def load_pack(name_or_path: str | Path) -> Pack:
+def load_pack(name_or_path: str | Path, others: Collection[str] = ()) -> Pack:
     """An evaluator pack by the name of a shipped one, or by the path of its folder.
+
+    Args:
+        others: names of evaluators that are no packs, which an error offers too where the caller takes them.
 
     Raises:
         InvalidInput: no such pack, or a pack that is not well-formed.
     """
-    folder = _find(str(name_or_path))
+    folder = _find(str(name_or_path), others)
     content = read_document(folder / PACK_FILE, "evaluator")
     pack = validate(Pack, content, f"evaluator {str(folder / PACK_FILE)!r}")
     pack._folder = folder
@@ -229,7 +232,7 @@ def _refuse_foreign_code(pack: Pack, task: TaskFile) -> None:
             )
 
 
-def _find(name_or_path: str) -> Path:
+def _find(name_or_path: str, others: Collection[str]) -> Path:
     if name_or_path in known_packs():
         return (shipped_folder("evaluators") / name_or_path).resolve()
     path = expanded(name_or_path)
@@ -238,7 +241,7 @@ def _find(name_or_path: str) -> Path:
         return folder.resolve()
     if is_folder(path):
         raise InvalidInput(f"folder {name_or_path!r} is no evaluator: it has no {PACK_FILE}")
-    raise unknown_name("evaluator", name_or_path, known_packs())
+    raise unknown_name("evaluator", name_or_path, [*known_packs(), *others])
 
 
 def _data_digests(pack: Pack) -> list[tuple[str, str]]:

@@ -10,7 +10,6 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from evomerge.errors import unknown_name
 from evomerge.evaluation import known_evaluators, known_packs, load_pack
 from evomerge.methods import METHODS, MethodInfo, Statistics, method_info
 from evomerge.plain_table import plain_table
@@ -62,11 +61,9 @@ def _space(name: str) -> dict[str, Any]:
 
 
 def _evaluator(name: str) -> dict[str, Any]:
-    if name in known_evaluators():
+    if name in (classes := known_evaluators()):
         return {"name": name, "description": "evaluator class", "kind": "class"}
-    if name not in known_packs() and "/" not in name:
-        raise unknown_name("evaluator", name, [*known_packs(), *known_evaluators()])
-    pack = load_pack(name)
+    pack = load_pack(name, classes)
     tasks = [task.model_dump(mode="json", exclude_none=True) for task in pack.tasks]
     return {"name": pack.name, "description": pack.description.strip(), "kind": "pack", "tasks": tasks}
 
