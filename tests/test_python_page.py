@@ -10,6 +10,7 @@ import pytest
 from optuna.trial import TrialState
 from transformers import AutoModelForCausalLM
 
+from evomerge import build_spec
 from evomerge.evaluation import EVALUATORS
 from evomerge.methods import METHODS
 
@@ -52,6 +53,17 @@ def trials_of(folder, name):
 def test_the_first_search_has_ten_lines():
     block = SECTIONS["Ten lines"]
     assert len([line for line in block.splitlines() if line.strip()]) <= 11  # with the import
+
+
+def test_a_spec_takes_paths_wherever_it_takes_texts():
+    places = {name: ROOT / "examples" / "toy" / "models" / name for name in ("base", "reverse")}
+    given = {"name": "first", "space": ROOT / "search_spaces" / "ties-per-block.yaml", "baselines": ["uniform-soup"]}
+    given["evaluator"] = ROOT / "examples" / "private_task" / "words"
+    texts = {**{key: str(value) for key, value in given.items()}, "baselines": ["uniform-soup"]}
+    as_list = [{"name": name, "location": place} for name, place in places.items()]
+    expected = build_spec(**texts, sources={name: str(place) for name, place in places.items()})
+    assert build_spec(**given, sources=places) == expected
+    assert build_spec(**given, sources=as_list, warm_start={"recipes": (ROOT / "a.json",)}).warm_start.recipes
 
 
 def test_the_search_prints_its_best_trial_and_goes_on(printed, folder):

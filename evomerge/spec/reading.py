@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,21 @@ def load_spec(path: str | Path) -> SearchSpec:
 def build_spec(**content: Any) -> SearchSpec:
     """The spec of a search from the keys of a search.yaml; relative paths begin in the working directory.
 
+    Paths may be `Path` objects, at any depth.
+
     Raises:
         InvalidInput: a key that does not exist or is missing, or an unknown name (nearest names offered).
     """
-    return resolve(validate(SearchSpec, content, "search spec"), Path.cwd())
+    return resolve(validate(SearchSpec, _with_texts(content), "search spec"), Path.cwd())
+
+
+def _with_texts(content: Any) -> Any:
+    """The content with its paths as texts, as in a file."""
+    if isinstance(content, os.PathLike):
+        return os.fsdecode(content)
+    if isinstance(content, Mapping):
+        return {key: _with_texts(value) for key, value in content.items()}
+    return [_with_texts(each) for each in content] if isinstance(content, list | tuple) else content
 
 
 def read_spec(path: Path) -> SearchSpec:
