@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 
 from rich.text import Text
 
+from evomerge.cluster.address import refuse_unanswered
 from evomerge.cluster.open_cluster import answers_anyone
 from evomerge.errors import EvomergeError
 from evomerge.messages import in_bytes, some
@@ -101,13 +102,11 @@ def _tokens() -> Iterator[Finding]:
 
 
 def _cluster(ray: str | None) -> Finding:
-    """Whether the dashboard at the address of a cluster, or one on this machine, takes jobs from anyone."""
+    """Whether a cluster answers at the address, and its dashboard, or one on this machine, takes jobs from anyone."""
     address = ray or os.environ.get("RAY_ADDRESS") or "auto"
     host = "127.0.0.1" if address in ("auto", "local", "none") else address.rpartition("://")[2].rpartition(":")[0]
     dashboard = f"{host}:{DASHBOARD_PORT}"
     is_open = answers_anyone(dashboard)
-    if is_open is None:
-        return Finding("cluster", "ok", f"no dashboard of Ray at {dashboard}")
     if is_open:
         return Finding(
             "cluster",
@@ -115,6 +114,13 @@ def _cluster(ray: str | None) -> Finding:
             f"http://{dashboard} takes jobs from anyone: start the cluster with RAY_AUTH_MODE=token, or let nobody "
             "else reach it and write workers: {allow_open_cluster: true}",
         )
+    if ray not in (None, "local", "none"):
+        try:
+            refuse_unanswered(str(ray))
+        except EvomergeError as error:
+            return Finding("cluster", "wrong", str(error))
+    if is_open is None:
+        return Finding("cluster", "ok", f"no dashboard of Ray at {dashboard}")
     return Finding("cluster", "ok", f"http://{dashboard} asks for a token")
 
 

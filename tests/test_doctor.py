@@ -76,6 +76,23 @@ def test_a_cluster_that_takes_jobs_from_anyone_is_wrong(monkeypatch):
     assert "allow_open_cluster" in found["text"]
 
 
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("foo", "is no address of a Ray cluster"),
+        ("nohost.invalid:1", "no Ray cluster answers"),
+        ("127.0.0.1:9", "again"),
+    ],
+)
+def test_an_address_that_a_run_would_refuse_is_wrong(capsys, address, says):
+    assert run_command(["doctor", "--ray", address]) == 2
+    captured = capsys.readouterr()
+    assert says in " ".join(captured.out.split())
+    assert "see cluster above" in captured.err
+    for place in ("auto", "local", "none"):
+        assert finding(doctor(ray=place), "cluster")["state"] == "ok"
+
+
 def test_a_storage_that_cannot_be_opened_is_wrong_and_shows_no_password(write_spec):
     spec = load_spec(write_spec(storage="postgresql+psycopg://u:hunter2@127.0.0.1:9/studies"))
     found = finding(doctor(spec), "storage")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -18,9 +17,10 @@ from typing import Any, Final
 
 import ray
 
+from evomerge.cluster.address import refuse_unanswered
 from evomerge.cluster.environment import LOOPBACK, environment, without
 from evomerge.cluster.open_cluster import answers_anyone
-from evomerge.cluster.ray_executor.connection import ClusterNodes, Connection, listens
+from evomerge.cluster.ray_executor.connection import ClusterNodes, Connection
 from evomerge.errors import Interrupted, InvalidInput
 from evomerge.messages import last_line
 
@@ -90,7 +90,7 @@ class Cluster:
         self._owned = not ray.is_initialized()
         self._is_local = address == LOCAL and self._owned
         if self._owned and not self._is_local:
-            _refuse_unanswered(address)
+            refuse_unanswered(address)
         self._folder = _short_folder() if self._is_local else None
         self._restarts = 0
         try:
@@ -217,29 +217,6 @@ def _refuse_open(address: str, dashboard: str) -> None:
             "token; start it with RAY_AUTH_MODE=token, or, where nobody else reaches it, write "
             "workers: {allow_open_cluster: true}"
         )
-
-
-def _refuse_unanswered(address: str) -> None:
-    """Refuse HOST:PORT where nothing listens: Ray would end this process after a minute.
-
-    Raises:
-        InvalidInput: it is no address, or of an unknown host.
-        Interrupted: nothing listens there yet, or any more.
-    """
-    if address == "auto":
-        return
-    host, separator, port = address.rpartition(":")
-    if not separator or "/" in host or not port.isdecimal():
-        raise InvalidInput(
-            f"{address!r} is no address of a Ray cluster: write auto, or HOST:PORT of its head, whose port is 6379 by "
-            "default"
-        )
-    try:
-        socket.getaddrinfo(host.strip("[]"), int(port))
-    except (OSError, OverflowError) as error:
-        raise InvalidInput(f"no Ray cluster answers at {address!r}: {last_line(error)}") from None
-    if not listens(address):
-        raise Interrupted(f"no Ray cluster answers at {address!r}; run the same command again when it is up")
 
 
 @contextmanager

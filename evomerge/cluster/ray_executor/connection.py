@@ -7,7 +7,6 @@ process.
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +15,9 @@ from typing import Final
 
 import ray
 
-__all__ = ["ClusterNodes", "Connection", "listens"]
+from evomerge.cluster.address import listens
+
+__all__ = ["ClusterNodes", "Connection"]
 
 LOOK_SECONDS: Final = 1.0  # between two looks at the cluster
 FEWEST_LOOKS: Final = 4  # in vain, before the head is gone: this process may have been asleep
@@ -132,13 +133,3 @@ def _amounts(resources: Mapping[str, float]) -> str:
     """Resources in words: CPUs and GPUs first, memory left out."""
     names = ["CPU", "GPU", *sorted(set(resources) - {"CPU", "GPU", "memory", "object_store_memory"})]
     return ", ".join(f"{resources.get(name, 0):g} {name}" for name in names)
-
-
-def listens(address: str) -> bool:
-    """Whether somebody accepts connections at HOST:PORT."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
-    except OSError:
-        return False
-    return True
