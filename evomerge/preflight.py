@@ -302,13 +302,21 @@ def _training(inputs: Inputs) -> dict[str, dict[str, int]]:
 
 
 def _seconds_left(inputs: Inputs) -> float | None:
-    """From the rate that the study has measured, None before there is one."""
+    """Of the budget of the spec, at the rate that the study has measured; None before there is one."""
     try:
         with looking_at(inputs.spec) as study:
             status = study.user_attrs.get(attributes.STATUS)
     except NoStudy:
         return None
-    return status["seconds_left"] if status else None
+    if status is None or not status["trials_per_hour"]:
+        return None
+    budget, rate = inputs.spec.budget, float(status["trials_per_hour"])
+    if status.get("ended") and status["budget"] == budget.trials:
+        return 0.0
+    left = (budget.trials - int(status["finished"])) / rate * 3600
+    if budget.hours is not None:
+        left = min(left, budget.hours * 3600 - float(status["run_seconds"]))
+    return max(0.0, left)
 
 
 def _budget_warnings(inputs: Inputs) -> list[str]:

@@ -18,10 +18,12 @@ from evomerge.leases.lock import hold
 from evomerge.loop.stop import Stop
 from evomerge.report.status_report import probe_code, status_document, status_text
 from evomerge.search.session import _beat_with
+from evomerge.spec import load_spec
 from evomerge.storage import attributes
 from evomerge.storage.opening import open_storage, release
 from evomerge.study.heartbeat import BEAT_SECONDS, Heartbeat
 from evomerge.study.status import Status, status_of
+from evomerge.study.stored_search import read_search
 
 RUNNING = {
     "state": "running",
@@ -133,6 +135,22 @@ def test_the_command_answers_with_the_exit_code_of_the_probe(write_spec, capsys)
     printed = json.loads(capsys.readouterr().out)
     assert (printed["alive"], printed["phase"], printed["trials"]["complete"]) == ("no", "finished", 2)
     assert printed["last_sign"] >= 0
+
+
+def test_check_says_how_long_a_larger_budget_takes_at_the_rate_that_was_measured(write_spec, capsys):
+    path = str(write_spec(budget={"trials": 3}, baselines=[]))
+    assert run_command(["run", path, "--ray", "none"]) == 0
+
+    def left(**budget):
+        write_spec(budget=budget, baselines=[])
+        capsys.readouterr()
+        assert run_command(["check", path, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)["cost"]["seconds_left"]
+
+    assert left(trials=3) == 0.0
+    rate = read_search(load_spec(path)).study.user_attrs[attributes.STATUS]["trials_per_hour"]
+    assert left(trials=2003) == pytest.approx(2000 / rate * 3600)
+    assert left(trials=10**9, hours=1) <= 3600
 
 
 def test_the_command_loads_neither_optuna_nor_anything_heavier(write_spec, url):

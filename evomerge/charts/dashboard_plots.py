@@ -105,7 +105,7 @@ def verdict_figure(verdict: Verdict) -> PlotlyFigure:
 def course_figure(course: SearchCourse) -> PlotlyFigure:
     """Value over what was spent, the best so far as a line, the best source and baselines as levels."""
     points = thinned(course.points)
-    end = course.points[-1].spent if course.points else 1.0
+    end = course.spent or 1.0
     best = [*course.best, *(CoursePoint(trial=each.trial, spent=end, value=each.value) for each in course.best[-1:])]
     data = [
         _scatter([each.spent for each in points], [each.value for each in points], "trials", _GREY, mode="markers"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeVar
 
 from optuna.trial import FrozenTrial, TrialState
@@ -52,10 +53,11 @@ class SearchCourse:
 
     Attributes:
         unit: of what was spent: "forwards" (passes of one item), or "trials" where no item was scored.
-        points: the complete trials in the order of telling.
+        points: the complete trials in the order in which they ended.
         best: of these, each that was better than all before it; of those that meet all constraints, where any does.
         levels: the best source, and the best baselines.
         dropped, failed: number of trials without a value on all items.
+        spent: by all trials, which is more than at the last point where later ones were dropped.
     """
 
     unit: str
@@ -64,13 +66,19 @@ class SearchCourse:
     levels: tuple[Level, ...]
     dropped: int
     failed: int
+    spent: float
 
 
 def search_course(stored: StoredSearch) -> SearchCourse:
     """The course of a search as its study tells it."""
     trials = sorted(stored.study.get_trials(deepcopy=False, states=FINISHED), key=_order)
     counted = [trial for trial in trials if is_counted(trial)]
-    points = _points(counted, total_cost(stored.study.get_trials(deepcopy=False)), read_statistics(stored.study).cost)
+    spent = _spent(counted, total_cost(stored.study.get_trials(deepcopy=False)), read_statistics(stored.study).cost)
+    points = [
+        CoursePoint(trial=trial.number, spent=by_then, value=value)
+        for trial, by_then in zip(counted, spent, strict=True)
+        if trial.state is TrialState.COMPLETE and (value := value_of(trial)) is not None
+    ]
     meeting = {trial.number for trial in counted if is_feasible(trial)}
     best: list[CoursePoint] = []
     for point in [each for each in points if each.trial in meeting] or points:
@@ -83,6 +91,7 @@ def search_course(stored: StoredSearch) -> SearchCourse:
         levels=tuple(_levels(stored)),
         dropped=sum(trial.state is TrialState.PRUNED for trial in counted),
         failed=sum(trial.state is TrialState.FAIL for trial in counted),
+        spent=spent[-1] if spent else 0.0,
     )
 
 
@@ -92,25 +101,23 @@ def thinned(points: Sequence[_Point], shown: int = SHOWN) -> Sequence[_Point]:
     return points[(len(points) - 1) % step :: step] if points else points
 
 
-def _order(trial: FrozenTrial) -> tuple[float, int]:
-    return trial.user_attrs.get(attributes.TELL, math.inf), trial.number
+def _order(trial: FrozenTrial) -> tuple[datetime, float, int]:
+    """When a trial ended: failed ones are not told, and have cost something all the same."""
+    return trial.datetime_complete or datetime.max, trial.user_attrs.get(attributes.TELL, math.inf), trial.number
 
 
 def _scored(trials: Sequence[FrozenTrial]) -> bool:
     return total_cost(trials).items > 0
 
 
-def _points(trials: Sequence[FrozenTrial], scoring: Cost, before: Cost) -> list[CoursePoint]:
-    points, spent = [], before
+def _spent(trials: Sequence[FrozenTrial], scoring: Cost, before: Cost) -> list[float]:
+    """What had been spent when each of the trials ended."""
+    found, spent = [], before
     for place, trial in enumerate(trials, start=1):
         spent += read_cost(trial)
-        value = value_of(trial)
-        if trial.state is TrialState.COMPLETE and value is not None:
-            forwards = spent.forwards(scoring)
-            points.append(
-                CoursePoint(trial=trial.number, spent=float(place) if forwards is None else forwards, value=value)
-            )
-    return points
+        forwards = spent.forwards(scoring)
+        found.append(float(place) if forwards is None else forwards)
+    return found
 
 
 def _levels(stored: StoredSearch) -> list[Level]:

@@ -83,6 +83,8 @@ class StatusReporter:
         gained = used - self._share_before
         workers = self._executor.workers()
         states = [worker.state for worker in workers]
+        ended = account.ended(in_flight) if state == "finished" else None
+        left = (1 - used) / gained * elapsed if gained > 0 else None
         return Status(
             state=state,
             finished=tally.finished,
@@ -93,7 +95,7 @@ class StatusReporter:
             best=tally.best[0] if tally.best else None,
             best_trial=tally.best[1] if tally.best else None,
             trials_per_hour=self._results / elapsed * 3600 if self._results else None,
-            seconds_left=(1 - used) / gained * elapsed if gained > 0 else None,
+            seconds_left=left if ended is None else 0.0,
             run_seconds=account.run_seconds,
             workers={name: states.count(name) for name in sorted(set(states))},
             restarts=sum(worker.restarts for worker in workers),
@@ -102,6 +104,6 @@ class StatusReporter:
             updated=self._clock.time(),
             bar=None if account.bar is None else (account.bar.label, account.bar.value),
             chance=account.chance,
-            ended=account.ended(in_flight) if state == "finished" else None,
+            ended=ended,
             forwards=(tally.spent + self._measured).forwards(tally.spent),
         )

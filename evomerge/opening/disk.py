@@ -12,7 +12,8 @@ from evomerge.opening.inputs import Inputs
 from evomerge.storage.url import local_file, run_directory
 from evomerge.study.stored_search import artifacts_folder
 
-STUDY_BYTES_PER_TRIAL = 12_000  # of SQLite at 30 params, attributes included
+STUDY_BYTES_PER_TRIAL = 7_000  # of SQLite, attributes included, and
+STUDY_BYTES_PER_PARAM = 200  # of each trial: its name and its range are written every time
 ARTIFACT_BYTES = 4_096  # of a Parquet file of outcomes, whatever it holds
 BYTES_PER_ITEM = 8  # in such a file
 
@@ -44,8 +45,9 @@ def planned_writing(inputs: Inputs, *, items: int, files: int, shared: int = 0) 
     spec, trials = inputs.spec, inputs.spec.budget.trials
     run = run_directory(spec.storage_url, spec.name)
     study = local_file(spec.storage_url)
+    of_trial = STUDY_BYTES_PER_TRIAL + STUDY_BYTES_PER_PARAM * inputs.space.active_dimensions
     plan = [
-        *([("study", study.parent, trials * STUDY_BYTES_PER_TRIAL)] if study is not None else []),
+        *([("study", study.parent, trials * of_trial)] if study is not None else []),
         ("items", artifacts_folder(spec), trials * (ARTIFACT_BYTES + BYTES_PER_ITEM * items)),
         *([("files", run, files)] if files else []),
         *([("shared", temporary_folder(), shared)] if shared else []),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -98,13 +98,12 @@ def course(found: SearchCourse, others: Mapping[str, SearchCourse] | None = None
             alpha=0.6,
             markeredgewidth=0,
         )
-        end = max([point.spent for each in (found, *(others or {}).values()) for point in each.points], default=1.0)
         for level in found.levels:
             axes.axhline(level.value, color=COLOURS["muted"], linewidth=0.9, linestyle=(0, (4, 3)))
-        _best_so_far(axes, found, end, COLOURS["winner"])
+        _best_so_far(axes, found, COLOURS["winner"])
         for other in (others or {}).values():
-            _best_so_far(axes, other, end, COLOURS["second"])
-        _focus(axes, found)
+            _best_so_far(axes, other, COLOURS["second"])
+        _focus(axes, found, (others or {}).values())
         _level_names(axes, found.levels)
         axes.set_xlabel("forwards spent (passes of one item)" if found.unit == "forwards" else "trials")
         axes.set_ylabel("objective, search items")
@@ -237,19 +236,20 @@ def _estimate(axes: Axes, row: Estimate, line: float, colour: str, *, filled: bo
     axes.plot([row.value], [line], "o", color=colour, markersize=6, markerfacecolor=face)
 
 
-def _best_so_far(axes: Axes, found: SearchCourse, end: float, colour: str) -> None:
+def _best_so_far(axes: Axes, found: SearchCourse, colour: str) -> None:
     if found.best:
-        spent = [*(point.spent for point in found.best), end]
+        spent = [*(point.spent for point in found.best), found.spent]
         values = [*(point.value for point in found.best), found.best[-1].value]
         axes.step(spent, values, where="post", color=colour, linewidth=2)
 
 
-def _focus(axes: Axes, found: SearchCourse) -> None:
-    """Limits that show the better trials and all levels: a few poor trials would flatten everything else."""
+def _focus(axes: Axes, found: SearchCourse, others: Iterable[SearchCourse]) -> None:
+    """Limits that show the better trials, all levels and what others found: a few poor ones would flatten the rest."""
     values = sorted(point.value for point in found.points)
     if not values:
         return
     kept = [*values[len(values) // 10 :], *(level.value for level in found.levels)]
+    kept += [each.best[-1].value for each in others if each.best]
     room = 0.06 * (max(kept) - min(kept)) or 0.05
     axes.set_ylim(min(kept) - room, max(kept) + room)
 

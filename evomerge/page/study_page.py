@@ -37,7 +37,10 @@ def write_report(
         InvalidInput: matplotlib or Jinja is not installed.
     """
     check_installed()
-    others: Mapping[str, SearchCourse] = {} if compare is None else {compare.spec.name: search_course(compare)}
+    others: Mapping[str, SearchCourse] = {}
+    if compare is not None:
+        same = compare.spec.name == stored.spec.name
+        others = {f"{compare.spec.name} (the other)" if same else compare.spec.name: search_course(compare)}
     content = page_content(stored, others)
     comparison = None
     if compare is not None:

@@ -1,20 +1,26 @@
 """The plots of Optuna Dashboard: of a search that ran, as the dashboard reads them, and rarely written."""
 
 import json
+from dataclasses import replace
 
 import pytest
+from matplotlib.figure import Figure
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 
 from evomerge import load_spec, run_search
-from evomerge.charts.dashboard_plots import SECONDS, DashboardPlots
+from evomerge.charts.dashboard_plots import SECONDS, DashboardPlots, course_figure
 from evomerge.charts.search_course import search_course, thinned
 from evomerge.clock import ManualClock
 from evomerge.leaderboard import leaderboard
 from evomerge.object_store.artifact_folder import ArtifactFolder
+from evomerge.page import figures
+from evomerge.storage import attributes
 from evomerge.storage.opening import release
 from evomerge.study.stored_search import read_search
 from evomerge.verdict.headline import headline
 from evomerge.verdict.records import read_verdict
+
+ITEMS = {"name": "synthetic", "items": 200}
 
 
 @pytest.fixture
@@ -59,6 +65,27 @@ def test_the_course_spends_what_the_leaderboard_says_and_never_gets_worse(stored
     values = [point.value for point in course.best]
     assert values == sorted(set(values))
     assert course.best[-1].value == best.search.value == max(point.value for point in course.points)
+
+
+def test_the_line_of_the_best_goes_on_to_all_that_was_spent(write_spec):
+    spec = load_spec(write_spec(budget={"trials": 12}, evaluator=ITEMS, fidelity={"name": "hyperband", "minimum": 8}))
+    run_search(spec, ray="none")
+    stored = read_search(spec)
+    course, status = search_course(stored), stored.study.user_attrs[attributes.STATUS]
+    assert course.dropped > 0
+    assert course.points[-1].spent < course.spent == status["forwards"]
+    [line] = [each for each in course_figure(course).data if each["name"] == "best so far"]
+    assert line["x"][-1] == course.spent
+    release(stored.storage)
+
+
+def test_the_picture_of_a_comparison_shows_what_the_other_search_found(stored, monkeypatch):
+    axes = Figure().add_subplot()
+    monkeypatch.setattr(figures, "drawn", lambda name, title, text, height, draw: draw(axes))
+    mine = search_course(stored)
+    better = tuple(replace(point, value=point.value + 9) for point in mine.best)
+    figures.course(mine, {"other": replace(mine, best=better)})
+    assert axes.get_ylim()[1] > better[-1].value
 
 
 def test_plots_are_written_again_only_when_they_are_old(stored, monkeypatch):

@@ -269,7 +269,7 @@ def test_every_part_of_the_budget_ends_the_search(write_spec, budget, trials):
         assert len(values) < 60
         assert values.index(max(values)) == len(values) - 1 - 4
     status = study.user_attrs[attributes.STATUS]
-    assert status["state"] == "finished"
+    assert (status["state"], status["seconds_left"]) == ("finished", 0.0)
     assert any(word in status["ended"] for word in ("items", "no better", "target"))
 
 
