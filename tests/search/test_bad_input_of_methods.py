@@ -10,6 +10,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from evomerge.cli import run_command
+from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule
 
 MODELS = Path(__file__).parent.parent.parent / "examples" / "toy" / "models"
@@ -170,16 +171,22 @@ def recipe_file(tmp_path, rule, **changes):
 
 
 @pytest.mark.parametrize(
-    ("method", "parameters", "files"),
+    ("method", "options", "files"),
     [
-        ("emr", {}, {}),
-        ("opcm", {"alpha": 0.5}, {}),
-        ("fisher", {"weight": (1.0, 1.0)}, {"fisher": "0" * 64}),
-        ("regmean", {"weight": (1.0, 1.0)}, {"grams": "0" * 64}),
+        ("emr", {"task": 0}, {}),
+        ("opcm", {}, {}),
+        ("fisher", {}, {"fisher": "0" * 64}),
+        ("regmean", {}, {"grams": "0" * 64}),
     ],
 )
-def test_a_warm_start_without_a_place_is_refused(write_spec, tmp_path, capsys, method, parameters, files):
-    rule = Rule(tensors=("model.norm.weight",), method=method, sources=("reverse", "sort"), parameters=parameters)
+def test_a_warm_start_without_a_place_is_refused(write_spec, tmp_path, capsys, method, options, files):
+    rule = Rule(
+        tensors=("model.norm.weight",),
+        method=method,
+        sources=("reverse", "sort"),
+        parameters=resolve_parameters(method, {}, 2),
+        options=resolve_options(method, options),
+    )
     spec = write_spec(warm_start={"recipes": [recipe_file(tmp_path, rule, files=files)]})
     assert_refused(spec, tmp_path, capsys, "has no place in search space")
 
