@@ -6,7 +6,10 @@ from functools import partial
 
 from evomerge.methods.info import MethodInfo, Parameter
 
-_REST = "\nembeddings, heads and tensors that are no matrices: M = mean_i tau_i"
+_REST = (
+    "\nsingular values that are no more than the rounding of the weights are 0, and so are their vectors"
+    "\nembeddings, heads and tensors that are no matrices: M = mean_i tau_i"
+)
 _LOSES = "on language models they mostly lose to task arithmetic"
 
 _spectral = partial(

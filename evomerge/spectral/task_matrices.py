@@ -3,6 +3,11 @@
 Each gives one merged task vector M per tensor, which no parameter of a search changes: it is made once per worker, and
 a candidate is theta_0 + lambda M. Linear weights are the two-dimensional tensors that are neither embeddings nor heads;
 of every other tensor M is the mean of the task vectors. Matrices are decomposed in float64.
+
+A task vector is a difference of rounded weights. One of low rank, such as that of an adapter, has more singular values
+above 0 than directions, and those that rounding made are arbitrary. These methods make lengths equal, vectors
+orthogonal or divide by squares, which would give rounding full weight, so they leave out what rounding alone explains;
+the authors' code does not.
 """
 
 from __future__ import annotations
@@ -14,14 +19,17 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import InvalidInput, MergeError
-from evomerge.merging.opcm import decompose, is_linear
+from evomerge.merging.opcm import Decomposition, decompose, is_linear
 from evomerge.tensors.one_thread import one_thread
 from evomerge.tensors.rule_tensors import RuleTensors, Tensors
 from evomerge.tensors.task_vectors import TaskVectors
 from evomerge.tensors.tied_names import canonical_names
 
-Combine = Callable[[Sequence[Tensor]], Tensor]
-"""Task vectors [out, in] of one weight in float64 -> M, likewise."""
+Combine = Callable[[Sequence[Tensor], Sequence[float]], Tensor]
+"""Task vectors [out, in] of one weight in float64, and the spectral norm of the rounding in each -> M in float64."""
+
+# However large the rounding of one source is: directions of all others at a larger angle are not taken for one.
+_LARGEST_ANGLE = 1e-2
 
 
 def merge_tsv_m(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
@@ -54,56 +62,72 @@ def merge_wudi(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
     return _merge(tensors, "wudi", least_interference)
 
 
-def task_singular_vectors(vectors: Sequence[Tensor]) -> Tensor:
+def task_singular_vectors(vectors: Sequence[Tensor], rounding: Sequence[float] = ()) -> Tensor:
     """M = U S V' of the leading singular triples of all task vectors, made orthogonal.
 
-        tau_i = U_i S_i V_i', of which the k = min(out, in) // n leading triples are kept                 (1)
+        tau_i = U_i S_i V_i', of which at most the k = min(out, in) // n leading triples are kept         (1)
         U = polar factor of [U_1 .. U_n], V likewise, S = diag(S_1 .. S_n)                                (2)
 
-    The polar factor of P D Q' is P Q', over the directions that are there: what several task vectors share counts once.
-    A matrix with fewer rows or columns than there are task vectors has no triple for each; M is their mean.
+    Only triples that a task vector has are kept: vectors of a singular value 0 are arbitrary, and though they have no
+    weight in S, the polar factor would turn the others away from them. The polar factor of P D Q' is P Q', over the
+    directions that are there: what several task vectors share counts once. A matrix with fewer rows or columns than
+    there are task vectors has no triple for each; M is their mean.
+
+    Args:
+        rounding: spectral norm of the rounding in each vector; none of exact ones.
     """
     kept = min(vectors[0].shape) // len(vectors)
     if kept == 0:
         return _mean(vectors)
-    found = [decompose(vector) for vector in vectors]
-    left = _polar(torch.cat([each.left[:, :kept] for each in found], dim=1))
-    right = _polar(torch.cat([each.right[:, :kept] for each in found], dim=1))
-    values = torch.cat([each.values[:kept] for each in found])
+    lengths = rounding or [0.0] * len(vectors)
+    found = [_leading(vector, kept, length) for vector, length in zip(vectors, lengths, strict=True)]
+    angles = [length / float(each.values[-1]) for each, length in zip(found, lengths, strict=True) if len(each.values)]
+    angle = min(max(angles, default=0.0), _LARGEST_ANGLE)
+    left = _polar(torch.cat([each.left for each in found], dim=1), angle)
+    right = _polar(torch.cat([each.right for each in found], dim=1), angle)
+    values = torch.cat([each.values for each in found])
     with one_thread():
         return (left * values) @ right.mT
 
 
-def isotropic_sum(vectors: Sequence[Tensor]) -> Tensor:
+def isotropic_sum(vectors: Sequence[Tensor], rounding: Sequence[float] = ()) -> Tensor:
     """M = mean(S) U V' of sum_i tau_i = U S V': the sum with all singular values equal.
 
     Directions that the sum does not have are left out, where the authors' code takes arbitrary ones.
+
+    Args:
+        rounding: as in `task_singular_vectors`.
     """
     found = decompose(_sum(vectors))
-    there = _there(found.values, vectors[0])
+    there = _there(found.values, vectors[0], sum(rounding))
     with one_thread():
-        return found.left[:, there] @ found.right[:, there].mT * found.values.mean()
+        return found.left[:, there] @ found.right[:, there].mT * (found.values[there].sum() / len(there))
 
 
-def least_interference(vectors: Sequence[Tensor]) -> Tensor:
+def least_interference(vectors: Sequence[Tensor], rounding: Sequence[float] = ()) -> Tensor:
     """M = (sum_i tau_i G_i) (sum_i G_i)^+ with G_i = tau_i' tau_i / |tau_i|^2.
 
     It minimises sum_i |(M - tau_i) tau_i'|^2 / |tau_i|^2, which the authors descend from the sum of the task vectors
     for some hundred steps. It is RegMean with the Gram of a task vector in the place of that of inputs, which are the
-    columns: weights are taken as stored [out, in].
+    columns: weights are taken as stored [out, in]. The pseudo-inverse leaves out directions of inputs in which all
+    task vectors are rounding: divided by their squares, M would be large there.
+
+    Args:
+        rounding: as in `task_singular_vectors`.
     """
-    inputs = vectors[0].shape[1]
+    inputs, square = vectors[0].shape[1], 0.0
     total, weighted = vectors[0].new_zeros(inputs, inputs), torch.zeros_like(vectors[0])
     with one_thread():
-        for vector in vectors:
+        for vector, error in zip(vectors, rounding or [0.0] * len(vectors), strict=True):
             length = float(vector.norm())
             if length > 0:
                 unit = vector / length
                 gram = unit.mT @ unit
                 total += gram
                 weighted += vector @ gram
+                square += (error / length) ** 2
     found = decompose(total)
-    there = _there(found.values, total)
+    there = _there(found.values, total, min(square, _LARGEST_ANGLE**2))
     with one_thread():
         return weighted @ (found.right[:, there] / found.values[there]) @ found.left[:, there].mT
 
@@ -140,7 +164,8 @@ def _merged_vector(tensors: RuleTensors, name: str, combine: Combine | None) -> 
     ]
     if not all(bool(torch.isfinite(matrix).all()) for matrix in matrices):
         raise MergeError(f"the task vector has values that are not finite in tensor {name!r}")
-    return combine(matrices).to(tensors.dtype([name])).reshape(-1).contiguous()
+    rounding = [_rounding(tensors, name, matrix) for matrix in matrices]
+    return combine(matrices, rounding).to(tensors.dtype([name])).reshape(-1).contiguous()
 
 
 def _on_base(tensors: RuleTensors, name: str, vector: Tensor, factor: float) -> Tensor:
@@ -160,17 +185,38 @@ def _base(tensors: RuleTensors) -> Tensors:
     return tensors.base
 
 
-def _polar(matrix: Tensor) -> Tensor:
-    """P Q' of the reduced decomposition P D Q', over the directions whose d is not 0."""
+def _rounding(tensors: RuleTensors, name: str, vector: Tensor) -> float:
+    """A bound of the spectral norm of the rounding in a task vector [out, in].
+
+    The weights theta_0 + tau were rounded before theta_0 was subtracted, each by eps / 2 of its size at most. Of a
+    matrix with independent errors the spectral norm is about the largest length of errors in a row plus that in a
+    column (Bandeira and van Handel, arXiv 1408.6185).
+    """
+    weights = vector + tensors.like(name).detach().double()
+    with one_thread():
+        rows, columns = (float(torch.linalg.norm(weights, dim=dim).max()) for dim in (1, 0))
+    return (rows + columns) * torch.finfo(tensors.dtype([name])).eps
+
+
+def _leading(vector: Tensor, most: int, rounding: float) -> Decomposition:
+    """The leading singular triples that are there, and no more than so many."""
+    found = decompose(vector)
+    count = min(most, int(_there(found.values, vector, rounding).sum()))
+    return Decomposition(found.left[:, :count], found.values[:count], found.right[:, :count])
+
+
+def _polar(matrix: Tensor, rounding: float) -> Tensor:
+    """P Q' of the reduced decomposition P D Q', over the directions whose d is more than rounding."""
     found = decompose(matrix)
-    there = _there(found.values, matrix)
+    there = _there(found.values, matrix, rounding)
     with one_thread():
         return found.left[:, there] @ found.right[:, there].mT
 
 
-def _there(values: Tensor, matrix: Tensor) -> Tensor:
-    """A mask of the singular values that are more than rounding; none of a matrix that is 0."""
-    return values > values[:1] * (max(matrix.shape) * torch.finfo(matrix.dtype).eps)
+def _there(values: Tensor, matrix: Tensor, rounding: float = 0.0) -> Tensor:
+    """A mask of the singular values that are more than rounding, in the matrix or by its decomposition."""
+    decomposed = values[:1] * (max(matrix.shape) * torch.finfo(matrix.dtype).eps)
+    return (values > decomposed) & (values > rounding)
 
 
 def _sum(vectors: Sequence[Tensor]) -> Tensor:

@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from evomerge.adapters.adapted_tensors import AdaptedTensors, Change, LowRank
 from evomerge.merging import RuleTensors, merge_rule, merge_state_dicts
 from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.spaces import load_space
 from evomerge.spectral import task_matrices
 
 METHODS = ["tsv_m", "iso_c", "wudi"]
+COMBINED = [task_matrices.task_singular_vectors, task_matrices.isotropic_sum, task_matrices.least_interference]
 NAME = "model.layers.0.mlp.up_proj.weight"
 
 
@@ -64,6 +66,53 @@ def test_least_interference_has_no_gradient_and_less_interference_than_the_sum()
 def test_fewer_rows_than_task_vectors_are_averaged():
     given = vectors(3, (2, 5))
     torch.testing.assert_close(task_matrices.task_singular_vectors(given), sum(given) / 3)
+
+
+@pytest.mark.parametrize("combine", COMBINED)
+def test_outputs_in_another_order_are_merged_in_that_order_though_ranks_are_low(combine):
+    given = [each[:, :2] @ each[:2] for each in vectors(2, (12, 12))]
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(combine([each[order] for each in given]), combine(given)[order])
+
+
+def test_a_task_vector_of_zeros_leaves_the_leading_triples_of_the_other():
+    (one,) = vectors(1, (8, 6))
+    left, values, right = torch.linalg.svd(one, full_matrices=False)
+    merged = task_matrices.task_singular_vectors([one, torch.zeros_like(one)])
+    torch.testing.assert_close(merged, left[:, :3] * values[:3] @ right[:3])
+
+
+@pytest.mark.parametrize("combine", COMBINED)
+def test_task_vectors_that_are_zeros_are_merged_into_zeros(combine):
+    assert not combine([torch.zeros(4, 3).double()] * 2, [1e-7, 1e-7]).any()
+
+
+@pytest.mark.parametrize("combine", COMBINED)
+def test_rounding_changes_nothing_of_task_vectors_of_full_rank(combine):
+    given = vectors(2, (40, 30))
+    assert torch.equal(combine(given, [1e-6, 1e-6]), combine(given))
+
+
+def adapters(*, shared, shape=(48, 40), rank=3):
+    """Two of small products, which have the same factor of the inputs if it is shared."""
+    generator = torch.Generator().manual_seed(5)
+    outputs = [torch.randn(shape[0], rank, generator=generator) for _ in range(2)]
+    inputs = [torch.randn(rank, shape[1], generator=generator) for _ in range(2)]
+    return [LowRank(left, inputs[0 if shared else index], 1e-2) for index, left in enumerate(outputs)]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_adapters_have_the_same_merge_on_every_base(method, shared):
+    base = torch.randn((48, 40), generator=torch.Generator().manual_seed(6))
+
+    def vector(weights):
+        models = [AdaptedTensors({NAME: weights}, {NAME: Change(product=each)}) for each in adapters(shared=shared)]
+        return merge_state_dicts(method, models, {NAME: weights}, {"lambda": 1.0})[NAME].double() - weights.double()
+
+    plain, doubled, zeros = vector(base), vector(2 * base), vector(0 * base)
+    assert float((plain - doubled).norm()) < 1e-4 * float(plain.norm())
+    assert float((plain - zeros).norm()) < 1e-4 * float(plain.norm())
 
 
 def models(count=2):
