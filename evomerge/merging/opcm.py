@@ -3,7 +3,7 @@
     t = 1    M = tau_1;  lambda = 1;  N_1 = |tau_1|
     t >= 2   avg = mean(N_1 .. N_t)
              each linear weight:  U, s, V = SVD(M);  r = 0-based index of the first cumsum(s) / sum(s) > alpha
-                                  P = U' tau_t V;  diagonal of P := 0;  P[:r, :r] := 0;  T = U P V'
+                                  P = U' tau_t V;  diagonal of P := 0 where s > 0;  P[:r, :r] := 0;  T = U P V'
              every other tensor:  T = tau_t
              M' = lambda M + T;  lambda = |M'| / avg;  M = M' avg / |M'|;  theta = theta_0 + M
 
@@ -263,15 +263,18 @@ def project(task_vector: Tensor, decomposition: Decomposition, rank: int, *, zer
     """T = U P V' with P = U' tau V, the diagonal and the leading block [:r, :r] of P set to 0; in float64.
 
     Computed as tau minus what is removed, for which the reduced decomposition is enough: rows and columns of P beyond k
-    stay as they are.
+    stay as they are. So do those where M has no direction but rounding, of which the vectors are arbitrary: the
+    reference sets the diagonal to 0 there too.
     """
-    tau = task_vector.double()
+    tau, values = task_vector.double(), decomposition.values
+    there = int((values > values[:1] * (max(tau.shape) * torch.finfo(task_vector.dtype).eps)).sum())
+    rank = min(rank, there)
     with one_thread():
         inner = decomposition.left.mT @ tau @ decomposition.right
         removed = torch.zeros_like(inner)
         removed[:rank, :rank] = inner[:rank, :rank]
         if zero_diagonal:
-            removed.diagonal().copy_(inner.diagonal())
+            removed.diagonal()[:there] = inner.diagonal()[:there]
         return tau - decomposition.left @ removed @ decomposition.right.mT
 
 

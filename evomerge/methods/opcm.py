@@ -12,7 +12,8 @@ OPCM = MethodInfo(
     paper="arXiv 2501.09522",
     formula=(
         "M_1 = tau_1; then for each further source, linear weights: U, s, V = SVD of M\n"
-        "P = U' tau V, with 0 on the diagonal and in the first r x r block; r directions hold the share alpha of s\n"
+        "P = U' tau V, with 0 on the diagonal where s > 0 and in the first r x r block; "
+        "r directions hold the share alpha of s\n"
         "M = (factor * M + U P V') rescaled to the mean norm of the task vectors so far\n"
         "other tensors: tau itself in place of U P V'; theta = theta_0 + M"
     ),

@@ -144,6 +144,30 @@ def test_the_projection_is_orthogonal(shape):
     assert abs(float((kept * old).sum())) < 1e-12
 
 
+def test_an_adapter_of_any_base_removes_the_same_from_the_next_model():
+    generator = torch.Generator().manual_seed(4)
+    adapter = torch.randn(24, 3, generator=generator) @ torch.randn(3, 20, generator=generator)
+    base, new = (torch.randn(24, 20, generator=generator) for _ in range(2))
+    olds = [adapter + weights - weights for weights in (0 * base, base, 2 * base)]
+    exact, *others = (project(new, decompose(old), 2) for old in olds)
+    for other in others:
+        torch.testing.assert_close(other, exact, rtol=1e-4, atol=1e-4)
+
+
+def test_outputs_in_another_order_are_projected_in_that_order_though_the_rank_is_low():
+    generator = torch.Generator().manual_seed(4)
+    left, right, new = (torch.randn(shape, generator=generator).double() for shape in ((24, 3), (3, 20), (24, 20)))
+    old, order = left @ right, torch.randperm(24, generator=generator)
+    kept, moved = project(new, decompose(old), 2), project(new[order], decompose(old[order]), 2)
+    torch.testing.assert_close(moved, kept[order])
+
+
+def test_a_model_keeps_what_has_no_direction_of_the_models_before():
+    old, new = (torch.zeros(4, 4).double() for _ in range(2))
+    old[0, 0], new[1:, 1:] = 2.0, 1.0
+    torch.testing.assert_close(project(new, decompose(old), 1), new)
+
+
 def test_the_norm_of_the_task_vector_is_the_running_mean_of_the_norms():
     base, *sources = models(5, seed=1)
     norms = [math.sqrt(sum(float(((s[n] - base[n]) ** 2).sum()) for n in base)) for s in sources]
