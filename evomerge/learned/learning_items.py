@@ -50,7 +50,10 @@ class LearningItems:
         return self.stop or {source: each[: self._measured_items] for source, each in self.learned.items()}
 
     def step(self, number: int) -> dict[str, list[CalibrationText]]:
-        """Source -> its texts in a step, counted from 0: every text once before any text twice."""
+        """Source -> its texts in a step, counted from 0: every text once before any text twice.
+
+        A step may end one pass over the texts of a source and begin the next one.
+        """
         return {source: list(self._batch(source, texts, number)) for source, texts in self.learned.items()}
 
     def digest(self) -> str:
@@ -59,10 +62,12 @@ class LearningItems:
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
     def _batch(self, source: str, texts: Sequence[CalibrationText], number: int) -> Iterator[CalibrationText]:
-        size = min(self._batch_size, len(texts))
-        epoch, place = divmod(number, len(texts) // size)
-        order = self._order("learned items", source, epoch, len(texts))
-        return (texts[index] for index in order[place * size : (place + 1) * size])
+        size, count = min(self._batch_size, len(texts)), len(texts)
+        start, stop = number * size, (number + 1) * size
+        passes = range(start // count, (stop - 1) // count + 1)
+        order = [index for epoch in passes for index in self._order("learned items", source, epoch, count)]
+        skipped = passes.start * count
+        return (texts[index] for index in order[start - skipped : stop - skipped])
 
     def _order(self, purpose: str, source: str, epoch: int, count: int) -> list[int]:
         generator = torch.Generator().manual_seed(derive(self._seed, purpose, source, epoch))
