@@ -29,7 +29,7 @@ from evomerge.optimisation.training_inputs import TrainingInputs
 from evomerge.whole_files import write_whole
 
 FEW_TEXTS = 64  # of some source: with fewer, those kept for stopping are too few to choose by
-FOLDS = 4
+FOLDS = 4  # and of fewer texts no more folds than these: a text in two folds would count as two measurements
 TRIAL_STEPS = 20  # with one division of the texts, where the training of what is chosen has a stop of its own
 # Of few texts the answers are too noisy to choose by, even as a small part of the sum.
 FEW_TEXTS_LOSS: Final = LearnedLosses(experts=1.0)
@@ -43,10 +43,11 @@ def choose_and_learn(inputs: TrainingInputs, settings: LearnedSettings) -> Gener
     Candidates are the start as it is and the granularities, from the fewest coefficients on, until a finer one is
     clearly worse. Each is trained for some steps, and the simplest within one standard error of the best is trained
     anew from the start. With many texts one division of them serves the choice and the early stopping. With few texts
-    there are folds, so that every text is kept for stopping once, and trials as long as the result may be: coarse
-    coefficients are learned in a few steps, fine ones would be cut off. Penalties are compared for the chosen
-    granularity where its loss has turned. It is trained on all texts, for the steps after which the mean loss over the
-    folds was least. Where nothing is better than the start by more than the error, the start is the result.
+    there are folds, so that every text is kept for stopping once, no more of them than a source has texts, and trials
+    as long as the result may be: coarse coefficients are learned in a few steps, fine ones would be cut off. Penalties
+    are compared for the chosen granularity where its loss has turned. It is trained on all texts, for the steps after
+    which the mean loss over the folds was least. Where nothing is better than the start by more than the error, the
+    start is the result.
 
     Where no loss is given, few texts are learned from by the predictions of the experts in place of right answers: an
     answer is one token at each position, a prediction says how likely every other one is, so that fewer texts teach as
@@ -311,13 +312,19 @@ def _with_loss(settings: LearnedSettings, texts: Texts) -> LearnedSettings:
 
 
 def _folds(texts: Texts, settings: LearnedSettings) -> int:
-    if settings.folds is not None:
-        return settings.folds
-    return FOLDS if _are_few(texts) else 1
+    wanted = settings.folds
+    if wanted is None:
+        wanted = FOLDS if _are_few(texts) else 1
+    return min(wanted, _fewest(texts))
 
 
 def _are_few(texts: Texts) -> bool:
-    return min((len(each) for each in texts.values() if each), default=0) < FEW_TEXTS
+    return _fewest(texts) < FEW_TEXTS
+
+
+def _fewest(texts: Texts) -> int:
+    """The texts of the source that has the fewest, of those that have any."""
+    return min((len(each) for each in texts.values() if each), default=1)
 
 
 def _granularities(settings: LearnedSettings) -> tuple[Granularity, ...]:

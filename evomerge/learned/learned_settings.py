@@ -45,8 +45,8 @@ class LearnedSettings(Frozen):
             as the patience; the first one is that of the granularities.
         trial_steps: the most of the trainings that are compared under "chosen"; None: `steps` with folds, which also
             find how many are best, else 20.
-        folds: into which the texts are divided under "chosen", each of them kept for stopping once; 1 is one division;
-            None: 4 where a source has fewer than 64 texts, else 1.
+        folds: into which the texts are divided under "chosen", each of them kept for stopping once, no more than the
+            fewest texts of a source; 1 is one division; None: 4 where a source has fewer than 64 texts, else 1.
         groups: group -> its tensors; tensors of no group share one more coefficient. Filled in from the search space.
         basis: the vectors that are weighed: task vectors, those that TIES has trimmed and sign-elected, or those that
             DARE has dropped elements of and rescaled.

@@ -72,6 +72,16 @@ def test_trials_of_folds_are_as_long_as_the_result_may_be_while_their_loss_falls
     assert len(steps_of(same_texts(family), **{**FALLING, "trial_steps": 3}, steps=5)) == 2 * 3 + 3
 
 
+@pytest.mark.parametrize("folds", [None, 4])
+@pytest.mark.parametrize("texts", [2, 3])
+def test_a_source_with_fewer_texts_than_folds_has_each_of_them_kept_for_stopping_once(family, texts, folds):
+    built = family()
+    built.texts["left"] = built.texts["left"][:texts]
+    assert planned(built, folds=folds) == planned(built, folds=texts)
+    assert planned(built, folds=folds).steps == 2 * texts + 2
+    assert steps_of(built, folds=folds) == steps_of(built, folds=texts)
+
+
 def test_trials_of_folds_end_when_their_patience_is_over(family):
     too_fast = {**FALLING, "learning_rate": 3}  # no step is better than the start, which is the result
     assert len(steps_of(same_texts(family), **too_fast, steps=5, patience=2)) == 2 * 2
