@@ -19,8 +19,8 @@ from evomerge.artefacts.weight_files import as_json, write_text
 from evomerge.checkpoints import open_source
 from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.tokenizer import tokenizer_in
+from evomerge.checkpoints.vocabulary import token_tensors
 from evomerge.errors import InvalidInput
-from evomerge.fitting.token_rows import token_tensors
 from evomerge.forms import is_there
 from evomerge.messages import listed, some
 from evomerge.recipe import ModelRef

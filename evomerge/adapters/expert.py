@@ -18,7 +18,7 @@ from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.tokenizer import tokenizer_files
 from evomerge.checkpoints.weights import Weights, safetensors_weights
 from evomerge.errors import InvalidInput
-from evomerge.fitting import open_fitted
+from evomerge.fitting import check_policies, open_fitted
 from evomerge.recipe import ModelRef
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -46,7 +46,8 @@ def open_expert(
     """Opens a model that is merged with the base: see `open_fitted`; or an adapter of the base.
 
     An adapter is a source with the tensors of the base, some of them changed: each is computed when it is read. Its
-    fingerprint depends on that of the base. It has the base's tokenizer where it brings none.
+    fingerprint depends on that of the base. It has the base's tokenizer where it brings none. No policy changes it: its
+    products belong to the very rows of the base that it was trained on.
 
     Raises:
         InvalidInput: as `open_fitted`; an adapter is not of the base, or of a kind that no merge of weights expresses.
@@ -56,6 +57,7 @@ def open_expert(
         return open_fitted(
             ref, base=base, allow=allow, trust_fingerprint=trust_fingerprint, fingerprinted=fingerprinted
         )
+    check_policies(ref)
     settings = read_settings(read_object(directory / SETTINGS_FILE), directory / SETTINGS_FILE)
     weights = _weights(ref, directory)
     changes = stored_changes(weights.tensors, settings, base, directory / WEIGHTS_FILE)

@@ -8,9 +8,17 @@ from functools import cache
 from typing import Any
 
 from evomerge.checkpoints.source import Source
-from evomerge.checkpoints.vocabulary import Vocabulary, contradictions, differences, read_vocabulary, same_tokenizer
+from evomerge.checkpoints.vocabulary import (
+    Vocabulary,
+    contradictions,
+    differences,
+    read_vocabulary,
+    same_tokenizer,
+    token_tensors,
+)
 from evomerge.errors import InvalidInput
 from evomerge.messages import counted, some
+from evomerge.tensors.computed_tensors import is_computed
 
 # Settings that say how the tensors are used. Where one differs, the weights of one model mean nothing in the other.
 DECISIVE = (
@@ -76,6 +84,10 @@ IRRELEVANT = frozenset(
 
 
 _TOKENIZER = " (`tokenizer: base` in search.yaml aligns vocabularies by token)"
+_TOKENS_OF_AN_ADAPTER = (
+    "; it changes {names}, whose rows no policy aligns in an adapter: merge it into the model that it was trained on, "
+    "and give that model with `tokenizer: base`"
+)
 _MISSING = " (`missing: base` in search.yaml takes what the base has)"
 
 
@@ -190,9 +202,19 @@ def _token_findings(base: Source, expert: Source, read_base: Callable[[], Vocabu
         ours, theirs = read_base(), read_vocabulary(expert)
     except InvalidInput as error:
         return [], [f"the vocabularies cannot be compared: {error}"]
-    found = [] if expert.ref.tokenizer == "base" else contradictions(ours, theirs)
-    errors = [f"the vocabularies give {len(found)} ids to other tokens: {some(found)}{_TOKENIZER}"] if found else []
+    changed = _changed_tokens(base, expert)
+    aligned = expert.ref.tokenizer == "base" and not changed
+    found = [] if aligned else contradictions(ours, theirs)
+    hint = _TOKENS_OF_AN_ADAPTER.format(names=some(changed)) if changed else _TOKENIZER
+    errors = [f"the vocabularies give {len(found)} ids to other tokens: {some(found)}{hint}"] if found else []
     return errors, list(differences(ours, theirs))
+
+
+def _changed_tokens(base: Source, expert: Source) -> list[str]:
+    """The tensors with a row per token that an adapter changes; of a whole model none, since its rows are aligned."""
+    if expert.adapted is None:
+        return []
+    return [name for name in token_tensors(base) if is_computed(expert.tensors, name)]
 
 
 def _tied_tensors(source: Source) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from evomerge.checkpoints.architecture import build_on_meta, read_settings
 from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.tokenizer import tokenizer_files, tokenizer_in
 from evomerge.errors import InvalidInput
@@ -48,6 +49,17 @@ def read_vocabulary(source: Source) -> Vocabulary:
         roles={role: str(token) for role, token in tokenizer.special_tokens_map.items() if isinstance(token, str)},
         chat_template=tokenizer.chat_template,
     )
+
+
+def token_tensors(source: Source) -> Sequence[str]:
+    """Names of the tensors with one row per token: input and output embeddings, and a bias of the output."""
+    if source.architecture is None:
+        return ()
+    model = build_on_meta(source.directory, read_settings(source.directory, source.remote_code), source.remote_code)
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    tensors = {id(tensor) for each in modules if each is not None for tensor in each.parameters(recurse=False)}
+    live = model.state_dict(keep_vars=True)
+    return [name for name, place in source.live_names.items() if id(live[place]) in tensors]
 
 
 def spare_rows(source: Source) -> int:

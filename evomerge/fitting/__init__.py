@@ -5,6 +5,6 @@
 - Start reading at: `fitted_expert.py`, then `fitted_source.py`.
 """
 
-from evomerge.fitting.fitted_expert import open_fitted
+from evomerge.fitting.fitted_expert import check_policies, open_fitted
 
-__all__ = ["open_fitted"]
+__all__ = ["check_policies", "open_fitted"]

@@ -32,11 +32,7 @@ def open_fitted(
         return open_source(
             ref, allow=allow, like=base, trust_fingerprint=trust_fingerprint, fingerprinted=fingerprinted
         )
-    for name, policy in (("tokenizer", ref.tokenizer), ("missing", ref.missing)):
-        if policy not in (None, "base"):
-            raise InvalidInput(
-                f"source {ref.name!r}: {name}: {policy} is no policy; write {name}: base, or leave it out"
-            )
+    check_policies(ref)
     trusted = ref.fingerprint if trust_fingerprint else None
     own = ref if trusted else replace(ref, fingerprint=None)
     source = open_source(
@@ -56,6 +52,15 @@ def open_fitted(
             f"{ref.fingerprint}"
         )
     return replace(fitted, ref=replace(ref, fingerprint=known))
+
+
+def check_policies(ref: ModelRef) -> None:
+    """Raises InvalidInput where a model has a policy that does not exist."""
+    for name, policy in (("tokenizer", ref.tokenizer), ("missing", ref.missing)):
+        if policy not in (None, "base"):
+            raise InvalidInput(
+                f"source {ref.name!r}: {name}: {policy} is no policy; write {name}: base, or leave it out"
+            )
 
 
 def _fingerprint(base: Source, source: Source) -> str | None:

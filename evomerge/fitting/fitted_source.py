@@ -18,9 +18,9 @@ from evomerge.catalogue import build_catalogue
 from evomerge.checkpoints.architecture import Architecture
 from evomerge.checkpoints.digests import dtype_name
 from evomerge.checkpoints.source import Source
-from evomerge.checkpoints.vocabulary import read_vocabulary, same_tokenizer
+from evomerge.checkpoints.vocabulary import read_vocabulary, same_tokenizer, token_tensors
 from evomerge.errors import InvalidInput
-from evomerge.fitting.token_rows import LEAST_SHARED, TokenRows, token_rows, token_tensors
+from evomerge.fitting.token_rows import LEAST_SHARED, TokenRows, token_rows
 from evomerge.messages import counted, some
 
 Making = Callable[[], torch.Tensor]

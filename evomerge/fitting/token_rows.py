@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from evomerge.checkpoints.architecture import build_on_meta, read_settings
-from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.messages import some
 
@@ -82,14 +80,3 @@ def token_rows(ours: Vocabulary, theirs: Vocabulary, *, our_rows: int, their_row
 def _only_in(one: Vocabulary, other: Vocabulary) -> tuple[str, ...]:
     """The tokens that the other has not, by their ids."""
     return tuple(sorted((token for token in one.ids if token not in other.ids), key=one.ids.__getitem__))
-
-
-def token_tensors(source: Source) -> Sequence[str]:
-    """Names of the tensors with one row per token: input and output embeddings, and a bias of the output."""
-    if source.architecture is None:
-        return ()
-    model = build_on_meta(source.directory, read_settings(source.directory, source.remote_code), source.remote_code)
-    modules = (model.get_input_embeddings(), model.get_output_embeddings())
-    tensors = {id(tensor) for each in modules if each is not None for tensor in each.parameters(recurse=False)}
-    live = model.state_dict(keep_vars=True)
-    return [name for name, place in source.live_names.items() if id(live[place]) in tensors]

@@ -12,6 +12,8 @@ import pytest
 import torch
 from lora_models import merged_by_peft, open_base, save_adapter, save_base
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from evomerge.adapters import AdaptedTensors, open_expert
 from evomerge.bank import WeightBank
@@ -84,6 +86,48 @@ def test_of_resized_embeddings_the_tokens_of_the_base_are_taken_and_the_check_sa
     merged = merged_by_peft(base, adapter, tokens=70)
     _assert_same(source, {name: tensor[:64] if len(tensor) == 70 else tensor for name, tensor in merged.items()})
     assert "70 rows in the adapter and 64 in 'base'" in "\n".join(check_compatible(opened, [source]))
+
+
+def _write_words(folder: Path, *words: str) -> None:
+    """A tokenizer whose ids are the places of the words."""
+    vocabulary = WordLevel({word: number for number, word in enumerate(words)}, unk_token=words[0])
+    Tokenizer(vocabulary).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "changed"),
+    [
+        ({"modules_to_save": ["embed_tokens"]}, ["model.embed_tokens.weight"]),
+        ({"target_modules": ["lm_head"]}, ["lm_head.weight"]),
+        ({}, []),
+    ],
+    ids=["saved embeddings", "a product in the head", "neither"],
+)
+def test_no_policy_takes_moved_tokens_from_an_adapter_that_changes_their_rows(
+    tmp_path: Path, settings: dict[str, Any], changed: list[str]
+) -> None:
+    base = save_base(tmp_path / "base")
+    adapter = save_adapter(base, tmp_path / "adapter", **settings)
+    _write_words(base, "a", "b", "<x>")
+    _write_words(adapter, "a", "b", "<pad>", "<x>")
+    opened = open_base(base)
+    for policy in (None, "base"):
+        source = open_expert(replace(_ref(adapter), tokenizer=policy), base=opened)
+        if policy and not changed:
+            assert "tokens stand in one vocabulary only: '<pad>'" in check_compatible(opened, [source])[0]
+            continue
+        with pytest.raises(InvalidInput, match="1 ids to other tokens: '<x>' is 2 and 3") as refused:
+            check_compatible(opened, [source])
+        reason = f"it changes {changed[0]}, whose rows no policy aligns" if changed else "`tokenizer: base` in search"
+        assert reason in str(refused.value)
+
+
+def test_a_policy_that_does_not_exist_is_refused_for_an_adapter_too(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    adapter = save_adapter(base, tmp_path / "adapter")
+    with pytest.raises(InvalidInput, match="tokenizer: expert is no policy"):
+        open_expert(replace(_ref(adapter), tokenizer="expert"), base=open_base(base))
 
 
 def test_an_adapter_of_16_bits_keeps_what_16_bits_would_round_away(tmp_path: Path) -> None:
