@@ -41,7 +41,7 @@ class AdapterSettings:
             the first one that matches decides.
         rank_stabilised: whether a product is scaled by alpha / sqrt(rank) (rsLoRA), not alpha / rank.
         weight_decomposed: whether modules have a magnitude for each of their outputs (DoRA).
-        transposed: whether weights are stored as [inputs, outputs] (GPT-2), where their shape does not show it.
+        transposed: whether weights are stored as [inputs, outputs] (GPT-2), of a base whose model class is not known.
         base: the name or path of the model that it was trained on, as its author had it; None where it names none.
     """
 

@@ -171,7 +171,7 @@ class _Reading:
                 f"expected [{rank}, inputs] and [outputs, {rank}] by the rank in adapter_config.json"
             )
         fits = {False: (len(outer), inner.shape[1]) == shape, True: (inner.shape[1], len(outer)) == shape}
-        transposed = parts.embedding or self._settings.transposed
+        transposed = parts.embedding or self._is_transposed(name)
         if not fits[transposed]:
             transposed = not transposed and not parts.embedding
         if not fits[transposed]:
@@ -180,6 +180,13 @@ class _Reading:
             self._refuse_shape(parts.factors["B"], outer, name)
         left, right = (inner.T, outer.T) if transposed else (outer, inner)
         return LowRank(left, right, self._settings.scale_of(parts.module)), transposed
+
+    def _is_transposed(self, name: str) -> bool:
+        """Whether a weight is [inputs, outputs]: by its module, since PEFT goes by that and not by the settings."""
+        architecture = self._base.architecture
+        if architecture is None:
+            return self._settings.transposed
+        return self._base.live_names.get(name) in architecture.transposed
 
     def _resized(self, name: str, parts: _Parts, left: Tensor, right: Tensor) -> LowRank:
         """The product of an embedding of another number of tokens, on the base's tokens."""

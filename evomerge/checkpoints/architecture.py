@@ -20,6 +20,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
 )
+from transformers.pytorch_utils import Conv1D
 
 from evomerge.conversion import LivePlace, StoredPlaces, find_places
 from evomerge.errors import InvalidInput
@@ -50,6 +51,7 @@ class Architecture:
         ties: live name -> the first live name of the same tensor, for the further names of tied tensors.
         language: live names of the language model's tensors: those of the decoder, where the class tells it apart.
         integers: live names of tensors that hold no floating-point numbers.
+        transposed: live names of weights that their modules keep as [inputs, outputs].
         encoder_decoder: whether the model, or others of its type, read with an encoder.
         settings: the config with its defaults written out, so that two configs can be compared.
     """
@@ -62,6 +64,7 @@ class Architecture:
     ties: Mapping[str, str]
     language: frozenset[str]
     integers: frozenset[str]
+    transposed: frozenset[str]
     encoder_decoder: bool
     settings: Mapping[str, Any]
 
@@ -99,6 +102,7 @@ def describe(directory: Path, config: Mapping[str, Any], header: Header, *, remo
         ties=ties,
         language=_language(model, live),
         integers=frozenset(name for name, tensor in live.items() if not tensor.is_floating_point()),
+        transposed=_transposed(model, ties),
         encoder_decoder=encoder_decoder,
         settings=settings.to_dict(),
     )
@@ -136,6 +140,11 @@ def _language(model: PreTrainedModel, live: Mapping[str, torch.Tensor]) -> froze
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     inside = {id(tensor) for tensor in (decoder or model).state_dict(keep_vars=True).values()}
     return frozenset(name for name, tensor in live.items() if id(tensor) in inside)
+
+
+def _transposed(model: PreTrainedModel, ties: Mapping[str, str]) -> frozenset[str]:
+    names = (f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D))
+    return frozenset(ties.get(name, name) for name in names)
 
 
 def _is_encoder_decoder(settings: PreTrainedConfig) -> bool:

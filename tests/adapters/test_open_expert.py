@@ -76,6 +76,17 @@ def test_weights_that_are_stored_transposed_are_changed_as_peft_changes_them(
     _assert_same(_open(base, adapter), merged_by_peft(base, adapter))
 
 
+@pytest.mark.parametrize("modules", [["c_proj", "lm_head"], ["lm_head", "c_proj"], ["c_proj", "wte"]])
+@pytest.mark.parametrize("said", [True, False])
+def test_a_square_weight_is_read_by_its_module_as_peft_does_whatever_the_settings_say(
+    tmp_path: Path, modules: list[str], said: bool
+) -> None:
+    base = save_base(tmp_path / "base", "gpt2", vocab_size=32, tie_word_embeddings=False)
+    adapter = save_adapter(base, tmp_path / "adapter", target_modules=modules)
+    _edit(adapter, fan_in_fan_out=said)
+    _assert_same(_open(base, adapter), merged_by_peft(base, adapter))
+
+
 def test_of_resized_embeddings_the_tokens_of_the_base_are_taken_and_the_check_says_so(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base")
     adapter = save_adapter(
