@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from evomerge.artefacts.output_folder import check_replaceable
 from evomerge.artefacts.weight_files import as_json, write_text
 from evomerge.checkpoints.live import meta_model
 from evomerge.checkpoints.source import Source
+from evomerge.conversion import fused_modules
 from evomerge.errors import InvalidInput
+from evomerge.messages import counted, some
 from evomerge.recipe import Recipe
 from evomerge.whole_files import folder_in_place
 
@@ -37,7 +39,7 @@ def write_adapter(out: Path, *, base: Source, products: Mapping[str, LowRank], r
 
     Raises:
         InvalidInput: `out` holds something else, there is no product, or one belongs to a module that PEFT has no LoRA
-            for.
+            for, or takes for another one.
     """
     if not products:
         raise InvalidInput("the merge changes no tensor of the base, so that there is no adapter to write")
@@ -59,6 +61,7 @@ def write_adapter(out: Path, *, base: Source, products: Mapping[str, LowRank], r
 def _factors(base: Source, products: Mapping[str, LowRank]) -> tuple[dict[str, Tensor], dict[str, int], bool]:
     """The tensors of the file, module -> rank, and whether weights are stored as [inputs, outputs]."""
     model = meta_model(base)
+    _check_kept(products, base, fused_modules(model))
     tensors, ranks, transposed = {}, {}, False
     for name, product in products.items():
         module, _, last = base.live_names.get(name, "").rpartition(".")
@@ -77,6 +80,17 @@ def _factors(base: Source, products: Mapping[str, LowRank]) -> tuple[dict[str, T
             tensors[f"{PREFIX}{module}.lora_{embedding}{letter}{suffix}"] = factor.detach().cpu().contiguous()
         ranks[module] = product.rank
     return tensors, ranks, transposed
+
+
+def _check_kept(products: Mapping[str, LowRank], base: Source, fused: Collection[str]) -> None:
+    """Refuse modules that PEFT would not load as written, but as parts of the fused experts of the base."""
+    places = {name: base.live_names.get(name, "").removesuffix(".weight") for name in products}
+    if taken := [name for name, place in places.items() if place.rpartition(".")[2] in fused]:
+        raise InvalidInput(
+            f"the merge changes {counted(len(taken), 'tensor')} whose modules have the name of parts of experts "
+            f"({some(taken)}); in a model of the type {base.settings['model_type']} PEFT adapts the fused experts "
+            "instead of them: export the merge as a model"
+        )
 
 
 def _settings(base: Source, ranks: Mapping[str, int], transposed: bool) -> dict[str, Any]:

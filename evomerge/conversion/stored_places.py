@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+from transformers import conversion_mapping
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Header = Mapping[str, tuple[tuple[int, ...], str]]
+
+# Family of mixtures of experts in transformers' map -> modules of its earlier model classes that are parts of fused
+# experts now. PEFT takes a target that ends with such a name for these, also where it is another module (0.21,
+# transformers_weight_conversion.py).
+_FUSED_MODULES: Mapping[str, frozenset[str]] = {
+    "mixtral": frozenset({"gate", "w1", "w2", "w3"}),
+    "qwen2_moe": frozenset({"gate", "gate_proj", "up_proj", "down_proj"}),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +70,13 @@ class _Group:
 
     converter: WeightConverter
     patterns: dict[str, str] = field(default_factory=dict)
+
+
+def fused_modules(model: PreTrainedModel) -> frozenset[str]:
+    """Last parts of the names of modules for which PEFT adapts the fused experts of a model instead."""
+    kind = str(model.config.model_type)
+    families = getattr(conversion_mapping, "_MODEL_TO_CONVERSION_PATTERN", {})
+    return _FUSED_MODULES.get("mixtral" if kind == "mixtral" else families.get(kind, ""), frozenset())
 
 
 def find_places(model: PreTrainedModel, live: Mapping[str, torch.Tensor], header: Header) -> StoredPlaces:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from lora_models import merged_by_peft, open_base, save_adapter, save_base
+from lora_models import SIZES, merged_by_peft, open_base, save_adapter, save_base
+from peft.utils import transformers_weight_conversion as peft_conversion
+from transformers import AutoModelForCausalLM, DeepseekV3Config, LlamaConfig, PreTrainedConfig, Qwen3NextConfig
 
-from evomerge.adapters import open_expert
+from evomerge.adapters import LowRank, open_expert
 from evomerge.artefacts.adapter_writer import write_adapter
 from evomerge.bank import WeightBank
+from evomerge.checkpoints.live import meta_model
 from evomerge.checkpoints.source import Source
 from evomerge.cli import run_command
+from evomerge.conversion import fused_modules
 from evomerge.errors import InvalidInput
 from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.recipe import MergeSpace, ModelRef, PathLayer, Recipe, Rule
@@ -96,6 +101,75 @@ def test_what_is_no_adapter_is_refused_with_the_reason(tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match=said):
             _export(base, experts, refused, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+PARTS_OF_EXPERTS = ("gate_proj", "up_proj", "down_proj")
+MOE: dict[str, Any] = {
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+    "num_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 4,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+    "head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+
+
+def _products(base: Source) -> Iterator[tuple[str, LowRank]]:
+    """A random product for each weight of a linear layer."""
+    model = meta_model(base)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        for name, place in sorted(base.live_names.items()):
+            if isinstance(model.get_submodule(place.rpartition(".")[0]), torch.nn.Linear) and place.endswith("weight"):
+                rows, columns = base.header[name][0]
+                yield name, LowRank(torch.randn(rows, 2) / 10, torch.randn(2, columns), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "refused"),
+    [(LlamaConfig, ()), (DeepseekV3Config, PARTS_OF_EXPERTS), (Qwen3NextConfig, PARTS_OF_EXPERTS)],
+)
+def test_what_peft_would_load_as_parts_of_fused_experts_is_refused_and_the_rest_is_exact(
+    config: type[PreTrainedConfig], refused: tuple[str, ...], tmp_path: Path
+) -> None:
+    known = config().to_dict()
+    settings = config(**SIZES, **{key: value for key, value in MOE.items() if key in known})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(settings).save_pretrained(tmp_path / "base")
+    base = open_base(tmp_path / "base")
+    recipe, given = Recipe(base=base.ref, sources=(base.ref,), rules=(), dtype="float32"), dict(_products(base))
+    taken = [name for name in given if name.split(".")[-2] in refused]
+    assert bool(taken) == bool(refused)
+    for name in taken:
+        with pytest.raises(InvalidInput, match="PEFT adapts the fused experts instead"):
+            write_adapter(tmp_path / "out", base=base, products={name: given[name]}, recipe=recipe, card="")
+    kept = {name: product for name, product in given.items() if name not in taken}
+    write_adapter(tmp_path / "out", base=base, products=kept, recipe=recipe, card="")
+    by_peft = merged_by_peft(tmp_path / "base", tmp_path / "out")
+    for name, place in base.live_names.items():
+        expected = base.tensors[name].clone()
+        if name in kept:
+            kept[name].add_to(expected)
+        torch.testing.assert_close(by_peft[place], expected, rtol=0, atol=1e-5)
+
+
+def test_the_modules_that_are_refused_are_those_that_peft_converts() -> None:
+    for kind, names in peft_conversion._MODEL_TO_CONVERSION_PATTERN.items():
+        model = SimpleNamespace(config=SimpleNamespace(model_type=kind))
+        assert fused_modules(model) == peft_conversion._MOE_TARGET_MODULE_MAPPING.get(names, {}).keys(), kind
 
 
 def test_an_adapter_that_changes_nothing_is_refused_and_other_folders_are_kept(tmp_path: Path) -> None:
