@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -16,12 +15,14 @@ from rich.text import Text
 from torch import Tensor
 
 from evomerge.artefacts.output_folder import check_replaceable
-from evomerge.artefacts.weight_files import as_json, write_text, write_weights
+from evomerge.artefacts.weight_files import as_json, copy_files, write_text, write_weights
 from evomerge.catalogue.expert_names import find_experts, refuse_idle
 from evomerge.checkpoints.digests import tensor_digest, weights_digest
 from evomerge.checkpoints.json_files import read_object
+from evomerge.checkpoints.model_files import CHAT_TEMPLATES, TOKENIZER
 from evomerge.checkpoints.safetensors_files import INDEX
 from evomerge.checkpoints.state_dict_files import find_state_dict, open_state_dict
+from evomerge.checkpoints.tokenizer import tokenizer_files
 from evomerge.errors import InvalidInput
 from evomerge.merging.experts import METHODS, ExpertMerge
 from evomerge.weight_distances import compare_experts, pairs_table
@@ -101,7 +102,7 @@ def merge_checkpoint(request: TowerRequest, out: Path) -> dict[str, Any]:
         out,
         marker=RECORD,
         is_export=_is_tower,
-        patterns=("model*.safetensors", INDEX, *COPIED),
+        patterns=("model*.safetensors", INDEX, *COPIED, *TOKENIZER, CHAT_TEMPLATES),
         sources=[*sources, *([] if request.statistics is None else [request.statistics])],
     )
     distances = compare_experts(request.model, request.patterns, request.experts, base=None, keep=0.5)
@@ -114,8 +115,7 @@ def merge_checkpoint(request: TowerRequest, out: Path) -> dict[str, Any]:
 
     with folder_in_place(out) as folder:
         write_weights(folder, noted())
-        for path in _files_beside(model):
-            shutil.copyfile(path, folder / path.name)
+        copy_files(_files_beside(model), model, folder)
         record = {
             "schema": SCHEMA,
             "model": distances["model"],
@@ -159,18 +159,13 @@ def _refuse_settings_of_others(request: TowerRequest) -> None:
             )
 
 
-def _files_beside(model: Path) -> list[Path]:
+def _files_beside(model: Path) -> list[str]:
     """Config, tokenizer and legal texts of a folder; no index of weights, and no record of an earlier merge."""
     if not model.is_dir():
         return []
-    return [
-        path
-        for path in sorted(model.iterdir())
-        if path.is_file()
-        and any(fnmatch(path.name, pattern) for pattern in COPIED)
-        and not path.name.endswith(".index.json")
-        and path.name != RECORD
-    ]
+    names = [path.name for path in model.iterdir() if path.is_file()]
+    copied = {name for name in names if any(fnmatch(name, pattern) for pattern in COPIED)}.union(tokenizer_files(model))
+    return sorted(name for name in copied if not name.endswith(".index.json") and name != RECORD)
 
 
 def _identity(location: str, path: Path) -> dict[str, str]:

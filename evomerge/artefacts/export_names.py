@@ -8,8 +8,8 @@ from typing import Final
 from evomerge.adapters.adapter_settings import SETTINGS_FILE
 from evomerge.adapters.expert import WEIGHTS_FILE
 from evomerge.artefacts.exported_files import RECIPE_FILES
+from evomerge.checkpoints.model_files import CHAT_TEMPLATES, TOKENIZER
 from evomerge.checkpoints.safetensors_files import INDEX
-from evomerge.checkpoints.tokenizer import PATTERNS as TOKENIZER_PATTERNS
 
 CARD: Final = "README.md"
 RECIPE: Final = "recipe.json"
@@ -29,12 +29,13 @@ MODEL: Final = (
     RECIPE,
     RECIPE_FILES,
     CARD,
-    *TOKENIZER_PATTERNS,
+    *TOKENIZER,
+    CHAT_TEMPLATES,
     *LEGAL,
 )
 ADAPTER: Final = (SETTINGS_FILE, WEIGHTS_FILE, RECIPE, CARD)
 SEVERAL: Final = (EMR, ELECTED, MASKS, CARD)  # models in one artefact
-_FOLDERS: Final = (RECIPE_FILES, ELECTED, MASKS)
+_FOLDERS: Final = (RECIPE_FILES, CHAT_TEMPLATES, ELECTED, MASKS)
 
 
 def is_of_an_export(path: str) -> bool:

@@ -16,7 +16,7 @@ from evomerge.artefacts.export_names import CODE, LEGAL, MODEL, RECIPE
 from evomerge.artefacts.exported_files import RECIPE_FILES
 from evomerge.artefacts.output_folder import check_replaceable
 from evomerge.artefacts.streamed_weights import PlannedTensor, planned_tensors, stream_weights
-from evomerge.artefacts.weight_files import MAX_SHARD_BYTES, as_json, write_text
+from evomerge.artefacts.weight_files import MAX_SHARD_BYTES, as_json, copy_files, write_text
 from evomerge.checkpoints.digests import dtype_name
 from evomerge.checkpoints.safetensors_files import INDEX
 from evomerge.checkpoints.source import Source
@@ -74,8 +74,7 @@ def write_model(
         stream_weights(folder, _planned(form, dtype), complete, max_shard_bytes)
         write_text(folder / "config.json", as_json(exported_config(form.config, dtype)))
         write_text(folder / RECIPE, recipe.to_json() + "\n")
-        for name in _copied_files(base):
-            shutil.copyfile(base.directory / name, folder / name)  # the content, where a hub snapshot has a link
+        copy_files(_copied_files(base), base.directory, folder)
         for name, text in files.items():
             write_text(folder / name, text)
         for name, path in (recipe_files or {}).items():

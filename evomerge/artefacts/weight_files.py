@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,13 @@ def _shards(tensors: Iterable[tuple[str, torch.Tensor]], max_bytes: int) -> Iter
 def write_text(path: Path, text: str) -> None:
     """Write a text as UTF-8 with line feeds."""
     path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def copy_files(names: Iterable[str], source: Path, out: Path) -> None:
+    """Copy files by their names, which may begin with a folder; the content, where a hub snapshot has a link."""
+    for name in names:
+        (out / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, out / name)
 
 
 def as_json(content: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from evomerge.checkpoints.model_files import TOKENIZER
 from evomerge.errors import InvalidInput
 from evomerge.forms import expanded, is_folder, is_there
 from evomerge.messages import first_line
@@ -17,6 +18,7 @@ from evomerge.recipe import ModelRef
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
+_TEMPLATE = "*.jinja"
 _FILES = (
     "*.json",
     "*.safetensors",
@@ -25,13 +27,14 @@ _FILES = (
     "*.codes",
     "*.tokenizer",
     "*.txt",
-    "*.jinja",
+    _TEMPLATE,
+    *TOKENIZER,
     "README.md",
     "LICENSE*",
     "NOTICE*",
     "USE_POLICY*",
 )
-_OTHER_FORMATS = ("*/*", "consolidated*")  # sub-folders hold conversions (onnx/, original/) of the same weights
+_OTHER_FORMATS = ("consolidated*",)
 
 
 def is_hub_id(location: str) -> bool:
@@ -62,14 +65,16 @@ def find_directory(ref: ModelRef, *, allow: Collection[str] = ()) -> Path:
 
 
 def _download(ref: ModelRef, allow: Collection[str]) -> Path:
-    extra = ["*.bin"] * ("pickle_weights" in allow) + ["*.py"] * ("remote_code" in allow)
+    wanted = [*_FILES, *["*.bin"] * ("pickle_weights" in allow), *["*.py"] * ("remote_code" in allow)]
+    # Sub-folders hold conversions (onnx/, original/) of the same weights, but for one with chat templates.
+    in_folders = [f"*/{each}" for each in wanted if each.startswith("*") and each != _TEMPLATE]
     try:
         return Path(
             snapshot_download(
                 ref.location,
                 revision=ref.revision,
-                allow_patterns=[*_FILES, *extra],
-                ignore_patterns=list(_OTHER_FORMATS),
+                allow_patterns=wanted,
+                ignore_patterns=[*_OTHER_FORMATS, *in_folders],
             )
         )
     # LocalEntryNotFoundError and OfflineModeIsEnabled, what an absent network raises, are OSErrors.

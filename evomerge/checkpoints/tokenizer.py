@@ -9,39 +9,20 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from evomerge.checkpoints.location import find_directory
+from evomerge.checkpoints.model_files import CHAT_TEMPLATES, TOKENIZER
 from evomerge.errors import InvalidInput
 from evomerge.messages import first_line
 from evomerge.recipe import ModelRef
 
-PATTERNS = (
-    "tokenizer*.json",
-    "tokenizer.model*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*.json",
-    "vocab.txt",
-    "merges.txt",
-    "bpe.codes",
-    "dict.txt",
-    "*.tiktoken",
-    "spiece.model",
-    "spm*.model",
-    "sentencepiece*.model",
-    "prophetnet.tokenizer",
-    "byte_maps.json",
-    "emoji.json",
-    "entity_vocab.json",
-    "normalizer.json",
-    "word_*.json",
-    "chat_template*",
-    "*processor_config.json",
-)
-
 
 def tokenizer_files(directory: Path) -> tuple[str, ...]:
-    """Names of the tokenizer's files, sorted. Chat templates and processor settings count as its files."""
-    names = (path.name for path in directory.iterdir() if path.is_file())
-    return tuple(sorted(name for name in names if any(fnmatch(name, pattern) for pattern in PATTERNS)))
+    """Names of the tokenizer's files, sorted. Chat templates and processor settings count as its files.
+
+    Templates with names of their own are in a folder, which is then a part of the name.
+    """
+    names = [path.name for path in directory.iterdir() if path.is_file()]
+    templates = [f"{CHAT_TEMPLATES}/{path.name}" for path in (directory / CHAT_TEMPLATES).glob("*.jinja")]
+    return tuple(sorted([*(name for name in names if any(fnmatch(name, each) for each in TOKENIZER)), *templates]))
 
 
 def load_tokenizer(ref: ModelRef, *, allow: Collection[str] = ()) -> PreTrainedTokenizerBase:

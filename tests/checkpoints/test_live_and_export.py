@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BartConfig, MBartConfig, PreTrainedConfig
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BartConfig,
+    MBartConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 from evomerge.artefacts import model_writer, write_model
 from evomerge.checkpoints import Source, check_scorable, load_skeleton, open_source, tensor_digests, verify_digests
+from evomerge.checkpoints.tokenizer import tokenizer_files
 from evomerge.errors import InvalidInput
 from evomerge.recipe import ModelRef, Recipe, Rule
 
@@ -195,6 +206,52 @@ def test_an_export_has_config_tokenizer_licence_recipe_and_further_files(
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["dtype"], config["torch_dtype"]) == ("bfloat16", "bfloat16")
     assert Recipe.from_json((tmp_path / "out" / "recipe.json").read_text()) == _recipe(base, expert, "bfloat16")
+
+
+def _save_tekken(folder: Path) -> None:
+    """The files of a tokenizer of Mistral's own format: one token for each byte."""
+    special = [{"rank": rank, "token_str": text, "is_control": True} for rank, text in enumerate(("<unk>", "<s>"))]
+    content = {
+        "config": {
+            "pattern": r"\p{L}+|\s+",
+            "num_vocab_tokens": 256,
+            "default_vocab_size": 258,
+            "default_num_special_tokens": 2,
+            "version": "v3",
+        },
+        "vocab": [{"rank": byte, "token_bytes": base64.b64encode(bytes([byte])).decode()} for byte in range(256)],
+        "special_tokens": special,
+    }
+    (folder / "tekken.json").write_text(json.dumps(content))
+    (folder / "tokenizer_config.json").write_text("{}")
+
+
+def _save_templates(folder: Path) -> None:
+    """The files of a tokenizer with two chat templates."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>")))
+    tokenizer.chat_template = {"default": "D", "rag": "R"}
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("save", [_save_tekken, _save_templates])
+def test_an_export_has_the_vocabulary_and_all_chat_templates_of_the_base(
+    save: Callable[[Path], None], open_model: Callable[..., Source], tmp_path: Path
+) -> None:
+    base, expert = _pair(open_model, "llama")
+    save(base.directory)
+    base = open_source(base.ref)
+    for _ in range(2):  # an export replaces an earlier one
+        _write(tmp_path / "out", base, expert)
+        ours, theirs = (AutoTokenizer.from_pretrained(folder) for folder in (tmp_path / "out", base.directory))
+        assert ours.get_vocab() == theirs.get_vocab()
+        assert ours.chat_template == theirs.chat_template
+    assert len(ours) == 258 if save is _save_tekken else ours.chat_template == {"default": "D", "rag": "R"}
+
+
+def test_tiktoken_files_are_of_the_tokenizer(tmp_path: Path) -> None:
+    for name in ("tiktoken.model", "qwen.tiktoken", "notes.txt"):
+        (tmp_path / name).touch()
+    assert tokenizer_files(tmp_path) == ("qwen.tiktoken", "tiktoken.model")
 
 
 def test_nested_configs_get_the_dtype_and_the_origin_is_left_out() -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers.dynamic_module_utils
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from evomerge.artefacts.model_writer import exported_config
@@ -122,6 +123,21 @@ def test_a_hub_model_is_downloaded_without_code_pickles_and_other_formats(
     source = open_source(ModelRef("expert", "owner/model", revision="v1"))
     assert (asked["repo"], asked["revision"], source.hub_id) == ("owner/model", "v1", "owner/model")
     assert not {"*.py", "*.bin"} & set(asked["allow_patterns"])
+    wanted = [
+        "LICENSE",
+        "README.md",
+        "additional_chat_templates/rag.jinja",
+        "chat_template.jinja",
+        "config.json",
+        "model.safetensors",
+        "tekken.json",
+        "tiktoken.model",
+        "tokenizer.model.v3",
+        "vocab.txt",
+    ]
+    others = ["consolidated.safetensors", "modeling.py", "onnx/config.json", "original/tokenizer.model", "x.gguf"]
+    patterns = {name: asked[name] for name in ("allow_patterns", "ignore_patterns")}
+    assert sorted(filter_repo_objects([*wanted, *others], **patterns)) == wanted
 
 
 def test_a_hub_model_is_found_in_the_cache_without_a_network(

@@ -83,6 +83,7 @@ def test_nothing_of_an_earlier_export_is_taken_for_a_part_of_the_new_one(
     HubRepository("me/merge").push(export)
     assert "LICENSE" in _arrived(hub)
     names = ("generation_config.json", "tokenizer.json", "chat_template.jinja", "added_tokens.json", "modeling_x.py")
+    names += ("tekken.json", "tiktoken.model", "additional_chat_templates/rag.jinja")
     earlier = dict.fromkeys((*names, "USE_POLICY.md", "mergekit.yaml", "model.safetensors.index.json"), b"{}")
     HubRepository("me/merge").push(_folder(tmp_path / "earlier", {**FILES, **earlier}))
     hub.repositories["me/merge"].files |= {"scripts/chat.py": b"", "eval/recipe.json": b""}
