@@ -85,8 +85,8 @@ def extended_base(base: str, experts: Sequence[str], out: Path, *, allow: Collec
     }
     with folder_in_place(out) as folder:
         _write_weights(folder, start, names, rows, {ids[str(each.added)]: each.rows for each in new})
-        size = start.settings.get("vocab_size")
-        write_text(folder / "config.json", as_json(_resized(start.config, size, rows)))
+        size = start.header[names[0]][0][0]
+        write_text(folder / "config.json", as_json(resized_config(start.config, start.settings, size, rows)))
         tokenizer.save_pretrained(folder)
         for path in (path for pattern in COPIED for path in start.directory.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
@@ -172,13 +172,13 @@ def _with_rows(
     return longer
 
 
-def _resized(config: Mapping[str, Any], old: Any, rows: int) -> dict[str, Any]:
-    """The config with the new size of the vocabulary, nested ones too."""
+def resized_config(config: Mapping[str, Any], settings: Mapping[str, Any], old: int, rows: int) -> dict[str, Any]:
+    """The config with the new size of the vocabulary, in nested ones too, and where it was left out as a default."""
     resized = {
-        key: _resized(value, old, rows) if isinstance(value, Mapping) else value
+        key: resized_config(value, settings.get(key) or {}, old, rows) if isinstance(value, Mapping) else value
         for key, value in config.items()
         if key != "transformers_weights"
     }
-    if "vocab_size" in resized and resized["vocab_size"] == old:
+    if resized.get("vocab_size", settings.get("vocab_size")) == old:
         resized["vocab_size"] = rows
     return resized

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from evomerge.bank.memory import BYTES, available_memory
 from evomerge.checkpoints import Source, load_skeleton
+from evomerge.checkpoints.vocabulary import embedding_rows
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.calibration_texts import calibration_texts
 from evomerge.evaluation.evaluator import CalibrationText, ModelEvaluator
@@ -53,7 +54,7 @@ def _reason(inputs: Inputs) -> str:
         return "no source has calibration items"
     sizes = sum(entry.numel for entry in inputs.catalogue.entries) * BYTES[inputs.spec.dtype]
     positions = TEXTS * POSITIONS * len(inputs.spec.sources)
-    vocabulary = int(inputs.base.config.get("vocab_size") or 0)
+    vocabulary = embedding_rows(inputs.base)
     needed, there = sizes + 2 * 4 * positions * vocabulary, available_memory()
     return "" if needed <= SHARE * there else f"it takes {in_bytes(needed)}, and {in_bytes(there)} are free here"
 

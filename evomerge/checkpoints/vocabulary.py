@@ -62,13 +62,16 @@ def token_tensors(source: Source) -> Sequence[str]:
     return [name for name, place in source.live_names.items() if id(live[place]) in tensors]
 
 
+def embedding_rows(source: Source) -> int:
+    """Number of rows of the embeddings; 0 where transformers has no language model for the source."""
+    return max((source.header[name][0][0] for name in token_tensors(source)), default=0)
+
+
 def spare_rows(source: Source) -> int:
     """Number of rows of the embeddings that have no token, as sizes are rounded up with; 0 where no tokenizer loads."""
-    rows = source.settings.get("vocab_size")
-    if not isinstance(rows, int):
-        return 0
+    rows = embedding_rows(source)
     try:
-        return max(rows - len(read_vocabulary(source).ids), 0)
+        return max(rows - len(read_vocabulary(source).ids), 0) if rows else 0
     except InvalidInput:
         return 0
 

@@ -15,7 +15,6 @@ from dataclasses import replace
 import torch
 
 from evomerge.catalogue import build_catalogue
-from evomerge.checkpoints.architecture import Architecture
 from evomerge.checkpoints.digests import dtype_name
 from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.vocabulary import read_vocabulary, same_tokenizer, token_tensors
@@ -104,7 +103,6 @@ class _Fitting:
             tensors=FittedTensors(expert.tensors, self._made, names=self._header, aligned=self._aligned),
             tied=base.tied,
             language=base.language,
-            architecture=self._architecture(),
             notes=(*expert.notes, *self.notes),
         )
 
@@ -168,10 +166,3 @@ class _Fitting:
                 f"`tokenizer: base` aligns vocabularies that share {100 * LEAST_SHARED:.0f} % or more"
             )
         self.notes += rows.sentences()
-
-    def _architecture(self) -> Architecture | None:
-        """The expert's, with the size of the base's vocabulary."""
-        ours, theirs = self._base.architecture, self._expert.architecture
-        if ours is None or theirs is None or "vocab_size" not in ours.settings or not self._expert.ref.tokenizer:
-            return theirs
-        return replace(theirs, settings={**theirs.settings, "vocab_size": ours.settings["vocab_size"]})

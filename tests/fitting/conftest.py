@@ -10,14 +10,22 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
 from evomerge.recipe import ModelRef
 
 
+def _part_of_gemma(config: LlamaConfig) -> Gemma3ForConditionalGeneration:
+    """A model whose config of the text, with the size of the vocabulary, is a part of the whole one."""
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": config.vocab_size, "num_key_value_heads": 1, "head_dim": 4, "pad_token_id": 0}
+    vision = {**sizes, "image_size": 16, "patch_size": 8}
+    return Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4))
+
+
 @pytest.fixture
 def make_ref(tmp_path: Path) -> Callable[..., ModelRef]:
-    """make_ref(name, tokens, rows=..., tied=..., bias=..., added=..., tokenizer=..., missing=...) -> a small model."""
+    """make_ref(name, tokens, rows=..., tied=..., nested=..., tokenizer=..., missing=...) and so on -> a model."""
 
     def make(
         name: str,
@@ -28,6 +36,7 @@ def make_ref(tmp_path: Path) -> Callable[..., ModelRef]:
         bias: bool = False,
         added: Sequence[str] = (),
         dtype: torch.dtype = torch.float32,
+        nested: bool = False,
         tokenizer: str | None = None,
         missing: str | None = None,
     ) -> ModelRef:
@@ -41,7 +50,7 @@ def make_ref(tmp_path: Path) -> Callable[..., ModelRef]:
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(sum(map(ord, name)))
-            model = LlamaForCausalLM(config).to(dtype)
+            model = (_part_of_gemma(config) if nested else LlamaForCausalLM(config)).to(dtype)
         folder = tmp_path / name
         model.save_pretrained(folder)
         words = WordLevel({token: number for number, token in enumerate(tokens)}, unk_token=tokens[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.checkpoints import check_compatible, open_source
+from evomerge.checkpoints.vocabulary import embedding_rows, spare_rows, token_tensors
 from evomerge.cli import run_command
+from evomerge.errors import InvalidInput
+from evomerge.extended_vocabulary import resized_config
 from evomerge.fitting import open_fitted
 from evomerge.recipe import ModelRef
 
@@ -55,6 +59,31 @@ def test_rows_that_sizes_were_rounded_up_with_are_used_before_new_ones(make_ref:
     made = load_file(tmp_path / "out" / "model.safetensors")
     assert made[EMBEDDINGS].shape == (8, 8)
     assert torch.equal(made[EMBEDDINGS][3], load_file(Path(expert.location) / "model.safetensors")[EMBEDDINGS][3])
+
+
+def test_a_vocabulary_of_a_nested_config_is_aligned_and_extended(make_ref: MakeRef, tmp_path: Path) -> None:
+    base = make_ref("base", "abc", rows=4, nested=True)
+    expert = make_ref("expert", "bacd", rows=6, added=["<x>", "<y>"], nested=True, tokenizer="base")
+    start = open_source(base)
+    (name,) = token_tensors(start)
+    assert (embedding_rows(start), spare_rows(start)) == (4, 1)
+    aligned = open_fitted(expert, base=start)
+    assert not any("vocab_size" in warning for warning in check_compatible(start, [aligned]))
+    theirs = aligned.weights.tensors[aligned.stored_names[name]]
+    assert torch.equal(aligned.tensors[name][:3], theirs[[1, 0, 2]])
+    assert _extend(tmp_path / "out", base, expert) == 0
+    made = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    rows = made.get_input_embeddings().weight
+    assert made.config.get_text_config().vocab_size == len(rows) == 5
+    assert torch.equal(rows[3:], theirs[4:])
+    with pytest.raises(InvalidInput, match=r"config text_config.vocab_size is 4 and 6 \(`tokenizer: base`"):
+        check_compatible(start, [open_fitted(replace(expert, tokenizer=None), base=start)])
+
+
+def test_a_size_that_a_config_leaves_out_as_a_default_is_written_where_it_belongs() -> None:
+    settings = {"text_config": {"vocab_size": 9}, "vision_config": {"vocab_size": 7}}
+    config = {"text_config": {}, "vision_config": {}}
+    assert resized_config(config, settings, 9, 12) == {"text_config": {"vocab_size": 12}, "vision_config": {}}
 
 
 def test_nothing_to_add_and_a_folder_that_exists_are_refused(
