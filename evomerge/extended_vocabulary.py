@@ -22,13 +22,14 @@ from evomerge.checkpoints.tokenizer import tokenizer_in
 from evomerge.checkpoints.vocabulary import token_tensors
 from evomerge.errors import InvalidInput
 from evomerge.forms import is_there
+from evomerge.licenses import LEGAL
 from evomerge.messages import listed, some
 from evomerge.recipe import ModelRef
 from evomerge.whole_files import folder_in_place
 
 SCHEMA: Final = 1
 RECORD: Final = "extended-vocabulary.json"
-COPIED: Final = ("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
+COPIED: Final = ("generation_config.json", "README.md", *LEGAL)
 
 
 @dataclass(frozen=True, kw_only=True)

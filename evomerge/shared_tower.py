@@ -24,13 +24,14 @@ from evomerge.checkpoints.safetensors_files import INDEX
 from evomerge.checkpoints.state_dict_files import find_state_dict, open_state_dict
 from evomerge.checkpoints.tokenizer import tokenizer_files
 from evomerge.errors import InvalidInput
+from evomerge.licenses import LEGAL
 from evomerge.merging.experts import METHODS, ExpertMerge
 from evomerge.weight_distances import compare_experts, pairs_table
 from evomerge.whole_files import folder_in_place
 
 SCHEMA: Final = 1
 RECORD: Final = "experts.json"
-COPIED: Final = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "USE_POLICY*")
+COPIED: Final = ("*.json", "*.txt", "*.model", "*.jinja", "README.md", *LEGAL)
 
 # The settings that a method reads; another one is refused, since it would change nothing.
 _READS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -160,7 +161,7 @@ def _refuse_settings_of_others(request: TowerRequest) -> None:
 
 
 def _files_beside(model: Path) -> list[str]:
-    """Config, tokenizer and legal texts of a folder; no index of weights, and no record of an earlier merge."""
+    """Config, tokenizer, README and legal texts of a folder; no index of weights, and no record of an earlier merge."""
     if not model.is_dir():
         return []
     names = [path.name for path in model.iterdir() if path.is_file()]

@@ -116,13 +116,14 @@ def test_config_and_tokenizer_are_copied_from_a_folder_and_other_files_are_not(m
     ]
 
 
-def test_named_chat_templates_are_copied_in_their_folder_and_replaced(merge, tmp_path):
-    model = folder_of(tmp_path / "model", load_file(SHARED), config_json="{}")
+def test_the_licence_and_named_chat_templates_are_copied_and_replaced(merge, tmp_path):
+    model = folder_of(tmp_path / "model", load_file(SHARED), config_json="{}", README_md="---\nlicense: mit\n---\n")
     (model / "additional_chat_templates").mkdir()
     (model / "additional_chat_templates" / "rag.jinja").write_text("R")
     for _ in range(2):
         assert merge(model=model)[0] == 0
         assert (tmp_path / "out" / "additional_chat_templates" / "rag.jinja").read_text() == "R"
+        assert "license: mit" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_an_earlier_result_is_replaced_and_nothing_else(merge, tmp_path):

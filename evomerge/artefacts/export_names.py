@@ -10,6 +10,7 @@ from evomerge.adapters.expert import WEIGHTS_FILE
 from evomerge.artefacts.exported_files import RECIPE_FILES
 from evomerge.checkpoints.model_files import CHAT_TEMPLATES, TOKENIZER
 from evomerge.checkpoints.safetensors_files import INDEX
+from evomerge.licenses import LEGAL
 
 CARD: Final = "README.md"
 RECIPE: Final = "recipe.json"
@@ -19,7 +20,6 @@ MASKS: Final = "masks"
 MARKERS: Final = (RECIPE, EMR)  # a folder without one is no export
 
 CODE: Final = "*.py"  # of a base that was allowed to run it
-LEGAL: Final = ("LICENSE*", "NOTICE*", "USE_POLICY*")  # licences that ask for a copy with every derivative
 MODEL: Final = (
     "config.json",
     "generation_config.json",

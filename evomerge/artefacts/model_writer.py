@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from evomerge.artefacts.export_form import ExportForm, export_form
-from evomerge.artefacts.export_names import CODE, LEGAL, MODEL, RECIPE
+from evomerge.artefacts.export_names import CODE, MODEL, RECIPE
 from evomerge.artefacts.exported_files import RECIPE_FILES
 from evomerge.artefacts.output_folder import check_replaceable
 from evomerge.artefacts.streamed_weights import PlannedTensor, planned_tensors, stream_weights
@@ -22,6 +22,7 @@ from evomerge.checkpoints.safetensors_files import INDEX
 from evomerge.checkpoints.source import Source
 from evomerge.checkpoints.stacked_source import stacked_source
 from evomerge.errors import InvalidInput
+from evomerge.licenses import LEGAL
 from evomerge.messages import counted, some
 from evomerge.recipe import Recipe
 from evomerge.whole_files import folder_in_place

@@ -12,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from evomerge.checkpoints.model_files import TOKENIZER
 from evomerge.errors import InvalidInput
 from evomerge.forms import expanded, is_folder, is_there
+from evomerge.licenses import LEGAL
 from evomerge.messages import first_line
 from evomerge.recipe import ModelRef
 
@@ -30,9 +31,7 @@ _FILES = (
     _TEMPLATE,
     *TOKENIZER,
     "README.md",
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
+    *LEGAL,
 )
 _OTHER_FORMATS = ("consolidated*",)
 

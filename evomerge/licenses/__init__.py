@@ -5,7 +5,7 @@ Not here: sources and their weights (`checkpoints/`), the card of an export (`ar
 Start reading at: `declared_license.py`, then `license_judgement.py`.
 """
 
-from evomerge.licenses.declared_license import DeclaredLicense, read_license
+from evomerge.licenses.declared_license import LEGAL, DeclaredLicense, read_license
 from evomerge.licenses.license_judgement import (
     NO_ADVICE,
     LicenseJudgement,
@@ -15,6 +15,7 @@ from evomerge.licenses.license_judgement import (
 )
 
 __all__ = [
+    "LEGAL",
     "NO_ADVICE",
     "DeclaredLicense",
     "LicenseJudgement",

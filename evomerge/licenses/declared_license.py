@@ -12,7 +12,9 @@ from evomerge.forms import is_file
 from evomerge.licenses.license_terms import LicenseTerms, find_terms, recognised
 from evomerge.licenses.readme_front_matter import read_front_matter, strings_of
 
-# Files that hold the text of a licence, the likeliest first.
+# Names of the legal texts of a model; many licences ask for a copy with every derivative.
+LEGAL: Final = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
+# Those that hold the text of a licence, the likeliest first.
 _TEXT_FILES: Final = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "LICENCE.md", "LICENCE.txt", "COPYING")
 _TEXT_LIMIT: Final = 6000  # characters; a licence says its name at the beginning
 _NO_LICENSE: Final = ("other", "unknown", "none")

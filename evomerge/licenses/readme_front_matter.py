@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
+_FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
 _LIMIT = 100_000  # characters; front matter comes first
 
 
@@ -20,7 +20,7 @@ def read_front_matter(directory: Path) -> dict[str, Any]:
     path = directory / "README.md"
     if not path.is_file():
         return {}
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         found = _FRONT_MATTER.match(file.read(_LIMIT))
     if not found:
         return {}

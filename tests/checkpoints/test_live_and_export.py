@@ -189,11 +189,13 @@ def test_an_export_has_config_tokenizer_licence_recipe_and_further_files(
     open_model: Callable[..., Source], tmp_path: Path
 ) -> None:
     base, expert = _pair(open_model, "llama")
-    for name in ("tokenizer.json", "tokenizer_config.json", "LICENSE", "notes.txt"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "COPYING", "LICENCE.md", "LICENSE", "notes.txt"):
         (base.directory / name).write_text("{}")
     base = open_source(base.ref)
     _write(tmp_path / "out", base, expert, torch.bfloat16, files={"README.md": "# Card\n"})
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "COPYING",
+        "LICENCE.md",
         "LICENSE",
         "README.md",
         "config.json",

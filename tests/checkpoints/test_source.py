@@ -124,6 +124,8 @@ def test_a_hub_model_is_downloaded_without_code_pickles_and_other_formats(
     assert (asked["repo"], asked["revision"], source.hub_id) == ("owner/model", "v1", "owner/model")
     assert not {"*.py", "*.bin"} & set(asked["allow_patterns"])
     wanted = [
+        "COPYING",
+        "LICENCE.md",
         "LICENSE",
         "README.md",
         "additional_chat_templates/rag.jinja",

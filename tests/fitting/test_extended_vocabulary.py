@@ -18,6 +18,7 @@ from evomerge.cli import run_command
 from evomerge.errors import InvalidInput
 from evomerge.extended_vocabulary import resized_config
 from evomerge.fitting import open_fitted
+from evomerge.licenses import read_license
 from evomerge.recipe import ModelRef
 
 MakeRef = Callable[..., ModelRef]
@@ -84,6 +85,15 @@ def test_a_size_that_a_config_leaves_out_as_a_default_is_written_where_it_belong
     settings = {"text_config": {"vocab_size": 9}, "vision_config": {"vocab_size": 7}}
     config = {"text_config": {}, "vision_config": {}}
     assert resized_config(config, settings, 9, 12) == {"text_config": {"vocab_size": 12}, "vision_config": {}}
+
+
+def test_an_extended_base_keeps_the_licence_of_the_base(make_ref: MakeRef, tmp_path: Path) -> None:
+    base, expert = make_ref("base", "abc"), make_ref("expert", "abc", added=["<x>"])
+    for name, text in (("README.md", "---\nlicense: apache-2.0\n---\n"), ("COPYING", "terms"), ("NOTICE", "thanks")):
+        (Path(base.location) / name).write_text(text)
+    assert _extend(tmp_path / "out", base, expert) == 0
+    assert read_license(tmp_path / "out").names == ("apache-2.0",)
+    assert {"COPYING", "NOTICE"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
 def test_nothing_to_add_and_a_folder_that_exists_are_refused(

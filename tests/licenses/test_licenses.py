@@ -43,6 +43,8 @@ def _model(folder: Path, **files: str) -> Path:
     [
         ("---\nlicense: apache-2.0\n---\n# Card", ("apache-2.0",), None),
         ("---\nlicense: Apache 2.0\n---\n", ("apache-2.0",), None),
+        ("\n  \n--- \nlicense: mit\n---\n", ("mit",), None),
+        ("\ufeff---\nlicense: mit\n---\n", ("mit",), None),
         ("---\nlicense: other\nlicense_name: llama3\nlicense_link: LICENSE\n---\n", ("llama3",), "LICENSE"),
         ("---\nlicense: other\nlicense_name: house-rules\n---\n", ("house-rules",), None),
         ("---\nlicense: [mit, cc-by-4.0]\n---\n", ("mit", "cc-by-4.0"), None),
