@@ -39,7 +39,7 @@ class Reader:
     Attributes:
         decode: the text of some tokens.
         decode_all: the same with the names of special tokens, which lm-eval also looks for stop strings in.
-        special: the special tokens.
+        special: the special tokens, see `special_tokens`.
         lookahead: characters after a stop string that may still change the text before it.
     """
 
@@ -47,6 +47,10 @@ class Reader:
     decode_all: Callable[[list[int]], str]
     special: frozenset[int]
     lookahead: int = 0
+
+    def stops_at(self, token: int, stops: Sequence[str]) -> bool:
+        """Whether a token is a special one whose name holds a stop string, at which lm-eval ends a text."""
+        return token in self.special and any(stop in self.decode_all([token]) for stop in stops)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +110,8 @@ class GreedyTexts:
     def run(self, model: PreTrainedModel, reset: Callable[[], None]) -> list[str | None]:
         """The text of every prompt, cut at its stop strings.
 
-        None where a stop string is found in the name of a special token, such as "a" in "<pad>": that ends a text of
-        lm-eval without being cut off, but only when all other texts of its batch have ended likewise.
+        A stop string in the name of a special token, such as "a" in "<pad>", ends a text without being cut off: lm-eval
+        drops that token. None where a stop string is found across the end of such a name.
 
         Args:
             reset: called before each batch, see `Loglikelihoods.run`.
@@ -255,10 +259,19 @@ def end_tokens(model: PreTrainedModel) -> frozenset[int]:
 
 
 def text_of(written: list[int], stops: Sequence[str], reader: Reader, ends: Collection[int]) -> str | None:
-    """The text of written tokens, cut at its stop strings; None where only lm-eval knows it, see `GreedyTexts.run`."""
+    """The text of written tokens, cut at its stop strings; None where only lm-eval knows it, see `GreedyTexts.run`.
+
+    Tokens behind a special token whose name holds a stop string are dropped: lm-eval, with one text in a batch, writes
+    none there.
+    """
     odd = [at for at, token in enumerate(written) if token in reader.special and token not in ends]
+    end = next((at for at in odd if reader.stops_at(written[at], stops)), None)
+    if end is not None:
+        written, odd = written[: end + 1], [at for at in odd if at < end]
     if odd:
-        named = reader.decode_all(written[: odd[-1] + 1])
+        last = odd[-1] + 1
+        behind = max(map(len, stops), default=0)
+        named = reader.decode_all(written[:last]) + reader.decode(written[last:])[:behind]
         if any(stop in named for stop in stops):
             return None
     return cut(reader.decode(written), stops)
@@ -289,6 +302,7 @@ class _Stops:
 
     def __init__(self, stops: Sequence[str], reader: Reader) -> None:
         self._stops = stops
+        self._reader = reader
         self._decode = reader.decode
         self._lasts = {stop[-1] for stop in stops}
         longest = max(map(len, stops), default=0)
@@ -297,6 +311,8 @@ class _Stops:
 
     def reached(self, written: list[int]) -> bool:
         """Whether nothing that may follow can change what is kept of the text."""
+        if self._reader.stops_at(written[-1], self._stops):
+            return True
         if not self._lookahead and not self._may_end(written[-1]):
             return False
         text = self._decode(written)

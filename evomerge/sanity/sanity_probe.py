@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,6 +11,7 @@ from evomerge.engine.greedy import Reader, end_tokens
 from evomerge.engine.live_state import LiveState
 from evomerge.engine.probe import made_up_tokens, vocabulary_of
 from evomerge.engine.protocol import Pair, Prompt, Requests, not_a_number
+from evomerge.engine.special_tokens import special_tokens
 from evomerge.engine.transformers_engine import TransformersEngine
 from evomerge.sanity.neutral_texts import OPENINGS, QUESTIONS, TEXT
 from evomerge.sanity.sanity_figures import SanityFigures
@@ -44,6 +45,7 @@ class SanityProbe:
         self._limit = max(1, min(WRITTEN, room // 2))
         self._readable = _readable(tokenizer)
         self._ends = end_tokens(model) | {each for each in [tokenizer.eos_token_id] if each is not None}
+        self._special = special_tokens(tokenizer) - self._ends
         self._has_template = self._readable and _asked(tokenizer, QUESTIONS[0]) is not None
         self._continued = [self._prompt(tokens, room) for tokens in self._openings(model)]
         self._answered = [self._prompt(self._question(text), room) for text in QUESTIONS] if self._readable else []
@@ -132,10 +134,6 @@ class SanityProbe:
         text = self._text(tokens[:end], special=True)
         names = {str(self._tokenizer.decode([token])) for token in tokens[:end] if token in self._special}
         return list(dict.fromkeys([*strays(text), *sorted(names)]))
-
-    @property
-    def _special(self) -> Collection[int]:
-        return set(self._tokenizer.all_special_ids) - self._ends
 
     def _text(self, tokens: Sequence[int], *, special: bool = False) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=not special))

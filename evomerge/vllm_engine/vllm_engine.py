@@ -153,7 +153,7 @@ class VllmEngine:
             number_of(logprobs, token)
         text = text_of(tokens, stops, self._reader, self._ends)
         stopped_at = written.stop_reason
-        if text is None or (isinstance(stopped_at, str) and stopped_at not in self._reader.decode(tokens)):
+        if text is None or (isinstance(stopped_at, str) and stopped_at not in self._reader.decode_all(tokens)):
             return Unwritten()
         return text
 

@@ -13,6 +13,7 @@ from tiny_pack import make_model, make_tokenizer, write_pack
 from evomerge.engine.greedy import Reader, cut
 from evomerge.engine.protocol import Engine, Loglikelihood, Pair, Prompt, Requests
 from evomerge.engine.scripted import ScriptedEngine, Weights, scores_from, texts_from
+from evomerge.engine.special_tokens import special_tokens
 from evomerge.engine.transformers_engine import TransformersEngine
 from evomerge.errors import InvalidInput
 from evomerge.evaluation import ItemBlock, load_pack
@@ -26,7 +27,7 @@ def reader() -> Reader:
     return Reader(
         decode=lambda tokens: str(tokenizer.decode(tokens, skip_special_tokens=True)),
         decode_all=lambda tokens: str(tokenizer.decode(tokens)),
-        special=frozenset(tokenizer.all_special_ids),
+        special=special_tokens(tokenizer),
     )
 
 

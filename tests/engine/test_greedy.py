@@ -9,6 +9,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tiny_pack import WORDS, make_model, make_tokenizer
+from tokenizers import AddedToken
 
 from evomerge.engine.greedy import GreedyTexts, _overlap, cut, is_plain_greedy
 from evomerge.errors import InvalidInput, MergeError
@@ -30,9 +31,12 @@ def instances(settings: dict[str, Any], count: int = 30, shots: int = 0) -> list
     ]
 
 
-def writer(model: Any, requests: list[Instance], **options: Any) -> Callable[[], list[str]]:
+def writer(
+    model: Any, requests: list[Instance], tokenizer: Any | None = None, **options: Any
+) -> Callable[[], list[str]]:
     """Our own way of writing the texts of requests, prepared."""
-    lm = PreparedLM(model, CachedTokenizer(make_tokenizer()), **{"max_length": None, "batch_size": 8, **options})
+    cached = CachedTokenizer(tokenizer or make_tokenizer())
+    lm = PreparedLM(model, cached, **{"max_length": None, "batch_size": 8, **options})
     wanted = {"task": dict(enumerate([request] for request in requests))}
     encoded, engine = encode(lm, wanted), transformers_engine(lm)
     prepared = engine.prepare(encoded.requests, encoded.requests.lengths(lm.max_length))
@@ -48,8 +52,8 @@ def ours(model: Any, requests: list[Instance], **options: Any) -> list[str]:
     return writer(model, requests, **options)()
 
 
-def theirs(model: Any, requests: list[Instance], **options: Any) -> list[str]:
-    lm = HFLM(pretrained=model, tokenizer=make_tokenizer(), **{"batch_size": 8, **options})
+def theirs(model: Any, requests: list[Instance], tokenizer: Any | None = None, **options: Any) -> list[str]:
+    lm = HFLM(pretrained=model, tokenizer=tokenizer or make_tokenizer(), **{"batch_size": 8, **options})
     return list(lm.generate_until(requests, disable_tqdm=True))
 
 
@@ -93,6 +97,40 @@ def test_a_text_that_lm_eval_lets_depend_on_its_batch_is_what_a_batch_of_one_giv
     assert writes_itself
     assert found[8] == found[1] == theirs(model, requests, batch_size=1)
     assert found[8] != theirs(model, requests, batch_size=8)
+
+
+def tokenizer_with_special(token: str) -> Any:
+    """The tiny tokenizer with a token that is special without a role, as "<|eot_id|>" is in many chat models."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([AddedToken(token, special=True)])
+    return tokenizer
+
+
+def test_a_stop_string_that_is_a_special_token_without_a_role_ends_a_text_at_once(writes_itself: list[bool]) -> None:
+    model, tokenizer = make_model(0), tokenizer_with_special("m")
+    assert tokenizer.convert_tokens_to_ids("m") not in tokenizer.all_special_ids
+    requests = instances({"until": ["m"], "max_gen_toks": 40})
+    rows: list[int] = []
+    write = writer(model, requests, tokenizer)
+    model.lm_head.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[0]))
+    found = write()
+    assert sum(rows) < 30 * 40
+    assert found == theirs(model, requests, tokenizer, batch_size=1)
+    assert writes_itself
+    assert len(set(map(len, found))) > 3
+
+
+def test_a_stop_string_across_the_end_of_a_special_token_ends_a_text_as_in_lm_eval() -> None:
+    tokenizer = tokenizer_with_special("m")
+    for seed in (0, 1):
+        model = make_model(seed)
+        free = instances({"until": [], "max_gen_toks": 20})
+        whole = [text for text in ours(model, free) if "m" in text[:-1]]
+        behind = {text[text.index("m") : text.index("m") + 2] for text in whole}
+        assert behind
+        for stop in sorted(behind):
+            requests = instances({"until": [stop], "max_gen_toks": 20})
+            assert ours(model, requests, tokenizer=tokenizer) == theirs(model, requests, tokenizer, batch_size=1)
 
 
 def test_texts_that_the_model_ends_itself_are_those_of_lm_eval(writes_itself: list[bool]) -> None:

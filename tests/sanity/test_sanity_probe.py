@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.errors import MergeError
@@ -91,3 +92,10 @@ def test_behind_a_chat_template_an_end_is_expected(model, tokenizer):
 def test_a_template_that_cannot_be_filled_in_is_none(model, tokenizer):
     tokenizer.chat_template = "{{ raise_exception('no') }}"
     assert SanityProbe(model, tokenizer).run().endless is None
+
+
+def test_a_special_token_without_a_role_is_a_stray_of_an_answer(model, tokenizer):
+    written = tokenizer.encode("seven", add_special_tokens=False)
+    tokenizer.add_tokens([AddedToken(tokenizer.convert_ids_to_tokens(written[-1]), special=True)])
+    assert written[-1] not in tokenizer.all_special_ids
+    assert SanityProbe(model, tokenizer)._strays(written) == [tokenizer.decode(written[-1:])]

@@ -10,6 +10,7 @@ from tiny_pack import make_model, make_tokenizer
 
 from evomerge.engine.greedy import Reader
 from evomerge.engine.live_state import LiveState
+from evomerge.engine.special_tokens import special_tokens
 from evomerge.recipe import ModelRef
 
 
@@ -28,7 +29,7 @@ def reader(tokenizer: Any | None = None) -> Reader:
     return Reader(
         decode=lambda tokens: str(tokenizer.decode(tokens, skip_special_tokens=True)),
         decode_all=lambda tokens: str(tokenizer.decode(tokens)),
-        special=frozenset(tokenizer.all_special_ids),
+        special=special_tokens(tokenizer),
     )
 
 

@@ -15,6 +15,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from evomerge.engine.greedy import Reader, end_tokens, is_plain_greedy
 from evomerge.engine.live_state import LiveState
 from evomerge.engine.protocol import Pair, Prompt, not_a_number
+from evomerge.engine.special_tokens import special_tokens
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.lm_eval.cached_tokenizer import CachedTokenizer
 
@@ -44,7 +45,7 @@ class PreparedLM(HFLM):  # type: ignore[misc]
         self.reader = Reader(
             decode=self.tok_decode,
             decode_all=partial(self.tok_decode, skip_special_tokens=False),
-            special=frozenset(plain.all_special_ids),
+            special=special_tokens(plain),
             # Decoding may remove the blank before " n't" and the like: a text is only certain that much further on.
             lookahead=len(" n't") if getattr(plain, "clean_up_tokenization_spaces", False) else 0,
         )
