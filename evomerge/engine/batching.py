@@ -100,8 +100,10 @@ def find_writing(model: PreTrainedModel, lengths: Collection[tuple[int, int]], r
     prompts = sorted(prompt for prompt, _ in lengths)
     longest = max(text for _, text in lengths)
     padding = not _changes_within(model, prompts[0], longest)
-    # A text that has been written is read as a longer prompt.
-    padding = padding and _writes_alike(model, _spread([*prompts, *(text for _, text in lengths)]), reset)
+    # A text that has been written is read as a longer prompt, behind which there is room for one more token to be read.
+    written = [max(1, text - 1) for _, text in lengths]
+    tried = _spread([min(length, max(written)) for length in [*prompts, *written]])
+    padding = padding and _writes_alike(model, tried, reset)
     return Writing(padding, padding and shares_prefixes(model, prompts[0], longest, reset))
 
 

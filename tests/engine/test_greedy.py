@@ -8,6 +8,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from models import GPT2, LLAMA, build
 from tiny_pack import WORDS, make_model, make_tokenizer
 from tokenizers import AddedToken
 
@@ -144,8 +145,19 @@ def test_texts_that_the_model_ends_itself_are_those_of_lm_eval(writes_itself: li
     assert len(set(map(len, found))) > 3
 
 
-def test_long_prompts_are_cut_on_the_left_as_lm_eval_cuts_them(writes_itself: list[bool]) -> None:
-    model = make_model(0)
+HOLDING_24_TOKENS = {
+    "Llama": ("LlamaConfig", {**LLAMA, "max_position_embeddings": 24}),
+    "GPT-2": ("GPT2Config", {**GPT2, "n_positions": 24}),
+    "GPT-J": ("GPTJConfig", {**GPT2, "n_positions": 24, "rotary_dim": 4}),
+    "OPT": ("OPTConfig", {**LLAMA, "ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 24}),
+}
+
+
+@pytest.mark.parametrize("name", HOLDING_24_TOKENS)
+def test_long_prompts_are_cut_on_the_left_as_lm_eval_cuts_them(name: str, writes_itself: list[bool]) -> None:
+    """Also where the model has positions for no token more than its prompt and what it may write."""
+    config, settings = HOLDING_24_TOKENS[name]
+    model = build(config, {**settings, "vocab_size": 46})
     requests = instances(PLAIN, shots=2)
     assert ours(model, requests, max_length=24) == theirs(model, requests, max_length=24)
     assert writes_itself
