@@ -14,7 +14,7 @@ import torch
 
 from evomerge.engine.batching import ANY_SCORING, ANY_WRITING, Scoring, Writing, find_scoring, find_writing
 from evomerge.engine.flat import FlatLoglikelihoods
-from evomerge.engine.greedy import GreedyTexts, Reader, end_tokens
+from evomerge.engine.greedy import GreedyTexts, Reader, cut_may_move, end_tokens
 from evomerge.engine.interim import InterimAnswers, RunPlan
 from evomerge.engine.live_state import LiveState
 from evomerge.engine.model_check import check_model
@@ -30,6 +30,7 @@ from evomerge.engine.protocol import (
     Unwritten,
     run_through,
 )
+from evomerge.engine.special_tokens import touches
 from evomerge.engine.tree import TreeLoglikelihoods
 from evomerge.errors import InvalidInput, unknown_name
 
@@ -40,7 +41,7 @@ _Result = TypeVar("_Result")
 
 SHORTEST = 128  # tokens that a sequence of a batch may have in any case: shorter ones come in larger batches
 
-_ALONE = Unwritten()  # lm-eval lets such a text depend on its batch; it is what a batch of one gives
+_ALONE = Unwritten()  # where lm-eval lets a text depend on its batch, it is what a batch of one gives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,7 @@ class TransformersEngine:
         self._batch_size = batch_size
         self._state = state or LiveState(model)
         self._sharing: dict[Lengths, tuple[Scoring, Writing]] = {}
+        self._cuts_stay: dict[tuple[str, ...], bool] = {}  # by stop strings
 
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
         """See `Engine.load`. Tensors are copied into the model's own."""
@@ -116,13 +118,25 @@ class TransformersEngine:
         scoring, writing = self.sharing(lengths)
         budget = self._batch_size * max(requests.lengths(self._max_length).longest, SHORTEST)
         written = [at for at, prompt in enumerate(requests.prompts) if prompt.plain and writing.prefixes]
-        left = Unwritten(self._batch_size if writing.padding else 1)
         return PreparedRequests(
             scored=self._loglikelihoods(requests.pairs, scoring, budget),
             texts=self._texts([requests.prompts[at] for at in written], budget),
             written=written,
-            responses=[left] * len(requests.prompts),
+            responses=[self._left(prompt, writing) for prompt in requests.prompts],
         )
+
+    def writes_alike_in_company(self, prompt: Prompt) -> bool:
+        """Whether nothing in a prompt lets lm-eval's own text of it depend on the others of a batch.
+
+        Settings of its own may: a limit that counts padding, beams. So may stop strings: lm-eval continues a text until
+        all of its batch have ended, which adds what would never have been written alone where a stop string is in the
+        name of a special token, or what moves the cut.
+        """
+        if prompt.stops not in self._cuts_stay:
+            names = [self._reader.decode_all([token]) for token in self._reader.special - end_tokens(self.model)]
+            named = any(touches(stop, name) for stop in prompt.stops for name in names)
+            self._cuts_stay[prompt.stops] = not named and not cut_may_move(prompt.stops, self._reader)
+        return prompt.plain and self._cuts_stay[prompt.stops]
 
     def run(self, prepared: PreparedRequests) -> Responses:
         """See `Engine.run`."""
@@ -173,6 +187,10 @@ class TransformersEngine:
         finally:  # what trial passes leave in the model must not be taken for its state before the first pass
             state.restore()
         return scoring, writing
+
+    def _left(self, prompt: Prompt, writing: Writing) -> Unwritten:
+        """A text that is left to the evaluator, which may write it in batches only if they cannot change it."""
+        return Unwritten(self._batch_size) if writing.padding and self.writes_alike_in_company(prompt) else _ALONE
 
     def _loglikelihoods(self, pairs: Sequence[Pair], scoring: Scoring, budget: int) -> Loglikelihoods:
         device = self.model.device

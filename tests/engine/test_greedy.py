@@ -209,6 +209,26 @@ def test_a_limit_that_leaves_no_room_for_a_prompt_is_refused() -> None:
         ours(make_model(0), instances({**PLAIN, "max_gen_toks": 300}))
 
 
+TINY = {**LLAMA, "vocab_size": 46, "tie_word_embeddings": False}
+SEEING_THEIR_BATCH = {
+    "a limit that counts padding": ("LlamaConfig", {"max_length": 30, "max_gen_toks": 28}),
+    "beams": ("LlamaConfig", {"num_beams": 2, "max_gen_toks": 12, "until": ["a", "b", "c", "d"]}),
+    "a stop string that is a special token": ("BloomConfig", {"until": ["c"], "max_gen_toks": 20}),
+}
+
+
+@pytest.mark.parametrize("name", SEEING_THEIR_BATCH)
+def test_a_text_that_is_left_to_lm_eval_does_not_depend_on_the_others(name: str, writes_itself: list[bool]) -> None:
+    config, settings = SEEING_THEIR_BATCH[name]
+    model, tokenizer = build(config, TINY), tokenizer_with_special("c")
+    requests = instances({**settings, "do_sample": False}, count=12)
+    together = ours(model, requests, tokenizer=tokenizer)
+    assert not writes_itself
+    assert together == [ours(model, [request], tokenizer=tokenizer)[0] for request in requests]
+    assert together == theirs(model, requests, tokenizer, batch_size=1)
+    assert together != theirs(model, requests, tokenizer, batch_size=8), "the comparison must not be empty"
+
+
 def test_finished_rows_leave_their_batch() -> None:
     model = make_model(0)
     rows: list[int] = []

@@ -280,6 +280,24 @@ def test_a_model_that_depends_on_its_batch_is_run_one_by_one(build: Build) -> No
     assert command[command.index("--batch_size") + 1] == "1"
 
 
+@pytest.mark.parametrize(
+    ("generation", "one_by_one"),
+    [
+        ({"until": ["\n", "e"]}, False),
+        ({"until": ["a"]}, True),  # in the name of <pad>
+        ({"until": ["ab", "b?"]}, True),  # what follows may move the cut
+        ({"until": ["e"], "num_beams": 2}, True),
+    ],
+    ids=str,
+)
+def test_texts_that_may_depend_on_their_batch_are_reproduced_one_by_one(
+    build: Build, model: Any, generation: dict[str, Any], one_by_one: bool
+) -> None:
+    task = {**TASKS["toy_write"], "generation_kwargs": {"max_gen_toks": 8, "do_sample": False, **generation}}
+    evaluator = build(only("toy_write", "exact_match"), {"toy_write": task})
+    assert evaluator.harness_scores(model) == HarnessScores(one_by_one=one_by_one)
+
+
 def test_tasks_with_other_numbers_of_few_shot_examples_need_commands_of_their_own(build: Build) -> None:
     settings = {
         "tasks": [

@@ -256,10 +256,12 @@ class HarnessEvaluator:
         """See `ModelEvaluator`."""
         lm = self._lm(model, batch_size=1)
         parts: tuple[Part, Part] = ("search", "held_out")
-        lengths = [self._lengths(lm, part) for part in parts]
+        requests = [encode(lm, self.prompts.part(part)).requests for part in parts]
+        lengths = [each.lengths(lm.max_length) for each in requests]
         engine = TransformersEngine(model, lm.reader, max_length=lm.max_length, batch_size=1, state=lm.state)
         ways = [engine.sharing(each) for each in lengths]
         mixes = all(scoring.padding and writing.padding for scoring, writing in ways)
+        mixes = mixes and all(engine.writes_alike_in_company(prompt) for each in requests for prompt in each.prompts)
         never = any(depends_on_order(model, each.read, each.longest, lm.state.restore) for each in lengths)
         lm.state.restore()
         return HarnessScores(one_by_one=not mixes, never=never)
