@@ -114,6 +114,8 @@ def number_of(task: str, metric: Metric, raw: Any) -> float:
         raw = raw[0]
     elif metric.kind == "brier_score":
         raw = metric.aggregate([raw])
+    if getattr(raw, "ndim", None) == 0:  # of numpy or torch: the booleans of neither are numbers to Python
+        raw = raw.item()
     if not isinstance(raw, Real):
         raise InvalidInput(
             f"metric {metric.name!r} of task {task!r} gives {type(raw).__name__} for an item, not a number; choose a "
