@@ -9,6 +9,7 @@ import pytest
 import yaml
 from tiny_pack import TASKS, make_tokenizer, write_pack
 
+from evomerge.errors import InvalidInput
 from evomerge.evaluation import ItemBlock, load_pack
 from evomerge.evaluation.lm_eval.harness_evaluator import HarnessEvaluator
 from evomerge.testing.evaluator_contract import candidate
@@ -50,3 +51,33 @@ def test_a_number_of_numpy_or_torch_is_the_number_of_an_item(tmp_path: Path, mod
     scores = evaluator_of(tmp_path / "pack", task, code).score(candidate(model), SEARCH).tasks["toy_pick"]
     assert set(scores.outcomes) <= {0.0, 0.5, 1.0}
     assert scores.value == pytest.approx(sum(scores.outcomes) / len(scores.outcomes))
+
+
+GIVES_TWO = (
+    "def pass_at_k(references, predictions, **_):\n return {'pass@1': float('e' in predictions[0]), 'pass@2': 1.0}\n"
+)
+WRITES = {
+    "output_type": "generate_until",
+    "generation_kwargs": {"until": ["\n"], "max_gen_toks": 8, "do_sample": False},
+    "metric_list": [{"metric": "!function scoring.pass_at_k", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+def test_a_metric_that_a_function_of_the_task_gives_under_another_name_can_be_chosen(
+    tmp_path: Path, model: Any
+) -> None:
+    evaluator = evaluator_of(tmp_path / "pack", WRITES, GIVES_TWO, "pass@1")
+    evaluator.check_requests(model)
+    scores = evaluator.score(candidate(model), SEARCH).tasks["toy_write"]
+    texts = [evaluator.instances(SEARCH)["toy_write"][item][0].resps[0] for item in scores.items]
+    assert scores.outcomes == tuple(float("e" in text) for text in texts)
+    assert (scores.higher_is_better, scores.aggregate) == (True, "mean")
+
+
+@pytest.mark.parametrize("metric", ["pass_at_k", "pass@3"])
+def test_a_metric_that_the_function_does_not_give_is_refused_with_those_that_it_gives(
+    tmp_path: Path, model: Any, metric: str
+) -> None:
+    evaluator = evaluator_of(tmp_path / "pack", WRITES, GIVES_TWO, metric)
+    with pytest.raises(InvalidInput, match=r"metric among the results of task 'toy_write'.*pass@1"):
+        evaluator.check_requests(model)

@@ -65,13 +65,23 @@ def check_metric(name: str, task: Any, metric: Metric, instances: list[Instance]
 
 
 def metric_of(task: Any, entry: PackTask) -> Metric:
+    """The metric that a pack chooses for a task.
+
+    One that the task does not list may come from the task's only metric that is a function, such as "pass@1" from
+    `pass_at_k`: it is aggregated like that one, and `check_metric` tells whether the function gives it.
+
+    Raises:
+        InvalidInput: unknown metric or filter, no number per item, or no direction.
+    """
     filters = {each.name: each for each in task._filters}
     if entry.filter is not None and entry.filter not in filters:
         raise unknown_name(f"filter of task {entry.task!r}", entry.filter, filters)
     aggregations = task.aggregation()
-    if entry.metric not in aggregations:
+    functions = _functions_as_metrics(task)
+    listed = functions[0] if entry.metric not in aggregations and len(functions) == 1 else entry.metric
+    if listed not in aggregations:
         raise unknown_name(f"metric of task {entry.task!r}", entry.metric, aggregations)
-    aggregate = aggregations[entry.metric]
+    aggregate = aggregations[listed]
     kind = next((name for name, known in AGGREGATION_REGISTRY.items() if known is aggregate), CUSTOM)
     if kind in _CORPUS_AGGREGATES or entry.metric == "likelihood":
         others = ", ".join(sorted(set(aggregations) - {entry.metric})) or "none; add one to its metric_list"
@@ -79,13 +89,19 @@ def metric_of(task: Any, entry: PackTask) -> Metric:
             f"metric {entry.metric!r} of task {entry.task!r} gives no number for every single item, which races and "
             f"paired comparisons need; its other metrics: {others}"
         )
-    direction = task.higher_is_better().get(entry.metric)
+    direction = task.higher_is_better().get(listed)
     if not isinstance(direction, bool):
         raise InvalidInput(
             f"task {entry.task!r} does not say higher_is_better for {entry.metric!r}; add it to the task"
         )
     chosen = filters[entry.filter] if entry.filter else next(iter(filters.values()))
     return Metric(name=entry.metric, filter=chosen, aggregate=aggregate, kind=kind, higher_is_better=direction)
+
+
+def _functions_as_metrics(task: Any) -> list[str]:
+    """Names of the metrics that are functions, the task's or of Hugging Face evaluate, which may return a dict."""
+    listed = [(each["metric"], each.get("hf_evaluate")) for each in getattr(task.config, "metric_list", None) or ()]
+    return [getattr(metric, "__name__", metric) for metric, found in listed if callable(metric) or found is True]
 
 
 def raw_of(task: Any, metric: Metric, instances: Sequence[Instance]) -> Any:
