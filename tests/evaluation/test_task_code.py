@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import pytest
 import yaml
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from tiny_pack import TASKS, make_tokenizer, write_pack
 
 from evomerge.errors import InvalidInput
@@ -40,6 +43,21 @@ def evaluator_of(folder: Path, task: dict[str, Any], code: str, metric: str = "n
     file.write_text(yaml.dump(config, Dumper=_Dumper), encoding="utf-8")
     (folder / "tasks" / "scoring.py").write_text(code, encoding="utf-8")
     return HarnessEvaluator(load_pack(folder), make_tokenizer(), seed=3, batch_size=8, allow=("task_code",))
+
+
+def simple_evaluate(evaluator: HarnessEvaluator, model: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """lm-eval's own evaluation of the search part."""
+    pack = evaluator.pack
+    monkeypatch.chdir(pack.folder)
+    results: dict[str, Any] = lm_eval.simple_evaluate(
+        model=HFLM(pretrained=model, tokenizer=make_tokenizer(), batch_size=1, softmax_dtype="float32"),
+        tasks=[entry.task for entry in pack.tasks],
+        task_manager=TaskManager(include_path=str(pack.tasks_path), include_defaults=False),
+        samples={name: sorted(ids) for name, ids in evaluator.split.items(SEARCH).items()},
+        bootstrap_iters=0,
+        confirm_run_unsafe_code=True,
+    )
+    return results
 
 
 @pytest.mark.parametrize("number", ["numpy.argmax(lls) == 0", "numpy.array(0.5)", "torch.tensor(True)"])
@@ -81,3 +99,17 @@ def test_a_metric_that_the_function_does_not_give_is_refused_with_those_that_it_
     evaluator = evaluator_of(tmp_path / "pack", WRITES, GIVES_TWO, metric)
     with pytest.raises(InvalidInput, match=r"metric among the results of task 'toy_write'.*pass@1"):
         evaluator.check_requests(model)
+
+
+def test_code_that_changes_its_document_scores_the_same_candidate_the_same_twice_and_as_lm_eval(
+    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "def score(doc, results):\n doc['options'].append('x')\n return {'number': float(len(doc['options']))}\n"
+    task = {"process_results": "!function scoring.score", "metric_list": NUMBER}
+    evaluator = evaluator_of(tmp_path / "pack", task, code)
+    evaluator.check_requests(model)
+    first, again = (evaluator.score(candidate(model), SEARCH).tasks["toy_pick"] for _ in range(2))
+    assert set(first.outcomes) == {5.0}
+    assert first == again
+    theirs = simple_evaluate(evaluator, model, monkeypatch)
+    assert theirs["results"]["toy_pick"]["number,none"] == first.value

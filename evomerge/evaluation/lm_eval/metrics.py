@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.evaluation.aggregates import CUSTOM, WEIGHTED
+from evomerge.evaluation.lm_eval.tasks import PreparedTask
 from evomerge.evaluation.right_options import right_options
 from evomerge.packs.pack import PackTask
 
@@ -105,11 +107,21 @@ def _functions_as_metrics(task: Any) -> list[str]:
 
 
 def raw_of(task: Any, metric: Metric, instances: Sequence[Instance]) -> Any:
+    """What the task says of an item: a function of its document and responses alone, whatever was scored before."""
     responses = [instance.filtered_resps[metric.filter.name] for instance in instances]
-    results = task.process_results(instances[0].doc, responses)
+    results = task.process_results(_document_for(task, instances[0].doc), responses)
     if metric.name not in results:
         raise unknown_name(f"metric among the results of task {task.task_name!r}:", metric.name, results)
     return results[metric.name]
+
+
+def _document_for(task: Any, document: Any) -> Any:
+    """The document for `process_results`: a copy where that is the task's own code, which may change it.
+
+    lm-eval takes it from the data set anew. The code of lm-eval changes none, and finds what is rendered by identity.
+    """
+    ours = isinstance(task, PreparedTask) and not callable(task.config.process_results)
+    return document if ours else copy.deepcopy(document)
 
 
 def gold_of(task: Any, metric: Metric, instances: Sequence[Instance]) -> float | None:
