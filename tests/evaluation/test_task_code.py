@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lm_eval
+import numpy
 import pytest
+import torch
 import yaml
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -113,3 +119,75 @@ def test_code_that_changes_its_document_scores_the_same_candidate_the_same_twice
     assert first == again
     theirs = simple_evaluate(evaluator, model, monkeypatch)
     assert theirs["results"]["toy_pick"]["number,none"] == first.value
+
+
+SHUFFLES = """
+import random
+from datasets import Dataset
+
+def shuffled(documents):
+    rows = list(documents)
+    random.shuffle(rows)
+    return Dataset.from_list(rows)
+"""
+
+
+def test_documents_that_are_drawn_at_random_are_the_same_at_every_access_and_in_every_process(tmp_path: Path) -> None:
+    task = {"process_docs": "!function scoring.shuffled"}
+    first = evaluator_of(tmp_path / "pack", task, SHUFFLES, "acc")
+    for _ in range(2):
+        documents = list(first.tasks["toy_pick"].eval_docs)
+        for item, requests in first.prompts.part("search")["toy_pick"].items():
+            assert requests[0].doc == documents[item]
+    with generators_at(7):
+        other = HarnessEvaluator(first.pack, make_tokenizer(), seed=3, split=first.split, allow=("task_code",))
+    assert list(other.tasks["toy_pick"].eval_docs) == list(first.tasks["toy_pick"].eval_docs)
+    assert [each["part"] for each in first.tasks["toy_pick"].eval_docs] != [
+        each["part"] for each in documents_of_the_file(first)
+    ], "the comparison must not be empty"
+
+
+def documents_of_the_file(evaluator: HarnessEvaluator) -> list[dict[str, Any]]:
+    lines = (evaluator.pack.folder / "items" / "all.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@contextmanager
+def generators_at(seed: int) -> Iterator[None]:
+    """The global generators in another state for a while."""
+    states = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    yield
+    random.setstate(states[0])
+    numpy.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+
+
+DRAWS = {
+    "process_results": "def score(doc, results):\n return {'number': DRAWN}\n",
+    "a metric": "def number(references, predictions, **_):\n return DRAWN\n",
+}
+
+
+@pytest.mark.parametrize("drawn", ["random.random()", "numpy.random.random()", "torch.rand(()).item()"])
+@pytest.mark.parametrize("where", DRAWS)
+def test_n13_scores_that_draw_at_random_are_the_same_twice_and_leave_the_generators_alone(
+    tmp_path: Path, model: Any, where: str, drawn: str
+) -> None:
+    code = "import numpy, random, torch\n" + DRAWS[where].replace("DRAWN", drawn)
+    task = {"process_results": "!function scoring.score", "metric_list": NUMBER}
+    if where == "a metric":
+        task = {**WRITES, "metric_list": [{**NUMBER[0], "metric": "!function scoring.number"}]}
+    evaluator = evaluator_of(tmp_path / "pack", task, code)
+    first = evaluator.score(candidate(model), SEARCH)
+    with generators_at(7):
+        before = random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist()
+        again = evaluator.score(candidate(model), SEARCH)
+        after = random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist()
+    one = evaluator.score(candidate(model), ItemBlock("search", 1, 2))
+    assert before == after
+    assert again.tasks == first.tasks
+    (name,) = first.tasks
+    assert one.tasks[name].outcomes == first.tasks[name].outcomes[1:2]

@@ -29,10 +29,11 @@ from evomerge.evaluation.evaluator import CalibrationText, Candidate, HarnessSco
 from evomerge.evaluation.lm_eval.answering import answer_in_steps
 from evomerge.evaluation.lm_eval.cached_tokenizer import CachedTokenizer
 from evomerge.evaluation.lm_eval.encoding import EncodedInstances, Instances, encode
+from evomerge.evaluation.lm_eval.harness_seeds import harness_seeds
 from evomerge.evaluation.lm_eval.metrics import check_metric, gold_of, metric_of, number_of, raw_of
 from evomerge.evaluation.lm_eval.model import PreparedLM
 from evomerge.evaluation.lm_eval.prompts import Prompts
-from evomerge.evaluation.lm_eval.tasks import builtin_configs, load_tasks, refuse_leaking_examples
+from evomerge.evaluation.lm_eval.tasks import builtin_configs, documents_of, load_tasks, refuse_leaking_examples
 from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.packs.items import ItemBlock, Part, Split
 from evomerge.packs.pack import Pack
@@ -331,7 +332,8 @@ class HarnessEvaluator:
         numbers = {item: number_of(name, metric, value) for item, value in raw.items()}
         values = list(raw.values())
         try:
-            value = float(metric.aggregate(values))
+            with harness_seeds():
+                value = float(metric.aggregate(values))
         except OverflowError:
             raise MergeError(f"task {name!r}: {metric.name} of the candidate is too large for a number") from None
         outcomes = tuple(numbers[item] for item in ids)
@@ -357,7 +359,7 @@ def _check_model(lm: PreparedLM, lengths: Lengths) -> None:
 
 
 def _split(pack: Pack, tasks: Mapping[str, Any], stored: Split | None, seed: int) -> Split:
-    documents = {name: list(task.eval_docs) for name, task in tasks.items()}
+    documents = {name: list(documents_of(task)) for name, task in tasks.items()}
     if stored is None:
         return make_split(documents, pack.split, seed, {entry.task: entry.limit for entry in pack.tasks})
     check_split(stored, documents, pack.split)

@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -16,6 +17,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.evaluation.aggregates import CUSTOM, WEIGHTED
+from evomerge.evaluation.lm_eval.harness_seeds import harness_seeds
 from evomerge.evaluation.lm_eval.tasks import PreparedTask
 from evomerge.evaluation.right_options import right_options
 from evomerge.packs.pack import PackTask
@@ -109,19 +111,21 @@ def _functions_as_metrics(task: Any) -> list[str]:
 def raw_of(task: Any, metric: Metric, instances: Sequence[Instance]) -> Any:
     """What the task says of an item: a function of its document and responses alone, whatever was scored before."""
     responses = [instance.filtered_resps[metric.filter.name] for instance in instances]
-    results = task.process_results(_document_for(task, instances[0].doc), responses)
+    document, has_code = instances[0].doc, _has_code(task)
+    with harness_seeds() if has_code or _functions_as_metrics(task) else nullcontext():
+        results = task.process_results(copy.deepcopy(document) if has_code else document, responses)
     if metric.name not in results:
         raise unknown_name(f"metric among the results of task {task.task_name!r}:", metric.name, results)
     return results[metric.name]
 
 
-def _document_for(task: Any, document: Any) -> Any:
-    """The document for `process_results`: a copy where that is the task's own code, which may change it.
+def _has_code(task: Any) -> bool:
+    """Whether results are computed from the document by code of others, which may change it or draw at random.
 
-    lm-eval takes it from the data set anew. The code of lm-eval changes none, and finds what is rendered by identity.
+    lm-eval gives it a document that is taken from the data set anew. Its own code does neither, and is given the
+    document itself, by whose identity it finds what is rendered.
     """
-    ours = isinstance(task, PreparedTask) and not callable(task.config.process_results)
-    return document if ours else copy.deepcopy(document)
+    return not isinstance(task, PreparedTask) or callable(task.config.process_results)
 
 
 def gold_of(task: Any, metric: Metric, instances: Sequence[Instance]) -> float | None:

@@ -13,6 +13,7 @@ from lm_eval.models.utils import has_bos_prefix
 
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.lm_eval.cached_tokenizer import CachedTokenizer
+from evomerge.evaluation.lm_eval.harness_seeds import harness_seeds
 from evomerge.evaluation.lm_eval.tasks import PreparedTask
 from evomerge.messages import in_one_line
 from evomerge.packs.items import Part, Split
@@ -71,7 +72,7 @@ class Prompts:
         pack = self._pack
         task.set_fewshot_seed(self._fewshot_seed)
         try:
-            with redirect_stderr(io.StringIO()):  # lm-eval shows a progress bar for every task
+            with harness_seeds(), redirect_stderr(io.StringIO()):  # lm-eval shows a progress bar for every task
                 task.build_all_requests(
                     samples=ids,
                     system_instruction=pack.system_instruction,
@@ -87,7 +88,8 @@ class Prompts:
         for instances in requests.values():
             instances.sort(key=lambda instance: instance.idx)
             if isinstance(task, PreparedTask):
-                task.remember(instances[0].doc)
+                with harness_seeds():
+                    task.remember(instances[0].doc)
         return requests
 
     def _render_chat(self, history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

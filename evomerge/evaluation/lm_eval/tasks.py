@@ -10,6 +10,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from evomerge.errors import InvalidInput, unknown_name
+from evomerge.evaluation.lm_eval.harness_seeds import harness_seeds
 from evomerge.messages import in_one_line
 from evomerge.packs.benchmarks import refuse_test_split
 from evomerge.packs.items import Split
@@ -23,12 +24,20 @@ class PreparedTask(ConfigurableTask):  # type: ignore[misc]
     def __init__(self, config: dict[str, Any]) -> None:
         self._rendered: dict[tuple[str, int], Any] = {}
         self._documents: list[Any] = []  # keeps them alive, and with that their ids taken
+        self._eval_docs: Any = None
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
 
     @property
     def task_name(self) -> str:
         """The task's name; lm-eval's property draws a spare name from the global generator at each call."""
         return str(self.config.task)
+
+    @property
+    def eval_docs(self) -> Any:
+        """The task's documents; lm-eval processes them at each access, and code that draws at random gives others."""
+        if self._eval_docs is None:
+            self._eval_docs = super().eval_docs
+        return self._eval_docs
 
     def remember(self, document: Any) -> None:
         self._documents.append(document)
@@ -67,7 +76,8 @@ def load_tasks(pack: Pack, allow: Collection[str]) -> dict[str, Any]:
     members = [_member(pack, entry, manager.task_index) for entry in pack.tasks]
     try:
         # Only members of a group are built from their YAML and our overrides; a bare mapping replaces the YAML.
-        tasks: dict[str, Any] = manager.load({"group": pack.name, "task": members})["tasks"]
+        with harness_seeds():
+            tasks: dict[str, Any] = manager.load({"group": pack.name, "task": members})["tasks"]
     except Exception as error:  # anything: templates, data and code of the pack are run here for the first time
         cause = error.__cause__ or error
         reason = in_one_line(cause)
@@ -120,13 +130,19 @@ def refuse_leaking_examples(pack: Pack, tasks: Mapping[str, Any], split: Split) 
     without = pack.split.field if isinstance(pack.split, FieldSplit) else None
     for name, task in tasks.items():
         if task.config.num_fewshot:
-            documents = task.eval_docs
+            documents = documents_of(task)
             held_out = {content_hash(documents[item], without) for item in split.parts["held_out"][name]}
             if any(content_hash(example, without) in held_out for example in task.sampler.fewshot_docs()):
                 raise InvalidInput(
                     f"task {name!r} would draw held-out items as few-shot examples; give the task a fewshot_split with "
                     f"documents of its own, or set num_fewshot: 0"
                 )
+
+
+def documents_of(task: Any) -> Any:
+    """The documents of a task, which its own code may draw at random."""
+    with harness_seeds():
+        return task.eval_docs
 
 
 def is_unsafe(task: Any) -> bool:
