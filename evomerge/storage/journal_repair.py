@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from functools import partial
 from io import FileIO
 from pathlib import Path
@@ -39,7 +40,8 @@ def repair_tail(path: Path) -> Path | None:
         with path.open("rb+", buffering=0) as file:
             return cut_torn_line(file, path)
     finally:
-        lock.release()
+        with suppress(RuntimeError):  # we were slow, and somebody has broken the lock
+            lock.release()
 
 
 def cut_torn_line(file: FileIO, path: Path) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -199,7 +200,8 @@ def _open_journal(file: Path, patience: StoragePatience) -> BaseStorage:
     _make_folder(file)
 
     def opened() -> BaseStorage:
-        repair_tail(file)
+        with suppress(OSError):  # the next entry cuts a torn line off as well, and waits for a disk in trouble
+            repair_tail(file)
         journal = FileJournal(file)
         try:
             storage = TransactionalJournalStorage(journal)

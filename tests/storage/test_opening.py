@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import sqlite3
 import subprocess
@@ -23,7 +25,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from evomerge.errors import InvalidInput
 from evomerge.spec import load_spec, read_spec
-from evomerge.storage import opening
+from evomerge.storage import journal_repair, opening
 from evomerge.storage.journals import FileJournal, RedisJournal
 from evomerge.storage.opening import open_storage
 from evomerge.storage.patience import StorageAway, StoragePatience
@@ -62,6 +64,23 @@ def test_everybody_shares_one_cache(tmp_path: Path) -> None:
     first = optuna.create_study(storage=opened, study_name="first")
     second = optuna.create_study(storage=opened, study_name="second")
     assert first._storage is second._storage is opened
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EACCES])
+def test_a_journal_opens_though_its_torn_line_cannot_be_cut_off_yet(number: int, tmp_path: Path) -> None:
+    file = tmp_path / "study.journal"
+    assert use(f"journal:///{file}") == 1
+    file.write_bytes(file.read_bytes() + b'{"op_code":4,')
+
+    def failing(path: Path, content: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(journal_repair, "write_whole", failing)
+        storage = open_storage(f"journal:///{file}")
+        assert len(optuna.load_study(storage=storage, study_name="s").trials) == 1
+    assert use(f"journal:///{file}") == 2
+    assert [path.name for path in tmp_path.glob("*.torn1")] == ["study.journal.torn1"]
 
 
 def test_an_unknown_scheme_is_answered_with_what_is_allowed() -> None:
