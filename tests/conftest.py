@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +96,14 @@ def write_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         return path
 
     return write
+
+
+@pytest.fixture(params=[1, 3])
+def torch_threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Each of these numbers of threads for torch, on which no result may depend."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)

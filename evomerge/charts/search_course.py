@@ -111,7 +111,7 @@ def _scored(trials: Sequence[FrozenTrial]) -> bool:
 
 
 def _spent(trials: Sequence[FrozenTrial], scoring: Cost, before: Cost) -> list[float]:
-    """What had been spent when each of the trials ended."""
+    """The cost of all trials up to the end of each."""
     found, spent = [], before
     for place, trial in enumerate(trials, start=1):
         spent += read_cost(trial)

@@ -175,7 +175,7 @@ def _seen_in(magnitudes: Tensor, expected: Expected) -> _Seen:
 
 
 def _together(parts: Sequence[Sequence[_Seen]]) -> list[_Seen]:
-    """What was seen of each range in all parts of a tensor."""
+    """The counts of each range over all parts of a tensor."""
     if len(parts) == 1:
         return list(parts[0])
     return [

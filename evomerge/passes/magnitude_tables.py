@@ -235,7 +235,7 @@ def of_all_knots(ordered: Floats) -> Table | None:
 
 
 def _level(values: Floats) -> npt.NDArray[np.bool_]:
-    """Which of these values, in ascending order, the next one equals."""
+    """A mask of the values, in ascending order, that the next one equals."""
     return np.append(values[1:] == values[:-1], False)
 
 

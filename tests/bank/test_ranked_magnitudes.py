@@ -33,14 +33,6 @@ def path(request, monkeypatch):
     return request.param
 
 
-@pytest.fixture(params=[1, 3])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 def models(count, dtypes=(torch.bfloat16, torch.bfloat16), seed=0):
     generator = torch.Generator().manual_seed(seed)
     base = torch.randn(count, generator=generator) * 0.02
@@ -59,7 +51,7 @@ def by_sorting(base, source, ranks):
     return [Ranked(float(value), first, last - first) for value, (first, last) in zip(values, ends, strict=True)]
 
 
-@pytest.mark.usefixtures("path", "threads")
+@pytest.mark.usefixtures("path", "torch_threads")
 @pytest.mark.parametrize("dtypes", FLOATS)
 @pytest.mark.parametrize("count", COUNTS)
 def test_magnitudes_of_ranks_are_those_of_the_sorted_vector(count, dtypes):
@@ -112,7 +104,7 @@ def test_more_than_there_is_room_for_is_left_to_the_definition(monkeypatch):
     assert ranked_magnitudes.ranked_magnitudes(base, source, wide) == [middle]
 
 
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("torch_threads")
 @pytest.mark.parametrize("count", [5, 3_000, 600_003])
 def test_the_end_of_equal_magnitudes_is_that_of_the_definition(count):
     base, source = models(count)

@@ -40,15 +40,7 @@ def added_up(tensors, name, change):
     return ordered_sum(piece.abs() for piece in TaskVectors(tensors, lambda source, name: change).pieces(0, name))
 
 
-@pytest.fixture(params=[1, 3])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("torch_threads")
 @pytest.mark.parametrize("piece", [7, 1000, 1 << 17])
 @pytest.mark.parametrize("dtypes", [*DTYPES, *UNCOVERED])
 def test_norms_are_the_sums_of_what_the_definitions_leave(dtypes, piece, monkeypatch):

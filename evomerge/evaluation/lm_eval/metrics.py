@@ -109,7 +109,7 @@ def _functions_as_metrics(task: Any) -> list[str]:
 
 
 def raw_of(task: Any, metric: Metric, instances: Sequence[Instance]) -> Any:
-    """What the task says of an item: a function of its document and responses alone, whatever was scored before."""
+    """The task's result of an item: a function of its document and responses alone, whatever was scored before."""
     responses = [instance.filtered_resps[metric.filter.name] for instance in instances]
     document, has_code = instances[0].doc, _has_code(task)
     with harness_seeds() if has_code or _functions_as_metrics(task) else nullcontext():
