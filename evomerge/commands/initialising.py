@@ -59,8 +59,7 @@ def init(
     if example is not None:
         _example(context, example, {**context.params}, json_)
         return
-    given: dict[str, Any] = {"space": space, "trials": trials, "storage": storage, "out": out, "limit": limit}
-    named = {name: value for name, value in given.items() if value is not None}
+    named = _named(space=space, trials=trials, storage=storage, out=out, limit=limit)
     answers = SpecAnswers(
         base=base,
         experts=named_sources(source or ()),
@@ -78,6 +77,11 @@ def init(
     from evomerge.new_spec.spec_folder import new_search
 
     _print(terminal, new_search(answers), json_)
+
+
+def _named(**given: Any) -> dict[str, Any]:
+    """The flags that were given, of those that have a default of their own."""
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _example(context: typer.Context, name: str, given: dict[str, Any], as_json: bool) -> None:
