@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -76,13 +77,44 @@ def test_the_dockerfile_has_no_lint_and_installs_as_the_makefile_does():
     )
 
 
+def test_an_image_has_what_report_and_every_storage_need_and_may_be_built_with_other_extras():
+    text = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+    before, *stages = text.split("\nFROM ")
+    (extras,) = re.findall(r"^ARG EXTRAS=(.*)$", before, flags=re.MULTILINE)
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert {"postgres", "mysql", "redis", "s3", "report"} <= set(extras.split(",")) <= known.keys()
+    for stage in stages[1:]:
+        assert re.search(r'^ARG EXTRAS\nRUN make install EXTRAS="\$\{EXTRAS\}" ', stage, flags=re.MULTILINE)
+
+
 def test_no_image_holds_the_secrets_beside_the_files():
     assert "docker/secrets" in (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
     assert "/docker/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
-def test_the_compose_file_follows_the_compose_schema():
-    run(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", DOCKER / "compose.yaml")
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
+def test_a_compose_file_follows_the_compose_schema(name):
+    run(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", DOCKER / name)
+
+
+def test_a_command_for_gpus_gives_them_to_the_only_worker_of_the_machine():
+    """A second worker container would offer the same cores and GPUs to Ray once more."""
+    text = (DOCKER / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^.*TARGET=cuda.*docker compose.*$", text, flags=re.MULTILINE)
+    assert commands
+    for command in commands:
+        files = [yaml.safe_load((ROOT / path).read_text(encoding="utf-8")) for path in re.findall(r"-f (\S+)", command)]
+        workers = [each["services"]["ray-worker"] for each in files if "ray-worker" in each["services"]]
+        devices = [device for each in values(workers, "devices") for device in each]
+        assert [(device["count"], device["capabilities"]) for device in devices] == [("all", ["gpu"])]
+        assert not [*values(workers, "replicas"), *values(workers, "scale")]
+
+
+def test_every_variable_of_compose_is_in_its_page_and_the_page_has_no_other():
+    text = (DOCKER / "compose.yaml").read_text(encoding="utf-8")
+    arguments = yaml.safe_load(text)["x-evomerge"]["build"]["args"]
+    page = (DOCKER / "README.md").read_text(encoding="utf-8").partition("## Kubernetes")[0]
+    assert set(re.findall(r"\b([A-Z]+)=", page)) == {*re.findall(r"\$\{([A-Z]+)", text), *arguments}
 
 
 def test_compose_publishes_nothing_but_the_login_on_the_loopback_interface():
