@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from evomerge import errors
 from evomerge.cli import COMMANDS
@@ -31,6 +32,34 @@ def test_the_unit_of_systemd_ends_where_a_repetition_changes_nothing():
     (codes,) = re.findall(r"RestartPreventExitStatus=([\d ]+)", OPERATIONS)
     final = (errors.InvalidInput, errors.OtherSpec, errors.StoppedByFailures)
     assert [int(code) for code in codes.split()] == [error.exit_code for error in final]
+
+
+STOP = OPERATIONS.partition("\n### Stop under a supervisor")[2].partition("\n## ")[0]
+
+
+def test_the_page_names_the_stop_of_every_supervisor_that_starts_an_interrupted_run_again():
+    (prevented,) = re.findall(r"RestartPreventExitStatus=([\d ]+)", OPERATIONS)
+    assert str(errors.Interrupted.exit_code) not in prevented.split()
+    assert "`systemctl stop " in STOP
+    compose = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text(encoding="utf-8"))
+    assert compose["services"]["controller"]["restart"].startswith("on-failure")
+    assert "`docker compose -f docker/compose.yaml stop controller`" in STOP
+    jobs = [
+        document
+        for path in sorted((ROOT / "docker" / "kubernetes").glob("*.yaml"))
+        for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))
+        if document["kind"] in ("Job", "RayJob")
+    ]
+    assert len(jobs) == 2
+    for job in jobs:
+        place = job["metadata"]
+        assert f"`kubectl -n {place['namespace']} delete {job['kind'].lower()} {place['name']}`" in STOP
+
+
+@pytest.mark.parametrize("section", ["Steer", "Move a study", "Upgrade"])
+def test_a_section_that_stops_a_run_leads_to_the_stop_of_a_supervisor(section):
+    text = OPERATIONS.partition(f"\n## {section}\n")[2].partition("\n## ")[0].partition("\n### ")[0]
+    assert "(#stop-under-a-supervisor)" in text
 
 
 def test_the_patience_of_the_page_is_the_default():
