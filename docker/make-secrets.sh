@@ -10,5 +10,5 @@ printf '%s' "$password" >"$folder/postgres_password"
 printf 'postgresql+psycopg://evomerge:%s@postgres/evomerge' "$password" >"$folder/storage_url"
 openssl rand -hex 32 | tr -d '\n' >"$folder/ray_token"
 printf 'evomerge:%s\n' "$(openssl passwd -apr1 "$login")" >"$folder/dashboard_logins"
-chmod 0644 "$folder"/* # containers read them as other users; the folder itself stays closed
+chmod 0644 "$folder"/* # compose mounts them as they are, and containers read them as other users; the folder stays closed
 echo "dashboard: user evomerge, password $login"

@@ -29,6 +29,7 @@ from evomerge.study.stored_search import artifacts_folder
 
 SCHEMA: Final = 1
 DASHBOARD_PORT: Final = 8265
+MOUNTED_SECRETS: Final = Path("/run/secrets")  # of Docker, Podman and Kubernetes
 SMALL_SHARED_MEMORY: Final = 1 << 30  # bytes, below which Ray puts its objects on the disk; containers have 64 MiB
 SMALL_DISK: Final = 1 << 30  # bytes
 _STYLES: Final = {"ok": "", "warning": "yellow", "wrong": "red"}
@@ -93,12 +94,19 @@ def _tokens() -> Iterator[Finding]:
             mode = stat.S_IMODE(path.stat().st_mode)
         except OSError:
             continue
-        if mode & 0o077:
-            yield Finding("token", "wrong", f"{path} has mode {mode:o}: others can use the cluster; chmod 600 {path}")
-        else:
-            yield Finding("token", "ok", f"{path} has mode {mode:o}")
+        yield _token(path, mode)
     if (mode_of := os.environ.get("RAY_AUTH_MODE", "token")) != "token":
         yield Finding("token", "warning", f"RAY_AUTH_MODE is {mode_of}: every account of this machine can use its Ray")
+
+
+def _token(path: Path, mode: int) -> Finding:
+    """Whether others can use the token. A mounted secret belongs to an account of the host, so its mode may be open."""
+    text = f"{path} has mode {mode:o}"
+    if not mode & 0o077:
+        return Finding("token", "ok", text)
+    if not mode & 0o022 and path.resolve().is_relative_to(MOUNTED_SECRETS):
+        return Finding("token", "ok", f"{text}, as a secret that a container reads; keep its folder on the host closed")
+    return Finding("token", "wrong", f"{text}: others can use the cluster; chmod 600 {path}")
 
 
 def _cluster(ray: str | None) -> Finding:

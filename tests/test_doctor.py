@@ -2,14 +2,19 @@
 
 import http.server
 import json
+import re
 import threading
+from pathlib import Path
 
 import pytest
+import yaml
 
 from evomerge import doctor as module
 from evomerge.cli import run_command
 from evomerge.doctor import doctor
 from evomerge.spec import load_spec
+
+SCRIPT = Path(__file__).parent.parent / "docker" / "make-secrets.sh"
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +61,24 @@ def test_a_token_that_others_can_read_is_wrong_and_exit_code_two(tmp_path, capsy
 def test_a_token_that_nobody_else_can_read_is_fine(tmp_path):
     write_token(tmp_path, 0o600)
     assert finding(doctor(), "token")["state"] == "ok"
+
+
+def test_a_token_as_the_containers_of_compose_have_it_is_fine(monkeypatch, tmp_path):
+    path = write_token(tmp_path, int(re.findall(r"^chmod (0\d+) ", SCRIPT.read_text(), flags=re.MULTILINE)[0], 8))
+    compose = yaml.safe_load(SCRIPT.with_name("compose.yaml").read_text(encoding="utf-8"))
+    mounted = Path(compose["services"]["controller"]["environment"]["RAY_AUTH_TOKEN_PATH"])
+    assert mounted.is_relative_to(module.MOUNTED_SECRETS)
+    monkeypatch.setattr(module, "MOUNTED_SECRETS", path.parent)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+    found = finding(doctor(), "token")
+    assert found["state"] == "ok"
+    assert "folder on the host" in found["text"]
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o664])
+def test_a_mounted_token_that_others_can_change_is_wrong(monkeypatch, tmp_path, mode):
+    monkeypatch.setattr(module, "MOUNTED_SECRETS", write_token(tmp_path, mode).parent)
+    assert finding(doctor(), "token")["state"] == "wrong"
 
 
 def test_a_cluster_that_takes_jobs_from_anyone_is_wrong(monkeypatch):
