@@ -2,7 +2,7 @@
 
 The pages of docs/ also link to READMEs elsewhere in the repository, and some of these back. All of them become pages of
 the site, below `repository/`; a link to a file that is no page becomes its text. Zensical then builds the site, and
-fails at a link or an anchor that leads nowhere.
+fails at a link or an anchor that leads nowhere. The pages are beside it as Markdown too, to which `llms.txt` links.
 """
 
 from __future__ import annotations
@@ -64,11 +64,23 @@ def collect(folder: Path) -> None:
         shutil.copy(ROOT / "docs" / name, folder / name)
 
 
+def add_markdown(folder: Path, site: Path) -> None:
+    """Copy the collected pages into the site, each beside the folder that it has become there."""
+    for page in folder.rglob("*.md"):
+        place = site / page.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(page, place)
+
+
 def main() -> int:
     """Build the site; the exit code of Zensical."""
-    collect(ROOT / "build" / "pages")
+    folder = ROOT / "build" / "pages"
+    collect(folder)
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    if code == 0:
+        add_markdown(folder, ROOT / "build" / "site")
+    return code
 
 
 if __name__ == "__main__":

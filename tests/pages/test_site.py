@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 import tomllib
@@ -54,17 +55,33 @@ def test_the_bars_of_formulas_in_tables_are_plain(site: ModuleType) -> None:
     assert site.with_bars("| `a \\| b` | c \\| d |\n`a \\| b`") == "| `a | b` | c \\| d |\n`a \\| b`"
 
 
-def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built in a copy of its sources without a warning."""
+    copy = tmp_path_factory.mktemp("copy")
     for name in ("docs", "examples", "benchmarks", "docker"):
         (copy / name).parent.mkdir(exist_ok=True)
         subprocess.run(["cp", "-r", str(ROOT / name), str(copy / name)], check=True)
     for name in ("README.md", "CONTRIBUTING.md", "zensical.toml"):
         (copy / name).write_bytes((ROOT / name).read_bytes())
-    built = subprocess.run(
-        [sys.executable, "docs/build_site.py"], cwd=copy, capture_output=True, text=True, check=False
-    )
-    assert built.returncode == 0, built.stdout + built.stderr
-    page = (copy / "build" / "site" / "first-search" / "index.html").read_text(encoding="utf-8")
+    done = subprocess.run([sys.executable, "docs/build_site.py"], cwd=copy, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return copy / "build" / "site"
+
+
+def test_the_site_has_the_pages_of_docs(built: Path) -> None:
+    page = (built / "first-search" / "index.html").read_text(encoding="utf-8")
     assert "First search in five minutes" in page
-    assert (copy / "build" / "site" / "llms.txt").exists()
+
+
+def test_the_links_of_llms_txt_and_of_the_pages_that_it_names_are_files_of_the_site(built: Path) -> None:
+    named = links_of(built / "llms.txt")
+    assert named
+    assert [path for path in named if not path.is_file()] == []
+    assert [path for page in named for path in links_of(page) if not path.is_file()] == []
+
+
+def links_of(file: Path) -> list[Path]:
+    """The files that a text links to, without those of the web, and without what is in blocks of code."""
+    text = re.sub(r"^```.*?^```$", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return [file.parent / path for path in re.findall(r"\]\((?!https?:)([^)#\s]+)", text)]
