@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from evomerge.cli import app, run_command
 from evomerge.spaces import known_spaces
+from evomerge.storage.opening import ALLOWED
 
 TOY = Path(__file__).parent.parent / "examples" / "toy" / "models"
 
@@ -342,6 +343,14 @@ def test_the_help_has_every_word_that_was_written_for_it(capsys, monkeypatch, wo
     shown = "".join(capsys.readouterr().out.split())
     for text in (command.help, *(getattr(each, "help", None) for each in command.params)):
         assert "".join((text or "").split()) in shown  # brackets would be read as markup, and be gone
+
+
+def test_the_help_of_a_run_has_every_place_of_a_storage_url_and_of_workers(capsys, monkeypatch):
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 500)
+    assert run_command(["run", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(text.partition(" ")[0] in shown for text in ALLOWED if text.startswith(("env:", "file:")))
+    assert "ADDRESS|auto|local|none" in shown
 
 
 def test_a_bug_of_ours_is_exit_code_one_with_a_log_file(capsys, write_spec, tmp_path, monkeypatch):

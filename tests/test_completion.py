@@ -57,7 +57,7 @@ def test_commands_and_options_are_completed(completed):
         ("evomerge methods ti", ["ties"]),
         ("evomerge baseline search.yaml --name ", BASELINES),
         ("evomerge export search.yaml --trial ", ["best", *BASELINES]),
-        ("evomerge run search.yaml --ray ", ["local", "none"]),
+        ("evomerge run search.yaml --ray ", ["auto", "local", "none"]),
         ("evomerge import mergekit-evolve file.yml --allow ", get_args(Allowed)),
     ],
 )

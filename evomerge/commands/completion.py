@@ -20,7 +20,7 @@ import typer
 from evomerge.shipped import shipped_folder
 from evomerge.storage.url import SQLITE, file_of, resolve_url, scheme_of
 
-PLACES_OF_WORKERS: Final = ("local", "none")
+PLACES_OF_WORKERS: Final = ("auto", "local", "none")
 PERMISSIONS: Final = ("pickle_weights", "remote_code", "task_code", "benchmark_test_sets")
 _LINES: Final = 20_000  # of a journal, in which studies are looked for
 _SECONDS: Final = 1  # that a SQLite file may be locked

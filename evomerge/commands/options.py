@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evomerge.commands.completion import study_names, worker_places
+from evomerge.commands.completion import PLACES_OF_WORKERS, study_names, worker_places
 from evomerge.errors import InvalidInput
 from evomerge.storage.attributes import WRITER
 
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 SpecPath = Annotated[Path | None, typer.Argument(metavar="SPEC", help="A search.yaml; or give --storage and --study.")]
 Storage = Annotated[
-    str | None, typer.Option(help="Optuna storage URL; wins over the spec's. env:NAME reads it from $NAME.")
+    str | None,
+    typer.Option(
+        help="Optuna storage URL; wins over the spec's. env:NAME reads it from $NAME, file:PATH from the file at PATH."
+    ),
 ]
 Study = Annotated[
     str | None,
@@ -34,7 +37,12 @@ Study = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Workers = Annotated[int | None, typer.Option(help="Number of workers.")]
 Ray = Annotated[
-    str | None, typer.Option(metavar="ADDRESS|local|none", help="Where the workers run.", autocompletion=worker_places)
+    str | None,
+    typer.Option(
+        metavar="|".join(["ADDRESS", *PLACES_OF_WORKERS]),
+        help="Where the workers run; auto is the cluster that this machine belongs to.",
+        autocompletion=worker_places,
+    ),
 ]
 
 
