@@ -28,6 +28,10 @@ def test_the_table_of_exit_codes_is_that_of_the_errors():
     assert codes == {0, 1} | {error.exit_code for error in errors.EvomergeError.__subclasses__()}
 
 
+def test_the_public_surface_has_its_exit_codes_from_the_page():
+    assert "operations.md#exit-codes" in (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+
+
 def test_the_unit_of_systemd_ends_where_a_repetition_changes_nothing():
     (codes,) = re.findall(r"RestartPreventExitStatus=([\d ]+)", OPERATIONS)
     final = (errors.InvalidInput, errors.OtherSpec, errors.StoppedByFailures)

@@ -4,9 +4,12 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+
 from evomerge.cli import run_command
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINES = [
     line
     for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
@@ -33,3 +36,13 @@ def test_the_commands_of_a_search_run_as_they_are_written(write_spec):
             assert run_command([*arguments, *(["--ray", "none"] if arguments[0] == "run" else [])]) == 0, arguments
     assert Path("my-merge/model.safetensors").exists()
     assert Path("toy.html").exists()
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_section_that_draws_a_report_says_what_to_install_for_it(page):
+    for section in page.read_text(encoding="utf-8").split("\n## "):
+        if re.search(r"^evomerge report ", section, flags=re.MULTILINE):
+            assert "pip install 'evomerge[report]'" in " ".join(section.split()), section.partition("\n")[0]
