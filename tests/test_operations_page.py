@@ -66,5 +66,11 @@ def test_a_section_that_stops_a_run_leads_to_the_stop_of_a_supervisor(section):
     assert "(#stop-under-a-supervisor)" in text
 
 
+def test_a_script_for_slurm_names_its_shell_without_which_sbatch_refuses_it():
+    (script,) = (block for block in re.findall(r"```sh\n(.*?)```", OPERATIONS, flags=re.DOTALL) if "#SBATCH" in block)
+    assert script.startswith("#!/bin/bash\n")
+    assert "`scontrol requeue " in OPERATIONS
+
+
 def test_the_patience_of_the_page_is_the_default():
     assert f"{SearchSpec.model_fields['storage_patience'].default:.0f} seconds unless `storage_patience`" in OPERATIONS
