@@ -72,5 +72,11 @@ def test_a_script_for_slurm_names_its_shell_without_which_sbatch_refuses_it():
     assert "`scontrol requeue " in OPERATIONS
 
 
+def test_the_page_says_that_a_server_asks_for_alone_before_anything_is_deleted():
+    (paragraph,) = [each for each in OPERATIONS.split("\n\n") if each.startswith("`evomerge gc ")]
+    assert "is a server" in paragraph
+    assert "`--alone`" in paragraph
+
+
 def test_the_patience_of_the_page_is_the_default():
     assert f"{SearchSpec.model_fields['storage_patience'].default:.0f} seconds unless `storage_patience`" in OPERATIONS
