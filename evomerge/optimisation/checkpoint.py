@@ -17,7 +17,7 @@ from evomerge.errors import InvalidInput
 from evomerge.recipe import Recipe
 from evomerge.whole_files import write_whole
 
-_FORM = 2  # raised whenever the same training would give other numbers, or the file changes
+_FORM = 3  # raised whenever the same training would give other numbers, or the file changes
 
 
 @dataclass(frozen=True, kw_only=True)

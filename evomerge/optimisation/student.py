@@ -24,6 +24,7 @@ from evomerge.optimisation.coefficients import Coefficients
 from evomerge.optimisation.gradients import sparse_embeddings, stream_gradients
 from evomerge.recipe import Recipe, Rule
 from evomerge.tensors.computed_tensors import is_computed
+from evomerge.tensors.whole_embeddings import whole_embeddings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -178,7 +179,7 @@ class Student:
         """Run the merge: logits [B, K, V] of the K positions where anything counts, and the counted of them [B, K]."""
         self.write()
         self._count(batch, gradients)
-        with torch.set_grad_enabled(gradients):
+        with torch.set_grad_enabled(gradients), whole_embeddings(self._model):
             return self._run(batch, None)
 
     def logits_of_source(self, source: str, batch: Batch) -> Tensor:

@@ -15,6 +15,7 @@ from evomerge.errors import InvalidInput
 from evomerge.seeding import derive
 from evomerge.statistics.forward import Inputs, evaluation_mode, logits_of, run
 from evomerge.tensors.masks import uniform_bits
+from evomerge.tensors.whole_embeddings import whole_embeddings
 
 _BITS = 24  # of one draw of `uniform_bits`
 
@@ -134,7 +135,12 @@ class FisherSums:
 
     @contextmanager
     def _differentiable(self) -> Iterator[dict[str, Tensor]]:
-        with evaluation_mode(self._model), torch.inference_mode(False), torch.enable_grad():
+        with (
+            evaluation_mode(self._model),
+            whole_embeddings(self._model),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
             yield {name: parameter.detach().requires_grad_() for name, parameter in self._parameters.items()}
 
     def _add(self, score: Tensor, leaves: dict[str, Tensor], *, factor: float = 1.0, keep_graph: bool = False) -> None:

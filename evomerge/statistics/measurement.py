@@ -30,7 +30,7 @@ from evomerge.statistics.grams import GramSums, linear_layers
 from evomerge.whole_files import write_whole
 
 CHECKPOINTS = 8  # of one measurement, at most: one of a large model takes longer to write than a few texts to read
-_FORM = 1  # raised whenever the same measurement would give other numbers, or its files change
+_FORM = 2  # raised whenever the same measurement would give other numbers, or its files change
 
 
 class MeasurementSettings(Frozen):

@@ -110,6 +110,15 @@ def test_a_fisher_has_the_dtype_of_its_parameter_and_at_least_float32(dtype, exp
     assert {tensor.dtype for tensor in found.values()} == {expected}
 
 
+def test_the_padding_token_has_its_fisher_where_it_stands_in_an_example():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Embedding(5, 3, padding_idx=2), torch.nn.Flatten(), torch.nn.Linear(6, 2))
+    torch.nn.init.normal_(model[0].weight)
+    found = exact_fisher(model, [torch.tensor([2, 4])])
+    assert found["0.weight"].any(1).tolist() == [False, False, True, False, True]
+    assert model[0].padding_idx == 2
+
+
 def test_a_tied_parameter_is_measured_once_with_all_its_uses():
     model = LlamaForCausalLM(
         LlamaConfig(

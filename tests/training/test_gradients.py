@@ -199,3 +199,18 @@ def test_an_untied_embedding_gives_the_rows_that_were_read(family, kind, sparse)
             given = [source[name] for source in inputs.weights.values()], shape, inputs.weights["base"][name]
             torch.testing.assert_close(factor_gradients(rows, *given), factor_gradients(whole, *given))
     assert not any(getattr(module, "sparse", False) for module in built.model.modules())
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama_tied", "gpt2"])
+def test_the_padding_token_has_its_gradient_where_it_stands_in_a_text(family, catch, kind):
+    token = family(kind).texts["left"][0].tokens[1]
+    found = []
+    for index in (None, token):  # as `pad_token_id` of many models, which is their end of a turn too
+        built = family(kind)
+        embedding = built.model.get_input_embeddings()
+        embedding.padding_idx = index
+        found.append(dict(catch(built.start(trainable=ALL, batch_size=6))))
+        assert embedding.padding_idx == index
+    plain, padded = found
+    for name, (_, gradient) in plain.items():
+        torch.testing.assert_close(padded[name][1], gradient, msg=name)
