@@ -18,7 +18,7 @@ from evomerge.commands.doctoring import doctor
 from evomerge.commands.exporting import export
 from evomerge.commands.importing import mergekit_evolve
 from evomerge.commands.initialising import init
-from evomerge.commands.inventories import evaluators, methods, spaces
+from evomerge.commands.inventories import evaluators, methods, reference, spaces
 from evomerge.commands.logs import logs
 from evomerge.commands.looking import dashboard, leaderboard, list_studies, status
 from evomerge.commands.merging import import_app, merge
@@ -54,6 +54,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "spaces": spaces,
     "evaluators": evaluators,
     "methods": methods,
+    "reference": reference,
     "merge": merge,
     "distances": distances,
     "merge-experts": merge_experts,

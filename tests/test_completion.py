@@ -12,9 +12,10 @@ import pytest
 
 from evomerge.baselines.info import BASELINES
 from evomerge.cli import COMMANDS, run_command
-from evomerge.commands.completion import PERMISSIONS
+from evomerge.commands.completion import PERMISSIONS, SECTIONS
 from evomerge.evaluation import known_evaluators, known_packs
 from evomerge.methods import METHODS
+from evomerge.report.setting_sections import PARTS
 from evomerge.spaces import known_spaces
 from evomerge.spec.sections import Allowed
 from evomerge.storage.opening import open_storage, release
@@ -55,6 +56,7 @@ def test_commands_and_options_are_completed(completed):
         ("evomerge evaluators ", [*known_packs(), *known_evaluators()]),
         ("evomerge methods ", METHODS),
         ("evomerge methods ti", ["ties"]),
+        ("evomerge reference ", SECTIONS),
         ("evomerge baseline search.yaml --name ", BASELINES),
         ("evomerge export search.yaml --trial ", ["best", *BASELINES]),
         ("evomerge run search.yaml --ray ", ["auto", "local", "none"]),
@@ -63,6 +65,10 @@ def test_commands_and_options_are_completed(completed):
 )
 def test_names_are_completed(completed, line, names):
     assert sorted(completed(line)) == sorted(names)
+
+
+def test_every_section_of_the_reference_is_completed():
+    assert tuple(section.name for sections in PARTS.values() for section in sections) == SECTIONS
 
 
 def test_every_permission_is_completed():

@@ -22,13 +22,20 @@ class WeightGrid(Frozen):
     """A grid of weights, each one the same for all experts.
 
     The default ends at 1.0, which adds the task vectors up and collapses with many of them.
+
+    Attributes:
+        weights: the grid, of which the best on the search items is taken.
     """
 
     weights: Annotated[tuple[float, ...], Field(min_length=1)] = tuple(number / 10 for number in range(1, 11))
 
 
 class LineGrid(Frozen):
-    """A grid of slopes: how much more the last layer of a line over depth weighs than the first."""
+    """A grid of slopes: how much more the last layer of a line over depth weighs than the first.
+
+    Attributes:
+        betas: the grid, of which the best on the search items is taken.
+    """
 
     betas: Annotated[tuple[float, ...], Field(min_length=1)] = tuple(number / 10 for number in range(1, 11))
 
@@ -37,7 +44,7 @@ class EmrSettings(Frozen):
     """Settings of EMR-Merging.
 
     Attributes:
-        rescaler: option of the merge method.
+        rescaler: option of the merge method: factors from sums over the whole task vector, or from means per tensor.
         tasks: task -> the expert whose reconstruction it is given to. A task that is not named belongs to the expert
             that names it as its calibration, and else to the one that scores best on its search items.
     """

@@ -14,7 +14,7 @@ from evomerge.errors import InvalidInput
 from evomerge.spaces.groups import TensorGroup
 from evomerge.spec import BaselineSpec, SourceSpec
 
-_FILLED_IN = ("groups", "task_weights", "fold")
+FILLED_IN = ("groups", "task_weights", "fold")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def training_settings(baseline: BaselineSpec, facts: SearchFacts | None = None) 
             f"{name} of baseline {baseline.name!r} is always {info.preset[name]!r}; leave it out{instead}"
         )
     kind = SETTINGS[str(info.trainer)]
-    filled_in = [name for name in _FILLED_IN if name in kind.model_fields]
+    filled_in = [name for name in FILLED_IN if name in kind.model_fields]
     for name in filled_in:
         if name in baseline.settings:
             raise InvalidInput(f"{name} of baseline {baseline.name!r} follows from the search; leave it out")

@@ -1,4 +1,4 @@
-"""Completion of names in a shell: spaces, evaluators, methods, baselines, and the studies of a storage in a file.
+"""Completion of names in a shell: spaces, evaluators, methods, baselines, sections of settings, studies in a file.
 
 Each function is called while a person waits for the tab key, so that it loads neither torch nor Optuna, and what goes
 wrong completes nothing.
@@ -22,6 +22,12 @@ from evomerge.storage.url import SQLITE, file_of, resolve_url, scheme_of
 
 PLACES_OF_WORKERS: Final = ("auto", "local", "none")
 PERMISSIONS: Final = ("pickle_weights", "remote_code", "task_code", "benchmark_test_sets")
+SECTIONS: Final = (
+    *("search.yaml", "sources", "evaluator", "objective", "sampler", "fidelity", "warm_start", "budget", "workers"),
+    *("baselines", "verdict", "notify", "metrics", "track", "evaluator.yaml", "space", "range"),
+    *("catcma", "cma", "forest", "gp", "nsgaii", "nsgaiii", "tpe"),
+    *("weights", "lines", "emr", "model-stock", "dam", "adamerging", "learned", "fine-tune"),
+)
 _LINES: Final = 20_000  # of a journal, in which studies are looked for
 _SECONDS: Final = 1  # that a SQLite file may be locked
 
@@ -47,6 +53,11 @@ def method_names(incomplete: str) -> list[str]:
     from evomerge.methods import METHODS
 
     return _matching(incomplete, METHODS)
+
+
+def section_names(incomplete: str) -> list[str]:
+    """The sections of the reference of settings."""
+    return _matching(incomplete, SECTIONS)
 
 
 def baseline_names(incomplete: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Commands that list spaces, evaluators and merge methods."""
+"""Commands that list spaces, evaluators, merge methods and settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from evomerge.commands.completion import evaluator_names, method_names, space_names
+from evomerge.commands.completion import evaluator_names, method_names, section_names, space_names
 from evomerge.commands.options import Json, print_document, terminal_of
 from evomerge.errors import InvalidInput
 
@@ -54,3 +54,21 @@ def methods(
         terminal.write(method_table().rstrip("\n"))
         return
     print_document(terminal, describe_methods(name), json_, inventory_text)
+
+
+def reference(
+    context: typer.Context,
+    section: Annotated[str | None, typer.Argument(autocompletion=section_names)] = None,
+    json_: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The page of all, as docs/reference.md.")] = False,
+) -> None:
+    """The settings of search.yaml, packs, spaces, samplers and baselines, or a section with values and defaults."""
+    terminal = terminal_of(context)
+    from evomerge.report.setting_page import describe_settings, setting_page, settings_text
+
+    if markdown:
+        if section is not None or json_:
+            raise InvalidInput("--markdown is the page of all sections; leave the section and --json out")
+        terminal.write(setting_page().rstrip("\n"))
+        return
+    print_document(terminal, describe_settings(section), json_, settings_text)

@@ -27,7 +27,7 @@ Filters = tuple[Annotated[str, Field(min_length=1)], ...]
 
 
 class LfsSettings(Frozen):
-    """The flat genome of layer-wise fusion, see `evomerge.spaces.lfs`.
+    """The flat genome of layer-wise fusion (LFS).
 
     Attributes:
         granularity: layers per group; it divides the number of layers.
@@ -52,12 +52,12 @@ class LfsSettings(Frozen):
 
 
 class EvolutionarySettings(Frozen):
-    """The genome of mergekit-evolve, see `evomerge.spaces.evolutionary`. Weights are folded, densities clamped.
+    """The genome of mergekit-evolve. Weights are folded, densities clamped.
 
     Attributes:
         method: linear, task_arithmetic, ties, dare_ties or slerp.
         layer_granularity: layers per group; 0 for one group.
-        filters: as of `LfsSettings`.
+        filters: parts of tensor names. A tensor of a layer belongs to the first that its name contains, else to "base".
         allow_negative_weights: weights are not folded.
         smooth: values are interpolated over depth.
         limit: every gene is in [-limit, limit]; the reference has no bounds.
@@ -94,7 +94,12 @@ class EvolutionarySettings(Frozen):
 
 
 class GenomeSettings(Frozen):
-    """A genome of another search: exactly one of these."""
+    """A genome of another search: exactly one of these.
+
+    Attributes:
+        lfs: layer-wise fusion: each group of layers chooses among linear, task_arithmetic, ties and slerp.
+        evolutionary: the genome of mergekit-evolve.
+    """
 
     lfs: LfsSettings | None = None
     evolutionary: EvolutionarySettings | None = None

@@ -35,26 +35,26 @@ class LearnedSettings(Frozen):
     """Settings of the trainer `learned`: theta = theta_0 + sum_i c_i tau_i, with coefficients c_i that are learned.
 
     Attributes:
-        loss: weights of the losses; None: right answers, but under "chosen", where a source has fewer than 64 texts
-            and the labels are given, experts.
+        loss: weights of the losses; without them right answers, but under "chosen", where a source has fewer than 64
+            texts and the labels are given, experts.
         granularity: one coefficient per source, per source and group of tensors, per source and tensor, or per source
             and input column (element of a norm, one of a bias); or "chosen" among `granularities` by items that are not
             trained on.
         granularities: to choose from, the fewest coefficients first; groups only where there are some.
         penalties: to choose from under "chosen" where folds are trained on, and their loss has not fallen for as long
             as the patience; the first one is that of the granularities.
-        trial_steps: the most of the trainings that are compared under "chosen"; None: `steps` with folds, which also
-            find how many are best, else 20.
+        trial_steps: the most of the trainings that are compared under "chosen"; without it `steps` with folds, which
+            also find how many are best, else 20.
         folds: into which the texts are divided under "chosen", each of them kept for stopping once, no more than the
-            fewest texts of a source; 1 is one division; None: 4 where a source has fewer than 64 texts, else 1.
+            fewest texts of a source; 1 is one division; without it 4 where a source has fewer than 64 texts, else 1.
         groups: group -> its tensors; tensors of no group share one more coefficient. Filled in from the search space.
         basis: the vectors that are weighed: task vectors, those that TIES has trimmed and sign-elected, or those that
             DARE has dropped elements of and rescaled.
         density: share of the elements that TIES keeps, or that DARE does not drop.
-        initial: of all coefficients; None: those of the initial recipe.
+        initial: of all coefficients; without it those of the initial recipe.
         steps: the most steps.
         batch_size: texts of each source in a step; of a source with fewer texts to train on, all of them.
-        learning_rate: of Adam; None: that of the granularity in `RATES`.
+        learning_rate: of Adam; without it 0.1 with `granularity: column`, else 0.05.
         penalty: factor of the squared distance from the start, a mean over the coefficients of each source.
         stop_share: share of each source's texts that are not trained on: the coefficients with the least loss on them
             are the result, the initial ones among them. 0: none, the last coefficients are the result.

@@ -58,14 +58,24 @@ class PackTask(Frozen):
 
 
 class FieldSplit(Frozen):
-    """Every document says which part it belongs to."""
+    """Every document says which part it belongs to.
+
+    Attributes:
+        by: the rule.
+        field: field of the documents that holds calibration, search or held_out.
+    """
 
     by: Literal["field"]
     field: Annotated[str, Field(min_length=1)]
 
 
 class HashSplit(Frozen):
-    """The part follows from the content of the document, so that new documents move no old one to another part."""
+    """The part follows from the content of the document, so that new documents move no old one to another part.
+
+    Attributes:
+        by: the rule.
+        shares: part (calibration, search, held_out) -> its share; together they are 1.
+    """
 
     by: Literal["hash"]
     shares: Mapping[Part, Annotated[float, Field(ge=0, le=1)]]
@@ -89,11 +99,17 @@ class Pack(Frozen):
     """An evaluator pack, as its evaluator.yaml describes it.
 
     Attributes:
-        chat_template: lm-eval's `apply_chat_template`, and also read by that name.
+        name: of the pack.
+        description: for those who choose one; no score depends on it.
+        tasks_folder: folder in the pack with the YAML files of its tasks; without it the tasks are lm-eval's own.
+        tasks: the tasks that are scored, each once.
+        chat_template: prompts are chats by the tokenizer's template. The key may also be `apply_chat_template`, as in
+            lm-eval.
         fewshot_as_multiturn: whether few-shot examples of a chat are turns of their own, and not one message with the
             question; without it they are, as in lm-eval.
         system_instruction: begins every prompt, before the description of the task.
         max_length: tokens that the model is given at most; as many as its config says without it.
+        split: rule that divides the items into calibration, search and held-out ones.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]

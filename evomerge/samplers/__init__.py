@@ -15,6 +15,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from evomerge.errors import InvalidInput, unknown_name
+from evomerge.samplers.settings import (
+    CatCmaSettings,
+    CmaSettings,
+    ForestSettings,
+    GpSettings,
+    NoSettings,
+    NsgaiiiSettings,
+    NsgaiiSettings,
+    TpeSettings,
+)
 
 if TYPE_CHECKING:
     from evomerge.samplers.base import SamplerInputs, SamplerSpace, SearchSampler
@@ -40,6 +50,7 @@ class SamplerInfo:
     Attributes:
         build: for one objective.
         build_several: for several objectives; None if the sampler optimises one only.
+        settings: its settings in search.yaml, all of them optional.
         constraints: it can be used with constraints. `random` and `qmc` learn from nothing; with them, constraints only
             decide which trial is the best.
         complete_only: it learns from complete trials only, and not from those that were dropped early.
@@ -49,6 +60,7 @@ class SamplerInfo:
     name: str
     build: SamplerBuilder
     build_several: SamplerBuilder | None
+    settings: type[NoSettings] = NoSettings
     constraints: bool = True
     complete_only: bool = False
     needs_reference_points: bool = False
@@ -168,20 +180,21 @@ def _tpe(inputs: SamplerInputs) -> SearchSampler:
 
 
 _ALL = (
-    SamplerInfo(name="catcma", build=_catcma, build_several=None, constraints=False),
+    SamplerInfo(name="catcma", build=_catcma, build_several=None, settings=CatCmaSettings, constraints=False),
     SamplerInfo(
         name="cma",
         build=_cma,
         build_several=_cma_with_reference_points,
+        settings=CmaSettings,
         constraints=False,
         needs_reference_points=True,
     ),
-    SamplerInfo(name="forest", build=_forest, build_several=None, constraints=False),
-    SamplerInfo(name="gp", build=_gp, build_several=_gp, complete_only=True),
-    SamplerInfo(name="nsgaii", build=_nsgaii, build_several=_nsgaii, complete_only=True),
-    SamplerInfo(name="nsgaiii", build=_nsgaiii, build_several=_nsgaiii, complete_only=True),
+    SamplerInfo(name="forest", build=_forest, build_several=None, settings=ForestSettings, constraints=False),
+    SamplerInfo(name="gp", build=_gp, build_several=_gp, settings=GpSettings, complete_only=True),
+    SamplerInfo(name="nsgaii", build=_nsgaii, build_several=_nsgaii, settings=NsgaiiSettings, complete_only=True),
+    SamplerInfo(name="nsgaiii", build=_nsgaiii, build_several=_nsgaiii, settings=NsgaiiiSettings, complete_only=True),
     SamplerInfo(name="qmc", build=_qmc, build_several=_qmc),
     SamplerInfo(name="random", build=_random, build_several=_random),
-    SamplerInfo(name="tpe", build=_tpe, build_several=_tpe),
+    SamplerInfo(name="tpe", build=_tpe, build_several=_tpe, settings=TpeSettings),
 )
 SAMPLERS: Final[dict[str, SamplerInfo]] = {info.name: info for info in _ALL}

@@ -52,14 +52,14 @@ _LARGEST_CONDITION = 1e14
 
 
 def build(inputs: SamplerInputs) -> CatCmaSampler:
-    """Build the sampler from its settings `sigma0` and `popsize`, both optional."""
-    settings.only("catcma", inputs.settings, ("sigma0", "popsize"))
+    """Build the sampler from its settings, all of them optional: see `CatCmaSettings`."""
+    chosen = settings.read("catcma", inputs.settings, settings.CatCmaSettings)
     default = max(_default_popsize(len(UnitCube(inputs.space.distributions).free)), inputs.workers)
     return CatCmaSampler(
         inputs.space,
         seed=inputs.seed,
-        sigma0=settings.number(inputs.settings, "sigma0", 0.2, low=0.0),
-        popsize=settings.integer(inputs.settings, "popsize", default, low=_SMALLEST_POPULATION),
+        sigma0=chosen.sigma0,
+        popsize=default if chosen.popsize is None else chosen.popsize,
     )
 
 

@@ -30,9 +30,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.errors import InvalidInput
 from evomerge.evolution.cma_evolution import (
-    GENERATION_MODES,
-    RESTARTS,
-    SMALLEST_POPSIZE,
     Evaluation,
     Evolution,
     EvolutionSettings,
@@ -48,25 +45,23 @@ from evomerge.trial_store.trial_memory import known_trials
 
 __all__ = ["SIGMA0", "CmaSampler", "build", "default_popsize", "refuse_unsuitable"]
 
-SIGMA0, _MEAN_EVERY = 0.2, 0
-_SETTINGS = ("sigma0", "popsize", "generation_mode", "restarts", "mean_every")
+_DEFAULTS = settings.CmaSettings()
+SIGMA0, _MEAN_EVERY = _DEFAULTS.sigma0, _DEFAULTS.mean_every
 
 
 def build(inputs: SamplerInputs) -> CmaSampler:
-    """Build the sampler from its settings, all of them optional: see `CmaSampler`."""
-    given = inputs.settings
-    settings.only("cma", given, _SETTINGS)
-    mode = settings.choice(given, "generation_mode", GENERATION_MODES, "async")
+    """Build the sampler from its settings, all of them optional: see `CmaSettings`."""
+    chosen = settings.read("cma", inputs.settings, settings.CmaSettings)
     dimensions = len(UnitCube(inputs.space.distributions).free)
-    default = default_popsize(dimensions, inputs.workers, synchronous=mode == "sync")
+    default = default_popsize(dimensions, inputs.workers, synchronous=chosen.generation_mode == "sync")
     return CmaSampler(
         inputs.space,
         seed=inputs.seed,
-        sigma0=settings.number(given, "sigma0", SIGMA0 * inputs.first_step, low=0.0),
-        popsize=settings.integer(given, "popsize", default, low=SMALLEST_POPSIZE),
-        generation_mode=mode,
-        restarts=settings.choice(given, "restarts", RESTARTS, "ipop"),
-        mean_every=settings.integer(given, "mean_every", _MEAN_EVERY, low=0),
+        sigma0=chosen.sigma0 if "sigma0" in chosen.model_fields_set else chosen.sigma0 * inputs.first_step,
+        popsize=default if chosen.popsize is None else chosen.popsize,
+        generation_mode=chosen.generation_mode,
+        restarts=chosen.restarts,
+        mean_every=chosen.mean_every,
         tie_breaker=inputs.tie_breaker,
         only_near=inputs.first_step < 1,
         begin=inputs.begin,

@@ -44,22 +44,14 @@ SPREAD = 0.2  # deviation of a neighbour's coordinate
 
 
 def build(inputs: SamplerInputs) -> ForestSampler:
-    """Build the sampler. Settings:
-
-    * `n_startup_trials` (10): proposals at random before the first forest, and values that a number of items must have
-      for a forest to be fitted to it. SMAC asks for one value only, from which a forest learns nothing.
-    * `n_trees` (10).
-    * `random_share` (0.2): share of later proposals that are random, so that a wrong forest is found out.
+    """Build the sampler from its settings: see `ForestSettings`.
 
     Raises:
         InvalidInput: an unknown setting, or a value out of its range.
     """
-    settings.only("forest", inputs.settings, ("n_startup_trials", "n_trees", "random_share"))
+    chosen = settings.read("forest", inputs.settings, settings.ForestSettings)
     return ForestSampler(
-        inputs,
-        startup=settings.integer(inputs.settings, "n_startup_trials", 10, low=2),
-        trees=settings.integer(inputs.settings, "n_trees", 10, low=2),
-        random_share=settings.number(inputs.settings, "random_share", 0.2, low=0.0, high=1.0),
+        inputs, startup=chosen.n_startup_trials, trees=chosen.n_trees, random_share=chosen.random_share
     )
 
 
@@ -72,7 +64,7 @@ class ForestSampler(SeededSampler):
     reached, or, after a race, with their estimate on all items.
 
     Args:
-        startup: see `build`.
+        startup: see `n_startup_trials` of `ForestSettings`.
         trees: of the forest.
         random_share: of the proposals after the first ones.
     """

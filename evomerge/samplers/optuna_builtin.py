@@ -16,7 +16,7 @@ objectives. With several workers the proposals depend on the order in which resu
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -47,30 +47,33 @@ __all__ = ["StatelessSampler", "build_gp", "build_nsgaii", "build_nsgaiii", "bui
 
 def build_random(inputs: SamplerInputs) -> StatelessSampler:
     """Uniform draws; no settings."""
-    settings.only("random", inputs.settings, ())
+    settings.read("random", inputs.settings, settings.NoSettings)
     return StatelessSampler(RandomSampler, name="random", inputs=inputs)
 
 
 def build_tpe(inputs: SamplerInputs) -> StatelessSampler:
     """Tree-structured Parzen estimator, multivariate, with the running trials counted as bad ones (constant liar)."""
-    settings.only("tpe", inputs.settings, ("n_startup_trials", "n_ei_candidates"))
-    startup = settings.integer(inputs.settings, "n_startup_trials", 10, low=0)
-    candidates = settings.integer(inputs.settings, "n_ei_candidates", 24, low=1)
-    make = partial(_tpe, startup=startup, candidates=candidates, conditional=inputs.space.conditional)
+    chosen = settings.read("tpe", inputs.settings, settings.TpeSettings)
+    make = partial(
+        _tpe,
+        startup=chosen.n_startup_trials,
+        candidates=chosen.n_ei_candidates,
+        conditional=inputs.space.conditional,
+    )
     return StatelessSampler(make, name="tpe", inputs=inputs)
 
 
 def build_gp(inputs: SamplerInputs) -> StatelessSampler:
     """Gaussian process with expected improvement: for a few hundred trials in up to about 20 dimensions."""
-    settings.only("gp", inputs.settings, ("n_startup_trials",))
+    chosen = settings.read("gp", inputs.settings, settings.GpSettings)
     if inputs.space.conditional:
         # It would model the parameters that every trial has, such as the methods, and draw all others at random.
         raise InvalidInput(
             "the sampler gp needs a space in which every parameter always exists; use catcma, or tpe, which serves "
             "several objectives too"
         )
-    startup = settings.integer(inputs.settings, "n_startup_trials", 10, low=1)
-    return StatelessSampler(partial(_gp, startup=startup), name="gp", inputs=inputs, infer=True)
+    make = partial(_gp, startup=chosen.n_startup_trials)
+    return StatelessSampler(make, name="gp", inputs=inputs, infer=True)
 
 
 def build_nsgaii(inputs: SamplerInputs) -> StatelessSampler:
@@ -81,8 +84,7 @@ def build_nsgaii(inputs: SamplerInputs) -> StatelessSampler:
     near their parents. `uniform` takes each parameter from one of the parents, and draws one anew. In a conditional
     space only the parameters that every trial has are inherited; the others are drawn at random.
     """
-    settings.only("nsgaii", inputs.settings, _GENETIC)
-    options = _genetic_options(inputs.settings)
+    options = _genetic_options(settings.read("nsgaii", inputs.settings, settings.NsgaiiSettings))
     return StatelessSampler(lambda seed: OrderedNSGAIISampler(seed=seed, **options), name="nsgaii", inputs=inputs)
 
 
@@ -93,9 +95,8 @@ def build_nsgaiii(inputs: SamplerInputs) -> StatelessSampler:
     Sorting Approach", doi:10.1109/TEVC.2013.2281535. `dividing_parameter`: divisions of each axis between the reference
     points, of which there are C(objectives + divisions - 1, divisions).
     """
-    settings.only("nsgaiii", inputs.settings, (*_GENETIC, "dividing_parameter"))
-    dividing = settings.integer(inputs.settings, "dividing_parameter", 3, low=1)
-    make = partial(_nsgaiii, dividing_parameter=dividing, **_genetic_options(inputs.settings))
+    chosen = settings.read("nsgaiii", inputs.settings, settings.NsgaiiiSettings)
+    make = partial(_nsgaiii, dividing_parameter=chosen.dividing_parameter, **_genetic_options(chosen))
     return StatelessSampler(make, name="nsgaiii", inputs=inputs)
 
 
@@ -109,18 +110,20 @@ _CROSSOVERS: dict[str, Callable[[], BaseCrossover | None]] = {
     "undx": UNDXCrossover,
 }
 _MUTATIONS: dict[str, Callable[[], BaseMutation | None]] = {"polynomial": PolynomialMutation, "uniform": lambda: None}
-_GENETIC = ("population_size", "crossover", "mutation", *_PROBABILITIES)
 
 
-def _genetic_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    chosen = [name for name in _PROBABILITIES if given.get(name) is not None]
-    options: dict[str, Any] = {name: settings.number(given, name, 1.0, low=0.0, high=1.0) for name in chosen}
+def _genetic_options(chosen: settings.NsgaiiSettings) -> dict[str, Any]:
+    options = chosen.model_dump(include=set(_PROBABILITIES), exclude_none=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        crossover = _CROSSOVERS[settings.choice(given, "crossover", _CROSSOVERS, "sbx")]()
-        mutation = _MUTATIONS[settings.choice(given, "mutation", _MUTATIONS, "polynomial")]()
-    population_size = settings.integer(given, "population_size", 50, low=crossover.n_parents if crossover else 2)
-    return {**options, "crossover": crossover, "mutation": mutation, "population_size": population_size}
+        crossover = _CROSSOVERS[chosen.crossover]()
+        mutation = _MUTATIONS[chosen.mutation]()
+    if crossover is not None and chosen.population_size < crossover.n_parents:
+        raise InvalidInput(
+            f"sampler setting 'population_size' must be at least {crossover.n_parents} with crossover: "
+            f"{chosen.crossover}, but got {chosen.population_size}"
+        )
+    return {**options, "crossover": crossover, "mutation": mutation, "population_size": chosen.population_size}
 
 
 class StatelessSampler(SeededSampler):

@@ -36,7 +36,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
 from evomerge.errors import InvalidInput
-from evomerge.evolution.cma_evolution import RESTARTS, SMALLEST_POPSIZE, Evaluation, Evolution, EvolutionSettings
+from evomerge.evolution.cma_evolution import Evaluation, Evolution, EvolutionSettings
 from evomerge.evolution.cma_strategy import default_popsize
 from evomerge.evolution.unit_cube import UnitCube
 from evomerge.forms import parse_json, reading
@@ -84,16 +84,15 @@ def read_reference_points(study: Readable) -> tuple[ReferencePoint, ...]:
 
 
 def build(inputs: SamplerInputs) -> ReferencePointSampler:
-    """Build the sampler from its settings, all of them optional: see `ReferencePointSampler`."""
-    given = inputs.settings
-    settings.only("cma", given, ("sigma0", "popsize", "restarts"))
+    """Build the sampler from its settings, all of them optional: see `ReferencePointSettings`."""
+    chosen = settings.read("cma", inputs.settings, settings.ReferencePointSettings)
     default = default_popsize(len(UnitCube(inputs.space.distributions).free), inputs.workers)
     return ReferencePointSampler(
         inputs.space,
         seed=inputs.seed,
-        sigma0=settings.number(given, "sigma0", SIGMA0, low=0.0),
-        popsize=settings.integer(given, "popsize", default, low=SMALLEST_POPSIZE),
-        restarts=settings.choice(given, "restarts", RESTARTS, "ipop"),
+        sigma0=chosen.sigma0,
+        popsize=default if chosen.popsize is None else chosen.popsize,
+        restarts=chosen.restarts,
     )
 
 

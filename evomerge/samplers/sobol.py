@@ -25,7 +25,7 @@ __all__ = ["SobolSampler", "build"]
 
 def build(inputs: SamplerInputs) -> SobolSampler:
     """Build the sampler; it has no settings."""
-    settings.only("qmc", inputs.settings, ())
+    settings.read("qmc", inputs.settings, settings.NoSettings)
     return SobolSampler(inputs.space, seed=inputs.seed)
 
 

@@ -34,9 +34,9 @@ class Range(Frozen):
         low, high: ends of the interval, both included.
         log: search on a logarithmic scale; the centre is then the geometric mean.
         choices: named values instead of an interval.
-        log_ratio: for normalised weights: each source but the first gets log(its weight / the first one's weight) in
-            [-log_ratio, +log_ratio]. Weights that are divided by their sum have one direction that changes nothing;
-            these coordinates do not have it, and their centre is the uniform average.
+        log_ratio: for normalised weights, in place of an interval: each source but the first gets log(its weight / the
+            first one's weight) in [-log_ratio, +log_ratio]. Weights that are divided by their sum have one direction
+            that changes nothing; these coordinates do not have it, and their centre is the uniform average.
         divided_by_sources: low and high are divided by the number of sources, for weights whose sum matters.
         shared: "groups" gives all groups one value, "sources" gives all sources one value, "all" both.
     """
@@ -73,7 +73,7 @@ class MethodSpace(Frozen):
 
     Attributes:
         parameters: a range (searched) or a number (fixed) per parameter.
-        options: its semantics options.
+        options: options of the method, which decide what it means.
         order: of arrival, for methods whose sources arrive one after the other: that of the spec (`given`), or one for
             all groups that is `searched` by a key for each source.
     """
@@ -96,7 +96,14 @@ def _depth(value: object) -> object:
 
 
 class Depth(Frozen):
-    """Division of the layers into groups: exactly one of these."""
+    """Division of the layers into groups: exactly one of these.
+
+    Attributes:
+        whole: one group of all tensors; `depth: global` is the same.
+        layers: each layer is a group; `depth: layers` is the same.
+        blocks: number of consecutive layers that form a group.
+        smooth: number of control points over depth, between which each layer interpolates.
+    """
 
     whole: bool = Field(default=False, alias="global")
     layers: bool = False
@@ -114,16 +121,14 @@ class Groups(Frozen):
     """Division of the tensors into groups that share parameters.
 
     Attributes:
-        depth: `global` (one group), `layers` (each layer), `{blocks: k}` (k consecutive layers) or `{smooth: n}`
-            (n control points over depth; each layer interpolates between its neighbours).
+        depth: division of the layers: `global`, `layers`, `{blocks: k}` or `{smooth: n}`.
         parts: parts that are grouped apart, the finest counts; others fall into "rest". Empty: all parts together.
-        one_method: where methods are chosen, the parts of a depth group choose one together, and have its parameters
-            each for itself.
+        one_method: where methods are chosen, the parts of a depth group choose one, with parameters of their own.
         outside: tensors outside the layer stack join their `neighbours` (embeddings the first group, final norm and
             head the last), form a group of their `own`, or all join the `first` group.
     """
 
-    depth: Annotated[Depth, BeforeValidator(_depth)]
+    depth: Annotated[Depth, BeforeValidator(_depth, json_schema_input_type=Literal["global", "layers"] | Depth)]
     parts: tuple[GroupedPart, ...] = ()
     outside: Literal["neighbours", "own", "first"] = "neighbours"
     one_method: bool = False
@@ -143,12 +148,12 @@ class Groups(Frozen):
 
 
 class LayerPaths(Frozen):
-    """Paths of layers instead of merges of tensors: DIS, see `evomerge.spaces.depth`.
+    """Paths of layers instead of merges of tensors: DIS, depth-wise integration (arXiv 2502.04030).
 
     Attributes:
         granularity: consecutive layers that form one position.
         fix_layers: layers at each end that are the first source's in every path.
-        max_layers: a longer path is not scored. None: a quarter more layers than a source has.
+        max_layers: a longer path is not scored. Without it a quarter more layers than a source has.
         scale: whether what the last MLP of a position adds has a factor in [0, 2].
     """
 
@@ -159,15 +164,22 @@ class LayerPaths(Frozen):
 
 
 class SearchSpace(Frozen):
-    """A search space, independent of any model. `evomerge.spaces.bound.bind` gives it tensors and sources.
-
-    It is methods and groups, the genome of another search, or paths of layers.
+    """A search space, independent of any model: methods and groups, the genome of another search, or paths of layers.
 
     Attributes:
-        origin: what is merged (`from`): the sources, or the baselines of the search; see `evomerge.recipe_spaces`.
-        around: the label of a baseline or the path of a recipe.json, whose coefficients are multiplied by a `factor`
-            per source and group.
-        space: the coordinates that adapters are merged in, see `Recipe`.
+        name: of the space.
+        description: for those who choose one; no search depends on it.
+        methods: merge method -> its parameters and options. Of several methods each group chooses one.
+        groups: division of the tensors; needed beside `methods`.
+        sources: models that have weights: the experts, or the base as well (`all`).
+        semantics: defaults of the methods' options: evomerge's, or those that `mergekit` has.
+        part_patterns: part -> regular expression of the tensor names that belong to it; tried before the shipped ones.
+        genome: the genome of another search in place of methods and groups, with its names, ranges and first trials.
+        layers: paths of layers in place of methods and groups.
+        origin: what is merged: the sources, or the `baselines` of the search.
+        around: a baseline or a recipe.json, whose coefficients are multiplied by a `factor` per source and group.
+        factor: the range of these factors.
+        space: `core`: adapters are merged in coordinates that all their factors share; `full`: whole weights.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]

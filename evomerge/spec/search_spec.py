@@ -40,24 +40,61 @@ from evomerge.spec.sections import (
 
 
 class SearchSpec(Frozen):
-    """One search. The first source is the base (or the one named `base`), the others are the experts.
+    """A search, as its search.yaml describes it.
 
     Attributes:
+        name: the study's name: results are kept under it, in `runs/NAME` beside this file.
+        sources: the base and its fine-tunes, the experts: a list, or a mapping from names to locations or to the other
+            keys of a source. The base is the source named `base`, else the first.
+        space: merges that are searched: the name of a shipped space, the path of a YAML file, or a space itself.
+        evaluator: how a merge is scored: an evaluator by name, the folder of a pack, or a mapping with settings.
+        objective: rule that turns the scores of the tasks into the one number that is maximised.
+        sampler: the way merges are proposed: a name, or a mapping with `name` and the settings of that sampler.
+        fidelity: how many items a merge is scored on: a name, or a mapping with `name` and settings.
+        warm_start: merges that are scored first.
+        budget: the end of the search.
+        workers: the processes that merge and score.
+        baselines: merges that cost less, which the search is compared with: names, or mappings with `name` and
+            settings. Without this key all that apply and are not built on request only, with [] none.
+        verdict: the comparison at the end, on items that the search never saw.
+        notify: who is told of a new best merge, of failures and of the end; without it nobody.
+        metrics: a file of figures for monitoring; without it none.
+        track: experiment trackers; without it none.
+        storage: URL of the study's storage; `env:NAME` reads it from the environment. Without it
+            `sqlite:///runs/NAME/study.db`.
+        storage_patience: seconds that a storage which is away is waited for.
+        artifacts: folder or s3:// URL for the scores of single items and for trained weights; beside the study without
+            it.
         tokenizer: `base`: embeddings of experts with another vocabulary are put in the order of the base's, by token.
-        missing: `base`: tensors that an expert lacks are the base's, those that the base lacks are left out.
+            Without it such an expert is refused.
+        missing: `base`: tensors that an expert lacks are the base's, those that the base lacks are left out; `error`:
+            such an expert is refused.
+        dtype: numbers of the merged weights, scored and exported alike.
+        seed: decides all that is drawn at random.
+        allow: permissions for what is refused without them: weights that are pickled, code of models, code of tasks,
+            and searching on test sets of public benchmarks.
     """
 
     name: Name
-    sources: Annotated[tuple[SourceSpec, ...], BeforeValidator(_sources)]
+    sources: Annotated[
+        tuple[SourceSpec, ...],
+        BeforeValidator(_sources, json_schema_input_type=tuple[SourceSpec, ...] | Mapping[str, str | SourceSpec]),
+    ]
     space: str | SearchSpace
-    evaluator: Annotated[EvaluatorSpec, BeforeValidator(_named)]
+    evaluator: Annotated[EvaluatorSpec, _name_or(EvaluatorSpec)]
     objective: ObjectiveSpec = ObjectiveSpec()
-    sampler: Annotated[SamplerSpec, BeforeValidator(_named)] = SamplerSpec()
-    fidelity: Annotated[FidelitySpec, BeforeValidator(_named)] = FidelitySpec()
+    sampler: Annotated[SamplerSpec, _name_or(SamplerSpec)] = SamplerSpec()
+    fidelity: Annotated[FidelitySpec, _name_or(FidelitySpec)] = FidelitySpec()
     warm_start: WarmStartSpec = WarmStartSpec()
     budget: BudgetSpec = BudgetSpec()
     workers: WorkersSpec = WorkersSpec()
-    baselines: Annotated[tuple[BaselineSpec, ...], BeforeValidator(_each_named)] | None = None
+    baselines: (
+        Annotated[
+            tuple[BaselineSpec, ...],
+            BeforeValidator(_each_named, json_schema_input_type=tuple[str | BaselineSpec, ...]),
+        ]
+        | None
+    ) = None
     verdict: VerdictSpec = VerdictSpec()
     notify: NotifySpec | None = None
     metrics: MetricsSpec | None = None
@@ -274,6 +311,11 @@ def _is_reference_point(baseline: BaselineSpec) -> bool:
     """Whether a baseline is one model that is there before the search. `resolve` refuses an unknown name later."""
     info = BASELINES.get(baseline.name)
     return info is None or info.one_model_before
+
+
+def _name_or(kind: type) -> BeforeValidator:
+    """Takes a name alone in place of a mapping with that name."""
+    return BeforeValidator(_named, json_schema_input_type=str | kind)
 
 
 def _named(value: object) -> object:

@@ -25,7 +25,13 @@ Allowed = Literal["pickle_weights", "remote_code", "task_code", "benchmark_test_
 
 
 class Calibration(Frozen):
-    """Text that a source is good at: a task of the evaluator's pack, or a text file; and how many items of it."""
+    """Text that a source is good at, from a task or from a file.
+
+    Attributes:
+        task: a task of the evaluator's pack, whose calibration items are taken.
+        file: a text file, relative to the spec.
+        items: number of items that are taken.
+    """
 
     task: str | None = None
     file: str | None = None
@@ -39,7 +45,15 @@ class Calibration(Frozen):
 
 
 class SourceSpec(Frozen):
-    """A model that goes in. `location` is a directory (relative to the spec) or a hub id."""
+    """A model that goes into the merges: the base, a fine-tune of it, or a LoRA adapter.
+
+    Attributes:
+        name: of the source in rows, recipes and params.
+        location: a directory (relative to the spec) or a hub id.
+        revision: commit, tag or branch of a hub id; without it its main branch. With `allow: [remote_code]` a full
+            commit hash.
+        calibration: text that the source is good at, for baselines and methods that learn or measure.
+    """
 
     name: Name
     location: str
@@ -124,7 +138,11 @@ def _is_finite(value: object) -> bool:
 
 
 class SamplerSpec(_Named):
-    """A sampler by name; every other key is a setting of that sampler."""
+    """A sampler by name; every other key is a setting of that sampler.
+
+    Attributes:
+        name: of the sampler.
+    """
 
     name: str = "cma"
 
@@ -138,11 +156,18 @@ class EvaluatorSpec(_Named):
     """An evaluator by the name or path of its pack.
 
     Every other key is a setting of an evaluator class; `engine` and `engine_args` are those of a pack.
+
+    Attributes:
+        name: of a shipped pack or an evaluator class, or the folder of a pack, relative to the spec.
     """
 
 
 class BaselineSpec(_Named):
-    """A baseline by name; every other key is a setting of that baseline."""
+    """A baseline by name; every other key is a setting of that baseline.
+
+    Attributes:
+        name: of the baseline.
+    """
 
 
 class VerdictSpec(Frozen):
@@ -217,7 +242,13 @@ class FidelitySpec(Frozen):
 
 
 class OtherStudy(Frozen):
-    """The best trials of another study of the same space."""
+    """The best trials of another study of the same space.
+
+    Attributes:
+        name: of the study.
+        storage: URL of its storage; without it this search's, and then `runs/NAME/study.db` beside this search's own.
+        trials: number of its best trials.
+    """
 
     name: str
     storage: str | None = Field(default=None, repr=False)  # may hold a password
@@ -258,11 +289,14 @@ class WorkersSpec(Frozen):
     """The workers: how many, what each one gets, and after how many seconds a candidate is given up.
 
     Attributes:
-        count: as many as find a place on the cluster, up to this number.
+        count: as many as find a place on the cluster, up to this number; without it as many as find one.
         min: fewer than these do not go on: the run waits, and ends after a while so that it can be resumed.
-        gpus: of one node, for each worker; below 1 the share of one GPU.
+        cpus: processor cores for each worker.
+        gpus: of one node, for each worker; below 1 the share of one GPU. Without it an equal
+            share of those that there are, one at most.
         resources: of Ray's nodes, for each worker, by name.
         allow_open_cluster: join a Ray cluster that takes jobs from anyone who reaches it.
+        timeout: seconds after which a candidate is given up.
         checkpoint: seconds after which what a long evaluation has found so far is kept for an attempt that follows.
     """
 

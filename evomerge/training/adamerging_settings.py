@@ -19,7 +19,7 @@ class AdaSettings(Frozen):
         learning_rate: constant over all steps.
         granularity: one coefficient per source and tensor ("layer-wise" in the paper), per source and layer of the
             model, with one more for all tensors outside of the layers, or per source ("task-wise").
-        initial: of all coefficients; None: those of the initial recipe, which has to be a merge by the same variant.
+        initial: of all coefficients; null: those of the initial recipe, which has to be a merge by the same variant.
         clamp: a coefficient weighs as if it were within [0, 1], and has no gradient outside.
         variant: "plain", or "plus_plus" (AdaMerging++): task vectors are trimmed, to 20 % of their elements, and
             sign-elected first.

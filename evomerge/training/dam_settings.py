@@ -13,10 +13,17 @@ TrainableKind = Literal["linear", "bias", "norm", "embedding"]
 
 
 class LossWeights(Frozen):
-    """Factor of each loss; 0 switches it off. The losses themselves are in `evomerge.training.dam`.
+    """Factor of each loss; 0 switches it off.
 
-    Published values where they are switched on: mse 1 (in place of kl), entropy 0.1, overlap and weighted_overlap
-    1e-5, l1_l2 1e-6.
+    Attributes:
+        kl: KL divergence from each source's predictions on its own texts.
+        mse: squared differences of all logits, in place of `kl`; published with 1.
+        entropy: of the predictions; published with 0.1.
+        similarity: cosines between the coefficients of different sources.
+        overlap: coefficients of different sources that are large at the same places; published with 1e-5.
+        weighted_overlap: the same, weighed by the angle of the task vectors: parallel and orthogonal columns do not
+            count; published with 1e-5.
+        l1_l2: L1 and L2 norm of the coefficients; published with 1e-6.
     """
 
     kl: Weight = 1.0
@@ -32,23 +39,24 @@ class DamSettings(Frozen):
     """Settings of a DAM training (arXiv 2410.08371; defaults as in the authors' code).
 
     Attributes:
-        steps: number of steps; None: as many as `epochs` have.
-        epochs: passes over the shortest calibration set; None: 1 without `steps`.
+        steps: number of steps; without it as many as `epochs` have.
+        epochs: passes over the shortest calibration set; 1 where `steps` are not given either.
         batch_size: texts of each source in a step.
         learning_rate: constant over all steps.
         optimizer: "mofo" (Adam that moves only the entries with the largest momentum) or "adamw".
         alpha: share of the entries that MoFO moves, per source and tensor.
-        weight_decay: decoupled; None: 0.01 for mofo, 0 for adamw.
+        weight_decay: decoupled; without it 0.01 for mofo, 0 for adamw.
         clip: largest global norm of the gradient.
         temperature: of teacher and student in the KL divergence and the entropy.
         losses: weights of the losses.
         trainable: what has a coefficient per column or element (linear, embedding, norm) or per source (bias) that is
             trained; the rest keeps its initial weight. An embedding that is also the head is linear.
-        phi: what a coefficient goes through before it weighs.
+        phi: function that a coefficient goes through before it weighs.
         kl_norm: divide the KL divergence by the tokens of the batch and by its size, or by the tokens alone.
         token_mask: the positions that count: all that are no padding, or those that predict a token of the answer.
         teacher: run each source on its texts at every step ("live"), or keep the `top_k` largest probabilities of each
             position and the sum of the others ("cached").
+        top_k: probabilities of each position that a cached teacher keeps.
         max_length: longer texts lose their beginning.
         include_base: the base is one more source, the last.
         start: "recipe" begins with the weights of the initial recipe; "uniform" with 1/n for each source, the base

@@ -28,7 +28,15 @@ from evomerge.spec import SearchSpec, load_spec
 DOCS = ROOT / "docs"
 FIRST = DOCS / "first-search.md"
 RUN = [DOCS / f"{name}.md" for name in ("spaces", "evaluators", "learned", "verdict", "errors", "faq")]
-READ = [ROOT / "README.md", DOCS / "operations.md", DOCS / "hub.md", ROOT / "docker" / "README.md", FIRST, *RUN]
+READ = [
+    ROOT / "README.md",
+    DOCS / "operations.md",
+    DOCS / "hub.md",
+    DOCS / "reference.md",
+    ROOT / "docker" / "README.md",
+    FIRST,
+    *RUN,
+]
 BLOCKS = [block for page in READ for block in read_blocks(page)]
 OF_A_SEARCH = yaml.safe_load((ROOT / "examples" / "first" / "search.yaml").read_text(encoding="utf-8"))
 

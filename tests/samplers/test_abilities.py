@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import optuna
 import pytest
 from optuna.trial import FrozenTrial
+from pydantic import BaseModel
 
+from evomerge.evolution.cma_evolution import GENERATION_MODES, RESTARTS
 from evomerge.samplers import SAMPLERS, build_sampler
 from evomerge.samplers.base import SearchSampler
 from evomerge.samplers.cma import CmaSampler
 from evomerge.samplers.constraints import ConstrainedSampler
+from evomerge.samplers.settings import CmaSettings, NsgaiiSettings
 from evomerge.testing.sampler_contract import ask, box, loss
 
 SPACE = box(3)
@@ -28,6 +31,17 @@ def always_met(trial: FrozenTrial) -> list[float]:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_row_has_the_name_that_it_is_found_by(name: str) -> None:
     assert SAMPLERS[name].name == name
+
+
+def test_the_settings_have_the_choices_that_the_samplers_know() -> None:
+    def choices(model: type[BaseModel], name: str) -> set[str]:
+        return set(get_args(model.model_fields[name].annotation))
+
+    assert choices(CmaSettings, "restarts") == set(RESTARTS)
+    assert choices(CmaSettings, "generation_mode") == set(GENERATION_MODES)
+    for name in ("crossover", "mutation"):
+        for choice in choices(NsgaiiSettings, name):
+            assert build("nsgaii", **{name: choice})
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
