@@ -53,7 +53,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     json_: Json = False,
 ) -> None:
-    """Write a search.yaml with a comment on every field: on a terminal from a few questions, else from flags."""
+    """Write a search.yaml with a comment on each top-level key: on a terminal from a few questions, else from flags."""
     from evomerge.new_spec.answers import SpecAnswers, check_complete, named_sources, with_questions
 
     if example is not None:

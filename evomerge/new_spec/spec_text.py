@@ -1,4 +1,4 @@
-"""The text of a first search.yaml: every field with a comment in plain words, also those that are left as they are."""
+"""The text of a first search.yaml: every top-level key with a comment in plain words, also those left as they are."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from evomerge.new_spec.task_choice import FOLDER
 from evomerge.spaces import known_spaces
 from evomerge.storage.url import placed_url
 
-# Fields with their defaults, as comments: what else a search can be told.
+# Further keys as comments: first those with their defaults, then examples of those that have none.
 _FURTHER: Final = """
-# ---- What follows is left as it is by default; take the # away to change it. ----
+# ---- What follows are defaults; take the # away to change them. `evomerge reference` has the keys of each. ----
 
 # Scores of the tasks become one number: weighted_mean, min (the worst task counts), geometric_mean, or pareto
 # (each task is maximised). normalise: sources counts 0 for the sources' worst score on a task and 1 for their best.
@@ -36,11 +36,16 @@ _FURTHER: Final = """
 # Merges that are scored first: the best baselines, recipes of exports, trials of other studies.
 # warm_start: {baselines: 0}
 
-# Merges that cost less, which the search is compared with; without this line all that apply, and with [] none.
-# baselines: [uniform-soup, greedy-soup, task-arithmetic, ties, dare-ties]
-
 # The comparison at the end, on items that the search never saw: so many of the best trials are in it.
 # verdict: {best: 5}
+
+# Seconds that a storage which is away is waited for.
+# storage_patience: 600
+
+# ---- What follows are examples, none of them a default; take the # away and write your own. ----
+
+# Merges that cost less, which the search is compared with; without this line all that apply, and with [] none.
+# baselines: [uniform-soup, greedy-soup, task-arithmetic, ties, dare-ties]
 
 # A program or a URL that is told of a new best merge, of failures and of the end.
 # notify: {command: [mail-me, ops], on: [best, failure, end]}
@@ -50,9 +55,6 @@ _FURTHER: Final = """
 
 # MLflow or Weights & Biases, which every trial, the verdict and the leaderboard are logged to.
 # track: {mlflow: {uri: "sqlite:///mlflow.db"}}
-
-# Seconds that a storage which is away is waited for.
-# storage_patience: 600
 
 # Folder or s3:// URL for the scores of single items; beside the study without this line.
 # artifacts: artifacts

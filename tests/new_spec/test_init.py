@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from evomerge.cli import run_command
+from evomerge.documents import read_document
 from evomerge.new_spec.answers import SpecAnswers, named_sources, with_questions
 from evomerge.new_spec.source_survey import survey_sources
 from evomerge.new_spec.task_choice import choose_tasks
@@ -82,6 +83,26 @@ def test_the_fields_that_are_commented_out_are_valid_and_the_defaults():
     for name in ("objective", "sampler", "fidelity", "warm_start", "verdict", "storage_patience", "missing", "allow"):
         assert getattr(full, name) == bare[name].default, name
     assert full.baselines is not None
+
+
+def test_what_is_called_a_default_is_one_and_what_is_called_an_example_is_none():
+    assert init(*SOURCES, "--evaluator", "toy-skills") == 0
+    text = Path("search.yaml").read_text()
+    own, defaults, examples = re.split(r"^# ---- .* ----$", text, flags=re.MULTILINE)
+    written = yaml.safe_load(own)
+
+    def keys(part):
+        return set(re.findall(rf"^# ({'|'.join(SearchSpec.model_fields)}): ", part, flags=re.MULTILINE))
+
+    def spec_of(part):
+        lines = re.sub(rf"^# (?=(?:{'|'.join(keys(part))}): )", "", part, flags=re.MULTILINE)
+        Path("part.yaml").write_text(lines)
+        return SearchSpec(**written, **read_document(Path("part.yaml"), "part"))
+
+    assert keys(defaults) | keys(examples) | keys(own) | written.keys() == SearchSpec.model_fields.keys()
+    plain = SearchSpec(**written)
+    assert [name for name in keys(defaults) if getattr(spec_of(defaults), name) != getattr(plain, name)] == []
+    assert [name for name in keys(examples) if getattr(spec_of(examples), name) == getattr(plain, name)] == []
 
 
 def test_tasks_of_a_folder_become_an_evaluator_beside_the_file(capsys):
