@@ -9,8 +9,9 @@ read where Student's t has them, not the normal distribution (Hesterberg 2015, s
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -51,12 +52,20 @@ class TaskPair:
         return self.items > 1 and bool(np.isfinite(self.first).all() and np.isfinite(self.second).all())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Resampled:
-    """The difference of the objective in every resample, sorted; `freedom` is the number of items − tasks."""
+    """The difference of the objective in every resample.
+
+    Attributes:
+        differences: an array [draws].
+        freedom: number of items − tasks.
+        smooth: whether the objective varies smoothly with every item, so that its tails are nearly normal; a median
+            jumps from one outcome to the next.
+    """
 
     differences: FloatArray
     freedom: int
+    smooth: bool = True
 
     @property
     def variance(self) -> float:
@@ -67,32 +76,46 @@ class Resampled:
         return bool(np.isfinite(self.differences).all())
 
     def p(self) -> float:
-        """Two-sided p-value that the difference is 0: the level at which the interval would just touch 0.
-
-        The resamples on the other side of 0 are counted with the observed one added, so that it is never 0.
-        """
-        draws = len(self.differences)
-        across = min(np.count_nonzero(self.differences <= 0), np.count_nonzero(self.differences >= 0))
-        share = (1 + across) / (1 + draws)
-        return min(1.0, 2 * float(stdtr(self.freedom, ndtri(share)))) if share < 0.5 else 1.0
+        """Two-sided p-value that the difference is 0: the level at which the interval would just touch 0."""
+        return min(1.0, 2 * min(self.at_most(0.0), self.negated().at_most(0.0)))
 
     def equivalence_p(self, margin: float) -> float:
         """p-value that the difference is the margin or more, in either direction: the level at which the interval would
         just touch the margin, of the nearer side."""
-        draws = len(self.differences)
-        beyond = max(np.count_nonzero(self.differences >= margin), np.count_nonzero(self.differences <= -margin))
-        share = (1 + beyond) / (1 + draws)
-        return float(stdtr(self.freedom, ndtri(share))) if share < 1 else 1.0
+        return max(self.at_most(-margin), self.negated().at_most(-margin))
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """The expanded percentile interval: the differences that the test does not reject. It excludes 0 exactly where
         the p-value is below 1 − level."""
+        return self.low(1 - level), -self.negated().low(1 - level)
+
+    def negated(self) -> Resampled:
+        """The difference with the models exchanged."""
+        return replace(self, differences=-self.differences)
+
+    def at_most(self, limit: float) -> float:
+        """One-sided p-value that the difference is `limit` or less.
+
+        The resamples there are counted with the observed one added, so that it is never 0. Without any, the normal
+        distribution of the resamples continues beyond what so many draws can show: later looks test at levels below
+        that. It does so as far as the signs of so many items allow, 2^−freedom: few items show no rare outcomes.
+        """
+        across = int(np.count_nonzero(self.differences <= limit))
+        share = (1 + across) / (1 + len(self.differences))
+        if not across and self.smooth:
+            distance, spread = float(self.differences.mean()) - limit, math.sqrt(self.variance)
+            normal = float(ndtr(-distance / spread)) if spread else 0.0
+            share = min(share, max(normal, 2.0**-self.freedom, sys.float_info.min))
+        return float(stdtr(self.freedom, ndtri(share))) if share < 1 else 1.0
+
+    def low(self, alpha: float) -> float:
+        """The lower end of the two-sided interval at 1 − alpha."""
         draws = len(self.differences)
-        tail = float(ndtr(stdtrit(self.freedom, (1 - level) / 2)))
+        tail = float(ndtr(stdtrit(self.freedom, alpha / 2)))
         beyond = math.ceil(tail * (1 + draws) - 1)  # the smallest number of resamples across that does not reject
         if beyond < 1:  # too few items for any p-value of that size
-            return min(0.0, float(self.differences[0])), max(0.0, float(self.differences[-1]))
-        return float(self.differences[beyond - 1]), float(self.differences[draws - beyond])
+            return min(0.0, float(self.differences.min()))
+        return float(np.partition(self.differences, beyond - 1)[beyond - 1])
 
 
 def resample(pairs: Mapping[str, TaskPair], scores: Scores, objective: Objective, seed: int) -> Resampled:
@@ -109,7 +132,11 @@ def resample(pairs: Mapping[str, TaskPair], scores: Scores, objective: Objective
         firsts[task], seconds[task] = _task_values(pair, generator)
     with np.errstate(invalid="ignore"):  # two infinite perplexities have no difference, which `finite` reports
         differences = objective.values(scores, firsts) - objective.values(scores, seconds)
-    return Resampled(np.sort(differences), sum(pair.items for pair in pairs.values()) - len(pairs))
+    return Resampled(
+        differences=differences,
+        freedom=sum(pair.items for pair in pairs.values()) - len(pairs),
+        smooth=all(pair.kind != "median" for pair in pairs.values()),
+    )
 
 
 def _task_values(pair: TaskPair, generator: np.random.Generator) -> tuple[FloatArray, FloatArray]:

@@ -235,13 +235,20 @@ def _corrected(added: Mapping[str, PairedDifference], look: int, *, with_equival
     found = {}
     for label, each in added.items():
         equivalence_p = None if each.equivalence_p is None else holm.adjust_equivalence(each.equivalence_p, len(tested))
+        p = min(1.0, adjusted[label] / spent) if label in tested else None
         found[label] = _Corrected(
-            p=min(1.0, adjusted[label] / spent) if label in tested else None,
+            p=p,
             equivalence_p=None if equivalence_p is None else min(1.0, equivalence_p / spent),
-            items_needed=each.items_needed(ALPHA * spent / factors[label]) if label in tested else None,
+            items_needed=None if p is None else _needed(each, ALPHA * spent / factors[label], p),
             look=look,
         )
     return found
+
+
+def _needed(found: PairedDifference, level: float, p: float) -> int | None:
+    """The items that would tell; more than there are where these do not, though the formula may allow for fewer."""
+    needed = found.items_needed(level)
+    return needed if needed is None or p < ALPHA else max(needed, found.items + 1)
 
 
 def _outcome(difference: float, tested: _Corrected) -> VerdictWord:

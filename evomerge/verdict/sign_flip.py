@@ -56,7 +56,8 @@ def sign_flip(tasks: Sequence[Discordance], seed: int) -> tuple[str, float]:
     """Two-sided p-value that the sign of every discordant item is a fair coin, with the name of the test.
 
     Summed over all combinations where there are not too many of them; else over random ones, keyed by `seed`, with
-    p = (1 + hits) / (1 + draws) (Phipson & Smyth 2010), which is never 0 and keeps its level.
+    p = (1 + hits) / (1 + draws) (Phipson & Smyth 2010), which is never 0 and keeps its level. Without a hit an upper
+    bound of p may be smaller than that; no level that the draws can reach depends on it.
     """
     merged = merged_by_stake(tasks)
     if len(merged) == 1:
@@ -119,8 +120,14 @@ def _chances(count: int) -> FloatArray:
 
 
 def _sampled(tasks: Sequence[Discordance], threshold: float, seed: int) -> float:
+    """P(|sum| >= threshold) by random coins; Hoeffding's bound of it (1963, theorem 2) where none of them reach it."""
     generator = np.random.Generator(np.random.Philox(derive(seed, "sign flip")))
     sums = np.zeros(DRAWS)
     for task in tasks:
         sums += task.stake * (2 * generator.binomial(task.count, 0.5, DRAWS) - task.count)
-    return (1 + int(np.count_nonzero(np.abs(sums) >= threshold))) / (1 + DRAWS)
+    hits = int(np.count_nonzero(np.abs(sums) >= threshold))
+    sampled = (1 + hits) / (1 + DRAWS)
+    if hits:
+        return sampled
+    squares = math.fsum(task.stake**2 * task.count for task in tasks)
+    return min(sampled, 2 * math.exp(-(threshold**2) / (2 * squares)))

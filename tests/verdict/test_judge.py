@@ -268,6 +268,42 @@ def test_repeated_looks_are_said_and_allowed_for():
     assert third.comparisons[0].items_needed > first.comparisons[0].items_needed
 
 
+def real_valued(outcomes):
+    values = tuple(map(float, outcomes))
+    score = TaskScores(
+        metric="f1",
+        higher_is_better=True,
+        items=tuple(range(len(values))),
+        outcomes=values,
+        value=sum(values) / len(values),
+        stderr=None,
+        aggregate="mean",
+    )
+    return Scores({"task": score}, {})
+
+
+def test_a_late_look_tells_real_valued_outcomes_apart_that_differ_by_fifty_standard_errors():
+    generator = np.random.Generator(np.random.Philox(7))
+    winner = generator.random(900)
+    family = {
+        f"baseline {number}": real_valued(winner - generator.normal(50 / 30, 1.0, 900)) for number in range(6)
+    }  # a standard error is 1/30
+    found = compare(OBJECTIVE, real_valued(winner), family, look=10)
+    assert {each.outcome for each in found} == {"beats"}
+    assert all(each.items_needed < 900 for each in found)
+
+
+@pytest.mark.parametrize("look", [1, 30, 1000])
+def test_more_items_are_needed_than_there_are_wherever_these_cannot_tell(look):
+    generator = np.random.Generator(np.random.Philox(8))
+    winner = np.zeros(12)
+    family = {f"ahead {lead}": real_valued(-generator.normal(lead, 1.0, 12)) for lead in (0.1, 0.5, 2, 30)}
+    found = compare(OBJECTIVE, real_valued(winner), family, look=look)
+    still_open = [each for each in found if each.outcome == "cannot be told"]
+    assert still_open
+    assert all(each.items_needed > 12 for each in still_open)
+
+
 def known_from(verdict):
     return {each.baseline: Known(each, verdict.margin) for each in verdict.comparisons}
 

@@ -254,3 +254,22 @@ def test_few_real_valued_outcomes_that_differ_show_no_equivalence():
     first, second = [0.5] * 40, [0.5] * 35 + [0.4] * 5
     found = paired_difference(scores(task(first)), scores(task(second)), objective(), seed=0, margin=0.5)
     assert (found.test, found.equivalence_p) == ("paired bootstrap", None)
+
+
+def test_differences_that_no_resample_shows_have_a_p_value_as_small_as_the_items_allow():
+    generator = np.random.Generator(np.random.Philox(14))
+    base = generator.normal(size=400)
+    first, second = scores(task(base + generator.normal(0.4, 1.0, 400))), scores(task(base))
+    found = paired_difference(first, second, objective(), seed=0, margin=1.0)
+    exact = ttest_rel(first.tasks["task_0"].outcomes, base).pvalue
+    assert 0 < exact < 1e-6
+    assert exact / 3 < found.p < exact * 3
+    assert 0 < found.equivalence_p < 1e-9
+    few = compare(scores(task(base[:8] + 100)), scores(task(base[:8] + generator.normal(size=8))))
+    assert few.p > 0.001
+
+
+def test_a_median_shows_no_p_value_below_its_resamples():
+    generator = np.random.Generator(np.random.Philox(15))
+    first, second = (scores(task(generator.random(400) < share, "median")) for share in (0.7, 0.3))
+    assert compare(first, second).p == pytest.approx(2 / (1 + bootstrap.DRAWS), rel=0.2)

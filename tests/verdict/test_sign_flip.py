@@ -65,6 +65,14 @@ def test_many_combinations_are_sampled_to_nearly_the_same_p(monkeypatch):
 def test_sampled_coins_are_never_all_against_and_the_same_for_the_same_seed(monkeypatch):
     monkeypatch.setattr(sign_flip, "ENUMERATED", 1)
     tasks = [Discordance(stake=1 / items, items=items, wins=items // 2, losses=0) for items in (90, 100, 110)]
-    assert sign_flip.sign_flip(tasks, seed=1)[1] == 1 / (1 + sign_flip.DRAWS)
+    assert 0 < sign_flip.sign_flip(tasks, seed=1)[1] < 1 / (1 + sign_flip.DRAWS)
     even = [Discordance(stake=1 / items, items=items, wins=items // 8, losses=items // 9) for items in (90, 100, 110)]
     assert sign_flip.sign_flip(even, seed=1) == sign_flip.sign_flip(even, seed=1) != sign_flip.sign_flip(even, seed=2)
+
+
+def test_coins_that_no_draw_shows_have_a_p_value_between_the_exact_one_and_that_of_the_draws(monkeypatch):
+    tasks = [Discordance(stake=1 / items, items=items, wins=items // 3, losses=0) for items in (90, 100, 110)]
+    _, exact = sign_flip.sign_flip(tasks, seed=0)
+    monkeypatch.setattr(sign_flip, "ENUMERATED", 1)
+    _, sampled = sign_flip.sign_flip(tasks, seed=0)
+    assert 0 < exact <= sampled < 1e-15
