@@ -152,12 +152,11 @@ class Objective:
             scores: give the tasks and the direction of their metrics.
             values: task -> the task's value in each sample, an array [samples].
         """
-        tasks = list(scores.tasks)
-        points = np.stack([self._points(task, scores.tasks[task].higher_is_better, values[task]) for task in tasks])
+        points = self.sampled_points(scores, values)
         if self.aggregate == "min":
             worst: FloatArray = points.min(axis=0)
             return worst
-        weights = np.array([self.weights[task] for task in tasks])
+        weights = np.array([self.weights[task] for task in scores.tasks])
         weights /= weights.sum()
         if self.aggregate == "weighted_mean":
             mean: FloatArray = weights @ points
@@ -165,6 +164,12 @@ class Objective:
         positive = points.min(axis=0) > 0
         logarithms = np.log(points, out=np.zeros_like(points), where=positive)
         return np.where(positive, np.exp(weights @ logarithms), 0.0)
+
+    def sampled_points(self, scores: Scores, values: Mapping[str, FloatArray]) -> FloatArray:
+        """`points` of many samples at once, with the arguments of `values`: an array [tasks, samples]."""
+        return np.stack(
+            [self._points(task, score.higher_is_better, values[task]) for task, score in scores.tasks.items()]
+        )
 
     def gains(self, scores: Scores) -> dict[str, float] | None:
         """Gain of the objective per unit of each task's value, negative for metrics that are minimised.

@@ -54,68 +54,104 @@ class TaskPair:
 
 @dataclass(frozen=True, kw_only=True)
 class Resampled:
-    """The difference of the objective in every resample.
+    """The objective of both models in every resample, in one part, or a minimum of tasks in one part per task.
+
+    The smallest of some means is smaller in resamples than in the data, by more where tasks are tied: resampled minima
+    favour the model whose worst task stands alone, however many items there are. So minima are compared by their parts.
+    min a − min b is the smallest, over the first model's tasks i, of the largest a_i − b_j: it is above a limit where
+    each a_i is shown to be above the limit beyond some b_j (intersection-union test: Berger 1982), each time at
+    1 / parts of the level, as there are so many j to choose from (Bonferroni).
 
     Attributes:
-        differences: an array [draws].
+        firsts, seconds: arrays [parts, draws].
         freedom: number of items − tasks.
-        smooth: whether the objective varies smoothly with every item, so that its tails are nearly normal; a median
-            jumps from one outcome to the next.
+        smooth: whether every part varies smoothly with every item, so that its tails are nearly normal; a median jumps
+            from one outcome to the next.
     """
 
-    differences: FloatArray
+    firsts: FloatArray
+    seconds: FloatArray
     freedom: int
     smooth: bool = True
 
     @property
+    def parts(self) -> int:
+        return len(self.firsts)
+
+    @property
     def variance(self) -> float:
-        return float(self.differences.var(ddof=1))
+        """Variance of the difference of the objective."""
+        return float((self.firsts.min(axis=0) - self.seconds.min(axis=0)).var(ddof=1))
 
     @property
     def finite(self) -> bool:
-        return bool(np.isfinite(self.differences).all())
+        return bool(np.isfinite(self.firsts).all() and np.isfinite(self.seconds).all())
+
+    @property
+    def signal(self) -> float:
+        """The difference in standard errors, of the two parts on which it depends whether the first model is better."""
+        return min(float(_in_standard_errors(first - self.seconds, 0.0).max()) for first in self.firsts)
 
     def p(self) -> float:
         """Two-sided p-value that the difference is 0: the level at which the interval would just touch 0."""
-        return min(1.0, 2 * min(self.at_most(0.0), self.negated().at_most(0.0)))
+        return min(1.0, 2 * min(self.at_most(0.0), self.exchanged().at_most(0.0)))
 
     def equivalence_p(self, margin: float) -> float:
         """p-value that the difference is the margin or more, in either direction: the level at which the interval would
         just touch the margin, of the nearer side."""
-        return max(self.at_most(-margin), self.negated().at_most(-margin))
+        return max(self.at_most(-margin), self.exchanged().at_most(-margin))
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """The expanded percentile interval: the differences that the test does not reject. It excludes 0 exactly where
         the p-value is below 1 − level."""
-        return self.low(1 - level), -self.negated().low(1 - level)
+        return self.low(1 - level), -self.exchanged().low(1 - level)
 
-    def negated(self) -> Resampled:
-        """The difference with the models exchanged."""
-        return replace(self, differences=-self.differences)
+    def exchanged(self) -> Resampled:
+        """The difference second − first."""
+        return replace(self, firsts=self.seconds, seconds=self.firsts)
 
     def at_most(self, limit: float) -> float:
-        """One-sided p-value that the difference is `limit` or less.
+        """One-sided p-value that the difference is `limit` or less."""
+        smallest = max(float(self._below(first - self.seconds, limit).min()) for first in self.firsts)
+        return min(1.0, self.parts * smallest)
+
+    def low(self, alpha: float) -> float:
+        """The lower end of the two-sided interval at 1 − alpha."""
+        return min(float(self._ends(first - self.seconds, alpha / 2 / self.parts).max()) for first in self.firsts)
+
+    def _below(self, differences: FloatArray, limit: float) -> FloatArray:
+        """One-sided p-values that differences of parts, an array [parts, draws], are `limit` or less.
 
         The resamples there are counted with the observed one added, so that it is never 0. Without any, the normal
         distribution of the resamples continues beyond what so many draws can show: later looks test at levels below
         that. It does so as far as the signs of so many items allow, 2^−freedom: few items show no rare outcomes.
         """
-        across = int(np.count_nonzero(self.differences <= limit))
-        share = (1 + across) / (1 + len(self.differences))
-        if not across and self.smooth:
-            distance, spread = float(self.differences.mean()) - limit, math.sqrt(self.variance)
-            normal = float(ndtr(-distance / spread)) if spread else 0.0
-            share = min(share, max(normal, 2.0**-self.freedom, sys.float_info.min))
-        return float(stdtr(self.freedom, ndtri(share))) if share < 1 else 1.0
+        across = np.count_nonzero(differences <= limit, axis=1)
+        shares: FloatArray = (1 + across) / (1 + differences.shape[1])
+        if self.smooth:
+            least = max(2.0**-self.freedom, sys.float_info.min)
+            normal = np.maximum(ndtr(-_in_standard_errors(differences, limit)), least)
+            shares = np.where(across == 0, np.minimum(shares, normal), shares)
+        below: FloatArray = stdtr(self.freedom, ndtri(shares))
+        return below
 
-    def low(self, alpha: float) -> float:
-        """The lower end of the two-sided interval at 1 − alpha."""
-        draws = len(self.differences)
-        tail = float(ndtr(stdtrit(self.freedom, alpha / 2)))
+    def _ends(self, differences: FloatArray, level: float) -> FloatArray:
+        """The smallest differences of parts that `_below` does not reject at that level."""
+        draws = differences.shape[1]
+        tail = float(ndtr(stdtrit(self.freedom, level)))
         beyond = math.ceil(tail * (1 + draws) - 1)  # the smallest number of resamples across that does not reject
-        if beyond < 1:  # too few items for any p-value of that size
-            return min(0.0, float(self.differences.min()))
-        return float(np.partition(self.differences, beyond - 1)[beyond - 1])
+        if beyond < 1:  # no number of resamples gives a p-value of that size
+            ends: FloatArray = differences.min(axis=1)
+            return np.where(self._below(differences, 0.0) < level, ends, np.minimum(ends, 0.0))
+        found: FloatArray = np.partition(differences, beyond - 1, axis=1)[:, beyond - 1]
+        return found
+
+
+def _in_standard_errors(differences: FloatArray, limit: float) -> FloatArray:
+    """The distance of differences, an array [parts, draws], from the limit; infinite where they do not vary."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found: FloatArray = (differences.mean(axis=1) - limit) / differences.std(axis=1, ddof=1)
+    return np.nan_to_num(found, nan=0.0, posinf=math.inf, neginf=-math.inf)
 
 
 def resample(pairs: Mapping[str, TaskPair], scores: Scores, objective: Objective, seed: int) -> Resampled:
@@ -130,10 +166,10 @@ def resample(pairs: Mapping[str, TaskPair], scores: Scores, objective: Objective
     for task, pair in pairs.items():
         generator = np.random.Generator(np.random.Philox(derive(seed, "paired bootstrap", task)))
         firsts[task], seconds[task] = _task_values(pair, generator)
-    with np.errstate(invalid="ignore"):  # two infinite perplexities have no difference, which `finite` reports
-        differences = objective.values(scores, firsts) - objective.values(scores, seconds)
+    of_parts = objective.sampled_points if objective.aggregate == "min" else objective.values
     return Resampled(
-        differences=differences,
+        firsts=np.atleast_2d(of_parts(scores, firsts)),
+        seconds=np.atleast_2d(of_parts(scores, seconds)),
         freedom=sum(pair.items for pair in pairs.values()) - len(pairs),
         smooth=all(pair.kind != "median" for pair in pairs.values()),
     )

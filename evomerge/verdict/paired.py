@@ -43,6 +43,7 @@ class PairedDifference:
         null_variance, variance: of the difference with as many items: if the models were equal, and as observed.
         equivalence_p: that the difference is the margin or more in either direction; None without a margin or a test,
             and where fewer than ten real-valued outcomes differ.
+        signal, parts: of minima of several tasks, which are compared task by task, see `bootstrap.Resampled`.
     """
 
     difference: float
@@ -55,6 +56,8 @@ class PairedDifference:
     null_variance: float | None = None
     variance: float | None = None
     equivalence_p: float | None = None
+    signal: float | None = None
+    parts: int = 1
 
     def items_needed(self, level: float) -> int | None:
         """Number of such items, shared among the tasks as here, that shows this difference with 80 % power.
@@ -64,6 +67,8 @@ class PairedDifference:
         """
         if self.difference <= 0 or self.null_variance is None or self.variance is None:
             return None
+        if self.signal is not None:
+            return _as_number(self.items * ((ndtri(1 - level / 2 / self.parts) + ndtri(POWER)) / self.signal) ** 2)
         reach = float(ndtri(1 - level / 2)) * math.sqrt(self.null_variance) + float(ndtri(POWER)) * math.sqrt(
             self.variance
         )
@@ -72,7 +77,11 @@ class PairedDifference:
         if self.test in sign_flip.TESTS and self.discordant:
             # However one-sided, this many coins are needed before all of them on one side are rare enough.
             needed = max(needed, math.ceil(1 - math.log2(level)) * self.items / self.discordant)
-        return max(1, math.ceil(min(needed, 1e15)))
+        return _as_number(needed)
+
+
+def _as_number(items: float) -> int:
+    return max(1, math.ceil(min(items, 1e15)))
 
 
 def paired_difference(
@@ -125,6 +134,8 @@ def paired_difference(
                 null_variance=variance,
                 variance=variance,
                 equivalence_p=None if margin is None or discordant < _FEWEST else resampled.equivalence_p(margin),
+                signal=resampled.signal if resampled.parts > 1 else None,
+                parts=resampled.parts,
             )
     return PairedDifference(
         difference=difference, low=None, high=None, p=None, test="none", items=items, discordant=discordant

@@ -237,6 +237,54 @@ def test_the_bootstrap_keeps_its_level_and_its_coverage(kind, aggregation, draw,
     assert covered >= 368
 
 
+BALANCED, LOPSIDED = (0.5,) * 6, (0.5, *(0.8,) * 5)  # the worst tasks of both are equally good
+
+
+@pytest.mark.parametrize(
+    ("first_shares", "second_shares"), [(LOPSIDED, BALANCED), (BALANCED, LOPSIDED), (BALANCED, BALANCED)]
+)
+def test_the_smallest_of_many_tasks_keeps_its_level_whichever_model_has_its_tasks_tied(
+    first_shares, second_shares, monkeypatch
+):
+    monkeypatch.setattr(bootstrap, "DRAWS", 499)
+    generator = np.random.Generator(np.random.Philox(16))
+    over, false, covered = objective(6, "min"), 0, 0
+    for run in range(200):
+        first, second = (
+            scores(*(task(generator.random(100) < share) for share in shares))
+            for shares in (first_shares, second_shares)
+        )
+        found = compare(first, second, over, seed=run)
+        false += found.p < 0.05
+        covered += found.low <= 0 <= found.high
+    assert false <= 16  # 8 %: 5 % and what 200 runs may be off by
+    assert covered == 200 - false
+
+
+def test_the_smallest_of_many_tasks_that_is_larger_is_told_and_so_are_the_items_that_it_needs():
+    generator = np.random.Generator(np.random.Philox(17))
+    first, second, near = (
+        scores(*(task(generator.random(300) < share) for _ in range(6))) for share in (0.7, 0.4, 0.6)
+    )
+    over = objective(6, "min")
+    found = compare(first, second, over)
+    assert found.p < 1e-6
+    assert 0 < found.low < found.difference < found.high
+    assert found.items_needed(0.05) < found.items
+    assert compare(first, near, over).items_needed(0.05) > found.items_needed(0.05)
+
+
+def test_the_smallest_of_many_tasks_is_equivalent_only_within_a_wide_enough_margin():
+    generator = np.random.Generator(np.random.Philox(18))
+    first, second = (scores(*(task(generator.random(400) < 0.5) for _ in range(6))) for _ in "ab")
+    wide, narrow = (
+        paired_difference(first, second, objective(6, "min"), seed=0, margin=margin).equivalence_p
+        for margin in (0.3, 0.03)
+    )
+    assert wide < 0.001
+    assert narrow > 0.05
+
+
 def test_the_bootstrap_calls_models_that_differ_by_the_margin_equivalent_as_rarely_as_its_level(monkeypatch):
     monkeypatch.setattr(bootstrap, "DRAWS", 499)
     generator = np.random.Generator(np.random.Philox(12))
