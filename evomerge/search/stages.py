@@ -36,7 +36,6 @@ from evomerge.search.origins import origin_of
 from evomerge.search.session import Session
 from evomerge.search.warm_start import beginning_of, reference_points, warm_points
 from evomerge.spec import BaselineSpec, SearchSpec
-from evomerge.storage import attributes
 from evomerge.study.ended_scores import ended_scores
 from evomerge.study.incumbent import read_incumbent
 from evomerge.study.row_failures import read_left_out
@@ -56,7 +55,7 @@ from evomerge.verdict import (
     winning_recipe,
 )
 from evomerge.verdict.origin import with_origin
-from evomerge.verdict.records import read_known, store_verdict
+from evomerge.verdict.records import note_later_rows, read_known, store_verdict
 
 MEAN = "mean of cma"
 
@@ -380,6 +379,8 @@ def _store_verdict(
     ]
     compared = [best_source, *others]
     search_items = opened.inputs.evaluator.split.items(ItemBlock("search"))
+    margin = opened.inputs.spec.verdict.margin
+    known = read_known(study, winner, {each.label: each.recipe for each in compared if each.recipe is not None})
     verdict = judge(
         objective,
         Entrant(label=winner.label, held_out=held_out[winner.label], search=winner.value),
@@ -388,9 +389,9 @@ def _store_verdict(
         sources,
         trials=opened.search.tally.finished - opened.search.tally.failed,
         search_items=sum(map(len, search_items.values())),
-        looks=len(study.user_attrs[attributes.LOOKS]),
-        known=read_known(study, winner, {each.label: each.recipe for each in compared if each.recipe is not None}),
-        margin=opened.inputs.spec.verdict.margin,
+        looks=note_later_rows(opened.search, known, [each.label for each in compared], margin),
+        known=known,
+        margin=margin,
         seed=opened.inputs.spec.seed,
     )
     opened.check_hold()

@@ -76,6 +76,28 @@ def note_look(search: SearchStudy, winner: Winner, recipes: Iterable[Recipe], ma
         search.set(attributes.LOOKS, [*looks, [winner.trial, compared]])
 
 
+def note_later_rows(
+    search: SearchStudy, known: Mapping[str, Known], labels: Iterable[str], margin: float | None
+) -> int:
+    """The number of the present look, after recording a further one where this one has been judged without some rows.
+
+    A row that could not be scored then is a comparison more. It cannot share the level that this look has spent.
+
+    Args:
+        known: label -> what earlier looks, and this one, found between the winner and that merge.
+        labels: all that the winner is compared with.
+        margin: of the present verdict; what is known with another one is tested again, see `compare`.
+    """
+    looks = list(search.study.user_attrs[attributes.LOOKS])
+    later = any(label not in known or known[label].margin != margin for label in labels)
+    stored = read_verdict(search.study)
+    judged = {each.comparison.look for each in known.values()} | ({stored.looks} if stored and known else set())
+    if later and len(looks) in judged:
+        looks.append(looks[-1])
+        search.set(attributes.LOOKS, looks)
+    return len(looks)
+
+
 def store_digests(search: SearchStudy, winner: Winner, digests: TensorDigests) -> None:
     """Store the digest of every tensor of the winner as it was scored, to verify exports against."""
     content = {"trial": winner.trial, "device": digests.device, "tensors": dict(digests.tensors)}

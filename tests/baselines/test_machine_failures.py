@@ -16,6 +16,7 @@ from evomerge.storage import attributes
 from evomerge.study.row_failures import read_failures
 from evomerge.study.rows import read_records
 from evomerge.study.stored_search import read_search
+from evomerge.verdict.looks import share
 from evomerge.verdict.records import read_verdict
 from evomerge.worker import Worker
 
@@ -109,6 +110,22 @@ def test_a_held_out_row_whose_machine_failed_is_scored_by_the_next_run(write_spe
     assert set(machine.done) == {"sim/held-out/ties", "sim/held-out/mean of cma"}
     assert {row.label for row in read_records(read_search(spec).held_out)} >= {"ties", "mean of cma"}
     assert left_out(spec) == {}
+
+
+def test_a_row_that_is_scored_after_the_others_were_compared_takes_a_look_of_its_own(write_spec, machine):
+    spec = load_spec(write_spec(baselines=["ties", "uniform-soup"]))
+    machine.lost = {"sim/held-out/ties"}
+    first = read_verdict(run_search(spec, ray="none"))
+    machine.lost = set()
+    for _ in range(2):  # once more changes nothing
+        found = read_verdict(run_search(spec, ray="none"))
+        assert {each.baseline: each.look for each in found.comparisons} == {
+            **{each.baseline: 1 for each in first.comparisons},
+            "ties": 2,
+        }
+        assert found.looks == 2
+        (ties,) = [each for each in found.comparisons if each.baseline == "ties"]
+        assert ties.adjusted_p == pytest.approx(min(1.0, ties.p / share(2)))
 
 
 def test_a_space_is_not_made_without_a_merge_that_only_the_machine_failed(write_spec, machine):
