@@ -1,4 +1,4 @@
-"""The winner without one of its experts: whether all of them matter, asked of the items themselves."""
+"""The winner without one of its experts: whether that one matters, asked of the items themselves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ WITHOUT_ONE = "without-one"
 def without_one(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
     """The best on the search items of the merges that the winner is without one expert, the others as they are.
 
-    If the winner beats it, it beats every one of them, and each expert has its part in the winner.
+    If the winner beats it, the expert that it lacks has its part in the winner. Nothing is shown of the other experts:
+    the merges without them were only worse on the search items, by which this one was chosen.
     """
     if given.best is None:
         raise InvalidInput("the search has not named its best merge yet; run the search first")
