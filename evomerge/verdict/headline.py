@@ -89,9 +89,15 @@ def _headline(text: str, belief: Belief, against: Comparison) -> Headline:
 
 
 def _described(comparison: Comparison, verdict: Verdict) -> str:
-    count = len(verdict.comparisons)
-    name = f"“{comparison.name}”"
-    return name if count == 1 else f"{name}, the strongest of the {count} it was compared with,"
+    name, every = f"“{comparison.name}”", len(verdict.comparisons)
+    count = sum(each.models == 1 for each in verdict.comparisons) or every  # the list that it is the strongest of
+    if every == 1:
+        return name
+    if count == every:
+        return f"{name}, the strongest of the {count} it was compared with,"
+    if count == 1:
+        return f"{name}, the only single model it was compared with,"
+    return f"{name}, the strongest of the {count} single models it was compared with,"
 
 
 def _lead(comparison: Comparison, unit: Unit) -> str:

@@ -99,6 +99,15 @@ def test_a_row_of_several_models_is_passed_over_for_one_model():
     assert headline(verdict(replace(SOUP, baseline="emr", difference=-0.1, models=3), TIES)).against == TIES
 
 
+def test_one_model_is_the_strongest_only_of_single_models_where_a_row_of_several_is_stronger():
+    several = replace(SOUP, baseline="emr", difference=-0.1, models=3)
+    assert "“ties”, the only single model it was compared with," in headline(verdict(several, TIES)).text
+    text = headline(verdict(several, TIES, SOUP)).text
+    assert "“soup”, the strongest of the 2 single models it was compared with, by" in text
+    other = replace(several, baseline="tall-mask", difference=0.1)
+    assert "“emr (3 models)”, the strongest of the 2 it was" in headline(verdict(several, other)).text
+
+
 def test_without_a_comparison_nothing_is_known():
     assert headline(verdict()).belief == "not known yet"
 
