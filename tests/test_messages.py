@@ -1,5 +1,8 @@
 """Words of messages: each small truth has one form, wherever it is printed."""
 
+import sys
+from dataclasses import replace
+
 import pytest
 
 from evomerge.messages import (
@@ -78,7 +81,7 @@ def test_a_candidate_of_minutes_takes_no_power_of_ten_of_seconds():
     ]
 
 
-def test_note_and_table_print_the_same_p_value():
+def test_note_and_table_print_the_same_p_value_and_differences_too_small_for_points():
     from rich.console import Console
 
     from evomerge.report.tables import _comparisons
@@ -97,3 +100,9 @@ def test_note_and_table_print_the_same_p_value():
         console.print(_comparisons(verdict))
     assert "0.00043" in printed.get()
     assert "| 0.00043 |" in markdown(verdict)
+    small = replace(comparison, difference=0.0213, low=-0.0004, high=0.031)
+    infinite = replace(comparison, difference=sys.float_info.max, low=None, high=None)
+    with console.capture() as printed:
+        console.print(_comparisons(replace(verdict, comparisons=(small, infinite), unit="plain")))
+    assert "+0.0213  -0.0004 … +0.031" in printed.get()
+    assert "+1.8e+308" in printed.get()

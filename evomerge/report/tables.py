@@ -19,6 +19,8 @@ from evomerge.study.command_line import command_line
 from evomerge.study.stored_search import StoredSearch
 from evomerge.verdict import Verdict, read_winner
 from evomerge.verdict.records import read_verdict
+from evomerge.verdict.sentences import amount
+from evomerge.verdict.verdict import Unit
 
 FRONT_SHOWN = 20
 _SCORE = 5  # characters of a score
@@ -181,14 +183,18 @@ def _comparisons(verdict: Verdict) -> Table:
         f"{verdict.winner} against the others, on {verdict.items:,} held-out items",
         ("difference", "95 % interval", "p (corrected)", ""),
     )
-    scale = 1 if verdict.unit == "plain" else 100
     for each in verdict.comparisons:
-        ends = [f"{end * scale:+.1f}" for end in (each.low, each.high) if end is not None]
+        ends = [_points(end, verdict.unit) for end in (each.low, each.high) if end is not None]
         interval = " … ".join(ends) or "–"
         answer = "is beaten" if each.worse else each.outcome
-        cells = (f"{each.difference * scale:+.1f}", interval, p_value(each.adjusted_p), answer)
+        cells = (_points(each.difference, verdict.unit), interval, p_value(each.adjusted_p), answer)
         table.add_row(each.name, *cells)
     return table
+
+
+def _points(difference: float, unit: Unit) -> str:
+    """A difference in a column: without the name of the unit, and with the minus of the other columns."""
+    return amount(difference, unit, signed=True).removesuffix(" points").replace("−", "-")
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
