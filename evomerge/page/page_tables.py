@@ -115,8 +115,8 @@ def comparison_table(verdict: Verdict) -> PageTable:
         title=f"{verdict.winner.capitalize()} against the others",
         columns=("against", *COMPARISON_TITLES[1:-1]),
         rows=tuple(rows),
-        text=f"{verdict.items:,} held-out items, compared one by one. p-values are corrected for all comparisons and "
-        "for every look at these items; an interval is of its difference alone.",
+        text=f"{verdict.items:,} held-out items, compared one by one. p-values are corrected for all comparisons of "
+        "their look and for every look at these items; an interval is of its difference alone.",
     )
 
 

@@ -72,9 +72,17 @@ def _compared(verdict: Verdict) -> Headline:
             "nothing gained",
             hardest,
         )
+    if hardest.difference == 0:
+        return _headline(f"{subject} scores the same as {other} on {unseen}.", "nothing gained", hardest)
     if hardest.outcome == "does not beat":
         return _headline(
             f"{subject} does not beat {before_colon}: it is behind by {lead} on {unseen}.", "nothing gained", hardest
+        )
+    if hardest.p is None:
+        return _headline(
+            f"{subject} is ahead of {other} by {lead} on {unseen}, but no paired test can be made there.",
+            "cannot be told",
+            hardest,
         )
     needed = "" if hardest.items_needed is None else f"; about {about(hardest.items_needed)} would tell"
     return _headline(

@@ -41,8 +41,8 @@ def markdown(verdict: Verdict) -> str:
         parts.append(text + ".")
     parts.append(
         f"{counted(verdict.items, 'held-out item')}, compared one by one. An interval is of its difference alone; "
-        f"p-values are corrected for {counted(len(verdict.comparisons), 'comparison')} and for every look at these "
-        "items, earlier and later ones."
+        "p-values are corrected for all comparisons of their look and for every look at these items, earlier and later "
+        "ones."
     )
     return "\n\n".join(parts) + "\n"
 

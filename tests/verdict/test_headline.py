@@ -81,6 +81,16 @@ def test_it_is_about_the_strongest_of_what_the_winner_was_compared_with():
             "the same outcomes as “soup”",
             "nothing gained",
         ),
+        (
+            {"outcome": "cannot be told", "p": None, "adjusted_p": None, "low": None, "high": None, "test": "none"},
+            "is ahead of “soup” by 2.0 points on 1,000 items that the search never saw, but no paired test can be made",
+            "cannot be told",
+        ),
+        (
+            {"outcome": "does not beat", "difference": 0.0, "low": -0.02, "high": 0.02, "p": 1.0, "adjusted_p": 1.0},
+            "scores the same as “soup” on 1,000 items",
+            "nothing gained",
+        ),
         ({"outcome": "equivalent", "adjusted_p": 0.5}, "is equivalent to “soup”", "nothing gained"),
         ({"adjusted_p": 1e-6}, "(p < 0.0001, corrected)", "believe it"),
     ],
@@ -116,6 +126,7 @@ def test_the_note_of_a_study_begins_with_the_answer():
     answer = headline(verdict(TIES, SOUP))
     lines = markdown(verdict(TIES, SOUP)).splitlines()
     assert lines[:3] == [f"## Verdict: {answer.belief}", "", f"**{answer.text}**"]
+    assert "p-values are corrected for all comparisons of their look and for every look" in lines[-1]
 
 
 def test_a_winner_that_is_a_baseline_itself_is_said_to_be_one():
