@@ -39,6 +39,7 @@ from evomerge.study.stored_search import StoredSearch
 from evomerge.verdict import Verdict, read_winner
 from evomerge.verdict.headline import Headline
 from evomerge.verdict.records import read_verdict
+from evomerge.verdict.sentences import amount
 
 TOP = 10  # trials in the leaderboard
 LEARNED = ("learned", "learned-groups", "learned-tensor", "learned-column", "dam", "adamerging", "adamerging-task")
@@ -106,8 +107,8 @@ def _facts(lines: Sequence[Line], verdict: Verdict | None, found: Headline) -> l
         error = "" if best.held_out.stderr is None else f"± {best.held_out.stderr:.3f}"
         facts.append(Fact(name="held-out score", value=f"{best.held_out.value:.3f}", note=error))
     if verdict is not None and found.against is not None:
-        scale, unit = (1, "") if verdict.unit == "plain" else (100, f"{verdict.unit} ")
-        lead = f"{found.against.difference * scale:+.{1 if scale == 100 else 3}f}".replace("-", "−")
+        unit = "" if verdict.unit == "plain" else f"{verdict.unit} "
+        lead = amount(found.against.difference, verdict.unit, signed=True).removesuffix(" points")
         facts.append(Fact(name=f"{unit}over {found.against.name}", value=lead))
     if best is not None and best.forwards is not None:
         facts.append(Fact(name="forwards spent", value=f"{best.forwards:,.0f}"))

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from evomerge import load_spec, run_search
 from evomerge.cli import run_command
 from evomerge.leaderboard import leaderboard
-from evomerge.page.page_content import page_content
+from evomerge.page.page_content import _facts, page_content
 from evomerge.page.study_comparison import study_comparison
 from evomerge.page.study_page import rendered
 from evomerge.storage import attributes
@@ -26,6 +26,7 @@ from evomerge.storage.opening import release
 from evomerge.study.stored_search import read_search
 from evomerge.verdict.headline import headline
 from evomerge.verdict.records import read_verdict
+from evomerge.verdict.verdict import Comparison, Verdict
 
 TOY = Path(__file__).parents[2] / "examples" / "toy" / "models"
 CONTENT = {
@@ -268,3 +269,16 @@ def test_a_browser_shows_the_page_and_makes_its_tables_sortable(finished, opened
     sortable = [table for name, table in content.tables.items() if name != "sources"]
     assert page.count('<button type="button">') == sum(len(table.columns) for table in sortable)
     assert content.headline.text in text_of(page)
+
+
+def test_the_lead_of_a_plain_objective_is_three_digits_even_where_it_is_as_large_as_numbers_get():
+    comparison = Comparison(
+        baseline="soup", difference=sys.float_info.max, low=None, high=None, stderr=None, p=None, adjusted_p=None,
+        test="none", items=100, discordant=20, items_needed=None, outcome="cannot be told",
+    )  # fmt: skip
+    verdict = Verdict(
+        winner="trial 4", trial=4, search_value=None, held_out_value=0.6, gap=None, reference_gap=None, luck=None,
+        lead=None, comparisons=(comparison,), items=100, looks=1, unit="plain",
+    )  # fmt: skip
+    (fact,) = _facts([], verdict, headline(verdict))
+    assert (fact.name, fact.value) == ("over soup", "+1.8e+308")
