@@ -263,8 +263,9 @@ def project(task_vector: Tensor, decomposition: Decomposition, rank: int, *, zer
     """T = U P V' with P = U' tau V, the diagonal and the leading block [:r, :r] of P set to 0; in float64.
 
     Computed as tau minus what is removed, for which the reduced decomposition is enough: rows and columns of P beyond k
-    stay as they are. So do those where M has no direction but rounding, of which the vectors are arbitrary: the
-    reference sets the diagonal to 0 there too.
+    stay as they are. So do those where M has no direction but rounding of the arithmetic, of which the vectors are
+    arbitrary: the reference sets the diagonal to 0 there too. Rounding of stored weights counts as a direction, as it
+    does in the reference; the diagonal that is removed there is a small part of tau.
     """
     tau, values = task_vector.double(), decomposition.values
     there = int((values > values[:1] * (max(tau.shape) * torch.finfo(task_vector.dtype).eps)).sum())

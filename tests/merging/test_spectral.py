@@ -115,6 +115,37 @@ def test_adapters_have_the_same_merge_on_every_base(method, shared):
     assert float((plain - zeros).norm()) < 1e-4 * float(plain.norm())
 
 
+def stored(*vectors, dtype, scale=2e-2):
+    """A base in float32 whose numbers have a place in the dtype, and models with task vectors, rounded to it."""
+    base = (torch.randn(vectors[0].shape, generator=torch.Generator().manual_seed(7)) * scale).to(dtype).float()
+    return {NAME: base}, [{NAME: (base + vector).to(dtype)} for vector in vectors]
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-2), (torch.float16, 2e-5)])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_merged_adapters_that_were_stored_in_few_bits_have_the_merge_of_the_adapters(method, shared, dtype, scale):
+    exact = [scale * (each.left.double() @ each.right.double()) for each in adapters(shared=shared)]
+    base, rounded = stored(*exact, dtype=dtype, scale=scale)
+    models = [{NAME: base[NAME] + vector} for vector in exact]
+    expected, merged = (merge_state_dicts(method, each, base)[NAME].double() - base[NAME] for each in (models, rounded))
+    assert float((merged - expected).norm()) < 2e-2 * float(expected.norm())
+
+
+@pytest.mark.parametrize("changed", [1.0, 0.1])
+@pytest.mark.parametrize(("method", "combine"), [*zip(METHODS, COMBINED, strict=True)])
+def test_all_directions_count_of_full_fine_tunes_that_were_stored_in_few_bits(method, combine, changed):
+    def fine_tuned(seed):
+        generator = torch.Generator().manual_seed(seed)
+        kept = torch.rand(128, 96, generator=generator) < changed
+        return torch.randn(128, 96, generator=generator) * 2e-4 * kept
+
+    base, rounded = stored(fine_tuned(1), fine_tuned(2), dtype=torch.bfloat16)
+    vectors = [model[NAME].double() - base[NAME].double() for model in rounded]
+    merged = merge_state_dicts(method, rounded, base)[NAME]
+    torch.testing.assert_close(merged, (base[NAME] + combine(vectors)).float())
+
+
 def models(count=2):
     generator = torch.Generator().manual_seed(1)
     shapes = {NAME: (6, 5), "model.embed_tokens.weight": (9, 5), "model.norm.weight": (5,)}
