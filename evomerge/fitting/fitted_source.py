@@ -91,6 +91,7 @@ class _Fitting:
         self._expert = expert
         self._header = dict(expert.header)
         self._made: dict[str, Making] = {}
+        self._of_base: list[str] = []
         self._aligned: list[str] = []
         self.notes: list[str] = []
 
@@ -109,7 +110,7 @@ class _Fitting:
     def complete(self) -> None:
         """Give the expert the base's tensors, and no others."""
         base, expert = self._base, self._expert
-        lacking: list[str] = []
+        lacking = self._of_base
         for name in base.catalogue.names:
             if name in self._header:
                 continue
@@ -132,7 +133,7 @@ class _Fitting:
         self._made[name] = lambda: source.tensors[stored]
 
     def align_tokens(self) -> None:
-        """Put the rows of embeddings in the order of the base's tokens."""
+        """Put the expert's rows of embeddings in the order of the base's tokens; rows of the base are in it already."""
         base, expert = self._base, self._expert
         names = [name for name in token_tensors(base) if self._is_alignable(name)]
         resized = any(self._header[name][0] != base.header[name][0] for name in names)
@@ -150,7 +151,8 @@ class _Fitting:
             self._say_of_tokens(next(iter(found.values())))
 
     def _is_alignable(self, name: str) -> bool:
-        return name in self._header and self._header[name][0][1:] == self._base.header[name][0][1:]
+        has_own = name in self._header and name not in self._of_base
+        return has_own and self._header[name][0][1:] == self._base.header[name][0][1:]
 
     def _align(self, name: str, rows: TokenRows) -> None:
         base, own = self._base, self._made.get(name, lambda: self._expert.tensors[name])

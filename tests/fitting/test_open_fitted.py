@@ -12,7 +12,7 @@ from evomerge.bank.open_bank import open_bank
 from evomerge.checkpoints import Source, check_compatible, open_source
 from evomerge.errors import InvalidInput
 from evomerge.fitting import open_fitted
-from evomerge.fitting.fitted_source import fitted_bytes
+from evomerge.fitting.fitted_source import fit_source, fitted_bytes
 from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule
 
@@ -74,6 +74,16 @@ def test_a_tied_expert_has_one_tensor_for_both_of_an_untied_base(make_ref: MakeR
     assert _same_form(base, expert)
     assert torch.equal(expert.tensors[HEAD], expert.weights.tensors[EMBEDDINGS][[1, 2, 0]])
     assert any(f"{HEAD} is one tensor with {EMBEDDINGS} in it" in line for line in check_compatible(base, [expert]))
+
+
+def test_a_head_that_the_expert_lacks_is_the_bases_in_its_own_order(make_ref: MakeRef) -> None:
+    ref = make_ref("expert", "cab", missing="base", tokenizer="base")
+    base, whole = open_source(make_ref("base", "abc")), open_source(ref)
+    without = {name: known for name, known in whole.header.items() if name != HEAD}  # as of a class without a head
+    expert = fit_source(base, replace(whole, header=without))
+    assert torch.equal(expert.tensors[HEAD], base.tensors[HEAD])
+    assert torch.equal(expert.tensors[EMBEDDINGS], expert.weights.tensors[EMBEDDINGS][[1, 2, 0]])
+    assert fitted_bytes([expert]) == 3 * 8 * 4  # the embeddings alone
 
 
 def test_the_head_of_an_untied_expert_has_no_place_in_a_tied_base(make_ref: MakeRef) -> None:
