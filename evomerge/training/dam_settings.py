@@ -55,7 +55,7 @@ class DamSettings(Frozen):
         kl_norm: divide the KL divergence by the tokens of the batch and by its size, or by the tokens alone.
         token_mask: the positions that count: all that are no padding, or those that predict a token of the answer.
         teacher: run each source on its texts at every step ("live"), or keep the `top_k` largest probabilities of each
-            position and the sum of the others ("cached").
+            position and the sum of the others ("cached"), on the CPU and as long as a step still reads them.
         top_k: probabilities of each position that a cached teacher keeps.
         max_length: longer texts lose their beginning.
         include_base: the base is one more source, the last.

@@ -176,6 +176,7 @@ class _Training:
                 teachers=self._teachers,
                 settings=self._settings,
             )
+        self._teachers.forget(number - 1)
         slope = NONLINEARITIES[self._coefficients.phi].slope
         gradients = {name: factors[name] * slope(value) for name, value in self._trained.items()}  # dL/df · phi'(c)
         penalties = add_penalties(gradients, self._penalties, self._trained)

@@ -63,6 +63,9 @@ class TopKTargets:
         rest = teacher_rest.exp() * (teacher_rest - student_rest)
         return terms + torch.where(teacher_rest.isneginf(), 0.0, rest)
 
+    def to(self, device: torch.device) -> TopKTargets:
+        return TopKTargets(self.log_probabilities.to(device), self.indices.to(device), self.log_rest.to(device))
+
     def mse(self, student_logits: Tensor, part: slice) -> Tensor:
         raise TypeError("logits are not cached; DamSettings allows no mse with a cached teacher")
 
@@ -94,6 +97,7 @@ class Teachers:
         self._calibration = calibration
         self._settings = settings
         self._cached: dict[tuple[str, int], TopKTargets] = {}
+        self._last_reads = _last_reads(calibration) if settings.teacher == "cached" else {}
         self._ready: dict[str, FullTargets] = {}
 
     def prepare(self, chosen: Mapping[str, Sequence[int]]) -> None:
@@ -110,19 +114,41 @@ class Teachers:
     def targets(self, source: str, texts: Sequence[int]) -> Targets:
         """The targets of the texts of a source, after `prepare`; only cached ones are held any longer."""
         if self._settings.teacher == "cached":
-            return _concatenated([self._cached[source, text] for text in texts])
+            found = _concatenated([self._cached[source, text] for text in texts])
+            return found.to(self._student.device)
         return self._ready.pop(source) if source in self._ready else self._full(source, texts)
+
+    def forget(self, step: int) -> None:
+        """Drop the cached targets that no step after this one reads; steps are counted from 0."""
+        for key in self._last_reads.pop(step, ()):
+            self._cached.pop(key, None)
 
     def _full(self, source: str, texts: Sequence[int]) -> FullTargets:
         batch = self._calibration.batch([self._calibration.texts[source][text] for text in texts], self._student.device)
         return FullTargets(self._student.logits_of_source(source, batch))
 
     def _cache(self, source: str, texts: Sequence[int]) -> None:
-        """Run each text by itself, so that its cached targets do not depend on the other texts of its batch."""
+        """Run each text by itself, so that its cached targets do not depend on the other texts of its batch.
+
+        They are kept on the CPU: those of all texts may take more memory than the models.
+        """
         for text in texts:
             if (source, text) not in self._cached:
                 logits = self._full(source, [text]).logits
-                self._cached[source, text] = top_k_targets(logits, self._settings.top_k, self._settings.temperature)
+                targets = top_k_targets(logits, self._settings.top_k, self._settings.temperature)
+                self._cached[source, text] = targets.to(torch.device("cpu"))
+
+
+def _last_reads(calibration: CalibrationBatches) -> dict[int, list[tuple[str, int]]]:
+    """Step, counted from 0 -> source and index of the texts that no later step reads."""
+    steps = range(calibration.steps)
+    last = {
+        (source, text): step for step in steps for source, texts in calibration.step(step).items() for text in texts
+    }
+    found: dict[int, list[tuple[str, int]]] = {step: [] for step in steps}
+    for key, step in last.items():
+        found[step].append(key)
+    return found
 
 
 def _concatenated(targets: Sequence[TopKTargets]) -> TopKTargets:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from evomerge.training import DamSettings
 from evomerge.training.dam import kl_by_position
+from evomerge.training.dam_training import _Training
 from evomerge.training.teacher import top_k_targets
 
 V = 12
@@ -61,3 +63,17 @@ def test_a_part_of_the_positions_is_compared_alone():
     kept = top_k_targets(logits(0), 3, 2.0)
     whole = kept.kl(logits(1), WHOLE, 2.0)
     assert torch.equal(kept.kl(logits(1)[1:3], slice(1, 3), 2.0), whole[1:3])
+
+
+def test_cached_targets_are_held_until_the_last_step_that_reads_them(family):
+    built = family()
+    settings = DamSettings(steps=8, batch_size=2, teacher="cached")
+    training = _Training(built.inputs(), settings)
+    steps = [training.calibration.step(number) for number in range(settings.steps)]
+    keys = [{(source, text) for source, texts in step.items() for text in texts} for step in steps]
+    for number in range(settings.steps):
+        training.step()
+        read, still = set().union(*keys[: number + 1]), set().union(*keys[number + 1 :])
+        assert training._teachers._cached.keys() == read & still
+    assert read
+    assert not still
