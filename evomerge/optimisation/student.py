@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _Factors = Callable[[RuleTensors, str, torch.Size], list[Tensor]]
+_Write = Callable[[RuleTensors, Mapping[str, Tensor]], None]
 
 
 class Student:
@@ -147,9 +148,7 @@ class Student:
             options={"phi": coefficients.phi},
             seed=self._recipe.seed,
         )
-        for name in names:
-            if not self._write_in_one_pass(name, None, tensors, source_factors):
-                write_column_linear(replace(tensors, names=(name,)), self.live)
+        self._write_sums(tensors, None, source_factors, write_column_linear)
 
     def _write_vectors(
         self, sources: Sequence[str], coefficients: Sequence[Mapping[str, Tensor]], names: tuple[str, ...]
@@ -162,18 +161,26 @@ class Student:
             options={},
             seed=self._recipe.seed,
         )
-        for name in names:
-            if not self._write_in_one_pass(name, tensors.base, tensors, vector_factors):
-                write_column_arithmetic(replace(tensors, names=(name,)), self.live)
+        self._write_sums(tensors, tensors.base, vector_factors, write_column_arithmetic)
 
-    def _write_in_one_pass(
-        self, name: str, base: Mapping[str, Tensor] | None, tensors: RuleTensors, factors: _Factors
-    ) -> bool:
-        """Write a weighted sum by compiled loops, to the same bits; False where they do not cover the tensor."""
-        target = self.live[name]
-        given = torch.stack(factors(tensors, name, target.shape))
-        origin = None if base is None else base[name]
-        return write_weighted_sum(target, origin, [source[name] for source in tensors.sources], given)
+    def _write_sums(
+        self, tensors: RuleTensors, base: Mapping[str, Tensor] | None, factors: _Factors, write: _Write
+    ) -> None:
+        """Write weighted sums by compiled loops, or by `write` where they do not cover a tensor: to the same bits.
+
+        A live tensor of another dtype than the recipe's, as one that the class keeps in float32, is rounded to the
+        recipe's first, as in scoring and export.
+        """
+        dtype = getattr(torch, self._recipe.dtype)
+        for name in tensors.names:
+            live = self.live[name]
+            target = live if live.dtype == dtype else torch.empty_like(live, dtype=dtype)
+            given = torch.stack(factors(tensors, name, target.shape))
+            origin = None if base is None else base[name]
+            if not write_weighted_sum(target, origin, [source[name] for source in tensors.sources], given):
+                write(replace(tensors, names=(name,)), {name: target})
+            if target is not live:
+                live.copy_(target)
 
     def logits(self, batch: Batch, *, gradients: bool = False) -> tuple[Tensor, Tensor]:
         """Run the merge: logits [B, K, V] of the K positions where anything counts, and the counted of them [B, K]."""

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from evomerge.optimisation.coefficients import roles_of
+from evomerge.native import weighted_vectors
+from evomerge.optimisation.coefficients import initial_coefficients, roles_of
 from evomerge.optimisation.gradients import factor_gradients, stream_gradients
 from evomerge.optimisation.mofo import Mofo
 from evomerge.optimisation.student import Student
@@ -175,6 +176,30 @@ def test_at_no_time_do_two_parameters_hold_a_gradient(family):
     assert len(holding) == len(linear)
     assert set(holding) == {1}
     assert all(tensor.grad is None and not tensor.requires_grad for tensor in built.live.values())
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_tensor_that_is_live_in_float32_holds_the_rounding_of_a_bfloat16_merge(family, monkeypatch, compiled):
+    if not compiled:
+        monkeypatch.setattr(weighted_vectors, "_compiled", lambda: None)
+    built = family("llama", "bfloat16", "float32")
+    norm = "model.norm.weight"
+    built.model.model.norm.weight.data = built.model.model.norm.weight.data.float()
+    inputs = built.inputs(built.recipe("task_arithmetic", weight=0.3))
+    student = Student(inputs.model, inputs.live, inputs.weights, inputs.initial)
+    student.set_rules(inputs.initial.rules)
+    student.write()
+    expected = student.live[norm].clone()
+    assert torch.equal(expected, expected.bfloat16().float())
+    student.set_vectors(SOURCES, [{norm: torch.tensor(0.3)}] * len(SOURCES))
+    student.write()
+    assert torch.equal(student.live[norm], expected)
+    roles = roles_of(inputs.model, {name: inputs.live[name] for name in student.names})
+    given = {"include_base": False, "uniform": False, "trainable": ("norm",), "phi": "tanh"}
+    start = built.recipe("linear")
+    student.set_merge(initial_coefficients(start, roles, **given, files=built.files, device=student.device))
+    student.write()
+    assert torch.equal(student.live[norm], student.live[norm].bfloat16().float())
 
 
 @pytest.mark.parametrize(("kind", "sparse"), [("llama", True), ("llama_tied", False), ("gpt2_untied", True)])
