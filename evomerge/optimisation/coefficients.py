@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -121,11 +121,13 @@ def initial_coefficients(
         files: folder of the recipe's own coefficients.
 
     Raises:
-        InvalidInput: a rule's merge is no weighted sum of the sources, or phi cannot give one of its weights.
+        InvalidInput: a rule's merge is no weighted sum of the sources, or phi cannot give one of its weights, or has no
+            slope there.
     """
     base = recipe.base.name
     rules = {name: rule for rule in recipe.rules for name in rule.tensors}
-    names = [source.name for source in recipe.sources]
+    names_of_sources = [source.name for source in recipe.sources]
+    names = list(names_of_sources)
     if base not in names and (include_base or (not uniform and _needs_base(recipe, roles, rules))):
         names.append(base)
     stored = _stored(recipe, files, phi) if not uniform else {}
@@ -141,6 +143,8 @@ def initial_coefficients(
             continue
         else:
             weights = source_weights(rules[name], base) if name in rules else {base: 1.0}
+            if phi == "relu" and role.kind in trainable:
+                _refuse_idle(name, weights, names if include_base else names_of_sources)
         raw = torch.tensor([_raw(phi, weights.get(source, 0.0), name, source) for source in names])
         values[name] = raw.reshape(-1, *(1 for _ in shape)).expand(-1, *shape).contiguous().to(device)
     chosen = tuple(name for name, role in roles.items() if role.kind in trainable)
@@ -227,6 +231,15 @@ def _raw(phi: str, weight: float, tensor: str, source: str) -> float:
             "use phi: identity, or start: uniform"
         )
     return raw
+
+
+def _refuse_idle(tensor: str, weights: Mapping[str, float], sources: Iterable[str]) -> None:
+    """Refuse a weight 0 under relu, which has no slope there: it would never change."""
+    if idle := [source for source in sources if weights.get(source, 0.0) == 0]:
+        raise InvalidInput(
+            f"the initial weight of source {idle[0]!r} in {tensor!r} is 0, where phi 'relu' has no slope, so that "
+            "nothing is learned; use phi: identity, or start: uniform"
+        )
 
 
 def _stored(recipe: Recipe, files: Path, phi: str) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from evomerge.documents import Frozen, Positive
 
@@ -20,7 +20,7 @@ class AdaSettings(Frozen):
         granularity: one coefficient per source and tensor ("layer-wise" in the paper), per source and layer of the
             model, with one more for all tensors outside of the layers, or per source ("task-wise").
         initial: of all coefficients; null: those of the initial recipe, which has to be a merge by the same variant.
-        clamp: a coefficient weighs as if it were within [0, 1], and has no gradient outside.
+        clamp: a coefficient weighs as if it were within [0, 1], and has no gradient outside, where it cannot begin.
         variant: "plain", or "plus_plus" (AdaMerging++): task vectors are trimmed, to 20 % of their elements, and
             sign-elected first.
         entropy_positions: the positions whose prediction should be sure: those that predict a token of the answer, the
@@ -44,6 +44,15 @@ class AdaSettings(Frozen):
     checkpoint_every: Positive = 50
     measured_items: Positive = 128
     max_tokens: Positive = 8192
+
+    @model_validator(mode="after")
+    def _learns(self) -> AdaSettings:
+        if self.clamp and self.initial is not None and not 0 <= self.initial <= 1:
+            raise ValueError(
+                f"initial {self.initial:g} is outside of [0, 1], where a clamped coefficient has no gradient and "
+                "learns nothing; give one within, or clamp: false"
+            )
+        return self
 
     @property
     def method(self) -> str:

@@ -200,6 +200,15 @@ def test_a_weight_that_phi_cannot_give_is_refused(family):
         built.train(first.recipe, steps=1, phi="tanh")
 
 
+def test_a_weight_where_relu_has_no_slope_is_refused(family):
+    built = family()
+    recipe = built.recipe("linear", weight=[1.0, 0.0, 1.0])
+    with pytest.raises(InvalidInput, match=r"'middle' .* is 0, .*use phi: identity, or start: uniform"):
+        built.train(recipe, steps=1, phi="relu")
+    built.train(recipe, steps=1, phi="relu", start="uniform")
+    built.train(recipe, steps=1, phi="identity")
+
+
 def numbers(built, trained):
     return {name: value.clone() for name, value in stored(built, trained.recipe).items()}
 
