@@ -315,6 +315,16 @@ def test_the_help_page_takes_less_than_half_a_second_of_processor_time():
     assert min(seconds) < 0.5  # a neighbour on the machine can slow one of them down
 
 
+def test_a_function_on_tensors_is_defined_once():
+    places: dict[str, list[str]] = {}
+    for path in (PACKAGE / "tensors").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(path.name)
+    assert len(places) > 20
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
 def test_no_helper_of_the_tests_has_the_name_of_another_or_of_a_folder():
     """The folders of helpers stand on one import path, where the first of two equal names hides the second."""
     tests = Path(__file__).parent

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from evomerge.tensors.one_thread import one_thread
 from evomerge.tensors.order_statistics import order_statistics
 from evomerge.tensors.row_pieces import merge_rows, row_pieces
 from evomerge.tensors.rule_tensors import Piece, RuleTensors
-from evomerge.tensors.sums import one_thread, ordered_row_sums
+from evomerge.tensors.sums import ordered_row_sums
 
 EXCEPTIONAL = 1.5  # interquartile ranges above the median
 

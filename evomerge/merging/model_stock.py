@@ -14,10 +14,11 @@ from evomerge.elementwise.linear import weighted_sum
 from evomerge.elementwise.vector_combination import Coefficients, merge_combination, plan_combination
 from evomerge.errors import MergeError
 from evomerge.tensors.inner_products import Products, kept_inner_products
+from evomerge.tensors.one_thread import one_thread
 from evomerge.tensors.plans import Plan
 from evomerge.tensors.row_pieces import merge_rows
 from evomerge.tensors.rule_tensors import Piece, RuleTensors
-from evomerge.tensors.sums import one_thread, ordered_row_sums
+from evomerge.tensors.sums import ordered_row_sums
 
 LEAST_DIVISOR = 1e-8
 SINGULAR = 1e-6  # divisor, under `opposite: base`

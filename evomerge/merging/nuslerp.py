@@ -10,10 +10,11 @@ from torch import Tensor
 from evomerge.elementwise.linear import relative_weights
 from evomerge.elementwise.vector_combination import Coefficients, merge_combination, plan_combination
 from evomerge.tensors.inner_products import kept_inner_products, vectors_of
+from evomerge.tensors.one_thread import one_thread
 from evomerge.tensors.plans import Plan
 from evomerge.tensors.row_pieces import matrix_shape, merge_rows, row_pieces
 from evomerge.tensors.rule_tensors import Piece, RuleTensors
-from evomerge.tensors.sums import one_thread, ordered_row_sums
+from evomerge.tensors.sums import ordered_row_sums
 
 LEAST_SINE = 1e-8
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from evomerge.catalogue import layer_of
 from evomerge.elementwise.linear import relative_weights, weighted_sum
 from evomerge.errors import InvalidInput
+from evomerge.tensors.one_thread import one_thread
 from evomerge.tensors.rule_tensors import RuleTensors
-from evomerge.tensors.sums import one_thread
 
 KEPT_BYTES = 4 << 30  # of products that a worker keeps; layers beyond that are multiplied for every candidate
 _ROUNDING = 10.0  # rounding the entries of a Gram moves its eigenvalues by a few eps * sqrt(inputs)

@@ -1,9 +1,8 @@
-"""Sums and linear algebra that do not depend on the number of threads."""
+"""Sums that do not depend on the number of threads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -37,18 +36,6 @@ def ordered_row_sums(rows: Tensor) -> Tensor:
         rest = values[:, 2 * half :]
         values = torch.cat([values[:, :half] + values[:, half : 2 * half], rest], 1)
     return values[:, 0]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Inside, linear algebra on the CPU takes one thread: the number of threads decides its last bits, and an export
-    must give those that a worker scored."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def added(tensors: Sequence[Tensor]) -> Tensor:
