@@ -49,7 +49,7 @@ def _write(specimen: Specimen, folder: Path, seed: int) -> Path:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        model = _make_model(specimen)
+        model = make_model(specimen)
         _disperse(model, seed)
     model = model.to(DTYPES[specimen.stored])
     model.generation_config = transformers.GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
@@ -64,7 +64,8 @@ def _write(specimen: Specimen, folder: Path, seed: int) -> Path:
     return folder
 
 
-def _make_model(specimen: Specimen) -> Any:
+def make_model(specimen: Specimen) -> Any:
+    """The specimen's model, with weights that its class draws."""
     config = make_config(specimen)
     if specimen.remote_code:
         from remote_model import RemoteForCausalLM

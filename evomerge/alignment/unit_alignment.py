@@ -14,6 +14,7 @@ from torch import Tensor
 from evomerge.alignment.activations import paired_activations
 from evomerge.alignment.alignment import Alignment, OtSettings, unit_map
 from evomerge.alignment.transport import UnitMap
+from evomerge.catalogue.attention_heads import AttentionHeads
 from evomerge.catalogue.unit_patterns import UnitGroup, UnitMember, unit_groups
 from evomerge.errors import InvalidInput
 
@@ -25,14 +26,14 @@ def align_units(
     target: Tensors,
     settings: OtSettings,
     activations: Sequence[Tensors] | None = None,
-    head_size: int | None = None,
+    heads: AttentionHeads | None = None,
 ) -> Alignment:
     """Align the units that may move by the shipped patterns; all other tensors stay as they are.
 
     Args:
         activations: for mode acts, of source and target: weight name -> [samples, outputs], for the same samples and
             for all weights that compute units.
-        head_size: dimensions of an attention head; see `unit_groups`.
+        heads: attention heads by the config; see `unit_groups`.
 
     Raises:
         InvalidInput: models of different shapes, none of whose units is known to move, or activations that are missing
@@ -41,7 +42,7 @@ def align_units(
     """
     if misfits := sorted(n for n in source.keys() | target.keys() if _shape(source, n) != _shape(target, n)):
         raise InvalidInput(f"transformers of different shapes cannot be aligned; {misfits[0]!r} differs")
-    groups = unit_groups(source, head_size)
+    groups = unit_groups(source, heads)
     if not groups:
         raise InvalidInput(
             "ot_fusion knows no units of this model that may move: it has attention, so that it is no chain of layers, "

@@ -25,7 +25,7 @@ from evomerge.bank.recipe_tensors import RecipeTensors
 from evomerge.bank.resident_merges import ResidentMerges
 from evomerge.bank.shared_tensors import SharedTensors
 from evomerge.bank.skeletons import Skeletons
-from evomerge.catalogue.attention_heads import head_size
+from evomerge.catalogue.attention_heads import attention_heads
 from evomerge.catalogue.layer_stack import mlp_outputs, renumbered, tensors_of_layer
 from evomerge.checkpoints import Source, load_skeleton, tensor_digest
 from evomerge.engine.live_state import LiveState
@@ -101,7 +101,7 @@ class WeightBank:
         self._weights = {base.ref.name: held, **placed_experts(experts, held, self.placement.place, device)}
         self._file_guard = FileGuard((base, *experts))
         self._fingerprints = {source.ref.name: source.ref.fingerprint for source in (base, *experts)}
-        self._head_size = head_size(base.settings)
+        self._attention_heads = attention_heads(base.settings)
         self._mergeable = tuple(entry.name for entry in base.catalogue.mergeable)
         self._outside = tuple(entry.name for entry in base.catalogue.entries if entry.layer is None)
         self._pool = LayerPool(self._weights, dtype=dtype, device=device, shared=shared)
@@ -329,7 +329,7 @@ class WeightBank:
             thresholds=self._thresholds(contents, sources),
             scope_names=self._mergeable,
             statistics=self._recipe_tensors.statistics(rule, recipe),
-            head_size=self._head_size,
+            attention_heads=self._attention_heads,
             once=self._one_merge is not None,
             cache=self._caches[contents].values.setdefault(tuple(sorted(recipe.files.items())), {}),
             prefix_cache=lambda sources: self._caches[contents[:sources]].values.setdefault("prefix", {}),

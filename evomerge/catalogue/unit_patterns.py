@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from evomerge.catalogue.attention_heads import AttentionHeads
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -82,17 +84,17 @@ class UnitGroup:
         return self.incoming + self.others
 
 
-def unit_groups(tensors: Tensors, head_size: int | None = None) -> list[UnitGroup]:
+def unit_groups(tensors: Tensors, heads: AttentionHeads | None = None) -> list[UnitGroup]:
     """The groups of a model, in the order of its tensors.
 
     A module in which a further tensor has as many entries as there are units is left out, since that tensor might have
     to move, too.
 
     Args:
-        head_size: dimensions of an attention head, for models without norms of single queries and keys, which tell it.
-            None: heads of such models do not move.
+        heads: for models without norms of single queries and keys, which tell the size of a head. A layer that has
+            another number of queries keeps its order. None: heads of such models do not move.
     """
-    groups = [*_mlp_groups(tensors), *_attention_groups(tensors, head_size)]
+    groups = [*_mlp_groups(tensors), *_attention_groups(tensors, heads)]
     place = {name: index for index, name in enumerate(tensors)}
     sound = (group for group in groups if group.units > 1 and not _has_strangers(group, tensors))
     return sorted(sound, key=lambda group: min(place[member.name] for member in group.members))
@@ -137,7 +139,7 @@ def _units_axis(tensors: Tensors, weight: str) -> int | None:
     return axes[0] if len(axes) == 1 else None
 
 
-def _attention_groups(tensors: Tensors, head_size: int | None) -> Iterator[UnitGroup]:
+def _attention_groups(tensors: Tensors, heads: AttentionHeads | None) -> Iterator[UnitGroup]:
     for name in tensors:
         prefix = name.removesuffix("q_proj.weight")
         if prefix == name:
@@ -145,7 +147,7 @@ def _attention_groups(tensors: Tensors, head_size: int | None) -> Iterator[UnitG
         rows = [f"{prefix}{module}.weight" for module in ("q_proj", "k_proj", "v_proj")]
         outputs = [f"{prefix}{module}.weight" for module in ATTENTION_OUTPUTS if f"{prefix}{module}.weight" in tensors]
         normed = any(f"{prefix}{norm}.weight" in tensors for norm in _HEAD_NORMS)
-        size = _norm_size(tensors, prefix) if normed else head_size
+        size = _norm_size(tensors, prefix) if normed else _known_size(heads, queries=tensors[name].shape[0])
         if size is None or len(outputs) != 1 or any(each not in tensors for each in rows):
             continue
         units, rest = divmod(tensors[rows[1]].shape[0], size)
@@ -170,6 +172,11 @@ def _tells_heads_apart(group: UnitGroup, tensors: Tensors) -> bool:
     shared = {f"{group.prefix}{norm}.weight" for norm in _HEAD_NORMS}
     beside = (name for name in tensors if name.startswith(group.prefix) and name not in known | shared)
     return any(not _stays(name, known) for name in beside)
+
+
+def _known_size(heads: AttentionHeads | None, *, queries: int) -> int | None:
+    """Dimensions of a head by the config, where a layer has as many queries as that says."""
+    return heads.size if heads is not None and heads.count * heads.size == queries else None
 
 
 def _norm_size(tensors: Tensors, prefix: str) -> int | None:

@@ -18,6 +18,7 @@ from evomerge.alignment.alignment import Alignment, OtSettings
 from evomerge.alignment.chain_alignment import align_chain
 from evomerge.alignment.unit_alignment import align_units
 from evomerge.catalogue import part_of
+from evomerge.catalogue.attention_heads import AttentionHeads
 from evomerge.errors import InvalidInput
 from evomerge.tensors.one_thread import one_thread
 from evomerge.tensors.rule_tensors import CPU_PIECE, DEVICE_PIECE, RuleTensors
@@ -47,7 +48,7 @@ def align(
     target: Tensors,
     settings: OtSettings,
     activations: Sequence[Tensors] | None = None,
-    head_size: int | None = None,
+    heads: AttentionHeads | None = None,
 ) -> Alignment:
     """The source in the order of the target's units; by unit patterns where it has attention, otherwise as a chain.
 
@@ -56,7 +57,7 @@ def align(
     """
     with one_thread():
         if any(part_of(name) == "attention" for name in source):
-            return align_units(source, target, settings, activations, head_size)
+            return align_units(source, target, settings, activations, heads)
         return align_chain(source, target, settings, activations)
 
 
@@ -83,7 +84,7 @@ def _alignment(tensors: RuleTensors) -> Alignment:
     names = {*tensors.whole_model, *tensors.names}
     # In the order of the model's own dictionary, which is the order of a chain of layers.
     first, second = ({name: source[name] for name in source if name in names} for source in tensors.sources)
-    alignment = align(first, second, settings, tensors.statistics, tensors.head_size)
+    alignment = align(first, second, settings, tensors.statistics, tensors.attention_heads)
     if settings.mode == "wts":
         tensors.cache["ot_fusion", "alignment"] = question, alignment
     return alignment

@@ -7,7 +7,7 @@ from typing import Any
 
 from evomerge.alignment.alignment import OtSettings
 from evomerge.catalogue import part_of
-from evomerge.catalogue.attention_heads import head_size
+from evomerge.catalogue.attention_heads import attention_heads
 from evomerge.catalogue.unit_patterns import unit_groups
 from evomerge.merging.ot_fusion import align
 from evomerge.methods import method_info, resolve_options
@@ -37,10 +37,10 @@ def unit_moves(inputs: Inputs) -> Moves | None:
     names = tuple(entry.name for entry in inputs.catalogue.mergeable)
     opened = {source.ref.name: source for source in (inputs.base, *inputs.experts)}
     first, second = ({name: opened[ref.name].tensors[name] for name in names} for ref in inputs.space.sources)
-    size = head_size(inputs.base.settings)
-    if sum(group.units**3 for group in unit_groups(first, size)) > _MOST_WORK:
+    heads = attention_heads(inputs.base.settings)
+    if sum(group.units**3 for group in unit_groups(first, heads)) > _MOST_WORK:
         return None
-    alignment = align(first, second, OtSettings(**options, reg=reg), None, size)
+    alignment = align(first, second, OtSettings(**options, reg=reg), None, heads)
     moves: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
     for layer, units in alignment.units.items():
         part = part_of(f"{layer.removesuffix('.weight')}.weight")

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from evomerge.catalogue.attention_heads import AttentionHeads
 from evomerge.errors import InvalidInput, MergeError
 from evomerge.methods import OptionValue
 from evomerge.tensors.computed_tensors import dtype_of
@@ -72,7 +73,7 @@ class RuleTensors:
             tied tensor once; None: `names`. Under `trim_scope: layer_group` the scope is `names`.
         statistics: for each source, in source order, name -> statistic of that tensor, for methods that take some. It
             may name other tensors than `names`; None where none were given.
-        head_size: dimensions of an attention head by the models' config; None where they have none.
+        attention_heads: those of the models by their config; None where it does not tell them.
         rounded: dtype that `merge` rounds to, piece by piece; None: that of the arithmetic.
         cache: values that depend on base, sources and statistics alone, see `cached`. It may outlive the rule, as long
             as these are the same.
@@ -90,7 +91,7 @@ class RuleTensors:
     thresholds: Thresholds | None = None
     scope_names: tuple[str, ...] | None = None
     statistics: Sequence[Tensors] | None = None
-    head_size: int | None = None
+    attention_heads: AttentionHeads | None = None
     rounded: torch.dtype | None = None
     cache: MutableMapping[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
     once: bool = False

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evomerge.bank import WeightBank
-from evomerge.catalogue.attention_heads import head_size
+from evomerge.catalogue.attention_heads import AttentionHeads, attention_heads
 from evomerge.catalogue.unit_patterns import unit_groups
 from evomerge.checkpoints import open_source
 from evomerge.methods import resolve_options, resolve_parameters
@@ -18,13 +18,15 @@ PAIR = Path(__file__).parent.parent.parent / "examples" / "methods" / "models"
 
 
 @pytest.mark.parametrize(
-    ("settings", "size"),
+    ("settings", "known"),
     [
-        ({"num_attention_heads": 4, "hidden_size": 64}, 16),
-        ({"num_attention_heads": 4, "hidden_size": 64, "head_dim": 32}, 32),
-        ({"num_attention_heads": 4, "hidden_size": 64, "head_dim": None}, 16),
-        ({"n_head": 2, "n_embd": 8}, 4),
-        ({"text_config": {"num_attention_heads": 2, "hidden_size": 12}, "hidden_size": 99}, 6),
+        ({"num_attention_heads": 4, "hidden_size": 64}, (4, 16)),
+        ({"num_attention_heads": 4, "hidden_size": 64, "head_dim": 32}, (4, 32)),
+        ({"num_attention_heads": 4, "hidden_size": 64, "head_dim": None}, (4, 16)),
+        ({"n_head": 2, "n_embd": 8}, (2, 4)),
+        ({"text_config": {"num_attention_heads": 2, "hidden_size": 12}, "hidden_size": 99}, (2, 6)),
+        ({"num_attention_heads": 4, "hidden_size": 64, "attention_head_dim": 32}, (4, 32)),
+        ({"num_attention_heads": 4, "hidden_size": 64, "kv_channels": 32}, (4, 32)),
         ({"num_attention_heads": 3, "hidden_size": 64}, None),
         ({"num_attention_heads": [4, 8], "hidden_size": 64}, None),
         ({"num_attention_heads": 4, "hidden_size": 64, "alibi": True}, None),
@@ -32,8 +34,11 @@ PAIR = Path(__file__).parent.parent.parent / "examples" / "methods" / "models"
         ({}, None),
     ],
 )
-def test_the_config_tells_the_size_of_a_head_where_heads_may_change_places(settings, size):
-    assert head_size(settings) == size
+def test_the_config_tells_number_and_size_of_heads_where_they_may_change_places(settings, known):
+    assert attention_heads(settings) == (AttentionHeads(count=known[0], size=known[1]) if known else None)
+
+
+HEADS = AttentionHeads(count=4, size=4)
 
 
 def attention(**beside):
@@ -43,7 +48,7 @@ def attention(**beside):
 
 
 def test_heads_move_as_groups_of_their_keys():
-    (group,) = unit_groups(attention(), 4)
+    (group,) = unit_groups(attention(), HEADS)
     assert group.units == 2
     assert {member.name.split(".")[1]: member.size for member in group.members} == {
         "q_proj": 8, "k_proj": 4, "v_proj": 4, "o_proj": 8,
@@ -51,18 +56,23 @@ def test_heads_move_as_groups_of_their_keys():
     assert unit_groups(attention(), None) == []
 
 
+def test_heads_stay_in_a_layer_with_another_number_of_queries_than_the_config_says():
+    for other in (AttentionHeads(count=4, size=2), AttentionHeads(count=8, size=4)):
+        assert unit_groups(attention(), other) == []
+
+
 def test_heads_stay_where_a_tensor_may_tell_them_apart():
-    assert len(unit_groups(attention(**{"o_proj.bias": (12,), "rotary_emb.inv_freq": (2,)}), 4)) == 1
+    assert len(unit_groups(attention(**{"o_proj.bias": (12,), "rotary_emb.inv_freq": (2,)}), HEADS)) == 1
     for beside in ({"sinks": (4,)}, {"lambda_q1": (4,)}, {"relative_bias.weight": (9, 4)}):
-        assert unit_groups(attention(**beside), 4) == []
+        assert unit_groups(attention(**beside), HEADS) == []
 
 
 def test_norms_of_single_queries_and_keys_know_the_size_better_than_the_config():
     one = attention(**{"q_norm.weight": (8,), "k_norm.weight": (8,)})
-    assert unit_groups(one, 4) == []  # a single group of queries: there is nothing to move
-    (group,) = unit_groups(attention(**{"q_norm.weight": (2,), "k_norm.weight": (2,)}), 4)
+    assert unit_groups(one, HEADS) == []  # a single group of queries: there is nothing to move
+    (group,) = unit_groups(attention(**{"q_norm.weight": (2,), "k_norm.weight": (2,)}), HEADS)
     assert group.units == 4
-    assert unit_groups(attention(**{"q_norm.weight": (16,), "k_norm.weight": (8,)}), 4) == []
+    assert unit_groups(attention(**{"q_norm.weight": (16,), "k_norm.weight": (8,)}), HEADS) == []
 
 
 def test_the_aligned_first_source_computes_in_a_bank_what_the_first_source_computes():

@@ -9,9 +9,12 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, Lla
 from evomerge.alignment.alignment import OtSettings
 from evomerge.alignment.transport import Permutation
 from evomerge.alignment.unit_alignment import align_units, by_unit
+from evomerge.catalogue.attention_heads import AttentionHeads
 from evomerge.catalogue.unit_patterns import UnitMember, unit_groups
 from evomerge.errors import InvalidInput
 from evomerge.merging import merge_state_dicts
+
+HEADS = AttentionHeads(count=4, size=4)  # of llama
 
 
 def llama(seed: int):
@@ -58,10 +61,10 @@ def outputs(model, state) -> torch.Tensor:
         return model(torch.arange(9)[None])[0]
 
 
-def permuted(state, head_size=None, seed=0):
+def permuted(state, heads=None, seed=0):
     """The same function with the units of every group in another order, and the number of units that have moved."""
     generator, result = torch.Generator().manual_seed(seed), dict(state)
-    for group in unit_groups(state, head_size):
+    for group in unit_groups(state, heads):
         order = torch.randperm(group.units, generator=generator).roll(1)
         for member in group.members:
             rows = Permutation(order).rows(by_unit(state[member.name], member, group.units))
@@ -72,31 +75,31 @@ def permuted(state, head_size=None, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("build", "head_size", "prefixes"),
+    ("build", "heads", "prefixes"),
     [
         (llama, None, ["model.layers.0.mlp.", "model.layers.1.mlp."]),
         (
             llama,
-            4,
+            HEADS,
             [f"model.layers.{layer}.{part}." for layer in (0, 1) for part in ("self_attn", "mlp")],
         ),
         (gpt2, None, ["transformer.h.0.mlp.", "transformer.h.1.mlp."]),
         (bert, None, ["encoder.layer.0."]),
     ],
 )
-def test_moving_the_units_of_a_model_changes_nothing_that_it_computes(build, head_size, prefixes):
+def test_moving_the_units_of_a_model_changes_nothing_that_it_computes(build, heads, prefixes):
     model = build(0)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert [group.prefix for group in unit_groups(state, head_size)] == prefixes
-    expected, moved = outputs(model, state), permuted(state, head_size)
+    assert [group.prefix for group in unit_groups(state, heads)] == prefixes
+    expected, moved = outputs(model, state), permuted(state, heads)
     assert any(not torch.equal(moved[name], state[name]) for name in state)
     torch.testing.assert_close(outputs(model, moved), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("build", "head_size"), [(llama, None), (llama, 4), (gpt2, None), (bert, None)])
-def test_a_permuted_copy_is_recovered_exactly(build, head_size):
+@pytest.mark.parametrize(("build", "heads"), [(llama, None), (llama, HEADS), (gpt2, None), (bert, None)])
+def test_a_permuted_copy_is_recovered_exactly(build, heads):
     state = build(0).state_dict()
-    alignment = align_units(permuted(state, head_size), state, OtSettings(), head_size=head_size)
+    alignment = align_units(permuted(state, heads), state, OtSettings(), heads=heads)
     assert all(torch.equal(alignment.tensors[name], state[name]) for name in state)
     assert all(alignment.moved.values())
 
@@ -105,7 +108,7 @@ def test_an_aligned_model_computes_what_it_computed_before():
     model = llama(0)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     expected, target = outputs(model, state), llama(1).state_dict()
-    alignment = align_units(state, target, OtSettings(), head_size=4)
+    alignment = align_units(state, target, OtSettings(), heads=HEADS)
     assert alignment.moved["model.layers.0.mlp"] > 10
     torch.testing.assert_close(outputs(model, alignment.tensors), expected, rtol=1e-4, atol=1e-4)
 
@@ -121,7 +124,7 @@ def test_the_method_aligns_a_model_with_attention_by_its_patterns():
 def test_fine_tunes_of_one_base_are_averaged():
     base, one, two = (llama(seed).state_dict() for seed in range(3))
     one, two = ({name: base[name] + 0.01 * each[name] for name in base} for each in (one, two))
-    assert set(align_units(one, two, OtSettings(), head_size=4).moved.values()) == {0}
+    assert set(align_units(one, two, OtSettings(), heads=HEADS).moved.values()) == {0}
     merged, average = merge_state_dicts("ot_fusion", [one, two]), merge_state_dicts("linear", [one, two])
     for name in base:
         torch.testing.assert_close(merged[name], average[name])
