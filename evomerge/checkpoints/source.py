@@ -15,6 +15,7 @@ from evomerge.checkpoints.architecture import Architecture, describe
 from evomerge.checkpoints.digests import fingerprint
 from evomerge.checkpoints.json_files import read_object, read_object_if_there
 from evomerge.checkpoints.location import find_directory, is_hub_id
+from evomerge.checkpoints.quantized_tensors import check_settings, check_tensors
 from evomerge.checkpoints.tokenizer import tokenizer_files
 from evomerge.checkpoints.weights import Weights, open_weights
 from evomerge.conversion import LivePlace
@@ -120,6 +121,7 @@ def open_source(
     directory = find_directory(ref, allow=allow)
     config = _read_config(ref, directory, allow)
     weights = open_weights(directory, allow=allow, file=_weights_file(directory, config))
+    check_tensors(f"source {ref.name!r}: {directory}", weights.header)
     remote_code = "remote_code" in allow and "auto_map" in config
     architecture = describe(directory, config, weights.header, remote_code=remote_code)
     stored_names, tied, live_names, places = _name_tensors(ref, weights, architecture, like)
@@ -178,8 +180,7 @@ def _read_config(ref: ModelRef, directory: Path, allow: Collection[str]) -> dict
             "trained on as base, and the adapter as a further source"
         )
     config = read_object(directory / "config.json")
-    if any(each.get("quantization_config") for each in (config, *config.values()) if isinstance(each, dict)):
-        raise InvalidInput(f"source {ref.name!r}: {directory} is quantised; give the model as it was before quantising")
+    check_settings(f"source {ref.name!r}: {directory}", config)
     if "auto_map" in config and "remote_code" not in allow:
         raise InvalidInput(
             f"source {ref.name!r}: config.json in {directory} names code of its own (auto_map), which would run here; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from evomerge.checkpoints.location import find_directory
+from evomerge.checkpoints.quantized_tensors import check_tensors
 from evomerge.checkpoints.safetensors_files import INDEX, INDEX_ENDING, ONE_FILE
 from evomerge.checkpoints.weights import Weights, safetensors_weights
 from evomerge.errors import InvalidInput
@@ -29,8 +30,14 @@ def open_state_dict(path: Path) -> Weights:
     In a folder they are those of transformers' names, else of the only index or of the only safetensors file there.
 
     Raises:
-        InvalidInput: there is none, there are several, or one is damaged.
+        InvalidInput: there is none, there are several, or one is damaged or quantised.
     """
+    weights = _weights(path)
+    check_tensors(str(path), weights.header)
+    return weights
+
+
+def _weights(path: Path) -> Weights:
     if path.is_file():
         if not path.name.endswith((ENDING, INDEX_ENDING)):
             raise InvalidInput(f"{path} is no safetensors file; convert it with safetensors.torch.save_file")

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from evomerge.artefacts.model_writer import exported_config
 from evomerge.checkpoints import Source, load_skeleton, location, open_source
+from evomerge.checkpoints.state_dict_files import open_state_dict
 from evomerge.errors import InvalidInput
 from evomerge.recipe import ModelRef
 
@@ -333,7 +334,11 @@ def test_a_directory_without_weights_says_what_was_looked_for(make_model: Callab
 
 def test_adapters_and_quantised_models_are_refused(make_model: Callable[..., Path]) -> None:
     quantised = make_model("llama", "quantised")
-    for changes in ({"quantization_config": {"bits": 4}}, {"text_config": {"quantization_config": {"bits": 4}}}):
+    for changes in (
+        {"quantization_config": {"bits": 4}},
+        {"text_config": {"quantization_config": {"bits": 4}}},
+        {"compression_config": {"quant_method": "compressed-tensors"}, "text_config": None},
+    ):
         _edit_config(quantised, **{"quantization_config": None} | changes)
         with pytest.raises(InvalidInput, match="quantised"):
             open_source(_ref(quantised))
@@ -344,6 +349,29 @@ def test_adapters_and_quantised_models_are_refused(make_model: Callable[..., Pat
     (adapter / "adapter_config.json").write_text("{}")
     with pytest.raises(InvalidInput, match="adapter"):
         open_source(_ref(adapter))
+
+
+@pytest.mark.parametrize("ending", ["_scale", "_scale_inv", "_scale_2"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint8])
+def test_eight_bit_codes_with_scales_beside_them_are_refused_though_the_config_is_silent(
+    make_model: Callable[..., Path], dtype: torch.dtype, ending: str
+) -> None:
+    directory, name = make_model("llama"), "model.layers.0.mlp.up_proj.weight"
+    _rewrite(directory, lambda tensors: tensors | {name: tensors[name].to(dtype), name + ending: torch.ones(1)})
+    (directory / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')
+    with pytest.raises(InvalidInput, match=rf"is quantised: it stores scales beside the 8-bit tensors {name}; give"):
+        open_source(_ref(directory))
+    with pytest.raises(InvalidInput, match="is quantised"):
+        open_state_dict(directory / "model.safetensors")
+
+
+def test_a_plain_cast_to_eight_bits_and_scales_of_a_cache_are_no_quantised_weights(
+    make_model: Callable[..., Path],
+) -> None:
+    directory, name = make_model("llama"), "model.layers.0.mlp.up_proj.weight"
+    beside = {"model.layers.0.self_attn.k_proj.k_scale": torch.ones(1)}
+    _rewrite(directory, lambda tensors: tensors | {name: tensors[name].to(torch.float8_e5m2)} | beside)
+    assert open_source(_ref(directory)).catalogue[name].is_floating
 
 
 def test_n23_a_tied_head_is_one_tensor(open_model: Callable[..., Source]) -> None:
