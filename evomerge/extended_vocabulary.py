@@ -126,7 +126,7 @@ def _new_tokens(
     left_out: dict[str, int] = {}
     for source in experts:
         tokenizer = tokenizer_in(source.directory, source.name, allow=source.allow)
-        rows = source.header[embeddings][0][0]
+        rows = source.header[source.tied.get(embeddings, embeddings)][0][0]
         added = {str(token): (row, token) for row, token in sorted(tokenizer.added_tokens_decoder.items())}
         for text, (row, token) in added.items():
             if text not in known and row < rows:

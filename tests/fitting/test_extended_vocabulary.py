@@ -54,6 +54,15 @@ def test_a_base_gets_the_tokens_that_experts_have_added_with_their_rows(
     assert torch.equal(experts[1].tensors[EMBEDDINGS][4], made.tensors[EMBEDDINGS][4])
 
 
+def test_the_one_tensor_of_a_tied_expert_gives_both_rows_of_an_untied_base(make_ref: MakeRef, tmp_path: Path) -> None:
+    base, expert = make_ref("base", "abc"), make_ref("expert", "abc", added=["<x>"], tied=True)
+    assert _extend(tmp_path / "out", base, expert) == 0
+    made = load_file(tmp_path / "out" / "model.safetensors")
+    row = load_file(Path(expert.location) / "model.safetensors")[EMBEDDINGS][3]
+    assert torch.equal(made[EMBEDDINGS][3], row)
+    assert torch.equal(made["lm_head.weight"][3], row)
+
+
 def test_rows_that_sizes_were_rounded_up_with_are_used_before_new_ones(make_ref: MakeRef, tmp_path: Path) -> None:
     base, expert = make_ref("base", "abc", rows=8), make_ref("expert", "abc", added=["<x>"], rows=8)
     assert _extend(tmp_path / "out", base, expert) == 0
