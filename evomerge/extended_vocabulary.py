@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 from rich.text import Text
 
+from evomerge.artefacts.export_names import CODE
 from evomerge.artefacts.streamed_weights import PlannedTensor, stream_weights
 from evomerge.artefacts.weight_files import as_json, write_text
 from evomerge.checkpoints import open_source
@@ -89,7 +90,8 @@ def extended_base(base: str, experts: Sequence[str], out: Path, *, allow: Collec
         size = start.header[names[0]][0][0]
         write_text(folder / "config.json", as_json(resized_config(start.config, start.settings, size, rows)))
         tokenizer.save_pretrained(folder)
-        for path in (path for pattern in COPIED for path in start.directory.glob(pattern)):
+        copied = [*COPIED, *[CODE] * start.remote_code]
+        for path in (path for pattern in copied for path in start.directory.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
         write_text(folder / RECORD, as_json({name: document[name] for name in ("schema", "tokens", "rows")}))
         open_source(ModelRef("extended", str(folder)), allow=allow, fingerprinted=False)

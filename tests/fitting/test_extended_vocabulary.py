@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import transformers.dynamic_module_utils
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -16,7 +18,7 @@ from evomerge.checkpoints import check_compatible, open_source
 from evomerge.checkpoints.vocabulary import embedding_rows, spare_rows, token_tensors
 from evomerge.cli import run_command
 from evomerge.errors import InvalidInput
-from evomerge.extended_vocabulary import resized_config
+from evomerge.extended_vocabulary import extended_base, resized_config
 from evomerge.fitting import open_fitted
 from evomerge.licenses import read_license
 from evomerge.recipe import ModelRef
@@ -103,6 +105,26 @@ def test_an_extended_base_keeps_the_licence_of_the_base(make_ref: MakeRef, tmp_p
     assert _extend(tmp_path / "out", base, expert) == 0
     assert read_license(tmp_path / "out").names == ("apache-2.0",)
     assert {"COPYING", "NOTICE"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_an_extended_base_has_the_code_that_it_was_allowed_to_run(
+    make_ref: MakeRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    base, expert = make_ref("base", "abc"), make_ref("expert", "abc", added=["<x>"])
+    for ref in (base, expert):
+        (Path(ref.location) / "modeling_own.py").write_text(
+            "from transformers import LlamaConfig, LlamaForCausalLM\n"
+            "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+            "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+        )
+        config = Path(ref.location) / "config.json"
+        own = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "own", "auto_map": own}))
+    extended_base(base.location, [expert.location], tmp_path / "out", allow=["remote_code"])
+    made = open_source(ModelRef("made", str(tmp_path / "out")), allow=["remote_code"])
+    assert (made.remote_code, embedding_rows(made)) == (True, 4)
 
 
 def test_nothing_to_add_and_a_folder_that_exists_are_refused(
