@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from evomerge.checkpoints.model_files import TOKENIZER
+from evomerge.checkpoints.safetensors_files import INDEX, ONE_FILE
 from evomerge.errors import InvalidInput
 from evomerge.forms import expanded, is_folder, is_there
 from evomerge.licenses import LEGAL
@@ -33,6 +34,7 @@ _FILES = (
     "README.md",
     *LEGAL,
 )
+_PICKLES = "pytorch_model*.bin"  # by another name a pickle is no model: training arguments, an optimiser's state
 _OTHER_FORMATS = ("consolidated*",)
 
 
@@ -64,7 +66,14 @@ def find_directory(ref: ModelRef, *, allow: Collection[str] = ()) -> Path:
 
 
 def _download(ref: ModelRef, allow: Collection[str]) -> Path:
-    wanted = [*_FILES, *["*.bin"] * ("pickle_weights" in allow), *["*.py"] * ("remote_code" in allow)]
+    directory = _snapshot(ref, [*_FILES, *["*.py"] * ("remote_code" in allow)])
+    # Many repositories hold the same weights in both formats, and of the two only safetensors are read.
+    if "pickle_weights" in allow and not any((directory / name).exists() for name in (ONE_FILE, INDEX)):
+        return _snapshot(ref, [_PICKLES])
+    return directory
+
+
+def _snapshot(ref: ModelRef, wanted: Sequence[str]) -> Path:
     # Sub-folders hold conversions (onnx/, original/) of the same weights, but for one with chat templates.
     in_folders = [f"*/{each}" for each in wanted if each.startswith("*") and each != _TEMPLATE]
     try:
@@ -72,7 +81,7 @@ def _download(ref: ModelRef, allow: Collection[str]) -> Path:
             snapshot_download(
                 ref.location,
                 revision=ref.revision,
-                allow_patterns=wanted,
+                allow_patterns=list(wanted),
                 ignore_patterns=[*_OTHER_FORMATS, *in_folders],
             )
         )

@@ -143,6 +143,24 @@ def test_a_hub_model_is_downloaded_without_code_pickles_and_other_formats(
     assert sorted(filter_repo_objects([*wanted, *others], **patterns)) == wanted
 
 
+@pytest.mark.parametrize("both", [True, False], ids=["both formats", "pickles alone"])
+def test_pickles_are_downloaded_only_where_a_hub_model_has_no_safetensors(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, both: bool
+) -> None:
+    directory, asked = make_model("llama"), list[str]()
+    if not both:
+        _pickled(directory)
+    files = ["model.safetensors"] * both + ["optimizer.bin", "pytorch_model-00001-of-00002.bin", "training_args.bin"]
+
+    def download(repo: str, *, allow_patterns: list[str], ignore_patterns: list[str], **_: object) -> str:
+        asked.extend(filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+        return str(directory)
+
+    monkeypatch.setattr(location, "snapshot_download", download)
+    assert open_source(ModelRef("expert", "owner/model"), allow={"pickle_weights"}).pickled != both
+    assert asked == (["model.safetensors"] if both else ["pytorch_model-00001-of-00002.bin"])
+
+
 def test_a_hub_model_is_found_in_the_cache_without_a_network(
     make_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
