@@ -1,7 +1,8 @@
 """A guard over the files that sources are mapped from: a file that changes under a search would change its candidates.
 
-The content of the files when the search was created is in the fingerprints, which the controller compares before a
+The content of the weights when the search was created is in the fingerprints, which the controller compares before a
 run. From then on it is enough that they stay the same files: one look at each file's stamp per candidate, no byte read.
+Tokenizer, generation settings and code are guarded as well: a worker that starts later would read others.
 """
 
 from __future__ import annotations
@@ -12,16 +13,24 @@ from pathlib import Path
 from evomerge.checkpoints import Source
 from evomerge.errors import InvalidInput
 
-_PATTERNS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "config.json", "adapter_config.json")
+_PATTERNS = (
+    "*.safetensors",
+    "*.bin",
+    "*.safetensors.index.json",
+    "config.json",
+    "adapter_config.json",
+    "generation_config.json",
+)
+_CODE = "*.py"  # of a model that is allowed to run it
 
 FileStamp = tuple[int, int, int, int]
 
 
 class FileGuard:
-    """The weight files of some sources, as they were when this object was built."""
+    """The files of some sources, as they were when this object was built."""
 
     def __init__(self, sources: Iterable[Source]) -> None:
-        self._seen = {path: _stamp(path) for source in sources for path in _files(source.directory)}
+        self._seen = {path: _stamp(path) for source in sources for path in _files(source)}
 
     def check(self) -> None:
         """Compare every file with its stamp.
@@ -37,8 +46,10 @@ class FileGuard:
                 )
 
 
-def _files(directory: Path) -> list[Path]:
-    return sorted({path for pattern in _PATTERNS for path in directory.glob(pattern)})
+def _files(source: Source) -> list[Path]:
+    patterns = [*_PATTERNS, *[_CODE] * ("remote_code" in source.allow)]
+    found = {path for pattern in patterns for path in source.directory.glob(pattern)}
+    return sorted(found.union(source.directory / name for name in source.tokenizer_files))
 
 
 def _stamp(path: Path) -> FileStamp | None:

@@ -30,6 +30,7 @@ from evomerge.catalogue.layer_stack import mlp_outputs, renumbered, tensors_of_l
 from evomerge.checkpoints import Source, load_skeleton, tensor_digest
 from evomerge.engine.live_state import LiveState
 from evomerge.errors import MergeError
+from evomerge.fitting.fitted_source import content_key
 from evomerge.merging import RuleTensors, merge_rule
 from evomerge.methods import method_info
 from evomerge.passes.fused_rule import FusedRule, SourceCache, fuse_rule
@@ -101,6 +102,7 @@ class WeightBank:
         self._weights = {base.ref.name: held, **placed_experts(experts, held, self.placement.place, device)}
         self._file_guard = FileGuard((base, *experts))
         self._fingerprints = {source.ref.name: source.ref.fingerprint for source in (base, *experts)}
+        self._content_keys = {source.ref.name: content_key(source) for source in (base, *experts)}
         self._attention_heads = attention_heads(base.settings)
         self._mergeable = tuple(entry.name for entry in base.catalogue.mergeable)
         self._outside = tuple(entry.name for entry in base.catalogue.entries if entry.layer is None)
@@ -352,11 +354,8 @@ class WeightBank:
     def _stored_by(self, contents: tuple[str, ...]) -> Contents | None:
         """Contents that tables are kept on disk by; None where that of a model is not known, and for ingredients, which
         other searches do not have."""
-        of_base, *others = (self._fingerprints.get(name) for name in (self.base.ref.name, *contents))
-        known = tuple(other for other in others if other is not None)
-        if of_base is None or len(known) < len(others):
-            return None
-        return Contents(base=of_base, sources=known, store=self._store)
+        names = [self._content_keys.get(name) for name in (self.base.ref.name, *contents)]
+        return Contents.of(names, self._store)
 
     def _save_tables(self) -> None:
         for tables in self._tables.values():

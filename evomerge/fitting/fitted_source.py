@@ -45,7 +45,8 @@ class FittedTensors(Mapping[str, torch.Tensor]):
     """The tensors of an expert, some of them made whenever they are read.
 
     Attributes:
-        aligned: names of those that are copies, with other rows; the others are in the files of expert or base.
+        aligned: name -> digest of the order of its rows, for those that are copies with other rows; the others are in
+            the files of expert or base.
     """
 
     def __init__(
@@ -53,12 +54,12 @@ class FittedTensors(Mapping[str, torch.Tensor]):
         own: Mapping[str, torch.Tensor],
         made: Mapping[str, Making],
         names: Collection[str],
-        aligned: Collection[str],
+        aligned: Mapping[str, str],
     ) -> None:
         self._own = own
         self._made = made
         self._names = dict.fromkeys(sorted(names))
-        self.aligned = frozenset(aligned)
+        self.aligned = dict(aligned)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self._names:
@@ -83,6 +84,17 @@ def fitted_bytes(experts: Iterable[Source]) -> int:
     return sum(count * size for count, size in sizes)
 
 
+def content_key(source: Source) -> str | None:
+    """Name of a source's tensors by content: its fingerprint, and where tokenizers decide the order of rows, that too.
+
+    None for a source without a fingerprint.
+    """
+    fingerprint = source.ref.fingerprint
+    if fingerprint is None or not isinstance(source.tensors, FittedTensors):
+        return fingerprint
+    return " ".join([fingerprint, *(f"{name}:{order}" for name, order in sorted(source.tensors.aligned.items()))])
+
+
 class _Fitting:
     """The steps from an expert to its form as one of the base's."""
 
@@ -92,7 +104,7 @@ class _Fitting:
         self._header = dict(expert.header)
         self._made: dict[str, Making] = {}
         self._of_base: list[str] = []
-        self._aligned: list[str] = []
+        self._aligned: dict[str, str] = {}
         self.notes: list[str] = []
 
     def result(self) -> Source:
@@ -156,7 +168,7 @@ class _Fitting:
 
     def _align(self, name: str, rows: TokenRows) -> None:
         base, own = self._base, self._made.get(name, lambda: self._expert.tensors[name])
-        self._aligned.append(name)
+        self._aligned[name] = rows.digest
         dtypes = (getattr(torch, header[name][1]) for header in (self._header, base.header))
         self._header[name] = base.header[name][0], dtype_name(torch.promote_types(*dtypes))
         self._made[name] = lambda: rows.aligned(own(), base.tensors[name])

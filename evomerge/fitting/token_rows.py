@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from evomerge.checkpoints.digests import tensor_digest
 from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.messages import some
 
@@ -33,6 +34,11 @@ class TokenRows:
     def in_place(self) -> bool:
         """Whether every row stays where it is."""
         return bool((self.origins == torch.arange(len(self.origins))).all())
+
+    @property
+    def digest(self) -> str:
+        """Digest of the origins."""
+        return tensor_digest(self.origins)
 
     def aligned(self, theirs: torch.Tensor, ours: torch.Tensor) -> torch.Tensor:
         """The expert's tensor with the rows of the base's; where it has none, those of the base itself.

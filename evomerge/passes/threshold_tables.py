@@ -20,7 +20,7 @@ SAVED_AT_ONCE = 1 << 26  # elements; a worker that is killed has then saved most
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """Fingerprints of the models whose tables are kept on disk.
+    """Names by content of the models whose tables are kept on disk.
 
     Attributes:
         base: of the base.
@@ -31,6 +31,12 @@ class Contents:
     base: str
     sources: tuple[str, ...]
     store: TableStore
+
+    @classmethod
+    def of(cls, names: Sequence[str | None], store: TableStore) -> Contents | None:
+        """The contents by the names of base and sources, None where one of them has none."""
+        known = tuple(name for name in names if name is not None)
+        return cls(base=known[0], sources=known[1:], store=store) if len(known) == len(names) else None
 
     def pair(self, source: int) -> str:
         return pair_digest(self.base, self.sources[source])

@@ -130,6 +130,19 @@ def test_mapped_sources_are_the_mapped_memory_itself():
     assert placed(tensors, Place.MAPPED, torch.device("cpu"))["w"].data_ptr() == tensors["w"].data_ptr()
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "modeling_own.py"])
+def test_a_file_that_a_later_worker_would_read_otherwise_is_noticed(tmp_path, toy_model, name):
+    directory = tmp_path / "model"
+    shutil.copytree(toy_model, directory)
+    (directory / name).write_text("{ }")
+    source = open_source(ModelRef("base", str(directory)), allow=["remote_code"], fingerprinted=False)
+    files = FileGuard([source])
+    files.check()
+    (directory / name).write_text("{}")
+    with pytest.raises(InvalidInput, match=f"{name} has changed since this worker opened it"):
+        files.check()
+
+
 @pytest.mark.parametrize("change", ["touch", "replace", "remove", "grow"])
 def test_a_source_file_that_changes_under_a_search_is_noticed(tmp_path, toy_model, change):
     directory = tmp_path / "model"

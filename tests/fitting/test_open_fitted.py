@@ -12,7 +12,7 @@ from evomerge.bank.open_bank import open_bank
 from evomerge.checkpoints import Source, check_compatible, open_source
 from evomerge.errors import InvalidInput
 from evomerge.fitting import open_fitted
-from evomerge.fitting.fitted_source import fit_source, fitted_bytes
+from evomerge.fitting.fitted_source import content_key, fit_source, fitted_bytes
 from evomerge.methods import resolve_options, resolve_parameters
 from evomerge.recipe import ModelRef, Recipe, Rule
 
@@ -115,6 +115,17 @@ def test_without_a_policy_the_refusal_names_it(make_ref: MakeRef) -> None:
     ):
         with pytest.raises(InvalidInput, match=f"`{policy}` in search.yaml"):
             check_compatible(base, [open_fitted(other, base=base)])
+
+
+def test_experts_of_equal_weights_whose_rows_are_in_another_order_have_other_threshold_tables(
+    make_ref: MakeRef,
+) -> None:
+    base = open_source(make_ref("base", "abc"))
+    keys = [
+        content_key(open_fitted(make_ref("expert", tokens, tokenizer="base"), base=base)) for tokens in ("cab", "bca")
+    ]
+    assert keys[0] != keys[1]
+    assert content_key(base) == base.ref.fingerprint
 
 
 def test_a_model_that_fits_as_it_is_stays_as_it_is(make_ref: MakeRef) -> None:
