@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from evomerge.catalogue import build_catalogue
+from evomerge.catalogue import build_catalogue, part_of
 from evomerge.documents import validate
 from evomerge.errors import InvalidInput
 from evomerge.methods import METHODS
@@ -211,6 +212,29 @@ def test_a_part_pattern_of_the_space_moves_tensors(tmp_path):
     space_bound = bind(space, build_catalogue(tensors, patterns=space.patterns), BASE, EXPERTS, dtype="float32", seed=0)
     labels = {group.label: group.tensors for group in space_bound.groups}
     assert "model.layers.0.self_attn.q_proj.weight" in labels["mlp"]
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("model.layers.0.linear_attn.in_proj_qkvz.weight", "attention"),
+        ("model.layers.0.linear_attn.A_log", "attention"),
+        ("model.layers.0.linear_attn.norm.weight", "norm"),
+        ("model.layers.0.temporal_block.linear_x.weight", "attention"),
+        ("model.layers.0.mixer.in_proj.weight", "attention"),
+        ("model.layers.0.mamba.in_proj.weight", "attention"),
+        ("model.layers.0.mamba.dt_layernorm.weight", "norm"),
+        ("model.layers.0.conv.in_proj.weight", "attention"),
+        ("model.layers.0.shared_mlp.input_linear.weight", "mlp"),
+        ("model.layers.0.moe.router.weight", "mlp"),
+        ("output.weight", "head"),
+        ("model.layers.0.mlp.down_proj.weight", "mlp"),
+    ],
+)
+def test_the_patterns_of_the_page_on_spaces_name_the_parts_of_hybrids(tmp_path, name, part):
+    page = (Path(__file__).parents[2] / "docs" / "spaces.md").read_text(encoding="utf-8")
+    block = next(each for each in page.split("```") if "part_patterns:" in each)
+    assert part_of(name, load_space(write(tmp_path, block.removeprefix("yaml"))).patterns) == part
 
 
 GOOD = "name: mine\ngroups: {depth: global}\nmethods: {task_arithmetic: {parameters: {weight: {low: 0, high: 1}}}}\n"
