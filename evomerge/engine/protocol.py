@@ -193,6 +193,23 @@ class ContinuableEngine(Engine[Prepared], Protocol[Prepared]):
         ...
 
 
+@runtime_checkable
+class BoundedEngine(Engine[Prepared], Protocol[Prepared]):
+    """An engine that may hold fewer tokens than the model, and can tell before any score whether requests fit.
+
+    An evaluator asks it for all of them when the engine is opened: a held-out item that does not fit would otherwise be
+    found by the verdict, after the whole search.
+    """
+
+    def check_requests(self, requests: Requests) -> None:
+        """Check that requests could be prepared, without running anything.
+
+        Raises:
+            InvalidInput: one of them does not fit.
+        """
+        ...
+
+
 class Loglikelihoods(Protocol):
     """Requests for log-likelihoods, prepared once; `run` scores them with whatever weights the model holds then.
 

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 from vllm import SamplingParams
 
 from evomerge.engine.greedy import Reader, cut_may_move, end_tokens, text_of
-from evomerge.engine.protocol import Engine, Lengths, Loglikelihood, Prompt, Requests, Responses, Unwritten, check_pair
+from evomerge.engine.protocol import (
+    BoundedEngine,
+    Lengths,
+    Loglikelihood,
+    Prompt,
+    Requests,
+    Responses,
+    Unwritten,
+    check_pair,
+)
 from evomerge.engine.transformers_engine import write_weights
 from evomerge.errors import InvalidInput
 from evomerge.prefix_tree import Tokens
@@ -90,17 +99,25 @@ class VllmEngine:
         Raises:
             InvalidInput: also where the self-check finds other weights than those that were sent.
         """
+        self.check_requests(requests)
         rows: dict[Tokens, int] = {}
         scored = []
         for pair in requests.pairs:
-            check_pair(pair, self._max_length)
             row = tuple([*pair[0], *pair[1]][-(self._max_length + 1) :])
-            self._check_length(len(row))
             scored.append((rows.setdefault(row, len(rows)), len(pair[1])))
         if self._check is not None:
             self._check.run()
             self._check = None
         return VllmRequests(rows=tuple(rows), scored=tuple(scored), prompts=tuple(requests.prompts))
+
+    def check_requests(self, requests: Requests) -> None:
+        """See `BoundedEngine.check_requests`."""
+        for context, rest in requests.pairs:
+            check_pair((context, rest), self._max_length)
+            self._check_length(min(len(context) + len(rest), self._max_length + 1))
+        for prompt in requests.prompts:
+            if prompt.plain:  # any other is written by the live model
+                self._check_room(prompt)
 
     def _check_length(self, tokens: int) -> None:
         """Check a row, behind which vLLM writes a token whether it is asked for or not."""
@@ -108,6 +125,20 @@ class VllmEngine:
             raise InvalidInput(
                 f"a request has {tokens} tokens, but vLLM holds {self._longest} with the one that it writes behind "
                 f"them; set max_length of the evaluator to {self._longest - 2} or less, or write engine: transformers"
+            )
+
+    def _check_room(self, prompt: Prompt) -> None:
+        """Check a text, which vLLM would end without a word where its room ends: other text, other score.
+
+        Nor is the prompt cut here to make room. lm-eval cuts it to `max_length` less the tokens to be written, which
+        has been done already; a second bound would be part of every score, and named nowhere.
+        """
+        if len(prompt.tokens) + prompt.limit > self._longest:
+            raise InvalidInput(
+                f"a prompt has {len(prompt.tokens)} tokens and its text up to {prompt.limit} (max_gen_toks), but vLLM "
+                f"holds {self._longest} of both (max_model_len) and would end the text early; raise max_model_len in "
+                f"engine_args, lower max_gen_toks of the task, or set max_length of the evaluator to {self._longest} "
+                "or less, to which lm-eval cuts prompts"
             )
 
     def run(self, prepared: VllmRequests) -> Responses:
@@ -162,5 +193,5 @@ def _loglikelihood(row: RowScores, count: int) -> Loglikelihood:
     return sum(row.values[-count:]), all(row.greedy[-count:])
 
 
-def _proof(engine: VllmEngine) -> Engine[VllmRequests]:
+def _proof(engine: VllmEngine) -> BoundedEngine[VllmRequests]:
     return engine

@@ -15,6 +15,7 @@ from tiny_pack import make_model, write_pack
 
 from evomerge import load_spec
 from evomerge.cli import run_command
+from evomerge.errors import InvalidInput
 from evomerge.evaluation import ItemBlock
 from evomerge.evaluation.factory import build_evaluator
 from evomerge.leaderboard import leaderboard
@@ -24,6 +25,7 @@ from evomerge.testing.evaluator_contract import candidate
 
 TOY_SKILLS = Path(__file__).parents[2] / "evaluators" / "toy-skills"
 TASKS = ("toy_reverse", "toy_count", "toy_pick")  # texts, multiple choice, log-likelihoods
+WRITES = {"task": "toy_write", "metric": "exact_match"}
 VLLM = {"engine": "vllm", "engine_args": {"gpu_memory_utilization": 0.4, "enforce_eager": True}}
 
 
@@ -97,6 +99,21 @@ def test_layer_paths_are_refused_by_check(
     spec = write_spec(evaluator={"name": few_items, **VLLM}, space="layer-path", dtype="float32")
     assert run_command(["check", str(spec)]) == 2
     assert "engine vllm holds a model of one depth" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_held_out_items_that_vllm_cannot_hold_are_refused_before_the_first_score(
+    fake_vllm: Any, tmp_path: Path
+) -> None:
+    base, pack = write_base(tmp_path / "base"), write_pack(tmp_path / "pack", {"tasks": [WRITES]})
+    items = pack / "items" / "all.jsonl"
+    documents = [json.loads(line) for line in items.read_text(encoding="utf-8").splitlines()]
+    for each in documents:
+        each["word"] *= 20 if each["part"] == "held_out" else 1
+    items.write_text("".join(json.dumps(each) + "\n" for each in documents), encoding="utf-8")
+    settings = {**VLLM, "engine_args": {"max_model_len": 60}}
+    evaluator = build_evaluator(str(pack), base=ModelRef("base", str(base)), seed=3, batch_size=8, settings=settings)
+    with pytest.raises(InvalidInput, match=r"holds 60 of both \(max_model_len\)"):
+        evaluator.score(candidate(make_model(1)), ItemBlock("search"))
 
 
 def test_every_kind_of_request_has_the_outcomes_that_it_has_with_transformers(fake_vllm: Any, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,19 @@ def test_a_request_that_vllm_cannot_hold_is_refused_with_the_length_that_it_can(
     shorter = Requests([([5] * 300, [6])])
     engine = open_engine(base, make_model(0), max_length=254)
     assert engine.run(engine.prepare(shorter, shorter.lengths(254))).loglikelihoods
+
+
+def test_a_text_that_vllm_would_end_for_want_of_room_is_refused_with_both_bounds(fake_vllm: Any, base: Path) -> None:
+    engine = open_engine(base, make_model(0), max_length=256, max_model_len=64)
+    long, fits = (Prompt(tokens=tuple(range(4, 4 + count)), limit=32, stops=()) for count in (33, 32))
+    requests = Requests([], [long])
+    refused = r"33 tokens and its text up to 32 \(max_gen_toks\).* holds 64 of both \(max_model_len\).*to 64 or less"
+    with pytest.raises(InvalidInput, match=refused):
+        engine.prepare(requests, requests.lengths(256))
+    left = Requests([], [fits, replace(long, plain=False)])
+    written, unwritten = engine.run(engine.prepare(left, left.lengths(256))).texts
+    assert isinstance(written, str)
+    assert isinstance(unwritten, Unwritten)
 
 
 def test_vllm_that_does_not_start_is_an_error_of_the_input(

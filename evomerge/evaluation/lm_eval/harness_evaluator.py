@@ -20,7 +20,7 @@ from evomerge.engine.batching import depends_on_order
 from evomerge.engine.flat import largest_batch
 from evomerge.engine.model_check import check_model
 from evomerge.engine.probe import vocabulary_of
-from evomerge.engine.protocol import Engine, Lengths, run_through
+from evomerge.engine.protocol import BoundedEngine, Engine, Lengths, run_through
 from evomerge.engine.transformers_engine import SHORTEST, TransformersEngine
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.evaluation.aggregates import WEIGHTED, standard_error
@@ -43,6 +43,7 @@ from evomerge.seeding import derive
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+SCORED_PARTS: tuple[Part, Part] = ("search", "held_out")
 MOST_VIEWS = 8  # live models for which requests are kept, as many as a bank keeps
 CPU_BATCH = 64
 CPU_LOGITS = 2**28  # logits of one batch on a CPU: 1 GiB in fp32
@@ -241,8 +242,8 @@ class HarnessEvaluator:
     def check_requests(self, model: PreTrainedModel) -> None:
         """See `ModelEvaluator`."""
         lm = self._lm(model, batch_size=1)
-        encode(lm, self.prompts.part("search"))
-        encode(lm, self.prompts.part("held_out"))
+        for part in SCORED_PARTS:
+            encode(lm, self.prompts.part(part))
         for name, requests in self.prompts.part("search").items():
             if requests:
                 check_metric(name, self.tasks[name], self._metrics[name], next(iter(requests.values())))
@@ -250,14 +251,13 @@ class HarnessEvaluator:
     def check_model(self, model: PreTrainedModel) -> None:
         """See `ModelEvaluator`."""
         lm = self._lm(model, batch_size=1)
-        _check_model(lm, self._lengths(lm, "search"))
-        _check_model(lm, self._lengths(lm, "held_out"))
+        for part in SCORED_PARTS:
+            _check_model(lm, self._lengths(lm, part))
 
     def harness_scores(self, model: PreTrainedModel) -> HarnessScores:
         """See `ModelEvaluator`."""
         lm = self._lm(model, batch_size=1)
-        parts: tuple[Part, Part] = ("search", "held_out")
-        requests = [encode(lm, self.prompts.part(part)).requests for part in parts]
+        requests = [encode(lm, self.prompts.part(part)).requests for part in SCORED_PARTS]
         lengths = [each.lengths(lm.max_length) for each in requests]
         engine = TransformersEngine(model, lm.reader, max_length=lm.max_length, batch_size=1, state=lm.state)
         ways = [engine.sharing(each) for each in lengths]
@@ -296,13 +296,21 @@ class HarnessEvaluator:
         if view is None:
             self._batch_size = self._batch_size or self.find_batch_size(model)
             lm = self._lm(model, self._batch_size)
-            view = _LiveView(lm, self._open_engine(lm))
+            view = _LiveView(lm, self._opened_engine(lm))
         self._views.use(view)
         if items not in view.blocks:
             if items.chosen is not None:  # of one candidate: no other will ask for it
                 view.forget_chosen()
             view.blocks[items] = self._block(view, items)
         return view
+
+    def _opened_engine(self, lm: PreparedLM) -> Engine[Any]:
+        """An engine that can hold the requests of a whole study, the held-out ones among them."""
+        engine = self._open_engine(lm)
+        if isinstance(engine, BoundedEngine):
+            for part in SCORED_PARTS:
+                engine.check_requests(encode(lm, self.prompts.part(part)).requests)
+        return engine
 
     def _block(self, view: _LiveView, items: ItemBlock) -> _PreparedBlock:
         part = items.part

@@ -196,6 +196,8 @@ class LLM:
         if params.prompt_logprobs is not None:
             return CompletionOutput([0], "", None, None)  # the one token that is always written; nobody reads it
         assert params.temperature == 0.0, "only greedy decoding is imitated"
+        room = self._longest - len(row)  # where it ends, a text ends, whatever was asked for
+        most = room if params.max_tokens is None else min(params.max_tokens, room)
         cache, start = self._reused(row)
         read, written, logprobs = row[start:], [], []
         while True:
@@ -207,7 +209,7 @@ class LLM:
             logprobs += _gathered(logits.log_softmax(-1), torch.tensor([token]), params.logprobs or 0)
             text, reason = self._stopped(written, params)
             ended = reason is not None or (token == self._config.eos_token_id and not params.ignore_eos)
-            if ended or len(written) == params.max_tokens:
+            if ended or len(written) == most:
                 return CompletionOutput(written, text, logprobs if params.logprobs is not None else None, reason)
             read = [token]
 
