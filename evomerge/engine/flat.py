@@ -177,8 +177,20 @@ def forward(model: PreTrainedModel, tokens: torch.Tensor, positions: torch.Tenso
         return logits[:, positions]
 
 
-def largest_batch(model: PreTrainedModel, length: int) -> int:
+def _read_with_cache(model: PreTrainedModel, tokens: torch.Tensor) -> None:
+    """Read sequences as prompts are read, whose keys and values are held for all layers at once."""
+    accepted = inspect.signature(model.forward).parameters
+    options = {"use_cache": True, "logits_to_keep": 1}
+    with torch.no_grad():
+        model(tokens, **{name: value for name, value in options.items() if name in accepted})
+
+
+def largest_batch(model: PreTrainedModel, length: int, *, writes: bool) -> int:
     """On a GPU: one step, of powers of two, below the largest batch of this length that fits into its memory.
+
+    Args:
+        length: of each sequence, in tokens.
+        writes: texts are written as well, with a cache of keys and values for all tokens of a batch.
 
     Raises:
         InvalidInput: not even one sequence fits.
@@ -188,6 +200,8 @@ def largest_batch(model: PreTrainedModel, length: int) -> int:
         for exponent in range(GPU_BATCH.bit_length()):
             tokens = torch.zeros((2**exponent, length), dtype=torch.long, device=model.device)
             forward(model, tokens, torch.arange(length, device=model.device)).float().logsumexp(-1)
+            if writes:
+                _read_with_cache(model, tokens)
             fits = 2**exponent
     except torch.cuda.OutOfMemoryError:
         pass

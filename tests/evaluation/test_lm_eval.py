@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from evomerge.engine import batching, flat
 from evomerge.errors import InvalidInput, MergeError, OtherSpec
 from evomerge.evaluation import Candidate, Evaluator, ItemBlock, Pack, Split, load_pack
 from evomerge.evaluation.evaluator import BatchedEvaluator, HarnessScores
+from evomerge.evaluation.lm_eval import harness_evaluator
 from evomerge.evaluation.lm_eval.harness_evaluator import HarnessEvaluator, _split
 from evomerge.evaluation.lm_eval.reproduction import lm_eval_command, lm_eval_commands, lm_eval_line, write_samples
 from evomerge.evaluation.lm_eval.tasks import PreparedTask, builtin_configs, load_tasks
@@ -447,6 +449,25 @@ def test_the_batch_size_found_on_a_cpu_is_fixed_and_smaller_for_large_vocabulari
     assert evaluator.find_batch_size(wide) == 32
 
 
+def test_the_batch_size_counts_with_held_out_items_that_are_longer_than_those_of_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = write_pack(tmp_path / "long", only("toy_read", "bits_per_byte"))
+    items = pack / "items" / "all.jsonl"
+    documents = [json.loads(line) for line in items.read_text(encoding="utf-8").splitlines()]
+    for each in documents:
+        each["text"] = " ".join([each["text"]] * (8 if each["part"] == "held_out" else 1))
+    items.write_text("".join(json.dumps(each) + "\n" for each in documents), encoding="utf-8")
+    evaluator = HarnessEvaluator(load_pack(pack), make_tokenizer(), seed=3)
+    model = make_model(0, max_position_embeddings=4096)
+    lm = evaluator._lm(model, 1)
+    search, held_out = (evaluator._lengths(lm, part).longest for part in ("search", "held_out"))
+    assert held_out > 4 * search
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    monkeypatch.setattr(harness_evaluator, "CPU_LOGITS", 8 * held_out * vocabulary)
+    assert evaluator.find_batch_size(model) == 8
+
+
 def test_the_batch_size_of_the_study_can_be_set_later(build: Build, model: Any) -> None:
     evaluator = build(batch_size=None)
     assert isinstance(evaluator, BatchedEvaluator)
@@ -467,7 +488,24 @@ def test_on_a_gpu_the_batch_size_is_one_step_below_the_last_that_fits(
         return torch.zeros(1)
 
     monkeypatch.setattr(flat, "forward", forward)
-    assert flat.largest_batch(model, length=5) == found
+    assert flat.largest_batch(model, length=5, writes=False) == found
+
+
+class _RoomForCaches(torch.nn.Module):
+    """A model on a GPU that has room for the keys and values of a few sequences."""
+
+    device = torch.device("cpu")
+
+    def forward(self, tokens: torch.Tensor, logits_to_keep: Any, use_cache: bool) -> Any:
+        if use_cache and tokens.shape[0] > 8:
+            raise torch.cuda.OutOfMemoryError
+        return SimpleNamespace(logits=torch.zeros(tokens.shape[0], 1, 3))
+
+
+def test_on_a_gpu_texts_leave_room_for_their_keys_and_values() -> None:
+    model: Any = _RoomForCaches()
+    assert flat.largest_batch(model, length=5, writes=False) == 512
+    assert flat.largest_batch(model, length=5, writes=True) == 4
 
 
 @pytest.mark.parametrize("task", ["toy_pick", "toy_write", "toy_read"])

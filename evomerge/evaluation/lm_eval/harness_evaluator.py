@@ -225,15 +225,18 @@ class HarnessEvaluator:
     def find_batch_size(self, model: PreTrainedModel) -> int:
         """The batch size for this kind of model and device: a power of two, the same at every call.
 
-        On a GPU it is doubled until the longest request of the search no longer fits, and then one step smaller than
-        the last that did; elsewhere a fixed number, smaller where the logits of a batch would be large.
+        On a GPU it is doubled until the longest request no longer fits, and then one step smaller than the last that
+        did; elsewhere a fixed number, smaller where the logits of a batch would be large. Held-out requests count: if
+        they are longer, the memory would run out in the verdict, after the whole search.
         """
         lm = self._lm(model, batch_size=1)
-        lengths = self._lengths(lm, "search")
-        _check_model(lm, lengths)
-        longest = lengths.longest
+        lengths = [self._lengths(lm, part) for part in SCORED_PARTS]
+        for each in lengths:
+            _check_model(lm, each)
+        longest = max(each.longest for each in lengths)
         if model.device.type == "cuda":
-            return largest_batch(model, max(longest, SHORTEST))
+            writes = any(each.written for each in lengths)
+            return largest_batch(model, max(longest, SHORTEST), writes=writes)
         head = model.get_output_embeddings()
         vocabulary = vocabulary_of(model) if head is None else head.weight.shape[0]
         fitting = max(1, CPU_LOGITS // (longest * vocabulary))
