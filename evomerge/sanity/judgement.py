@@ -2,7 +2,8 @@
 
 Reading, loops and refusals are compared with the worst source, since a merge need not be better than what went in. The
 chat template and the end of an answer are compared with the best source: one that was never taught a chat template
-excuses nothing that another source can do.
+excuses nothing that another source can do. Where that source has so many faults itself that no merge could have
+`MARGIN` more, nothing is judged: a test that nobody can fail is not passed.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def _reading(found: SanityFigures, sources: _Known) -> SanityCheck:
 
 def _loops(found: SanityFigures, sources: _Known) -> SanityCheck:
     worst = max(source.loops for source in sources.values())
-    if worst > (1 - MARGIN) * found.continuations:
+    if _excuses_all(worst, found.continuations):
         name = next(name for name, source in sources.items() if source.loops == worst)
         says = f"source {name!r} itself loops in {worst} of {found.continuations} continuations"
         return SanityCheck(name="loops", sane=None, says=says)
@@ -126,24 +127,30 @@ def _loops(found: SanityFigures, sources: _Known) -> SanityCheck:
 
 
 def _template(found: SanityFigures, sources: _Known) -> SanityCheck:
-    marked = f" such as {found.stray!r}" if found.stray else ""
-    return _against_best(
-        "template", found, sources, lambda each: each.strays, f"writes markers of a chat template{marked} into"
-    )
+    return _against_best("template", found, sources, lambda each: each.strays, _writes_markers)
+
+
+def _writes_markers(figures: SanityFigures) -> str:
+    marked = f" such as {figures.stray!r}" if figures.stray else ""
+    return f"writes markers of a chat template{marked} into"
 
 
 def _end(found: SanityFigures, sources: _Known) -> SanityCheck:
     if found.endless is None and found.strays is not None:
         return SanityCheck(name="end", sane=None, says="the base has no chat template, after which an end has to come")
-    return _against_best("end", found, sources, lambda each: each.endless, "never ends")
+    return _against_best("end", found, sources, lambda each: each.endless, lambda each: "never ends")
 
 
 def _refusals(found: SanityFigures, sources: _Known) -> SanityCheck:
-    counts = [source.refusals for source in sources.values() if source.refusals is not None and not source.guesses]
+    counts = _counts(sources, lambda each: each.refusals)
     if found.refusals is None or not counts:
         return SanityCheck(name="refusals", sane=None, says=_reason(sources))
-    sane = found.refusals - max(counts) < MARGIN * found.answers
-    says = f"refuses {found.refusals} of {found.answers} harmless questions, no source more than {max(counts)}"
+    label, worst = max(counts.items(), key=lambda each: each[1])
+    if _excuses_all(worst, found.answers):
+        says = f"source {label!r} itself refuses {worst} of {found.answers} harmless questions"
+        return SanityCheck(name="refusals", sane=None, says=says)
+    sane = found.refusals - worst < MARGIN * found.answers
+    says = f"refuses {found.refusals} of {found.answers} harmless questions, no source more than {worst}"
     return SanityCheck(name="refusals", sane=sane, says=says)
 
 
@@ -152,20 +159,30 @@ def _against_best(
     found: SanityFigures,
     sources: _Known,
     count_of: Callable[[SanityFigures], int | None],
-    fault: str,
+    fault_of: Callable[[SanityFigures], str],
 ) -> SanityCheck:
-    counts = {
-        label: count
-        for label, source in sources.items()
-        if (count := count_of(source)) is not None and not source.guesses
-    }
+    counts = _counts(sources, count_of)
     here = count_of(found)
     if here is None or not counts:
         return SanityCheck(name=name, sane=None, says=_reason(sources))
     label, best = min(counts.items(), key=lambda each: each[1])
+    if _excuses_all(best, found.answers):
+        says = f"source {label!r} itself {fault_of(sources[label])} {best} of {found.answers} answers"
+        return SanityCheck(name=name, sane=None, says=says)
     sane = here - best < MARGIN * found.answers
-    says = f"{fault} {here} of {found.answers} answers, source {label!r} {best}"
+    says = f"{fault_of(found)} {here} of {found.answers} answers, source {label!r} {best}"
     return SanityCheck(name=name, sane=sane, says=says)
+
+
+def _counts(sources: _Known, count_of: Callable[[SanityFigures], int | None]) -> dict[str, int]:
+    """Counts of the sources that have one, of those that can read at all."""
+    counted = {label: count_of(source) for label, source in sources.items() if not source.guesses}
+    return {label: count for label, count in counted.items() if count is not None}
+
+
+def _excuses_all(faults: int, texts: int) -> bool:
+    """Whether a source has so many faults that no merge could have `MARGIN` more."""
+    return faults > (1 - MARGIN) * texts
 
 
 def _reason(sources: _Known) -> str:

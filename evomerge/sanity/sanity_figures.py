@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from evomerge.forms import check_form
 
-VERSION: Final = 1  # raised whenever the same model would have other figures
+VERSION: Final = 2  # raised whenever the same model would have other figures
 _LARGEST: Final = 700.0  # nats whose exponential is still a number
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 WRITTEN: Final = 48  # tokens of a continuation and of an answer, at most
 WINDOW: Final = 256  # tokens of the neutral text that are read at once, at most
+_TOGETHER: Final = 4096  # tokens of prompts and texts in a forward pass, where a prompt alone is not longer
 READABLE: Final = 0.9  # share of the neutral text that a tokenizer has to be able to write
 _MADE_UP: Final = 8  # tokens of an opening where the tokenizer cannot write ours
 
@@ -41,23 +42,24 @@ class SanityProbe:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary_of(model)
-        room = max(4, min(_positions(model) - 1, WINDOW))
+        held = max(4, _positions(model) - 1)
+        room = min(held, WINDOW)
         self._limit = max(1, min(WRITTEN, room // 2))
         self._readable = _readable(tokenizer)
         self._ends = end_tokens(model) | {each for each in [tokenizer.eos_token_id] if each is not None}
         self._special = special_tokens(tokenizer) - self._ends
         self._has_template = self._readable and _asked(tokenizer, QUESTIONS[0]) is not None
-        self._continued = [self._prompt(tokens, room) for tokens in self._openings(model)]
-        self._answered = [self._prompt(self._question(text), room) for text in QUESTIONS] if self._readable else []
+        self._continued = [self._prompt(tokens, held) for tokens in self._openings(model)]
+        self._answered = [self._prompt(self._question(text), held) for text in QUESTIONS] if self._readable else []
         pairs = self._windows(room) if self._readable else []
         self._scored = sum(len(rest) for _, rest in pairs)
         requests = Requests(pairs=pairs, prompts=[*self._continued, *self._answered])
         reader = Reader(decode=_numbers, decode_all=_numbers, special=frozenset())
-        self._engine = TransformersEngine(
-            model, reader, max_length=room, batch_size=len(requests.prompts), state=LiveState(model)
-        )
+        lengths = requests.lengths(held)
+        together = min(len(requests.prompts), max(1, _TOGETHER // lengths.longest))
+        self._engine = TransformersEngine(model, reader, max_length=held, batch_size=together, state=LiveState(model))
         self._engine.load({})
-        self._prepared = self._engine.prepare(requests, requests.lengths(room))
+        self._prepared = self._engine.prepare(requests, lengths)
 
     def run(self) -> SanityFigures:
         """Figures of the weights that the model holds now.
@@ -103,8 +105,9 @@ class SanityProbe:
     def _encoded(self, text: str, *, special: bool = True) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
-    def _prompt(self, tokens: Sequence[int], room: int) -> Prompt:
-        return Prompt(tokens=tuple(tokens[-(room - self._limit) :]), limit=self._limit, stops=())
+    def _prompt(self, tokens: Sequence[int], held: int) -> Prompt:
+        """A prompt as long as the model can hold: cut, a chat template would lose its start token and its header."""
+        return Prompt(tokens=tuple(tokens[-(held - self._limit) :]), limit=self._limit, stops=())
 
     def _windows(self, room: int) -> list[Pair]:
         """The neutral text in windows of which each token but the first is scored."""

@@ -6,7 +6,7 @@ import pytest
 
 from evomerge.sanity.judgement import judge_sanity
 from evomerge.sanity.probe_records import SanityRecords, read_sanity
-from evomerge.sanity.sanity_figures import SanityFigures
+from evomerge.sanity.sanity_figures import VERSION, SanityFigures
 from evomerge.storage import attributes
 from evomerge.storage.attributes import write_text
 
@@ -83,6 +83,28 @@ def test_sources_that_loop_themselves_excuse_a_merge_in_so_many_words():
     assert "Not judged: loops (source 'poet' itself loops in 6 of 8 continuations)." in judgement.says("trial 7")
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("end", {"endless": 8}, "source 'base' itself never ends 8 of 8 answers"),
+        ("template", {"strays": 5, "stray": "<|end|>"}, "markers of a chat template such as '<|end|>' into 5 of 8"),
+        ("refusals", {"refusals": 6}, "source 'base' itself refuses 6 of 8 harmless questions"),
+    ],
+)
+def test_a_test_that_the_source_of_comparison_fails_itself_is_not_judged(name, change, says):
+    judgement = judge_sanity(replace(SANE, **change), {"base": replace(SANE, **change)})
+    (check,) = [each for each in judgement.checks if each.name == name]
+    assert check.sane is None
+    assert check.says.startswith("source 'base' itself")
+    assert says in judgement.says("trial 7")
+
+
+def test_a_source_with_half_the_faults_still_judges_a_merge_with_all():
+    assert judge_sanity(replace(SANE, endless=8), {"base": replace(SANE, endless=4)}).faults == (
+        "never ends 8 of 8 answers, source 'base' 4",
+    )
+
+
 def test_nothing_is_judged_without_sources_or_of_a_source_itself():
     assert judge_sanity(SANE, {"base": "no tokenizer"}).faults == ()
     assert judge_sanity(replace(SANE, loops=8), SOURCES, is_source=True).faults == ()
@@ -110,5 +132,7 @@ def test_records_come_back_from_a_study_and_name_the_next_best_that_passes():
 
 def test_records_of_another_probe_are_taken_again():
     study = Study()
-    write_text(study, attributes.SANITY, SanityRecords().to_json().replace('"version": 1', '"version": 0'))
+    other = SanityRecords(reason="another probe").to_json().replace(f'"version": {VERSION}', '"version": 0')
+    assert '"version": 0' in other
+    write_text(study, attributes.SANITY, other)
     assert read_sanity(study) == read_sanity(Study()) == SanityRecords()

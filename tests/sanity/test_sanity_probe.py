@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.errors import MergeError
 from evomerge.sanity.judgement import judge_sanity
-from evomerge.sanity.sanity_probe import SanityProbe
+from evomerge.sanity.sanity_probe import WINDOW, SanityProbe
 
 TOY = Path(__file__).parents[2] / "examples" / "toy" / "models"
 
@@ -87,6 +87,21 @@ def test_behind_a_chat_template_an_end_is_expected(model, tokenizer):
     tokenizer.chat_template = "{% for each in messages %}{{ each['content'] }}{% endfor %}"
     silence(model)
     assert SanityProbe(model, tokenizer).run().endless == 8
+
+
+def test_a_long_template_is_read_from_its_start_token_where_the_model_has_room(tokenizer):
+    config = loaded().config
+    config.max_position_embeddings = 2048
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    tokenizer.chat_template = (
+        "{{ bos_token }}" + "think. " * 60 + "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
+    probe = SanityProbe(model, tokenizer)
+    assert {prompt.tokens[0] for prompt in probe._answered} == {tokenizer.bos_token_id}
+    assert min(len(prompt.tokens) for prompt in probe._answered) > WINDOW
+    assert probe.run().answers == 8
 
 
 def test_a_template_that_cannot_be_filled_in_is_none(model, tokenizer):
