@@ -9,13 +9,13 @@ from typing import Any
 from evomerge.bank import WeightBank
 from evomerge.baselines.named_recipes import source_rows
 from evomerge.errors import InvalidInput, MergeError
+from evomerge.job_faults import is_away, is_broken_device, is_from_outside, reason_for
 from evomerge.messages import first_line
 from evomerge.opening.inputs import Inputs
 from evomerge.recipe import Recipe
 from evomerge.sanity.judgement import SanityJudgement
 from evomerge.sanity.probe_records import Found, SanityRecords, read_sanity
 from evomerge.sanity.probed_merge import probe_merge, too_large
-from evomerge.sanity.sanity_figures import SanityFigures
 from evomerge.sanity.sanity_probe import SanityProbe
 from evomerge.study.stored_search import StoredSearch
 
@@ -45,6 +45,8 @@ class ExportProbe:
 def probe_export(stored: StoredSearch, inputs: Inputs, bank: WeightBank, models: Mapping[str, Recipe]) -> ExportProbe:
     """Judge the models of an export. The study is only read: what is probed here is not stored there.
 
+    Nothing is judged where a probe cannot be run on this machine: an export needs none, and is written without.
+
     Args:
         bank: of the study's sources and dtype.
         models: label -> recipe.
@@ -60,16 +62,28 @@ def probe_export(stored: StoredSearch, inputs: Inputs, bank: WeightBank, models:
     missing = {digest: each for digest, each in wanted.items() if digest not in records.models}
     if missing and (reason := too_large(bank)) is not None:
         return ExportProbe(judged={}, says=f"No sanity probe: {reason}.")
-    probes: dict[int, SanityProbe] = {}
-    for digest, (label, recipe) in missing.items():
-        records = records.with_model(digest, label, _found(bank, recipe, probes, inputs))
+    try:
+        records = _probed(records, missing, bank, inputs)
+    except BaseException as error:  # out of memory, a missing kernel: of this machine, no fault of a merge
+        if is_from_outside(error) or is_away(error) or is_broken_device(error):
+            raise
+        return ExportProbe(judged={}, says=f"No sanity probe: it cannot be run here ({reason_for(error)}).")
     judged = {label: found for label, recipe in models.items() if (found := records.judged(recipe.digest)) is not None}
     return ExportProbe(judged=judged, says=" ".join(records.says(models[label].digest, label) for label in judged))
 
 
+def _probed(
+    records: SanityRecords, missing: Mapping[str, tuple[str, Recipe]], bank: WeightBank, inputs: Inputs
+) -> SanityRecords:
+    """The records with these models as well."""
+    probes: dict[int, SanityProbe] = {}
+    for digest, (label, recipe) in missing.items():
+        records = records.with_model(digest, label, _found(bank, recipe, probes, inputs))
+    return records
+
+
 def _found(bank: WeightBank, recipe: Recipe, probes: dict[int, SanityProbe], inputs: Inputs) -> Found:
     try:
-        found: SanityFigures = probe_merge(bank, recipe, probes, allow=inputs.spec.allow)
+        return probe_merge(bank, recipe, probes, allow=inputs.spec.allow)
     except (InvalidInput, MergeError) as error:
         return first_line(error)
-    return found

@@ -5,11 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from evomerge import load_spec, run_search
+from evomerge import export_probe, load_spec, run_search
 from evomerge.cli import run_command
+from evomerge.export import export_merge
 from evomerge.leaderboard import leaderboard, leaderboard_document
 from evomerge.page.page_content import page_content
 from evomerge.page.study_page import rendered
@@ -100,6 +102,31 @@ def test_what_no_run_has_probed_is_probed_by_its_export(searched, tmp_path, caps
     sanity = json.loads(capsys.readouterr().out)["sanity"]
     assert "fails" not in sanity["says"]
     assert sanity["says"] in (tmp_path / "soup" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room\nfor it"), NotImplementedError("no such kernel")])
+def test_an_export_is_written_though_its_probe_ends_in_an_error(searched, tmp_path, capsys, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(export_probe, "probe_merge", fail)
+    export = ["export", str(searched / "search.yaml"), "--trial", "uniform-soup", "--out", str(tmp_path / "soup")]
+    assert run_command([*export, "--json"]) == 0
+    sanity = json.loads(capsys.readouterr().out)["sanity"]
+    reason = f"No sanity probe: it cannot be run here ({type(error).__name__}: {str(error).splitlines()[0]} (in fail"
+    assert sanity["says"].startswith(reason)
+    assert sanity["models"] == {}
+    assert reason in (tmp_path / "soup" / "README.md").read_text()
+    assert (tmp_path / "soup" / "model.safetensors").is_file()
+
+
+def test_an_interrupt_still_ends_an_export_during_its_probe(stored, monkeypatch, tmp_path):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export_probe, "probe_merge", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export_merge(stored, "uniform-soup", tmp_path / "soup")
 
 
 def test_a_search_that_runs_no_model_says_so(write_spec):
