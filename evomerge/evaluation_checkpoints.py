@@ -53,6 +53,7 @@ class EvaluationCheckpoints:
         artifacts: folder of the study, without patience.
         seconds: between two checkpoints; a shorter evaluation has none.
         device: of the worker, as its setup names it.
+        beside_weights: name -> digest of the files beside the base's weights, such as its chat template.
     """
 
     def __init__(
@@ -62,12 +63,14 @@ class EvaluationCheckpoints:
         *,
         seconds: float,
         device: str | None = None,
+        beside_weights: Mapping[str, str] | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._evaluator = evaluator
         self._artifacts = artifacts
         self._seconds = seconds
         self._device = device
+        self._beside_weights = dict(beside_weights or {})
         self._clock = clock
         self._fingerprint: str | None = None
         self._latest: str | None = None  # the checkpoint of the evaluation that runs
@@ -106,6 +109,7 @@ class EvaluationCheckpoints:
             "batch_size": getattr(self._evaluator, "batch_size", None),
             "items": asdict(items),
             "machine": _machine(self._device),
+            "beside": self._beside_weights,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 

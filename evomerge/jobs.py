@@ -37,6 +37,7 @@ class WorkerSetup:
         ingredients: number of merges that memory was planned for as sources of other merges.
         logs: folder of the logs of workers; None: they keep none.
         checkpoint: seconds between two checkpoints of an evaluation.
+        beside_weights: name -> digest of the files beside the base's weights.
         evaluators, methods: of what the caller has added to `EVALUATORS` and `METHODS`, for workers in other processes,
             the class of the spec's evaluator and all methods.
     """
@@ -60,6 +61,7 @@ class WorkerSetup:
     ingredients: int = 0
     logs: str | None = None
     checkpoint: float = 60.0
+    beside_weights: Mapping[str, str] = field(default_factory=dict)
     evaluators: Mapping[str, Any] = field(default_factory=dict)
     methods: tuple[MethodInfo, ...] = ()
 

@@ -106,7 +106,13 @@ class Worker:
         if not setup.artifacts or not isinstance(evaluator, ContinuableEvaluator):
             return None
         artifacts = ArtifactFolder(artifact_path(setup.artifacts))
-        return EvaluationCheckpoints(evaluator, artifacts, seconds=setup.checkpoint, device=setup.device)
+        return EvaluationCheckpoints(
+            evaluator,
+            artifacts,
+            seconds=setup.checkpoint,
+            device=setup.device,
+            beside_weights=setup.beside_weights,
+        )
 
     @property
     def bank(self) -> WeightBank:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from evomerge import load_spec
 from evomerge.clock import ManualClock
 from evomerge.errors import MergeError
 from evomerge.evaluation import Candidate, ItemBlock, Scores
 from evomerge.evaluation.evaluator import ScoringStep
 from evomerge.evaluation_checkpoints import FOLDER, ContinuedScores, EvaluationCheckpoints, discard
+from evomerge.jobs import Progress, Score, WorkerSetup
 from evomerge.object_store.artifact_folder import ArtifactFolder
+from evomerge.opening.inputs import open_inputs
 from evomerge.testing.evaluator_contract import candidate
+from evomerge.worker import Worker
 
 SEARCH = ItemBlock("search")
 SCORES = Scores({}, {"forward": 1.0})
@@ -133,6 +138,24 @@ def test_another_evaluator_begins_at_the_first_step(opened: Open) -> None:
     evaluator.fingerprint = "g"
     finish(checkpoints.score(candidate(), SEARCH))
     assert evaluator.made == list(range(1, 11))
+
+
+def test_a_worker_whose_base_has_another_chat_template_begins_at_the_first_pass(
+    write_spec: Callable[..., Path], pack: Path, tmp_path: Path
+) -> None:
+    inputs = open_inputs(load_spec(write_spec(evaluator={"name": str(pack)}, workers={"checkpoint": 1e-9})))
+    recipe = inputs.space.decode(inputs.space.centre)
+    setup = replace(inputs.setup(), artifacts=str(tmp_path / "artifacts"), device="cpu", batch_size=4)
+    other = replace(setup, beside_weights={**setup.beside_weights, "chat_template.jinja": "another"})
+
+    def first_pass(of: WorkerSetup) -> int:
+        with closing(Worker(of).events(Score(key="k", recipe=recipe, items=SEARCH, batch_size=4))) as events:
+            event = next(events)
+            assert isinstance(event, Progress)
+            return event.step
+
+    assert "tokenizer.json" in setup.beside_weights
+    assert [first_pass(each) for each in (setup, setup, other)] == [1, 2, 1]
 
 
 @pytest.mark.parametrize("change", [lambda content: content[:-1], lambda content: content + b"0", lambda _: b"", None])

@@ -12,6 +12,7 @@ from evomerge.adapters import open_expert
 from evomerge.adapters.core_space import core_refusal, no_adapter
 from evomerge.catalogue import TensorCatalogue
 from evomerge.checkpoints import Source, check_compatible, open_source
+from evomerge.checkpoints.files_beside_weights import files_beside_weights
 from evomerge.errors import InvalidInput
 from evomerge.evaluation import EVALUATORS
 from evomerge.evaluation.evaluator import Evaluator
@@ -68,6 +69,11 @@ class Inputs:
             allow=setup.allow,
         )
 
+    @cached_property
+    def beside_weights(self) -> dict[str, str]:
+        """Name -> digest of the files beside the base's weights: all candidates are read and written with them."""
+        return files_beside_weights(self.base)
+
     @property
     def refs(self) -> tuple[ModelRef, ...]:
         """Base and experts, in that order."""
@@ -103,6 +109,7 @@ class Inputs:
             logs=str(logs_folder(spec).resolve()),
             ingredients=self.space.ingredients,
             checkpoint=spec.workers.checkpoint,
+            beside_weights=self.beside_weights,
             evaluators={name: code for name, code in EVALUATORS.items() if name == spec.evaluator.name},
             methods=added_methods(),
         )

@@ -212,6 +212,7 @@ def _identity(inputs: Inputs, workers: int) -> StudyIdentity:
             {name: repr(distribution) for name, distribution in inputs.space.distributions.items()},
             measured_texts(inputs),
             baseline_texts(inputs),
+            inputs.beside_weights,
         ),
         split=split_to_json(inputs.evaluator.split),
         batch_size=None,

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -37,6 +37,8 @@ from evomerge.spec.sections import (
     WarmStartSpec,
     WorkersSpec,
 )
+
+BESIDE_WEIGHTS: Final = "files beside the base's weights"  # key of the identity; studies before it have no such files
 
 
 class SearchSpec(Frozen):
@@ -247,6 +249,7 @@ class SearchSpec(Frozen):
         params: Mapping[str, str],
         measured: Mapping[str, str] | None = None,
         made_of: Mapping[str, str] | None = None,
+        beside: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """Everything that the value of a trial, or the next proposal, depends on. Runs of a study must agree in it.
 
@@ -259,6 +262,7 @@ class SearchSpec(Frozen):
             params: param -> its distribution, in the order in which samplers see them.
             measured: role of a file of statistics -> digest of the texts that they are measured on.
             made_of: source -> digest of the texts that the baselines of the space are made from, where they need texts.
+            beside: name -> digest of the files beside the base's weights, such as its tokenizer and chat template.
         """
         return {
             "base": self.base.name,
@@ -279,6 +283,7 @@ class SearchSpec(Frozen):
             "dtype": self.dtype,
             "seed": self.seed,
             **self._policies,
+            **({BESIDE_WEIGHTS: dict(beside)} if beside else {}),
             **({"texts of statistics": dict(measured)} if measured else {}),
             **self._merges_identity(made_of),
             **self._methods_identity(),

@@ -13,6 +13,7 @@ import optuna
 from evomerge.errors import InvalidInput, OtherSpec
 from evomerge.forms import parse_json, reading
 from evomerge.messages import some
+from evomerge.spec.search_spec import BESIDE_WEIGHTS
 from evomerge.storage import attributes
 from evomerge.storage.attributes import read_text, write_text
 from evomerge.storage.opening import in_transaction
@@ -21,6 +22,7 @@ from evomerge.study.document_difference import difference
 from evomerge.study.race_defaults import RaceDefaults, read_race_defaults
 
 SCHEMA = 1
+LATER = (BESIDE_WEIGHTS,)  # keys of an identity that earlier releases did not store
 PACKAGES = ("evomerge", "torch", "transformers", "lm_eval", "optuna", "cma", "numpy", "ray")
 
 
@@ -67,7 +69,7 @@ def create_or_verify(study: optuna.Study, identity: StudyIdentity) -> StudyIdent
         )
     # The spec is not read: it may have been torn by a crash, and is written again below.
     stored = replace(_settled(study), spec=identity.spec)
-    changes = difference(stored.identity, json.loads(json.dumps(identity.identity)))
+    changes = difference(stored.identity, _comparable(identity, stored))
     if changes:
         raise OtherSpec(
             f"study {study.study_name!r} was made with another spec: {some(changes, 5, '; ')}. "
@@ -75,6 +77,12 @@ def create_or_verify(study: optuna.Study, identity: StudyIdentity) -> StudyIdent
         )
     in_transaction(storage_of(study), lambda: write_text(study, attributes.SPEC, identity.spec))
     return stored
+
+
+def _comparable(identity: StudyIdentity, stored: StudyIdentity) -> dict[str, Any]:
+    """The identity as it is stored, without keys that a study of an earlier release does not have."""
+    content: dict[str, Any] = json.loads(json.dumps(identity.identity))
+    return {key: value for key, value in content.items() if key in stored.identity or key not in LATER}
 
 
 def _is_unused(study: optuna.Study) -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,9 @@ from evomerge.leases.lock import hold
 from evomerge.opening.inputs import open_inputs
 from evomerge.search.run import Listener
 from evomerge.spec import override, spec_from_json
+from evomerge.spec.search_spec import BESIDE_WEIGHTS
 from evomerge.storage import attributes
+from evomerge.storage.attributes import write_text
 from evomerge.study.identity import create_or_verify, read_identity
 from evomerge.study.search_study import MAX_ATTEMPTS, SearchStudy
 
@@ -220,6 +223,32 @@ def test_n29_another_spec_is_refused_with_the_difference(write_spec, changes, fi
     with pytest.raises(OtherSpec) as caught:
         search(write_spec(**changes), trials=4)
     assert field in str(caught.value)
+
+
+@pytest.fixture
+def own_base(tmp_path):
+    """Sources of which the base is a copy, whose files may be changed, and the folder of that."""
+    folder = tmp_path / "own"
+    shutil.copytree(TOY / "base", folder)
+    return [{"name": "base", "location": str(folder)}, *SOURCES[1:]], folder
+
+
+def test_a_base_with_another_chat_template_is_refused_by_the_name_of_the_file(write_spec, own_base):
+    sources, folder = own_base
+    search(write_spec(sources=sources), trials=2)
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    with pytest.raises(OtherSpec, match=r"files beside the base's weights\.chat_template\.jinja was null, now"):
+        search(write_spec(sources=sources), trials=4)
+
+
+def test_a_study_that_stored_no_files_beside_the_weights_is_resumed_with_any(write_spec, own_base, tmp_path):
+    sources, folder = own_base
+    search(write_spec(sources=sources), trials=2)
+    study = study_of(tmp_path)
+    earlier = {key: value for key, value in read_identity(study).identity.items() if key != BESIDE_WEIGHTS}
+    write_text(study, attributes.IDENTITY, json.dumps(earlier))
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert len(search(write_spec(sources=sources), trials=3).trials) == 3
 
 
 @pytest.mark.parametrize("name", ["mixed-methods", "dare-ties-per-block", "ties-smooth", "pcb-per-block"])
