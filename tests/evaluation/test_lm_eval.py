@@ -542,9 +542,24 @@ def test_only_the_items_of_the_part_are_forwarded(build: Build, model: Any) -> N
 
 def test_held_out_items_are_refused_as_few_shot_examples(build: Build) -> None:
     leaking = {"toy_pick": {**TASKS["toy_pick"], "fewshot_split": "test"}}
-    with pytest.raises(InvalidInput, match="would draw held-out items as few-shot examples"):
+    with pytest.raises(InvalidInput, match="would draw held-out items of task 'toy_pick' as few-shot examples"):
         build(only("toy_pick", "acc", num_fewshot=2), leaking)
     build(only("toy_pick", "acc", num_fewshot=0), leaking)
+
+
+def test_held_out_items_of_another_task_are_refused_as_few_shot_examples(tmp_path: Path) -> None:
+    drawing = {"task": "toy_pick", "metric": "acc", "num_fewshot": 2}
+    settings = {"tasks": [drawing, {"task": "toy_letter", "metric": "acc"}]}
+    folder = write_pack(tmp_path / "tiny", settings)
+    lines = [json.loads(line) for line in (folder / "items" / "all.jsonl").read_text().splitlines()]
+    held_out = [{**line, "part": "example"} for line in lines if line["part"] == "held_out"]
+    own = [{**line, **document} for line, document in zip(lines, documents(len(lines), 7), strict=True)]
+    write_lines(folder / "items" / "own.jsonl", own)
+    write_lines(folder / "items" / "examples.jsonl", held_out)
+    task = folder / "tasks" / "toy_pick.yaml"
+    task.write_text(task.read_text().replace("items/all.jsonl", "items/own.jsonl"))
+    with pytest.raises(InvalidInput, match="'toy_pick' would draw held-out items of task 'toy_letter'"):
+        HarnessEvaluator(load_pack(str(folder)), make_tokenizer(), seed=3)
 
 
 def test_a_limit_takes_a_seeded_sample_of_the_search_part_only(build: Build) -> None:

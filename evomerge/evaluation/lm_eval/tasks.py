@@ -126,17 +126,23 @@ def _check_task(task: Any, entry: PackTask, allow: Collection[str], *, builtin: 
 
 
 def refuse_leaking_examples(pack: Pack, tasks: Mapping[str, Any], split: Split) -> None:
-    """Refuse few-shot examples that are held-out items: the prompts of the search would show them."""
+    """Refuse few-shot examples that are held-out items of any task: the prompts of the search would show them."""
+    drawing = {name: task for name, task in tasks.items() if task.config.num_fewshot}
+    if not drawing:
+        return
     without = pack.split.field if isinstance(pack.split, FieldSplit) else None
+    held_out: dict[str, str] = {}  # content -> the task
     for name, task in tasks.items():
-        if task.config.num_fewshot:
-            documents = documents_of(task)
-            held_out = {content_hash(documents[item], without) for item in split.parts["held_out"][name]}
-            if any(content_hash(example, without) in held_out for example in task.sampler.fewshot_docs()):
-                raise InvalidInput(
-                    f"task {name!r} would draw held-out items as few-shot examples; give the task a fewshot_split with "
-                    f"documents of its own, or set num_fewshot: 0"
-                )
+        documents = documents_of(task)
+        held_out |= {content_hash(documents[item], without): name for item in split.parts["held_out"][name]}
+    for name, task in drawing.items():
+        examples = (content_hash(example, without) for example in task.sampler.fewshot_docs())
+        shown = next((held_out[example] for example in examples if example in held_out), None)
+        if shown is not None:
+            raise InvalidInput(
+                f"task {name!r} would draw held-out items of task {shown!r} as few-shot examples; give the task a "
+                f"fewshot_split with documents of its own, or set num_fewshot: 0"
+            )
 
 
 def documents_of(task: Any) -> Any:
