@@ -42,12 +42,13 @@ def tokenised(prompt: str, answer: str, encode: Encode) -> CalibrationText:
     return CalibrationText(tuple(whole), shared)
 
 
-def prompt_and_answer(task: Any, requests: Sequence[Any]) -> tuple[str, str]:
+def prompt_and_answer(task: Any, requests: Sequence[Any], *, chat: bool = False) -> tuple[str, str]:
     """The text of an item of an lm-eval task, few-shot examples included, and its right answer.
 
     Args:
         task: an lm-eval task.
         requests: the item's requests, in the task's order.
+        chat: whether the prompt is a chat, whose template ends it.
 
     Raises:
         InvalidInput: the task does not say which answer is right.
@@ -56,7 +57,8 @@ def prompt_and_answer(task: Any, requests: Sequence[Any]) -> tuple[str, str]:
     if first.request_type == "loglikelihood_rolling":
         return "", str(first.args[0])
     if first.request_type == "generate_until":
-        return str(first.args[0]), f"{task.config.target_delimiter}{_right_text(task, first.doc)}"
+        answer = _right_text(task, first.doc)
+        return str(first.args[0]), f"{_delimiter(task, first.doc, answer, chat=chat)}{answer}"
     if len(requests) == 1:
         return str(first.args[0]), str(first.args[1])
     prompt, answer = requests[_right_option(task, first.doc)].args
@@ -99,6 +101,16 @@ def _right_option(task: Any, document: Any) -> int:
             "give a file with texts instead"
         )
     return right[0]
+
+
+def _delimiter(task: Any, document: Any, answer: str, *, chat: bool) -> str:
+    """The text between prompt and answer, as lm-eval writes it in its few-shot examples.
+
+    A beginning of the answer (`gen_prefix`) is followed by a blank where there is none yet; a chat template needs none.
+    """
+    if begun := task.resolve_field(document, task.config.gen_prefix):
+        return "" if begun[-1].isspace() or answer[:1].isspace() else " "
+    return "" if chat else str(task.config.target_delimiter)
 
 
 def _right_text(task: Any, document: Any) -> str:

@@ -4,7 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from tiny_pack import make_tokenizer, write_pack
+from tiny_pack import TASKS, make_tokenizer, write_pack
 
 from evomerge.errors import InvalidInput
 from evomerge.evaluation import load_pack
@@ -40,6 +40,26 @@ def test_every_kind_of_task_gives_its_prompt_and_its_right_answer(evaluator, tas
             "toy_read": ("", document["text"]),
         }[task]
         assert read(text) == ("".join(expected), expected[1])
+
+
+CHAT = "{% for message in messages %}{{ message.role[0] }}:{{ message.content }}\n{% endfor %}a:"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "begins"), [({}, ""), ({"gen_prefix": "it is"}, "it is "), ({"gen_prefix": "it is "}, "it is ")]
+)
+def test_the_answer_of_a_chat_begins_as_those_of_the_examples_in_the_prompt(tmp_path, prefix, begins):
+    task = {"task": "toy_write", "metric": "exact_match", "num_fewshot": 1}
+    settings = {"apply_chat_template": True, "tasks": [task]}
+    folder = write_pack(tmp_path / "tiny", settings, {"toy_write": {**TASKS["toy_write"], **prefix}})
+    tokenizer = make_tokenizer()
+    # A prefix is a message of the assistant that is left open.
+    tokenizer.chat_template = CHAT.removesuffix("a:").replace("\n", "") if prefix else CHAT
+    for text in HarnessEvaluator(load_pack(str(folder)), tokenizer, seed=3).calibration("toy_write", 3):
+        whole, answer = read(text)
+        assert answer.strip() in ("l", "m")
+        assert any(f"a:{begins}{letter}" in whole[: -len(answer)] for letter in "lm")  # an example
+        assert whole.endswith(f"a:{begins}{answer.strip()}")
 
 
 def test_an_item_with_options_has_its_prompt_with_every_wrong_one(evaluator):

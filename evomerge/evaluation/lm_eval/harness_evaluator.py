@@ -289,7 +289,7 @@ class HarnessEvaluator:
 
     def _calibration_text(self, task: str, requests: Sequence[Instance]) -> CalibrationText:
         encode = self._tokenizer.plain.encode
-        prompt, answer = prompt_and_answer(self.tasks[task], requests)
+        prompt, answer = prompt_and_answer(self.tasks[task], requests, chat=self.pack.chat_template)
         others = [tokenised(*option, encode) for option in wrong_options(self.tasks[task], requests)]
         return replace(tokenised(prompt, answer, encode), others=tuple(others))
 
