@@ -68,7 +68,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
     if not has_begun(spec):
         check_recipe_file(inputs)
     statistics, weights = _statistics(inputs), trained_weights(inputs)
-    check_requests(inputs)
+    unmeant = check_requests(inputs)
     untried = check_model(inputs)
     moves = unit_moves(inputs)
     files = sum(each["file_bytes"] for each in statistics) + weights.file + weights.checkpoint
@@ -105,6 +105,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
         "warnings": [
             *inputs.warnings,
             *([untried] if untried else []),
+            *unmeant,
             *_budget_warnings(inputs),
             *_item_warnings(inputs),
             *_rest_warnings(inputs),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -156,11 +156,14 @@ class HarnessScores:
 class ModelEvaluator(Protocol):
     """An evaluator that can say before a search whether a model can be scored."""
 
-    def check_requests(self, model: PreTrainedModel) -> None:
+    def check_requests(self, model: PreTrainedModel) -> Sequence[str]:
         """Build and encode every request, and ask the metrics for a number.
 
         Args:
             model: of the base; its weights are not read, it may be on the meta device.
+
+        Returns:
+            Warnings about requests that can be scored, but may not be meant.
 
         Raises:
             InvalidInput: names the task and the item.

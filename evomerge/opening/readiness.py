@@ -15,10 +15,13 @@ from evomerge.passes.kernels import DTYPES
 _SHARE = 0.5  # of the available memory that the base may take, to be run beside everything else
 
 
-def check_requests(inputs: Inputs) -> None:
+def check_requests(inputs: Inputs) -> list[str]:
     """Build and encode every request as workers will, without weights.
 
     Evaluators that need no model have nothing to check.
+
+    Returns:
+        Warnings about requests that can be scored, but may not be meant.
 
     Raises:
         InvalidInput: merges into the base cannot be scored, or a request cannot be run; names the source or the task
@@ -28,7 +31,8 @@ def check_requests(inputs: Inputs) -> None:
         check_scorable(inputs.base)
         if inputs.space.paths is not None:
             check_stackable(inputs.base)
-        inputs.evaluator.check_requests(meta_model(inputs.base))
+        return list(inputs.evaluator.check_requests(meta_model(inputs.base)))
+    return []
 
 
 def check_model(inputs: Inputs) -> str | None:

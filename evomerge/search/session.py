@@ -143,7 +143,8 @@ def open_session(
     inputs = open_inputs(spec)
     for warning in inputs.warnings:
         listener.on_phase(f"warning: {warning}")
-    _refuse_unfit(inputs, (*spec.chosen_baselines, *further))
+    for warning in _refuse_unfit(inputs, (*spec.chosen_baselines, *further)):
+        listener.on_phase(f"warning: {warning}")
     if not_applicable := ignored_without_ray(spec.workers, ray):
         listener.on_phase(
             f"warning: without Ray there is one worker, this process; ignored: {', '.join(not_applicable)}"
@@ -239,8 +240,8 @@ def _beat_with(stop: Stop, heartbeat: Heartbeat) -> None:
     stop.on_look = look_and_beat
 
 
-def _refuse_unfit(inputs: Inputs, baselines: Sequence[BaselineSpec]) -> None:
-    """Refuse, before anything is created, inputs that would end the run later."""
+def _refuse_unfit(inputs: Inputs, baselines: Sequence[BaselineSpec]) -> list[str]:
+    """Refuse, before anything is created, inputs that would end the run later; warnings about those that may not."""
     check_trackers(inputs.spec.track)
     task_weights(inputs.spec.objective, inputs.evaluator.weights)
     check_warm_start(inputs)
@@ -251,7 +252,7 @@ def _refuse_unfit(inputs: Inputs, baselines: Sequence[BaselineSpec]) -> None:
         planned_training(baseline, inputs)
     for measurement in all_measurements(inputs, baselines):
         measurement.texts(inputs.evaluator)
-    check_requests(inputs)
+    return check_requests(inputs)
 
 
 def _begin(

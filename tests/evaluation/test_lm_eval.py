@@ -783,3 +783,33 @@ def test_the_trials_of_a_model_leave_nothing_in_it(build: Build) -> None:
     ours = evaluator.score(candidate(model), SEARCH).tasks["toy_read"]
     fresh = make_model(0, max_position_embeddings=20, rope_parameters=rotary)
     assert ours.outcomes == other.score(candidate(fresh), SEARCH).tasks["toy_read"].outcomes
+
+
+def test_prompts_that_lose_their_beginning_are_counted_once_per_task(build: Build, model: Any) -> None:
+    tasks = [
+        {"task": "toy_pick", "metric": "acc", "num_fewshot": 2},
+        {"task": "toy_write", "metric": "exact_match", "num_fewshot": 2},
+        {"task": "toy_letter", "metric": "acc"},
+        {"task": "toy_read", "metric": "bits_per_byte"},
+    ]
+    evaluator = build({"max_length": 40, "tasks": tasks})
+    warnings = [warning for warning in evaluator.check_requests(model) if "lose their beginning" in warning]
+    assert [warning.partition(" are")[0] for warning in warnings] == [
+        "task 'toy_pick': 27 of 27 prompts",
+        "task 'toy_write': 27 of 27 prompts",
+    ]
+    assert "longer than 40 tokens" in warnings[0]
+    whole = build({"max_length": 256, "tasks": tasks}).check_requests(model)
+    assert not any("lose their beginning" in warning for warning in whole)
+
+
+def test_a_prompt_of_just_the_length_that_the_model_holds_is_not_cut(build: Build, model: Any) -> None:
+    for task, metric, spare in (("toy_last", "acc", -1), ("toy_write", "exact_match", 8)):
+        instances = [each[0] for each in build(only(task, metric)).prompts.part("search")[task].values()]
+        lm = build(only(task, metric))._lm(model, 1)
+        instance = instances[0]
+        rest = instance.args[1] if task == "toy_last" else ""
+        length = len(instance.args[0]) + len(rest) + spare
+        fits = build({**only(task, metric), "max_length": length})._lm(model, 1)
+        short = build({**only(task, metric), "max_length": length - 1})._lm(model, 1)
+        assert [each.is_cut(instance) for each in (lm, fits, short)] == [False, False, True]

@@ -33,6 +33,7 @@ from evomerge.evaluation.lm_eval.harness_seeds import harness_seeds
 from evomerge.evaluation.lm_eval.metrics import check_metric, gold_of, metric_of, number_of, raw_of
 from evomerge.evaluation.lm_eval.model import PreparedLM
 from evomerge.evaluation.lm_eval.prompts import Prompts
+from evomerge.evaluation.lm_eval.request_warnings import cut_prompts
 from evomerge.evaluation.lm_eval.tasks import builtin_configs, documents_of, load_tasks, refuse_leaking_examples
 from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.packs.items import ItemBlock, Part, Split
@@ -242,14 +243,16 @@ class HarnessEvaluator:
         fitting = max(1, CPU_LOGITS // (longest * vocabulary))
         return min(CPU_BATCH, 1 << (fitting.bit_length() - 1))
 
-    def check_requests(self, model: PreTrainedModel) -> None:
+    def check_requests(self, model: PreTrainedModel) -> list[str]:
         """See `ModelEvaluator`."""
         lm = self._lm(model, batch_size=1)
-        for part in SCORED_PARTS:
-            encode(lm, self.prompts.part(part))
-        for name, requests in self.prompts.part("search").items():
+        search, held_out = self.prompts.part("search"), self.prompts.part("held_out")
+        encode(lm, search)
+        encode(lm, held_out)
+        for name, requests in search.items():
             if requests:
                 check_metric(name, self.tasks[name], self._metrics[name], next(iter(requests.values())))
+        return cut_prompts(lm, search, held_out)
 
     def check_model(self, model: PreTrainedModel) -> None:
         """See `ModelEvaluator`."""

@@ -99,6 +99,15 @@ class PreparedLM(HFLM):  # type: ignore[misc]
         )
         return Prompt(tokens=tuple(tokens[0].tolist()), limit=limit, stops=tuple(stops), plain=plain)
 
+    def is_cut(self, instance: Instance) -> bool:
+        """Whether a prompt loses its beginning, as with lm-eval. A text that is read whole loses nothing."""
+        if instance.request_type == "loglikelihood_rolling":
+            return False
+        if instance.request_type == "generate_until":
+            tokens, _ = self.tok_batch_encode([instance.args[0]])
+            return bool(tokens.shape[1] + self.prompt(instance).limit > self.max_length)
+        return any(len(context) + len(rest) - 1 > self.max_length for context, rest in self.pairs(instance))
+
     def write(self, instances: list[Instance], batch_size: int) -> list[str]:
         """The texts that lm-eval itself gives, so many at once."""
         before, self.batch_size_per_gpu = self.batch_size, batch_size
