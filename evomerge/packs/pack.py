@@ -7,7 +7,8 @@ description: ...
 tasks_folder: tasks            # lm-eval task YAMLs of the pack; without it the tasks are lm-eval's own
 tasks:
   - {task: toy_shift, metric: exact_match}     # optional: filter, weight, num_fewshot, limit
-split: {by: field, field: part}                # or {by: hash, shares: {calibration: 0.1, search: 0.4, held_out: 0.5}}
+split: {by: field, field: part}                # or {by: hash, shares: {calibration: 0.1, search: 0.4, held_out: 0.5},
+                                               #     fields: [question]}: one question, one part
 # optional, as lm-eval has them: apply_chat_template, fewshot_as_multiturn, system_instruction, max_length
 ```
 """
@@ -75,10 +76,12 @@ class HashSplit(Frozen):
     Attributes:
         by: the rule.
         shares: part (calibration, search, held_out) -> its share; together they are 1.
+        fields: those that make an item: documents that are equal in them are in one part. All without it.
     """
 
     by: Literal["hash"]
     shares: Mapping[Part, Annotated[float, Field(ge=0, le=1)]]
+    fields: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
 
     @field_validator("shares")
     @classmethod
@@ -181,8 +184,12 @@ class Pack(Frozen):
     @property
     def fingerprint(self) -> str:
         """Digest of everything in the pack that determines a score: settings, task YAMLs, data and code."""
-        default = {"fewshot_as_multiturn"} if self.multiturn == self.chat_template else set()
-        settings = self.model_dump(mode="json", exclude={"name", "description", *default})
+        exclude: Any = dict.fromkeys(("name", "description"), True)
+        if self.multiturn == self.chat_template:
+            exclude["fewshot_as_multiturn"] = True
+        if isinstance(self.split, HashSplit) and self.split.fields is None:  # packs before it have no such key
+            exclude["split"] = {"fields"}
+        settings = self.model_dump(mode="json", exclude=exclude)
         content = {"settings": settings, "files": _data_digests(self), "code": code_files(self)}
         return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 

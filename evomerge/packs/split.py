@@ -28,6 +28,13 @@ def content_hash(document: Mapping[str, Any], without: str | None = None) -> str
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def item_key(document: Mapping[str, Any], rule: FieldSplit | HashSplit) -> str:
+    """The digest of what may not stand in two parts: the content, or the fields that the rule names."""
+    if isinstance(rule, HashSplit) and rule.fields is not None:
+        return content_hash({name: document.get(name) for name in rule.fields})
+    return content_hash(document, _field_of(rule))
+
+
 def make_split(
     documents: Mapping[str, Sequence[Mapping[str, Any]]],
     rule: FieldSplit | HashSplit,
@@ -43,17 +50,20 @@ def make_split(
         limits: task -> how many items of the search part are used.
 
     Raises:
-        InvalidInput: a document names no part, one content stands in two parts, or a task has nothing to search on or
-            to hold out.
+        InvalidInput: a document names no part or lacks a field of the rule, one content stands in two parts, or a task
+            has nothing to search on or to hold out.
     """
     hashes = content_hashes(documents, rule)
     parts: dict[str, dict[str, tuple[int, ...]]] = {part: {} for part in PARTS}
     homes: dict[str, tuple[str, str, int]] = {}
     for task, contents in documents.items():
         ids: dict[str, list[int]] = {part: [] for part in PARTS}
-        for item, (document, digest) in enumerate(zip(contents, hashes[task], strict=True)):
-            part = _part(document, digest, rule, f"task {task!r}, document {item}")
-            _refuse_two_homes(homes.setdefault(digest, (part, task, item)), (part, task, item))
+        for item, document in enumerate(contents):
+            where = f"task {task!r}, document {item}"
+            _refuse_lacking(document, rule, where)
+            key = item_key(document, rule)
+            part = _part(document, key, rule, where)
+            _refuse_two_homes(homes.setdefault(key, (part, task, item)), (part, task, item))
             ids[part].append(item)
         limit = (limits or {}).get(task)
         for part in PARTS:
@@ -67,7 +77,7 @@ def content_hashes(
     documents: Mapping[str, Sequence[Mapping[str, Any]]], rule: FieldSplit | HashSplit
 ) -> dict[str, list[str]]:
     """Task -> content hash of each of its documents."""
-    without = rule.field if isinstance(rule, FieldSplit) else None
+    without = _field_of(rule)
     return {task: [content_hash(document, without) for document in contents] for task, contents in documents.items()}
 
 
@@ -117,6 +127,21 @@ def split_from_json(text: str) -> Split:
         by_part = content["parts"].items()
         parts = {part: {task: tuple(ids) for task, ids in by_task.items()} for part, by_task in by_part}
         return Split(parts, content["digests"])
+
+
+def _field_of(rule: FieldSplit | HashSplit) -> str | None:
+    """The field that only names the part."""
+    return rule.field if isinstance(rule, FieldSplit) else None
+
+
+def _refuse_lacking(document: Mapping[str, Any], rule: FieldSplit | HashSplit, where: str) -> None:
+    named = (rule.fields or ()) if isinstance(rule, HashSplit) else ()
+    lacking = [name for name in named if name not in document]
+    if lacking:
+        raise InvalidInput(
+            f"{where}: it has no {', '.join(lacking)}, but the split names {', '.join(named)} as the fields that make "
+            f"an item; it has {', '.join(sorted(document))}"
+        )
 
 
 def _part(document: Mapping[str, Any], digest: str, rule: FieldSplit | HashSplit, where: str) -> Part:

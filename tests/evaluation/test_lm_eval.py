@@ -3,6 +3,7 @@ from __future__ import annotations
 import builtins
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from steps_made import steps_made
 from tiny_pack import PACK, TASKS, documents, make_model, make_tokenizer, write_lines, write_pack
 from tokenizers.processors import TemplateProcessing
@@ -813,3 +815,18 @@ def test_a_prompt_of_just_the_length_that_the_model_holds_is_not_cut(build: Buil
         fits = build({**only(task, metric), "max_length": length})._lm(model, 1)
         short = build({**only(task, metric), "max_length": length - 1})._lm(model, 1)
         assert [each.is_cut(instance) for each in (lm, fits, short)] == [False, False, True]
+
+
+def test_held_out_items_that_ask_what_the_search_asks_are_counted(tmp_path: Path, model: Any) -> None:
+    split: dict[str, Any] = {"by": "hash", "shares": {"search": 0.5, "held_out": 0.5}}
+    settings = {**only("toy_letter", "acc", num_fewshot=1), "split": split}
+    folder = write_pack(tmp_path / "tiny", settings, count=60)  # ten words
+    tokenizer = make_tokenizer()
+    (warning,) = HarnessEvaluator(load_pack(str(folder)), tokenizer, seed=3).check_requests(model)
+    assert re.match(r"task 'toy_letter': \d\d of \d\d held-out items ask what an item of the search asks", warning)
+    by_word = {**PACK, **settings, "split": {**split, "fields": ["word"]}}
+    (folder / "evaluator.yaml").write_text(yaml.safe_dump(by_word), encoding="utf-8")
+    with pytest.raises(InvalidInput, match="would draw held-out items"):  # examples about the same words
+        HarnessEvaluator(load_pack(str(folder)), tokenizer, seed=3)
+    (folder / "evaluator.yaml").write_text(yaml.safe_dump({**by_word, **only("toy_letter", "acc")}), encoding="utf-8")
+    assert not HarnessEvaluator(load_pack(str(folder)), tokenizer, seed=3).check_requests(model)

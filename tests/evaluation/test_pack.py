@@ -221,6 +221,17 @@ def test_a_setting_by_its_name_in_lm_eval_or_at_its_default_is_the_same_evaluato
     assert fingerprint(fewshot_as_multiturn=False) == fingerprint() != chat
 
 
+def test_a_split_by_hash_has_the_fingerprint_that_studies_have_stored_unless_it_names_fields(tmp_path: Path) -> None:
+    def fingerprint(**split: Any) -> str:
+        rule = {"by": "hash", "shares": {"search": 0.5, "held_out": 0.5}, **split}
+        pack = Pack.model_validate({**builtin("squad_completion", "contains").model_dump(), "split": rule})
+        pack._folder = tmp_path
+        return pack.fingerprint
+
+    assert fingerprint() == "4d5c2f9e6d3317d67de84969f5d5bc519ee8671731966067faca109d34522577"
+    assert fingerprint(fields=["question"]) != fingerprint()
+
+
 def test_the_fingerprint_of_a_pack_is_the_one_that_studies_have_stored(tmp_path: Path) -> None:
     pack = builtin("squad_completion", "contains")
     pack._folder = tmp_path

@@ -127,6 +127,29 @@ def test_changed_added_or_missing_documents_are_noticed() -> None:
         check_split(split, {"u": contents}, BY_HASH)
 
 
+def test_documents_with_the_fields_that_make_an_item_in_common_land_in_one_part() -> None:
+    contents = {name: [{"id": f"{name}{at}", "question": f"what is {at % 50}?"} for at in range(200)] for name in "tu"}
+    shares = {"search": 0.5, "held_out": 0.5}
+    parts = make_split(contents, HashSplit(by="hash", shares=shares, fields=("question",)), seed=1).parts
+    asked = {part: {contents[task][item]["question"] for task in "tu" for item in parts[part][task]} for part in shares}
+    assert not asked["search"] & asked["held_out"]
+
+
+def test_a_changed_document_is_noticed_in_any_field() -> None:
+    rule = HashSplit(by="hash", shares={"search": 0.5, "held_out": 0.5}, fields=("question",))
+    contents = documents(50)
+    split = make_split({"t": contents}, rule, seed=1)
+    check_split(split, {"t": contents}, rule)
+    with pytest.raises(OtherSpec):
+        check_split(split, {"t": [{**document, "answer": -1} for document in contents]}, rule)
+
+
+def test_a_document_without_a_field_that_makes_an_item_is_refused() -> None:
+    rule = HashSplit(by="hash", shares={"search": 0.5, "held_out": 0.5}, fields=("questoin", "answer"))
+    with pytest.raises(InvalidInput, match=r"document 0: it has no questoin, but .*; it has answer, question"):
+        make_split({"t": documents(5)}, rule, seed=1)
+
+
 def test_the_content_hash_ignores_the_order_of_keys_and_the_field_of_the_part_only() -> None:
     assert content_hash({"a": 1, "b": "ü"}) == content_hash({"b": "ü", "a": 1})
     assert content_hash({"a": 1, "part": "search"}, "part") == content_hash({"a": 1, "part": "held_out"}, "part")

@@ -33,7 +33,7 @@ from evomerge.evaluation.lm_eval.harness_seeds import harness_seeds
 from evomerge.evaluation.lm_eval.metrics import check_metric, gold_of, metric_of, number_of, raw_of
 from evomerge.evaluation.lm_eval.model import PreparedLM
 from evomerge.evaluation.lm_eval.prompts import Prompts
-from evomerge.evaluation.lm_eval.request_warnings import cut_prompts
+from evomerge.evaluation.lm_eval.request_warnings import cut_prompts, shared_questions
 from evomerge.evaluation.lm_eval.tasks import builtin_configs, documents_of, load_tasks, refuse_leaking_examples
 from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.packs.items import ItemBlock, Part, Split
@@ -252,7 +252,7 @@ class HarnessEvaluator:
         for name, requests in search.items():
             if requests:
                 check_metric(name, self.tasks[name], self._metrics[name], next(iter(requests.values())))
-        return cut_prompts(lm, search, held_out)
+        return [*shared_questions(self.tasks, search, held_out), *cut_prompts(lm, search, held_out)]
 
     def check_model(self, model: PreTrainedModel) -> None:
         """See `ModelEvaluator`."""

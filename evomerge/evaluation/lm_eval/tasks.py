@@ -14,8 +14,8 @@ from evomerge.evaluation.lm_eval.harness_seeds import harness_seeds
 from evomerge.messages import in_one_line
 from evomerge.packs.benchmarks import refuse_test_split
 from evomerge.packs.items import Split
-from evomerge.packs.pack import FieldSplit, Pack, PackTask, check_allowed
-from evomerge.packs.split import content_hash
+from evomerge.packs.pack import Pack, PackTask, check_allowed
+from evomerge.packs.split import item_key
 
 
 class PreparedTask(ConfigurableTask):  # type: ignore[misc]
@@ -130,13 +130,12 @@ def refuse_leaking_examples(pack: Pack, tasks: Mapping[str, Any], split: Split) 
     drawing = {name: task for name, task in tasks.items() if task.config.num_fewshot}
     if not drawing:
         return
-    without = pack.split.field if isinstance(pack.split, FieldSplit) else None
-    held_out: dict[str, str] = {}  # content -> the task
+    held_out: dict[str, str] = {}  # key of an item -> the task
     for name, task in tasks.items():
         documents = documents_of(task)
-        held_out |= {content_hash(documents[item], without): name for item in split.parts["held_out"][name]}
+        held_out |= {item_key(documents[item], pack.split): name for item in split.parts["held_out"][name]}
     for name, task in drawing.items():
-        examples = (content_hash(example, without) for example in task.sampler.fewshot_docs())
+        examples = (item_key(example, pack.split) for example in task.sampler.fewshot_docs())
         shown = next((held_out[example] for example in examples if example in held_out), None)
         if shown is not None:
             raise InvalidInput(
