@@ -43,7 +43,7 @@ class PackTask(Frozen):
 
     Attributes:
         task: name of an lm-eval task.
-        metric: one of the task's metrics, as lm-eval prints it, without the filter.
+        metric: one of the task's metrics, as lm-eval prints it. Its filter may follow, as in `exact_match,strict`.
         filter: one of the task's filters; the first one without it.
         weight: weight of the task in the objective, before normalisation.
         num_fewshot: examples in the prompt; the task's own number without it.
@@ -56,6 +56,18 @@ class PackTask(Frozen):
     weight: Annotated[float, Field(gt=0)] = 1.0
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     limit: Positive | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_in_results(cls, content: Any) -> Any:
+        """Take the filter from behind the metric, where lm-eval writes it among its results."""
+        named = content.get("metric") if isinstance(content, Mapping) else None
+        if not isinstance(named, str) or "," not in named:
+            return content
+        metric, _, chosen = named.partition(",")
+        if (content.get("filter") or chosen) != chosen:
+            raise ValueError(f"metric {named!r} and filter {content['filter']!r} name two filters; leave one out")
+        return {**content, "metric": metric, "filter": chosen}
 
 
 class FieldSplit(Frozen):

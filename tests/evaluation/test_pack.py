@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 from tiny_pack import PACK, TASKS, write_pack
 
 from evomerge.errors import InvalidInput
 from evomerge.evaluation import code_files, known_packs, load_pack
-from evomerge.packs.pack import Pack, check_allowed
+from evomerge.packs.pack import Pack, PackTask, check_allowed
 
 PICK = {"tasks": [{"task": "toy_pick", "metric": "acc"}]}
 
@@ -219,6 +220,14 @@ def test_a_setting_by_its_name_in_lm_eval_or_at_its_default_is_the_same_evaluato
     assert fingerprint(apply_chat_template=True, fewshot_as_multiturn=True) == chat
     assert fingerprint(apply_chat_template=True, fewshot_as_multiturn=False) != chat
     assert fingerprint(fewshot_as_multiturn=False) == fingerprint() != chat
+
+
+def test_a_metric_with_its_filter_behind_it_is_both() -> None:
+    (task,) = builtin("gsm8k", "exact_match,flexible-extract").tasks
+    assert (task.metric, task.filter) == ("exact_match", "flexible-extract")
+    assert PackTask(task="gsm8k", metric="exact_match,strict-match", filter="strict-match").filter == "strict-match"
+    with pytest.raises(ValidationError, match="name two filters; leave one out"):
+        PackTask(task="gsm8k", metric="exact_match,strict-match", filter="flexible-extract")
 
 
 def test_a_split_by_hash_has_the_fingerprint_that_studies_have_stored_unless_it_names_fields(tmp_path: Path) -> None:
