@@ -38,8 +38,9 @@ class JudgeEvaluator(DocumentEvaluator):
     neutral_settings = frozenset({"questions", "url", "timeout", "patience", "parallel"})  # the questions are compared
 
     def documents(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
-        lines = Path(self.settings["questions"]).read_text(encoding="utf-8").splitlines()
-        return {TASK: [json.loads(line) for line in lines]}
+        # splitlines would cut at U+2028 inside a string.
+        lines = Path(self.settings["questions"]).read_text(encoding="utf-8").split("\n")
+        return {TASK: [json.loads(line) for line in lines if line.strip()]}
 
     def outcomes(self, candidate: Candidate, task: str, documents: Sequence[Mapping[str, Any]]) -> list[float]:
         model, answers = candidate.model(), []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -187,6 +188,13 @@ def test_marks_become_outcomes_from_0_to_1_in_the_order_of_the_questions(judge, 
     contents = [request["messages"][-1]["content"] for request in judge.requests]
     ordered = sorted(contents, key=lambda text: _position(built, text))
     assert outcomes == [len(text) % 5 / 4 for text in ordered]
+
+
+def test_a_question_may_hold_a_line_separator(judge, tmp_path):
+    questions = [{"question": f"one\u2028two {number}", "reference": "x"} for number in range(20)]
+    file = tmp_path / "questions.jsonl"
+    file.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in questions), encoding="utf-8")
+    assert evaluator(judge, questions=str(file)).documents() == {"judged": questions}
 
 
 def _position(built, text):
