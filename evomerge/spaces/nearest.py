@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from evomerge.genomes.arrival import key_params, keys_of
-from evomerge.genomes.pairs import SCORE, score_of
-from evomerge.methods import METHODS
+from evomerge.genomes.pairs import SCORE, score_of, takes_scores
+from evomerge.methods import METHODS, method_info
 from evomerge.recipe import Recipe, Rule
 from evomerge.spaces.bound import BoundSpace, key_prefix, method_param, owners_of, param_name
 from evomerge.spaces.control_points import Equation, solve
@@ -47,6 +47,8 @@ def nearest_params(space: BoundSpace, recipe: Recipe, trained: MeanWeights | Non
         return space.genome.nearest({**_rules(recipe), **_averages(trained or {})})
     rules = _rules(recipe)
     params: dict[str, Any] = dict(_methods(space, rules))
+    if any(_is_another_pair(space, group, params, rules) for group in space.groups):
+        return None
     equations: list[Equation] = []
     for group in space.groups:
         for shares, value in _values(space, group, params, rules=rules, trained=trained or {}):
@@ -84,6 +86,23 @@ def _methods(space: BoundSpace, rules: Mapping[str, Rule]) -> Iterator[tuple[str
         yield method_param(space.space, group), next((method for method in allowed if method in found), allowed[0])
 
 
+def _is_another_pair(
+    space: BoundSpace, group: TensorGroup, params: Mapping[str, Any], rules: Mapping[str, Rule]
+) -> bool:
+    """Whether a tensor of the group is merged of two sources that the group's method, one for two, never takes so."""
+    method = space.method_of(group, params)
+    info, names = method_info(method), [source.name for source in space.sources]
+    if info.sources != 2:
+        return False
+    pairs = {rules[name].sources for name in group.tensors if name in rules and rules[name].method == method}
+    has_order = not (takes_scores(info) or info.relative_weights)  # the others can be written for either order
+    return any(set(pair) - set(names) or (has_order and _is_reversed(pair, names)) for pair in pairs)
+
+
+def _is_reversed(pair: Sequence[str], names: Sequence[str]) -> bool:
+    return list(pair) != [name for name in names if name in pair]
+
+
 def _values(
     space: BoundSpace, group: TensorGroup, params: Mapping[str, Any], *, rules: Mapping[str, Rule], trained: MeanWeights
 ) -> Iterator[tuple[dict[str, float], float | None]]:
@@ -102,7 +121,7 @@ def _values(
                     parameter,
                     searched,
                     owner=owner,
-                    first=names[0],
+                    names=names,
                     rule=rules.get(tensor),
                     trained=trained.get(tensor),
                 )
@@ -136,18 +155,20 @@ def _read(
     searched: Range,
     *,
     owner: str | None,
-    first: str,
+    names: Sequence[str],
     rule: Rule | None,
     trained: Mapping[str, float] | None,
 ) -> float | None:
     if parameter == SCORE and owner is not None:
         return _score(method, searched, owner=owner, rule=rule)
     if searched.log_ratio and owner is not None:
-        mine, other = (_one(method, parameter, name, rule=rule, trained=trained) for name in (owner, first))
+        mine, other = (
+            _one(method, parameter, name, names=names, rule=rule, trained=trained) for name in (owner, names[0])
+        )
         if mine is None or other is None:
             return None
         return math.log(max(mine, _SMALLEST) / max(other, _SMALLEST))
-    return _one(method, parameter, owner, rule=rule, trained=trained)
+    return _one(method, parameter, owner, names=names, rule=rule, trained=trained)
 
 
 def _score(method: str, searched: Range, *, owner: str, rule: Rule | None) -> float | None:
@@ -161,13 +182,20 @@ def _score(method: str, searched: Range, *, owner: str, rule: Rule | None) -> fl
 
 
 def _one(
-    method: str, parameter: str, owner: str | None, *, rule: Rule | None, trained: Mapping[str, float] | None
+    method: str,
+    parameter: str,
+    owner: str | None,
+    *,
+    names: Sequence[str],
+    rule: Rule | None,
+    trained: Mapping[str, float] | None,
 ) -> float | None:
     """The value of a parameter for one tensor and source (None: shared by the sources)."""
     if rule is not None and rule.method == method and parameter in rule.parameters:
         value = rule.parameters[parameter]
         if not isinstance(value, tuple):
-            return value
+            is_share = parameter == "t" and takes_scores(method_info(method))  # of the second of a pair
+            return 1 - value if is_share and _is_reversed(rule.sources, names) else value
         if owner is None:  # the space has one for all
             return math.fsum(value) / len(value)
         return value[rule.sources.index(owner)] if owner in rule.sources else 0.0

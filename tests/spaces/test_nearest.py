@@ -103,6 +103,43 @@ def test_what_the_space_cannot_merge_has_no_place():
     assert nearest_params(bound("task-arithmetic-per-block"), ties) is None
 
 
+def of_pair(method, pair, t):
+    space = SearchSpace.model_validate(
+        {
+            "name": "pairs",
+            "groups": {"depth": "layers"},
+            "methods": {method: {"parameters": {"t": {"low": 0.0, "high": 1.0}}}},
+        }
+    )
+    experts = [ModelRef(name, "none") for name in pair]
+    found = bind(space, build_catalogue(TENSORS), ModelRef("base", "none"), experts, dtype="float32", seed=1)
+    return found, found.decode(dict.fromkeys(found.distributions, t))
+
+
+def test_a_pair_in_the_other_order_has_the_complement_of_its_share():
+    space, _ = of_pair("slerp", ("first", "second"), 0.5)
+    _, recipe = of_pair("slerp", ("second", "first"), 0.2)
+    again = space.decode(nearest_params(space, recipe))
+    assert {rule.sources for rule in again.rules} == {("first", "second")}
+    assert [rule.parameters["t"] for rule in again.rules] == pytest.approx([0.8] * len(again.rules))
+
+
+def test_a_pair_whose_order_matters_has_no_place_in_a_space_of_the_other_order():
+    space, same = of_pair("nearswap", ("first", "second"), 0.2)
+    _, reversed_pair = of_pair("nearswap", ("second", "first"), 0.2)
+    assert nearest_params(space, same) == pytest.approx(dict.fromkeys(space.distributions, 0.2))
+    assert nearest_params(space, reversed_pair) is None
+
+
+@pytest.mark.parametrize("parameters", [{"t": {"low": 0.0, "high": 1.0}}, {"score": {"low": 0.0, "high": 1.0}}])
+def test_a_pair_with_the_base_has_no_place_among_pairs_of_experts(parameters):
+    settings = {"groups": {"depth": "layers"}, "methods": {"slerp": {"parameters": parameters}}}
+    space = SearchSpace.model_validate({"name": "experts", **settings})
+    experts = bind(space, build_catalogue(TENSORS), ModelRef("base", "none"), EXPERTS, dtype="float32", seed=1)
+    _, recipe = of_pair("slerp", ("base", "first"), 0.9)
+    assert nearest_params(experts, recipe) is None
+
+
 def by_layers(weights):
     """Task arithmetic with a weight for each layer; the embedding has that of the first."""
     rules = tuple(
