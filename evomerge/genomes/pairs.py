@@ -18,6 +18,7 @@ __all__ = ["SCORE", "chosen_pair", "score_of", "takes_scores"]
 SCORE = "score"
 
 _SMALLEST = 1e-6  # share of a source that has none: its score would be infinitely far below the other's
+_ABOVE_LOWEST = 1e-6  # of the range: keeps the second source of a pair ahead of those outside of it
 
 
 def takes_scores(info: MethodInfo) -> bool:
@@ -40,6 +41,8 @@ def chosen_pair(scores: Sequence[Sequence[float]], own: Sequence[float]) -> tupl
 def score_of(source: str, pair: Sequence[str], t: float, *, low: float, high: float) -> float:
     """A score of `source` in [low, high] under which `pair` is merged with the share t of its second.
 
+    Where the range is too short for the share, it is the smallest or largest that the range has.
+
     Raises:
         InvalidInput: the pair is not two sources.
     """
@@ -50,4 +53,4 @@ def score_of(source: str, pair: Sequence[str], t: float, *, low: float, high: fl
     share = min(max(t, _SMALLEST), 1 - _SMALLEST)
     lead = math.log((1 - share) / share)  # of the first over the second
     behind = lead < 0 if source == pair[0] else lead > 0
-    return max(high - abs(lead), low) if behind else high
+    return max(high - abs(lead), low + _ABOVE_LOWEST * (high - low)) if behind else high

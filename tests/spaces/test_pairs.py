@@ -1,12 +1,13 @@
 """Layer-wise fusion in the language of spaces: one method for the parts of a block, and pairs of sources by scores."""
 
 import math
+from itertools import permutations
 
 import pytest
 
 from evomerge.catalogue import build_catalogue
 from evomerge.errors import InvalidInput
-from evomerge.genomes.pairs import score_of
+from evomerge.genomes.pairs import chosen_pair, score_of
 from evomerge.recipe import ModelRef
 from evomerge.spaces import load_space
 from evomerge.spaces.bound import bind
@@ -105,7 +106,16 @@ def test_a_pair_comes_back_as_scores(experts):
 def test_a_source_outside_of_the_pair_has_the_lowest_score():
     assert score_of("c", ("a", "b"), 0.5, low=-1.0, high=3.0) == -1.0
     assert score_of("a", ("a", "b"), 0.0, low=-1.0, high=3.0) == 3.0
-    assert score_of("b", ("a", "b"), 0.0, low=-1.0, high=3.0) == -1.0  # infinitely far below, as far as there is room
+
+
+@pytest.mark.parametrize("pair", list(permutations(("a", "b", "c"), 2)))
+@pytest.mark.parametrize("t", [0.0, 0.1, 0.25, 0.75, 1.0])
+def test_a_pair_whose_share_the_range_is_too_short_for_stays_that_pair(pair, t):
+    sources = ("a", "b", "c")
+    scores = [score_of(source, pair, t, low=0.0, high=1.0) for source in sources]
+    chosen, share = chosen_pair([scores, scores, scores], scores)
+    assert [sources[place] for place in chosen] == list(pair if t < 0.5 else reversed(pair))
+    assert share == pytest.approx(max(min(t, 1 - t), 1 / (1 + math.e)), abs=1e-6)
 
 
 @pytest.mark.parametrize(
