@@ -162,13 +162,21 @@ def _read(
     if parameter == SCORE and owner is not None:
         return _score(method, searched, owner=owner, rule=rule)
     if searched.log_ratio and owner is not None:
-        mine, other = (
-            _one(method, parameter, name, names=names, rule=rule, trained=trained) for name in (owner, names[0])
-        )
-        if mine is None or other is None:
-            return None
-        return math.log(max(mine, _SMALLEST) / max(other, _SMALLEST))
+        weights = [_one(method, parameter, name, names=names, rule=rule, trained=trained) for name in names]
+        known = [weight for weight in weights if weight is not None]
+        return None if len(known) < len(names) else _log_ratios(known, searched.log_ratio)[names.index(owner)]
     return _one(method, parameter, owner, names=names, rule=rule, trained=trained)
+
+
+def _log_ratios(weights: Sequence[float], limit: float) -> list[float]:
+    """Logarithms of the weights, each divided by the first, in [-limit, limit].
+
+    Where one is above, all of them are lowered by its excess, which gives the first source the least weight that the
+    space has and keeps the ratios between the others. To cut each one off would make large and small weights equal.
+    """
+    ratios = [math.log(max(weight, _SMALLEST) / max(weights[0], _SMALLEST)) for weight in weights]
+    excess = max(0.0, max(ratios) - limit)
+    return [max(ratio - excess, -limit) for ratio in ratios]
 
 
 def _score(method: str, searched: Range, *, owner: str, rule: Rule | None) -> float | None:

@@ -1,6 +1,7 @@
 """Recipes as points of a search space: what was decoded comes back, and what can stand for each other does."""
 
 import random
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,21 @@ def test_trained_coefficients_become_the_means_of_the_groups():
 def test_what_the_space_cannot_merge_has_no_place():
     ties = whole("ties", (1.0, 1.0), {})
     assert nearest_params(bound("task-arithmetic-per-block"), ties) is None
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.2, 0.8), (0.01, 0.2, 0.79), (0.0, 0.0, 1.0), (0.2, 0.3, 0.5)])
+def test_experts_in_another_order_have_the_same_nearest_average(weights):
+    of, names = dict(zip("abc", weights, strict=True)), tuple(sorted(TENSORS))
+    for order in permutations(of):
+        experts = tuple(ModelRef(name, "none") for name in order)
+        space = bind(
+            load_space("linear-global"), build_catalogue(TENSORS), ModelRef("base", "none"), experts, dtype="x", seed=1
+        )
+        given = {"weight": tuple(of[name] for name in order)}
+        rule = Rule(tensors=names, method="linear", sources=tuple(order), parameters=given, options={"normalize": True})
+        recipe = Recipe(base=space.base, sources=experts, rules=(rule,), dtype="x")
+        found = space.decode(nearest_params(space, recipe)).rules[0].parameters["weight"]
+        assert found == pytest.approx(given["weight"], abs=0.1)  # the box has no zero
 
 
 def of_pair(method, pair, t):
