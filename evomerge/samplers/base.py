@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from evomerge.errors import InvalidInput
 from evomerge.samplers.infeasible import excess_of
 from evomerge.seeding import derive
-from evomerge.storage.attributes import TELL
+from evomerge.storage.attributes import OVERTAKEN, TELL
 from evomerge.storage.optuna_internals import cached_trials
 from evomerge.trial_store.trial_memory import TrialMemory, memory_of
 
@@ -164,7 +164,8 @@ class SeededSampler(SearchSampler):
 
         A controller that is killed while it asks leaves a trial without all its params, which is then failed, and
         proposed again under a new number. Trials that are being asked at the same moment, by the threads of
-        `Study.optimize(n_jobs=…)`, have different ordinals.
+        `Study.optimize(n_jobs=…)`, have different ordinals. A trial that others enqueued may be refused after later
+        ones were proposed: it still counts, or two of them would have one ordinal, and be one draw.
         """
         number, position = self._latest
         return position if number == trial.number else self._ordinal(study, trial)
@@ -181,7 +182,7 @@ class SeededSampler(SearchSampler):
 
 
 class _HalfAsked:
-    """Numbers of the trials that never became a proposal, in ascending order.
+    """Numbers of the trials that never became a proposal, in ascending order, without those that were overtaken.
 
     Of a study that is kept in memory only the trials are looked at that have finished since the last time.
     """
@@ -204,7 +205,7 @@ class _HalfAsked:
         return self._numbers
 
     def _among(self, trials: Sequence[FrozenTrial]) -> list[int]:
-        failed = (trial for trial in trials if trial.state == TrialState.FAIL)
+        failed = (trial for trial in trials if trial.state == TrialState.FAIL and not trial.user_attrs.get(OVERTAKEN))
         return [trial.number for trial in failed if not self._space.is_complete(trial.params)]
 
 

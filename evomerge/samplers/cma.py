@@ -221,7 +221,8 @@ class CmaSampler(ReplayingSampler):
                 return
             self._told.append(trial.number)
             loss = -trial.value if study.direction == StudyDirection.MAXIMIZE else trial.value
-            asked, companion = bool(trial.user_attrs.get(ASKED)), self._companion(trial)
+            asked = bool(trial.user_attrs.get(ASKED)) or "fixed_params" in trial.system_attrs  # enqueued by any program
+            companion = self._companion(trial)
             self._evolution.learn(Evaluation(ordinal=ordinal, point=point, loss=loss, companion=companion, asked=asked))
 
     def _companion(self, trial: FrozenTrial) -> float:

@@ -65,6 +65,7 @@ LAYERS: Final = "evomerge:layers"  # number of layers of a merge that is a path 
 SCORES: Final = "evomerge:scores"  # task -> score
 SECONDS: Final = "evomerge:seconds"  # phase -> seconds
 INTERRUPTED: Final = "evomerge:interrupted"  # failed because its ask was cut short; does not count towards the budget
+OVERTAKEN: Final = "evomerge:overtaken"  # failed without params when later trials had been proposed: see SeededSampler
 LABEL: Final = "evomerge:label"  # of a row in a sibling study: a source, a baseline, or "trial 17"
 WORKER: Final = "evomerge:worker"  # name of the worker that scored it
 VALUE: Final = "evomerge:value"  # with several objectives: the one number that trials are ranked by

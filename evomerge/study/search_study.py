@@ -250,7 +250,7 @@ class SearchStudy:
         """Store a trial that has no score, with the reason."""
 
         def write() -> None:
-            self._writer.set(number, attributes.FAILURE, reason[:1000])
+            self._set_failure(number, reason)
             if outcome is not None:
                 self._set_outcome(number, outcome)
 
@@ -345,7 +345,14 @@ class SearchStudy:
 
     def _set_interruption(self, number: int, reason: str = "interrupted in ask") -> None:
         self._writer.set(number, attributes.INTERRUPTED, True)
+        self._set_failure(number, reason)
+
+    def _set_failure(self, number: int, reason: str) -> None:
         self._writer.set(number, attributes.FAILURE, reason[:1000])
+        if self._space.is_complete(self._writer.stored(number).params):
+            return
+        if any(trial.number > number and trial.params for trial in self.trials()):
+            self._writer.set(number, attributes.OVERTAKEN, True)  # their ordinals are decided, see `SeededSampler`
 
     def _set_outcome(self, number: int, outcome: Outcome) -> None:
         worker: dict[str, Any] = {"name": outcome.worker, "attempt": outcome.attempt}

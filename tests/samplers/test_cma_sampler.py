@@ -192,6 +192,16 @@ def test_enqueued_seeds_are_learned_from() -> None:
     assert all(value > 0.55 for value in sampler.mean(study).values())
 
 
+def test_an_enqueued_point_on_the_turn_of_the_mean_is_learned_from() -> None:
+    sampler = CmaSampler(box(4), seed=2, popsize=4, mean_every=5)
+    study = optuna.create_study(sampler=sampler)
+    run(study, box(4), 9)  # the fifth was the mean
+    study.enqueue_trial(dict.fromkeys(box(4).distributions, 0.7))
+    run(study, box(4), 4)
+    assert sampler.mean(study)
+    assert sampler.generation == 3
+
+
 def test_a_maximised_study_is_the_mirror_image_of_a_minimised_one() -> None:
     space = box(3)
 

@@ -12,6 +12,7 @@ from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.jobs import Cost, Outcome, Scored
 from evomerge.objective import Assessment, Dropped
 from evomerge.recipe import ModelRef, single_source
+from evomerge.samplers import build_sampler
 from evomerge.spaces.bound import Infeasible
 from evomerge.storage import attributes
 from evomerge.storage.opening import open_storage, release
@@ -19,6 +20,7 @@ from evomerge.study.rows import items_path
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.tally import Tally
 from evomerge.study.trials import FINISHED
+from evomerge.testing.sampler_contract import Space
 
 RECIPE = single_source(ModelRef("base", "none"), ModelRef("expert", "none"), ("weight",), "float32")
 TASK = TaskScores(metric="acc", higher_is_better=True, items=(0, 1), outcomes=(0.0, 1.0), value=0.5, stderr=0.1)
@@ -55,9 +57,12 @@ class OneNumber:
 
 @pytest.fixture(params=["sqlite", "journal"])
 def search(request, tmp_path):
-    storage = open_storage(f"{request.param}:///{tmp_path}/study.{request.param}", single_writer=True)
+    url = f"{request.param}:///{tmp_path}/study.{request.param}"
+    storage = open_storage(url, single_writer=True)
     study = optuna.create_study(storage=storage, direction="maximize", sampler=optuna.samplers.RandomSampler(seed=1))
-    yield SearchStudy(study, storage, OneNumber(), artifacts=tmp_path / "artifacts")
+    search = SearchStudy(study, storage, OneNumber(), artifacts=tmp_path / "artifacts")
+    search.storage_url = url
+    yield search
     release(storage)
 
 
@@ -150,6 +155,43 @@ def test_a_point_whose_ask_was_cut_short_is_proposed_again(search):
     search.recover()
     assert [trial.state for trial in search.trials()] == [TrialState.FAIL, TrialState.WAITING]
     assert search.ask().params == {"x": 0.25}
+
+
+def enqueue_elsewhere(search, point):
+    """Enqueue a point from another process, and return its number; the controller does not know of it yet."""
+    storage = open_storage(search.storage_url)
+    study = optuna.load_study(study_name=search.study.study_name, storage=storage)
+    study.enqueue_trial(point)
+    release(storage)
+    return len(study.trials) - 1
+
+
+@pytest.mark.parametrize("name", ["cma", "qmc"])
+@pytest.mark.parametrize("end", ["refused", "cancelled"])
+def test_an_enqueued_point_that_fails_late_makes_no_proposal_twice(search, name, end):
+    space = Space({"x": FloatDistribution(0.0, 1.0)}, {"x": 0.5})
+    search.study.sampler = build_sampler(name, {}, seed=1, space=space, workers=1)
+    asked = [search.ask().params["x"]]
+    number = enqueue_elsewhere(search, {"x": 99.0 if end == "refused" else 0.25})
+    asked.append(search.ask().params["x"])  # in a database before the point is seen
+    search.find_added()
+    if end == "cancelled":
+        search.cancel(number, "cancelled")
+    asked += [search.ask().params["x"] for _ in range(4)]
+    assert [trial.number for trial in search.trials(TrialState.FAIL)] == [number]
+    assert len(set(asked)) == len(asked) == 6
+
+
+def test_a_point_that_is_refused_in_its_turn_changes_no_proposal(search):
+    space = Space({"x": FloatDistribution(0.0, 1.0)}, {"x": 0.5})
+    search.study.sampler = build_sampler("cma", {}, seed=1, space=space, workers=1)
+    whole = optuna.create_study(sampler=build_sampler("cma", {}, seed=1, space=space, workers=1))
+    expected = [whole.ask(space.distributions).params for _ in range(4)]
+    asked = [search.ask().params]
+    search.study.enqueue_trial({"x": 99.0})
+    asked += [search.ask().params for _ in range(3)]
+    assert asked == expected
+    assert attributes.OVERTAKEN not in search.trials(TrialState.FAIL)[0].user_attrs
 
 
 def test_a_told_trial_has_its_artifact_and_its_attributes(search):
