@@ -10,6 +10,7 @@ from evomerge.loop.outlook import Bar, chance_to_pass
 from evomerge.messages import counted
 from evomerge.spec import BudgetSpec
 from evomerge.storage import attributes
+from evomerge.storage.optuna_internals import is_stopped
 from evomerge.study.search_study import SearchStudy
 
 
@@ -39,6 +40,7 @@ class BudgetAccount:
         self.budget = budget
         self._clock = clock
         self.bar = bar
+        self._study = search.study
         self._tally = search.tally
         self._started = self._clock.monotonic()
         self._rested = 0.0
@@ -100,8 +102,10 @@ class BudgetAccount:
         )
 
     def ended(self, in_flight: int) -> str | None:
-        """The limit that finished trials and those in flight exhaust, or futility, in words; None while there is room
-        and hope."""
+        """The limit that finished trials and those in flight exhaust, or futility, or a callback that has called
+        `study.stop()`, in words; None while there is room and hope."""
+        if is_stopped(self._study):
+            return "a callback stopped the search"
         return reached(self.budget, self.spent(in_flight)) or self._futility()
 
     def _futility(self) -> str | None:

@@ -27,6 +27,7 @@ from evomerge.search.stages import (
 )
 from evomerge.search.winner_probe import probe_winner
 from evomerge.spec import SearchSpec
+from evomerge.storage.optuna_internals import stoppable
 from evomerge.study.command_line import command_line
 from evomerge.verdict import name_winner, read_winner
 
@@ -48,7 +49,8 @@ def run_search(
     Args:
         ray: where workers run, see `evomerge.cluster.open_executor`.
         callbacks: called as in `optuna.Study.optimize`, one after the other, with the study and a copy of each trial
-            that this run has ended: complete, pruned or failed. What one raises ends the run, which may be resumed.
+            that this run has ended: complete, pruned or failed. `study.stop()` in one ends the search as a spent
+            budget does. What one raises ends the run, which may be resumed.
         listener: receives phases and progress.
 
     Returns:
@@ -77,8 +79,9 @@ def _calling(callbacks: Sequence[Callback], listener: Listener) -> Listener:
     """The listener, whose trials are passed on to the callbacks too."""
 
     def on_trial(study: optuna.Study, trial: FrozenTrial) -> None:
-        for callback in (listener.on_trial, *callbacks):
-            callback(study, trial)
+        with stoppable(study):
+            for callback in (listener.on_trial, *callbacks):
+                callback(study, trial)
 
     return replace(listener, on_trial=on_trial)
 

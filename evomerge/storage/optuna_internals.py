@@ -5,7 +5,8 @@ They may change with any release. Each is used because the public way is slow (a
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, cast
 
 from optuna import Study, Trial
@@ -33,8 +34,10 @@ __all__ = [
     "cached_trials",
     "id_of",
     "id_of_study",
+    "is_stopped",
     "journal_of",
     "models",
+    "stoppable",
     "storage_of",
     "with_further_trials",
 ]
@@ -73,6 +76,22 @@ def journal_of(storage: JournalStorage) -> BaseJournalBackend:
 def cached_trials(study: Study, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
     """The trials of a study, read at most once per proposal. They are the study's own: never change them."""
     return study._get_trials(deepcopy=False, states=states, use_cache=True)
+
+
+@contextmanager
+def stoppable(study: Study) -> Iterator[None]:
+    """Allow `study.stop()` during the block, as in a callback of `Study.optimize`; `is_stopped` is true afterwards."""
+    local = study._thread_local
+    before, local.in_optimize_loop = local.in_optimize_loop, True
+    try:
+        yield
+    finally:
+        local.in_optimize_loop = before
+
+
+def is_stopped(study: Study) -> bool:
+    """Whether `study.stop()` was called on this study object."""
+    return study._stop_flag
 
 
 def with_further_trials(study: Study, further: Sequence[FrozenTrial]) -> Study:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import optuna
 import pytest
+from optuna.study import MaxTrialsCallback
 from optuna.trial import TrialState
 
 from evomerge import build_spec, load_spec, run_search
 from evomerge.spec import override
 from evomerge.storage import attributes
+from evomerge.verdict import read_winner
 
 HALF_FAIL = {"name": "synthetic", "items": 40, "raising": 0.3}
 
@@ -93,3 +95,16 @@ def test_a_spec_of_keywords_is_that_of_the_file(write_spec, tmp_path):
     path = write_spec()
     assert build_spec(**yaml.safe_load(path.read_text())) == load_spec(path)
     assert isinstance(run_search(build_spec(**yaml.safe_load(path.read_text())), ray="none"), optuna.Study)
+
+
+def test_a_callback_that_stops_the_study_ends_the_search_with_a_verdict_and_the_next_run_goes_on(write_spec):
+    spec = load_spec(write_spec(budget={"trials": 6}))
+    study = run_search(spec, ray="none", callbacks=[MaxTrialsCallback(3)])
+    attrs = optuna.load_study(study_name="sim", storage=spec.storage_url).user_attrs
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
+    assert attrs[attributes.STATUS]["state"] == "finished"
+    assert attrs[attributes.STATUS]["ended"] == "a callback stopped the search"
+    assert read_winner(attrs) is not None
+    assert len(run_search(spec, ray="none").trials) == 6
+    with pytest.raises(RuntimeError, match="supposed to be invoked inside"):
+        study.stop()  # as Optuna has it, outside of a callback
