@@ -344,6 +344,7 @@ def _check_method(space: SearchSpace, method: str, chosen: MethodSpace) -> None:
             _check_range(
                 where, name, value, per_source=parameter.per_source, normalised=weights_are_ratios(method, options)
             )
+            _check_choices(where, name, value, space.groups.depth)
         for end in (value,) if isinstance(value, float) else (value.low, value.high, *(value.choices or ())):
             if isinstance(end, str):
                 raise InvalidInput(f"{where}: {name} is a number ({parameter.allowed}), but got {end!r}")
@@ -386,6 +387,15 @@ def weights_are_ratios(method: str, options: Mapping[str, Any]) -> bool:
     """Whether only the ratios of the sources' weights matter, so that a search chooses their logarithms."""
     info = method_info(method)
     return info.relative_weights or (info.weighted_sum and options.get("normalize") is True)
+
+
+def _check_choices(where: str, name: str, value: Range, depth: Depth) -> None:
+    if value.divided_by_sources and value.low is None:
+        raise InvalidInput(f"{where}: divided_by_sources is for low and high of {name}; leave it out")
+    if value.choices is not None and depth.smooth and value.shared not in {"groups", "all"}:
+        raise InvalidInput(
+            f"{where}: choices of {name} cannot be interpolated over depth; give low and high, or shared: groups"
+        )
 
 
 def _check_range(where: str, name: str, value: Range, *, per_source: bool, normalised: bool) -> None:

@@ -238,6 +238,8 @@ def test_the_patterns_of_the_page_on_spaces_name_the_parts_of_hybrids(tmp_path, 
 
 
 GOOD = "name: mine\ngroups: {depth: global}\nmethods: {task_arithmetic: {parameters: {weight: {low: 0, high: 1}}}}\n"
+CHOSEN = "choices: [0.3, 0.6]"
+CHOICES = GOOD.replace("low: 0, high: 1", CHOSEN)
 
 
 @pytest.mark.parametrize(
@@ -262,12 +264,29 @@ GOOD = "name: mine\ngroups: {depth: global}\nmethods: {task_arithmetic: {paramet
             "  task_arithmetic: {parameters: {weight: {low: 0, high: 1}}}\n",
             "cannot be interpolated",
         ),
+        (CHOICES.replace("global", "{smooth: 2}"), "choices of weight cannot be interpolated over depth"),
+        (CHOICES.replace("6]", "6], shared: sources").replace("global", "{smooth: 2}"), "cannot be interpolated"),
+        (CHOICES.replace("6]", "6], divided_by_sources: true"), "divided_by_sources is for low and high"),
+        (
+            GOOD.replace("task_arithmetic", "linear").replace(
+                "low: 0, high: 1", "log_ratio: 3, divided_by_sources: true"
+            ),
+            "divided_by_sources is for low and high",
+        ),
     ],
 )
 def test_a_bad_space_is_refused_in_one_line(tmp_path, text, says):
     with pytest.raises(InvalidInput, match=r"^[^\n]+$") as caught:
         bind(load_space(write(tmp_path, text)), catalogue(), BASE, EXPERTS, dtype="float32", seed=0)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("shared", ["groups", "all"])
+def test_choices_that_all_groups_share_need_no_interpolation(tmp_path, shared):
+    text = CHOICES.replace("6]", f"6], shared: {shared}").replace("global", "{smooth: 2}")
+    space = bind(load_space(write(tmp_path, text)), catalogue(), BASE, EXPERTS, dtype="float32", seed=0)
+    recipe = space.decode(dict.fromkeys(space.distributions, 0.6))
+    assert {rule.parameters["weight"] for rule in recipe.rules} == {(0.6,) * len(EXPERTS)}
 
 
 def test_an_unknown_space_is_answered_with_the_nearest():
