@@ -70,17 +70,17 @@ class Steering:
         now = self._clock.monotonic()
         if self._book is None or now - self._read_at < POLL_SECONDS:
             return
-        is_first, self._read_at = self._read_at == -math.inf, now
+        self._read_at = now
         try:
             self._latest = self._book.read()
             self.readings += 1
-            self._consider(self._book, self._latest.stop, is_first)
+            self._consider(self._book, self._latest.stop, is_first=self.readings == 1)
         except Exception as error:
             if not is_away(error):
                 raise
 
-    def _consider(self, book: RequestBook, wanted: Mapping[str, Any] | None, is_first: bool) -> None:
-        """Follow a new request to stop. One that is found at the start was meant for an earlier run, or for us."""
+    def _consider(self, book: RequestBook, wanted: Mapping[str, Any] | None, *, is_first: bool) -> None:
+        """Follow a new request to stop. One that the first reading finds was meant for an earlier run, or for us."""
         if wanted is None or wanted.get("id") == self._stop_seen:
             return
         self._stop_seen = wanted.get("id")

@@ -16,7 +16,7 @@ from evomerge.loop import controller, steering
 from evomerge.loop.budget import BudgetAccount
 from evomerge.loop.steering import Steering
 from evomerge.loop.stop import Stop
-from evomerge.requests.steering_requests import RequestBook
+from evomerge.requests.steering_requests import RequestBook, SteeringRequests
 from evomerge.spec import BudgetSpec
 from evomerge.storage import attributes
 from evomerge.storage.opening import open_storage, release
@@ -194,6 +194,23 @@ def test_a_storage_that_is_away_keeps_no_run_from_looking_whether_it_should_stop
     with Steering(Away(), stop, "sim").followed() as steering:
         stop.look()
         assert steering.paused_by is None
+
+
+def test_a_request_to_an_earlier_run_stops_none_whose_first_reading_finds_the_storage_away():
+    class Book:
+        is_away = True
+
+        def read(self):
+            if self.is_away:
+                raise optuna.exceptions.StorageInternalError("away")
+            return SteeringRequests(stop={"id": "old", "host": "elsewhere", "pid": 1, "by": "somebody"})
+
+    book, stop = Book(), Stop()
+    requests = Steering(book, stop, "sim")
+    requests.poll()
+    book.is_away = False
+    requests.poll()
+    assert (requests.readings, stop.reason) == (1, None)
 
 
 def test_what_waits_for_the_storage_does_not_read_requests_from_it():
