@@ -85,6 +85,9 @@ def read_reference_points(study: Readable) -> tuple[ReferencePoint, ...]:
 
 def build(inputs: SamplerInputs) -> ReferencePointSampler:
     """Build the sampler from its settings, all of them optional: see `ReferencePointSettings`."""
+    for name in settings.CmaSettings.model_fields:
+        if name in inputs.settings and name not in settings.ReferencePointSettings.model_fields:
+            raise InvalidInput(f"sampler setting {name!r} is one of cma with one objective; with several, leave it out")
     chosen = settings.read("cma", inputs.settings, settings.ReferencePointSettings)
     default = default_popsize(len(UnitCube(inputs.space.distributions).free), inputs.workers)
     return ReferencePointSampler(

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 AboveZero = Annotated[float, Field(gt=0)]
-Probability = Annotated[float, Field(gt=0, le=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class NoSettings(Frozen):

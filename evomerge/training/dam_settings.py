@@ -51,7 +51,8 @@ class DamSettings(Frozen):
         losses: weights of the losses.
         trainable: what has a coefficient per column or element (linear, embedding, norm) or per source (bias) that is
             trained; the rest keeps its initial weight. An embedding that is also the head is linear.
-        phi: function that a coefficient goes through before it weighs; relu has no slope at 0, where no source can begin.
+        phi: function that a coefficient goes through before it weighs; relu has no slope at 0, where no source can
+            begin.
         kl_norm: divide the KL divergence by the tokens of the batch and by its size, or by the tokens alone.
         token_mask: the positions that count: all that are no padding, or those that predict a token of the answer.
         teacher: run each source on its texts at every step ("live"), or keep the `top_k` largest probabilities of each

@@ -134,6 +134,8 @@ def test_an_unknown_sampler_is_answered_with_the_nearest() -> None:
         ("gp", {"n_startup_trials": 0}),
         ("nsgaii", {"population_size": 1}),
         ("nsgaii", {"crossover_prob": 1.5}),
+        ("nsgaii", {"mutation_prob": -0.1}),
+        ("nsgaii", {"swapping_prob": True}),
         ("nsgaii", {"crossover": "single_point"}),
         ("nsgaii", {"mutation": ["polynomial"]}),
         ("nsgaii", {"population_size": 2, "crossover": "spx"}),
@@ -161,3 +163,8 @@ def test_no_sampler_warns(name: str) -> None:
             trial = ask(study, space)
             tell(study, trial, loss(trial.params), number)
         assert len(study.trials) == 14
+
+
+@pytest.mark.parametrize("setting", ["crossover_prob", "mutation_prob", "swapping_prob"])
+def test_a_probability_may_be_none_at_all(setting: str) -> None:
+    assert build_sampler("nsgaii", {setting: 0}, seed=1, space=box(2), workers=1)

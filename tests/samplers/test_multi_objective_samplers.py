@@ -172,6 +172,12 @@ def test_gp_refuses_a_conditional_space_and_names_the_way_out() -> None:
         build("gp", CONDITIONAL)
 
 
+@pytest.mark.parametrize("setting", ["generation_mode", "mean_every"])
+def test_a_setting_that_cma_has_with_one_objective_only_is_refused_as_such(setting: str) -> None:
+    with pytest.raises(InvalidInput, match=f"{setting}.*one objective; with several, leave it out"):
+        build_sampler("cma", {setting: 1}, seed=1, space=SPACE, workers=1, directions=2)
+
+
 @pytest.mark.parametrize(
     ("setting", "value"), [("dividing_parameter", 0), ("population_size", 1), ("mutation_prob", 2)]
 )
