@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from evomerge.documents import read_document
+from evomerge.documents import parse_value, read_document
 from evomerge.errors import InvalidInput
 from evomerge.leases.holder import holder_of
 from evomerge.messages import first_line
@@ -41,12 +42,9 @@ def ask_for_trial(stored: StoredSearch, given: Sequence[str], like: str | None =
     if like is not None:  # with another choice, params of the old one mean nothing
         active = set(space.active(whole))
         whole = {name: value for name, value in whole.items() if name in active or name in wanted}
+    whole = {name: _as_float(value) for name, value in whole.items()}
     check_point(space, whole)
-    point = {
-        name: float(whole[name]) if isinstance(whole[name], int) and not isinstance(whole[name], bool) else whole[name]
-        for name in space.distributions
-        if name in whole
-    }
+    point = {name: whole[name] for name in space.distributions if name in whole}
     known = _known(stored, point)
     if known is None:
         stored.study.enqueue_trial(point, user_attrs={attributes.ASKED: True})
@@ -68,10 +66,16 @@ def _params(text: str) -> dict[str, Any]:
         if not equals:
             raise InvalidInput(f"--params {text!r}: give NAME=VALUE,NAME=VALUE,… or a YAML file")
         try:
-            found[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            found[name.strip()] = parse_value(value)
+        except (yaml.YAMLError, ValueError) as error:
             raise InvalidInput(f"--params {pair!r}: the value cannot be read: {first_line(error)}") from None
     return found
+
+
+def _as_float(value: Any) -> Any:
+    """An integer as the float that the space has, where there is one; any other value as it is."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) <= sys.float_info.max else value
 
 
 def _like(stored: StoredSearch, space: BoundSpace, like: str | None) -> Mapping[str, Any]:

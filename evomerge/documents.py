@@ -96,6 +96,15 @@ def read_document(path: Path, kind: str) -> dict[str, Any]:
     return _mapping(content, path, kind)
 
 
+def parse_value(text: str) -> Any:
+    """The value of a text as it would be in a document: 1e-3 is a number.
+
+    Raises:
+        yaml.YAMLError, ValueError: this is no YAML.
+    """
+    return yaml.load(text, Loader=_PlainLoader)
+
+
 def read_documents(path: Path, kind: str) -> list[Document]:
     """The mappings in a YAML file of one document or several, each with its lines.
 

@@ -88,6 +88,19 @@ def test_what_is_no_point_of_the_space_is_refused_and_nothing_is_stored(write_sp
     assert len(study_in(URLS["sqlite"]).trials) == 1
 
 
+def test_numbers_are_read_as_in_a_document_and_a_whole_one_may_name_a_choice(write_spec, capsys, tmp_path):
+    (tmp_path / "space.yaml").write_text(
+        "name: own\ngroups: {depth: global}\nmethods: {ties: {parameters: "
+        "{density: {choices: [0.5, 1.0], shared: sources}, lambda: {low: 1e-4, high: 1.0, log: true}}}}\n"
+    )
+    spec = write_spec(space="space.yaml", sampler={"name": "tpe"}, storage=URLS["sqlite"], budget={"trials": 1})
+    run(spec)  # the synthetic evaluator scores no choices, so that its one trial fails
+    density, scale = study_in(URLS["sqlite"]).trials[0].params
+    asked = tried(capsys, spec, "--params", f"{density}=1,{scale}=1e-3")
+    assert asked["params"] == {density: 1.0, scale: 0.001}
+    assert isinstance(asked["params"][density], float)
+
+
 def while_scoring(monkeypatch, trial, act):
     score = SyntheticEvaluator.score
 
