@@ -74,7 +74,7 @@ class Prompts:
         try:
             with harness_seeds(), redirect_stderr(io.StringIO()):  # lm-eval shows a progress bar for every task
                 task.build_all_requests(
-                    samples=ids,
+                    samples=frozenset(ids),  # lm-eval looks every document up in it
                     system_instruction=pack.system_instruction,
                     apply_chat_template=pack.chat_template,
                     fewshot_as_multiturn=pack.multiturn,
