@@ -40,7 +40,7 @@ from evomerge.recipe import ModelRef
 from evomerge.samplers import build_sampler
 from evomerge.samplers.base import sampler_of
 from evomerge.spaces.bound import BoundSpace, bind
-from evomerge.spaces.space import load_space
+from evomerge.spaces.space_files import load_space
 from evomerge.storage import attributes
 from evomerge.storage.opening import in_transaction, open_storage, release
 from evomerge.study.search_study import SearchStudy

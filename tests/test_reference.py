@@ -16,7 +16,8 @@ from evomerge.report.setting_page import describe_settings, setting_page
 from evomerge.report.setting_sections import PARTS, find_section
 from evomerge.samplers import SAMPLERS
 from evomerge.samplers.settings import read
-from evomerge.spaces.space import SearchSpace, check_space
+from evomerge.spaces.space import SearchSpace
+from evomerge.spaces.space_checks import check_space
 from evomerge.spec import BaselineSpec, SearchSpec
 from evomerge.trainers import SETTINGS
 from evomerge.vllm_engine.engine_settings import EngineSettings

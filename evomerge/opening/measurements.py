@@ -16,7 +16,7 @@ from evomerge.jobs import Measure
 from evomerge.methods import METHODS, resolve_options
 from evomerge.opening.inputs import Inputs
 from evomerge.recipe import ModelRef, source_role
-from evomerge.spaces.space import needed_statistics
+from evomerge.spaces.space_checks import needed_statistics
 from evomerge.spec import BaselineSpec, Calibration, SearchSpec
 from evomerge.statistics.measured_size import MeasuredSize, measured_size
 from evomerge.statistics.measurement import MeasuredModel, MeasurementSettings, find_kind, texts_digest

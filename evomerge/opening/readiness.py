@@ -31,7 +31,7 @@ def check_requests(inputs: Inputs) -> list[str]:
         check_scorable(inputs.base)
         if inputs.space.paths is not None:
             check_stackable(inputs.base)
-        return list(inputs.evaluator.check_requests(meta_model(inputs.base)))
+        return list(inputs.evaluator.check_requests(meta_model(inputs.base)) or ())  # None: of an earlier release
     return []
 
 

@@ -9,7 +9,8 @@ import yaml
 from evomerge.documents import validate
 from evomerge.errors import InvalidInput
 from evomerge.methods import MethodInfo, Parameter
-from evomerge.spaces.space import SearchSpace, check_space, weights_are_ratios
+from evomerge.spaces.space import SearchSpace
+from evomerge.spaces.space_checks import check_space, weights_are_ratios
 
 __all__ = ["example_of"]
 

@@ -14,7 +14,9 @@ from evomerge.forms import expanded, is_file, is_folder, parse_json, reading
 from evomerge.observers import located
 from evomerge.recipe_spaces.checks import check_recipe_space, is_recipe_file
 from evomerge.recipe_spaces.scaled_rules import LINEAR_IN_WEIGHT
-from evomerge.spaces.space import SearchSpace, check_space, load_space
+from evomerge.spaces.space import SearchSpace
+from evomerge.spaces.space_checks import check_space
+from evomerge.spaces.space_files import load_space
 from evomerge.spec.search_spec import SearchSpec
 from evomerge.spec.sections import (
     SourceSpec,

@@ -27,7 +27,7 @@ from evomerge.recipe import ModelRef, PathLayer, Recipe, RecipeSet, Rule, check_
 from evomerge.report.status_report import status_document, status_text
 from evomerge.report.terminal import json_text
 from evomerge.samplers.reference_points import read_reference_points
-from evomerge.spaces.space import known_spaces, load_space
+from evomerge.spaces.space_files import known_spaces, load_space
 from evomerge.spec import load_spec
 from evomerge.storage import attributes
 from evomerge.study.identity import read_identity

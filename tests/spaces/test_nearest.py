@@ -10,7 +10,8 @@ from evomerge.catalogue import build_catalogue
 from evomerge.recipe import ModelRef, Recipe, Rule
 from evomerge.spaces.bound import bind
 from evomerge.spaces.nearest import nearest_params
-from evomerge.spaces.space import SearchSpace, known_spaces, load_space
+from evomerge.spaces.space import SearchSpace
+from evomerge.spaces.space_files import known_spaces, load_space
 
 EXPERTS = [ModelRef("first", "none"), ModelRef("second", "none")]
 TENSORS = {

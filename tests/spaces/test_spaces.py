@@ -14,7 +14,8 @@ from evomerge.recipe import ModelRef, Recipe
 from evomerge.spaces import known_spaces, load_space
 from evomerge.spaces.bound import bind
 from evomerge.spaces.groups import divide
-from evomerge.spaces.space import Groups, needed_statistics
+from evomerge.spaces.space import Groups
+from evomerge.spaces.space_checks import needed_statistics
 
 BASE = ModelRef("base", "somewhere", revision=None, fingerprint="f-base")
 EXPERTS = [
