@@ -292,10 +292,10 @@ def test_a_companion_that_is_no_number_ranks_last(wrong: object) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"generation_mode": "both"}, "must be one of async, sync"),
-        ({"restarts": "always"}, "must be one of none, ipop, bipop"),
-        ({"restarts": True}, "must be one of none, ipop, bipop"),
-        ({"mean_every": -1}, "integer of at least 0"),
+        ({"generation_mode": "both"}, "generation_mode: Input should be 'async' or 'sync'"),
+        ({"restarts": "always"}, "restarts: Input should be 'ipop', 'bipop' or 'none'"),
+        ({"restarts": True}, "restarts: Input should be 'ipop', 'bipop' or 'none'"),
+        ({"mean_every": -1}, "mean_every: Input should be greater than or equal to 0"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_what_is_right(settings: dict[str, Any], message: str) -> None:
