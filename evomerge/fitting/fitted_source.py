@@ -8,6 +8,8 @@ of a tied expert stands for both of an untied base. What was done is in the note
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -89,10 +91,15 @@ def content_key(source: Source) -> str | None:
 
     None for a source without a fingerprint.
     """
-    fingerprint = source.ref.fingerprint
-    if fingerprint is None or not isinstance(source.tensors, FittedTensors):
-        return fingerprint
-    return " ".join([fingerprint, *(f"{name}:{order}" for name, order in sorted(source.tensors.aligned.items()))])
+    fingerprint, order = source.ref.fingerprint, order_of_tokens(source)
+    return fingerprint if fingerprint is None or order is None else f"{fingerprint} {order}"
+
+
+def order_of_tokens(source: Source) -> str | None:
+    """Digest of the order in which an expert's rows of tokens are put; None where they stay as they are stored."""
+    if not isinstance(source.tensors, FittedTensors) or not source.tensors.aligned:
+        return None
+    return hashlib.sha256(json.dumps(source.tensors.aligned, sort_keys=True).encode()).hexdigest()
 
 
 class _Fitting:

@@ -17,6 +17,7 @@ from evomerge.errors import InvalidInput
 from evomerge.evaluation import EVALUATORS
 from evomerge.evaluation.evaluator import Evaluator
 from evomerge.evaluation.factory import build_evaluator
+from evomerge.fitting.fitted_source import order_of_tokens
 from evomerge.jobs import WorkerSetup
 from evomerge.methods import resolve_options
 from evomerge.methods.table import added_methods
@@ -71,8 +72,10 @@ class Inputs:
 
     @cached_property
     def beside_weights(self) -> dict[str, str]:
-        """Name -> digest of the files beside the base's weights: all candidates are read and written with them."""
-        return files_beside_weights(self.base)
+        """Name -> digest of the files beside the base's weights, with which all candidates are read and written, and of
+        the order in which tokenizers put the rows of an expert's tokens."""
+        orders = {source.name: order for source in self.experts if (order := order_of_tokens(source)) is not None}
+        return files_beside_weights(self.base) | {f"tokens of {name}": order for name, order in orders.items()}
 
     @property
     def refs(self) -> tuple[ModelRef, ...]:

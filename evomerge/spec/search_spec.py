@@ -38,7 +38,7 @@ from evomerge.spec.sections import (
     WorkersSpec,
 )
 
-BESIDE_WEIGHTS: Final = "files beside the base's weights"  # key of the identity; studies before it have no such files
+BESIDE_WEIGHTS: Final = "beside the weights"  # key of the identity, which studies of earlier releases do not have
 
 
 class SearchSpec(Frozen):
@@ -262,7 +262,8 @@ class SearchSpec(Frozen):
             params: param -> its distribution, in the order in which samplers see them.
             measured: role of a file of statistics -> digest of the texts that they are measured on.
             made_of: source -> digest of the texts that the baselines of the space are made from, where they need texts.
-            beside: name -> digest of the files beside the base's weights, such as its tokenizer and chat template.
+            beside: name -> digest of what else decides a score: files beside the base's weights, such as its tokenizer
+                and chat template, and the order in which an expert's rows of tokens are put.
         """
         return {
             "base": self.base.name,

@@ -98,3 +98,12 @@ def test_without_its_policies_the_study_is_another_one(spec_file: Path, capsys: 
     spec_file.write_text(yaml.safe_dump(content))
     assert run_command(["run", str(spec_file), "--ray", "none"]) == 2
     assert "`tokenizer: base` in search.yaml aligns vocabularies by token" in capsys.readouterr().err
+
+
+def test_an_expert_whose_tokens_have_changed_places_is_refused_though_its_weights_are_the_same(
+    spec_file: Path, make_ref: MakeRef, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["run", str(spec_file), "--ray", "none"]) == 0
+    make_ref("other", "cdbx", tied=True)
+    assert run_command(["run", str(spec_file), "--ray", "none"]) == 4
+    assert "beside the weights.tokens of other was" in capsys.readouterr().err
