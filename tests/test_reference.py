@@ -99,6 +99,14 @@ def test_values_are_words_with_their_bounds():
     assert (top["sampler"].section, top["budget"].section) == ("sampler", "budget")
 
 
+def test_all_sections_are_listed_with_what_they_describe(capsys):
+    assert run_command(["reference"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f" {each.name} " in shown for sections in setting_sections.PARTS.values() for each in sections)
+    assert "The limits of a search" in shown
+    assert "evomerge reference SECTION" in shown
+
+
 def test_a_section_is_shown_for_people_and_for_programs(capsys):
     assert run_command(["reference", "budget"]) == 0
     assert "items scored by trials" in " ".join(capsys.readouterr().out.split())

@@ -48,16 +48,17 @@ def describe_settings(name: str | None) -> dict[str, Any]:
 
 
 def settings_text(document: dict[str, Any]) -> RenderableType:
-    """A table of all sections, or everything about one."""
+    """A table of all sections with what each describes, or everything about one."""
     sections = document["sections"]
     if len(sections) == 1:
         return _one(sections[0])
     table = plain_table()
     table.add_column("section", no_wrap=True)
-    table.add_column("keys")
+    table.add_column("what it describes")
     for section in sections:
-        table.add_row(Text(section["name"]), Text(" ".join(row["key"] for row in section["settings"])))
-    return table
+        first, _, _ = _plain(section["description"]).partition(". ")
+        table.add_row(Text(section["name"]), Text(first.removesuffix(".")))
+    return Group(table, Text("evomerge reference SECTION shows its keys, with values and defaults."))
 
 
 def _entry(section: Section) -> dict[str, Any]:
