@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "verdict"))
 
 from races import OBJECTIVE, TASKS, raced
 from siblings import draw_of, raced_by_difference
-from simulation import Answers, answers
+from simulated_answers import Answers, answers
 
 from evomerge.racing import DifferenceSettings, RaceSettings
 

@@ -37,7 +37,7 @@ from scipy.stats import binom
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "verdict"))
 
-from simulation import looked, said, searched
+from simulated_answers import looked, said, searched
 
 from evomerge.verdict.looks import share
 from evomerge.verdict.mcnemar import unconditional
