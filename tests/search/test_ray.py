@@ -134,8 +134,7 @@ def test_jobs_that_ended_while_nobody_looked_are_not_overdue_and_one_that_is_can
     clock = Ahead()
     pool = executor(count=2, clock=clock)
     try:
-        while [worker.state for worker in pool.workers()] != ["idle", "idle"]:
-            assert pool.next_event(0.1) is None
+        wait_for_workers(pool)
         for key in ("a", "b"):
             pool.submit(job(key))
         working = list(pool._references.values())
@@ -149,13 +148,18 @@ def test_jobs_that_ended_while_nobody_looked_are_not_overdue_and_one_that_is_can
         pool.close()
 
 
-def test_outcomes_come_in_the_order_in_which_they_finish_and_a_cancelled_job_gives_none(cluster):
-    pool = executor(count=2, delay_seconds=1.0)
+SHORT, LONG = 0.25, 0.8  # places in the box, scored in 0.1 s and 3.4 s with the delays below
+
+
+def test_outcomes_come_in_the_order_in_which_jobs_finish_and_a_cancelled_job_gives_none(cluster):
+    pool = executor(count=2, delay_seconds=0.6, delay_spread=1.0)
     try:
-        for key in ("a", "b", "c"):
-            pool.submit(job(key))
-        pool.cancel("c")
-        assert {wait(pool).key, wait(pool).key} == {"a", "b"}
+        wait_for_workers(pool)
+        pool.submit(job("long", x=LONG))
+        pool.submit(job("short", x=SHORT))
+        pool.submit(job("cancelled"))
+        pool.cancel("cancelled")
+        assert [wait(pool).key, wait(pool).key] == ["short", "long"]
         assert pool.next_event(1.0) is None
         assert [worker.state for worker in pool.workers()] == ["idle", "idle"]
     finally:
@@ -185,6 +189,12 @@ def test_workers_that_die_while_they_are_built_stop_the_search(cluster):
 
 def test_n31_a_job_is_kilobytes(cluster):
     assert len(ray.cloudpickle.dumps(job("a"))) < 4096
+
+
+def wait_for_workers(pool):
+    """Returns when every worker has been built."""
+    while any(worker.state != "idle" for worker in pool.workers()):
+        assert pool.next_event(0.1) is None
 
 
 def wait(pool, seconds=60.0):
