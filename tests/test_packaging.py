@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,14 @@ def test_the_links_of_a_page_lead_somewhere(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_every_file_of_the_package_is_named_in_the_readme():
+def test_the_tree_in_the_readme_names_the_rooms_of_the_package_and_no_others():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    units = {path.name + ("/" if path.is_dir() else "") for path in (ROOT / "evomerge").iterdir()}
-    assert all(unit in text for unit in units - {"__init__.py", "__pycache__/", "py.typed"})
+    (tree,) = re.findall(r"^```\nevomerge/\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    named = [word for line in tree.splitlines() for word in takewhile(_is_path, line.split())]
+    rooms = {path.name + ("/" if path.is_dir() else "") for path in (ROOT / "evomerge").iterdir()}
+    assert sorted(named) == sorted(rooms - {"__init__.py", "__pycache__/", "py.typed"})
+
+
+def _is_path(word):
+    """Whether a word of the tree is a name in its left column; the first other word begins the description."""
+    return word.endswith(("/", ".py"))
