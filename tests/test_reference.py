@@ -31,32 +31,56 @@ MODELS = {
 }
 ROWS = [row for section in describe_settings(None)["sections"] for row in section["settings"]]
 EXAMPLES = [section for sections in PARTS.values() for section in sections]
+SECTIONS = {model.__name__ for section in EXAMPLES for model in section.models}
 
 
-def properties(model):
-    """(model, key, description) of each key in the JSON schema of a model, and in those of the models inside."""
-    schema = model.model_json_schema()
-    for each in (schema, *schema.get("$defs", {}).values()):
-        for key, description in each.get("properties", {}).items():
-            yield each["title"], key, description
+def fields(schema, definitions, prefix=""):
+    """(key, title of the model, description) of each field in a JSON schema, but of models that have a section."""
+    for name, description in schema.get("properties", {}).items():
+        key = prefix + name
+        yield key, schema["title"], description
+        for model, place in dict(references(description, key)).items():
+            if model not in SECTIONS:
+                yield from fields(definitions[model], definitions, f"{place}.")
 
 
-@pytest.mark.parametrize("model", sorted(MODELS, key=lambda model: model.__name__), ids=lambda model: model.__name__)
-def test_every_field_is_a_row_with_its_default(model):
-    for title, key, description in properties(model):
-        rows = [row for row in ROWS if row["key"].split(".")[-1] == key]
-        if title.startswith(("Learned", "FineTune")) and key in FILLED_IN:
-            expected = "from the search"
-        elif "default" not in description:
-            expected = "required"
-        elif description["default"] is None:
-            expected = ""
-        elif "$ref" in description or (isinstance(description["default"], dict) and description["default"]):
-            expected = "those of its keys"
-        else:
-            expected = description["default"]
-        found = [yaml.safe_load(row["default"]) if row["default"] else "" for row in rows]
-        assert expected in found, (title, key, found)
+def references(description, key):
+    """The models in a part of a JSON schema, each with the key below which its fields are."""
+    if "$ref" in description:
+        yield description["$ref"].rpartition("/")[2], key
+    for each in (*description.get("anyOf", ()), *description.get("oneOf", ())):
+        yield from references(each, key)
+    for part, place in (("items", f"{key}[]"), ("additionalProperties", f"{key}.NAME")):
+        if isinstance(description.get(part), dict):
+            yield from references(description[part], place)
+
+
+def expected_default(title, key, description):
+    """Default in the reference of a field with this description in a JSON schema."""
+    if title.startswith(("Learned", "FineTune")) and key in FILLED_IN:
+        return "from the search"
+    if "default" not in description:
+        return "required"
+    default = description["default"]
+    if default is None:
+        return ""
+    return "those of its keys" if "$ref" in description or (isinstance(default, dict) and default) else default
+
+
+@pytest.mark.parametrize("section", EXAMPLES, ids=lambda section: section.name)
+def test_every_field_is_a_row_of_its_section_with_its_default(section):
+    schemas = [model.model_json_schema() for model in section.models]
+    expected = [
+        (key, expected_default(title, key, description))
+        for schema in schemas
+        for key, title, description in fields(schema, schema.get("$defs", {}))
+    ]
+    rows = [row for row in setting_sections.section_rows(section) if not row.key.startswith("name: ")]
+    assert [(row.key, yaml.safe_load(row.default) if row.default else "") for row in rows] == expected
+
+
+def test_every_model_that_has_settings_has_a_section():
+    assert {model.__name__ for model in MODELS if model.model_fields} <= SECTIONS
 
 
 def test_every_row_has_values_and_a_meaning():
