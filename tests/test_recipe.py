@@ -135,21 +135,21 @@ def test_a_recipe_comes_back_from_json_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    "files",
+    ("files", "says"),
     [
-        {"coefficients": "../" * 10 + "tmp/x"},
-        {"coefficients": "/" + "a" * 63},
-        {"coefficients": "A" * 64},
-        {"../coefficients": "a" * 64},
-        {"/coefficients": "a" * 64},
-        {"..": "a" * 64},
-        {"": "a" * 64},
-        {"a\0": "a" * 64},
+        ({"coefficients": "../" * 10 + "tmp/x"}, "is no digest of a file"),
+        ({"coefficients": "/" + "a" * 63}, "is no digest of a file"),
+        ({"coefficients": "A" * 64}, "is no digest of a file"),
+        ({"../coefficients": "a" * 64}, "is no role"),
+        ({"/coefficients": "a" * 64}, "is no role"),
+        ({"..": "a" * 64}, "is no role"),
+        ({"": "a" * 64}, "is no role"),
+        ({"a\0": "a" * 64}, "is no role"),
     ],
 )
-def test_files_outside_of_their_folder_cannot_be_named(files: dict[str, str]) -> None:
+def test_files_outside_of_their_folder_cannot_be_named(files: dict[str, str], says: str) -> None:
     for recipe in (replace(RECIPE, files=files), replace(NESTED, ingredients={"soup": replace(RECIPE, files=files)})):
-        with pytest.raises(InvalidInput, match=r"is no (role|digest of a file)"):
+        with pytest.raises(InvalidInput, match=says):
             Recipe.from_json(recipe.to_json())
 
 

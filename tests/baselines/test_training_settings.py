@@ -47,9 +47,9 @@ def test_groups_and_weights_come_from_the_search():
         ("learned", {"groups": {"a": ["x"]}}, "groups of baseline 'learned' follows from the search"),
         ("learned-column", {"granularity": "tensor"}, "is always 'column'"),
         ("learned", {"granularities": []}, "granularities"),
-        ("learned", {"loss": {"answer": 1}}, "answer"),
+        ("learned", {"loss": {"answer": 1}}, r"key 'loss\.answer' does not exist"),
         ("fine-tune", {"learning_rate": 0}, "learning_rate"),
-        ("fine-tune", {"loss": {"experts": 1}}, "loss"),
+        ("fine-tune", {"loss": {"experts": 1}}, "key 'loss' does not exist"),
     ],
 )
 def test_what_is_not_open_to_choice_is_refused(name, settings, message):

@@ -277,11 +277,18 @@ def test_a_file_can_hold_the_url(tmp_path: Path) -> None:
     assert local_file(f"file:{secret}") == tmp_path / "study.db"
 
 
-@pytest.mark.parametrize("content", ["", "\n", "two\nlines\n", "x" * 20_000, "env:OTHER"])
-def test_a_file_that_holds_no_url_is_refused_without_its_content(content: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        *((content, "has to hold one line, the URL, and nothing else") for content in ("", "\n", "two\nlines\n")),
+        ("x" * 20_000, "has to hold one line, the URL, and nothing else"),
+        ("env:OTHER", "holds another reference"),
+    ],
+)
+def test_a_file_that_holds_no_url_is_refused_without_its_content(content: str, says: str, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text(content)
-    with pytest.raises(InvalidInput, match="secret") as error:
+    with pytest.raises(InvalidInput, match=says) as error:
         open_storage(f"file:{secret}")
     assert len(str(error.value)) < 300
     with pytest.raises(InvalidInput, match="cannot be read: No such file"):

@@ -18,9 +18,12 @@ def test_statistics_come_back_as_they_were_stored():
     assert read_statistics(study) == stored
 
 
-@pytest.mark.parametrize("files", [{"fishers": "../" * 10 + "tmp/x"}, {"../fishers": "a" * 64}])
-def test_statistics_outside_of_the_folder_of_artifacts_are_refused(files):
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [({"fishers": "../" * 10 + "tmp/x"}, "is no digest of a file"), ({"../fishers": "a" * 64}, "is no role")],
+)
+def test_statistics_outside_of_the_folder_of_artifacts_are_refused(files, says):
     study = optuna.create_study()
     write_text(study, attributes.STATISTICS, StudyStatistics(files=files).to_json())
-    with pytest.raises(InvalidInput, match=r"is no (role|digest of a file)"):
+    with pytest.raises(InvalidInput, match=says):
         read_statistics(study)
