@@ -23,12 +23,12 @@ OPTIONS = (
 )
 
 
-def free_address() -> tuple[str, int]:
+def free_address(host: str = "127.0.0.1") -> tuple[str, int]:
     """The address of a page on a free port of the loopback interface, and the port."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         port = probe.getsockname()[1]
-    return f"http://127.0.0.1:{port}", port
+    return f"http://{host}:{port}", port
 
 
 def answer_of(url: str, seconds: float = 60.0) -> bytes:

@@ -1,5 +1,6 @@
 """The command line: one clear line and exit code 2 for bad input, one JSON document with --json."""
 
+import ast
 import json
 import math
 import shutil
@@ -351,6 +352,21 @@ def test_the_help_of_a_run_has_every_place_of_a_storage_url_and_of_workers(capsy
     shown = capsys.readouterr().out
     assert all(text.partition(" ")[0] in shown for text in ALLOWED if text.startswith(("env:", "file:")))
     assert "ADDRESS|auto|local|none" in shown
+
+
+def test_every_option_of_every_command_is_given_in_a_test():
+    """By name alone: helpers of tests add the command to the options that they are given."""
+    texts = [path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("*.py")]
+    nodes = [node for text in texts for node in ast.walk(ast.parse(text))]
+    words = {word for node in nodes if isinstance(node, ast.Constant) for word in str(node.value).split()}
+    names = {
+        (*command, option.opts[0]): {*option.opts, *option.secondary_opts}
+        for command, each in command_words(typer.main.get_command(app))
+        for option in each.params
+        if option.param_type_name == "option"
+    }
+    assert len(names) > 100
+    assert [" ".join(option) for option, spelled in names.items() if not spelled & words] == []
 
 
 def test_a_bug_of_ours_is_exit_code_one_with_a_log_file(capsys, write_spec, tmp_path, monkeypatch):

@@ -153,6 +153,18 @@ def test_check_says_how_long_a_larger_budget_takes_at_the_rate_that_was_measured
     assert left(trials=10**9, hours=1) <= 3600
 
 
+def test_hours_of_running_that_are_spent_leave_no_trial_and_more_of_them_do(write_spec):
+    path = str(write_spec(budget={"trials": 3}, baselines=[]))
+
+    def trials_after(*options):
+        assert run_command(["run", path, "--ray", "none", *options]) == 0
+        return len(read_search(load_spec(path)).study.trials)
+
+    assert trials_after() == 3
+    assert trials_after("--trials", "5", "--hours", "1e-9") == 3
+    assert trials_after("--trials", "5", "--hours", "1") == 5
+
+
 def test_the_command_loads_neither_optuna_nor_anything_heavier(write_spec, url):
     path = write_spec(storage=url, name="s")
     command = "import sys; from evomerge.cli import run_command; code = run_command(sys.argv[1:]); "

@@ -126,6 +126,13 @@ def test_what_becomes_of_every_line_is_said_and_stays_in_the_search(
     assert (spec.workers.count, spec.workers.gpus) == (4, 1)
 
 
+def test_in_memory_is_left_out_since_every_worker_merges_in_its_memory(
+    imported: Import, pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert imported(EXAMPLE, "--task-search-path", pack, "--in-memory") == 0
+    assert "left out: --in-memory: every worker merges in its memory" in capsys.readouterr().err
+
+
 def test_fields_of_the_genome_are_those_of_the_space(
     imported: Import, pack: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
