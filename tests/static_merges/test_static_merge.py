@@ -210,6 +210,16 @@ def test_models_that_were_moved_are_given_by_name_and_changed_ones_are_refused(
     assert _merge(path, "--out", out, "--source", f"code={directories[1]}", "--no-fingerprints") == 0
 
 
+@pytest.mark.parametrize(("options", "computed"), [((), False), (("--fingerprints",), True)])
+def test_fingerprints_that_a_recipe_lacks_are_computed_where_it_is_asked(
+    make_models: Callable[..., list[str]], tmp_path: Path, options: tuple[str, ...], computed: bool
+) -> None:
+    recipe = _recipe(_open(make_models(), fingerprinted=False), "linear")
+    assert _merge(_file(tmp_path, recipe), "--out", tmp_path / "out", *options) == 0
+    made = Recipe.from_json((tmp_path / "out" / "recipe.json").read_text())
+    assert [bool(ref.fingerprint) for ref in (made.base, *made.sources)] == [computed] * 3
+
+
 def test_a_recipe_whose_text_was_changed_is_refused(
     make_models: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
