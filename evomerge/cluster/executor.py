@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from evomerge.jobs import Job, Outcome, Progress
+
+BACKING_OFF, QUARANTINED = "backing off", "quarantined"
+PLACING, WAITING = "placing", "waiting for resources"
+STARTING, IDLE, BUSY = "starting", "idle", "busy"
+WORKER_STATES: Final = (PLACING, STARTING, IDLE, BUSY, BACKING_OFF, WAITING, QUARANTINED)
 
 
 @dataclass(frozen=True)
@@ -13,7 +18,7 @@ class WorkerState:
     """A worker as `evomerge status` shows it."""
 
     name: str
-    state: str  # placing · starting · idle · busy · backing off · waiting for resources · quarantined
+    state: str  # one of `WORKER_STATES`
     job: str | None = None
     restarts: int = 0
 

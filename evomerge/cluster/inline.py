@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator
 
-from evomerge.cluster.executor import Executor, WorkerState
+from evomerge.cluster.executor import BUSY, IDLE, Executor, WorkerState
 from evomerge.errors import Interrupted, StoppedByFailures
 from evomerge.interjection import TimedOut, deadline
 from evomerge.jobs import Failed, Job, Outcome, Progress
@@ -67,7 +67,7 @@ class InlineExecutor:
 
     def workers(self) -> list[WorkerState]:
         job = self._queue[0].key if self._queue else None
-        return [WorkerState(self._worker.name, "busy" if job else "idle", job, self._restarts)]
+        return [WorkerState(self._worker.name, BUSY if job else IDLE, job, self._restarts)]
 
     def close(self) -> None:
         self._stop()

@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from evomerge.clock import SYSTEM_CLOCK, Clock
-from evomerge.cluster.executor import WorkerState
+from evomerge.cluster.executor import (
+    BACKING_OFF,
+    BUSY,
+    IDLE,
+    PLACING,
+    QUARANTINED,
+    STARTING,
+    WAITING,
+    WorkerState,
+)
 from evomerge.errors import Interrupted, StoppedByFailures
 from evomerge.jobs import Failed, Job, Outcome, Score
 
@@ -25,10 +34,6 @@ LONGEST_BACKOFF: Final = 60.0
 FIRST_QUARANTINE: Final = 60.0
 LONGEST_QUARANTINE: Final = 900.0
 NEVER: Final = float("inf")
-
-BACKING_OFF, QUARANTINED = "backing off", "quarantined"
-PLACING, WAITING = "placing", "waiting for resources"
-STARTING, IDLE, BUSY = "starting", "idle", "busy"
 
 
 @dataclass

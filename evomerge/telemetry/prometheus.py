@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from evomerge.cluster.executor import WORKER_STATES
 from evomerge.spec import BudgetSpec
 from evomerge.study.status import Status
 from evomerge.study.tally import Tally
@@ -46,6 +47,7 @@ def search_metrics(status: Status, tally: Tally, budget: BudgetSpec, memory: int
     phases = {phase: seconds for phase, seconds in tally.seconds.items() if phase != "total"}
     states = {state: float(state == status.state) for state in STATES}
     trials = {"complete": complete, "dropped": status.dropped, "failed": status.failed, "running": status.running}
+    workers = dict.fromkeys(WORKER_STATES, 0) | dict(status.workers)  # a gauge keeps a state that is left out
     left = {
         "trials": (budget.trials, status.finished),
         "hours": (budget.hours, status.run_seconds / 3600),
@@ -59,7 +61,7 @@ def search_metrics(status: Status, tally: Tally, budget: BudgetSpec, memory: int
         MetricFamily("trials", "gauge", "Trials by state.", _each("state", trials)),
         MetricFamily("phase_seconds_total", "counter", "Seconds of workers by phase.", _each("phase", phases)),
         MetricFamily("worker_restarts", "gauge", "Workers replaced in this run.", [({}, status.restarts)]),
-        MetricFamily("workers", "gauge", "Workers by state.", _each("state", status.workers)),
+        MetricFamily("workers", "gauge", "Workers by state.", _each("state", workers)),
         MetricFamily("controller_memory_bytes", "gauge", "Resident memory of the controller.", [({}, memory)]),
         MetricFamily(
             "worker_peak_memory_bytes",

@@ -19,11 +19,13 @@ from evomerge.cluster.ray_executor.gauges import RayGauges
 from evomerge.documents import validate
 from evomerge.errors import InvalidInput
 from evomerge.observers import MetricsSpec, NotifySpec
-from evomerge.spec import load_spec
+from evomerge.spec import BudgetSpec, load_spec
 from evomerge.storage import attributes
+from evomerge.study.status import Status
 from evomerge.study.stored_search import read_search
+from evomerge.study.tally import Tally
 from evomerge.telemetry.messenger import Messenger
-from evomerge.telemetry.prometheus import MetricFamily, metrics_text
+from evomerge.telemetry.prometheus import MetricFamily, metrics_text, search_metrics
 
 KEEP = "import sys; open(sys.argv[1], 'ab').write(sys.stdin.buffer.read() + b'\\n')"
 
@@ -264,6 +266,27 @@ def test_the_same_numbers_are_gauges_of_ray_while_the_run_is_on_a_cluster(write_
     served[0] = False
     assert run(write_spec(name="alone")) == 0
     assert not seen
+
+
+def test_states_that_no_worker_is_in_any_more_are_zero_so_that_the_states_add_up_to_the_workers(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(Gauge, "set", lambda self, value, tags: seen.__setitem__(tags["state"], value))
+    gauges = RayGauges("sim")
+    for workers in ({"starting": 4}, {"busy": 3, "starting": 1}, {"idle": 2, "quarantined": 2}):
+        numbers = search_metrics(status_with(workers=workers), Tally([]), BudgetSpec(), memory=None)
+        [found] = [each for each in numbers if each.name == "workers"]
+        gauges.set(found.name, found.help, found.values)
+        assert {state: count for state, count in seen.items() if count} == workers
+        assert sum(seen.values()) == 4
+
+
+def status_with(**given):
+    usual = {
+        "state": "running", "finished": 7, "budget": 100, "failed": 0, "running": 2, "best": 0.7, "best_trial": 3,
+        "trials_per_hour": 5.0, "seconds_left": 60.0, "run_seconds": 3600.0, "workers": {"busy": 2}, "restarts": 0,
+        "host": "h", "pid": 1, "updated": 0.0,
+    }  # fmt: skip
+    return Status(**{**usual, **given})
 
 
 def test_an_open_telemetry_sdk_reads_the_same_numbers(write_spec, tmp_path, monkeypatch):

@@ -14,8 +14,8 @@ import ray.exceptions
 
 from evomerge.bank.shared_tensors import remove_left
 from evomerge.clock import SYSTEM_CLOCK, Clock
-from evomerge.cluster.executor import Executor, WorkerState
-from evomerge.cluster.pool import IDLE, Pool, Slot
+from evomerge.cluster.executor import IDLE, Executor, WorkerState
+from evomerge.cluster.pool import Pool, Slot
 from evomerge.cluster.ray_executor.actor import WorkerActor
 from evomerge.cluster.ray_executor.cluster import LOCAL, Cluster, Size
 from evomerge.errors import InvalidInput
