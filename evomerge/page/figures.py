@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A number with the ends of its interval, under a name."""
+    """A number with the ends of its interval, under a name. A row of a winner, or of one that beats it, is filled."""
 
     name: str
     value: float
     low: float | None
     high: float | None
     is_winner: bool = False
+    beats_winner: bool = False
 
 
 def leads(verdict: Verdict) -> Picture:
@@ -39,6 +40,7 @@ def leads(verdict: Verdict) -> Picture:
             low=None if each.low is None else each.low * scale,
             high=None if each.high is None else each.high * scale,
             is_winner=each.outcome == "beats",
+            beats_winner=each.worse,
         )
         for each in sorted(verdict.comparisons, key=lambda each: each.difference)
     ]
@@ -49,8 +51,8 @@ def leads(verdict: Verdict) -> Picture:
         axes.set_xlabel(f"{verdict.winner} − the other, held-out items{unit}")
 
     text = (
-        "Right of 0 the winner is better. An interval that reaches 0 is no evidence; filled dots are differences that "
-        "hold after the correction for all comparisons."
+        "Right of 0 the winner is better. An interval that reaches 0 is no evidence. Filled are differences that hold "
+        "after the correction for all comparisons: dots where it beats the other, squares where it is beaten."
     )
     return drawn("leads", "By how much it wins", text, _height(len(rows)), draw)
 
@@ -223,7 +225,8 @@ def _gap(row: BothParts) -> Estimate:
 
 def _estimates(axes: Axes, rows: Sequence[Estimate]) -> None:
     for line, row in enumerate(rows):
-        _estimate(axes, row, line, COLOURS["winner" if row.is_winner else "other"], filled=row.is_winner)
+        role = "winner" if row.is_winner else "second" if row.beats_winner else "other"
+        _estimate(axes, row, line, COLOURS[role], filled=role != "other")
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", color=COLOURS["grid"], linewidth=0.6)
@@ -233,7 +236,8 @@ def _estimate(axes: Axes, row: Estimate, line: float, colour: str, *, filled: bo
     if row.low is not None and row.high is not None:
         axes.plot([row.low, row.high], [line, line], color=colour, linewidth=1.6, solid_capstyle="round")
     face = colour if filled else COLOURS["paper"]
-    axes.plot([row.value], [line], "o", color=colour, markersize=6, markerfacecolor=face)
+    marker = "s" if row.beats_winner else "o"
+    axes.plot([row.value], [line], marker, color=colour, markersize=6, markerfacecolor=face)
 
 
 def _best_so_far(axes: Axes, found: SearchCourse, colour: str) -> None:

@@ -11,7 +11,7 @@ from evomerge.messages import counted
 from evomerge.report.status_report import status_document
 from evomerge.sanity.probe_records import winner_warning
 from evomerge.study.command_line import command_line
-from evomerge.study.status import FINISHED_PHASE
+from evomerge.study.status import FINISHED_PHASE, SEARCHING_PHASE
 from evomerge.study.stored_search import StoredSearch
 from evomerge.verdict import Verdict, read_winner
 from evomerge.verdict.headline import NOT_YET, Headline, headline
@@ -54,15 +54,17 @@ def warnings(stored: StoredSearch, lines: Sequence[Line], verdict: Verdict | Non
 
 
 def state(stored: StoredSearch, course: SearchCourse) -> str:
-    """The state of the search in one line: its phase, and the trials that have ended."""
+    """The state of the search in one line: the trials that have ended, its phase, and whether that was broken off."""
     document = status_document(stored.study, None)
     phase = document["phase"] or "not begun"
+    status = (document["status"] or {}).get("state")
+    broken_off = phase.startswith(SEARCHING_PHASE) and status in ("interrupted", "failed")
     counts = [f"{counted(len(course.points), 'trial')} scored"]
     counts += [f"{course.dropped} dropped early"] * bool(course.dropped)
     counts += [f"{course.failed} failed"] * bool(course.failed)
-    running = document["trials"]["running"] if phase != FINISHED_PHASE else 0
+    running = document["trials"]["running"] if phase != FINISHED_PHASE and not broken_off else 0
     counts += [f"{running} in flight"] * bool(running)
-    return ", ".join([*counts, phase])
+    return ", ".join([*counts, f"{status} while {phase}" if broken_off else phase])
 
 
 def _search_value(line: Line) -> float:

@@ -41,7 +41,7 @@ from evomerge.study.incumbent import read_incumbent
 from evomerge.study.row_failures import read_left_out
 from evomerge.study.rows import Record
 from evomerge.study.snapshot import snapshot_of
-from evomerge.study.status import FINISHED_PHASE
+from evomerge.study.status import FINISHED_PHASE, SEARCHING_PHASE
 from evomerge.study.study_statistics import StudyStatistics, read_statistics
 from evomerge.study.trials import best_trials
 from evomerge.verdict import (
@@ -95,7 +95,7 @@ def make_baselines(session: Session, baselines: Sequence[BaselineSpec], *, again
     searches = [each for each in baselines if BASELINES[each.name].sampler is not None]
     left_out = runner.make([each for each in baselines if each not in searches], again=again)
     for baseline in searches:
-        session.say("searching at random")
+        session.say(f"{SEARCHING_PHASE} at random")
         try:
             random_search(
                 baseline,
@@ -197,7 +197,7 @@ def enqueue_known_merges(session: Session) -> None:
 
 def explore(session: Session) -> None:
     """Spend the budget of the search, and report the duration of a candidate before and after it."""
-    session.say("searching")
+    session.say(SEARCHING_PHASE)
     opened = session.opened
     spec, study = opened.inputs.spec, opened.search.study
     predicted = _predict_duration(session)

@@ -9,6 +9,7 @@ from typing import Any, Final
 from evomerge.forms import check_form, reading
 
 FINISHED_PHASE: Final = "finished"  # of a run that has stored its verdict
+SEARCHING_PHASE: Final = "searching"  # and at random, of a run that proposes trials
 FUTILE: Final = 0.05  # chance below which a search is said to be futile
 
 

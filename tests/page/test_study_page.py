@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 from evomerge import load_spec, run_search
 from evomerge.cli import run_command
 from evomerge.leaderboard import leaderboard
+from evomerge.page import figures
 from evomerge.page.page_content import _facts, page_content
 from evomerge.page.study_comparison import study_comparison
 from evomerge.page.study_page import rendered
@@ -147,6 +148,17 @@ def test_a_search_that_still_runs_is_not_to_be_believed_yet(copied, opened):
     assert {"tasks", "course"} <= set(content.pictures)
 
 
+@pytest.mark.parametrize(
+    ("state", "says"), [("interrupted", "interrupted while searching"), ("running", "2 in flight")]
+)
+def test_a_search_that_was_broken_off_has_nothing_in_flight(copied, opened, state, says):
+    study = without_verdict(copied)
+    study.set_user_attr(attributes.STATUS, {**study.user_attrs[attributes.STATUS], "state": state, "running": 2})
+    found = page_content(opened(copied)).state
+    assert says in found
+    assert ("in flight" in found) == (state == "running")
+
+
 def missing_constraints(study, like, value):
     """Add a trial like another one, with a value, whose merge misses a constraint."""
     study.add_trial(
@@ -271,14 +283,42 @@ def test_a_browser_shows_the_page_and_makes_its_tables_sortable(finished, opened
     assert content.headline.text in text_of(page)
 
 
-def test_the_lead_of_a_plain_objective_is_three_digits_even_where_it_is_as_large_as_numbers_get():
-    comparison = Comparison(
-        baseline="soup", difference=sys.float_info.max, low=None, high=None, stderr=None, p=None, adjusted_p=None,
-        test="none", items=100, discordant=20, items_needed=None, outcome="cannot be told",
-    )  # fmt: skip
-    verdict = Verdict(
+def verdict_of(*comparisons, unit="points"):
+    return Verdict(
         winner="trial 4", trial=4, search_value=None, held_out_value=0.6, gap=None, reference_gap=None, luck=None,
-        lead=None, comparisons=(comparison,), items=100, looks=1, unit="plain",
+        lead=None, comparisons=comparisons, items=100, looks=1, unit=unit,
     )  # fmt: skip
+
+
+def compared(baseline, difference, *, p=None, outcome="cannot be told"):
+    return Comparison(
+        baseline=baseline, difference=difference, low=None, high=None, stderr=None, p=p, adjusted_p=p,
+        test="none", items=100, discordant=20, items_needed=None, outcome=outcome,
+    )  # fmt: skip
+
+
+def test_a_loss_that_holds_is_filled_and_has_another_mark_than_a_win(monkeypatch):
+    marks = {}
+
+    def seen(axes, row, line, colour, *, filled):
+        place = len(axes.lines)
+        drawn_row(axes, row, line, colour, filled=filled)
+        dot = axes.lines[place]
+        marks[row.name] = (dot.get_marker(), dot.get_markerfacecolor() == colour)
+
+    drawn_row = figures._estimate
+    monkeypatch.setattr(figures, "_estimate", seen)
+    figures.leads(
+        verdict_of(
+            compared("won", 0.1, p=0.001, outcome="beats"),
+            compared("lost", -0.1, p=0.001, outcome="does not beat"),
+            compared("open", -0.01, p=0.6),
+        )
+    )
+    assert marks == {"won": ("o", True), "lost": ("s", True), "open": ("o", False)}
+
+
+def test_the_lead_of_a_plain_objective_is_three_digits_even_where_it_is_as_large_as_numbers_get():
+    verdict = verdict_of(compared("soup", sys.float_info.max), unit="plain")
     (fact,) = _facts([], verdict, headline(verdict))
     assert (fact.name, fact.value) == ("over soup", "+1.8e+308")
