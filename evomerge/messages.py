@@ -78,16 +78,27 @@ def in_bytes(count: int) -> str:
 
 def in_thousands(count: int) -> str:
     """A large number with three digits: 640 k, 1.2 M."""
-    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return str(count)
+    size = float(count)
+    if size < 1000:
+        return str(count)
+    for unit in ("k", "M", "G"):
+        size /= 1000
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+    return f"{size / 1000:,.3g} T" if size < 999_500 else f"{size / 1000:,.0f} T"
+
+
+def plain_score(value: float) -> str:
+    """A score with four decimals, or with two digits where those would be zeros: 0.7123, -3.2e-06."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.0005 else f"{value:.2g}"
 
 
 def in_percent(chance: float | None) -> str:
-    """A chance as percentage: 34 %, below 1 %; unknown where it is None."""
+    """A chance as percentage: 34 %, below 1 %, above 99 % where it is not certain; unknown where it is None."""
     if chance is None:
         return "unknown"
+    if 0.995 <= chance < 1:
+        return "above 99 %"
     return "below 1 %" if chance < 0.01 else f"{100 * chance:.0f} %"
 
 

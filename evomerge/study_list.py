@@ -12,7 +12,7 @@ from rich.text import Text
 
 from evomerge.errors import InvalidInput
 from evomerge.leases.holder import holder_of
-from evomerge.messages import duration
+from evomerge.messages import duration, plain_score
 from evomerge.plain_table import plain_table
 from evomerge.storage import attributes
 from evomerge.storage.opening import open_storage, release
@@ -63,7 +63,7 @@ def studies_table(document: dict[str, Any]) -> Table | Text:
             Text(study["name"]),
             Text(_state(study)),
             Text(f"{trials['finished']}/{trials['budget']}{failed}" if trials["budget"] else "-"),
-            Text("-" if best is None else f"{best['value']:.4f} (trial {best['trial']})"),
+            Text("-" if best is None else f"{plain_score(best['value'])} (trial {best['trial']})"),
             Text("-" if study["updated"] is None else f"{duration(max(0.0, time.time() - study['updated']))} ago"),
             Text(", ".join(study["siblings"])),
         )

@@ -16,6 +16,7 @@ from evomerge.messages import (
     last_line,
     listed,
     p_value,
+    plain_score,
     some,
 )
 
@@ -62,8 +63,25 @@ def test_durations_and_large_numbers_have_the_unit_that_fits():
     assert [in_thousands(count) for count in (999, 640_000, 1_234_567)] == ["999", "640 k", "1.23 M"]
 
 
-def test_a_chance_is_a_whole_percentage_and_a_tiny_one_is_not_nothing():
-    assert [in_percent(chance) for chance in (0.344, 0.01, 0.004, 0.0, None)] == [
+def test_a_large_number_never_takes_a_power_of_ten():
+    counts = (1000, 999_400, 999_500, 999_600_000, 1_500_000_000_000, 2_345_678_000_000_000)
+    assert [in_thousands(count) for count in counts] == ["1 k", "999 k", "1 M", "1 G", "1.5 T", "2,346 T"]
+
+
+def test_a_score_that_is_not_zero_is_never_shown_as_zero():
+    assert [plain_score(value) for value in (0.71234, 0.0, -3.2e-6, 0.0005)] == [
+        "0.7123",
+        "0.0000",
+        "-3.2e-06",
+        "0.0005",
+    ]
+
+
+def test_a_chance_is_a_whole_percentage_and_neither_a_tiny_one_nothing_nor_a_large_one_certain():
+    assert [in_percent(chance) for chance in (1.0, 0.9996, 0.994, 0.344, 0.01, 0.004, 0.0, None)] == [
+        "100 %",
+        "above 99 %",
+        "99 %",
         "34 %",
         "1 %",
         "below 1 %",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.loop.outlook import Bar, chance_to_pass
-from evomerge.messages import counted
+from evomerge.messages import counted, plain_score
 from evomerge.spec import BudgetSpec
 from evomerge.storage import attributes
 from evomerge.storage.optuna_internals import is_stopped
@@ -115,8 +115,8 @@ class BudgetAccount:
         if chance is None or chance >= self.budget.futility:
             return None
         return (
-            f"it is futile to go on: the chance to pass {self.bar.label} ({self.bar.value:.4f}) with the rest of the "
-            f"budget is below {self.budget.futility:g}"
+            f"it is futile to go on: the chance to pass {self.bar.label} ({plain_score(self.bar.value)}) with "
+            f"the rest of the budget is below {self.budget.futility:g}"
         )
 
     def has_room(self, in_flight: int) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.cluster import Executor
 from evomerge.loop.budget import BudgetAccount
-from evomerge.messages import in_percent
+from evomerge.messages import in_percent, plain_score
 from evomerge.storage import attributes
 from evomerge.study.dashboard import write_note
 from evomerge.study.search_study import SearchStudy
@@ -73,8 +73,8 @@ class StatusReporter:
         hope = "can hardly" if status.is_futile else "may still"
         write_note(
             self._search.study,
-            f"After {status.finished} trials the search {hope} pass {label} ({value:.4f} on the search items) with the "
-            f"rest of its budget: the chance is {in_percent(status.chance)}.\n",
+            f"After {status.finished} trials the search {hope} pass {label} ({plain_score(value)} on the search items) "
+            f"with the rest of its budget: the chance is {in_percent(status.chance)}.\n",
         )
 
     def _status(self, state: str, in_flight: int) -> Status:

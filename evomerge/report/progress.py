@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from evomerge.jobs import Progress
+from evomerge.messages import plain_score
 from evomerge.report.status_line import status_line
 from evomerge.report.terminal import Terminal, json_text
 from evomerge.search.run import Listener
@@ -67,7 +68,7 @@ def listening(terminal: Terminal) -> Iterator[Listener]:
 def progress_line(progress: Progress) -> Text:
     """step/total of a training, and its losses by name; of a measurement, the texts that have been read; of an
     evaluation, the passes whose answers are kept."""
-    losses = "".join(f" · {name} {loss:.4f}" for name, loss in progress.losses.items())
+    losses = "".join(f" · {name} {plain_score(loss)}" for name, loss in progress.losses.items())
     return Text(f"{progress.key}: {progress.unit} {progress.step}/{progress.steps}{losses}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from evomerge.messages import duration, in_percent
+from evomerge.messages import duration, in_percent, plain_score
 from evomerge.study.status import Status
 
 
@@ -12,7 +12,7 @@ def status_line(status: Status) -> Text:
     """done/total · best · cost · rate · time left · workers."""
     parts = [f"{status.finished}/{status.budget} trials"]
     if status.best is not None:
-        parts.append(f"best {status.best:.4f} (trial {status.best_trial})")
+        parts.append(f"best {plain_score(status.best)} (trial {status.best_trial})")
     if status.dropped:
         parts.append(f"{status.dropped} dropped early")
     if status.failed:
@@ -20,7 +20,8 @@ def status_line(status: Status) -> Text:
     if status.forwards is not None:
         parts.append(f"{status.forwards:,.0f} forwards")
     if status.trials_per_hour is not None:
-        parts.append(f"{status.trials_per_hour:.0f} trials/h")
+        rate = status.trials_per_hour
+        parts.append(f"{rate:.0f} trials/h" if rate >= 9.95 else f"{rate:.2g} trials/h")
     if status.seconds_left:
         parts.append(f"{duration(status.seconds_left)} left")
     if status.bar is not None and status.chance is not None and status.chance < 1:
