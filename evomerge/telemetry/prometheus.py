@@ -77,9 +77,8 @@ def search_metrics(status: Status, tally: Tally, budget: BudgetSpec, memory: int
         ),
         MetricFamily("items_total", "counter", "Items scored.", [({}, spent.items)]),
         MetricFamily("gpu_hours_total", "counter", "Hours that GPUs were held.", [({}, spent.gpu_seconds / 3600)]),
-        MetricFamily(
-            "run_hours_total", "counter", "Hours of all runs, pauses left out.", [({}, status.run_seconds / 3600)]
-        ),
+        # A killed run leaves those up to its last stored status: no counter, which must never fall.
+        MetricFamily("run_hours", "gauge", "Hours of all runs, pauses left out.", [({}, status.run_seconds / 3600)]),
         MetricFamily(
             "budget_left",
             "gauge",

@@ -280,6 +280,12 @@ def test_states_that_no_worker_is_in_any_more_are_zero_so_that_the_states_add_up
         assert sum(seen.values()) == 4
 
 
+def test_the_hours_of_all_runs_are_a_gauge_as_they_fall_where_a_run_was_killed():
+    numbers = search_metrics(status_with(run_seconds=7200.0), Tally([]), BudgetSpec(), memory=None)
+    text = metrics_text("sim", [each for each in numbers if each.name.startswith("run_hours")])
+    assert text.splitlines()[1:] == ["# TYPE evomerge_run_hours gauge", 'evomerge_run_hours{study="sim"} 2.0']
+
+
 def status_with(**given):
     usual = {
         "state": "running", "finished": 7, "budget": 100, "failed": 0, "running": 2, "best": 0.7, "best_trial": 3,
