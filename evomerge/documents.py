@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -200,8 +200,27 @@ def _describe(model: type[BaseModel], error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"key {key!r} is missing"
     message = "give 'key: value' pairs" if first["type"] == "model_type" else first["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(first["input"], dict | list) else f" (given: {first['input']!r})"
-    return f"{key}: {message}{given}"
+    hidden = isinstance(first["input"], dict | list) or _is_secret(model, first["loc"])
+    return f"{key}: {message}" + ("" if hidden else f" (given: {first['input']!r})")
+
+
+def _is_secret(model: type[BaseModel], location: Sequence[int | str]) -> bool:
+    """Whether the value there may be a secret: a field that repr leaves out, or a section that has one."""
+    sections: list[type[BaseModel]] = [model]
+    for part in location:
+        found = [section.model_fields[part] for section in sections if part in section.model_fields]
+        if any(not field.repr for field in found):
+            return True
+        if found:
+            sections = [inner for field in found for inner in _sections_in(field.annotation)]
+    return any(not field.repr for section in sections for field in section.model_fields.values())
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """The sections of a document that an annotation names, in unions and in collections too."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in _sections_in(inner)]
 
 
 def _first(error: ValidationError) -> Any:

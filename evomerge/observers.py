@@ -25,7 +25,7 @@ class NotifySpec(Frozen):
     """
 
     command: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    url: str | None = None
+    url: str | None = Field(default=None, repr=False)  # whoever knows it can post
     on: Annotated[tuple[Event, ...], Field(min_length=1)] = ("best", "failure", "end")
 
     @field_validator("url")

@@ -222,6 +222,24 @@ def test_invalid_observers_are_refused_with_what_is_allowed(kind, given, says):
         validate(kind, given, "search spec")
 
 
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"notify": {"url": "hooks.host/s3cret"}},
+        {"notify": "https://hooks.host/s3cret"},
+        {"track": {"mlflow": "http://bot:s3cret@host"}},
+    ],
+)
+def test_an_address_that_is_a_secret_is_in_no_error(write_spec, section, capsys):
+    spec = write_spec(**section)
+    assert run(spec) == 2
+    assert "s3cret" not in capsys.readouterr().err
+
+
+def test_an_address_that_is_a_secret_is_in_no_repr():
+    assert "s3cret" not in repr(NotifySpec(url="https://hooks.host/s3cret"))
+
+
 def test_paths_are_relative_to_the_spec(write_spec, tmp_path):
     spec = load_spec(write_spec(notify={"command": ["./tell.sh", "x"]}, metrics={"textfile": "run.prom"}))
     assert spec.notify.command == (str(tmp_path / "tell.sh"), "x")
