@@ -42,11 +42,12 @@ class WandbTracker:
             allow_val_change=True,
             settings=wandb.Settings(console="off", silent=True, init_timeout=_INIT_SECONDS),
         )
-        self._run.define_metric("trial")
-        self._run.define_metric("*", step_metric="trial")
 
     def log(self, entry: TrialEntry) -> None:
-        """One row: number, state, params under "params/", metrics under their names."""
+        """One row: number, state, params under "params/", metrics under their names.
+
+        Drawn over the order in which trials end: over their numbers, the best so far would fall where one ends late.
+        """
         row = {"trial": entry.number, "state": entry.state, **entry.metrics}
         row |= {f"params/{name}": value for name, value in entry.params.items()}
         if entry.reason:

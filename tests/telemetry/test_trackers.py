@@ -1,5 +1,6 @@
 """Trackers: one contract for MLflow and W&B, their fakes and, where they are installed, the libraries themselves."""
 
+import json
 import sys
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
@@ -110,6 +111,17 @@ def test_a_search_that_is_resumed_continues_its_run(backend):
     logged(make, finding=FINDING)  # nothing was left to do
     [run] = read()
     assert len(run["leaderboard"]) == 2
+
+
+def test_wandb_draws_the_best_so_far_over_an_axis_on_which_it_never_falls(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    late = [entry(step, number=number) for step, number in enumerate([0, 2, 3, 1])]  # trial 1 ends last
+    with fakes_of("wandb"):
+        logged(lambda: WandbTracker(mode="offline"), *late)
+    content = json.loads((tmp_path / f"{RUN.id}.json").read_text())
+    axis = content["axes"].get("best") or content["axes"].get("*")
+    drawn = sorted((step if axis is None else row[axis], row["best"]) for step, row in content["history"])
+    assert [value for _, value in drawn] == sorted(value for _, value in drawn)
 
 
 def test_many_params_are_logged_all(backend):

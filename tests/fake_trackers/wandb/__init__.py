@@ -25,7 +25,7 @@ def init(*, project, entity, mode, id, name, config, resume, allow_val_change, s
     assert resume == "allow"
     file = Path(os.environ["WANDB_DIR"]) / f"{id}.json"
     state = json.loads(file.read_text()) if file.exists() else {"history": [], "summary": {}, "config": {}}
-    state |= {"project": project, "name": name, "exit": None}
+    state |= {"project": project, "name": name, "exit": None, "axes": {}}
     state["config"] |= config
     return Run(file, state)
 
@@ -36,7 +36,7 @@ class Run:
         self.notes = ""
 
     def define_metric(self, name, step_metric=None):
-        pass
+        self._state["axes"][name] = step_metric
 
     def log(self, row, step):
         history = self._state["history"]
