@@ -10,6 +10,7 @@ import queue
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from http.client import HTTPMessage
 from typing import IO, Any, Final
@@ -18,9 +19,10 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from evomerge.errors import InvalidInput
+from evomerge.messages import counted
 from evomerge.observers import NotifySpec
 
-TIMEOUT: Final = 5.0  # seconds for one delivery, and for the last ones at the end of a run
+TIMEOUT: Final = 5.0  # seconds for one delivery, for all at the end of a run, and for the very last one
 _WAITING: Final = 100  # messages; further ones are dropped
 
 _log = logging.getLogger(__name__)
@@ -49,12 +51,32 @@ class Messenger:
             self._complain("messages", "so many wait that new ones are dropped")
 
     def close(self) -> None:
-        """Wait for the last deliveries, for `TIMEOUT` seconds at most."""
-        try:
+        """Wait for the last deliveries, for `TIMEOUT` seconds, and as long again for the last message alone.
+
+        It is the end of the run, which matters more than those before it. How many were dropped for it is logged.
+        """
+        with suppress(queue.Full):
             self._queue.put(None, timeout=TIMEOUT)
-        except queue.Full:
+            self._thread.join(TIMEOUT)
+        if not self._thread.is_alive():
             return
+        waiting = self._take_waiting()
+        for each in (*waiting[-1:], None):
+            self._queue.put(each)
         self._thread.join(TIMEOUT)
+        lost = len(waiting[:-1])
+        if self._thread.is_alive():
+            lost += self._queue.qsize()  # of which the None at its end counts for the one under way
+        if lost:
+            _log.warning("%s not delivered at the end of the run: deliveries take too long", counted(lost, "message"))
+
+    def _take_waiting(self) -> list[Mapping[str, Any]]:
+        """The messages that wait, which are not delivered then."""
+        waiting = []
+        with suppress(queue.Empty):
+            while True:
+                waiting.append(self._queue.get_nowait())
+        return [each for each in waiting if each is not None]
 
     def _deliver_all(self) -> None:
         while (document := self._queue.get()) is not None:

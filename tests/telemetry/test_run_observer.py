@@ -24,6 +24,7 @@ from evomerge.storage import attributes
 from evomerge.study.status import Status
 from evomerge.study.stored_search import read_search
 from evomerge.study.tally import Tally
+from evomerge.telemetry import messenger
 from evomerge.telemetry.messenger import Messenger
 from evomerge.telemetry.prometheus import MetricFamily, metrics_text, search_metrics
 
@@ -197,6 +198,48 @@ def test_what_could_not_be_notified_is_said_without_address_and_arguments(receiv
     [said] = caplog.messages
     assert f"was not notified: {reason}; this is said once" in said
     assert "s3cret" not in said
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """A messenger whose first delivery takes until a gate is opened; what is delivered; the gate."""
+    gate, got = threading.Event(), []
+
+    def deliver(command, content):
+        got.append(json.loads(content)["event"])
+        gate.wait()
+
+    monkeypatch.setattr(messenger, "_run", deliver)
+    monkeypatch.setattr(messenger, "TIMEOUT", 0.3)
+    yield Messenger(NotifySpec(command=("slow",))), got, gate
+    gate.set()
+
+
+def test_the_end_of_a_run_is_told_although_earlier_messages_still_wait(slow, monkeypatch, caplog):
+    sender, got, gate = slow
+    take = sender._take_waiting
+
+    def take_and_open():
+        waiting = take()
+        gate.set()
+        return waiting
+
+    monkeypatch.setattr(sender, "_take_waiting", take_and_open)
+    for event in ("best", "failure", "best", "end"):
+        sender.send({"event": event})
+    sender.close()
+    assert got == ["best", "end"]
+    assert caplog.messages == ["2 messages not delivered at the end of the run: deliveries take too long"]
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_messages_that_nobody_takes_at_the_end_of_a_run_are_counted(slow, caplog, count):
+    sender, _, _ = slow
+    for _ in range(count):
+        sender.send({"event": "best"})
+    sender.close()
+    [said] = caplog.messages
+    assert said.startswith(f"{count} message")
 
 
 def test_a_run_does_not_fail_by_those_it_tells(write_spec, tmp_path, capsys):
