@@ -108,6 +108,69 @@ def test_printed_and_logged_lines_of_a_job_are_kept_and_still_printed(tmp_path, 
     assert logging.getLogger().handlers == handlers
 
 
+@pytest.fixture
+def library():
+    """The logger of a library that prints by a handler of its own, made when it is first used."""
+    logger = logging.getLogger("some_library")
+    logger.setLevel(logging.INFO)
+    yield logger
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
+
+
+@pytest.mark.parametrize("propagates", [False, True])
+def test_what_a_library_logs_is_one_line_of_the_job_that_is_being_done(tmp_path, library, propagates, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    log = LogFile(tmp_path, "w")
+    library.propagate = propagates
+    with captured(log, "start"):
+        library.addHandler(logging.StreamHandler())
+        library.info("loaded")
+    library.info("between jobs")
+    with captured(log, "toy/17"):
+        library.warning("careful")
+    assert [(line.job, line.text) for line in log_lines(tmp_path)] == [("start", "loaded"), ("toy/17", "careful")]
+    assert sys.stderr.getvalue() == "loaded\nbetween jobs\ncareful\n"
+
+
+def test_a_record_that_the_handler_of_a_library_leaves_out_is_kept_all_the_same(tmp_path, library):
+    log = LogFile(tmp_path, "w")
+    with captured(log, "start"):
+        library.addHandler(handler := logging.StreamHandler())
+    handler.setLevel(logging.ERROR)
+    with captured(log, "toy/17"):
+        library.warning("careful")
+    handler.setLevel(logging.NOTSET)
+    handler.addFilter(lambda record: False)
+    with captured(log, "toy/18"):
+        library.warning("careful")
+    assert [(line.trial, line.text) for line in log_lines(tmp_path)] == [
+        (17, "some_library: careful"),
+        (18, "some_library: careful"),
+    ]
+
+
+def test_a_job_within_another_has_its_lines_and_the_other_one_none_of_them(tmp_path):
+    log = LogFile(tmp_path, "w")
+    with captured(log, "toy/3"):
+        with captured(log, "start"):
+            print("inner")
+        print("outer")
+    assert [(line.job, line.text) for line in log_lines(tmp_path)] == [("start", "inner"), ("toy/3", "outer")]
+
+
+def test_a_progress_bar_keeps_no_more_than_its_latest_state(tmp_path):
+    with captured(LogFile(tmp_path, "w"), "toy/3"):
+        for percent in range(101):
+            sys.stderr.write(f"\r{percent} %")
+            assert len(sys.stderr._rest) <= len("100 %")
+        sys.stderr.write("." * 3 * log_file.LONGEST_TEXT)
+        assert len(sys.stderr._rest) <= log_file.LONGEST_TEXT
+        sys.stderr.write("\n50 %\r\r")
+    assert [line.text for line in log_lines(tmp_path)][-1] == "50 %"
+
+
 def test_the_controller_keeps_its_events_the_warnings_of_evomerge_and_the_error_that_ends_it(tmp_path):
     def run():
         with controller_log(tmp_path):
