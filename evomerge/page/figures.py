@@ -82,11 +82,12 @@ def task_scores(tasks: Sequence[str], rows: Mapping[str, Mapping[str, Estimate]]
     return drawn("tasks", "Scores by task", text, _height(1.7 * len(tasks)), draw)
 
 
-def course(found: SearchCourse, others: Mapping[str, SearchCourse] | None = None) -> Picture:
+def course(found: SearchCourse, others: Mapping[str, SearchCourse] | None = None, left_out: str = "") -> Picture:
     """The values of the trials over what was spent, the best so far as a line, and what costs less as levels.
 
     Args:
         others: further searches by name, of which only the best so far is drawn.
+        left_out: a sentence on a search that cannot be drawn beside this one.
     """
 
     def draw(axes: Axes) -> None:
@@ -114,6 +115,7 @@ def course(found: SearchCourse, others: Mapping[str, SearchCourse] | None = None
     text = "Each dot is a trial, the line is the best so far; dashed: the best source and the best baselines."
     if others:
         text += f" The second line is {', '.join(others)}."
+    text += f" {left_out}" if left_out else ""
     hidden = f" {counted(found.failed, 'trial')} failed." if found.failed else ""
     hidden += f" {found.dropped} were dropped early." if found.dropped else ""
     return drawn("course", "Score over what was spent", text + hidden, 3.2, draw)

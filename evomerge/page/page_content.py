@@ -77,12 +77,16 @@ class PageContent:
     verdict: Verdict | None
 
 
-def page_content(stored: StoredSearch, others: Mapping[str, SearchCourse] | None = None) -> PageContent:
+def page_content(
+    stored: StoredSearch, others: Mapping[str, SearchCourse] | None = None, left_out: str = ""
+) -> PageContent:
     """The content of the page of a study, finished or not.
 
     Args:
         others: the courses of further searches, drawn beside this one's.
+        left_out: a sentence on a course that is not drawn there.
     """
+    drawn_beside = (others or {}, left_out)
     lines, verdict, course = leaderboard(stored, TOP), read_verdict(stored.study), search_course(stored)
     found = answer(stored, lines, verdict)
     return PageContent(
@@ -93,7 +97,7 @@ def page_content(stored: StoredSearch, others: Mapping[str, SearchCourse] | None
         facts=tuple(_facts(lines, verdict, found)),
         warnings=tuple(warnings(stored, lines, verdict)),
         tables={table.name: table for table in _tables(stored, lines, verdict)},
-        pictures={picture.name: picture for picture in _pictures(stored, lines, verdict, course, others)},
+        pictures={picture.name: picture for picture in _pictures(stored, lines, verdict, course, drawn_beside)},
         course=course,
         lines=tuple(lines),
         verdict=verdict,
@@ -160,7 +164,7 @@ def _pictures(
     lines: Sequence[Line],
     verdict: Verdict | None,
     course: SearchCourse,
-    others: Mapping[str, SearchCourse] | None,
+    beside: tuple[Mapping[str, SearchCourse], str],
 ) -> list[Picture]:
     found = []
     if verdict is not None and verdict.comparisons:
@@ -169,7 +173,7 @@ def _pictures(
     if chosen := _rows_by_task(lines, part, leader_of(stored, lines)):
         found.append(figures.task_scores(_tasks(lines, part), chosen, part))
     if course.points:
-        found.append(figures.course(course, others))
+        found.append(figures.course(course, *beside))
     artifacts = ArtifactFolder(stored.artifacts)
     drawn = set()
     for name, label, recipe in _drawn_recipes(stored):

@@ -37,7 +37,8 @@ def study_comparison(
     return StudyComparison(table, _sentence(one, other, content, further))
 
 
-def _sentence(one: StoredSearch, other: StoredSearch, content: PageContent, further: PageContent) -> str:
+def obstacle(one: StoredSearch, other: StoredSearch) -> str:
+    """The reason why objectives of two studies cannot be compared, in a sentence; empty where they can."""
     identities = [read_identity(stored.study) for stored in (one, other)]
     if _differ(each.split for each in identities):
         return "The two were scored on different items: their scores cannot be compared, only their leads and costs."
@@ -52,6 +53,12 @@ def _sentence(one: StoredSearch, other: StoredSearch, content: PageContent, furt
         sorted(each.identity["sources"].values()) for each in identities
     ):
         return "0 and 1 are each one's own sources, and these differ: compare tasks, not the objective."
+    return ""
+
+
+def _sentence(one: StoredSearch, other: StoredSearch, content: PageContent, further: PageContent) -> str:
+    if reason := obstacle(one, other):
+        return reason
     mine, theirs = _best(content), _best(further)
     if mine is None or theirs is None or mine.held_out is None or theirs.held_out is None:
         return "The two have the same items; their best can be compared when both have a verdict."

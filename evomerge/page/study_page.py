@@ -12,7 +12,7 @@ from typing import Any
 from evomerge.charts.search_course import SearchCourse, search_course
 from evomerge.page.page_content import PageContent, page_content
 from evomerge.page.pictures import check_installed, write_pictures
-from evomerge.page.study_comparison import StudyComparison, study_comparison
+from evomerge.page.study_comparison import StudyComparison, obstacle, study_comparison
 from evomerge.study.stored_search import StoredSearch
 from evomerge.whole_files import write_whole
 
@@ -37,11 +37,7 @@ def write_report(
         InvalidInput: matplotlib or Jinja is not installed.
     """
     check_installed()
-    others: Mapping[str, SearchCourse] = {}
-    if compare is not None:
-        same = compare.spec.name == stored.spec.name
-        others = {f"{compare.spec.name} (the other)" if same else compare.spec.name: search_course(compare)}
-    content = page_content(stored, others)
+    content = page_content(stored, *_other_course(stored, compare))
     comparison = None
     if compare is not None:
         comparison = study_comparison(stored, compare, content, page_content(compare))
@@ -57,6 +53,17 @@ def write_report(
         "page": None if out is None else str(out.resolve()),
         "pictures": [str(path.resolve()) for path in pictures],
     }
+
+
+def _other_course(stored: StoredSearch, compare: StoredSearch | None) -> tuple[Mapping[str, SearchCourse], str]:
+    """The course of the second study by its name, or none, and a sentence that says why."""
+    if compare is None:
+        return {}, ""
+    name = f"{compare.spec.name} (the other)" if compare.spec.name == stored.spec.name else compare.spec.name
+    course, reason = search_course(compare), obstacle(stored, compare)
+    if not reason and course.unit != search_course(stored).unit:
+        reason = "What the two spent is counted in different units."
+    return ({}, f"{name} has no line here. {reason}") if reason else ({name: course}, "")
 
 
 def rendered(content: PageContent, comparison: StudyComparison | None = None) -> str:

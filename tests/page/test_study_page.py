@@ -20,7 +20,7 @@ from evomerge.leaderboard import leaderboard
 from evomerge.page import figures
 from evomerge.page.page_content import _facts, page_content
 from evomerge.page.study_comparison import study_comparison
-from evomerge.page.study_page import rendered
+from evomerge.page.study_page import rendered, write_report
 from evomerge.storage import attributes
 from evomerge.storage.attributes import read_text, write_text
 from evomerge.storage.opening import release
@@ -237,6 +237,18 @@ def changed(folder, key, change):
 def comparison_of(*stored):
     pages = [page_content(each) for each in stored]
     return study_comparison(*stored, *pages).text
+
+
+def test_no_course_is_drawn_over_one_that_it_cannot_be_compared_with(copied, finished, tmp_path, opened):
+    def caption(stored, other):
+        write_report(stored, tmp_path / "page.html", compare=other)
+        return text_of((tmp_path / "page.html").read_text())
+
+    assert "The second line is sim (the other)." in caption(opened(finished), opened(copied))
+    changed(copied, attributes.SPEC, lambda spec: spec["objective"].update(normalise="sources"))
+    text = caption(opened(finished), opened(copied))
+    assert "The second line" not in text
+    assert "sim (the other) has no line here. The two have different objectives" in text
 
 
 def test_evaluators_are_compared_by_what_determines_their_scores(finished, copied, opened):
