@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from typing import Final
 
 
 def some(names: Collection[str], shown: int = 3, separator: str = ", ") -> str:
@@ -28,6 +29,14 @@ def marked(label: str, models: int, *, control: bool = False) -> str:
     """The label of a row, with a mark where it is several models or a control: emr (3 models)."""
     marks = [f"{models} models"] * (models > 1) + ["control"] * control
     return f"{label} ({', '.join(marks)})" if marks else label
+
+
+LESS_IS_BETTER: Final = "↓: less is better"
+
+
+def task_label(task: str, higher_is_better: bool) -> str:
+    """A task with a mark where a lower score is the better one, for which `LESS_IS_BETTER` is the key: wikitext ↓."""
+    return task if higher_is_better else f"{task} ↓"
 
 
 def first_line(error: Exception) -> str:

@@ -8,7 +8,7 @@ from typing import Final
 
 from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.jobs import Cost
-from evomerge.messages import counted, duration_of_one, in_thousands, listed, some
+from evomerge.messages import LESS_IS_BETTER, counted, duration_of_one, in_thousands, listed, some, task_label
 from evomerge.recipe import Recipe, Rule
 
 _TASKS: Final = 20  # that a note has room for
@@ -26,6 +26,7 @@ def trial_note(recipe: Recipe, scores: Scores, cost: Cost) -> str:
             "|---|---|---|---|",
             *rows,
             *([f"\nand {hidden} more tasks"] if hidden > 0 else []),
+            *([f"\n{LESS_IS_BETTER}"] if any(not score.higher_is_better for score in scores.tasks.values()) else []),
             "",
             f"Cost: {cost.items:,} items, {in_thousands(cost.forward_tokens)} tokens, "
             f"{duration_of_one(cost.seconds)} of a worker.",
@@ -35,7 +36,7 @@ def trial_note(recipe: Recipe, scores: Scores, cost: Cost) -> str:
 
 def _row(task: str, score: TaskScores) -> str:
     error = "–" if score.stderr is None else f"± {score.stderr:.3f}"
-    return f"| {task} | {score.value:.3f} | {error} | {len(score.items)} |"
+    return f"| {task_label(task, score.higher_is_better)} | {score.value:.3f} | {error} | {len(score.items)} |"
 
 
 def in_words(recipe: Recipe) -> str:

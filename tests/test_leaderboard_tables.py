@@ -23,9 +23,9 @@ LONG = [
 ]
 
 
-def printed(tasks):
+def printed(tasks, lower=()):
     scores = {
-        task: {"value": 0.1 + number / 1000, "stderr": 0.01, "higher_is_better": True}
+        task: {"value": 0.1 + number / 1000, "stderr": 0.01, "higher_is_better": task not in lower}
         for number, task in enumerate(tasks)
     }
     part = PartScore(0.5, 0.01, scores)
@@ -55,3 +55,11 @@ def test_few_short_tasks_stay_in_one_table():
     assert text.count("every task, on the held-out items") == 1
     assert " of " not in text
     assert "reverse" in text
+
+
+def test_a_task_whose_lower_scores_are_better_is_marked_and_the_mark_explained():
+    text = printed(["arc_easy", "wikitext"], lower={"wikitext"})
+    assert "wikitext ↓" in text
+    assert "arc_easy ↓" not in text
+    assert "↓: less is better" in text
+    assert "↓" not in printed(["arc_easy", "wikitext"])

@@ -4,10 +4,12 @@ import optuna
 from optuna_dashboard import get_note
 
 from evomerge import load_spec, run_search
+from evomerge.evaluation.scores import Scores, TaskScores
+from evomerge.jobs import Cost
 from evomerge.recipe import ModelRef, PathLayer, Recipe, Rule
 from evomerge.storage import attributes
 from evomerge.storage.attributes import read_document
-from evomerge.trial_note import in_words
+from evomerge.trial_note import in_words, trial_note
 
 BASE, CODE, MATHS = (ModelRef(name, f"/models/{name}") for name in ("base", "code", "maths"))
 
@@ -38,3 +40,18 @@ def test_every_trial_that_is_told_has_a_note_that_the_dashboard_reads(write_spec
         for task, score in read_document(trial, attributes.SCORES)["tasks"].items():
             assert f"| {task} | {score['value']:.3f} | ± {score['stderr']:.3f} | {score['items']} |" in note
         assert f"Cost: {trial.user_attrs[attributes.COST]['items']:,} items" in note
+
+
+def test_a_task_whose_lower_scores_are_better_is_marked_and_the_mark_explained():
+    recipe = Recipe(base=BASE, sources=(), rules=(), dtype="float32")
+
+    def note(higher_is_better):
+        score = TaskScores(
+            metric="word_perplexity", higher_is_better=higher_is_better, items=(0,), outcomes=(12.0,), value=12.0,
+            stderr=None,
+        )  # fmt: skip
+        return trial_note(recipe, Scores({"wikitext": score}, seconds=1.0), Cost())
+
+    assert "| wikitext ↓ | 12.000 |" in note(False)
+    assert "↓: less is better" in note(False)
+    assert "↓" not in note(True)

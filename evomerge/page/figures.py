@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from evomerge.charts.both_parts import BothParts
 from evomerge.charts.depth_weights import DepthWeights
 from evomerge.charts.search_course import Level, SearchCourse, thinned
-from evomerge.messages import counted
+from evomerge.messages import LESS_IS_BETTER, counted, task_label
 from evomerge.page.pictures import COLOURS, Picture, drawn
 from evomerge.verdict.verdict import Verdict
 
@@ -57,13 +57,23 @@ def leads(verdict: Verdict) -> Picture:
     return drawn("leads", "By how much it wins", text, _height(len(rows)), draw)
 
 
-def task_scores(tasks: Sequence[str], rows: Mapping[str, Mapping[str, Estimate]], part: str) -> Picture:
+def task_scores(
+    tasks: Sequence[str], rows: Mapping[str, Mapping[str, Estimate]], part: str, lower: Collection[str] = ()
+) -> Picture:
     """The scores of a few rows on every task, with two standard errors to each side.
+
+    Perplexities and other scores beyond 1 have no common scale with shares: they are drawn relative to their largest.
 
     Args:
         rows: name of the row -> task -> its score. The first is the winner.
+        lower: tasks whose lower scores are the better ones.
     """
     names = list(rows)
+    largest = {task: max((abs(row[task].value) for row in rows.values() if task in row), default=0.0) for task in tasks}
+    scales = {task: value for task, value in largest.items() if value > 1}
+    labels = [
+        task_label(task, task not in lower) + (f" (of {scales[task]:.3g})" if task in scales else "") for task in tasks
+    ]
     colours = [COLOURS["winner"], COLOURS["second"], COLOURS["other"]]
 
     def draw(axes: Axes) -> None:
@@ -71,15 +81,23 @@ def task_scores(tasks: Sequence[str], rows: Mapping[str, Mapping[str, Estimate]]
             shift = (place - (len(names) - 1) / 2) * 0.22
             for line, task in enumerate(tasks):
                 if (score := rows[name].get(task)) is not None:
-                    _estimate(axes, score, line + shift, colours[place % 3], filled=True)
+                    shown = _scaled(score, scales.get(task, 1))
+                    _estimate(axes, shown, line + shift, colours[place % 3], filled=True)
             axes.plot([], [], "o", color=colours[place % 3], markersize=5, label=name)
-        axes.set_yticks(range(len(tasks)), tasks)
+        axes.set_yticks(range(len(tasks)), labels)
         axes.invert_yaxis()
         axes.grid(axis="x", color=COLOURS["grid"], linewidth=0.6)
         axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(names), fontsize=8.5, handletextpad=0.2)
 
     text = f"On the {part} items; bars are two standard errors to each side."
+    text += f" {LESS_IS_BETTER}." if set(lower) & set(tasks) else ""
+    text += " Scores beyond 1 are drawn as a share of the largest one, which is beside the task." if scales else ""
     return drawn("tasks", "Scores by task", text, _height(1.7 * len(tasks)), draw)
+
+
+def _scaled(score: Estimate, scale: float) -> Estimate:
+    low, high = (None if end is None else end / scale for end in (score.low, score.high))
+    return replace(score, value=score.value / scale, low=low, high=high)
 
 
 def course(found: SearchCourse, others: Mapping[str, SearchCourse] | None = None, left_out: str = "") -> Picture:

@@ -25,6 +25,7 @@ from evomerge.page.page_tables import (
     cost_table,
     leaderboard_table,
     line_name,
+    lower_is_better,
     part_of_line,
     task_table,
 )
@@ -171,7 +172,7 @@ def _pictures(
         found.append(figures.leads(verdict))
     part = _part(lines)
     if chosen := _rows_by_task(lines, part, leader_of(stored, lines)):
-        found.append(figures.task_scores(_tasks(lines, part), chosen, part))
+        found.append(figures.task_scores(_tasks(lines, part), chosen, part, lower_is_better(lines, part)))
     if course.points:
         found.append(figures.course(course, *beside))
     artifacts = ArtifactFolder(stored.artifacts)

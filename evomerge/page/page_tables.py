@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from evomerge.jobs import Cost
 from evomerge.leaderboard import Line, PartScore
-from evomerge.messages import duration, in_bytes, in_thousands, p_value
+from evomerge.messages import LESS_IS_BETTER, duration, in_bytes, in_thousands, p_value, task_label
 from evomerge.verdict.note import COMPARISON_TITLES
 from evomerge.verdict.sentences import about, amount
 from evomerge.verdict.verdict import Verdict
@@ -76,13 +76,21 @@ def leaderboard_table(lines: Sequence[Line]) -> PageTable:
 def task_table(lines: Sequence[Line], tasks: Sequence[str], part: str) -> PageTable:
     """Every row on every task of one part of the items."""
     scored = [(line, found) for line in lines if (found := part_of_line(line, part)) is not None]
+    lower = lower_is_better(lines, part)
     return PageTable(
         name="by-task",
         title=f"Every task, on the {part} items",
-        columns=("model", *tasks),
+        columns=("model", *(task_label(task, task not in lower) for task in tasks)),
         rows=tuple((Cell(line_name(line)), *(_task(found, task) for task in tasks)) for line, found in scored),
         marks=tuple(line.kind for line, _ in scored),
+        text=f"{LESS_IS_BETTER}." if lower else "",
     )
+
+
+def lower_is_better(lines: Sequence[Line], part: str) -> set[str]:
+    """The tasks whose lower scores are the better ones."""
+    parts = (found for line in lines if (found := part_of_line(line, part)) is not None)
+    return {task for found in parts for task, score in found.tasks.items() if not score["higher_is_better"]}
 
 
 def part_of_line(line: Line, part: str) -> PartScore | None:

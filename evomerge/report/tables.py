@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from textwrap import wrap
 
 from rich.console import Group, RenderableType
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from evomerge.jobs import Cost
 from evomerge.leaderboard import SHOWN, Line, PartScore, left_out_of, meets_constraints
-from evomerge.messages import duration, in_bytes, in_thousands, listed, p_value
+from evomerge.messages import LESS_IS_BETTER, duration, in_bytes, in_thousands, listed, p_value, task_label
 from evomerge.plain_table import plain_table
 from evomerge.sanity.probe_records import winner_warning
 from evomerge.study.command_line import command_line
@@ -101,9 +101,10 @@ def _front(lines: Sequence[Line]) -> list[Table]:
     front = sorted(found, key=lambda line: (-sum(share[name] for name in line.betters), line.trial or 0))
     names = {line.label: line.name for line in lines}
     tasks = list(front[0].search.tasks) if front[0].search else []
+    labels = _labels(front[0].search)
     title = "Pareto front, on the search items: none of these is beaten on every task"
-    table = _table(title, ())
-    _add_tasks(table, _short(tasks))
+    table = _table(_with_key(title, labels.values()), ())
+    _add_tasks(table, list(labels.values()))
     table.add_column("as good on every task as", overflow="fold")
     for line in front[:FRONT_SHOWN]:
         if line.search:
@@ -120,13 +121,13 @@ def _detail(lines: Sequence[Line]) -> list[Table]:
     """Scores by task, in as many tables as a terminal of 80 columns needs."""
     held_out = any(line.held_out for line in lines)
     parts = [(line, part) for line in lines if (part := line.held_out if held_out else line.search) is not None]
-    tasks = list(next((part.tasks for line in lines for part in (line.held_out, line.search) if part), {}))
-    named = dict(zip(tasks, _short(tasks), strict=True))
+    named = _labels(parts[0][1] if parts else None)
     groups = _side_by_side(named)
     tables = []
     for place, group in enumerate(groups, start=1):
         title = f"every task, on the {'held-out' if held_out else 'search'} items"
-        table = _table(f"{title} ({place} of {len(groups)})" if len(groups) > 1 else title, ())
+        numbered = f"{title} ({place} of {len(groups)})" if len(groups) > 1 else title
+        table = _table(_with_key(numbered, [named[task] for task in group]), ())
         _add_tasks(table, [named[task] for task in group])
         for line, part in parts:
             scores = (_number(part.tasks[task]["value"]) for task in group)
@@ -203,6 +204,18 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
+
+
+def _labels(part: PartScore | None) -> dict[str, str]:
+    """The tasks with their short names, marked where less is better."""
+    scores = {} if part is None else part.tasks
+    short = dict(zip(scores, _short(list(scores)), strict=True))
+    return {task: task_label(short[task], score["higher_is_better"]) for task, score in scores.items()}
+
+
+def _with_key(title: str, labels: Iterable[str]) -> str:
+    """A title with the meaning of the mark, where a label has it."""
+    return f"{title}; {LESS_IS_BETTER}" if any(label.endswith("↓") for label in labels) else title
 
 
 def _short(tasks: Sequence[str]) -> list[str]:

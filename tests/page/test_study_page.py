@@ -16,9 +16,10 @@ from optuna.trial import TrialState
 
 from evomerge import load_spec, run_search
 from evomerge.cli import run_command
-from evomerge.leaderboard import leaderboard
-from evomerge.page import figures
+from evomerge.leaderboard import Line, PartScore, leaderboard
+from evomerge.page import figures, pictures
 from evomerge.page.page_content import _facts, page_content
+from evomerge.page.page_tables import task_table
 from evomerge.page.study_comparison import study_comparison
 from evomerge.page.study_page import rendered, write_report
 from evomerge.storage import attributes
@@ -328,6 +329,34 @@ def test_a_loss_that_holds_is_filled_and_has_another_mark_than_a_win(monkeypatch
         )
     )
     assert marks == {"won": ("o", True), "lost": ("s", True), "open": ("o", False)}
+
+
+def scored(**values):
+    return {
+        task: figures.Estimate(name=task, value=value, low=value * 0.9, high=None) for task, value in values.items()
+    }
+
+
+def test_a_task_whose_lower_scores_are_better_is_marked_in_the_table():
+    scores = {
+        task: {"value": 0.5, "stderr": None, "higher_is_better": task == "arc_easy"}
+        for task in ("arc_easy", "wikitext")
+    }
+    part = PartScore(0.5, 0.01, scores)
+    line = Line(label="trial 1", kind="best", trial=1, recipe="x", search=part, held_out=part, seconds=1.0)
+    table = task_table([line], ["arc_easy", "wikitext"], "held-out")
+    assert (table.columns, table.text) == (("model", "arc_easy", "wikitext ↓"), "↓: less is better.")
+
+
+def test_perplexities_are_drawn_relative_to_the_largest_so_that_shares_can_be_told_apart(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "_png", lambda figure: drawn.append(figure) or b"")
+    rows = {"best": scored(arc_easy=0.7, wikitext=12.0), "ties": scored(arc_easy=0.6, wikitext=18.0)}
+    text = figures.task_scores(["arc_easy", "wikitext"], rows, "held-out", {"wikitext"}).text
+    [axes] = drawn[0].axes
+    assert axes.get_xlim()[1] < 1.1
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["arc_easy", "wikitext ↓ (of 18)"]
+    assert "↓: less is better. Scores beyond 1 are drawn as a share of the largest one" in text
 
 
 def test_the_lead_of_a_plain_objective_is_three_digits_even_where_it_is_as_large_as_numbers_get():
