@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from textwrap import wrap
 from typing import Final
 
 
@@ -18,6 +19,12 @@ def some(names: Collection[str], shown: int = 3, separator: str = ", ") -> str:
 def listed(names: Sequence[str]) -> str:
     """All names: a, b and c."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def in_lines(name: str, width: int) -> str:
+    """A name over as many lines as it needs, broken after underscores, hyphens and spaces where it has them."""
+    lines = wrap(name.replace("_", "_ "), width)
+    return "\n".join(line.replace("_ ", "_") for line in lines)
 
 
 def counted(number: int, noun: str) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from evomerge.charts.both_parts import BothParts
 from evomerge.charts.depth_weights import DepthWeights
 from evomerge.charts.search_course import Level, SearchCourse, thinned
-from evomerge.messages import LESS_IS_BETTER, counted, task_label
+from evomerge.messages import LESS_IS_BETTER, counted, in_lines, task_label
 from evomerge.page.pictures import COLOURS, Picture, drawn
 from evomerge.verdict.verdict import Verdict
+
+_NAME_WIDTH: Final = 20  # characters of a line of a name beside the axes
+_LEGEND_WIDTH: Final = 36  # of names above them, or of their own label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,13 +51,13 @@ def leads(verdict: Verdict) -> Picture:
     def draw(axes: Axes) -> None:
         axes.axvline(0, color=COLOURS["ink"], linewidth=1)
         _estimates(axes, rows)
-        axes.set_xlabel(f"{verdict.winner} − the other, held-out items{unit}")
+        axes.set_xlabel(in_lines(f"{verdict.winner} − the other, held-out items{unit}", _LEGEND_WIDTH))
 
     text = (
         "Right of 0 the winner is better. An interval that reaches 0 is no evidence. Filled are differences that hold "
         "after the correction for all comparisons: dots where it beats the other, squares where it is beaten."
     )
-    return drawn("leads", "By how much it wins", text, _height(len(rows)), draw)
+    return drawn("leads", "By how much it wins", text, _height(len(rows), _labels(rows)), draw)
 
 
 def task_scores(
@@ -72,8 +75,12 @@ def task_scores(
     largest = {task: max((abs(row[task].value) for row in rows.values() if task in row), default=0.0) for task in tasks}
     scales = {task: value for task, value in largest.items() if value > 1}
     labels = [
-        task_label(task, task not in lower) + (f" (of {scales[task]:.3g})" if task in scales else "") for task in tasks
+        in_lines(
+            task_label(task, task not in lower) + (f" (of {scales[task]:.3g})" if task in scales else ""), _NAME_WIDTH
+        )
+        for task in tasks
     ]
+    one_column = sum(map(len, names)) > _LEGEND_WIDTH
     colours = [COLOURS["winner"], COLOURS["second"], COLOURS["other"]]
 
     def draw(axes: Axes) -> None:
@@ -83,16 +90,18 @@ def task_scores(
                 if (score := rows[name].get(task)) is not None:
                     shown = _scaled(score, scales.get(task, 1))
                     _estimate(axes, shown, line + shift, colours[place % 3], filled=True)
-            axes.plot([], [], "o", color=colours[place % 3], markersize=5, label=name)
+            axes.plot([], [], "o", color=colours[place % 3], markersize=5, label=in_lines(name, _LEGEND_WIDTH))
         axes.set_yticks(range(len(tasks)), labels)
-        axes.invert_yaxis()
+        axes.set_ylim(len(tasks) - 0.5, -0.5)
         axes.grid(axis="x", color=COLOURS["grid"], linewidth=0.6)
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(names), fontsize=8.5, handletextpad=0.2)
+        columns = 1 if one_column else len(names)
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=columns, fontsize=8.5, handletextpad=0.2)
 
     text = f"On the {part} items; bars are two standard errors to each side."
     text += f" {LESS_IS_BETTER}." if set(lower) & set(tasks) else ""
     text += " Scores beyond 1 are drawn as a share of the largest one, which is beside the task." if scales else ""
-    return drawn("tasks", "Scores by task", text, _height(1.7 * len(tasks)), draw)
+    height = _height(1.7 * len(tasks), labels) + (0.2 * len(names) if one_column else 0)
+    return drawn("tasks", "Scores by task", text, height, draw)
 
 
 def _scaled(score: Estimate, scale: float) -> Estimate:
@@ -142,6 +151,7 @@ def course(found: SearchCourse, others: Mapping[str, SearchCourse] | None = None
 def weights(found: DepthWeights, name: str, label: str) -> Picture:
     """The weights over depth of a recipe as a heat map: blue adds a source, orange takes it away."""
     wide = len(found.columns) <= 12
+    sources = [in_lines(source, _NAME_WIDTH) for source in found.sources]
 
     def draw(axes: Axes) -> None:
         from matplotlib.patches import Rectangle
@@ -159,7 +169,7 @@ def weights(found: DepthWeights, name: str, label: str) -> Picture:
                     axes.text(column, line, text, ha="center", va="center", fontsize=8.5, color=ink)
         axes.set_xlim(-0.5, len(found.columns) - 0.5)
         axes.set_ylim(len(found.sources) - 0.5, -0.5)
-        axes.set_yticks(range(len(found.sources)), found.sources)
+        axes.set_yticks(range(len(found.sources)), sources)
         step = math.ceil(len(found.columns) / 12)
         shown = range(0, len(found.columns), step)
         axes.set_xticks(list(shown), [found.columns[column] for column in shown])
@@ -171,7 +181,7 @@ def weights(found: DepthWeights, name: str, label: str) -> Picture:
         f"Weight of each source in each layer; blue is added, orange taken away, the strongest is "
         f"{found.largest:.2f}. Trained coefficients count by their mean."
     )
-    return drawn(name, f"Weights over depth: {label}", text, _height(1.1 * len(found.sources)), draw)
+    return drawn(name, f"Weights over depth: {label}", text, _height(1.1 * len(sources), sources), draw)
 
 
 def both_parts(rows: Sequence[BothParts]) -> Picture:
@@ -225,10 +235,11 @@ def winners_curse(rows: Sequence[BothParts], verdict: Verdict | None) -> Picture
         _estimates(axes, [_gap(row) for row in chosen])
         axes.set_xlabel("search − held-out (objective)")
 
+    height = _height(len(chosen), _labels([_gap(row) for row in chosen]))
     text = "The best of many looks better on the items that it was picked on than it is: the winner's curse. "
     if verdict is not None and verdict.reference_gap is not None:
         text += "Dashed: the mean of rows that these items did not choose. "
-    return drawn("curse", "The winner's curse", text + "Bars are two standard errors.", _height(len(chosen)), draw)
+    return drawn("curse", "The winner's curse", text + "Bars are two standard errors.", height, draw)
 
 
 def _best_of(rows: Sequence[BothParts], kinds: Collection[str], count: int) -> list[BothParts]:
@@ -243,11 +254,15 @@ def _gap(row: BothParts) -> Estimate:
     return Estimate(name=row.name, value=row.gap, low=low, high=high, is_winner=row.kind == "best")
 
 
+def _labels(rows: Sequence[Estimate]) -> list[str]:
+    return [in_lines(row.name, _NAME_WIDTH) for row in rows]
+
+
 def _estimates(axes: Axes, rows: Sequence[Estimate]) -> None:
     for line, row in enumerate(rows):
         role = "winner" if row.is_winner else "second" if row.beats_winner else "other"
         _estimate(axes, row, line, COLOURS[role], filled=role != "other")
-    axes.set_yticks(range(len(rows)), [row.name for row in rows])
+    axes.set_yticks(range(len(rows)), _labels(rows))
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", color=COLOURS["grid"], linewidth=0.6)
 
@@ -281,11 +296,14 @@ def _focus(axes: Axes, found: SearchCourse, others: Iterable[SearchCourse]) -> N
 def _level_names(axes: Axes, levels: Sequence[Level]) -> None:
     """The names of the levels at the right, pushed apart where levels are close."""
     low, high = axes.get_ylim()
-    least, place = 0.055 * (high - low), -math.inf
+    least, top = 0.055 * (high - low), -math.inf
     for level in sorted(levels, key=lambda each: each.value):
-        place = max(level.value, place + least)
+        name = in_lines(level.name, _NAME_WIDTH)
+        half = least * (name.count("\n") + 1) / 2
+        place = max(level.value, top + half)
+        top = place + half
         axes.annotate(
-            level.name,
+            name,
             (1.01, place),
             xycoords=("axes fraction", "data"),
             va="center",
@@ -302,5 +320,7 @@ def _in_thousands(value: float, _: float) -> str:
     return f"{value:g}"
 
 
-def _height(rows: float) -> float:
-    return 0.95 + 0.24 * max(rows, 2)
+def _height(rows: float, labels: Sequence[str]) -> float:
+    """Inches for so many rows, or for labels of several lines that need more."""
+    most = max((label.count("\n") + 1 for label in labels), default=1)
+    return 0.95 + max(0.24 * max(rows, 2), 0.17 * len(labels) * most)

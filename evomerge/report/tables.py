@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from textwrap import wrap
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -12,7 +11,7 @@ from rich.text import Text
 
 from evomerge.jobs import Cost
 from evomerge.leaderboard import SHOWN, Line, PartScore, left_out_of, meets_constraints
-from evomerge.messages import LESS_IS_BETTER, duration, in_bytes, in_thousands, listed, p_value, task_label
+from evomerge.messages import LESS_IS_BETTER, duration, in_bytes, in_lines, in_thousands, listed, p_value, task_label
 from evomerge.plain_table import plain_table
 from evomerge.sanity.probe_records import winner_warning
 from evomerge.study.command_line import command_line
@@ -139,9 +138,7 @@ def _detail(lines: Sequence[Line]) -> list[Table]:
 def _add_tasks(table: Table, names: Sequence[str]) -> None:
     """A column of scores for each task, whose name continues below where it is long."""
     for name in names:
-        lines = wrap(name.replace("_", "_ "), _TASK)
-        header = "\n".join(line.replace("_ ", "_") for line in lines)
-        table.add_column(header, justify="right", overflow="fold", min_width=_SCORE, max_width=_TASK)
+        table.add_column(in_lines(name, _TASK), justify="right", overflow="fold", min_width=_SCORE, max_width=_TASK)
 
 
 def _side_by_side(named: Mapping[str, str]) -> list[list[str]]:

@@ -15,6 +15,8 @@ from browser import page_of
 from optuna.trial import TrialState
 
 from evomerge import load_spec, run_search
+from evomerge.charts.depth_weights import DepthWeights
+from evomerge.charts.search_course import CoursePoint, Level, SearchCourse
 from evomerge.cli import run_command
 from evomerge.leaderboard import Line, PartScore, leaderboard
 from evomerge.page import figures, pictures
@@ -357,6 +359,40 @@ def test_perplexities_are_drawn_relative_to_the_largest_so_that_shares_can_be_to
     assert axes.get_xlim()[1] < 1.1
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["arc_easy", "wikitext ↓ (of 18)"]
     assert "↓: less is better. Scores beyond 1 are drawn as a share of the largest one" in text
+
+
+LONG = "leaderboard_bbh_logical_deduction_seven_objects_generative_cot"
+MODEL = "smollm2-135m-instruct-finetuned-on-mathematics-and-code-v2-final"
+
+
+@pytest.mark.parametrize("tasks", [["arc_easy"], ["arc_easy", "hellaswag", "gsm8k"], [LONG], [LONG, "hellaswag"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["best found (trial 12)", "ties", "math"],
+        ["best found (trial 12)", "uniform-soup", "math-instr"],
+        ["best found (trial 112)", "adamerging-from-best", "mistral-7b-openorca-math"],
+        ["best found (trial 112)", "learned-groups", MODEL],
+    ],
+)
+def test_every_name_lies_in_the_picture_however_long_it_is(tasks, names, monkeypatch):
+    pictured = []
+    monkeypatch.setattr(pictures, "_png", lambda figure: pictured.append(figure) or b"")
+    figures.task_scores(tasks, {name: scored(**dict.fromkeys(tasks, 0.5)) for name in names}, "held-out")
+    figures.leads(verdict_of(*(compared(name, 0.1) for name in names)))
+    points = tuple(CoursePoint(trial=place, spent=float(place), value=0.5 + place / 10) for place in range(3))
+    levels = tuple(Level(name, 0.5) for name in names)
+    figures.course(
+        SearchCourse(unit="trials", points=points, best=points, levels=levels, dropped=0, failed=0, spent=3.0)
+    )
+    weights = DepthWeights(sources=tuple(names), columns=("all",), values=((0.5,),) * len(names))
+    figures.weights(weights, "weights", "ties")
+    for figure in pictured:
+        figure.draw_without_rendering()
+        drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+        assert 0 <= drawn.x0 <= drawn.x1 <= width
+        assert 0 <= drawn.y0 <= drawn.y1 <= height
+        assert figure.axes[0].get_position().width > 0.3
 
 
 def test_the_lead_of_a_plain_objective_is_three_digits_even_where_it_is_as_large_as_numbers_get():
