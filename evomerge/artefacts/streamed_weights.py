@@ -81,13 +81,19 @@ def spilled(
 ) -> Mapping[str, torch.Tensor]:
     """The tensors of a merge, written to a folder in this one and read from there, so that they are mapped, not held.
 
+    Those that are there from an earlier call are read again: several merges may have one ingredient in common.
+
     Args:
+        tensors: left alone where they have been written before.
         catalogue: of the base.
     """
     own = folder / recipe.digest
-    own.mkdir(parents=True)
-    stacked = stacked_catalogue(catalogue, [layer.layer for layer in recipe.layers]) if recipe.layers else catalogue
-    stream_weights(own, planned_tensors(stacked, recipe.dtype), tensors)
+    if not own.exists():
+        stacked = stacked_catalogue(catalogue, [layer.layer for layer in recipe.layers]) if recipe.layers else catalogue
+        aside = own.with_name(f"{own.name}.writing")
+        aside.mkdir(parents=True, exist_ok=True)
+        stream_weights(aside, planned_tensors(stacked, recipe.dtype), tensors)
+        aside.rename(own)  # a folder of this name is whole
     return SafetensorsTensors(read_headers(own))
 
 

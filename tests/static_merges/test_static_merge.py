@@ -174,6 +174,46 @@ def test_a_merge_of_merges_leaves_nothing_beside_the_result(
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
+def _over(recipe: Recipe, *names: str, **content: Any) -> Recipe:
+    """The same merge of other sources."""
+    return replace(recipe, rules=(replace(recipe.rules[0], sources=names),), **content)
+
+
+def test_two_ingredients_may_be_merges_of_the_same_ingredient(
+    make_models: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    sources = _open(make_models())
+    soup = {"soup": _recipe(sources, "linear", dtype="bfloat16")}
+    left = _over(_recipe(sources, "linear"), "soup", "code", ingredients=soup)
+    right = _over(_recipe(sources, "ties"), "soup", "code", ingredients=soup)
+    recipe = _over(_recipe(sources, "linear"), "left", "right", ingredients={"left": left, "right": right})
+    assert _merge(_file(tmp_path, recipe), "--out", tmp_path / "out") == 0
+    assert _written(tmp_path / "out") == _expected(sources, recipe)
+
+
+def test_two_documents_of_a_mergekit_file_may_merge_the_same_third_one(
+    make_models: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    _, math, code = make_models()
+
+    def document(*models: str, **more: Any) -> dict[str, Any]:
+        half = [{"model": model, "parameters": {"weight": 0.5}} for model in models]
+        return {"merge_method": "linear", "dtype": "float32", "models": half, **more}
+
+    documents = [
+        document(math, code, name="soup"),
+        document("soup", code, name="left"),
+        document("soup", math, name="right"),
+        document("left", "right"),
+    ]
+    path = tmp_path / "merge.yml"
+    path.write_text(yaml.safe_dump_all(documents))
+    assert _merge(path, "--out", tmp_path / "out") == 0
+    made, math_tensors, code_tensors = (_tensors(Path(each)) for each in (tmp_path / "out", math, code))
+    for name, tensor in made.items():  # each of the two models counts half along every way
+        torch.testing.assert_close(tensor, (math_tensors[name] + code_tensors[name]) / 2)
+
+
 def test_a_crash_leaves_the_earlier_result_and_nothing_half_written(
     make_models: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
