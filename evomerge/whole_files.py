@@ -84,7 +84,7 @@ def folder_in_place(out: Path) -> Iterator[Path]:
     try:
         yield folder
         for path in folder.rglob("*"):
-            flush(path)
+            flush_folder(path) if path.is_dir() else flush(path)
         flush_folder(folder)
         _take_place(folder, out, out.with_name(f".{out.name}.replaced-{token}"))
     except BaseException:
