@@ -15,7 +15,8 @@ import torch
 from rich.text import Text
 
 from evomerge.artefacts.export_names import CODE
-from evomerge.artefacts.streamed_weights import PlannedTensor, stream_weights
+from evomerge.artefacts.streamed_weights import stream_weights
+from evomerge.artefacts.tensor_file import PlannedTensor
 from evomerge.artefacts.weight_files import as_json, write_text
 from evomerge.checkpoints import open_source
 from evomerge.checkpoints.source import Source

@@ -14,7 +14,19 @@ from typing import Final
 
 from evomerge.errors import noted
 
+FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ASIDE: Final = ".replacing-"  # in the names of files that take the place of another one where a check holds
+
+
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Name a file in the error of a full disk, where it names none: a call that writes knows no names."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_whole(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
@@ -31,7 +43,7 @@ def write_whole(path: Path, content: bytes | Iterable[bytes | memoryview]) -> No
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.writing-{secrets.token_hex(4)}")
     try:
-        with aside.open("wb") as file:
+        with full_disk_named(path), aside.open("wb") as file:
             file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
@@ -82,9 +94,10 @@ def folder_in_place(out: Path) -> Iterator[Path]:
     folder = out.with_name(f".{out.name}.writing-{token}")
     folder.mkdir()
     try:
-        yield folder
-        for path in folder.rglob("*"):
-            flush_folder(path) if path.is_dir() else flush(path)
+        with full_disk_named(out):
+            yield folder
+            for path in folder.rglob("*"):
+                flush_folder(path) if path.is_dir() else flush(path)
         flush_folder(folder)
         _take_place(folder, out, out.with_name(f".{out.name}.replaced-{token}"))
     except BaseException:

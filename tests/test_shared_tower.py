@@ -104,6 +104,14 @@ def test_it_is_written_shard_by_shard_and_read_from_shards(merge, tmp_path, monk
     assert "matches no tensor" in error
 
 
+def test_a_full_disk_is_said_with_the_folder_of_the_result_and_nothing_is_left(merge, tmp_path, room_for):
+    with room_for(4096):
+        code, error = merge()
+    assert code == 3
+    assert f"the disk of {tmp_path}" in " ".join(error.split())
+    assert not list(tmp_path.glob("*out*"))
+
+
 def test_config_and_tokenizer_are_copied_from_a_folder_and_other_files_are_not(merge, tmp_path):
     texts = {"config_json": "{}", "vocab_txt": "a", "notes_md": "no", "old_bin": "no"}
     model = folder_of(tmp_path / "model", load_file(SHARED), **texts)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
@@ -19,6 +18,7 @@ from evomerge.adapters.stored_changes import PREFIX
 from evomerge.artefacts.export_names import ADAPTER, CARD, RECIPE
 from evomerge.artefacts.model_writer import is_export
 from evomerge.artefacts.output_folder import check_replaceable
+from evomerge.artefacts.tensor_file import write_tensors
 from evomerge.artefacts.weight_files import as_json, write_text
 from evomerge.checkpoints.live import meta_model
 from evomerge.checkpoints.source import Source
@@ -52,7 +52,7 @@ def write_adapter(out: Path, *, base: Source, products: Mapping[str, LowRank], r
     )
     tensors, ranks, transposed = _factors(base, products)
     with folder_in_place(out) as folder:
-        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        write_tensors(folder / WEIGHTS_FILE, tensors)
         write_text(folder / SETTINGS_FILE, as_json(_settings(base, ranks, transposed)))
         write_text(folder / RECIPE, recipe.to_json() + "\n")
         write_text(folder / CARD, card)

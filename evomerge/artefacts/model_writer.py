@@ -15,7 +15,8 @@ from evomerge.artefacts.export_form import ExportForm, export_form
 from evomerge.artefacts.export_names import CODE, MODEL, RECIPE
 from evomerge.artefacts.exported_files import RECIPE_FILES
 from evomerge.artefacts.output_folder import check_replaceable
-from evomerge.artefacts.streamed_weights import PlannedTensor, planned_tensors, stream_weights
+from evomerge.artefacts.streamed_weights import planned_tensors, stream_weights
+from evomerge.artefacts.tensor_file import PlannedTensor
 from evomerge.artefacts.weight_files import MAX_SHARD_BYTES, as_json, copy_files, write_text
 from evomerge.checkpoints.digests import dtype_name
 from evomerge.checkpoints.safetensors_files import INDEX

@@ -5,42 +5,19 @@ Names, shapes and dtypes have to be known beforehand; then no tensor is held, ho
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import torch
 
+from evomerge.artefacts.tensor_file import PlannedTensor, TensorPlace, begin_file
 from evomerge.artefacts.weight_files import MAX_SHARD_BYTES, as_json, write_text
 from evomerge.catalogue import TensorCatalogue
 from evomerge.catalogue.layer_stack import stacked_catalogue
-from evomerge.checkpoints.digests import dtype_name
-from evomerge.checkpoints.safetensors_files import DTYPES, INDEX, ONE_FILE, SafetensorsTensors, read_headers
+from evomerge.checkpoints.safetensors_files import INDEX, ONE_FILE, SafetensorsTensors, read_headers
 from evomerge.messages import counted
 from evomerge.recipe import Recipe
-
-_CODES = {name: (code, size) for code, (name, size) in DTYPES.items()}
-
-
-@dataclass(frozen=True)
-class PlannedTensor:
-    """A tensor that will be written; the dtype by name."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def itemsize(self) -> int:
-        return _CODES[self.dtype][1]
-
-    @property
-    def nbytes(self) -> int:
-        return prod(self.shape) * self.itemsize
 
 
 def stream_weights(
@@ -63,9 +40,9 @@ def stream_weights(
         [ONE_FILE] if count == 1 else [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
     )
     with ExitStack() as opened:
-        places: dict[str, _TensorPlace] = {}
+        places: dict[str, TensorPlace] = {}
         for name, shard in zip(names, shards, strict=True):
-            places |= _begin(folder / name, shard, opened)
+            places |= begin_file(folder / name, shard, opened)
         for name, tensor in tensors:
             if (place := places.pop(name, None)) is None or not place.fits(tensor):
                 raise ValueError(f"{name} was not planned, was given before, or has another shape or dtype")
@@ -105,25 +82,6 @@ def planned_tensors(catalogue: TensorCatalogue, dtype: str) -> list[PlannedTenso
     ]
 
 
-@dataclass(frozen=True)
-class _TensorPlace:
-    """Bytes of an open file that belong to one tensor."""
-
-    tensor: PlannedTensor
-    descriptor: int
-    start: int
-
-    def fits(self, tensor: torch.Tensor) -> bool:
-        return (tuple(tensor.shape), dtype_name(tensor.dtype)) == (self.tensor.shape, self.tensor.dtype)
-
-    def write(self, tensor: torch.Tensor) -> None:
-        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        start = self.start
-        while content:  # one call writes 2 GiB at most
-            written = os.pwrite(self.descriptor, content, start)
-            content, start = content[written:], start + written
-
-
 def _shards(planned: Sequence[PlannedTensor], max_bytes: int) -> Iterator[list[PlannedTensor]]:
     shard: list[PlannedTensor] = []
     size = 0
@@ -134,27 +92,6 @@ def _shards(planned: Sequence[PlannedTensor], max_bytes: int) -> Iterator[list[P
         shard.append(tensor)
         size += tensor.nbytes
     yield shard
-
-
-def _begin(path: Path, shard: Sequence[PlannedTensor], opened: ExitStack) -> dict[str, _TensorPlace]:
-    """Write the header of a file, and give every tensor its place in it: wide dtypes first, so that all are aligned."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    starts, end = {}, 0
-    for tensor in sorted(shard, key=lambda each: (-each.itemsize, each.name)):
-        starts[tensor] = end
-        end += tensor.nbytes
-        header[tensor.name] = {
-            "dtype": _CODES[tensor.dtype][0],
-            "shape": list(tensor.shape),
-            "data_offsets": [starts[tensor], end],
-        }
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    file = opened.enter_context(path.open("wb", buffering=0))
-    file.write(len(text).to_bytes(8, "little") + text)
-    first = 8 + len(text)
-    file.truncate(first + end)
-    return {tensor.name: _TensorPlace(tensor, file.fileno(), first + start) for tensor, start in starts.items()}
 
 
 def _write_index(folder: Path, shards: Mapping[str, Sequence[PlannedTensor]]) -> None:

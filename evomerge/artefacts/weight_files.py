@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
+from evomerge.artefacts.tensor_file import write_tensors
 from evomerge.checkpoints.safetensors_files import INDEX, ONE_FILE
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -28,7 +28,7 @@ def write_weights(
     """
     shards = []
     for number, shard in enumerate(_shards(tensors, max_shard_bytes), start=1):
-        save_file(shard, folder / f"{number}.safetensors", metadata={"format": "pt"})
+        write_tensors(folder / f"{number}.safetensors", shard)
         shards.append({name: tensor.nbytes for name, tensor in shard.items()})
     if len(shards) == 1:
         (folder / "1.safetensors").rename(folder / ONE_FILE)

@@ -23,6 +23,7 @@ from sqlalchemy import exc
 from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.errors import EvomergeError, Interrupted
 from evomerge.messages import duration, in_bytes
+from evomerge.whole_files import FULL
 
 __all__ = [
     "IMPATIENT",
@@ -45,7 +46,6 @@ _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 10.0
 _SLICE: Final = 0.5  # of a pause, between two looks whether somebody wants to stop
 
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OWN_FAULT: Final = (errno.EINVAL, errno.EISDIR, errno.ENAMETOOLONG)
 _AWAY: Final = (
     exc.OperationalError,
@@ -142,7 +142,7 @@ def is_refused(error: BaseException) -> bool:
 def is_full(error: BaseException) -> bool:
     """Whether an error says that a disk of this machine is full, or that no larger file is allowed."""
     return any(
-        (isinstance(each, OSError) and each.errno in _FULL) or _sqlite_code(each) == sqlite3.SQLITE_FULL
+        (isinstance(each, OSError) and each.errno in FULL) or _sqlite_code(each) == sqlite3.SQLITE_FULL
         for each in _chain(error)
     )
 
@@ -151,7 +151,8 @@ def full_disk(error: BaseException) -> StorageAway | None:
     """The end of a command that could not write what it had to, for want of room; None for an error of another kind."""
     if not is_full(error):
         return None
-    names = (each.filename for each in _chain(error) if isinstance(each, OSError))
+    # of a copy the second name is that of the file that is written
+    names = (each.filename2 or each.filename for each in _chain(error) if isinstance(each, OSError))
     name = next((os.fsdecode(name) for name in names if isinstance(name, str | bytes)), None)
     folder = Path.cwd() if name is None else Path(name).absolute().parent
     disk = "a disk" if name is None else f"the disk of {folder}"

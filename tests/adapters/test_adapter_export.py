@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,6 +59,18 @@ def _export(base: Source, experts: list[Source], recipe: Recipe, out: Path) -> W
     products = bank.core_merges.products(recipe, bank.rule_tensors)
     write_adapter(out, base=base, products=products, recipe=recipe, card="# A merge\n")
     return bank
+
+
+def test_a_full_disk_is_an_error_that_names_a_file_of_the_adapter_and_nothing_is_left(
+    tmp_path: Path, room_for: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    base, experts = _open(tmp_path)
+    recipe = _recipe(base, experts, "task_arithmetic", weight=[0.7, -0.4])
+    out = tmp_path / "made" / "out"
+    with room_for(64), pytest.raises(OSError, match="File too large") as raised:
+        _export(base, experts, recipe, out)
+    assert out.parent in Path(raised.value.filename).parents
+    assert list(out.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -145,6 +146,14 @@ def test_what_would_not_be_rebuilt_as_it_was_scored_is_not_written(tmp_path):
     wrong = {name: tensor_digests(base.items()) for name in "ab"}
     with pytest.raises(WeightsDiffer, match="2 of 3 tensors are not the ones that were scored: b, w"):
         written(tmp_path / "out", base, sources, scored=wrong)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_an_error_that_names_a_file_of_the_artefact_and_nothing_is_left(tmp_path, room_for):
+    base = model(0)
+    with room_for(32), pytest.raises(OSError, match="File too large") as raised:
+        written(tmp_path / "out", base, [model(1, base), model(2, base)])
+    assert tmp_path in Path(raised.value.filename).parents
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evomerge.artefacts.streamed_weights import PlannedTensor, stream_weights
-from evomerge.checkpoints.digests import dtype_name
+from evomerge.artefacts.streamed_weights import stream_weights
+from evomerge.artefacts.tensor_file import PlannedTensor, write_tensors
+from evomerge.artefacts.weight_files import write_weights
+from evomerge.checkpoints.digests import dtype_name, tensor_digests
 from evomerge.checkpoints.safetensors_files import INDEX, read_headers
+from evomerge.storage.patience import is_full
 
 TENSORS = {
     "a": torch.arange(6.0).reshape(2, 3),
@@ -72,6 +76,34 @@ def test_no_tensor_is_held_when_the_next_one_is_made(tmp_path: Path) -> None:
 
     stream_weights(tmp_path, planned, made())
     assert max(held) <= 1  # the loop variable of the writer, until the next one is there
+
+
+@pytest.mark.parametrize("room", [8, 4096])  # less than the header, and than the tensor
+def test_a_full_disk_is_an_error_with_the_name_of_the_file(
+    room: int, room_for: Callable[[int], AbstractContextManager[None]], tmp_path: Path
+) -> None:
+    tensors = {"w": torch.zeros(10_000)}
+    for write in (
+        lambda: stream_weights(tmp_path, _planned(tensors), tensors.items()),
+        lambda: write_weights(tmp_path, tensors.items()),
+    ):
+        with room_for(room), pytest.raises(OSError, match=r"safetensors") as raised:
+            write()
+        assert is_full(raised.value)
+        assert Path(raised.value.filename).parent == tmp_path
+
+
+def test_tensors_that_are_at_hand_are_written_with_the_bytes_that_safetensors_writes(tmp_path: Path) -> None:
+    tensors = MIXED | {
+        "wave": torch.tensor([1 + 2j]),
+        "small": torch.ones(3).to(torch.float8_e4m3fn),
+        "turned": torch.arange(6.0).reshape(2, 3).T,
+    }
+    write_tensors(tmp_path / "made.safetensors", tensors)
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(whole, tmp_path / "expected.safetensors", metadata={"format": "pt"})
+    made, expected = (load_file(tmp_path / f"{name}.safetensors") for name in ("made", "expected"))
+    assert tensor_digests(made.items()) == tensor_digests(expected.items())
 
 
 @pytest.mark.parametrize(
