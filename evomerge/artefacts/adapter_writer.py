@@ -101,6 +101,7 @@ def _settings(base: Source, ranks: Mapping[str, int], transposed: bool) -> dict[
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base.hub_id,
+        "revision": base.ref.revision if base.hub_id is not None else None,  # of the base: PEFT loads it by both
         "r": rank,
         "lora_alpha": rank,
         "rank_pattern": others,

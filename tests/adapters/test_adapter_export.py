@@ -14,6 +14,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from lora_models import SIZES, merged_by_peft, open_base, save_adapter, save_base
+from peft import PeftConfig
 from peft.utils import transformers_weight_conversion as peft_conversion
 from transformers import AutoModelForCausalLM, DeepseekV3Config, LlamaConfig, PreTrainedConfig, Qwen3NextConfig
 
@@ -59,6 +60,17 @@ def _export(base: Source, experts: list[Source], recipe: Recipe, out: Path) -> W
     products = bank.core_merges.products(recipe, bank.rule_tensors)
     write_adapter(out, base=base, products=products, recipe=recipe, card="# A merge\n")
     return bank
+
+
+def test_an_adapter_names_the_revision_of_its_base_where_that_is_on_the_hub(tmp_path: Path) -> None:
+    local, experts = _open(tmp_path)
+    recipe = _recipe(local, experts, "task_arithmetic", weight=[0.7, -0.4])
+    commit = "0a" * 20
+    on_hub = replace(local, hub_id="owner/base", ref=replace(local.ref, location="owner/base", revision=commit))
+    for base, known in ((local, (None, None)), (on_hub, ("owner/base", commit))):
+        _export(base, experts, recipe, tmp_path / "out")
+        config = PeftConfig.from_pretrained(tmp_path / "out")
+        assert (config.base_model_name_or_path, config.revision) == known
 
 
 def test_a_full_disk_is_an_error_that_names_a_file_of_the_adapter_and_nothing_is_left(
