@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +26,7 @@ from evomerge.storage.opening import open_storage, release
 from evomerge.storage.transfer import StudyContent, check_same, read_study, write_study
 from evomerge.storage.url import local_file, redact, resolve_url
 from evomerge.study.stored_search import artifacts_folder, artifacts_url
+from evomerge.whole_files import pieces, write_whole
 
 SCHEMA = 1
 UNFINISHED = "copying"  # a sibling that a copy has until it is whole
@@ -173,10 +175,12 @@ def _artifacts(folder: Path, contents: list[StudyContent]) -> tuple[list[str], l
 
 
 def _copy_files(names: list[str], here: Path, there: Path) -> None:
+    """Copy files, each in one step: other searches may read those of the same content in the folder meanwhile."""
     for name in names:
-        place = there / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(here / name, place)
+        file, place = here / name, there / name
+        if not place.is_file() or not filecmp.cmp(file, place, shallow=False):
+            write_whole(place, pieces(file))
+            shutil.copystat(file, place)
 
 
 def _spec(search: StudyContent, url: str) -> SearchSpec:

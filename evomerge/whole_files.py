@@ -15,6 +15,7 @@ from typing import Final
 from evomerge.errors import noted
 
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PIECE: Final = 1 << 24
 _ASIDE: Final = ".replacing-"  # in the names of files that take the place of another one where a check holds
 
 
@@ -52,6 +53,13 @@ def write_whole(path: Path, content: bytes | Iterable[bytes | memoryview]) -> No
         aside.unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
+
+
+def pieces(path: Path) -> Iterator[bytes]:
+    """The content of a file for `write_whole`, of which a piece at a time is in memory."""
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            yield piece
 
 
 def replace_where(path: Path, fill: Callable[[Path], object], check: Callable[[], bool]) -> bool:

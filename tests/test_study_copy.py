@@ -147,6 +147,24 @@ def test_artifacts_lie_beside_a_copy_in_a_file(interrupted, tmp_path, capsys):
     assert run_command(["run", "--storage", "sqlite:///two/study.db", "--study", "sim", "--ray", "none"]) == 0
 
 
+def test_a_file_that_another_search_reads_in_the_folder_is_never_there_in_part(tmp_path, room_for):
+    here, there = tmp_path / "here", tmp_path / "there"
+    names = ["files/kept", "files/torn"]
+    for folder, torn in ((here, 9000), (there, 10)):
+        (folder / "files").mkdir(parents=True)
+        for name, size in zip(names, (9000, torn), strict=True):
+            (folder / name).write_bytes(b"x" * size)
+    kept = (there / "files" / "kept").stat()
+    with room_for(100), pytest.raises(OSError, match="File too large"):
+        study_copy._copy_files(names, here, there)
+    assert [(there / name).stat().st_size for name in names] == [9000, 10]
+    study_copy._copy_files(names, here, there)
+    assert [(there / name).read_bytes() for name in names] == [b"x" * 9000] * 2
+    assert (there / "files" / "kept").stat().st_ino == kept.st_ino
+    assert (there / "files" / "torn").stat().st_mtime == (here / "files" / "torn").stat().st_mtime
+    assert len(list((there / "files").iterdir())) == 2
+
+
 def test_what_is_outside_of_the_folder_of_artifacts_is_neither_read_nor_written(interrupted, tmp_path, capsys):
     interrupted("sqlite:///one/here/study.db")
     artifacts, mine = tmp_path / "one" / "here" / "artifacts", tmp_path / "two" / "there"

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from evomerge.errors import InvalidInput
 from evomerge.recipe import Recipe, all_ingredients
-from evomerge.whole_files import write_whole
+from evomerge.whole_files import pieces, write_whole
 
 RECIPE_FILES = "recipe-files"  # a folder: loaders that take every safetensors file beside a config for weights exist
-_PIECE = 1 << 24
 
 
 def exported_names(recipe: Recipe) -> dict[str, str]:
@@ -38,8 +37,6 @@ def take_files(recipe: Recipe, export: Path, folder: Path, digests: Collection[s
 
 def _pieces(path: Path) -> Iterator[bytes]:
     try:
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE):
-                yield piece
+        yield from pieces(path)
     except OSError as error:
         raise InvalidInput(f"the recipe needs {path}, which cannot be read; copy the export as a whole") from error
