@@ -26,6 +26,7 @@ from evomerge.errors import InvalidInput
 from evomerge.licenses import LEGAL
 from evomerge.messages import counted, some
 from evomerge.recipe import Recipe
+from evomerge.tensors.rounding import rounded_copy
 from evomerge.whole_files import folder_in_place
 
 
@@ -135,8 +136,7 @@ def _complete(
         raise ValueError(f"the recipe names {counted(len(lacking), 'tensor')} not given: {some(lacking)}")
     for entry in base.catalogue.entries:
         if entry.name not in given:
-            tensor = base.tensors[entry.name]
-            yield entry.name, tensor.to(dtype) if entry.is_floating else tensor
+            yield entry.name, rounded_copy(entry.name, base.tensors[entry.name], dtype)
 
 
 def _check_tensor(base: Source, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:

@@ -38,11 +38,10 @@ from evomerge.passes.kernels import DTYPES, Kernels
 from evomerge.passes.table_store import TableStore
 from evomerge.passes.threshold_tables import Contents, ThresholdTables
 from evomerge.recipe import PathLayer, Recipe, Rule
+from evomerge.tensors.rounding import check_finite, rounded_copy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_CHECKED = 1 << 20  # elements that are checked together
 
 
 def default_device() -> str:
@@ -105,6 +104,7 @@ class WeightBank:
         self._content_keys = {source.ref.name: content_key(source) for source in (base, *experts)}
         self._attention_heads = attention_heads(base.settings)
         self._mergeable = tuple(entry.name for entry in base.catalogue.mergeable)
+        self._unchecked = {entry.name for entry in base.catalogue.mergeable}
         self._outside = tuple(entry.name for entry in base.catalogue.entries if entry.layer is None)
         self._pool = LayerPool(self._weights, dtype=dtype, device=device, shared=shared)
         self._skeletons: Skeletons | None = None
@@ -134,6 +134,7 @@ class WeightBank:
             MergeError: the recipe has no merge, or a merged tensor is not finite.
         """
         self._begin(recipe)
+        self._check_copied(recipe)
         model = self._load_model()
         self._reset_state()
         for rule in recipe.rules:
@@ -148,6 +149,13 @@ class WeightBank:
             return model
         self._restore(foreign.intersection(self._outside))  # the layers of this model are not those of the path
         return self._load_skeletons().follow(recipe.layers)
+
+    def _check_copied(self, recipe: Recipe) -> None:
+        """Refuse tensors that no rule names and that the scoring dtype cannot hold; each is looked at once."""
+        copied = self._unchecked.intersection(self._outside) if recipe.layers else self._unchecked
+        for name in copied.difference(*(rule.tensors for rule in recipe.rules)):
+            rounded_copy(name, self._base[name], self.dtype)
+            self._unchecked.discard(name)
 
     def base_model(self, layers: Sequence[PathLayer] = ()) -> PreTrainedModel:
         """The live model with the weights of the base, in the scoring dtype; for a path, with layers of the base in the
@@ -184,11 +192,11 @@ class WeightBank:
                 yield from fused.tensors()
             else:
                 for name, tensor in self._merge(rule, recipe):
-                    yield name, _finite(name, tensor.to(dtype))
+                    yield name, check_finite(name, tensor.to(dtype))
         self._save_tables()
         for name in self._outside if recipe.layers else self.base.catalogue.names:
             if name not in named:
-                yield name, _in_dtype(self._base[name], dtype)
+                yield name, rounded_copy(name, self._base[name], dtype)
         for place, layer in enumerate(recipe.layers):
             yield from self._layer(place, layer)
 
@@ -284,7 +292,7 @@ class WeightBank:
         for name, tensor in self._merge(rule, recipe):
             output = outputs[name]  # rounded as it is copied, where that needs no further copy
             output.copy_(tensor if output.dtype == self.dtype else tensor.to(self.dtype))
-            _finite(name, output)
+            check_finite(name, output)
 
     def _restore(self, names: set[str]) -> None:
         for name in names:
@@ -368,14 +376,6 @@ class WeightBank:
         self.core_merges.check(recipe)
         named = {name for rule in recipe.rules for name in rule.sources}
         self._merges.begin([made for name, made in recipe.ingredients.items() if name in named])
-
-
-def _finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    flat = tensor.reshape(-1)  # by pieces: the check of a whole tensor takes twice its memory
-    pieces = (flat[start : start + _CHECKED] for start in range(0, flat.numel(), _CHECKED))
-    if not all(bool(torch.isfinite(piece).all()) for piece in pieces):
-        raise MergeError(f"tensor {name!r} of the merge is not finite in {str(tensor.dtype).removeprefix('torch.')}")
-    return tensor
 
 
 def _in_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

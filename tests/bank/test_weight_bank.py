@@ -250,6 +250,21 @@ def test_a_merge_that_is_not_finite_is_refused_and_leaves_no_trace(sources, bank
     assert live_bits(bank.materialize(good)) == before
 
 
+def test_what_a_merge_has_from_the_base_is_refused_where_its_dtype_cannot_hold_it(sources):
+    base, experts = sources
+    name, other = "model.norm.weight", "model.layers.3.mlp.up_proj.weight"
+    large = base.tensors[name].clone()
+    large[0], large[1] = 1e5, float("inf")
+    far = replace(base, tensors={each: base.tensors[each] for each in base.catalogue.names} | {name: large})
+    recipe = recipe_of((far, experts), "task_arithmetic", "float16", {"weight": 0.5}, tensors=(other,))
+    half = WeightBank(far, experts, dtype=torch.float16, device=torch.device("cpu"))
+    for make in (half.materialize, lambda recipe: dict(half.merged(recipe))):
+        with pytest.raises(MergeError, match=rf"'{name}', which the merge has from the base, is not finite in float16"):
+            make(recipe)
+    large[0] = 8192  # the infinite element is the base's own
+    assert dict(half.merged(recipe))[name][:2].tolist() == [8192, float("inf")]
+
+
 def test_the_shared_sources_are_never_written_to(sources, bank, dtype):
     base, experts = sources
 

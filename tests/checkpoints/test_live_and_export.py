@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from transformers import (
 from evomerge.artefacts import model_writer, write_model
 from evomerge.checkpoints import Source, check_scorable, load_skeleton, open_source, tensor_digests, verify_digests
 from evomerge.checkpoints.tokenizer import tokenizer_files
-from evomerge.errors import InvalidInput
+from evomerge.errors import InvalidInput, MergeError
 from evomerge.recipe import ModelRef, Recipe, Rule
 
 KINDS = ["llama", "llama_tied", "gpt2", "qwen2", "neox", "opt"]
@@ -274,6 +275,19 @@ def test_tensors_that_no_rule_names_are_copied_from_the_base(open_model: Callabl
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert torch.equal(written["model.norm.weight"], torch.full((32,), 2.0))
     assert torch.equal(written["lm_head.weight"], base.tensors["lm_head.weight"])
+
+
+def test_a_tensor_of_the_base_that_the_dtype_cannot_hold_is_not_copied(
+    open_model: Callable[..., Source], tmp_path: Path
+) -> None:
+    base, expert = _pair(open_model, "llama")
+    names = ("model.norm.weight", "lm_head.weight")
+    large = replace(base, tensors={**base.tensors, names[1]: torch.full(base.catalogue[names[1]].shape, 1e5)})
+    recipe = replace(_recipe(base, expert, tensors=names[:1]), dtype="float16")
+    merged = [(names[0], torch.full((32,), 2.0, dtype=torch.float16))]
+    with pytest.raises(MergeError, match=f"'{names[1]}', which the merge has from the base, is not finite in float16"):
+        write_model(tmp_path / "out", base=large, tensors=merged, dtype=torch.float16, recipe=recipe)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_same_buffer_may_be_given_again_and_again(open_model: Callable[..., Source], tmp_path: Path) -> None:
