@@ -47,12 +47,14 @@ class CardFacts:
         datasets: ids on the hub of the data sets that the merge was chosen on.
         mergekit: whether mergekit.yaml is beside the card.
         adapter: whether the files are an adapter of the base, and no model.
+        several: whether they are several models in one artefact, which no library of the hub loads.
     """
 
     results: tuple[HeldOutResult, ...] = ()
     datasets: tuple[str, ...] = ()
     mergekit: bool = False
     adapter: bool = False
+    several: bool = False
 
 
 def front_matter(parents: Sequence[Parent], judgement: LicenseJudgement, facts: CardFacts, *, title: str) -> str:
@@ -69,7 +71,7 @@ def front_matter(parents: Sequence[Parent], judgement: LicenseJudgement, facts: 
     datasets = dict.fromkeys([*(each for parent in parents for each in parent.datasets), *facts.datasets])
     data = ModelCardData(
         base_model=base_model or None,
-        library_name="peft" if facts.adapter else "transformers",
+        library_name="peft" if facts.adapter else None if facts.several else "transformers",
         tags=["merge", "evomerge", *[MERGEKIT_TAG] * facts.mergekit, *["lora"] * facts.adapter],
         license=judgement.license,
         license_name=judgement.license_name,

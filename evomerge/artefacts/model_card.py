@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from evomerge.artefacts.card_data import CardFacts, front_matter
 from evomerge.artefacts.parents import Parent, judgement_of
@@ -74,7 +75,7 @@ def models_card(
     """
     judgement = judgement_of(parents)
     sections = [
-        front_matter(parents, judgement, facts, title=title),
+        front_matter(parents, judgement, replace(facts, several=True), title=title),
         f"# {title}",
         f"EMR-Merging ({len(models)} models, not one), made with evomerge: one elected vector for all of them, and for "
         "each a mask and a rescaler. Whoever runs it has to know the task of every input.",

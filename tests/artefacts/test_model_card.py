@@ -6,7 +6,7 @@ import pytest
 import yaml
 from huggingface_hub import EvalResult, ModelCard
 
-from evomerge.artefacts import CardFacts, Parent, model_card
+from evomerge.artefacts import CardFacts, Parent, model_card, models_card
 from evomerge.artefacts.card_data import HeldOutResult
 from evomerge.licenses import DeclaredLicense
 from evomerge.recipe import ModelRef, Recipe, Rule
@@ -152,6 +152,13 @@ def test_tags_say_whether_mergekit_gives_the_same_and_whether_it_is_an_adapter()
     assert adapter.tags == ["merge", "evomerge", "lora"]
     assert adapter.library_name == "peft"
     assert (adapter.base_model, adapter.base_model_relation) == (["org/base"], "adapter")
+
+
+def test_the_card_of_several_models_names_no_library_since_none_loads_them() -> None:
+    models = [("math", "arith", "1.2", "a" * 64)]
+    data = ModelCard(models_card([BASE, _parent("math", "mit")], models, (), (), title="t", reproduce="r")).data
+    assert data.library_name is None
+    assert data.tags == ["merge", "evomerge"]
 
 
 def test_a_card_tells_what_was_merged_the_scores_and_how_to_reproduce_it() -> None:
