@@ -14,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from evomerge.artefacts.export_names import MARKERS, is_of_an_export
 from evomerge.errors import InvalidInput
 from evomerge.hub.hub_faults import hub_faults
+from evomerge.hub.write_access import lacks_write_access
 from evomerge.messages import counted, first_line, in_bytes, some
 
 _OF_A_NEW_ONE: Final = (".gitattributes", "README.md", "LICENSE")  # that the hub itself writes
@@ -69,17 +70,13 @@ class HubRepository:
         """Ask the hub whether the push can succeed, before anything is made.
 
         Raises:
-            InvalidInput: the token is unknown or can only read, the repository holds something else than an export, or
-                is public although a private one was asked for.
+            InvalidInput: the token is unknown or may not write there, the repository holds something else than an
+                export, or is public although a private one was asked for.
             Interrupted: the hub cannot be reached.
         """
         with hub_faults("a push", repository=self.id, state=_NOTHING_MADE):
-            access = self._api.whoami().get("auth", {}).get("accessToken", {})
-            if access.get("role") == "read":
-                raise InvalidInput(
-                    f"--push {self.id}: the token {access.get('displayName', '')!r} can only read; make one with write "
-                    f"access; {_NOTHING_MADE}"
-                )
+            if (reason := lacks_write_access(self._api.whoami(), self.id)) is not None:
+                raise InvalidInput(f"--push {self.id}: {reason}; {_NOTHING_MADE}")
             try:
                 found = self._api.model_info(self.id)
             except RepositoryNotFoundError:

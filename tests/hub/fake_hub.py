@@ -35,6 +35,8 @@ class FakeHub:
     """The state of the server.
 
     Attributes:
+        rights: of a fine-grained token, as the hub answers them.
+        organisations: of the user, by name the role in it.
         requests: "METHOD path" of every request, in order.
         uploads: objects of LFS that were sent, in order.
         refuse: path of a request (a pattern) -> status that it is answered with.
@@ -43,6 +45,8 @@ class FakeHub:
 
     url: str = ""
     role: str = "write"
+    rights: dict[str, Any] = field(default_factory=dict)
+    organisations: dict[str, str] = field(default_factory=dict)
     repositories: dict[str, FakeRepository] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
@@ -123,8 +127,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(501, {"error": f"the fake does not know {request}"})
 
     def _whoami(self, _: bytes) -> None:
-        token = {"displayName": "tests", "role": self.hub.role}
-        self._send(200, {"type": "user", "name": "me", "orgs": [], "auth": {"accessToken": token}})
+        token = {"displayName": "tests", "role": self.hub.role, **self.hub.rights}
+        orgs = [{"name": name, "roleInOrg": role} for name, role in self.hub.organisations.items()]
+        self._send(200, {"type": "user", "name": "me", "orgs": orgs, "auth": {"accessToken": token}})
 
     def _create(self, body: bytes) -> None:
         content = json.loads(body)

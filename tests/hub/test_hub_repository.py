@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_hub import FakeHub, FakeRepository
@@ -11,6 +13,7 @@ from huggingface_hub import constants
 from evomerge.errors import Interrupted, InvalidInput
 from evomerge.hub import HubRepository
 from evomerge.hub.hub_faults import hub_faults
+from evomerge.hub.write_access import lacks_write_access
 
 # huggingface_hub hands a file to its client in a way that the client's newest versions find old.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")
@@ -140,6 +143,47 @@ def test_a_token_that_can_only_read_or_is_unknown_is_refused_before_anything_is_
         HubRepository("me/merge").check()
     assert "hf_anotherone" not in str(caught.value)
     assert hub.repositories == {}
+
+
+def test_an_owner_that_the_account_may_not_write_to_is_refused_before_anything_is_made(hub: FakeHub) -> None:
+    hub.organisations = {"team": "write", "club": "read", "lab": "contributor", "new": "of-a-later-hub"}
+    for owner in ("mistralai", "club"):
+        with pytest.raises(InvalidInput, match=rf"may not write to '{owner}', but to me, team, lab.*nothing was made"):
+            HubRepository(f"{owner}/merge").check()
+    for owner in ("me", "ME", "team", "lab", "new"):
+        HubRepository(f"{owner}/merge").check()
+
+
+def _scope(name: str, *permissions: str) -> dict[str, Any]:
+    return {"entity": {"type": "user", "name": name}, "permissions": list(permissions)}
+
+
+@pytest.mark.parametrize(
+    ("everywhere", "scopes", "allowed"),
+    [
+        ([], [_scope("me", "repo.content.read")], False),
+        (["discussion.write"], [_scope("team", "repo.write")], False),
+        ([], [_scope("me", "repo.content.read", "repo.write")], True),
+        ([], [_scope("me/merge", "repo.write")], True),
+        (["repo.write"], [], True),
+        ("all", [], True),
+        ([], [{"permissions": ["repo.write"]}], True),
+        ([], [{"entity": {"name": "me"}, "permissions": "all"}], True),
+    ],
+)
+def test_a_fine_grained_token_without_the_right_is_refused_and_unknown_forms_are_left_to_the_hub(
+    everywhere: Any, scopes: Any, allowed: bool, hub: FakeHub
+) -> None:
+    hub.role, hub.rights = "fineGrained", {"fineGrained": {"global": everywhere, "scoped": scopes}}
+    with nullcontext() if allowed else pytest.raises(InvalidInput, match="'tests' may not write to the repositories"):
+        HubRepository("me/merge").check()
+
+
+@pytest.mark.parametrize(
+    "account", [{}, {"auth": None}, {"type": "org", "name": "team"}, {"type": "user", "name": "me", "orgs": [None]}]
+)
+def test_an_account_of_an_unknown_form_is_left_to_the_hub(account: dict[str, Any]) -> None:
+    assert lacks_write_access({"auth": {"accessToken": {"role": "fineGrained"}}} | account, "owner/merge") is None
 
 
 def test_a_repository_with_something_else_is_not_replaced(hub: FakeHub) -> None:
