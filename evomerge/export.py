@@ -17,6 +17,7 @@ from evomerge.artefacts.adapter_writer import write_adapter
 from evomerge.artefacts.emr_artefact import position_of, write_emr
 from evomerge.artefacts.exported_files import exported_names
 from evomerge.bank import WeightBank
+from evomerge.bank.device_kind import device_kind
 from evomerge.bank.weight_bank import default_device
 from evomerge.baselines.freshness import current_baselines
 from evomerge.baselines.named_recipes import source_rows
@@ -88,7 +89,7 @@ def export_merge(
         for name, tensor in bank.merged(chosen.recipe):
             actual[name] = tensor_digest(tensor)
             yield name, tensor
-        if expected is not None and expected.device == bank.device.type:
+        if expected is not None and expected.device == device_kind(bank.device):
             verify_digests(expected.tensors, actual)
 
     yaml, reason = to_mergekit(chosen.recipe, inputs.catalogue, adapter_names(inputs.experts))
@@ -115,6 +116,7 @@ def export_merge(
         "tensors": len(actual),
         "verified": expected is not None and dict(expected.tensors) == actual,
         "differs": [] if expected is None else differing(expected.tensors, actual),
+        "devices": {"scored": None if expected is None else expected.device, "exported": device_kind(bank.device)},
         "mergekit": None if yaml is not None else reason,
         "licenses": card.judgement.to_data(),
         "sanity": probe.to_document(),
@@ -198,7 +200,11 @@ def export_text(document: dict[str, Any]) -> Text:
         checked = "bit-identical to those that were scored"
     elif document["differs"]:
         names = ", ".join(document["differs"][:3])
-        checked = f"{len(document['differs'])} of them rounded differently on this kind of device, such as {names}"
+        devices = document["devices"]
+        checked = (
+            f"{len(document['differs'])} of them rounded differently, such as {names}: scored on {devices['scored']}, "
+            f"merged here on {devices['exported']}"
+        )
     else:
         checked = "not the latest winner, so there is nothing to verify them against"
     several = document.get("models")
@@ -246,6 +252,7 @@ def _export_set(
         "models": recipes.summary(),
         "verified": True,
         "differs": [],
+        "devices": {name: device_kind(bank.device) for name in ("scored", "exported")},
         "mergekit": "it is several models",
         "licenses": card.judgement.to_data(),
         "sanity": probe.to_document(),

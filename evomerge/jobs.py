@@ -172,7 +172,8 @@ Job = (
 class TensorDigests:
     """The weights that were scored: a digest per tensor, and the kind of device that merged them.
 
-    Another kind of device may round the last bit of a sum differently.
+    Another kind of device may round the last bit of a sum differently. Studies of earlier versions have the first word
+    of it alone, which is another kind, too: the processor or the GPU may have been another one.
     """
 
     device: str

@@ -362,7 +362,9 @@ class Worker:
         return continued, Scored(continued.scores, self._digests(job.recipe) if job.digests else None)
 
     def _digests(self, recipe: Recipe) -> TensorDigests:
-        return TensorDigests(self.bank.device.type, self.bank.live_digests(recipe))
+        from evomerge.bank.device_kind import device_kind
+
+        return TensorDigests(device_kind(self.bank.device), self.bank.live_digests(recipe))
 
     def _materialize(self, recipe: Recipe) -> PreTrainedModel:
         started = time.perf_counter()

@@ -8,11 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
 
 from evomerge.cli import run_command
 from evomerge.spec import load_spec
+from evomerge.storage import attributes
+from evomerge.storage.attributes import read_text, write_text
+from evomerge.storage.opening import open_storage, release
 from evomerge.study.command_line import command_line
 from evomerge.study.stored_search import read_search
 
@@ -60,6 +64,41 @@ def test_an_export_after_changes_of_the_file_is_what_was_scored(ran, write_spec,
     write_spec(dtype="float32", space="ties-per-block", seed=7, sampler="tpe")
     out, _ = succeeds(capsys, "export", ran, "--out", "out", "--json")
     assert json.loads(out)["verified"]
+
+
+def _with_other_weights(device):
+    """Change the digest of one tensor of the winner, and perhaps the device that it was scored on."""
+    storage = open_storage("sqlite:///runs/sim/study.db")
+    study = optuna.load_study(study_name="sim", storage=storage)
+    digests = json.loads(read_text(study, attributes.DIGESTS))
+    name = min(digests["tensors"])
+    digests["tensors"][name] = "0" * 64
+    scored, digests["device"] = digests["device"], device or digests["device"]
+    write_text(study, attributes.DIGESTS, json.dumps(digests))
+    release(storage)
+    return name, scored
+
+
+@pytest.mark.parametrize("device", ["cuda NVIDIA H200", "cpu"])  # the second: of earlier versions
+def test_a_winner_that_another_device_scored_is_exported_and_what_differs_is_named(write_spec, capsys, device):
+    spec = write_spec()
+    succeeds(capsys, "run", spec, "--ray", "none")
+    name, scored = _with_other_weights(device)
+    document = json.loads(succeeds(capsys, "export", spec, "--out", "out", "--json")[0])
+    assert (document["verified"], document["differs"]) == (False, [name])
+    assert document["devices"] == {"scored": device, "exported": scored}
+    told = " ".join(succeeds(capsys, "export", spec, "--out", "out")[0].split())
+    assert f"such as {name}: scored on {device}, merged here on {scored}" in told
+
+
+def test_a_winner_that_this_kind_of_device_scored_is_not_exported_with_other_weights(write_spec, capsys):
+    spec = write_spec()
+    succeeds(capsys, "run", spec, "--ray", "none")
+    name, scored = _with_other_weights(None)
+    assert len(scored.split()) > 1
+    assert run_command(["export", str(spec), "--out", "out"]) == 2
+    assert name in capsys.readouterr().err
+    assert not Path("out").exists()
 
 
 def test_run_still_refuses_what_baseline_takes_from_the_study(ran, capsys):
