@@ -88,21 +88,18 @@ def write_model(
 def exported_config(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """The base's config with the dtype of the merge, under both names that versions of transformers read.
 
-    Nested configs that name a dtype get the new one too. Where the base came from is left out, since it may be a local
-    path, and so is the name of its weight file.
+    Nested configs that name a dtype get the new one too. Where the base, or a part of it, came from is left out, since
+    it may be a local path, and so is the name of its weight file.
     """
     name = dtype_name(dtype)
-    return _with_dtype(
-        {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_weights")}, name
-    ) | {
-        "dtype": name,
-        "torch_dtype": name,
-    }
+    return _with_dtype(config, name) | {"dtype": name, "torch_dtype": name}
 
 
 def _with_dtype(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     changed: dict[str, Any] = {}
     for key, value in config.items():
+        if key in ("_name_or_path", "transformers_weights"):
+            continue
         if key in ("dtype", "torch_dtype"):
             changed[key] = name
         else:

@@ -258,7 +258,8 @@ def test_tiktoken_files_are_of_the_tokenizer(tmp_path: Path) -> None:
 
 
 def test_nested_configs_get_the_dtype_and_the_origin_is_left_out() -> None:
-    config = {"_name_or_path": "/home/me/model", "text_config": {"torch_dtype": "float32", "sizes": {"a": 1}}}
+    text = {"_name_or_path": "/home/me/text", "torch_dtype": "float32", "sizes": {"a": 1}}
+    config = {"_name_or_path": "/home/me/model", "text_config": text}
     assert model_writer.exported_config(config, torch.bfloat16) == {
         "text_config": {"torch_dtype": "bfloat16", "sizes": {"a": 1}},
         "dtype": "bfloat16",
