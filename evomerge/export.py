@@ -13,9 +13,10 @@ from rich.text import Text
 
 from evomerge.adapters import adapter_names, open_expert
 from evomerge.artefacts import write_model
-from evomerge.artefacts.adapter_writer import write_adapter
-from evomerge.artefacts.emr_artefact import position_of, write_emr
+from evomerge.artefacts.adapter_writer import check_adapter_folder, write_adapter
+from evomerge.artefacts.emr_artefact import check_emr_folder, position_of, write_emr
 from evomerge.artefacts.exported_files import exported_names
+from evomerge.artefacts.model_writer import check_model_folder
 from evomerge.bank import WeightBank
 from evomerge.bank.device_kind import device_kind
 from evomerge.bank.weight_bank import default_device
@@ -80,6 +81,9 @@ def export_merge(
     if isinstance(chosen, RecipeSet) and task is None:
         return _export_set(stored, inputs, chosen, which, out=out, file=file)
     chosen = _of_task(chosen, which, task)
+    yaml, reason = to_mergekit(chosen.recipe, inputs.catalogue, adapter_names(inputs.experts))
+    named = ("README.md", *["mergekit.yaml"] * (yaml is not None))
+    check_model_folder(out, base=inputs.base, recipe=chosen.recipe, files=named)
     files = _files_of(stored, [chosen.recipe])
     bank = _bank(inputs, files)
     expected = read_digests(stored.study, chosen.trial) if chosen.trial is not None else None
@@ -92,7 +96,6 @@ def export_merge(
         if expected is not None and expected.device == device_kind(bank.device):
             verify_digests(expected.tensors, actual)
 
-    yaml, reason = to_mergekit(chosen.recipe, inputs.catalogue, adapter_names(inputs.experts))
     card = SearchCard(stored, inputs, label=chosen.label, mergekit=yaml is not None)
     probe = probe_export(stored, inputs, bank, {chosen.label: chosen.recipe})
     reproduce = export_command(stored, which, out, file, task=task)
@@ -137,6 +140,7 @@ def export_adapter(stored: StoredSearch, which: str, out: Path, file: Path | Non
     """
     inputs = open_inputs(stored.spec)
     chosen = _of_task(_choose(stored, inputs, which), which, None)
+    check_adapter_folder(out, base=inputs.base, recipe=chosen.recipe)
     bank = _bank(inputs, _files_of(stored, [chosen.recipe]))
     products = bank.core_merges.products(chosen.recipe, bank.rule_tensors)
     reproduce = f"{export_command(stored, which, out, file)} --adapter"
@@ -223,6 +227,8 @@ def _export_set(
     stored: StoredSearch, inputs: Inputs, recipes: RecipeSet, which: str, *, out: Path, file: Path | None
 ) -> dict[str, Any]:
     """Write several models as one artefact."""
+    read = [source.directory for source in (inputs.base, *inputs.experts)]
+    check_emr_folder(out, read)
     bank = _bank(inputs, _files_of(stored, recipes.recipes.values()))
     first = next(iter(recipes.recipes.values()))
     scored = {model: tensor_digests(bank.merged(recipe)) for model, recipe in recipes.recipes.items()}
@@ -241,7 +247,7 @@ def _export_set(
         base=bank.weights[inputs.base.ref.name],
         scored=scored,
         card=card.of_models(recipes, rows, reproduce, _HOW_TO_READ, sanity=probe.note),
-        read=[source.directory for source in (inputs.base, *inputs.experts)],
+        read=read,
     )
     return {
         "schema": SCHEMA,

@@ -43,6 +43,17 @@ def write_adapter(out: Path, *, base: Source, products: Mapping[str, LowRank], r
     """
     if not products:
         raise InvalidInput("the merge changes no tensor of the base, so that there is no adapter to write")
+    check_adapter_folder(out, base=base, recipe=recipe)
+    tensors, ranks, transposed = _factors(base, products)
+    with folder_in_place(out) as folder:
+        write_tensors(folder / WEIGHTS_FILE, tensors)
+        write_text(folder / SETTINGS_FILE, as_json(_settings(base, ranks, transposed)))
+        write_text(folder / RECIPE, recipe.to_json() + "\n")
+        write_text(folder / CARD, card)
+
+
+def check_adapter_folder(out: Path, *, base: Source, recipe: Recipe) -> None:
+    """Refuse what `write_adapter` refuses about its folder, before anything is made."""
     check_replaceable(
         out,
         marker=RECIPE,
@@ -50,12 +61,6 @@ def write_adapter(out: Path, *, base: Source, products: Mapping[str, LowRank], r
         patterns=ADAPTER,
         sources=(base.directory, *(Path(ref.location) for ref in (recipe.base, *recipe.sources))),
     )
-    tensors, ranks, transposed = _factors(base, products)
-    with folder_in_place(out) as folder:
-        write_tensors(folder / WEIGHTS_FILE, tensors)
-        write_text(folder / SETTINGS_FILE, as_json(_settings(base, ranks, transposed)))
-        write_text(folder / RECIPE, recipe.to_json() + "\n")
-        write_text(folder / CARD, card)
 
 
 def _factors(base: Source, products: Mapping[str, LowRank]) -> tuple[dict[str, Tensor], dict[str, int], bool]:

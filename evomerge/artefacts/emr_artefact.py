@@ -204,7 +204,7 @@ def write_emr(
         InvalidInput: `out` holds something else than an earlier artefact.
         WeightsDiffer: a model is not rebuilt as it was scored.
     """
-    check_replaceable(out, marker=EMR, is_export=_is_artefact, patterns=SEVERAL, sources=read)
+    check_emr_folder(out, read)
     with folder_in_place(out) as folder:
         (folder / ELECTED).mkdir()
         write_weights(folder / ELECTED, ((name, elected_weights(tensors, name)) for name in tensors.names))
@@ -218,6 +218,11 @@ def write_emr(
             actual = {name: tensor_digest(tensor) for name, tensor in artefact.unverified(model, base)}
             if names := differing(scored[model], actual):
                 raise WeightsDiffer(list(names), len(actual))
+
+
+def check_emr_folder(out: Path, read: Iterable[Path]) -> None:
+    """Refuse what `write_emr` refuses about its folder, before anything is made."""
+    check_replaceable(out, marker=EMR, is_export=_is_artefact, patterns=SEVERAL, sources=read)
 
 
 def pack_mask(mask: Tensor) -> Tensor:

@@ -61,14 +61,7 @@ def write_model(
     not those of the recipe.
     """
     files = dict(files or {})
-    _check_file_names(files)
-    check_replaceable(
-        out,
-        marker=RECIPE,
-        is_export=is_export,
-        patterns=(*MODEL, *_copied_files(base), *files),
-        sources=(base.directory, *(Path(ref.location) for ref in (recipe.base, *recipe.sources))),
-    )
+    check_model_folder(out, base=base, recipe=recipe, files=files)
     if recipe.layers:
         base = stacked_source(base, [layer.layer for layer in recipe.layers])
     with folder_in_place(out) as folder:
@@ -83,6 +76,22 @@ def write_model(
         for name, path in (recipe_files or {}).items():
             (folder / RECIPE_FILES).mkdir(exist_ok=True)
             shutil.copyfile(path, folder / RECIPE_FILES / f"{name}.safetensors")
+
+
+def check_model_folder(out: Path, *, base: Source, recipe: Recipe, files: Collection[str]) -> None:
+    """Refuse what `write_model` refuses about its folder and its files, before anything is made.
+
+    Args:
+        files: names of the text files.
+    """
+    _check_file_names(files)
+    check_replaceable(
+        out,
+        marker=RECIPE,
+        is_export=is_export,
+        patterns=(*MODEL, *_copied_files(base), *files),
+        sources=(base.directory, *(Path(ref.location) for ref in (recipe.base, *recipe.sources))),
+    )
 
 
 def exported_config(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:

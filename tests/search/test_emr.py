@@ -102,7 +102,7 @@ def test_it_is_no_start_of_a_search_since_it_is_no_single_model(spec):
     assert enqueued == [0]  # the centre alone
 
 
-def test_it_is_exported_as_one_artefact_and_the_model_of_a_task_bit_for_bit(spec, tmp_path, capsys):
+def test_it_is_exported_as_one_artefact_and_the_model_of_a_task_bit_for_bit(spec, tmp_path, capsys, monkeypatch):
     chosen = spec(baselines=["uniform-soup", EMR])
     run_search(chosen, ray="none")
     search = ("--storage", chosen.storage_url, "--study", "sim", "--json")
@@ -136,6 +136,12 @@ def test_it_is_exported_as_one_artefact_and_the_model_of_a_task_bit_for_bit(spec
         assert code == 2
         assert message in error
     assert not (tmp_path / "none").exists()
+
+    (tmp_path / "artefact" / "notes.txt").write_text("mine")
+    monkeypatch.setattr("evomerge.export.WeightBank", lambda *given, **named: pytest.fail("opened for nothing"))
+    code, error = export("emr", "artefact")
+    assert code == 2
+    assert "also holds notes.txt" in " ".join(error.split())
 
 
 def test_it_is_made_beside_a_search_that_has_ended_and_the_verdict_takes_it_in(spec, capsys):

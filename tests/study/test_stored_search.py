@@ -101,6 +101,15 @@ def test_a_winner_that_this_kind_of_device_scored_is_not_exported_with_other_wei
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("option", [[], ["--adapter"]])
+def test_a_folder_that_is_no_export_is_refused_before_a_model_is_loaded(ran, capsys, monkeypatch, tmp_path, option):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    monkeypatch.setattr("evomerge.export.WeightBank", lambda *given, **named: pytest.fail("opened"))
+    assert run_command(["export", str(ran), "--out", "mine", *option]) == 2
+    assert "is not empty and not an earlier export" in " ".join(capsys.readouterr().err.split())
+
+
 def test_run_still_refuses_what_baseline_takes_from_the_study(ran, capsys):
     assert run_command(["run", str(ran), "--ray", "none"]) == 4
     assert "seed was 3, now 1" in capsys.readouterr().err
