@@ -1,6 +1,6 @@
 """The artefact of EMR-Merging (arXiv 2405.17461): one elected vector, and for each model a mask and a rescaler.
 
-    emr.json                  base, sources, tasks, rescalers and digests
+    emr.json                  base, sources, tasks, rescalers, digests, and the names of the tensors kept from the base
     elected/                  safetensors: base + elected vector, in the dtype of the models, so that nothing is rounded
     masks/MODEL/              safetensors: of each tensor one bit per element, as uint8 [ceil(elements / 8)]
     README.md
@@ -71,6 +71,7 @@ class EmrArtefact:
         digest: of the set of recipes.
         elected: tensor name -> base + elected vector.
         packed: source name -> tensor name -> its mask as bytes.
+        kept: names of the tensors that every model has from the base; None, of earlier versions: all others of it.
     """
 
     base: ModelRef
@@ -80,6 +81,7 @@ class EmrArtefact:
     digest: str
     elected: Mapping[str, Tensor]
     packed: Mapping[str, Mapping[str, Tensor]]
+    kept: tuple[str, ...] | None = None
 
     def elected_vector(self, name: str, base: Tensor) -> Tensor:
         """uni of one tensor, in float64 and new memory.
@@ -104,7 +106,7 @@ class EmrArtefact:
 
         Args:
             model: name of its source.
-            base: the tensors of the base by name.
+            base: the tensors of the base by name; further ones, which no model has, are left out.
 
         Raises:
             InvalidInput: there is no such model, or the base has other names or shapes. After the last tensor also
@@ -123,13 +125,13 @@ class EmrArtefact:
     def unverified(self, model: str, base: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """As `rebuild`, without a comparison at the end."""
         self._packed(model)
-        if missing := sorted(set(self.elected) - set(base)):
+        kept = [name for name in base if name not in self.elected] if self.kept is None else self.kept
+        if missing := sorted({*self.elected, *kept} - set(base)):
             raise InvalidInput(f"the base has no tensor {missing[0]!r}; the artefact's is {self.base.location}")
         for name, elected in self.elected.items():
             yield name, self._rebuilt(model, name, elected, base[name]).to(self.dtype)
-        for name in base:
-            if name not in self.elected:
-                yield name, base[name].to(self.dtype) if base[name].is_floating_point() else base[name]
+        for name in kept:
+            yield name, base[name].to(self.dtype) if base[name].is_floating_point() else base[name]
 
     def _rebuilt(self, model: str, name: str, elected: Tensor, base: Tensor) -> Tensor:
         vector = self.elected_vector(name, base)
@@ -171,6 +173,7 @@ def read_emr(folder: Path) -> EmrArtefact:
             digest=document["digest"],
             elected=SafetensorsTensors(read_headers(folder / ELECTED)),
             packed={name: SafetensorsTensors(read_headers(folder / MASKS / name)) for name in models},
+            kept=tuple(map(str, document["kept"])) if "kept" in document else None,
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InvalidInput(f"{what}: {error}") from error
@@ -273,6 +276,7 @@ def _document(recipes: RecipeSet, tensors: RuleTensors, scored: Mapping[str, Map
         "base": first.base.content(),
         "sources": [source.content() for source in first.sources],
         "models": {name: asdict(model) for name, model in models.items()},
+        "kept": sorted(set(next(iter(scored.values()))) - set(tensors.names)),
     }
 
 

@@ -207,6 +207,19 @@ def test_another_base_and_a_model_that_there_is_not_are_refused(tmp_path):
         list(artefact.rebuild("a", {**base, "w": base["w"] + 1}))
 
 
+def test_tensors_of_the_base_that_no_model_has_change_nothing_and_artefacts_of_earlier_versions_are_read(tmp_path):
+    base = model(0)
+    artefact, merged, _ = written(tmp_path / "out", base, [model(1, base), model(2, base)])
+    with_buffer = {**base, "rotary.inv_freq": torch.ones(2)}
+    assert tensor_digests(artefact.rebuild("a", with_buffer)) == tensor_digests(merged["a"].items())
+    with pytest.raises(InvalidInput, match="has no tensor 'steps'"):
+        list(artefact.rebuild("a", {name: base[name] for name in NAMES}))
+    document = json.loads((tmp_path / "out" / "emr.json").read_text())
+    assert document.pop("kept") == ["steps"]
+    (tmp_path / "out" / "emr.json").write_text(json.dumps(document))
+    assert tensor_digests(read_emr(tmp_path / "out").rebuild("b", base)) == tensor_digests(merged["b"].items())
+
+
 def test_a_mask_that_was_changed_is_noticed(tmp_path):
     base = model(0)
     written(tmp_path / "out", base, [model(1, base), model(2, base)])
