@@ -65,6 +65,8 @@ def read_license(directory: Path) -> DeclaredLicense:
     text, text_file = _text_in(directory)
     found = (("README.md", _declared(front)), (text_file, (text,) if text else ()), ("config.json", _declared(config)))
     file, names = next(((file, names) for file, names in found if names), (None, ()))
+    if text is not None:  # a licence "or later" has the text of its first version
+        text = next((name for name in names if (terms := find_terms(name)) and terms.or_later == text), text)
     link = next(iter(strings_of(front.get("license_link"))), None)
     return DeclaredLicense(names=names, file=file, text=text, text_file=text_file, link=link)
 

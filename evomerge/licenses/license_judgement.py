@@ -221,7 +221,7 @@ def _conflict(one: LicenseTerms, other: LicenseTerms) -> bool:
     if other.id in one.incompatible or one.id in other.incompatible:
         return True
     if one.share_alike and other.share_alike:
-        return other.id not in one.compatible and one.id not in other.compatible
+        return {one.id, *one.compatible}.isdisjoint({other.id, *other.compatible})
     pairs = ((one, other), (other, one))
     return any(first.share_alike and _adds_limits(second, first) for first, second in pairs)
 

@@ -33,6 +33,7 @@ class LicenseTerms(Frozen):
     hub: bool = True
     aliases: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
+    or_later: str | None = None
     commercial: bool = True
     derivatives: bool = True
     share_alike: bool = False

@@ -72,6 +72,15 @@ def test_without_front_matter_it_comes_from_the_licence_file_or_the_config(tmp_p
     assert read_license(tmp_path).file == "LICENSE"
 
 
+def test_a_licence_or_later_has_the_text_of_its_first_version_and_may_be_taken_as_a_later_one(tmp_path: Path) -> None:
+    (text,) = license_table()["gpl-2.0"].text
+    _model(tmp_path, README_md="---\nlicense: other\nlicense_name: GPL-2.0+\n---\n", LICENSE=text)
+    declared = read_license(tmp_path)
+    assert declared.all_names == ("gpl-2.0-or-later",)
+    others = [SourceLicense("base", DeclaredLicense(names=("gpl-3.0",), file="README.md"))]
+    assert judge_licenses([*others, SourceLicense("math", declared)]).problems == ()
+
+
 def test_files_that_cannot_be_read_declare_nothing(tmp_path: Path) -> None:
     _model(tmp_path, config_json="{", LICENSE="All rights reserved, forever.")
     (tmp_path / "README.md").write_bytes(b"\xff\xfe")
@@ -204,6 +213,14 @@ def test_a_freer_claim_of_a_fine_tune_does_not_free_the_merge_from_its_base(base
         ("gpl-3.0", "llama3.1", True),
         ("gpl-2.0", "apache-2.0", True),
         ("gpl-2.0", "gpl-3.0", True),
+        ("gpl-2.0-or-later", "gpl-3.0", False),
+        ("gpl-2.0-or-later", "gpl-2.0", False),
+        ("gpl-2.0-or-later", "agpl-3.0", False),
+        ("gpl-2.0-or-later", "apache-2.0", False),
+        ("gpl-2.0-or-later", "cc-by-sa-4.0", False),
+        ("gpl-2.0-or-later", "cc-by-nc-4.0", True),
+        ("gpl", "eupl-1.1", False),
+        ("cc-by-sa-4.0", "gpl-2.0", True),
         ("cc-by-sa-4.0", "cc-by-nc-sa-4.0", True),
         ("cc-by-nc-sa-4.0", "qwen-research", True),
         ("gpl-3.0", "apache-2.0", False),
