@@ -145,7 +145,7 @@ def compile_kernels(folder: Path) -> None:
     for method in ("task_arithmetic", "ties"):
         recipe = recipe_of(bank, method, "full", share=0.5)
         tensors = bank.rule_tensors(recipe.rules[0], recipe)
-        plan = plan_rule(method, tensors, {})
+        plan = plan_rule(method, tensors)
         assert plan is not None
         for kind in set((kinds(tensors, plan, torch.float32) or {}).values()):
             Kernels(torch.device("cpu")).compile(kind)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,13 +54,13 @@ def kept_ranks(density: float, gamma: float, elements: int) -> tuple[int, int]:
     return elements - larger - kept + 1, elements - larger
 
 
-def plan_breadcrumbs(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
+def plan_breadcrumbs(tensors: RuleTensors) -> Plan:
     """The formula of `merge_breadcrumbs`."""
     formula = Formula(kind="scaled", bands=True, ties=is_exact(tensors))
     return Plan(formula=formula, factors=_factors(tensors), scale=tensors.shared("lambda"))
 
 
-def plan_breadcrumbs_ties(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan | None:
+def plan_breadcrumbs_ties(tensors: RuleTensors) -> Plan | None:
     """The formula of `merge_breadcrumbs_ties`."""
     return plan_election(tensors, None, None, _factors(tensors))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 
 from torch import Tensor
 
@@ -40,7 +40,7 @@ def merge_consensus(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         yield name, tensors.merge(name, kernel)
 
 
-def plan_consensus(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
+def plan_consensus(tensors: RuleTensors) -> Plan:
     """The formula of `merge_consensus`."""
     numbers = zip(tensors.per_source("weight"), tensors.per_source("threshold"), strict=True)
     factors = [Factors(weight, threshold) for weight, threshold in numbers]

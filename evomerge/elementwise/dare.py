@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ def merge_dare_ties(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
     return Election(tensors, vectors, _trimming(tensors, vectors, dropping)).merge()
 
 
-def plan_dare_linear(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
+def plan_dare_linear(tensors: RuleTensors) -> Plan:
     """The formula of `merge_dare_linear`."""
     dropping, weights = Dropping(tensors), effective_weights(tensors)
     return Plan(
@@ -69,7 +69,7 @@ def plan_dare_linear(tensors: RuleTensors, cosines: MutableMapping[str, float]) 
     )
 
 
-def plan_dare_ties(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan | None:
+def plan_dare_ties(tensors: RuleTensors) -> Plan | None:
     """The formula of `merge_dare_ties`, or None where it has none: see `plan_election`."""
     dropping = Dropping(tensors)
     return plan_election(tensors, _trimming(tensors, TaskVectors(tensors, dropping), dropping), dropping)

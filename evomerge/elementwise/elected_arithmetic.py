@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
@@ -37,7 +37,7 @@ def _kernel(elected: Callable[[Piece], list[Tensor]], weights: Sequence[float]) 
     return lambda piece: weighted_sum(elected(piece), weights).add_(0.0).add_(piece.the_base)
 
 
-def plan_elected_arithmetic(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan | None:
+def plan_elected_arithmetic(tensors: RuleTensors) -> Plan | None:
     """The formula of `merge_elected_arithmetic`; None where it is not known from a threshold alone what is kept."""
     options = tensors.options
     if options["kept_rule"] == "topk" and tensors.thresholds is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ def merge_fisher(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         yield name, tensors.merge(name, kernel)
 
 
-def plan_fisher(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan | None:
+def plan_fisher(tensors: RuleTensors) -> Plan | None:
     """The formula of `merge_fisher`; None under a power, which libraries and compilers round differently.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
@@ -42,7 +42,7 @@ def merge_karcher(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
     return merge_combination(tensors, _coefficients(tensors), of="sources")
 
 
-def plan_karcher(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
+def plan_karcher(tensors: RuleTensors) -> Plan:
     """The formula of `merge_karcher`; inner products are computed once for the sources."""
     return plan_combination(_coefficients(tensors), of="sources")
 

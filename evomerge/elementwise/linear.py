@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
@@ -48,7 +48,7 @@ def merge_linear(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         yield name, tensors.merge(name, lambda piece: weighted_sum(piece.sources, weights))
 
 
-def plan_linear(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
+def plan_linear(tensors: RuleTensors) -> Plan:
     """The formula of `merge_linear`."""
     return Plan(formula=Formula(kind="average"), factors=same_for_all(effective_weights(tensors)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -31,6 +31,6 @@ def merge_nearswap(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         yield name, tensors.merge(name, merged)
 
 
-def plan_nearswap(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
+def plan_nearswap(tensors: RuleTensors) -> Plan:
     """The formula of `merge_nearswap`."""
     return Plan(formula=Formula(kind="step"), factors=same_for_all([1.0, 1.0]), scale=tensors.shared("t"))

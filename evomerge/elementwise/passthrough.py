@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 
 from torch import Tensor
 
@@ -22,6 +22,6 @@ def merge_passthrough(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         yield name, tensors.merge(name, lambda piece: weighted_sum(piece.sources, scale))
 
 
-def plan_passthrough(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
+def plan_passthrough(tensors: RuleTensors) -> Plan:
     """The formula of `merge_passthrough`."""
     return Plan(formula=Formula(kind="average"), factors=same_for_all(tensors.per_source("scale")))

@@ -20,7 +20,7 @@ Four definitions of the authors differ in c and inter_i; tn_i = sign(tau_i) mm(A
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations_with_replacement
 from typing import NamedTuple
 
@@ -83,7 +83,7 @@ def merge_pcb(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         yield name, tensors.merge(name, kernel)
 
 
-def plan_pcb(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
+def plan_pcb(tensors: RuleTensors) -> Plan:
     """The formula of `merge_pcb`.
 
     Raises:

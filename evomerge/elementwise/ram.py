@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
@@ -38,13 +38,13 @@ def merge_ram_plus(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         yield name, tensors.merge(name, _kernel(tensors.shared("epsilon"), _scales(tensors, name)))
 
 
-def plan_ram(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
+def plan_ram(tensors: RuleTensors) -> Plan:
     """The formula of `merge_ram`."""
     factors = [Factors(1.0, tensors.shared("epsilon")) for _ in tensors.sources]
     return Plan(formula=Formula(kind="changes"), factors=lambda name: factors)
 
 
-def plan_ram_plus(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
+def plan_ram_plus(tensors: RuleTensors) -> Plan:
     """The formula of `merge_ram_plus`."""
     epsilon = tensors.shared("epsilon")
     return Plan(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -37,7 +37,7 @@ def merge_sce(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         yield name, _merge_tensor(tensors, name)
 
 
-def plan_sce(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
+def plan_sce(tensors: RuleTensors) -> Plan:
     """The formula of `merge_sce`."""
     exact, plus = _options(tensors)
 

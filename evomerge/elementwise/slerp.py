@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 
 from torch import Tensor
 
@@ -31,9 +31,11 @@ def merge_slerp(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         yield name, tensors.merge(name, lambda piece, shares=shares: weighted_sum(piece.sources, shares))  # type: ignore[misc]
 
 
-def plan_slerp(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
+def plan_slerp(tensors: RuleTensors) -> Plan:
     """The formula of `merge_slerp`; the cosine of a tensor is computed at most once for a pair of sources."""
     t = tensors.shared("t")
+    # Kept by the pair and not by the files of a recipe, which may be others in each candidate.
+    cosines = tensors.cache_of_first(2).setdefault("cosines", {})
 
     def factors(name: str) -> list[Factors]:
         if name not in cosines:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 
 from torch import Tensor
 
@@ -28,7 +28,7 @@ def merge_task_arithmetic(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         yield name, tensors.merge(name, lambda piece: weighted_sum(piece.task_vectors(), weights).add_(piece.the_base))
 
 
-def plan_task_arithmetic(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan:
+def plan_task_arithmetic(tensors: RuleTensors) -> Plan:
     """The formula of `merge_task_arithmetic`."""
     return Plan(formula=Formula(kind="sum"), factors=same_for_all(effective_weights(tensors)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ def merge_ties(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
     return Election(tensors, vectors, trimming_of(tensors, vectors)).merge()
 
 
-def plan_ties(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan | None:
+def plan_ties(tensors: RuleTensors) -> Plan | None:
     """The formula of `merge_ties`, or None where it has none: see `plan_election`."""
     return plan_election(tensors, trimming_of(tensors, TaskVectors(tensors)), None)
 

@@ -7,7 +7,7 @@ has not been checked against the paper's text; mergekit restores the L1 norm of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -52,7 +52,7 @@ def merge_della(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
     return Election(tensors, TaskVectors(tensors, RankedDropping(tensors)), None).merge()
 
 
-def plan_della_linear(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan | None:
+def plan_della_linear(tensors: RuleTensors) -> Plan | None:
     """The formula of `merge_della_linear`, or None where it has none: see `plan_della`."""
     if not _has_formula(tensors):
         return None
@@ -60,7 +60,7 @@ def plan_della_linear(tensors: RuleTensors, cosines: MutableMapping[str, float])
     return replace(_ranked(tensors, formula), scale=tensors.shared("lambda"))
 
 
-def plan_della(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan | None:
+def plan_della(tensors: RuleTensors) -> Plan | None:
     """The formula of `merge_della`.
 
     None where ranks are not kept.

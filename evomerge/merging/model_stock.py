@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from itertools import combinations
 
@@ -63,7 +63,7 @@ def merge_model_stock(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         yield name, merged
 
 
-def plan_model_stock(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan | None:
+def plan_model_stock(tensors: RuleTensors) -> Plan | None:
     """The formula of `merge_model_stock`, or None where rows have shares of their own."""
     return None if tensors.options["filter_wise"] else plan_combination(_coefficients(tensors), of="task_vectors")
 

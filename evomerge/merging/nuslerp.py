@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ def merge_nuslerp(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         yield name, merged
 
 
-def plan_nuslerp(tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan | None:
+def plan_nuslerp(tensors: RuleTensors) -> Plan | None:
     """The formula of `merge_nuslerp`, or None where rows or columns have angles of their own."""
     if tensors.options["units"] != "tensor":
         return None

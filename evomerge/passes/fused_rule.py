@@ -53,13 +53,11 @@ class SourceCache:
     """Cache of values that no candidate changes, for one set of sources; filled on first use.
 
     Attributes:
-        cosines: tensor name -> the cosine between two sources.
         signs: scope -> whether the majority of its elected sums was positive in the last merge. Only a guess.
         spans: (tensor name, whether the base is read) -> its pieces.
         values: the cache of `RuleTensors`.
     """
 
-    cosines: MutableMapping[str, float] = field(default_factory=dict)
     signs: MutableMapping[tuple[str, ...], bool] = field(default_factory=dict)
     spans: MutableMapping[tuple[str, bool], tuple[Span, ...]] = field(default_factory=dict)
     values: MutableMapping[Hashable, Any] = field(default_factory=dict)
@@ -266,7 +264,7 @@ def fuse_rule(
     Raises:
         MergeError: the parameters give no merge.
     """
-    plan = plan_rule(method, tensors, cache.cosines)
+    plan = plan_rule(method, tensors)
     needed = None if plan is None else kinds(tensors, plan, dtype)
     if plan is None or needed is None:
         return None

@@ -11,7 +11,7 @@ Equation numbers are those of `ties.merge_ties` (TIES), `dropping.Drop` (DARE) a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -105,17 +105,14 @@ class Plan:
         return self.others.get(name, self.formula)
 
 
-def plan_rule(method: str, tensors: RuleTensors, cosines: MutableMapping[str, float]) -> Plan | None:
+def plan_rule(method: str, tensors: RuleTensors) -> Plan | None:
     """The rule as a formula, or None where the method or its options have none: then it is merged eagerly.
-
-    Args:
-        cosines: tensor name -> the cosine between two sources: a cache that lives as long as the sources.
 
     Raises:
         MergeError: the parameters give no merge: weights that sum to zero are to be normalised.
     """
     path = METHODS[method].plan
-    plan: Plan | None = None if path is None else load_function(path)(tensors, cosines)
+    plan: Plan | None = None if path is None else load_function(path)(tensors)
     return plan
 
 

@@ -102,7 +102,7 @@ def test_a_bank_holds_the_changes_of_an_adapter_and_no_tensor_that_it_makes(
 
 def fused(tensors: RuleTensors, method: str, cache: SourceCache, lengths: list[int]) -> FusedRule:
     """A rule with kernels that are not compiled, which note how many elements they get."""
-    plan = plan_rule(method, tensors, {})
+    plan = plan_rule(method, tensors)
     assert plan is not None
 
     def kernel(kind: KernelKind) -> Any:

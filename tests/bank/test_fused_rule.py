@@ -192,7 +192,7 @@ def test_the_formula_has_the_bits_of_the_method_for_every_option(method, monkeyp
     tested = 0
     for options in choices(method):
         tensors = rule_of(method, options, dtypes)
-        if plan_rule(method, tensors, {}) is None:
+        if plan_rule(method, tensors) is None:
             assert (method, options) in WITHOUT_FORMULA
             continue
         assert_same_bits(method, tensors, torch.bfloat16, EagerKernels())
@@ -218,7 +218,7 @@ def test_thresholds_can_be_counted_as_well_as_looked_up():
     for method in ("ties", "dare_ties"):
         tensors = rule_of(method, {"trim_scope": "tensor"}, (torch.float32,) * 4, tables=False)
         assert_same_bits(method, tensors, torch.float32, EagerKernels())
-    assert plan_rule("ties", rule_of("ties", {"kept_rule": "topk"}, (torch.float32,) * 4, tables=False), {}) is None
+    assert plan_rule("ties", rule_of("ties", {"kept_rule": "topk"}, (torch.float32,) * 4, tables=False)) is None
 
 
 @pytest.mark.parametrize("scope", ["global", "tensor", "layer_group"])
@@ -304,7 +304,7 @@ def test_a_competition_of_any_number_of_sources_has_the_bits_of_the_method(count
 def test_a_power_of_fishers_has_no_formula_and_other_statistics_are_other_pieces():
     tensors, cache = rule_of("fisher", {}, (torch.float32,) * 4), SourceCache()
     powered = dataclasses.replace(tensors, parameters={**tensors.parameters, "power": 0.5})
-    assert plan_rule("fisher", powered, {}) is None
+    assert plan_rule("fisher", powered) is None
     for scale in (1.0, 3.0):
         statistics = tuple({name: each.pow(scale) for name, each in source.items()} for source in tensors.statistics)
         given = dataclasses.replace(tensors, statistics=statistics, cache={})
@@ -314,9 +314,18 @@ def test_a_power_of_fishers_has_no_formula_and_other_statistics_are_other_pieces
             assert torch.equal(tensor, expected[name])
 
 
+def test_the_cosines_of_a_pair_are_computed_once_for_all_candidates():
+    kept = {}
+    tensors = rule_of("slerp", {}, (torch.float32,) * 4)
+    first = dataclasses.replace(tensors, prefix_cache=lambda sources: kept.setdefault(sources, {}))
+    expected = {name: plan_rule("slerp", first).factors(name) for name in SIZES}
+    of_other_files = dataclasses.replace(first, sources=({}, {}), cache={})  # there is nothing to compute one from
+    assert {name: plan_rule("slerp", of_other_files).factors(name) for name in SIZES} == expected
+
+
 def test_a_type_without_kernels_is_merged_eagerly():
     tensors = rule_of("linear", {}, (torch.float64,) * 4)
-    assert kinds(tensors, plan_rule("linear", tensors, {}), torch.float32) is None
+    assert kinds(tensors, plan_rule("linear", tensors), torch.float32) is None
     assert (
         fuse_rule("linear", tensors, kernels=EagerKernels(), dtype=torch.float32, device=CPU, cache=SourceCache())
         is None
@@ -373,7 +382,7 @@ def test_loops_over_masked_vectors_have_the_bits_of_the_method_for_every_option(
         elections = [{"elect": "count", "agg": "dis-max"}] if method in ("dare_ties", "della") else []
         for options in (*choices(method), *elections):
             tensors = rule_of(method, options, dtypes)
-            if plan_rule(method, tensors, {}) is not None:
+            if plan_rule(method, tensors) is not None:
                 assert_same_bits(method, tensors, out, LoopKernels())
     finally:
         torch.set_num_threads(before)

@@ -73,7 +73,7 @@ def test_of_elements_that_do_not_vary_an_exact_share_has_none():
 
     for sources in ([equal, equal], [equal], [equal, apart]):
         assert found(*sources) == [0.0, 0.0, 0.0]
-        factors = plan_sce(tensors_of(sources, base, 0.5, {"semantics": "mergekit"}), {}).factors("w")
+        factors = plan_sce(tensors_of(sources, base, 0.5, {"semantics": "mergekit"})).factors("w")
         assert all(each.threshold == math.inf for each in factors)
     assert found(equal, apart, share=0.999) == [0.0, 0.0, 0.0]
     assert found(equal, equal, share=1.0) == [1.0, -2.0, 0.0]
@@ -90,7 +90,7 @@ def test_weights_of_short_task_vectors_are_their_shares_or_equal_ones():
         sources, base = [{"w": tau} for tau in taus], {"w": torch.zeros_like(taus[0])}
         tensors = tensors_of(sources, base, share, options)
         found = selected_elements(tensors, "w").shares
-        assert [each.weight for each in plan_sce(tensors, {}).factors("w")] == found
+        assert [each.weight for each in plan_sce(tensors).factors("w")] == found
         return found
 
     one, two = torch.full((100,), 8e-4), torch.full((100,), 4e-4)  # mean squares 6.4e-7 + 1.6e-7 < 1e-6
