@@ -11,11 +11,11 @@ from evomerge.errors import InvalidInput
 SIZE_LIMIT = 100_000_000  # a vocabulary of 256 000 tokens with its merges is about 35 MB
 
 
-def read_object(path: Path, limit: int = SIZE_LIMIT) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises InvalidInput where it is missing, too large, or not a JSON object."""
     try:
-        if path.stat().st_size > limit:
-            raise InvalidInput(f"{path} holds more than {limit:,} bytes, too many for what it should be")
+        if path.stat().st_size > SIZE_LIMIT:
+            raise InvalidInput(f"{path} holds more than {SIZE_LIMIT:,} bytes, too many for what it should be")
         text = path.read_bytes()
     except OSError as error:
         raise InvalidInput(f"cannot read {path}: {error.strerror or error}") from error

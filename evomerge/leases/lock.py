@@ -86,7 +86,6 @@ def hold(
     directions: Sequence[str] = ("maximize",),
     times: LeaseTimes | None = None,
     patience: StoragePatience = IMPATIENT,
-    clock: Clock = SYSTEM_CLOCK,
 ) -> Iterator[Hold]:
     """Hold a study for writing.
 
@@ -118,8 +117,8 @@ def hold(
                 yield Hold(_now())
                 return
             store, what = FileLease(file), str(file)
-        lease = Lease(store, what=what, times=times, locked=locked, clock=clock)
-        with keep(lease, patience=patience, clock=clock) as held:
+        lease = Lease(store, what=what, times=times, locked=locked)
+        with keep(lease, patience=patience) as held:
             yield held
 
 

@@ -57,11 +57,6 @@ class LicenseTerms(Frozen):
         )
         return next((kind for holds, kind in traits if holds), "permissive")
 
-    @property
-    def strictness(self) -> int:
-        """Place of its kind in `KINDS`."""
-        return KINDS.index(self.kind)
-
 
 @cache
 def license_table() -> dict[str, LicenseTerms]:

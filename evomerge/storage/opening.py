@@ -54,6 +54,8 @@ _SERVERS: Final = {
 }
 _REDIS: Final = ("redis", "rediss")
 
+_RETRY_SECONDS: Final = 15.0
+
 # As /proc/mounts names them. On these, SQLite's locks are unreliable: it reports "database is locked" or loses data.
 _NETWORK_FILESYSTEMS: Final = frozenset({
     "nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "glusterfs", "ceph", "afs",
@@ -112,13 +114,13 @@ def _unknown_storage(url: str, scheme: str) -> InvalidInput:
     return InvalidInput(f"unknown storage {redact(url)!r}; {hint}allowed: {'; '.join(ALLOWED)}")
 
 
-def with_retries(call: Callable[[], _Result], *, seconds: float = 15.0, clock: Clock = SYSTEM_CLOCK) -> _Result:
+def with_retries(call: Callable[[], _Result], *, clock: Clock = SYSTEM_CLOCK) -> _Result:
     """Call again for a while when the storage is away. For calls that may be repeated, on storages without patience.
 
     Raises:
         StorageAway: it is still away.
     """
-    return StoragePatience(seconds=seconds, clock=clock).retry(call, "the storage")
+    return StoragePatience(seconds=_RETRY_SECONDS, clock=clock).retry(call, "the storage")
 
 
 def in_transaction(

@@ -21,6 +21,7 @@ from evomerge.evaluation.aggregates import FloatArray, aggregates, from_means
 from evomerge.evaluation.scores import Scores
 from evomerge.objective import Objective
 from evomerge.seeding import derive
+from evomerge.verdict.verdict import CONFIDENCE
 
 DRAWS: Final = 9_999
 _FEW_KINDS: Final = 64  # different pairs of outcomes, up to which counts of them are drawn, not items
@@ -101,10 +102,10 @@ class Resampled:
         just touch the margin, of the nearer side."""
         return max(self.at_most(-margin), self.exchanged().at_most(-margin))
 
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
+    def interval(self) -> tuple[float, float]:
         """The expanded percentile interval: the differences that the test does not reject. It excludes 0 exactly where
-        the p-value is below 1 − level."""
-        return self.low(1 - level), -self.exchanged().low(1 - level)
+        the p-value is below 1 − `CONFIDENCE`."""
+        return self.low(1 - CONFIDENCE), -self.exchanged().low(1 - CONFIDENCE)
 
     def exchanged(self) -> Resampled:
         """The difference second − first."""

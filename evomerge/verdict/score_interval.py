@@ -23,6 +23,7 @@ from scipy.special import ndtri
 from evomerge.evaluation.aggregates import FloatArray
 from evomerge.verdict.equivalence import constrained_variances
 from evomerge.verdict.sign_flip import Discordance, difference, merged_by_stake
+from evomerge.verdict.verdict import CONFIDENCE
 
 _EDGE: Final = 1e-9  # share of the reach that is left at both ends, where nothing varies
 _STEPS: Final = 33  # of the search for an end
@@ -32,8 +33,8 @@ _BEYOND: Final = 1e-12  # share of the reach that an end is away from 0 at least
 _Score = Callable[[FloatArray], FloatArray]
 
 
-def interval(tasks: Sequence[Discordance], p: float, level: float = 0.95) -> tuple[float, float]:
-    """The differences of the objective, from the smallest to the largest, that are not rejected.
+def interval(tasks: Sequence[Discordance], p: float) -> tuple[float, float]:
+    """The differences of the objective, from the smallest to the largest, that are not rejected at `CONFIDENCE`.
 
     Args:
         p: two-sided p-value of these tasks, see `evomerge.verdict.sign_flip.sign_flip`.
@@ -42,9 +43,9 @@ def interval(tasks: Sequence[Discordance], p: float, level: float = 0.95) -> tup
     reach = math.fsum(task.stake * task.items for task in merged)  # every item won
     observed = difference(merged)
     if observed < 0:
-        low, high = _ends(_score(merged, -1.0, reach), -observed, p, reach, level)
+        low, high = _ends(_score(merged, -1.0, reach), -observed, p, reach)
         return -high, -low
-    return _ends(_score(merged, 1.0, reach), observed, p, reach, level)
+    return _ends(_score(merged, 1.0, reach), observed, p, reach)
 
 
 def _score(tasks: Sequence[Discordance], sign: float, reach: float) -> _Score:
@@ -63,12 +64,12 @@ def _score(tasks: Sequence[Discordance], sign: float, reach: float) -> _Score:
     return score
 
 
-def _ends(score: _Score, observed: float, p: float, reach: float, level: float) -> tuple[float, float]:
+def _ends(score: _Score, observed: float, p: float, reach: float) -> tuple[float, float]:
     """Both ends, where the difference is not negative."""
-    quantile, edge = float(ndtri((1 + level) / 2)), (1 - _EDGE) * reach
+    quantile, edge = float(ndtri((1 + CONFIDENCE) / 2)), (1 - _EDGE) * reach
     high = _outermost(score, -quantile, edge, observed, reach)
     at_zero, exact = float(score(np.zeros(1))[0]), -float(ndtri(p / 2))
-    if p < 1 - level:
+    if p < 1 - CONFIDENCE:
         value = quantile if at_zero > quantile else quantile * at_zero / exact
         return max(_outermost(score, value, 0.0, observed, 0.0), _BEYOND * reach), high
     if at_zero > quantile:

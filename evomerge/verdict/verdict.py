@@ -12,6 +12,7 @@ from evomerge.messages import marked
 SCHEMA: Final = 2
 _WITHOUT_LOOKS: Final = 1  # of verdicts whose p-values do not allow for repeated looks
 ALPHA: Final = 0.05
+CONFIDENCE: Final = 0.95  # of intervals
 
 VerdictWord = Literal["beats", "equivalent", "does not beat", "cannot be told"]
 Unit = Literal["points", "normalised points", "plain"]
