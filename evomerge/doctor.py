@@ -19,6 +19,7 @@ from rich.text import Text
 from evomerge.cluster.address import refuse_unanswered
 from evomerge.cluster.open_cluster import answers_anyone
 from evomerge.errors import EvomergeError
+from evomerge.forms import nearest_existing
 from evomerge.messages import in_bytes, some
 from evomerge.object_store.object_url import is_object_url, read_object_url
 from evomerge.object_store.remote_folder import RemoteFolder
@@ -156,7 +157,7 @@ def _storage(url: str) -> Finding:
     try:
         file = local_file(url)
         if file is not None and not file.exists():
-            folder = _existing(file)
+            folder = nearest_existing(file)
             if os.access(folder, os.W_OK):
                 return Finding("storage", "ok", f"{file} will be made")
             return Finding("storage", "wrong", f"{file} cannot be made: {folder} may not be written to")
@@ -189,14 +190,8 @@ def _folders(spec: SearchSpec | None) -> dict[str, Path]:
 
 
 def _disk(name: str, folder: Path) -> Finding:
-    there = _existing(folder)
+    there = nearest_existing(folder)
     free = shutil.disk_usage(there).free
     if not os.access(there, os.W_OK):
         return Finding(name, "wrong", f"{there} may not be written to")
     return Finding(name, "warning" if free < SMALL_DISK else "ok", f"{folder}, {in_bytes(free)} free")
-
-
-def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists."""
-    path = path.absolute()
-    return next(each for each in (path, *path.parents) if each.exists())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,11 @@ def parse_json(text: str, kind: Any = dict[str, Any]) -> Any:
     return content
 
 
+def finite_or_none(value: float | None) -> float | None:
+    """A number as JSON can hold it: None where it is not finite."""
+    return value if value is not None and math.isfinite(value) else None
+
+
 def is_file(path: Path) -> bool:
     """Whether there is such a file. There is none of a name that no file can have."""
     try:
@@ -68,6 +74,12 @@ def expanded(path: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    path = path.absolute()
+    return next(each for each in (path, *path.parents) if each.exists())
 
 
 def _integer(digits: str) -> int:

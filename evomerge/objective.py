@@ -12,6 +12,7 @@ import numpy as np
 from evomerge.errors import InvalidInput, unknown_name
 from evomerge.evaluation.aggregates import FloatArray
 from evomerge.evaluation.scores import Scores, TaskScores
+from evomerge.forms import finite_or_none
 from evomerge.spec import ObjectiveSpec
 
 
@@ -196,7 +197,7 @@ class Objective:
             return None
         slopes = self._slopes(scores)
         error = math.hypot(*(slopes[task] * (error or 0.0) for task, error in errors.items()))
-        return error if math.isfinite(error) else None
+        return finite_or_none(error)
 
     def _slopes(self, scores: Scores) -> dict[str, float]:
         """Derivative of the objective by each task's point."""

@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from evomerge.forms import finite_or_none
 from evomerge.messages import listed
 from evomerge.opening.inputs import Inputs
 
@@ -101,10 +102,14 @@ def _figures(sums: _TensorSums, names: Sequence[str]) -> dict[str, Any]:
         both, product = float(sums.both[i, j]), float(lengths[i] * lengths[j])
         cosine = float(sums.products[i, j]) / product if product else math.nan
         equal = (both + float(sums.differences[i, j])) / 2 / both if both else math.nan
-        pairs.append({"sources": [names[i], names[j]], "cosine": _finite(cosine), "same_sign": _finite(equal)})
-    relative = {name: _finite(float(length) / base if base else math.nan) for name, length in _zipped(names, lengths)}
+        pairs.append(
+            {"sources": [names[i], names[j]], "cosine": finite_or_none(cosine), "same_sign": finite_or_none(equal)}
+        )
+    relative = {
+        name: finite_or_none(float(length) / base if base else math.nan) for name, length in _zipped(names, lengths)
+    }
     return {
-        "norms": {name: _finite(float(length)) for name, length in _zipped(names, lengths)},
+        "norms": {name: finite_or_none(float(length)) for name, length in _zipped(names, lengths)},
         "relative_norms": relative,
         "pairs": pairs,
     }
@@ -112,10 +117,6 @@ def _figures(sums: _TensorSums, names: Sequence[str]) -> dict[str, Any]:
 
 def _zipped(names: Sequence[str], lengths: Tensor) -> list[tuple[str, float]]:
     return list(zip(names, lengths.tolist(), strict=True))
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _sentences(figures: dict[str, Any], names: Sequence[str], stride: int) -> list[str]:

@@ -43,5 +43,17 @@ def own_place(name: str) -> str:
     return name.rpartition("+")[2]
 
 
+def last_part(name: str) -> str:
+    """The last part of a path or a hub id, of an adapter with its base that of the adapter."""
+    place = own_place(name)
+    return place.rstrip("/").rpartition("/")[2].partition("@")[0] or place
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """The name, with a number behind it where it is taken."""
+    names = (name, *(f"{name}-{number}" for number in range(2, len(taken) + 3)))
+    return next(each for each in names if each not in taken)
+
+
 def _location(ref: ModelRef) -> str:
     return f"{ref.location}@{ref.revision}" if ref.revision else ref.location

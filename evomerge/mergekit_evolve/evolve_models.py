@@ -11,6 +11,7 @@ from typing import Any
 from evomerge.baselines.info import BASELINES
 from evomerge.errors import InvalidInput
 from evomerge.forms import expanded, is_folder
+from evomerge.mergekit.model_names import free_name, last_part
 from evomerge.mergekit_evolve.evolve_file import METHODS_WITH_BASE, EvolveFile, Keys, Remark
 from evomerge.messages import listed
 
@@ -85,8 +86,8 @@ def _sources(file: EvolveFile, order: Mapping[str, Keys], places: Mapping[str, s
     taken: set[str] = set()
     for model, keys in order.items():
         given, place = named.get(model, (model, model))
-        own = _last_part(model) if given == model else given
-        name = _free_name(own, taken)
+        own = last_part(model) if given == model else given
+        name = _source_name(own, taken)
         taken.add(name)
         yield {"name": name, **_location(file, _without_base(file, place, next(iter(order)), keys), keys)}
 
@@ -105,7 +106,7 @@ def _without_base(file: EvolveFile, model: str, base: str, keys: Keys) -> str:
 
 def _model_at(file: EvolveFile, order: Mapping[str, Keys], name: str, place: str) -> str:
     for model in order:
-        if name in (model, _last_part(model)) or place in (model, str(_folder(file, model))):
+        if name in (model, last_part(model)) or place in (model, str(_folder(file, model))):
             return model
     raise InvalidInput(
         f"--source {name}={place}: {file.path} names neither {name} nor a model at {place}; "
@@ -133,17 +134,11 @@ def _folder(file: EvolveFile, model: str) -> Path | None:
     return None
 
 
-def _last_part(model: str) -> str:
-    model = model.rpartition("+")[2]
-    return model.rstrip("/").rpartition("/")[2].partition("@")[0] or model
-
-
-def _free_name(own: str, taken: set[str]) -> str:
+def _source_name(own: str, taken: set[str]) -> str:
     """A name of a source: letters, digits, - and _, that no other has. Only the first may be called base."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", own).strip("-_")[:_LONGEST] or "model"
     reserved = _RESERVED if taken else _RESERVED - {"base"}
-    free = (plain, *(f"{plain}-{number}" for number in range(2, len(taken) + 3)))
-    return next(name for name in free if name not in taken | reserved)
+    return free_name(plain, taken | reserved)
 
 
 def _remarks(file: EvolveFile, base: str, names: list[str]) -> Iterator[Remark]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.bank.shared_tensors import temporary_folder
+from evomerge.forms import nearest_existing
 from evomerge.messages import in_bytes
 from evomerge.opening.inputs import Inputs
 from evomerge.storage.url import local_file, run_directory
@@ -62,7 +63,7 @@ def disk_warnings(writing: list[PlannedWriting]) -> list[str]:
     """One line for each disk that is too small for all that is written to it."""
     by_disk: dict[int, list[PlannedWriting]] = {}
     for each in writing:
-        by_disk.setdefault(_existing(Path(each.folder)).stat().st_dev, []).append(each)
+        by_disk.setdefault(nearest_existing(Path(each.folder)).stat().st_dev, []).append(each)
     return [
         f"the disk of {together[0].folder} has {in_bytes(together[0].free)} free, and a run writes up to "
         f"{in_bytes(size)} there ({', '.join(f'{each.what} {in_bytes(each.bytes)}' for each in together)}); make room, "
@@ -73,10 +74,4 @@ def disk_warnings(writing: list[PlannedWriting]) -> list[str]:
 
 
 def _free(folder: Path) -> int:
-    return shutil.disk_usage(_existing(folder)).free
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that there is."""
-    folder = folder.absolute()
-    return next(each for each in (folder, *folder.parents) if each.exists())
+    return shutil.disk_usage(nearest_existing(folder)).free

@@ -16,7 +16,7 @@ from evomerge.errors import InvalidInput, unknown_name
 from evomerge.forms import is_file, is_folder, parse_json, reading
 from evomerge.mergekit.import_yaml import import_merge, real_models
 from evomerge.mergekit.merge_file import read_merge_file
-from evomerge.mergekit.model_names import own_place
+from evomerge.mergekit.model_names import free_name, last_part, own_place
 from evomerge.messages import listed
 from evomerge.methods import method_info
 from evomerge.recipe import ModelRef, Recipe, all_ingredients
@@ -127,12 +127,12 @@ def _named_models(path: Path, keys: Sequence[str], places: Mapping[str, str]) ->
             raise InvalidInput(
                 f"--source {name}={place}: {path} names neither {name} nor a model at {place}; it has {listed(keys)}"
             )
-        own = _last_part(name) if key == name else name
+        own = last_part(name) if key == name else name
         refs[key] = _ref(own, place if key == name else _beside(path, own_place(key)))
     for key in keys:
         if key not in refs:
             taken = {ref.name for ref in refs.values()}
-            refs[key] = _ref(_free_name(_last_part(key), taken), _beside(path, own_place(key)))
+            refs[key] = _ref(free_name(last_part(key), taken), _beside(path, own_place(key)))
     return refs
 
 
@@ -146,17 +146,6 @@ def _ref(name: str, location: str) -> ModelRef:
     if place and not is_folder(Path(location)):
         return ModelRef(name, place, revision=revision)
     return ModelRef(name, location)
-
-
-def _last_part(key: str) -> str:
-    """The last part of a path or a hub id, of an adapter with its base that of the adapter."""
-    key = own_place(key)
-    return key.rstrip("/").rpartition("/")[2].partition("@")[0] or key
-
-
-def _free_name(name: str, taken: set[str]) -> str:
-    names = (name, *(f"{name}-{number}" for number in range(2, len(taken) + 3)))
-    return next(each for each in names if each not in taken)
 
 
 def _beside(path: Path, location: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evomerge.evaluation.scores import Scores, TaskScores
+from evomerge.forms import finite_or_none
 
 SCHEMA_VERSION = b"1"
 ITEMS: Final = "items.parquet"  # name of the artifact
@@ -76,7 +76,7 @@ def summary(scores: Scores) -> dict[str, dict[str, float | str | bool | int | No
 def _summary(score: TaskScores) -> dict[str, float | str | bool | int | None]:
     return {
         "value": score.value,
-        "stderr": score.stderr if score.stderr is not None and math.isfinite(score.stderr) else None,
+        "stderr": finite_or_none(score.stderr),
         "metric": score.metric,
         "higher_is_better": score.higher_is_better,
         "items": len(score.items),

@@ -15,6 +15,7 @@ from scipy.special import log_ndtr
 
 from evomerge.errors import InvalidInput
 from evomerge.evaluation.scores import Scores
+from evomerge.forms import finite_or_none
 from evomerge.objective import Objective
 from evomerge.seeding import derive
 from evomerge.verdict import holm
@@ -108,7 +109,7 @@ def judge(
         if entrant.search is not None
     ]
     others = [each for each in gaps if math.isfinite(each)]
-    reference_gap = _finite(sum(others) / len(others)) if others else None
+    reference_gap = finite_or_none(sum(others) / len(others)) if others else None
     verdict = Verdict(
         winner=winner.label,
         trial=trial,
@@ -182,7 +183,7 @@ def compare(
                 difference=each.difference,
                 low=each.low,
                 high=each.high,
-                stderr=_finite(math.sqrt(each.variance)) if each.variance is not None else None,
+                stderr=finite_or_none(math.sqrt(each.variance)) if each.variance is not None else None,
                 p=each.p,
                 adjusted_p=tested.p,
                 test=each.test,
@@ -289,11 +290,6 @@ def _by_chance(search: float, closest: Comparison, trials: int | None, search_it
         return 0.0
     spread = closest.stderr * math.sqrt(closest.items / search_items)
     return -math.expm1(trials * float(log_ndtr(search / spread)))
-
-
-def _finite(value: float) -> float | None:
-    """The value; None where numbers near the largest ones overflow."""
-    return value if math.isfinite(value) else None
 
 
 def _unit(objective: Objective, scores: Sequence[Scores]) -> Unit:
