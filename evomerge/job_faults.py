@@ -6,9 +6,12 @@ import signal
 import traceback
 from pathlib import Path
 
-from evomerge.errors import EvomergeError, ServiceAway
+from evomerge.errors import EvomergeError, InvalidInput, ServiceAway
 from evomerge.interjection import TimedOut
+from evomerge.jobs import Failed
 from evomerge.object_store.remote_folder import ArtifactsAway
+
+REASON_LENGTH = 1500  # characters of what is wrong with the input, so that a study can hold them
 
 
 def is_from_outside(error: BaseException) -> bool:
@@ -36,6 +39,13 @@ def is_broken_device(error: BaseException) -> bool:
     import torch
 
     return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
+
+
+def failure_of(error: BaseException) -> Failed:
+    """The result of a job that an error has ended."""
+    invalid = isinstance(error, InvalidInput)
+    reason = str(error)[:REASON_LENGTH] if invalid else reason_for(error)
+    return Failed(reason, crashed=is_broken_device(error), away=is_away(error), invalid=invalid)
 
 
 def reason_for(error: BaseException) -> str:

@@ -6,17 +6,17 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from evomerge.errors import InvalidInput
 from evomerge.evaluation import EVALUATORS
 from evomerge.evaluation.calibration_texts import calibration_texts
 from evomerge.evaluation.evaluator import (
     BatchedEvaluator,
-    CalibrationText,
     Candidate,
     ContinuableEvaluator,
     Evaluator,
@@ -24,7 +24,7 @@ from evomerge.evaluation.evaluator import (
 )
 from evomerge.evaluation.factory import build_evaluator
 from evomerge.evaluation_checkpoints import ContinuedScores, EvaluationCheckpoints
-from evomerge.job_faults import is_away, is_broken_device, is_from_outside, reason_for
+from evomerge.job_faults import failure_of, is_from_outside
 from evomerge.job_meter import JobMeter
 from evomerge.jobs import (
     Cost,
@@ -55,7 +55,6 @@ from evomerge.object_store.artifact_folder import ArtifactFolder, artifact_path
 from evomerge.object_store.remote_folder import SilentPatience
 from evomerge.object_store.scratch_folder import scratch_folder
 from evomerge.recipe import Recipe, all_files, single_source
-from evomerge.spec import Calibration
 from evomerge.vllm_engine.engine_settings import gpu_share
 
 if TYPE_CHECKING:
@@ -66,7 +65,26 @@ if TYPE_CHECKING:
     from evomerge.bank.shared_tensors import SharedTensors
     from evomerge.sanity.sanity_probe import SanityProbe
 
-REASON_LENGTH = 1500  # characters of what is wrong with the input, so that a study can hold them
+_Step = TypeVar("_Step")
+_Found = TypeVar("_Found")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Done:
+    """The result of a job, beside what the worker measures of every job.
+
+    Attributes:
+        cost: tokens, items and candidates; seconds where the job has measured its own.
+        seconds: by phases of its own.
+        before: seconds of the attempts before.
+        checkpoints: files among the artifacts that are of no use once the result is stored.
+    """
+
+    result: Result
+    cost: Cost = field(default_factory=Cost)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    before: float = 0.0
+    checkpoints: tuple[str, ...] = ()
 
 
 class Worker:
@@ -178,54 +196,49 @@ class Worker:
     def _events(self, job: Job) -> Generator[Progress | Outcome, None, None]:
         meter = JobMeter(self._device, self._setup.gpus)
         self._merge_seconds = 0.0
-        cost, before = Cost(), 0.0
-        checkpoints: tuple[str, ...] = ()
-        result: Result
         try:
-            if isinstance(job, Score):
-                continued, result = yield from self._score(job)
-                before = continued.seconds
-                checkpoints = (continued.checkpoint,) if continued.checkpoint else ()
-            elif isinstance(job, Train):
-                result, cost = yield from self._train(job)
-            elif isinstance(job, Measure):
-                result, cost = yield from self._measure(job)
-            else:
-                result = self._at_once(job)
+            done = yield from self._do(job)
         except BaseException as error:
             if is_from_outside(error):
                 raise
-            invalid = isinstance(error, InvalidInput)
-            reason = str(error)[:REASON_LENGTH] if invalid else reason_for(error)
-            self._log.write(traceback.format_exc(), level="error", job=job.key)
-            result = Failed(reason, crashed=is_broken_device(error), away=is_away(error), invalid=invalid)
-            if isinstance(job, Score) and not (result.crashed or result.away) and self._checkpoints is not None:
-                self._checkpoints.discard()
-        total = before + meter.seconds
-        seconds = {"merge": self._merge_seconds, "total": total, **({"before": before} if before else {})}
-        if isinstance(result, Probed):
-            cost = Cost(forward_tokens=result.figures.tokens)
-        if isinstance(result, Scored):
-            seconds.update(result.scores.seconds)
-            items = sum(len(task.items) for task in result.scores.tasks.values())
-            cost = Cost(candidates=1, items=items, forward_tokens=result.scores.tokens)
+            done = _Done(result=self._failed(job, error))
+        total = done.before + meter.seconds
+        before = {"before": done.before} if done.before else {}
         yield Outcome(
             key=job.key,
             attempt=job.attempt,
-            result=result,
-            seconds=seconds,
+            result=done.result,
+            seconds={"merge": self._merge_seconds, "total": total, **before, **done.seconds},
             worker=self.name,
-            cost=meter.cost(cost, total, self._device),
-            checkpoints=checkpoints,
+            cost=meter.cost(done.cost, total, self._device),
+            checkpoints=done.checkpoints,
         )
 
-    def _train(self, job: Train) -> Generator[Progress, None, tuple[Result, Cost]]:
-        from evomerge.trainers import find_trainer
+    def _do(self, job: Job) -> Generator[Progress, None, _Done]:
+        if isinstance(job, Score):
+            return (yield from self._score(job))
+        if isinstance(job, Train):
+            return (yield from self._train(job))
+        if isinstance(job, Measure):
+            return (yield from self._measure(job))
+        if isinstance(job, Probe):
+            return self._probe(job)
+        return self._multiply() if isinstance(job, Multiply) else self._find(job)
+
+    def _failed(self, job: Job, error: BaseException) -> Failed:
+        self._log.write("".join(traceback.format_exception(error)), level="error", job=job.key)
+        failed = failure_of(error)
+        if isinstance(job, Score) and not (failed.crashed or failed.away) and self._checkpoints is not None:
+            self._checkpoints.discard()
+        return failed
+
+    def _train(self, job: Train) -> Generator[Progress, None, _Done]:
+        from evomerge.trainers import TrainingStep, find_trainer
         from evomerge.training import TrainingInputs
 
         artifacts = self._artifacts_for("a training")
         artifacts.fetch_files(all_files(job.recipe))
-        texts = {name: self._texts(calibration) for name, calibration in job.calibration.items()}
+        texts = {name: calibration_texts(self.evaluator, calibration) for name, calibration in job.calibration.items()}
         with self.bank.borrow() as (model, live), scratch_folder(artifacts, "training") as checkpoints:
             checkpoints.fetch()
             inputs = TrainingInputs(
@@ -238,28 +251,26 @@ class Worker:
                 files=artifacts.files,
                 checkpoints=checkpoints.path,
             )
-            training = find_trainer(job.trainer)(inputs, job.settings)
-            while True:
-                try:
-                    step = next(training)
-                except StopIteration as end:
-                    trained = end.value
-                    break
+
+            def told(step: TrainingStep) -> Progress:
                 checkpoints.keep()
-                yield Progress(key=job.key, step=step.step, steps=step.steps, losses=step.reported)
+                return Progress(key=job.key, step=step.step, steps=step.steps, losses=step.reported)
+
+            trained = yield from _told(find_trainer(job.trainer)(inputs, job.settings), told)
             artifacts.keep_files(all_files(trained.recipe))
         losses = {name: (trained.before[name], trained.after[name]) for name in trained.after}
         cost = Cost(
             forward_tokens=trained.forward_tokens, gradient_tokens=trained.gradient_tokens, seconds=trained.seconds
         )
         kept = checkpoints.place_of(trained.checkpoint) if trained.checkpoint else None
-        return Trained(trained.recipe, losses, kept), cost
+        return _Done(result=Trained(trained.recipe, losses, kept), cost=cost)
 
-    def _measure(self, job: Measure) -> Generator[Progress, None, tuple[Result, Cost]]:
+    def _measure(self, job: Measure) -> Generator[Progress, None, _Done]:
         from evomerge.statistics.measurement import (
             MeasuredModel,
             MeasurementInputs,
             MeasurementSettings,
+            MeasurementStep,
             find_kind,
             measure,
             read_index,
@@ -276,7 +287,7 @@ class Worker:
                 base=self._setup.base,
                 source=job.source,
                 measured=MeasuredModel(model=model, live=live, catalogue=catalogue),
-                texts=self._texts(job.calibration),
+                texts=calibration_texts(self.evaluator, job.calibration),
                 seed=self._setup.seed,
                 files=artifacts.files,
                 folder=sums.path,
@@ -285,59 +296,49 @@ class Worker:
             sums.fetch(f"{inputs.key}{suffix}" for suffix in (".json", ".safetensors"))
             if (known := read_index(sums.path / f"{inputs.key}.json")) is not None:
                 artifacts.fetch_files([known.digest])
-            measuring = measure(inputs)
-            while True:
-                try:
-                    step = next(measuring)
-                except StopIteration as end:
-                    found = end.value
-                    break
+
+            def told(step: MeasurementStep) -> Progress:
                 sums.keep()
-                yield Progress(key=job.key, step=step.step, steps=step.steps, unit="text")
+                return Progress(key=job.key, step=step.step, steps=step.steps, unit="text")
+
+            found = yield from _told(measure(inputs), told)
             artifacts.keep_files([found.digest])
             sums.keep()
         cost = Cost(forward_tokens=found.forward_tokens, gradient_tokens=found.gradient_tokens, seconds=found.seconds)
-        return Measured(found.digest), cost
+        return _Done(result=Measured(found.digest), cost=cost)
 
-    def _at_once(self, job: FindBatchSize | Multiply | Probe) -> Result:
-        if isinstance(job, Probe):
-            return self._probe(job)
-        return self._multiply() if isinstance(job, Multiply) else self._find(job)
-
-    def _probe(self, job: Probe) -> Probed:
+    def _probe(self, job: Probe) -> _Done:
         from evomerge.sanity.probed_merge import probe_merge
 
         if self._artifacts is not None:
             self._artifacts.fetch_files(all_files(job.recipe))
-        return Probed(probe_merge(self.bank, job.recipe, self._probes, allow=self._setup.allow))
+        figures = probe_merge(self.bank, job.recipe, self._probes, allow=self._setup.allow)
+        return _Done(result=Probed(figures), cost=Cost(forward_tokens=figures.tokens))
 
-    def _multiply(self) -> Multiplied:
+    def _multiply(self) -> _Done:
         from evomerge.statistics.products import task_vector_products
 
         if self._products is None:
             weights, names = self.bank.weights, [entry.name for entry in self.bank.base.catalogue.mergeable]
             experts = [weights[expert.name] for expert in self._setup.experts]
             self._products = Multiplied(task_vector_products(weights[self._setup.base.name], experts, names))
-        return self._products
+        return _Done(result=self._products)
 
     def _artifacts_for(self, work: str) -> ArtifactFolder:
         if self._artifacts is None:
             raise InvalidInput(f"{work} needs the folder of the study's artifacts, to leave its files there")
         return self._artifacts
 
-    def _texts(self, calibration: Calibration) -> Sequence[CalibrationText]:
-        return calibration_texts(self.evaluator, calibration)
-
-    def _find(self, job: FindBatchSize) -> Found:
+    def _find(self, job: FindBatchSize) -> _Done:
         if not isinstance(self.evaluator, BatchedEvaluator):
-            return Found(None)
+            return _Done(result=Found(None))
         model = self._materialize(job.recipe)
         size = self.evaluator.find_batch_size(model)
         if not isinstance(self.evaluator, ModelEvaluator):
-            return Found(size)
-        return Found(size, self.evaluator.harness_scores(model))
+            return _Done(result=Found(size))
+        return _Done(result=Found(size, self.evaluator.harness_scores(model)))
 
-    def _score(self, job: Score) -> Generator[Progress, None, tuple[ContinuedScores, Scored]]:
+    def _score(self, job: Score) -> Generator[Progress, None, _Done]:
         if job.batch_size is not None and isinstance(self.evaluator, BatchedEvaluator):
             self.evaluator.batch_size = job.batch_size
         candidate = Candidate(
@@ -351,15 +352,20 @@ class Worker:
         if self._checkpoints is None:
             continued = ContinuedScores(scores=self.evaluator.score(candidate, job.items))
         else:
-            steps = self._checkpoints.score(candidate, job.items)
-            while True:
-                try:
-                    step = next(steps)
-                except StopIteration as end:
-                    continued = end.value
-                    break
-                yield Progress(key=job.key, step=step.step, steps=step.steps, unit="pass")
-        return continued, Scored(continued.scores, self._digests(job.recipe) if job.digests else None)
+            continued = yield from _told(
+                self._checkpoints.score(candidate, job.items),
+                lambda step: Progress(key=job.key, step=step.step, steps=step.steps, unit="pass"),
+            )
+        scores = continued.scores
+        items = sum(len(task.items) for task in scores.tasks.values())
+        digests = self._digests(job.recipe) if job.digests else None
+        return _Done(
+            result=Scored(scores, digests),
+            cost=Cost(candidates=1, items=items, forward_tokens=scores.tokens),
+            seconds=scores.seconds,
+            before=continued.seconds,
+            checkpoints=(continued.checkpoint,) if continued.checkpoint else (),
+        )
 
     def _digests(self, recipe: Recipe) -> TensorDigests:
         from evomerge.bank.device_kind import device_kind
@@ -374,6 +380,19 @@ class Worker:
             return self.bank.materialize(recipe)
         finally:
             self._merge_seconds += time.perf_counter() - started
+
+
+def _told(
+    steps: Generator[_Step, None, _Found], told: Callable[[_Step], Progress]
+) -> Generator[Progress, None, _Found]:
+    """Go through the steps of a work, telling each as progress; returns what the work returns."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            found: _Found = end.value
+            return found
+        yield told(step)
 
 
 def _described(outcome: Outcome) -> str:
