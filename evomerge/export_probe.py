@@ -9,7 +9,7 @@ from typing import Any
 from evomerge.bank import WeightBank
 from evomerge.baselines.named_recipes import source_rows
 from evomerge.errors import InvalidInput, MergeError
-from evomerge.job_faults import is_away, is_broken_device, is_from_outside, reason_for
+from evomerge.job_faults import is_broken_device, is_from_outside, is_service_away, reason_for
 from evomerge.messages import first_line
 from evomerge.opening.inputs import Inputs
 from evomerge.recipe import Recipe
@@ -65,7 +65,7 @@ def probe_export(stored: StoredSearch, inputs: Inputs, bank: WeightBank, models:
     try:
         records = _probed(records, missing, bank, inputs)
     except BaseException as error:  # out of memory, a missing kernel: of this machine, no fault of a merge
-        if is_from_outside(error) or is_away(error) or is_broken_device(error):
+        if is_from_outside(error) or is_service_away(error) or is_broken_device(error):
             raise
         return ExportProbe(judged={}, says=f"No sanity probe: it cannot be run here ({reason_for(error)}).")
     judged = {label: found for label, recipe in models.items() if (found := records.judged(recipe.digest)) is not None}

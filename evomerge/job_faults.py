@@ -26,7 +26,7 @@ def is_from_outside(error: BaseException) -> bool:
     return any(frame.f_code in handlers for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
-def is_away(error: BaseException) -> bool:
+def is_service_away(error: BaseException) -> bool:
     """Whether the store of artifacts or another service is away: the same job can be done once it is back."""
     return isinstance(error, ArtifactsAway | ServiceAway)
 
@@ -45,7 +45,7 @@ def failure_of(error: BaseException) -> Failed:
     """The result of a job that an error has ended."""
     invalid = isinstance(error, InvalidInput)
     reason = str(error)[:REASON_LENGTH] if invalid else reason_for(error)
-    return Failed(reason, crashed=is_broken_device(error), away=is_away(error), invalid=invalid)
+    return Failed(reason, crashed=is_broken_device(error), away=is_service_away(error), invalid=invalid)
 
 
 def reason_for(error: BaseException) -> str:

@@ -11,10 +11,18 @@ from pydantic import BaseModel, Field
 from evomerge.documents import Frozen
 from evomerge.methods import METHODS
 
-__all__ = ["BASELINES", "BaselineInfo", "EmrSettings", "LineGrid", "ModelStockSettings", "NoSettings", "WeightGrid"]
+__all__ = [
+    "BASELINES",
+    "BaselineInfo",
+    "EmrSettings",
+    "LineGrid",
+    "ModelStockSettings",
+    "NoBaselineSettings",
+    "WeightGrid",
+]
 
 
-class NoSettings(Frozen):
+class NoBaselineSettings(Frozen):
     """Settings of a baseline that has none."""
 
 
@@ -98,7 +106,7 @@ class BaselineInfo:
     name: str
     plan: str = ""
     candidates: str | None = None
-    settings: type[BaseModel] = NoSettings
+    settings: type[BaseModel] = NoBaselineSettings
     method: str | None = None
     scales: str | None = None
     trainer: str | None = None
