@@ -120,6 +120,7 @@ def test_a_broken_network_leaves_the_export_and_the_same_command_goes_on(
     assert run_command(command) == 0
     assert len(hub.uploads) == 1
     hub.refuse["commit"] = (403, "no")
+    hub.organisations["other"] = "contributor"
     assert run_command([*command[:-1], "other/merge"]) == 2
     assert "give it write access to 'other'" in capsys.readouterr().err
 
