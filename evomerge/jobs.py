@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from evomerge.evaluation.evaluator import HarnessScores
 from evomerge.evaluation.scores import Scores
@@ -13,6 +13,9 @@ from evomerge.packs.items import ItemBlock, Split
 from evomerge.recipe import ModelRef, Recipe
 from evomerge.sanity.sanity_figures import SanityFigures
 from evomerge.spec import Calibration
+
+Step = TypeVar("Step")
+Returned = TypeVar("Returned")
 
 Products = tuple[tuple[float, ...], ...]
 """[n, n], symmetric: <tau_i, tau_j> of n task vectors."""
@@ -345,3 +348,16 @@ class Outcome:
     cost: Cost = field(default_factory=Cost)
     losses: int = 0
     checkpoints: tuple[str, ...] = ()
+
+
+def with_progress(
+    steps: Generator[Step, None, Returned], progress_of: Callable[[Step], Progress]
+) -> Generator[Progress, None, Returned]:
+    """Go through the steps of a job, telling each as progress; returns what the steps return."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            returned: Returned = end.value
+            return returned
+        yield progress_of(step)

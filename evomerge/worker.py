@@ -6,11 +6,11 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from evomerge.errors import InvalidInput
 from evomerge.evaluation import EVALUATORS
@@ -47,6 +47,7 @@ from evomerge.jobs import (
     Train,
     Trained,
     WorkerSetup,
+    with_progress,
 )
 from evomerge.logs.capture import captured
 from evomerge.logs.log_file import LogFile
@@ -64,9 +65,6 @@ if TYPE_CHECKING:
     from evomerge.bank import WeightBank
     from evomerge.bank.shared_tensors import SharedTensors
     from evomerge.sanity.sanity_probe import SanityProbe
-
-_Step = TypeVar("_Step")
-_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,11 +250,11 @@ class Worker:
                 checkpoints=checkpoints.path,
             )
 
-            def told(step: TrainingStep) -> Progress:
+            def progress_of(step: TrainingStep) -> Progress:
                 checkpoints.keep()
                 return Progress(key=job.key, step=step.step, steps=step.steps, losses=step.reported)
 
-            trained = yield from _told(find_trainer(job.trainer)(inputs, job.settings), told)
+            trained = yield from with_progress(find_trainer(job.trainer)(inputs, job.settings), progress_of)
             artifacts.keep_files(all_files(trained.recipe))
         losses = {name: (trained.before[name], trained.after[name]) for name in trained.after}
         cost = Cost(
@@ -297,11 +295,11 @@ class Worker:
             if (known := read_index(sums.path / f"{inputs.key}.json")) is not None:
                 artifacts.fetch_files([known.digest])
 
-            def told(step: MeasurementStep) -> Progress:
+            def progress_of(step: MeasurementStep) -> Progress:
                 sums.keep()
                 return Progress(key=job.key, step=step.step, steps=step.steps, unit="text")
 
-            found = yield from _told(measure(inputs), told)
+            found = yield from with_progress(measure(inputs), progress_of)
             artifacts.keep_files([found.digest])
             sums.keep()
         cost = Cost(forward_tokens=found.forward_tokens, gradient_tokens=found.gradient_tokens, seconds=found.seconds)
@@ -352,7 +350,7 @@ class Worker:
         if self._checkpoints is None:
             continued = ContinuedScores(scores=self.evaluator.score(candidate, job.items))
         else:
-            continued = yield from _told(
+            continued = yield from with_progress(
                 self._checkpoints.score(candidate, job.items),
                 lambda step: Progress(key=job.key, step=step.step, steps=step.steps, unit="pass"),
             )
@@ -380,19 +378,6 @@ class Worker:
             return self.bank.materialize(recipe)
         finally:
             self._merge_seconds += time.perf_counter() - started
-
-
-def _told(
-    steps: Generator[_Step, None, _Found], told: Callable[[_Step], Progress]
-) -> Generator[Progress, None, _Found]:
-    """Go through the steps of a work, telling each as progress; returns what the work returns."""
-    while True:
-        try:
-            step = next(steps)
-        except StopIteration as end:
-            found: _Found = end.value
-            return found
-        yield told(step)
 
 
 def _described(outcome: Outcome) -> str:
