@@ -1,4 +1,7 @@
-"""Jobs, their results and the setup of workers: the plain values that controller and workers send each other."""
+"""Jobs, their results and the setup of workers: the plain values that controller and workers send each other.
+
+`with_progress` turns the steps of a job into the progress that is sent.
+"""
 
 from __future__ import annotations
 

@@ -16,18 +16,13 @@ from evomerge.checkpoints.safetensors_files import INDEX, ONE_FILE
 MAX_SHARD_BYTES = 5 * 10**9
 
 
-def write_weights(
-    folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], max_shard_bytes: int = MAX_SHARD_BYTES
-) -> None:
+def write_weights(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Write tensors as one file, or as shards with an index, of which one is in memory.
 
     Shards are numbered as they fill; their number, which is part of each name, is known only at the end.
-
-    Args:
-        max_shard_bytes: tensors beyond this go to a further file.
     """
     shards = []
-    for number, shard in enumerate(_shards(tensors, max_shard_bytes), start=1):
+    for number, shard in enumerate(_shards(tensors, MAX_SHARD_BYTES), start=1):
         write_tensors(folder / f"{number}.safetensors", shard)
         shards.append({name: tensor.nbytes for name, tensor in shard.items()})
     if len(shards) == 1:
