@@ -91,7 +91,7 @@ def test_the_written_tower_is_that_of_the_library(merge, tmp_path, method):
 
 
 def test_it_is_written_shard_by_shard_and_read_from_shards(merge, tmp_path, monkeypatch):
-    monkeypatch.setattr(weight_files.write_weights, "__defaults__", (20_000,))
+    monkeypatch.setattr(weight_files, "MAX_SHARD_BYTES", 20_000)
     assert merge()[0] == 0
     out = tmp_path / "out"
     index = json.loads((out / "model.safetensors.index.json").read_text())["weight_map"]
