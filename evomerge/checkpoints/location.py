@@ -51,6 +51,11 @@ def find_directory(ref: ModelRef, *, allow: Collection[str] = ()) -> Path:
     """
     directory = expanded(ref.location)
     if is_folder(directory):
+        if ref.revision is not None:
+            raise InvalidInput(
+                f"source {ref.name!r}: {ref.location} is a directory here, and only models of the hub have revisions; "
+                f"remove revision {ref.revision!r}, or run where no directory has the name of the hub id"
+            )
         return directory.absolute()
     if is_there(directory):
         raise InvalidInput(f"source {ref.name!r}: {ref.location} is a file; give the directory that holds the model")

@@ -50,8 +50,8 @@ class SourceSpec(Frozen):
     Attributes:
         name: of the source in rows, recipes and params.
         location: a directory (relative to the spec) or a hub id.
-        revision: commit, tag or branch of a hub id; without it its main branch. With `allow: [remote_code]` a full
-            commit hash.
+        revision: commit, tag or branch of a hub id, its main branch where none is given; a directory has none. With
+            `allow: [remote_code]` a full commit hash.
         calibration: text that the source is good at, for baselines and methods that learn or measure.
     """
 

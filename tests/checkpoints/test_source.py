@@ -110,6 +110,11 @@ def test_a_hub_id_that_cannot_be_had_says_what_was_looked_for(
         open_source(ModelRef("expert", "owner/model"))
 
 
+def test_a_directory_has_no_revision(make_model: Callable[..., Path]) -> None:
+    with pytest.raises(InvalidInput, match=r"is a directory here, and only models of the hub have revisions.*'v1'"):
+        open_source(ModelRef("expert", str(make_model("llama")), revision="v1"))
+
+
 def test_a_hub_model_is_downloaded_without_code_pickles_and_other_formats(
     make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
