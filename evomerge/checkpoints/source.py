@@ -49,7 +49,7 @@ class Source:
         places: name -> place in the live model, where that keeps the tensor in another form.
         architecture: the checkpoint as transformers loads it, None where it has no causal language model for it.
         allow: permissions beyond reading tensors.
-        remote_code: whether the model's own code may run.
+        remote_code: whether code of the model's or its tokenizer's own is there and may run.
         pickled: whether the weights are pickles.
         adapted: the base that this is an adapter of; None for a whole model. `weights` are then the base's.
         notes: sentences on what of the files a merge leaves out.
@@ -122,8 +122,8 @@ def open_source(
     config = _read_config(ref, directory, allow)
     weights = open_weights(directory, allow=allow, file=_weights_file(directory, config))
     check_tensors(f"source {ref.name!r}: {directory}", weights.header)
-    remote_code = "remote_code" in allow and "auto_map" in config
-    architecture = describe(directory, config, weights.header, remote_code=remote_code)
+    may_run = "remote_code" in allow
+    architecture = describe(directory, config, weights.header, remote_code=may_run and "auto_map" in config)
     stored_names, tied, live_names, places = _name_tensors(ref, weights, architecture, like)
     header = {name: weights.header[stored] for name, stored in stored_names.items()}
     spoken = architecture.language if architecture else frozenset()
@@ -151,7 +151,7 @@ def open_source(
         places=places,
         architecture=architecture,
         allow=frozenset(allow),
-        remote_code=remote_code,
+        remote_code=may_run and ("auto_map" in config or _tokenizer_has_code(directory)),
         pickled=weights.pickled,
     )
 
@@ -187,6 +187,10 @@ def _read_config(ref: ModelRef, directory: Path, allow: Collection[str]) -> dict
             "remove auto_map if transformers knows the model, or add remote_code to `allow` if you trust its author"
         )
     return config
+
+
+def _tokenizer_has_code(directory: Path) -> bool:
+    return "auto_map" in (read_object_if_there(directory / "tokenizer_config.json") or {})
 
 
 def _weights_file(directory: Path, config: Mapping[str, Any]) -> str | None:

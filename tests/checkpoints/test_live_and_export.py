@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -249,6 +251,26 @@ def test_an_export_has_the_vocabulary_and_all_chat_templates_of_the_base(
         assert ours.get_vocab() == theirs.get_vocab()
         assert ours.chat_template == theirs.chat_template
     assert len(ours) == 258 if save is _save_tekken else ours.chat_template == {"default": "D", "rag": "R"}
+
+
+def test_the_code_of_a_tokenizer_alone_goes_along_where_it_may_run(
+    open_model: Callable[..., Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    base, expert = _pair(open_model, "llama")
+    _save_templates(base.directory)
+    (base.directory / "tokenization_odd.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\n"
+        "class OddTokenizer(PreTrainedTokenizerFast):\n    odd = True\n"
+    )
+    config = base.directory / "tokenizer_config.json"
+    own = {"tokenizer_class": "OddTokenizer", "auto_map": {"AutoTokenizer": [None, "tokenization_odd.OddTokenizer"]}}
+    config.write_text(json.dumps(json.loads(config.read_text()) | own))
+    _write(tmp_path / "plain", open_source(base.ref), expert)
+    assert not list((tmp_path / "plain").glob("*.py"))
+    _write(tmp_path / "out", open_source(base.ref, allow={"remote_code"}), expert)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True).odd
 
 
 def test_tiktoken_files_are_of_the_tokenizer(tmp_path: Path) -> None:
