@@ -30,6 +30,8 @@ class DocumentEvaluator(ABC):
         metric: its name in tables.
         higher_is_better: direction of the metric.
         shares: part -> share of the documents, by the hash of their content.
+        fields: those that make an item, where documents have others, such as a number: documents that are equal in
+            them are in one part. All without it.
         version: of whatever outside of the class decides an outcome; another text is another evaluator.
         neutral_settings: names of settings that change no outcome, such as an address.
     """
@@ -37,6 +39,7 @@ class DocumentEvaluator(ABC):
     metric: str = "score"
     higher_is_better: bool = True
     shares: Mapping[Part, float] = {"search": 0.5, "held_out": 0.5}
+    fields: tuple[str, ...] | None = None
     version: str = ""
     neutral_settings: frozenset[str] = frozenset()
 
@@ -51,7 +54,7 @@ class DocumentEvaluator(ABC):
         self.settings = dict(settings)
         self._seed = seed
         self._documents = {task: list(documents) for task, documents in self.documents().items()}
-        rule = HashSplit(by="hash", shares=self.shares)
+        rule = HashSplit(by="hash", shares=self.shares, fields=self.fields)
         if split is not None:
             check_split(split, self._documents, rule)
         self._split = split or make_split(self._documents, rule, seed)

@@ -53,6 +53,20 @@ def test_settings_are_part_of_the_fingerprint_but_for_the_neutral_ones():
     assert reach(address="here").fingerprint == reach(address="there").fingerprint
 
 
+def test_documents_that_are_equal_in_the_named_fields_are_in_one_part():
+    class Numbered(Reach):
+        fields = ("wanted",)
+
+        def documents(self):
+            return {"one": [{"number": number, "wanted": number % 20 / 10} for number in range(100)]}
+
+    split = Numbered({}, bounds={}, seed=3).split
+    search, held_out = ({item % 20 for item in split.items(ItemBlock(part))["one"]} for part in ("search", "held_out"))
+    assert search
+    assert held_out
+    assert not search & held_out
+
+
 def test_another_text_of_the_class_or_another_version_is_another_fingerprint():
     class Other(Reach):
         def outcomes(self, candidate, task, documents):
