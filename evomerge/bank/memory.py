@@ -15,7 +15,7 @@ from evomerge.merging.della import rank_bytes
 from evomerge.merging.opcm import KEPT_BYTES, is_linear
 from evomerge.passes.magnitude_tables import sorted_together
 
-BYTES_PER_SORTED = 4  # the fp32 magnitudes, sorted in place
+BYTES_PER_SORTED = 8  # the fp32 magnitudes, and as much while those with the same upper bits are sorted
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 

@@ -29,12 +29,12 @@ float next_float(float value) { return std::bit_cast<float>(std::bit_cast<uint32
 
 // Two passes of a radix sort over the lower sixteen bits.
 void sort_lower_bits(uint32_t* keys, uint32_t* scratch, int64_t count) {
-    uint32_t low[256] = {}, high[256] = {};
+    int64_t low[256] = {}, high[256] = {};
     for (int64_t i = 0; i < count; ++i) {
         ++low[keys[i] & 255];
         ++high[keys[i] >> 8 & 255];
     }
-    uint32_t low_start = 0, high_start = 0;
+    int64_t low_start = 0, high_start = 0;
     for (int digit = 0; digit < 256; ++digit) {
         low_start += std::exchange(low[digit], low_start);
         high_start += std::exchange(high[digit], high_start);
@@ -272,6 +272,12 @@ uint32_t count_digits(const uint32_t* keys, int64_t count, int64_t* counts) {
         largest = std::max(largest, keys[i]);
     }
     return largest;
+}
+
+// Add to `counts` [65536] how many magnitudes with the upper sixteen bits `digit` have each value of the lower sixteen.
+void count_lower(const uint32_t* keys, int64_t count, uint32_t digit, int64_t* counts) {
+    for (int64_t i = 0; i < count; ++i)
+        if (keys[i] >> 16 == digit) ++counts[keys[i] & 0xFFFF];
 }
 
 // Put each magnitude whose upper sixteen bits are between `first` and `last` at the next place of its digit.

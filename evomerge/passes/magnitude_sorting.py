@@ -18,6 +18,7 @@ import torch
 
 from evomerge.native.compiled_loops import load_loops, loop_source, loops_of_this_machine
 from evomerge.passes.magnitude_tables import (
+    DIGITS,
     Floats,
     Limits,
     Pieces,
@@ -25,6 +26,7 @@ from evomerge.passes.magnitude_tables import (
     Table,
     all_are_knots,
     digit_ranges,
+    knots_of_digit,
     make_table,
     of_all_knots,
     sorted_together,
@@ -32,12 +34,12 @@ from evomerge.passes.magnitude_tables import (
 )
 
 SOURCE = loop_source("magnitude_sorting.cpp")
-DIGITS = 1 << 16
 SHORT = 1 << 14  # numpy sorts so few in less time than it takes to count their digits
 INFINITY_BITS = 0x7F80_0000
 
 _SIGNATURES = {
     "count_digits": (c_uint32, (c_void_p, c_int64, c_void_p)),
+    "count_lower": (None, (c_void_p, c_int64, c_uint32, c_void_p)),
     "scatter": (None, (c_void_p, c_int64, c_uint32, c_uint32, c_void_p, c_void_p)),
     "sort_digits": (None, (c_void_p, c_void_p, c_uint32, c_uint32, c_void_p)),
     "find_knots": (c_int64, (c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p)),
@@ -94,17 +96,12 @@ class Loops:
         limits = Limits.of(elements)
         if limits.spacing == 1 and (elements <= SHORT or elements <= sorted_together(elements)):
             return self._whole_table(magnitudes, elements, limits, desk)
-        ranks: list[Ranks] = []
-        values: list[Floats] = []
-        start = 0
-        for part in self._sorted_parts(magnitudes, elements):
-            if part is None:
-                return None
-            found = self._knots(part, start, limits.spacing)
-            ranks.append(found[0])
-            values.append(found[1])
-            start += len(part)
-        return self._thinned(_joined(ranks), _joined(values), limits)
+        counts, largest = np.zeros(DIGITS, np.int64), 0
+        for piece in _on_cpu(magnitudes):
+            largest = max(largest, self._library.count_digits(piece.data_ptr(), len(piece), counts.ctypes.data))
+        if largest >= INFINITY_BITS:
+            return None
+        return self._thinned(*self._fine_knots(magnitudes, counts, limits.spacing), limits)
 
     def _whole_table(self, magnitudes: Pieces, elements: int, limits: Limits, desk: Desk) -> Table | None:
         """The table of a scope in which every magnitude counts: they are computed once and stay together."""
@@ -132,18 +129,30 @@ class Loops:
         count = self._library.whole_table(*given, *(each.ctypes.data for each in (ranks, *rooms, kept)))
         return Table(ranks[:count].copy(), rooms[0][:count].copy())
 
-    def _sorted_parts(self, magnitudes: Pieces, elements: int) -> Iterator[Floats | None]:
-        counts, largest = np.zeros(DIGITS, np.int64), 0
-        for piece in _on_cpu(magnitudes):
-            largest = max(largest, self._library.count_digits(piece.data_ptr(), len(piece), counts.ctypes.data))
-        if largest >= INFINITY_BITS:
-            yield None
-            return
+    def _fine_knots(self, magnitudes: Pieces, counts: Ranks, spacing: int) -> tuple[Ranks, Floats]:
+        elements = int(counts.sum())
         limit = sorted_together(elements)
         used = np.flatnonzero(counts)
         whole_range = [(int(used[0]), int(used[-1]), elements)]
+        ranks: list[Ranks] = []
+        values: list[Floats] = []
+        start = 0
         for first, last, held in whole_range if elements <= limit else digit_ranges(counts.tolist(), limit):
-            yield self._sorted(magnitudes, counts, first, last, held)
+            if held > limit:
+                found = knots_of_digit(first, self._lower_counts(magnitudes, first), start, spacing)
+            else:
+                found = self._knots(self._sorted(magnitudes, counts, first, last, held), start, spacing)
+            ranks.append(found[0])
+            values.append(found[1])
+            start += held
+        return _joined(ranks), _joined(values)
+
+    def _lower_counts(self, magnitudes: Pieces, digit: int) -> Ranks:
+        """[65536], how many magnitudes with these upper sixteen bits have each value of the lower sixteen."""
+        counts = np.zeros(DIGITS, np.int64)
+        for piece in _on_cpu(magnitudes):
+            self._library.count_lower(piece.data_ptr(), len(piece), digit, counts.ctypes.data)
+        return counts
 
     def _sorted(self, magnitudes: Pieces, counts: Ranks, first: int, last: int, held: int) -> Floats:
         """All magnitudes whose upper sixteen bits are from `first` to `last`, in order."""

@@ -24,6 +24,7 @@ PARTS = 16
 # Magnitudes of which each is a knot: a straight line seldom stands for one of so few. Runs of equal ones are shorter.
 ALL_KNOTS = 1 << 14
 MOST_EQUAL = 1 / 16  # of them; differences of 16-bit weights have more
+DIGITS = 1 << 16  # values of the upper sixteen bits of a float32, and of the lower
 _INFINITY = np.float32(np.inf)
 
 Floats = npt.NDArray[np.float32]
@@ -140,34 +141,65 @@ def make_table(magnitudes: Pieces, elements: int) -> Table:
 
 def _fine_knots(magnitudes: Pieces, elements: int, spacing: int) -> tuple[Ranks, Floats]:
     """(rank, value) of every `spacing`-th element in order of magnitude, and the first and last rank of its value."""
+    limit = sorted_together(elements)
+    if elements <= limit:
+        return _knots(_sorted(magnitudes(), elements), 0, spacing)
+    # Non-negative floats have the order of their bits read as integers: parts are ranges of the upper sixteen.
+    counts = torch.zeros(DIGITS, dtype=torch.int64)
+    for piece in magnitudes():
+        counts += torch.bincount(piece.view(torch.int32) >> 16, minlength=DIGITS).cpu()
     ranks: list[Ranks] = []
     values: list[Floats] = []
     start = 0
-    for part in _sorted_parts(magnitudes, elements):
-        count = len(part)
-        wanted = np.arange(-(-start // spacing) * spacing, start + count, spacing) - start
-        found = np.unique(part[np.concatenate([[0], wanted, [count - 1]])])
-        # A value is never in two parts, so that the first and the last of its rank are in this one.
-        ends = np.stack([np.searchsorted(part, found, "left"), np.searchsorted(part, found, "right") - 1], axis=1)
-        twice = np.unique(ends.ravel())
-        ranks.append(twice + start)
-        values.append(part[twice])
-        start += count
+    for first, last, held in digit_ranges(counts.tolist(), limit):
+        if held > limit:
+            found = knots_of_digit(first, _lower_counts(magnitudes(), first), start, spacing)
+        else:
+            # A value is never in two parts, so that the first and the last of its rank are in this one.
+            found = _knots(_sorted((_in_digits(piece, first, last) for piece in magnitudes()), held), start, spacing)
+        ranks.append(found[0])
+        values.append(found[1])
+        start += held
     return np.concatenate(ranks), np.concatenate(values)
 
 
-def _sorted_parts(magnitudes: Pieces, elements: int) -> Iterator[Floats]:
-    """All magnitudes in ascending order, in parts of bounded size that each hold whole runs of equal values."""
-    limit = sorted_together(elements)
-    if elements <= limit:
-        yield _sorted(magnitudes(), elements)
-        return
-    # Non-negative floats have the order of their bits read as integers: parts are ranges of the upper sixteen.
-    counts = torch.zeros(1 << 16, dtype=torch.int64)
-    for piece in magnitudes():
-        counts += torch.bincount(piece.view(torch.int32) >> 16, minlength=1 << 16).cpu()
-    for first, last, held in digit_ranges(counts.tolist(), limit):
-        yield _sorted((_in_digits(piece, first, last) for piece in magnitudes()), held)
+def _knots(part: Floats, start: int, spacing: int) -> tuple[Ranks, Floats]:
+    """The fine knots of magnitudes in ascending order, of which the first has rank `start`."""
+    found = np.unique(part[_wanted(len(part), start, spacing)])
+    ends = np.stack([np.searchsorted(part, found, "left"), np.searchsorted(part, found, "right") - 1], axis=1)
+    ranks = np.unique(ends.ravel())
+    return ranks + start, part[ranks]
+
+
+def knots_of_digit(digit: int, lower_counts: Ranks, start: int, spacing: int) -> tuple[Ranks, Floats]:
+    """The fine knots of all magnitudes with the same upper sixteen bits, which are too many to be sorted together.
+
+    Weights that no training has changed are such a case: their magnitudes are all 0.
+
+    Args:
+        digit: the upper sixteen bits.
+        lower_counts: [65536], how many have each value of the lower sixteen.
+        start: rank of the first.
+    """
+    ends = np.cumsum(lower_counts)
+    at = np.unique(np.searchsorted(ends, _wanted(int(ends[-1]), start, spacing), "right"))
+    ranks, index = np.unique(np.stack([ends[at] - lower_counts[at], ends[at] - 1], axis=1).ravel(), return_index=True)
+    bits = (np.uint32(digit << 16) | at.astype(np.uint32)).view(np.float32)
+    return ranks + start, np.repeat(bits, 2)[index]
+
+
+def _wanted(count: int, start: int, spacing: int) -> Ranks:
+    """Places of the fine knots among magnitudes of which the first has rank `start`: their ends are two of them."""
+    return np.concatenate([[0], np.arange(-start % spacing, count, spacing), [count - 1]])
+
+
+def _lower_counts(pieces: Iterable[torch.Tensor], digit: int) -> Ranks:
+    counts = torch.zeros(DIGITS, dtype=torch.int64)
+    for piece in pieces:
+        bits = piece.view(torch.int32)
+        counts += torch.bincount(bits[bits >> 16 == digit] & (DIGITS - 1), minlength=DIGITS).cpu()
+    lower: Ranks = counts.numpy()
+    return lower
 
 
 def _in_digits(piece: torch.Tensor, first: int, last: int) -> torch.Tensor:

@@ -84,6 +84,17 @@ def test_a_scope_in_parts_is_that_of_the_definition_and_no_part_is_larger_than_t
     assert max(sizes) <= 50_000
 
 
+def test_digits_beyond_the_limit_are_counted_as_by_the_definition(loops, monkeypatch):
+    monkeypatch.setattr(magnitude_tables, "SORTED_AT_ONCE", 50_000)
+    generator = torch.Generator().manual_seed(0)
+    alike = 1 + torch.rand(150_000, generator=generator) / 256
+    sizes = []
+    inner = Loops._sorted
+    monkeypatch.setattr(Loops, "_sorted", lambda *given: sizes.append(given[-1]) or inner(*given))
+    assert_same(loops, torch.cat([torch.zeros(150_000), alike, torch.randn(100_000, generator=generator).abs()]))
+    assert max(sizes) <= 50_000
+
+
 @pytest.mark.parametrize("worst", [float("inf"), float("nan")])
 @pytest.mark.parametrize("count", [100, 20_000])
 def test_values_that_are_not_finite_are_left_to_the_definition(loops, count, worst):

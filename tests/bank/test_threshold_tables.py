@@ -101,6 +101,22 @@ def test_a_large_scope_is_sorted_in_parts_of_bounded_size(monkeypatch):
         assert np.abs(smaller - np.searchsorted(ordered, ordered[ranks], "left")).max() <= 4
 
 
+def test_more_magnitudes_with_the_same_upper_bits_than_may_be_sorted_together_are_counted(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    alike = 1 + torch.rand(150_000, generator=generator) / 256
+    magnitudes = torch.cat([torch.zeros(150_000), alike, torch.randn(100_000, generator=generator).abs()])
+    sizes = []
+    inner = magnitude_tables._sorted
+    monkeypatch.setattr(magnitude_tables, "SORTED_AT_ONCE", 50_000)
+    monkeypatch.setattr(magnitude_tables, "_sorted", lambda pieces, count: sizes.append(count) or inner(pieces, count))
+    table = make_table(lambda: magnitudes.split(33_333), len(magnitudes))
+    assert max(sizes) <= 50_000
+    assert sum(sizes) <= 100_000
+    ordered = np.sort(magnitudes.numpy())
+    smaller = np.searchsorted(ordered, table.at(np.arange(len(ordered))), "left")
+    assert np.abs(smaller - np.searchsorted(ordered, ordered, "left")).max() <= 4
+
+
 def test_the_largest_scopes_are_sorted_in_so_many_parts(monkeypatch):
     monkeypatch.setattr(magnitude_tables, "SORTED_AT_ONCE", 1000)
     assert magnitude_tables.sorted_together(900) == 900
