@@ -134,7 +134,7 @@ class Bands:
         elements = self._tensors.like(name).numel()
         if elements == 0:
             return None
-        if self._exact and self._densities[source] == 0:
+        if self._exact and int(self._densities[source] * elements) == 0:
             return NOTHING
         ranks = kept_ranks(self._densities[source], self._gammas[source], elements)
         if ranks == (1, elements):

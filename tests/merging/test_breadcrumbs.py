@@ -28,6 +28,13 @@ def test_the_largest_and_the_smallest_are_dropped():
     assert twice.tolist() == [1, 1, 1, -5, 8.5, -8, 11.5, -11, 1, 1]
 
 
+@pytest.mark.parametrize("method", ["breadcrumbs", "breadcrumbs_ties"])
+def test_a_share_of_less_than_one_element_is_none_where_the_number_is_exact(method):
+    given = {"density": 0.9, "gamma": 0.0}
+    assert merged([[3.0]], method, base=1.0, parameters=given, semantics="mergekit").tolist() == [1.0]
+    assert merged([[3.0]], method, base=1.0, parameters=given | {"density": 1.0}, semantics="mergekit").tolist() == [4]
+
+
 def test_every_source_has_its_own_density_gamma_and_weight():
     other = [10.0] + [0.5] * 9
     found = merged([TAU, other], parameters={"density": [0.1, 0.1], "gamma": [0.0, 0.0], "weight": [1.0, 2.0]})
