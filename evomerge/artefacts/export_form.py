@@ -30,7 +30,9 @@ class ExportForm:
     def files_of(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors by their names in the files, one after another, and then those that are copied."""
         for name, tensor in tensors:
-            yield from ((stored, tensor) for stored in self.names[name])
+            for stored in self.names[name]:
+                yield stored, tensor
+            del tensor  # written: gone before the next is made
         yield from ((name, self.base.weights.tensors[name]) for name in self.copied)
 
 

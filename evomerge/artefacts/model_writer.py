@@ -138,6 +138,7 @@ def _complete(
             raise ValueError(f"{name} was given twice")
         given.add(name)
         yield name, tensor
+        del tensor  # written: gone before the next is made
     if lacking := sorted(merged - given):
         raise ValueError(f"the recipe names {counted(len(lacking), 'tensor')} not given: {some(lacking)}")
     for entry in base.catalogue.entries:

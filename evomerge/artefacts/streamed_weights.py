@@ -47,6 +47,7 @@ def stream_weights(
             if (place := places.pop(name, None)) is None or not place.fits(tensor):
                 raise ValueError(f"{name} was not planned, was given before, or has another shape or dtype")
             place.write(tensor)
+            del tensor  # one is in memory, while the next is made
     if places:
         raise ValueError(f"{counted(len(places), 'planned tensor')} not given, such as {min(places)}")
     if count > 1:

@@ -192,7 +192,10 @@ class WeightBank:
                 yield from fused.tensors()
             else:
                 for name, tensor in self._merge(rule, recipe):
-                    yield name, check_finite(name, tensor.to(dtype))
+                    merged = check_finite(name, tensor.to(dtype))
+                    del tensor
+                    yield name, merged
+                    del merged  # taken: gone before the next is made
         self._save_tables()
         for name in self._outside if recipe.layers else self.base.catalogue.names:
             if name not in named:

@@ -29,6 +29,7 @@ def merge_column_arithmetic(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]
         merged = torch.empty(like.shape, dtype=tensors.dtype([name]), device=like.device)
         _write(tensors, name, merged)
         yield name, merged
+        del merged  # taken: gone before the next is made
 
 
 def write_column_arithmetic(tensors: RuleTensors, targets: Mapping[str, Tensor]) -> None:

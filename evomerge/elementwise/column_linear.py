@@ -65,6 +65,7 @@ def merge_column_linear(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         merged = torch.empty(like.shape, dtype=tensors.dtype([name]), device=like.device)
         _write(tensors, name, merged)
         yield name, merged
+        del merged  # taken: gone before the next is made
 
 
 def write_column_linear(tensors: RuleTensors, targets: Mapping[str, Tensor]) -> None:

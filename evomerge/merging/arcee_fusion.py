@@ -33,6 +33,7 @@ def merge_arcee_fusion(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         with one_thread():
             merged = _merge_tensor(tensors, name)
         yield name, merged
+        del merged  # taken: gone before the next is made
 
 
 def importance(first: Tensor, second: Tensor) -> Tensor:

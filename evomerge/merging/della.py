@@ -84,7 +84,7 @@ def _ranked(tensors: RuleTensors, formula: Formula) -> Plan:
     dropping, matched = RankedDropping(tensors), tensors.options["rescale"] == "l1_match"
 
     def factors(name: str) -> list[Factors]:
-        width = matrix_shape(tensors.like(name))[1] if tensors.like(name).numel() else 1
+        width = matrix_shape(tensors.like(name), stack=False)[1] if tensors.like(name).numel() else 1
         lines = [
             rank_line(density, half_width(density, spread), width)
             for density, spread in zip(densities, spreads, strict=True)
@@ -203,13 +203,13 @@ def magnitude_ranks(tensors: RuleTensors, source: int, name: str) -> tuple[Tenso
     int16 in rows of up to 2**15 elements, else int32.
     """
     like = tensors.like(name)
-    width = matrix_shape(like)[1] if like.numel() else 1
+    width = matrix_shape(like, stack=False)[1] if like.numel() else 1
     dtype = _rank_dtype(width)
     ranks = torch.empty(like.numel(), dtype=dtype, device=like.device)
     if like.numel() == 0:
         return ranks, width
     places = torch.arange(width, dtype=dtype, device=like.device)
-    for piece in row_pieces(tensors, name, [source]):
+    for piece in row_pieces(tensors, name, [source], stack=False):
         order = piece.task_vectors()[0].abs().argsort(dim=1, stable=True)
         rows = ranks[piece.start : piece.stop].view(-1, width)
         rows.scatter_(1, order, places.expand(len(rows), width))

@@ -61,6 +61,7 @@ def merge_model_stock(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         with one_thread():
             merged = merge_rows(tensors, name, lambda piece, name=name: _merge_piece(tensors, name, piece))  # type: ignore[misc]
         yield name, merged
+        del merged  # taken: gone before the next is made
 
 
 def plan_model_stock(tensors: RuleTensors) -> Plan | None:

@@ -23,7 +23,8 @@ def merge_nuslerp(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
     """(sin((1-t) phi) v_1 + sin(t phi) v_2) / sin phi, with t = w_2 / (w_1 + w_2) and phi the angle of v_1 and v_2.
 
     v_k is theta_k, or under `vectors: task_vectors` tau_k, and the result is added to the base. Under `units: rows` or
-    `columns` each row or column has an angle of its own; a tensor of one dimension is one vector all the same. Where
+    `columns` each row or column has an angle of its own; a tensor of one dimension is one vector all the same. In a
+    stack of matrices rows are along the last dimension, and columns along the first. Where
     |sin phi| < 1e-8 the result is (1-t) v_1 + t v_2. A vector that is zero is at right angles with every other.
 
     Yields:
@@ -43,6 +44,7 @@ def merge_nuslerp(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         with one_thread():
             merged = _merge_columns(tensors, name, t, of) if columns else _merge_rows(tensors, name, t, of)
         yield name, merged
+        del merged  # taken: gone before the next is made
 
 
 def plan_nuslerp(tensors: RuleTensors) -> Plan | None:
@@ -95,13 +97,13 @@ def _merge_rows(tensors: RuleTensors, name: str, t: float, of: str) -> Tensor:
 def _merge_columns(tensors: RuleTensors, name: str, t: float, of: str) -> Tensor:
     like = tensors.like(name)
     if like.numel() == 0:
-        return torch.empty(like.shape, dtype=tensors.dtype([name]), device=like.device)
-    sums = torch.zeros(3, matrix_shape(like)[1], dtype=torch.float64, device=like.device)
-    for piece in row_pieces(tensors, name):
+        return torch.empty(like.shape, dtype=tensors.rounded or tensors.dtype([name]), device=like.device)
+    sums = torch.zeros(3, matrix_shape(like, stack=False)[1], dtype=torch.float64, device=like.device)
+    for piece in row_pieces(tensors, name, stack=False):
         for total, each in zip(sums, _pair_products(*vectors_of(piece, of)), strict=True):
             total += ordered_row_sums(each.T)
     shares = nuslerp_shares(sums, t)
-    return merge_rows(tensors, name, lambda piece: _mixed(piece, vectors_of(piece, of), shares, of))
+    return merge_rows(tensors, name, lambda piece: _mixed(piece, vectors_of(piece, of), shares, of), stack=False)
 
 
 def _pair_products(one: Tensor, other: Tensor) -> tuple[Tensor, ...]:

@@ -47,6 +47,7 @@ def merge_regmean(tensors: RuleTensors) -> Iterator[tuple[str, Tensor]]:
         if merged is None:
             merged = tensors.merge(name, lambda piece: weighted_sum(piece.sources, shares))
         yield name, merged
+        del merged  # taken: gone before the next is made
 
 
 class _Layers:

@@ -130,6 +130,7 @@ class FusedRule:
                 merged = torch.empty(self._tensors.like(name).shape, dtype=self._dtype, device=self._device)
                 self._votes({name: self._merge(name, merged, positive=positive)})
                 yield name, merged
+                del merged  # taken: gone before the next is made
 
     def _scopes(self) -> dict[tuple[str, ...], list[str]]:
         """Scope -> the rule's tensors in it, in order. Without a majority every tensor is by itself."""

@@ -174,9 +174,11 @@ class _Written:
 
     def counted(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in tensors:
-            yield name, tensor  # back here it has been written
+            nbytes = tensor.nbytes
+            yield name, tensor
+            del tensor  # written: gone before the next is made
             self.tensors += 1
-            self.bytes += tensor.nbytes
+            self.bytes += nbytes
             self._progress(self.bytes, self._total, name)
 
 

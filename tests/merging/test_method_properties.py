@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from typing import Any
 
 import pytest
 import torch
 
-from evomerge.merging import merge_state_dicts
+from evomerge.merging import RuleTensors, merge_rule, merge_state_dicts
 from evomerge.methods import METHODS, MethodInfo
+from evomerge.methods.resolve import resolve_options, resolve_parameters
 
 SHAPES = {
     "scalar": (),
@@ -118,3 +120,26 @@ def test_an_element_depends_on_the_same_element_of_base_and_sources_alone(name: 
         statistics = [{key: each[key][2:4] for key in ("vector", "matrix")} for each in statistics]
     part = merged(name, parts[0], parts[1:], {}, statistics)
     assert all(torch.equal(part[key], whole[key][2:4]) for key in part)
+
+
+@pytest.mark.parametrize("name", METHODS_OF_NUMBERS)
+def test_a_method_lets_go_of_a_tensor_before_it_makes_the_next(name: str) -> None:
+    info = METHODS_OF_NUMBERS[name]
+    count = info.sources or 2
+    base, *sources = models(count)
+    rule = RuleTensors(
+        names=tuple(SHAPES),
+        base=base,
+        sources=tuple(sources),
+        parameters=resolve_parameters(name, {}, count),
+        options=resolve_options(name, {each.name: 0 for each in info.source_options}, n_sources=count),
+        once=True,
+        statistics=statistics_of(info, count),
+        rounded=torch.bfloat16,
+    )
+    earlier: list[weakref.ref[torch.Tensor]] = []
+    for _, tensor in merge_rule(name, rule):
+        assert not any(each() is not None for each in earlier)
+        earlier.append(weakref.ref(tensor))
+        del tensor
+    assert len(earlier) == len(SHAPES)

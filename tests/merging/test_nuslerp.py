@@ -48,6 +48,21 @@ def test_each_row_and_each_column_has_an_angle_of_its_own(piece, monkeypatch):
     assert torch.allclose(merged(ONE, OTHER, [3.0, 1.0]).flatten(), torch.tensor(flat))
 
 
+@pytest.mark.parametrize("piece", [2, 1 << 17])
+@pytest.mark.parametrize("method", ["nuslerp", "arcee_fusion", "model_stock"])
+def test_the_rows_of_a_stack_are_those_of_its_matrices(method, piece, monkeypatch):
+    monkeypatch.setattr(rule_tensors, "CPU_PIECE", piece)
+    generator = torch.Generator().manual_seed(0)
+    base, *sources = (torch.randn(2, 3, 5, generator=generator) for _ in range(3))
+    options = {"nuslerp": {"units": "rows"}, "model_stock": {"filter_wise": True}}.get(method, {})
+
+    def found(shape):
+        given = [{"w": each.reshape(shape)} for each in (*sources, base)]
+        return merge_state_dicts(method, given[:2], given[2] if method == "model_stock" else None, {}, options)["w"]
+
+    assert torch.equal(found((2, 3, 5)).reshape(6, 5), found((6, 5)))
+
+
 def test_one_row_is_a_tensor_and_so_is_a_vector_in_any_unit():
     one, other = torch.tensor(ONE).flatten(), torch.tensor(OTHER).flatten()
     expected = merged(one, other, [3.0, 1.0])
