@@ -192,9 +192,9 @@ class Student:
     def logits_of_source(self, source: str, batch: Batch) -> Tensor:
         """The logits [N, V] of a source at the counted positions of a batch.
 
-        A source of the live dtype is run from its resident tensors; one of another dtype, or of another form, is
-        written into the live model, so that no second copy of any weights is needed, and the merge is written anew
-        afterwards.
+        A source of the live dtype on the live model's device is run from its resident tensors; one of another dtype or
+        form, or one that is streamed to the device, is written into the live model, so that no second copy of any
+        weights is needed, and the merge is written anew afterwards.
         """
         self._count(batch, gradients=False)
         tensors = self._weights[source]
@@ -212,7 +212,7 @@ class Student:
         """Whether the source can be run without being written into the live model or copied."""
         tensors = self._weights[source]
         return len(self._keys) == len(self.names) and all(
-            not is_computed(tensors, name) and tensors[name].dtype == self.live[name].dtype for name in self.names
+            not is_computed(tensors, name) and _alike(tensors[name], self.live[name]) for name in self.names
         )
 
     def _run(self, batch: Batch, tensors: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -238,6 +238,11 @@ class Student:
             self.gradient_tokens += batch.size
         else:
             self.forward_tokens += batch.size
+
+
+def _alike(tensor: Tensor, live: Tensor) -> bool:
+    """Whether a tensor can stand in for a live one as it is."""
+    return tensor.dtype == live.dtype and tensor.device == live.device
 
 
 def _no_sum(recipe: Recipe) -> Rule | None:

@@ -48,6 +48,16 @@ def test_an_adapter_teaches_from_the_live_model_and_a_whole_model_from_its_own_w
         assert student.runs_in_place("base")
 
 
+def test_a_source_that_is_elsewhere_than_the_live_model_is_written_into_it(opened: tuple[Source, Source]) -> None:
+    base, expert = opened
+    bank = WeightBank(base, [expert], dtype=torch.float32, device=torch.device("cpu"))
+    with bank.borrow() as (model, _):
+        streamed = model.to("meta")
+        live = {name: streamed.get_parameter(base.live_names[name]) for name in base.catalogue.names}
+        recipe = replace(_recipe(base, expert, "task_arithmetic"), space="full")
+        assert not Student(streamed, live, bank.weights, recipe).runs_in_place("base")
+
+
 def test_a_training_starts_from_a_sum_in_core_space_and_from_no_other_merge_there(
     opened: tuple[Source, Source],
 ) -> None:
