@@ -27,7 +27,11 @@ _TOKENS = ("embedding", "head")  # parts of the catalogue whose rows are tokens
 
 @dataclass
 class _Parts:
-    """Stored names of what changes one tensor, by their roles."""
+    """Stored names of what changes one tensor, by their roles.
+
+    Attributes:
+        whole: stored name of values -> the parameter of the live model that has them.
+    """
 
     module: str
     whole: dict[str, str] = field(default_factory=dict)
@@ -100,7 +104,7 @@ class _Reading:
             elif magnitude:
                 parts.magnitude = stored
             else:
-                parts.whole[used] = stored
+                parts.whole[stored] = self._parameter(used, name)
             if match and len(_uses(self._base, name)) > 1:
                 self._refuse_tied(used, name)
         if unknown:
@@ -110,6 +114,11 @@ class _Reading:
                 + (f", {self._settings.base}" if self._settings.base else "")
             )
         return grouped
+
+    def _parameter(self, used: str, name: str) -> str:
+        """The parameter of the live model that a place in the file is. A tensor's name in the base's files, which
+        adapters of earlier transformers have, is the parameter that holds it."""
+        return used if used in _uses(self._base, name) else self._base.live_names.get(name, name)
 
     def _change(self, name: str, parts: _Parts) -> Change | None:
         whole = self._whole(name, parts)
@@ -132,13 +141,13 @@ class _Reading:
         """The stored values of a tensor; None where there are none, or they are the base's."""
         if not parts.whole:
             return None
-        stored = [self._tensors[each] for each in parts.whole.values()]
-        if not _uses(self._base, name) <= parts.whole.keys() or any(not _equal(stored[0], each) for each in stored[1:]):
-            self._refuse_tied(" and ".join(parts.whole), name)
+        stored, changed = [self._tensors[each] for each in parts.whole], set(parts.whole.values())
+        if not _uses(self._base, name) <= changed or any(not _equal(stored[0], each) for each in stored[1:]):
+            self._refuse_tied(" and ".join(sorted(changed)), name)
         tensor, base = stored[0], self._base.tensors[name]
         resized = tensor.shape != base.shape
         if resized and (self._base.catalogue[name].part not in _TOKENS or tensor.shape[1:] != base.shape[1:]):
-            self._refuse_shape(next(iter(parts.whole.values())), tensor, name)
+            self._refuse_shape(next(iter(parts.whole)), tensor, name)
         if resized:
             self._notes.append(
                 f"{name} has {len(tensor)} rows in the adapter and {len(base)} in {self._base.name!r}; merges have the "

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from lora_models import merged_by_peft, open_base, save_adapter, save_base
+from lora_models import SIZES, merged_by_peft, open_base, save_adapter, save_base
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, MixtralConfig
 
 from evomerge.adapters import AdaptedTensors, open_expert
 from evomerge.bank import WeightBank
@@ -269,6 +270,24 @@ def test_a_tied_tensor_is_changed_in_all_of_its_uses_or_refused(tmp_path: Path) 
     save_file({name: whole.clone() for name in names}, adapter / "adapter_model.safetensors")
     assert torch.equal(_open(base, adapter).tensors["model.embed_tokens.weight"], whole)
     assert len(stored) > 0
+
+
+def test_a_module_saved_whole_is_read_by_its_name_in_the_files_of_the_base(tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = MixtralConfig(**SIZES, num_local_experts=2)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    opened = open_base(tmp_path / "base")
+    gate, place = "model.layers.0.block_sparse_moe.gate.weight", "model.layers.0.mlp.gate.weight"
+    assert opened.live_names[gate] == place
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": [], "modules_to_save": ["gate"]}
+    for number, name in enumerate((gate, place)):
+        adapter = tmp_path / f"adapter{number}"
+        adapter.mkdir()
+        (adapter / "adapter_config.json").write_text(json.dumps(settings))
+        whole = torch.full_like(opened.tensors[gate], number + 1.0)
+        save_file({f"base_model.model.{name}": whole}, adapter / "adapter_model.safetensors")
+        assert torch.equal(open_expert(_ref(adapter), base=opened).tensors[gate], whole)
 
 
 def test_a_folder_without_weights_or_with_a_whole_model_is_refused(tmp_path: Path) -> None:
