@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from evomerge.tensors.common_dtype import common_dtype
 from evomerge.tensors.computed_tensors import ComputedTensors
 from evomerge.tensors.one_thread import one_thread
 
@@ -159,7 +160,7 @@ class AdaptedTensors(ComputedTensors):
 
 
 def _wide(base: Tensor) -> torch.dtype:
-    return torch.promote_types(base.dtype, torch.float32)
+    return common_dtype(base.dtype, torch.float32)
 
 
 def common_rows(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from evomerge.adapters.adapter_settings import AdapterSettings
 from evomerge.checkpoints.source import Source
 from evomerge.errors import InvalidInput
 from evomerge.messages import counted, some
+from evomerge.tensors.common_dtype import common_dtype
 
 PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<letter>[AB])(\.default)?(\.weight)?")
@@ -235,5 +236,5 @@ def _uses(base: Source, name: str) -> set[str]:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    wide = torch.promote_types(one.dtype, other.dtype)
+    wide = common_dtype(one.dtype, other.dtype)
     return torch.equal(one.to(wide), other.to(wide))

@@ -23,6 +23,7 @@ from evomerge.checkpoints.vocabulary import read_vocabulary, same_tokenizer, tok
 from evomerge.errors import InvalidInput
 from evomerge.fitting.token_rows import LEAST_SHARED, TokenRows, token_rows
 from evomerge.messages import counted, some
+from evomerge.tensors.common_dtype import common_dtype
 
 Making = Callable[[], torch.Tensor]
 
@@ -177,7 +178,7 @@ class _Fitting:
         base, own = self._base, self._made.get(name, lambda: self._expert.tensors[name])
         self._aligned[name] = rows.digest
         dtypes = (getattr(torch, header[name][1]) for header in (self._header, base.header))
-        self._header[name] = base.header[name][0], dtype_name(torch.promote_types(*dtypes))
+        self._header[name] = base.header[name][0], dtype_name(common_dtype(*dtypes))
         self._made[name] = lambda: rows.aligned(own(), base.tensors[name])
 
     def _say_of_tokens(self, rows: TokenRows) -> None:

@@ -10,6 +10,7 @@ import torch
 from evomerge.checkpoints.digests import tensor_digest
 from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.messages import some
+from evomerge.tensors.common_dtype import common_dtype
 
 LEAST_SHARED = 0.5  # of the base's tokens; with fewer, the two vocabularies have little to do with each other
 
@@ -47,7 +48,7 @@ class TokenRows:
             theirs: of the expert, [its rows, ...].
             ours: of the base, [rows, ...]. The result is in the wider dtype of the two, so that no row is rounded.
         """
-        dtype = torch.promote_types(theirs.dtype, ours.dtype)
+        dtype = common_dtype(theirs.dtype, ours.dtype)
         rows = theirs.index_select(0, self.origins.clamp(min=0)).to(dtype)
         missing = self.origins < 0
         rows[missing] = ours[missing].to(dtype)

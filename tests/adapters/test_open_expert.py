@@ -155,6 +155,21 @@ def test_an_adapter_of_16_bits_keeps_what_16_bits_would_round_away(tmp_path: Pat
     assert check_compatible(opened, [source]) == []
 
 
+def test_a_base_of_8_bits_is_changed_in_float32(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    adapter = save_adapter(base, tmp_path / "adapter", modules_to_save=["lm_head"])
+    file = base / "model.safetensors"
+    save_file({name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(file).items()}, file)
+    opened = open_base(base)
+    source = open_expert(_ref(adapter), base=opened)
+    stored = load_file(adapter / "adapter_model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    left, right = (stored[f"base_model.model.{name.replace('weight', f'lora_{each}.weight')}"] for each in "BA")
+    torch.testing.assert_close(source.tensors[name], opened.tensors[name].float() + 2 * left @ right)
+    assert torch.equal(source.tensors["lm_head.weight"], stored["base_model.model.lm_head.weight"])
+    assert source.header[name][1] == source.header["lm_head.weight"][1] == "float32"
+
+
 def test_a_tensor_that_is_not_changed_is_the_base_s_own(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base")
     adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])

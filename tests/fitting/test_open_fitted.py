@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from evomerge.bank.open_bank import open_bank
 from evomerge.checkpoints import Source, check_compatible, open_source
@@ -51,6 +53,23 @@ def test_rows_without_a_token_keep_their_places_and_those_of_new_tokens_are_the_
     rows, stored = expert.tensors[EMBEDDINGS], expert.weights.tensors[EMBEDDINGS]
     assert torch.equal(rows[[0, 1, 2, 4, 5]], stored[[0, 1, 2, 4, 5]])
     assert torch.equal(rows[[3, 6, 7]], base.tensors[EMBEDDINGS][[3, 6, 7]])
+
+
+@pytest.mark.parametrize("other", [torch.bfloat16, torch.float8_e4m3fn])
+def test_rows_of_8_bits_are_joined_with_those_of_the_base_without_rounding(
+    make_ref: MakeRef, other: torch.dtype
+) -> None:
+    eight = torch.float8_e4m3fn
+    refs = make_ref("base", "abc"), make_ref("expert", "xca", tokenizer="base")
+    for ref, dtype in zip(refs, (other, eight), strict=True):
+        file = Path(ref.location) / "model.safetensors"
+        save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file)
+    base, expert = _opened(*refs)
+    rows, stored = expert.tensors[EMBEDDINGS], expert.weights.tensors[EMBEDDINGS]
+    wide = eight if other == eight else torch.float32
+    assert (rows.dtype, expert.header[EMBEDDINGS][1]) == (wide, str(wide).removeprefix("torch."))
+    assert torch.equal(rows[[0, 2]].float(), stored[[2, 1]].float())
+    assert torch.equal(rows[1].float(), base.tensors[EMBEDDINGS][1].float())
 
 
 def test_copies_of_embeddings_are_counted_as_memory_of_a_worker(make_ref: MakeRef) -> None:
