@@ -13,7 +13,7 @@ from rich.text import Text
 
 from evomerge.adapters import adapter_names, open_expert
 from evomerge.artefacts import write_model
-from evomerge.artefacts.adapter_writer import check_adapter_folder, write_adapter
+from evomerge.artefacts.adapter_writer import check_adapter_folder, largest_difference, write_adapter
 from evomerge.artefacts.emr_artefact import check_emr_folder, position_of, write_emr
 from evomerge.artefacts.exported_files import exported_names
 from evomerge.artefacts.model_writer import check_model_folder
@@ -154,11 +154,6 @@ def export_adapter(stored: StoredSearch, which: str, out: Path, file: Path | Non
         card=card.of_model(chosen.recipe, reproduce, _ADAPTER, sanity=probe.note),
     )
     written = open_expert(ModelRef("adapter", str(out.absolute())), base=inputs.base, fingerprinted=False).tensors
-    apart = [
-        float((written[name].to(tensor.dtype).double() - tensor.double()).abs().max())
-        for name, tensor in bank.merged(chosen.recipe)
-        if tensor.is_floating_point() and tensor.numel()
-    ]
     return {
         "schema": SCHEMA,
         "model": chosen.label,
@@ -166,7 +161,7 @@ def export_adapter(stored: StoredSearch, which: str, out: Path, file: Path | Non
         "recipe": chosen.recipe.digest,
         "tensors": len(products),
         "largest_rank": max(product.rank for product in products.values()),
-        "largest_difference": max(apart),
+        "largest_difference": largest_difference(written, bank.merged(chosen.recipe)),
         "licenses": card.judgement.to_data(),
         "sanity": probe.to_document(),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,15 @@ def check_adapter_folder(out: Path, *, base: Source, recipe: Recipe) -> None:
         is_export=is_export,
         patterns=ADAPTER,
         sources=(base.directory, *(Path(ref.location) for ref in (recipe.base, *recipe.sources))),
+    )
+
+
+def largest_difference(written: Mapping[str, Tensor], merged: Iterable[tuple[str, Tensor]]) -> float:
+    """The largest distance of the floating-point elements of a merge, made on any device, from those of an adapter over
+    its base, rounded to the dtype of the merge."""
+    on_host = ((name, tensor.cpu()) for name, tensor in merged if tensor.is_floating_point() and tensor.numel())
+    return max(
+        float((written[name].to(tensor.dtype).double() - tensor.double()).abs().max()) for name, tensor in on_host
     )
 
 

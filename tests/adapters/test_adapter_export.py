@@ -19,7 +19,7 @@ from peft.utils import transformers_weight_conversion as peft_conversion
 from transformers import AutoModelForCausalLM, DeepseekV3Config, LlamaConfig, PreTrainedConfig, Qwen3NextConfig
 
 from evomerge.adapters import LowRank, open_expert
-from evomerge.artefacts.adapter_writer import write_adapter
+from evomerge.artefacts.adapter_writer import largest_difference, write_adapter
 from evomerge.bank import WeightBank
 from evomerge.checkpoints.live import meta_model
 from evomerge.checkpoints.source import Source
@@ -215,6 +215,25 @@ def test_only_an_earlier_export_of_an_adapter_is_replaced(folder: str, says: str
         _export(base, experts, recipe, tmp_path / folder)
     for _ in range(2):
         _export(base, experts, recipe, tmp_path / "out")
+
+
+class _OnDevice(torch.Tensor):
+    """A tensor that no operation takes together with one of the host, as on another device."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(type(each) is torch.Tensor for each in args):
+            raise RuntimeError("Expected all tensors to be on the same device")
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        return result.as_subclass(torch.Tensor) if function is torch.Tensor.cpu else result
+
+
+def test_an_adapter_is_compared_with_a_merge_that_was_made_on_another_device() -> None:
+    written = {"w": torch.tensor([1.0, 2.0]), "ids": torch.tensor([1])}
+    merged = {"w": torch.tensor([1.0, 2.25]).as_subclass(_OnDevice), "ids": torch.tensor([3])}
+    with pytest.raises(RuntimeError, match="same device"):
+        written["w"] - merged["w"]
+    assert largest_difference(written, merged.items()) == 0.25
 
 
 def test_the_winner_of_a_search_in_core_space_is_exported_as_a_model_and_as_an_adapter(
