@@ -41,6 +41,7 @@ class WorkerSetup:
             the URL of an object store.
         patience: seconds that a store of artifacts is waited for.
         ingredients: number of merges that memory was planned for as sources of other merges.
+        need: the `MemoryNeed` that the sources were placed by, as plain data; None: a worker counts the sources alone.
         logs: folder of the logs of workers; None: they keep none.
         checkpoint: seconds between two checkpoints of an evaluation.
         beside_weights: name -> digest of the files beside the base's weights.
@@ -65,6 +66,7 @@ class WorkerSetup:
     artifacts: str | None = None
     patience: float = 0.0
     ingredients: int = 0
+    need: Mapping[str, int] | None = None
     logs: str | None = None
     checkpoint: float = 60.0
     beside_weights: Mapping[str, str] = field(default_factory=dict)

@@ -135,6 +135,7 @@ class Worker:
         """The resident sources, opened on first use: an analytic evaluator never needs them."""
         if self._bank is None:
             from evomerge.bank import open_bank
+            from evomerge.bank.memory import MemoryNeed
             from evomerge.bank.shared_tensors import SharedTensors
 
             setup = self._setup
@@ -147,6 +148,7 @@ class Worker:
                 allow=setup.allow,
                 files=self._artifacts.files if self._artifacts else None,
                 ingredients=setup.ingredients,
+                need=None if setup.need is None else MemoryNeed(**setup.need),
                 gpus=setup.gpus,
                 neighbours=setup.neighbours,
                 engine=gpu_share(setup.settings),

@@ -8,8 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from evomerge.adapters.adapter_bytes import AdapterBytes
+import torch
+
+from evomerge.adapters.adapter_bytes import AdapterBytes, adapter_bytes
 from evomerge.catalogue import TensorCatalogue, TensorEntry
+from evomerge.checkpoints import Source
 from evomerge.merging.della import KEPT_BYTES as RANK_BYTES
 from evomerge.merging.della import rank_bytes
 from evomerge.merging.opcm import KEPT_BYTES, is_linear
@@ -152,6 +155,13 @@ def memory_need(
         layers=models * sum(entry.numel for entry in inside) * BYTES[dtype],
         copied_layers=models * sum(entry.numel for entry in inside if entry.dtype != dtype) * BYTES[dtype],
     )
+
+
+def need_of_sources(base: Source, experts: Sequence[Source], dtype: torch.dtype, *, ingredients: int = 0) -> MemoryNeed:
+    """Bytes that merges of sources hold where no search is known that makes them: `memory_need` without what a search
+    measures, solves for and keeps."""
+    name, adapters = str(dtype).removeprefix("torch."), adapter_bytes(experts)
+    return memory_need(base.catalogue, 1 + len(experts), name, ingredients=ingredients, adapters=adapters)
 
 
 def available_memory() -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from evomerge.adapters import open_expert
+from evomerge.bank.memory import MemoryNeed
 from evomerge.bank.placement import this_machine
 from evomerge.bank.shared_tensors import SharedTensors
 from evomerge.bank.weight_bank import WeightBank, default_device
@@ -25,6 +26,7 @@ def open_bank(
     allow: Collection[str] = (),
     files: Path | None = None,
     ingredients: int = 0,
+    need: MemoryNeed | None = None,
     gpus: float = 1.0,
     neighbours: int = 1,
     engine: float = 0.0,
@@ -37,6 +39,7 @@ def open_bank(
     Args:
         files: the folder with the files of recipes, such as trained coefficients.
         ingredients: number of merges that are kept as sources of other merges.
+        need: memory that the search was planned with; None: what the sources alone need.
         gpus: how many GPUs, or what share of one, are this process's.
         neighbours: workers that may be on this machine, this one included.
         engine: share of a GPU's memory that an engine takes beside the live model.
@@ -52,6 +55,7 @@ def open_bank(
         device=chosen,
         files=files,
         ingredients=ingredients,
+        need=need,
         machine=this_machine(gpus if chosen.type == "cuda" else 0.0, neighbours, engine=engine),
         shared=shared,
     )

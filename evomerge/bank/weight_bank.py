@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evomerge.adapters.adapter_bytes import adapter_bytes
 from evomerge.artefacts.streamed_weights import spilled
 from evomerge.bank.core_merges import CoreMerges
 from evomerge.bank.file_guard import FileGuard
 from evomerge.bank.layer_pool import LayerPool
-from evomerge.bank.memory import memory_need
+from evomerge.bank.memory import MemoryNeed, need_of_sources
 from evomerge.bank.merge_memory import MergeMemory
 from evomerge.bank.placement import Machine, Place, Placement, place_sources, placed, placed_experts, this_machine
 from evomerge.bank.recipe_check import check_recipe
@@ -67,6 +66,7 @@ class WeightBank:
         kernels: Kernels | None = None,
         store: TableStore | None = None,
         ingredients: int = 0,
+        need: MemoryNeed | None = None,
         machine: Machine | None = None,
         shared: SharedTensors | None = None,
         one_merge: Path | None = None,
@@ -78,6 +78,7 @@ class WeightBank:
             store: keeps threshold tables on disk, by default in the user's cache.
             ingredients: number of merges that memory was planned for as sources of other merges. A recipe with more
                 has them all while it is written; then those that were not used for longest are dropped.
+            need: memory that was planned for; by default what the sources alone need.
             machine: by default this one, all of it.
             shared: what is made of the sources and kept in main memory, the workers of a machine have once in it.
         """
@@ -85,13 +86,7 @@ class WeightBank:
         self.dtype = dtype
         self.device = device
         machine = machine or this_machine(float(device.type == "cuda"))
-        need = memory_need(
-            base.catalogue,
-            1 + len(experts),
-            str(dtype).removeprefix("torch."),
-            ingredients=ingredients,
-            adapters=adapter_bytes(experts),
-        )
+        need = need or need_of_sources(base, experts, dtype, ingredients=ingredients)
         if one_merge is None or device.type != "cpu":
             self.placement = place_sources(need, machine, shared=shared is not None)
         else:

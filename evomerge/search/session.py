@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import optuna
@@ -39,7 +39,7 @@ from evomerge.loop.dispatcher import find_batch_size, reason_of
 from evomerge.loop.steering import Steering
 from evomerge.loop.stop import GO_ON, Stop
 from evomerge.objective import Collapsed, Objective, build_objective, task_weights
-from evomerge.opening.capacity import placement_of
+from evomerge.opening.capacity import memory_of, placement_of
 from evomerge.opening.inputs import Inputs, open_inputs
 from evomerge.opening.measurements import all_measurements
 from evomerge.opening.open_study import OpenSearch, open_search
@@ -164,7 +164,7 @@ def open_session(
         _beat_with(stop, Heartbeat(opened.search))
         for name, (then, now) in changed_versions(opened.search.study).items():
             listener.on_phase(f"warning: {name} was {then} when the study was made, now it is {now}")
-        setup = inputs.setup(opened.identity)
+        setup = replace(inputs.setup(opened.identity), need=asdict(memory_of(inputs)))
         with _starting(opened, listener):
             opening = open_executor(
                 setup,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import sys
+from dataclasses import asdict, replace
 
 import pytest
 import yaml
 
+from evomerge.bank.placement import Machine, Place, place_sources
 from evomerge.errors import InvalidInput
 from evomerge.merging.regmean import KEPT_BYTES
 from evomerge.opening.capacity import memory_of, placement_of, trained_weights
 from evomerge.opening.inputs import open_inputs
 from evomerge.opening.measurements import all_measurements, measured_sizes
 from evomerge.spec import load_spec
+from evomerge.worker import Worker
 
 
 def worker_bytes(write_spec, space: str, baselines: list[str]) -> int:
@@ -27,14 +30,18 @@ def test_only_methods_that_sort_magnitudes_need_memory_for_it(write_spec, space)
     assert worker_bytes(write_spec, space, ["uniform-soup"]) == without
 
 
-@pytest.mark.parametrize("space", ["regmean-global", "fisher-global"])
-def test_statistics_are_counted_for_the_searches_that_measure_some(write_spec, space):
+def open_measured(write_spec, space):
     path = write_spec(space=space, baselines=[], dtype="float32")
     content = yaml.safe_load(path.read_text())
     for source in content["sources"][1:]:
         source["calibration"] = {"task": "any", "items": 4}
     path.write_text(yaml.safe_dump(content))
-    inputs = open_inputs(load_spec(path))
+    return open_inputs(load_spec(path))
+
+
+@pytest.mark.parametrize("space", ["regmean-global", "fisher-global"])
+def test_statistics_are_counted_for_the_searches_that_measure_some(write_spec, space):
+    inputs = open_measured(write_spec, space)
     sizes = measured_sizes(inputs, all_measurements(inputs, []))
     need = memory_of(inputs)
     assert need.statistics == sum(size.file for size in sizes) > 0
@@ -51,6 +58,18 @@ def test_n33_several_gpus_for_a_model_on_one_are_refused_and_left_to_evaluators_
     packed = replace(inputs, spec=inputs.spec.model_copy(update={"evaluator": evaluator}))
     with pytest.raises(InvalidInput, match=r"workers\.gpus is 2, but a worker holds its model on one GPU"):
         placement_of(packed, 1, gpus=2.0)
+
+
+def test_a_worker_places_the_sources_by_the_memory_that_the_search_was_planned_with(write_spec, monkeypatch):
+    inputs = open_measured(write_spec, "regmean-global")
+    need = memory_of(inputs)
+    # Too small a GPU for sources and statistics, and one that the sources alone would fit in.
+    machine = Machine(1, int((need.worker + need.statistics + need.sources) / 0.75) - 1)
+    monkeypatch.setattr(sys.modules["evomerge.bank.open_bank"], "this_machine", lambda *rest, **named: machine)
+    setup = replace(inputs.setup(), device="cpu")
+    planned, alone = (Worker(replace(setup, need=given)).bank.placement for given in (asdict(need), None))
+    assert planned == place_sources(need, machine)
+    assert (planned.place, alone.place) == (Place.MAPPED, Place.DEVICE)
 
 
 def test_what_workers_share_is_predicted_once_for_the_machine(write_spec):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from evomerge.cli import run_command
 from evomerge.errors import InvalidInput, OtherSpec, StoppedByFailures, StudyHeld
 from evomerge.evaluation.synthetic import SyntheticEvaluator
 from evomerge.leases.lock import hold
+from evomerge.opening.capacity import memory_of
 from evomerge.opening.inputs import open_inputs
 from evomerge.search.run import Listener
 from evomerge.spec import override, spec_from_json
@@ -415,6 +417,20 @@ def test_the_status_attribute_is_small_and_says_where_the_search_stands(write_sp
 def test_n33_workers_without_ray_are_refused_not_ignored(write_spec, capsys, command):
     assert run_command([*command, str(write_spec()), "--ray", "none", "--workers", "2"]) == 2
     assert "--ray none has one worker" in capsys.readouterr().err
+
+
+def test_workers_are_given_the_memory_that_the_search_was_planned_with(write_spec, monkeypatch):
+    given = []
+
+    def refuse(setup, *rest, **named):
+        given.append(setup.need)
+        raise InvalidInput("no workers today")
+
+    monkeypatch.setattr("evomerge.search.session.open_executor", refuse)
+    path = write_spec()
+    with pytest.raises(InvalidInput, match="no workers today"):
+        search(path)
+    assert given == [asdict(memory_of(open_inputs(load_spec(path))))]
 
 
 def test_n32_a_search_that_cannot_fit_is_refused_before_it_starts(write_spec, monkeypatch):
