@@ -96,9 +96,10 @@ class Change:
         return changed
 
     @property
-    def nbytes(self) -> int:
+    def tensors(self) -> list[Tensor]:
+        """The tensors that it holds."""
         product = () if self.product is None else (self.product.left, self.product.right)
-        return sum(each.nbytes for each in (self.whole, self.magnitude, *product) if each is not None)
+        return [each for each in (self.whole, self.magnitude, *product) if each is not None]
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Change:
         """The same change in other memory."""
@@ -150,9 +151,9 @@ class AdaptedTensors(ComputedTensors):
         return _wide(tensor) if name in self.changes else tensor.dtype
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of what it holds beside the base."""
-        return sum(change.nbytes for change in self.changes.values())
+    def held(self) -> list[Tensor]:
+        """The tensors that it holds beside the base's."""
+        return [tensor for change in self.changes.values() for tensor in change.tensors]
 
     def over(self, base: Tensors, move: Callable[[Tensor], Tensor]) -> AdaptedTensors:
         """The same changes, in the memory that `move` gives, of the same base in other memory."""

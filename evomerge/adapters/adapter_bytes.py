@@ -14,11 +14,11 @@ class AdapterBytes:
     """Bytes of one adapter.
 
     Attributes:
-        held: of its factors, and of what it replaces.
+        held: the sizes of its factors, and of what it replaces, tensor by tensor.
         made: of the largest tensor that it changes, while it is read.
     """
 
-    held: int
+    held: tuple[int, ...]
     made: int
 
 
@@ -29,5 +29,5 @@ def adapter_bytes(sources: Sequence[Source]) -> list[AdapterBytes]:
         if isinstance(source.tensors, AdaptedTensors):
             changed = [source.catalogue[name] for name in source.tensors.changes]
             made = max((entry.numel * (8 if entry.dtype == "float64" else 4) for entry in changed), default=0)
-            found.append(AdapterBytes(held=source.tensors.nbytes, made=made))
+            found.append(AdapterBytes(held=tuple(tensor.nbytes for tensor in source.tensors.held), made=made))
     return found

@@ -37,6 +37,7 @@ class MemoryNeed:
             in any case: by each worker, or on a CPU once by those of a machine that share it.
         ingredients: merges that are sources of other merges: of each worker alone, in the memory of the sources where
             that is no file; else they may be shared, too.
+        padding: what sources and ingredients take beside their own bytes in pinned memory, see `_padding`.
     """
 
     worker: int
@@ -45,6 +46,7 @@ class MemoryNeed:
     layers: int = 0
     copied_layers: int = 0
     ingredients: int = 0
+    padding: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,11 +141,15 @@ def memory_need(
     # Merged eagerly, as long as there is no kernel: one tensor in fp32, and in the output's type.
     merging = max(largest * (4 + BYTES[dtype]), sorted_together(largest_scope) * BYTES_PER_SORTED, solving)
     tables = stored * models // 100 if largest_scope else 0
+    made = ingredients * [entry.numel * BYTES[dtype] for entry in catalogue.mergeable]
+    held = [size for each in adapters for size in each.held]
+    copied = (models - len(adapters)) * [entry.numel * BYTES.get(entry.dtype, 8) for entry in catalogue.entries]
     need = MemoryNeed(
         worker=live + kept + max(merging + tables + sum(each.made for each in adapters), measuring),
-        sources=stored * (models - len(adapters)) + sum(each.held for each in adapters),
+        sources=sum(copied) + sum(held),
         statistics=statistics,
-        ingredients=ingredients * sum(entry.numel for entry in catalogue.mergeable) * BYTES[dtype],
+        ingredients=sum(made),
+        padding=sum(map(_padding, (*copied, *held, *made))),
     )
     if not longest_path:
         return need
@@ -155,6 +161,11 @@ def memory_need(
         layers=models * sum(entry.numel for entry in inside) * BYTES[dtype],
         copied_layers=models * sum(entry.numel for entry in inside if entry.dtype != dtype) * BYTES[dtype],
     )
+
+
+def _padding(size: int) -> int:
+    """Bytes that a tensor of this size takes beside its own in pinned memory: torch gives it a power of two."""
+    return (1 << (size - 1).bit_length()) - size if size else 0
 
 
 def need_of_sources(base: Source, experts: Sequence[Source], dtype: torch.dtype, *, ingredients: int = 0) -> MemoryNeed:

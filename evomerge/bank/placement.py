@@ -136,7 +136,7 @@ def place_sources(need: MemoryNeed, machine: Machine, *, workers: int = 1, share
         return Placement(place=Place.DEVICE, device="cuda", sources=need.sources, worker=beside, pageable=False)
     streamed = need.worker + need.statistics + need.layers
     _refuse_excess(streamed, machine.device, machine.device_name)
-    pinned = need.sources + need.ingredients
+    pinned = need.sources + need.ingredients + need.padding
     if pinned * max(workers, machine.neighbours) <= HOST_SHARE * machine.host:
         return Placement(place=Place.PINNED, device="cuda", sources=pinned, worker=streamed, pageable=False)
     each, common = (0, need.ingredients) if shared else (need.ingredients, 0)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from evomerge.bank.file_guard import FileGuard
-from evomerge.bank.memory import MemoryNeed
+from evomerge.bank.memory import MemoryNeed, memory_need
 from evomerge.bank.placement import Machine, Place, place_sources, placed, this_machine
+from evomerge.catalogue import build_catalogue
 from evomerge.checkpoints import open_source
 from evomerge.errors import InvalidInput
 from evomerge.recipe import ModelRef
@@ -90,6 +91,13 @@ def test_workers_that_share_a_gpu_share_its_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 * GB))
     assert [this_machine(gpus).device for gpus in (0.0, 0.25, 1.0, 2.0)] == [None, 20 * GB, 80 * GB, 80 * GB]
+
+
+@pytest.mark.parametrize(("host", "place"), [(182, Place.MAPPED), (400, Place.PINNED)])
+def test_a_pinned_tensor_is_counted_with_the_power_of_two_that_it_takes(host, place):
+    catalogue = build_catalogue({"w": ((34_000_000,), "float32")})  # 136 MB, which are 268 where they are pinned
+    chosen = place_sources(memory_need(catalogue, 1, "float32"), Machine(host * 10**6, 500 * 10**6))
+    assert (chosen.place, chosen.sources) == (place, 2**28 if place is Place.PINNED else 136 * 10**6)
 
 
 def test_what_an_engine_takes_of_a_gpu_is_not_for_sources(monkeypatch):
