@@ -18,7 +18,6 @@ from evomerge.artefacts.emr_artefact import check_emr_folder, position_of, write
 from evomerge.artefacts.exported_files import exported_names
 from evomerge.artefacts.model_writer import check_model_folder
 from evomerge.bank import WeightBank
-from evomerge.bank.device_kind import device_kind
 from evomerge.bank.weight_bank import default_device
 from evomerge.baselines.freshness import current_baselines
 from evomerge.baselines.named_recipes import source_rows
@@ -93,7 +92,7 @@ def export_merge(
         for name, tensor in bank.merged(chosen.recipe):
             actual[name] = tensor_digest(tensor)
             yield name, tensor
-        if expected is not None and expected.device == device_kind(bank.device):
+        if expected is not None and expected.device == bank.device_kind:
             verify_digests(expected.tensors, actual)
 
     card = SearchCard(stored, inputs, label=chosen.label, mergekit=yaml is not None)
@@ -119,7 +118,7 @@ def export_merge(
         "tensors": len(actual),
         "verified": expected is not None and dict(expected.tensors) == actual,
         "differs": [] if expected is None else differing(expected.tensors, actual),
-        "devices": {"scored": None if expected is None else expected.device, "exported": device_kind(bank.device)},
+        "devices": {"scored": None if expected is None else expected.device, "exported": bank.device_kind},
         "mergekit": None if yaml is not None else reason,
         "licenses": card.judgement.to_data(),
         "sanity": probe.to_document(),
@@ -253,7 +252,7 @@ def _export_set(
         "models": recipes.summary(),
         "verified": True,
         "differs": [],
-        "devices": {name: device_kind(bank.device) for name in ("scored", "exported")},
+        "devices": dict.fromkeys(("scored", "exported"), bank.device_kind),
         "mergekit": "it is several models",
         "licenses": card.judgement.to_data(),
         "sanity": probe.to_document(),

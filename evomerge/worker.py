@@ -368,9 +368,7 @@ class Worker:
         )
 
     def _digests(self, recipe: Recipe) -> TensorDigests:
-        from evomerge.bank.device_kind import device_kind
-
-        return TensorDigests(device_kind(self.bank.device), self.bank.live_digests(recipe))
+        return TensorDigests(self.bank.device_kind, self.bank.live_digests(recipe))
 
     def _materialize(self, recipe: Recipe) -> PreTrainedModel:
         started = time.perf_counter()

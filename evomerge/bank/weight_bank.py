@@ -14,6 +14,7 @@ import torch
 
 from evomerge.artefacts.streamed_weights import spilled
 from evomerge.bank.core_merges import CoreMerges
+from evomerge.bank.device_kind import device_kind
 from evomerge.bank.file_guard import FileGuard
 from evomerge.bank.layer_pool import LayerPool
 from evomerge.bank.memory import MemoryNeed, need_of_sources
@@ -270,6 +271,11 @@ class WeightBank:
         """Nothing that the candidate before has left in the model, beside its weights, reaches the next one."""
         if self._state is not None:
             self._state.restore()
+
+    @property
+    def device_kind(self) -> str:
+        """The kind of device that decides the bits of merges."""
+        return device_kind(self.device, streams=self.placement.streams)
 
     @property
     def table_bytes(self) -> int:

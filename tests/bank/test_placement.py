@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from evomerge.bank import WeightBank
+from evomerge.bank.device_kind import device_kind
 from evomerge.bank.file_guard import FileGuard
-from evomerge.bank.memory import MemoryNeed, memory_need
+from evomerge.bank.memory import MemoryNeed, memory_need, need_of_sources
 from evomerge.bank.placement import Machine, Place, place_sources, placed, this_machine
 from evomerge.catalogue import build_catalogue
 from evomerge.checkpoints import open_source
@@ -131,6 +133,20 @@ def test_merges_that_the_machine_cannot_hold_are_refused(machine):
 def test_what_cannot_fit_is_refused_before_anything_is_loaded(machine):
     with pytest.raises(InvalidInput, match="use fewer workers"):
         place_sources(MemoryNeed(worker=15 * GB, sources=40 * GB), machine, workers=4)
+
+
+def test_a_gpu_that_sources_are_streamed_to_is_another_kind_of_device_by_the_processor_beside_it(
+    toy_model, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    base = open_source(ModelRef("base", str(toy_model)))
+    need, processor = need_of_sources(base, [], torch.float32), torch.device("cpu")
+    for share, kind in ((1.0, "cuda NVIDIA H200"), (0.99, f"cuda NVIDIA H200, streamed from {device_kind(processor)}")):
+        machine = Machine(1, int(share * (need.worker + need.sources) / 0.75) + 1)
+        bank = WeightBank(base, [], dtype=torch.float32, device=processor, machine=machine)
+        assert bank.device_kind == device_kind(processor)
+        bank.device = torch.device("cuda")
+        assert bank.device_kind == kind
 
 
 def test_mapped_sources_are_the_mapped_memory_itself():
