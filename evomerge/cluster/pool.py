@@ -65,6 +65,7 @@ class Slot:
         state: backing off, placing, starting, idle or busy.
         since: when it came into that state.
         node: on which its worker is.
+        avoided: nodes on which its worker may not be.
         deadline: by which it has to show a sign of life.
     """
 
@@ -72,6 +73,7 @@ class Slot:
     state: str = BACKING_OFF
     since: float = 0.0
     node: str | None = None
+    avoided: frozenset[str] = frozenset()
     job: Job | None = None
     deadline: float = NEVER
     restarts: int = -1  # its first worker is none
@@ -143,13 +145,20 @@ class Pool:
         return slot
 
     def start_due(self) -> list[Slot]:
-        """The slots that shall have a worker now. They are placing from now on."""
-        now = self._clock.monotonic()
+        """The slots that shall have a new worker now, in place of any they have. They are placing from now on.
+
+        A worker without a place avoids for ever what it avoided when it was started: it is replaced once one of those
+        nodes has left quarantine.
+        """
+        now, bad = self._clock.monotonic(), frozenset(self.quarantined_nodes)
         due = [slot for slot in self.slots if slot.state == BACKING_OFF and slot.record.not_before <= now]
+        again = [slot for slot in self.slots if slot.state == PLACING and slot.avoided - bad]
         for slot in due:
             slot.restarts += 1
+        for slot in (*due, *again):
+            slot.avoided = bad
             self._become(slot, PLACING)
-        return due
+        return due + again
 
     def place(self, slot: Slot, node: str) -> None:
         """The worker of a slot has found a place, and is being built."""

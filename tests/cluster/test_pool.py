@@ -158,6 +158,30 @@ def test_a_node_whose_workers_crash_gets_none_while_another_node_does_its_jobs(c
     assert pool.quarantined_nodes == []
 
 
+def test_a_worker_that_waits_elsewhere_is_started_anew_when_the_quarantine_of_its_node_ends(clock):
+    pool = pool_of(2, clock)
+    bad, good = pool.start_due()
+    pool.place(good, "good")
+    pool.make_ready(good)
+    give(pool, "long")
+    for number in range(3):
+        pool.place(bad, "bad")
+        pool.make_ready(bad)
+        pool.die(give(pool, f"job/{number}"), "bus error", lost=False)
+        clock.advance(5.0)
+        assert pool.start_due() == [bad]
+    restarts = bad.restarts
+    assert bad.avoided == {"bad"}
+    clock.advance(PATIENT_SECONDS)
+    assert (pool.start_due(), pool.waiting, pool.capacity) == ([], 1, 1)
+    clock.advance(60.0 - PATIENT_SECONDS)
+    assert pool.start_due() == [bad]
+    assert (bad.avoided, bad.restarts, pool.capacity) == (frozenset(), restarts, 2)
+    assert pool.start_due() == []
+    pool.place(bad, "bad")
+    assert states(pool) == ["starting", "busy"]
+
+
 def test_the_only_node_is_never_in_quarantine(clock):
     pool = pool_of(2, clock)
     for number in range(4):

@@ -1,11 +1,13 @@
 """Ray with several nodes: they come and go, and cost only what their workers were doing."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from evomerge.cluster import pool as policy
 from evomerge.cluster.ray_executor import RayExecutor
 from evomerge.jobs import Outcome, Scored
 from evomerge.testing.executor_contract import job, setup
@@ -67,5 +69,22 @@ def test_nodes_that_leave_cost_their_running_jobs_alone_and_nodes_that_join_add_
         for key in ("c", "d", "e"):
             pool.submit(job(key))
         assert all(isinstance(result, Scored) for result in outcomes_of(pool, 3).values())
+    finally:
+        pool.close()
+
+
+def test_a_node_has_workers_again_when_its_quarantine_is_over(cluster, monkeypatch):
+    monkeypatch.setattr(policy, "FIRST_QUARANTINE", 10.0)
+    pool = RayExecutor(setup(), count=2, cpus=1, gpus=0, resources={"gpu_slot": 1}, timeout=60.0)
+    try:
+        for number in range(policy.MAX_DEATHS):
+            until(pool, lambda states: states == ["idle", "idle"])
+            ray.kill(pool._actors["worker-1"])
+            pool.submit(replace(job(f"job/{number}"), worker="worker-1"))
+            (result,) = outcomes_of(pool, 1).values()
+            assert result.crashed
+        assert pool._pool.quarantined_nodes
+        until(pool, lambda states: states == ["idle", "placing"])
+        until(pool, lambda states: states == ["idle", "idle"])
     finally:
         pool.close()

@@ -200,8 +200,9 @@ class RayExecutor:
         return self._cluster.view.compared(self._wanted)
 
     def _start(self, slot: Slot) -> None:
-        bad = self._pool.quarantined_nodes
-        elsewhere = {"label_selector": {"ray.io/node-id": f"!in({','.join(bad)})"}} if bad else {}
+        self._end(slot)  # one without a place, which would wait for another node than this one may have
+        bad = ",".join(sorted(slot.avoided))
+        elsewhere = {"label_selector": {"ray.io/node-id": f"!in({bad})"}} if bad else {}
         actor = ray.remote(WorkerActor).options(**self._options, **elsewhere)
         self._actors[slot.name] = actor.remote(self._setup, slot.name, self._threads)
         self._references[slot.name] = self._actors[slot.name].place.remote()
