@@ -23,6 +23,7 @@ from evomerge.jobs import Failed, Job, Outcome, Progress, WorkerSetup
 from evomerge.messages import last_line
 
 POLL_SECONDS: Final = 1.0  # between two looks at deadlines and at the cluster
+SILENT_SECONDS: Final = 0.1  # between two looks at a cluster that does not answer, however much is due
 GET_SECONDS: Final = 120.0  # in which an outcome that is there comes here
 RELEASE_SECONDS: Final = 2.0  # in which idle workers give up what they share
 _NODE_DIED: Final = ("its node has died", "its owner has died")  # in Ray's reason of an actor's death
@@ -119,9 +120,15 @@ class RayExecutor:
             if self._ready:
                 return self._ready.popleft()
             left = end - self._clock.monotonic()
-            event = self._wait(max(0.0, min(left, POLL_SECONDS, self._pool.seconds_to_act())))
+            event = self._wait(max(0.0, min(left, POLL_SECONDS, self._seconds_to_act())))
             if event is not None or left <= 0:
                 return event
+
+    def _seconds_to_act(self) -> float:
+        """Seconds until something can be done. While the cluster does not answer no worker is started, also where one
+        is due."""
+        seconds = self._pool.seconds_to_act()
+        return seconds if self._cluster.answers else max(seconds, SILENT_SECONDS)
 
     def cancel(self, key: str) -> None:
         self._ready = deque(event for event in self._ready if event.key != key)
