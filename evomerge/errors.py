@@ -112,6 +112,17 @@ def noted(reason: BaseException, clean_up: str) -> Iterator[None]:
             reason.add_note(f"then, {clean_up}: {' '.join(f'{type(second).__name__}: {second}'.split())}")
 
 
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and what caused it: the driver's error behind SQLAlchemy's behind Optuna's."""
+    seen: list[BaseException] = []
+    each: BaseException | None = error
+    while each is not None and not any(each is other for other in seen):
+        seen.append(each)
+        yield each
+        orig = getattr(each, "orig", None)
+        each = orig if isinstance(orig, BaseException) else each.__cause__
+
+
 def nearest(given: str, known: Iterable[str]) -> list[str]:
     """The up to three known names that look most like the given one."""
     return difflib.get_close_matches(given, list(known), n=3, cutoff=0.5)

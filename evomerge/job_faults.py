@@ -6,10 +6,11 @@ import signal
 import traceback
 from pathlib import Path
 
-from evomerge.errors import EvomergeError, InvalidInput, ServiceAway
+from evomerge.errors import EvomergeError, InvalidInput, ServiceAway, causes
 from evomerge.interjection import TimedOut
 from evomerge.jobs import Failed
 from evomerge.object_store.remote_folder import ArtifactsAway
+from evomerge.whole_files import OUT_OF_ORDER
 
 REASON_LENGTH = 1500  # characters of what is wrong with the input, so that a study can hold them
 
@@ -31,6 +32,14 @@ def is_service_away(error: BaseException) -> bool:
     return isinstance(error, ArtifactsAway | ServiceAway)
 
 
+def is_file_away(error: BaseException) -> bool:
+    """Whether a disk, such as a full one, or a network file system is at fault: the same job can be done later.
+
+    It may be behind an error that only says what could not be read.
+    """
+    return any(isinstance(each, OSError) and each.errno in OUT_OF_ORDER for each in causes(error))
+
+
 def is_broken_device(error: BaseException) -> bool:
     """Whether an accelerator has failed, rather than the candidate: every later call in this process would fail too.
 
@@ -43,9 +52,18 @@ def is_broken_device(error: BaseException) -> bool:
 
 def failure_of(error: BaseException) -> Failed:
     """The result of a job that an error has ended."""
-    invalid = isinstance(error, InvalidInput)
-    reason = str(error)[:REASON_LENGTH] if invalid else reason_for(error)
-    return Failed(reason, crashed=is_broken_device(error), away=is_service_away(error), invalid=invalid)
+    away = is_service_away(error) or is_file_away(error)
+    invalid = isinstance(error, InvalidInput) and not away
+    return Failed(_reason(error), crashed=is_broken_device(error), away=away, invalid=invalid)
+
+
+def _reason(error: BaseException) -> str:
+    if is_file_away(error):
+        from evomerge.storage.patience import said_of_full_disk  # which imports what no job needs
+
+        if (said := said_of_full_disk(error)) is not None:
+            return said
+    return str(error)[:REASON_LENGTH] if isinstance(error, InvalidInput) else reason_for(error)
 
 
 def reason_for(error: BaseException) -> str:

@@ -249,8 +249,9 @@ class Failed:
             is tried again, as its next attempt.
         lost: its machine was lost (a node died or was pre-empted), which says nothing of the candidate; the job is
             tried again, as the same attempt.
-        away: a service or store that it needs is away, which says nothing of the candidate either; the job is tried
-            again, as the same attempt, until the run stops.
+        away: a service or store that it needs is away, or a disk or a network file system of its machine is out of
+            order, which says nothing of the candidate either; the job is tried again, as the same attempt, until the
+            run stops.
         invalid: the user's input cannot be used; no candidate would fare better, unless the fault is its own after all.
     """
 

@@ -15,6 +15,19 @@ from typing import Final
 from evomerge.errors import noted
 
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Of a file that cannot be used at present, since a disk or a network file system fails.
+OUT_OF_ORDER: Final = (
+    *FULL,
+    errno.EIO,
+    errno.EROFS,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.ESHUTDOWN,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+)
 _PIECE: Final = 1 << 24
 _ASIDE: Final = ".replacing-"  # in the names of files that take the place of another one where a check holds
 

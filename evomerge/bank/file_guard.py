@@ -36,7 +36,7 @@ class FileGuard:
         """Compare every file with its stamp.
 
         Raises:
-            InvalidInput: a file is gone, was replaced, or was written to.
+            InvalidInput: a file is gone, was replaced, or was written to, or cannot be looked at.
         """
         for path, seen in self._seen.items():
             if _stamp(path) != seen:
@@ -56,6 +56,8 @@ def _stamp(path: Path) -> FileStamp | None:
     """Device, inode, size and time of the file itself (in a hub snapshot every name is a link); None without a file."""
     try:
         found = path.stat()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise InvalidInput(f"cannot look at {path}: {error.strerror or error}") from error
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

@@ -214,7 +214,8 @@ def _stored(path: Path, offset: int, entry: Mapping[str, Any]) -> StoredTensor:
 
 def _open(path: Path) -> Any:
     try:
-        return safe_open(path, framework="pt")
+        with path.open("rb"):  # the library says of every file that it cannot open that there is none
+            return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise InvalidInput(f"cannot read {path}: {error}") from error
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -21,7 +21,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy import exc
 
 from evomerge.clock import SYSTEM_CLOCK, Clock
-from evomerge.errors import EvomergeError, Interrupted
+from evomerge.errors import EvomergeError, Interrupted, causes
 from evomerge.messages import duration, in_bytes
 from evomerge.whole_files import FULL
 
@@ -34,6 +34,7 @@ __all__ = [
     "is_full",
     "is_refused",
     "reason_of",
+    "said_of_full_disk",
 ]
 
 _Result = TypeVar("_Result")
@@ -134,7 +135,7 @@ def is_refused(error: BaseException) -> bool:
     """Whether a server has answered, and does not let us in: another user, password or database is needed."""
     return any(
         (_is_of_redis(each) and _is_kind(each, _REDIS_REFUSED)) or _in_words(each, _REFUSALS) is not None
-        for each in _chain(error)
+        for each in causes(error)
         if not isinstance(each, OSError) and not isinstance(each, sqlite3.Error)
     )
 
@@ -143,35 +144,38 @@ def is_full(error: BaseException) -> bool:
     """Whether an error says that a disk of this machine is full, or that no larger file is allowed."""
     return any(
         (isinstance(each, OSError) and each.errno in FULL) or _sqlite_code(each) == sqlite3.SQLITE_FULL
-        for each in _chain(error)
+        for each in causes(error)
     )
 
 
 def full_disk(error: BaseException) -> StorageAway | None:
     """The end of a command that could not write what it had to, for want of room; None for an error of another kind."""
+    said = said_of_full_disk(error)
+    return None if said is None else StorageAway(f"{said}; make room, and run the same command again")
+
+
+def said_of_full_disk(error: BaseException) -> str | None:
+    """The disk that is full, with the room that is left; None for an error of another kind."""
     if not is_full(error):
         return None
     # of a copy the second name is that of the file that is written
-    names = (each.filename2 or each.filename for each in _chain(error) if isinstance(each, OSError))
+    names = (each.filename2 or each.filename for each in causes(error) if isinstance(each, OSError))
     name = next((os.fsdecode(name) for name in names if isinstance(name, str | bytes)), None)
     folder = Path.cwd() if name is None else Path(name).absolute().parent
     disk = "a disk" if name is None else f"the disk of {folder}"
-    return StorageAway(
-        f"{disk} is full, or its quota is used up ({folder}: {_free(folder)}); "
-        "make room, and run the same command again"
-    )
+    return f"{disk} is full, or its quota is used up ({folder}: {_free(folder)})"
 
 
 def reason_of(error: BaseException) -> str:
     """The reason of an error in our own words: the library's may hold a password, or what was taken for a host."""
-    causes = list(_chain(error))
-    for each in causes:
+    found = list(causes(error))
+    for each in found:
         said = _in_words(each, (*_REFUSALS, *_REASONS))
         if said is not None:
             return said
         if isinstance(each, OSError) and each.errno is not None:
             return os.strerror(each.errno)
-    last = causes[-1]
+    last = found[-1]
     code = getattr(last, "sqlstate", None) or next((part for part in last.args[:1] if isinstance(part, int)), None)
     return type(last).__name__ if code is None else f"{type(last).__name__} {code}"
 
@@ -262,17 +266,6 @@ def _free(folder: Path) -> str:
         return f"{in_bytes(shutil.disk_usage(folder).free)} free"
     except OSError:
         return "it cannot be looked at"
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, and what caused it: the driver's error behind SQLAlchemy's behind Optuna's."""
-    seen: list[BaseException] = []
-    each: BaseException | None = error
-    while each is not None and not any(each is other for other in seen):
-        seen.append(each)
-        yield each
-        orig = getattr(each, "orig", None)
-        each = orig if isinstance(orig, BaseException) else each.__cause__
 
 
 def _in_words(error: BaseException, table: tuple[tuple[str, str], ...]) -> str | None:

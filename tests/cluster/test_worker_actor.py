@@ -1,5 +1,6 @@
 """The actor of a worker: what it takes for its worker, and what it gives up."""
 
+import errno
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from evomerge.bank.shared_tensors import PREFIX, SharedTensors
 from evomerge.cluster.ray_executor.actor import WorkerActor
+from evomerge.errors import InvalidInput
 from evomerge.testing.executor_contract import setup
 
 
@@ -30,3 +32,13 @@ def test_a_worker_that_gives_up_what_it_shares_leaves_it_to_the_others(tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == [f"{PREFIX}run"]
     actors[1].release()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_that_cannot_read_its_files_at_present_is_started_again(monkeypatch):
+    def worker(*arguments):
+        raise InvalidInput("cannot read the pack") from OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("evomerge.cluster.ray_executor.actor.Worker", worker)
+    actor = WorkerActor(setup(), "worker", threads=1)
+    with pytest.raises(InvalidInput, match="cannot read"):
+        actor.build()

@@ -8,6 +8,7 @@ from dataclasses import replace
 import ray
 
 from evomerge.errors import InvalidInput
+from evomerge.job_faults import is_file_away
 from evomerge.jobs import Job, Outcome, Progress, WorkerSetup
 from evomerge.worker import Worker
 
@@ -39,8 +40,10 @@ class WorkerActor:
             torch.cuda.set_per_process_memory_fraction(self._setup.gpus)
         try:
             self._worker = Worker(replace(self._setup, neighbours=neighbours), self._name)
-        except InvalidInput as error:  # Ray would wrap it in an error of its own
-            return str(error)
+        except InvalidInput as error:
+            if is_file_away(error):  # this worker is started again
+                raise
+            return str(error)  # which Ray would wrap in an error of its own
         return None
 
     def run(self, job: Job) -> Outcome:
