@@ -289,7 +289,8 @@ class WorkersSpec(Frozen):
     """The workers: how many, what each one gets, and after how many seconds a candidate is given up.
 
     Attributes:
-        count: as many as find a place on the cluster, up to this number; without it as many as find one.
+        count: as many as find a place on the cluster, up to this number. Without it one per GPU of this machine, or as
+            many as its cores allow; on a cluster that is joined the number is needed.
         min: fewer than these do not go on: the run waits, and ends after a while so that it can be resumed.
         cpus: processor cores for each worker.
         gpus: of one node, for each worker; below 1 the share of one GPU. Without it an equal
