@@ -53,7 +53,8 @@ def doctor(spec: SearchSpec | None = None, ray: str | None = None) -> dict[str, 
     Nothing is started or joined. A storage that is there is opened as by every command: a database without tables gets
     them, and what a crash left of a journal's last line is cut off.
     """
-    findings = [*_ray(), *_tokens(), _cluster(ray), _gpus(), *_shared_memory()]
+    allowed = spec is not None and spec.workers.allow_open_cluster
+    findings = [*_ray(), *_tokens(), _cluster(ray, allowed=allowed), _gpus(), *_shared_memory()]
     if spec is not None:
         findings.append(_storage(spec.storage_url))
         if spec.artifacts is not None and is_object_url(spec.artifacts):
@@ -110,13 +111,17 @@ def _token(path: Path, mode: int) -> Finding:
     return Finding("token", "wrong", f"{text}: others can use the cluster; chmod 600 {path}")
 
 
-def _cluster(ray: str | None) -> Finding:
-    """Whether a cluster answers at the address, and its dashboard, or one on this machine, takes jobs from anyone."""
+def _cluster(ray: str | None, *, allowed: bool) -> Finding:
+    """Whether a cluster answers at the address, and its dashboard, or one on this machine, takes jobs from anyone.
+
+    Args:
+        allowed: the spec allows a cluster that does.
+    """
     address = ray or os.environ.get("RAY_ADDRESS") or "auto"
     host = "127.0.0.1" if address in ("auto", "local", "none") else address.rpartition("://")[2].rpartition(":")[0]
     dashboard = f"{host}:{DASHBOARD_PORT}"
     is_open = answers_anyone(dashboard)
-    if is_open:
+    if is_open and not allowed:
         return Finding(
             "cluster",
             "wrong",
@@ -128,6 +133,9 @@ def _cluster(ray: str | None) -> Finding:
             refuse_unanswered(str(ray))
         except EvomergeError as error:
             return Finding("cluster", "wrong", str(error))
+    if is_open:
+        text = f"http://{dashboard} takes jobs from anyone, which the spec allows: let nobody else reach it"
+        return Finding("cluster", "warning", text)
     if is_open is None:
         return Finding("cluster", "ok", f"no dashboard of Ray at {dashboard}")
     return Finding("cluster", "ok", f"http://{dashboard} asks for a token")

@@ -81,7 +81,10 @@ def test_a_mounted_token_that_others_can_change_is_wrong(monkeypatch, tmp_path, 
     assert finding(doctor(), "token")["state"] == "wrong"
 
 
-def test_a_cluster_that_takes_jobs_from_anyone_is_wrong(monkeypatch):
+@pytest.fixture
+def open_cluster(monkeypatch):
+    """A dashboard that takes jobs from anyone."""
+
     class Open(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(200)
@@ -93,10 +96,32 @@ def test_a_cluster_that_takes_jobs_from_anyone_is_wrong(monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Open) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(module, "DASHBOARD_PORT", server.server_port)
-        found = finding(doctor(ray="127.0.0.1:6379"), "cluster")
+        yield server
         server.shutdown()
+
+
+@pytest.mark.usefixtures("open_cluster")
+def test_a_cluster_that_takes_jobs_from_anyone_is_wrong():
+    found = finding(doctor(ray="127.0.0.1:6379"), "cluster")
     assert found["state"] == "wrong"
     assert "allow_open_cluster" in found["text"]
+
+
+@pytest.mark.usefixtures("open_cluster")
+def test_a_cluster_that_takes_jobs_from_anyone_is_a_warning_where_the_spec_allows_it(write_spec):
+    path = write_spec(workers={"allow_open_cluster": True})
+    found = finding(doctor(load_spec(path)), "cluster")
+    assert found["state"] == "warning"
+    assert "which the spec allows" in found["text"]
+    assert run_command(["doctor", str(path)]) == 0
+
+
+@pytest.mark.usefixtures("open_cluster")
+def test_an_open_cluster_that_is_allowed_and_does_not_answer_is_wrong(write_spec):
+    spec = load_spec(write_spec(workers={"allow_open_cluster": True}))
+    found = finding(doctor(spec, ray="127.0.0.1:9"), "cluster")
+    assert found["state"] == "wrong"
+    assert "no Ray cluster answers" in found["text"]
 
 
 @pytest.mark.parametrize(
