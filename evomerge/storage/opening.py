@@ -64,6 +64,19 @@ _NETWORK_FILESYSTEMS: Final = frozenset({
 })  # fmt: skip
 
 _CONNECT_SECONDS = 10  # after which a server that takes no connection counts as away
+# Without limits a connection whose host has vanished, and which nobody resets, hangs for 15 minutes or two hours.
+# PostgreSQL's are those of TCP, which a statement that takes long does not touch. PyMySQL knows only one for an answer:
+# ours come sooner, and InnoDB waits 50 s for a row at most.
+_CONNECTION_LIMITS: Final = {
+    "postgresql+psycopg": {
+        "connect_timeout": _CONNECT_SECONDS,
+        "keepalives_idle": 20,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 30_000,  # milliseconds
+    },
+    "mysql+pymysql": {"connect_timeout": _CONNECT_SECONDS, "read_timeout": 60, "write_timeout": 60},
+}
 _SQLITE_TIMEOUT = 60  # seconds that a write waits for a reader's lock; the default of 5 kills studies
 _SQLITE_SLICE = 4  # of that, where it is repeated with patience: SQLite itself notices no signal meanwhile
 
@@ -189,12 +202,22 @@ def _for_sqlalchemy(url: str) -> str:
 def _open_server(url: str, driver: str, extra: str) -> RDBStorage:
     check_server_url(url)
     rest = url.partition("://")[2]
-    # A connection that the server has closed meanwhile is replaced instead of failing the next write.
-    options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": _CONNECT_SECONDS}}
+
+    def opened() -> RDBStorage:
+        # A connection that the server has closed meanwhile is replaced instead of failing the next write.
+        options = {"pool_pre_ping": True, "connect_args": _connection_limits(f"{driver}://{rest}", driver)}
+        return _relational(f"{driver}://{rest}", options)
+
     try:
-        return _reached(lambda: _relational(f"{driver}://{rest}", options), url)
+        return _reached(opened, url)
     except ImportError:
         raise _missing_driver(url, extra) from None
+
+
+def _connection_limits(url: str, driver: str) -> dict[str, int]:
+    """The arguments of a connection after which a server counts as away, but for those that the URL has itself."""
+    chosen = make_url(url).query
+    return {name: limit for name, limit in _CONNECTION_LIMITS[driver].items() if name not in chosen}
 
 
 def _open_journal(file: Path, patience: StoragePatience) -> BaseStorage:

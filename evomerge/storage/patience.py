@@ -209,16 +209,18 @@ class StoragePatience:
         Raises:
             StorageAway: it is still away.
         """
-        begun, said, pause = self.clock.monotonic(), -math.inf, _FIRST_PAUSE
+        begun: float | None = None  # at the first error: a call that hung for longer than the patience is tried again
+        said, pause = -math.inf, _FIRST_PAUSE
         while True:
             try:
                 result = call()
             except Exception as error:
                 if isinstance(error, EvomergeError) or not is_away(error):
                     raise
+                begun = self.clock.monotonic() if begun is None else begun
                 trouble = _Trouble(awaited, error, folder, 0.0 if self._is_spent else self.seconds)
             else:
-                if said > -math.inf:
+                if begun is not None and said > -math.inf:
                     self.say(f"{awaited} answers again, after {duration(self.clock.monotonic() - begun)}")
                 return result
             now = self.clock.monotonic()

@@ -246,6 +246,38 @@ def test_sqlite_on_a_network_file_system_is_refused(monkeypatch: pytest.MonkeyPa
     assert use(f"journal:///{tmp_path}/study.journal") == 1
 
 
+@pytest.mark.parametrize(
+    ("driver", "url", "limits"),
+    [
+        (
+            "psycopg",
+            "postgresql+psycopg://me@there/db?keepalives_idle=5",
+            {"connect_timeout": 10, "keepalives_idle": "5", "keepalives_interval": 10, "keepalives_count": 3,
+             "tcp_user_timeout": 30_000},
+        ),
+        (
+            "pymysql",
+            "mysql+pymysql://me@there/db?read_timeout=300&connect_timeout=20",
+            {"connect_timeout": 20, "read_timeout": 300, "write_timeout": 60},
+        ),
+    ],
+)  # fmt: skip
+def test_a_connection_to_a_host_that_vanishes_is_given_up_within_a_minute_or_as_the_url_says(
+    driver: str, url: str, limits: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = pytest.importorskip(driver)
+    given: dict[str, object] = {}
+
+    def connect(*_: object, **arguments: object) -> None:
+        given.update(arguments)
+        raise library.OperationalError("connection refused")
+
+    monkeypatch.setattr(library, "connect", connect)
+    with pytest.raises(StorageAway):
+        open_storage(url)
+    assert {name: value for name, value in given.items() if name in limits} == limits
+
+
 def test_a_write_waits_for_a_foreign_lock_that_lasts_longer_than_sqlites_own_patience(tmp_path: Path) -> None:
     study = optuna.create_study(storage=open_storage(f"sqlite:///{tmp_path}/study.db"))
     trial = study.ask()

@@ -118,6 +118,17 @@ def test_without_patience_the_first_failure_says_so() -> None:
     assert clock.naps == []
 
 
+def test_a_call_that_hangs_for_longer_than_the_patience_is_tried_again() -> None:
+    clock = Hours()
+    again = failing(1, AWAY["a connection"])
+
+    def hang() -> str:
+        clock.seconds += 900.0
+        return again()
+
+    assert StoragePatience(clock=clock).retry(hang, "the storage") == "answer"
+
+
 def test_a_stop_is_noticed_within_a_second_of_a_wait() -> None:
     clock = Hours()
 
