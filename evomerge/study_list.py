@@ -17,7 +17,7 @@ from evomerge.plain_table import plain_table
 from evomerge.storage import attributes
 from evomerge.storage.opening import open_storage, release
 from evomerge.storage.url import local_file, redact, resolve_url
-from evomerge.study.status import FINISHED_PHASE, Status, status_of
+from evomerge.study.status import FINISHED_PHASE, Status, last_sign, status_of
 
 SCHEMA = 1
 
@@ -85,7 +85,7 @@ def _search(
         "controller": None if holder is None else f"process {holder.process} on {holder.host}",
         "trials": _trials(status),
         "best": None if status is None or status.best is None else {"value": status.best, "trial": status.best_trial},
-        "updated": None if status is None else status.updated,
+        "updated": last_sign(attrs),
         "siblings": sorted(other.removeprefix(f"{name}/") for other in siblings if other.startswith(f"{name}/")),
     }
 

@@ -55,6 +55,13 @@ def test_a_search_that_is_held_is_listed_with_its_controller(url, capsys):
     assert first["controller"] is None
 
 
+def test_a_heartbeat_after_the_latest_status_is_the_last_sign_of_life(url, capsys):
+    study = optuna.load_study(study_name="second", storage=open_storage(url))
+    latest = study.user_attrs[attributes.STATUS]["updated"] + 40.0
+    study.set_user_attr(attributes.HEARTBEAT, latest)
+    assert listed(capsys, url)["studies"][1]["updated"] == latest
+
+
 def test_a_storage_that_does_not_exist_is_not_made(capsys, tmp_path):
     assert run_command(["list", f"sqlite:///{tmp_path}/none.db"]) == 2
     assert "does not exist" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import math
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.cluster import Executor
@@ -22,6 +22,7 @@ from evomerge.study.status import Status
 from evomerge.study.study_statistics import read_statistics
 
 STATUS_SECONDS = 2.0  # between two writes of the status attribute, at least
+UNCHANGED_SECONDS = 60.0  # likewise, where only times have changed: a journal keeps every one of them
 
 
 class StatusReporter:
@@ -49,6 +50,7 @@ class StatusReporter:
         self._measured = read_statistics(search.study).cost
         self._share_before = account.share
         self._written = -math.inf
+        self._stored: Status | None = None  # the latest one, without its times
         self._futile = False
 
     def add_result(self) -> None:
@@ -59,9 +61,11 @@ class StatusReporter:
         """Pass the status on, and store it where the stored one is old, or with `force`."""
         status = self._status(state, in_flight)
         self._on_status(status)
-        if force or self._clock.monotonic() - self._written >= STATUS_SECONDS:
+        lasting = replace(status, updated=0.0, run_seconds=0.0, seconds_left=None, trials_per_hour=None)
+        pause = UNCHANGED_SECONDS if lasting == self._stored else STATUS_SECONDS
+        if force or self._clock.monotonic() - self._written >= pause:
             self._search.set(attributes.STATUS, asdict(status))
-            self._written = self._clock.monotonic()
+            self._written, self._stored = self._clock.monotonic(), lasting
             self._note(status)
 
     def _note(self, status: Status) -> None:

@@ -13,7 +13,7 @@ from evomerge.messages import duration
 from evomerge.report.status_line import status_line
 from evomerge.sanity.probe_records import winner_warning
 from evomerge.storage import attributes
-from evomerge.study.status import FINISHED_PHASE, status_of
+from evomerge.study.status import FINISHED_PHASE, last_sign, status_of
 from evomerge.study.stored_spec import NamedStudy
 
 SCHEMA = 1
@@ -21,8 +21,6 @@ SCHEMA = 1
 # Exit codes of `evomerge status --probe`, besides 0: beyond those that commands end with.
 NOT_RUNNING: Final = 10
 UNKNOWN: Final = 11
-
-_LATEST: Final = 1e11  # seconds since 1970: a study that others wrote may hold any number
 
 
 def status_document(study: NamedStudy, holder: Holder | None) -> dict[str, Any]:
@@ -51,10 +49,8 @@ def status_document(study: NamedStudy, holder: Holder | None) -> dict[str, Any]:
 
 
 def _last_sign(attrs: dict[str, Any], holder: Holder | None) -> float | None:
-    now = time.time()
-    content = attrs.get(attributes.STATUS) or {}
-    times = (attrs.get(attributes.HEARTBEAT), content.get("updated"))
-    ages = [now - each for each in times if isinstance(each, (int, float)) and 0 <= each < _LATEST]
+    stored = last_sign(attrs)
+    ages = [] if stored is None else [time.time() - stored]
     if holder is not None and holder.refreshed is not None:
         ages.append(holder.refreshed)
     return max(0.0, min(ages)) if ages else None  # clocks of two machines differ

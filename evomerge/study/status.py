@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from evomerge.forms import check_form, reading
+from evomerge.storage import attributes
 
 FINISHED_PHASE: Final = "finished"  # of a run that has stored its verdict
 SEARCHING_PHASE: Final = "searching"  # and at random, of a run that proposes trials
 FUTILE: Final = 0.05  # chance below which a search is said to be futile
+
+_LATEST: Final = 1e11  # seconds since 1970: a study that others wrote may hold any number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,3 +72,13 @@ def status_of(content: Mapping[str, Any]) -> Status:
         check_form(Status, content)
         bar = content.get("bar")
         return Status(**{**content, "bar": None if bar is None else (bar[0], bar[1])})
+
+
+def last_sign(attrs: Mapping[str, Any]) -> float | None:
+    """Time of the latest sign of life among the attributes of a study, in seconds since the epoch; None without one.
+
+    A status is stored less often than a heartbeat while nothing changes, and later where nothing beats.
+    """
+    content = attrs.get(attributes.STATUS) or {}
+    times = (attrs.get(attributes.HEARTBEAT), content.get("updated"))
+    return max((each for each in times if isinstance(each, (int, float)) and 0 <= each < _LATEST), default=None)
