@@ -54,7 +54,7 @@ def copy_search(from_url: str, to_url: str, name: str | None = None) -> dict[str
         name = _chosen(source, name, from_url)
         _refuse_existing(target, name, to_url)
         directions = [each.name.lower() for each in _directions(source, name)]
-        with _marked(target, name), hold(from_url, name, directions=directions):
+        with _marked(target, name, to_url), hold(from_url, name, directions=directions):
             contents = [read_study(source, each) for each in _family(source, name)]
             moved = _moved(contents[0], from_url, to_url)
             here, there = (artifacts_folder(_spec(*each)) for each in ((contents[0], from_url), (moved, to_url)))
@@ -63,11 +63,7 @@ def copy_search(from_url: str, to_url: str, name: str | None = None) -> dict[str
             _copy_files(names, here, there)
             contents[0] = moved
             with hold(to_url, name, directions=directions):
-                for content in reversed(contents):  # the search itself last, and its schema after everything else
-                    write_study(target, content, last=(attributes.SCHEMA,))
-            with _opened(to_url) as written:  # what the storage has, not what we remember
-                for content in contents:
-                    check_same(content, read_study(written, content.name))
+                _write_checked(target, contents, to_url)
     return {
         "schema": SCHEMA,
         "study": name,
@@ -125,28 +121,76 @@ def _family(storage: BaseStorage, name: str) -> list[str]:
     return sorted(each for each in names if each == name or each.startswith(f"{name}/"))
 
 
+def _write_checked(target: BaseStorage, contents: list[StudyContent], url: str) -> None:
+    """Write a search, the first of `contents`, and its siblings; its schema once all else is found to be there.
+
+    Until then it is no search to anybody, and from then on it is one whose trials nobody may delete.
+    """
+    schema = contents[0].user_attrs[attributes.SCHEMA]
+    attrs = {key: value for key, value in contents[0].user_attrs.items() if key != attributes.SCHEMA}
+    contents = [replace(contents[0], user_attrs=attrs), *contents[1:]]
+    for content in contents:
+        write_study(target, content)
+    with _opened(url) as written:  # what the storage has, not what we remember
+        for content in contents:
+            check_same(content, read_study(written, content.name))
+    target.set_study_user_attr(target.get_study_id_from_name(contents[0].name), attributes.SCHEMA, schema)
+
+
 def _refuse_existing(target: BaseStorage, name: str, url: str) -> None:
-    """Refuse a storage that has the study; what an unfinished copy has left there is deleted."""
+    """Refuse a storage that has the study; what an unfinished copy has left there is deleted.
+
+    Raises:
+        InvalidInput: the storage has it.
+        StudyHeld: a copy is being made, or a controller runs what an earlier one has left.
+    """
     family = _family(target, name)
     if f"{name}/{UNFINISHED}" in family:
-        _delete(target, name)
-    elif family:
+        _clear(target, name, url)
+        family = _family(target, name)
+    if family:
         raise InvalidInput(
             f"{redact(url)} has a study {family[0]!r} already; a copy never adds to one: give another storage"
         )
 
 
 @contextmanager
-def _marked(target: BaseStorage, name: str) -> Iterator[None]:
+def _marked(target: BaseStorage, name: str, url: str) -> Iterator[None]:
     """A sibling that tells an unfinished copy from a study, until the copy is whole. One that fails leaves nothing."""
-    mark = target.create_new_study([StudyDirection.MAXIMIZE], f"{name}/{UNFINISHED}")
+    target.create_new_study([StudyDirection.MAXIMIZE], f"{name}/{UNFINISHED}")
     try:
         yield
     except BaseException:
         with suppress(Exception):  # the next copy does it
-            _delete(target, name)
+            _clear(target, name, url)
         raise
-    target.delete_study(mark)
+    _unmark(target, name)
+
+
+def _clear(target: BaseStorage, name: str, url: str) -> None:
+    """Delete what an unfinished copy has left. Of a study that is whole, and may have been run since, only the mark.
+
+    Raises:
+        StudyHeld: somebody writes to it.
+    """
+    if _is_whole(target, name):
+        _unmark(target, name)
+        return
+    with hold(url, name):
+        if not _is_whole(target, name):  # nor has become it before we held it
+            _delete(target, name)
+
+
+def _is_whole(storage: BaseStorage, name: str) -> bool:
+    try:
+        return attributes.SCHEMA in storage.get_study_user_attrs(storage.get_study_id_from_name(name))
+    except KeyError:
+        return False
+
+
+def _unmark(storage: BaseStorage, name: str) -> None:
+    with suppress(KeyError):  # another copy has found the study whole and has done it
+        storage.delete_study(storage.get_study_id_from_name(f"{name}/{UNFINISHED}"))
 
 
 def _delete(storage: BaseStorage, name: str) -> None:

@@ -233,9 +233,40 @@ def test_a_copy_that_was_cut_short_is_no_study_and_is_begun_again(interrupted, m
 
     with monkeypatch.context() as dying:
         dying.setattr(study_copy, "check_same", die)
-        dying.setattr(study_copy, "_delete", lambda storage, name: None)
+        dying.setattr(study_copy, "_clear", lambda storage, name, url: None)
         with pytest.raises(Killed):
             run_command(["study", "copy", "sqlite:///one.db", "sqlite:///two.db"])
     assert run_command(["study", "copy", "sqlite:///one.db", "sqlite:///two.db"]) == 0
     assert content("sqlite:///two.db") == content("sqlite:///one.db")
     assert attributes.SCHEMA in content("sqlite:///two.db")[1]
+
+
+@pytest.mark.parametrize("there", ["sqlite:///two.db", "journal:///two.journal"])
+def test_a_copy_that_died_with_its_last_step_undone_is_a_study_that_the_next_copy_refuses(interrupted, capsys, there):
+    interrupted("sqlite:///one.db")
+    assert run_command(["study", "copy", "sqlite:///one.db", there]) == 0
+    storage = open_storage(there)
+    optuna.create_study(storage=storage, study_name="sim/copying")
+    release(storage)
+    before = content(there)
+    capsys.readouterr()
+    assert run_command(["study", "copy", "sqlite:///one.db", there]) == 2
+    assert "has a study 'sim' already" in " ".join(capsys.readouterr().err.split())
+    assert content(there) == before
+    storage = open_storage(there)
+    assert "sim/copying" not in [study.study_name for study in storage.get_all_studies()]
+    release(storage)
+
+
+def test_what_a_copy_leaves_is_not_deleted_while_somebody_holds_it(interrupted, capsys):
+    interrupted("sqlite:///one.db")
+    storage = open_storage("sqlite:///two.db")
+    optuna.create_study(storage=storage, study_name="sim/copying")
+    optuna.create_study(storage=storage, study_name="sim").ask()
+    release(storage)
+    with hold("sqlite:///two.db", "sim"):
+        assert run_command(["study", "copy", "sqlite:///one.db", "sqlite:///two.db"]) == 6
+    assert "held by" in capsys.readouterr().err
+    assert len(content("sqlite:///two.db")[3]) == 1
+    assert run_command(["study", "copy", "sqlite:///one.db", "sqlite:///two.db"]) == 0
+    assert content("sqlite:///two.db") == content("sqlite:///one.db")

@@ -7,7 +7,7 @@ genetic samplers store their parents by them.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -49,25 +49,19 @@ def read_study(storage: BaseStorage, name: str) -> StudyContent:
     )
 
 
-def write_study(storage: BaseStorage, content: StudyContent, *, last: Collection[str] = ()) -> None:
-    """Store a study that the storage does not have, or only without trials.
-
-    Args:
-        last: user attributes that are written after everything else.
-
-    """
+def write_study(storage: BaseStorage, content: StudyContent) -> None:
+    """Store a study that the storage does not have, or only without trials."""
     study_id = _study(storage, content)
     ids: dict[int, int] = {}
     for start in range(0, len(content.trials), _BATCH):
         batch = content.trials[start : start + _BATCH]
         ids.update(in_transaction(storage, partial(_add, storage, study_id, batch)))
     system = {_moved(key, ids): _renumbered(key, value, ids) for key, value in content.system_attrs.items()}
-    ordered = sorted(content.user_attrs.items(), key=lambda entry: entry[0] in last)
 
     def write() -> None:
         for key, value in system.items():
             storage.set_study_system_attr(study_id, key, value)
-        for key, value in ordered:
+        for key, value in content.user_attrs.items():
             storage.set_study_user_attr(study_id, key, value)
 
     in_transaction(storage, write)
