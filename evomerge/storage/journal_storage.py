@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from itertools import count
+from typing import Any, Final, TypeVar
 
 from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -22,12 +23,17 @@ from evomerge.trial_store.trial_memory import KeepsTrials, TrialMemory, loose
 
 __all__ = ["TransactionalJournalStorage"]
 
+_TRIES: Final = 3  # of a transaction that others overtake, before what it writes is appended entry by entry
+
 Log = dict[str, Any]
 _Result = TypeVar("_Result")
 
 
 class TransactionalJournalStorage(JournalStorage, KeepsTrials):
-    """The storage of a journal, with transactions. One is repeated where somebody else has written meanwhile."""
+    """The storage of a journal, with transactions. One is repeated where somebody else has written to its studies.
+
+    A journal is shared by all studies of a file or a Redis database, each of which may have a controller of its own.
+    """
 
     def __init__(self, journal: FileJournal | RedisJournal) -> None:
         self._journal = journal
@@ -39,22 +45,28 @@ class TransactionalJournalStorage(JournalStorage, KeepsTrials):
         self._sync_with_backend()
 
     def store(self, write: Callable[[], _Result]) -> _Result:
-        """Append all that `write` writes at once, or nothing of it; again where somebody else has written meanwhile."""
+        """Append all that `write` writes at once, or nothing of it; again where somebody else has written meanwhile.
+
+        A proposal may take seconds, and others never leave it so many: after some tries its trial is written as Optuna
+        does it, each entry behind the fence. A run that ends in between leaves a trial that the next one fails.
+        """
         if self._unwritten is not None:
             return write()
-        while True:
+        for number in count(1):
             try:
                 with self.transaction():
                     return write()
             except JournalOvertaken:
-                continue
+                if number >= _TRIES and self._created:
+                    break
+        return write()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Append all operations of the block at once when it ends, or none of them when it raises.
 
         Raises:
-            JournalOvertaken: somebody else has written meanwhile; the block can be repeated.
+            JournalOvertaken: somebody else has written to the same studies meanwhile; the block can be repeated.
         """
         with self._thread_lock:
             self._sync_with_backend()
@@ -62,13 +74,36 @@ class TransactionalJournalStorage(JournalStorage, KeepsTrials):
         try:
             yield
             if logs := self._unwritten:
-                self._journal.append_after(self._replay_result.log_number_read, logs)
-                self._replay_result.log_number_read += len(logs)
+                self._append(logs)
         except BaseException:
             self._stale = True  # memory holds what the journal does not
             raise
         finally:
             self._unwritten = None
+
+    def _append(self, logs: Sequence[Log]) -> None:
+        """Append the operations of a transaction behind those of others that have nothing to do with them."""
+        while True:
+            known = self._replay_result.log_number_read
+            try:
+                self._journal.append_after(known, list(logs))
+            except JournalOvertaken:
+                others = list(self._journal.read_logs(known))
+                if not self._commute(logs, others):
+                    raise
+                with self._thread_lock:
+                    self._replay.apply_logs(others)
+            else:
+                self._replay_result.log_number_read += len(logs)
+                return
+
+    def _commute(self, logs: Sequence[Log], others: Sequence[Log]) -> bool:
+        """Whether our operations, which memory has already, mean the same behind those of others."""
+        creates = any(log["op_code"] == JournalOperation.CREATE_TRIAL for log in others)
+        if not others or (creates and self._created):  # ids of trials are counted over all studies
+            return False
+        ours, theirs = ({self._replay.study_of(log) for log in each} for each in (logs, others))
+        return None not in ours | theirs and not ours & theirs
 
     def memory(self, study_id: int) -> TrialMemory:
         with self._thread_lock:

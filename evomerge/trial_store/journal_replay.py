@@ -54,6 +54,11 @@ class JournalReplay(ReplayResult):
     def latest(self) -> int:
         return int(self._last_created_trial_id_by_this_process)
 
+    def study_of(self, log: Log) -> int | None:
+        """The study that an operation changes; None where it creates one, or its trial is not known."""
+        study_id: int | None = log.get("study_id", self._trial_id_to_study_id.get(log.get("trial_id", -1)))
+        return study_id
+
     def memory(self, study_id: int) -> TrialMemory:
         if study_id not in self._memories:
             self.get_study(study_id)  # a KeyError where there is no such study

@@ -156,6 +156,52 @@ def test_a_block_is_repeated_where_somebody_else_has_written_meanwhile(storage, 
     assert contents(create(journal.optunas())) == contents(study)
 
 
+@pytest.mark.timeout(60)
+def test_a_block_is_not_repeated_for_what_others_write_to_other_studies(storage, journal):
+    theirs = open_storage(journal.url, single_writer=True)
+    study, other = create(storage), optuna.create_study(storage=theirs, study_name="other")
+    tries = []
+
+    def ask():
+        trial = study.ask(SPACE)
+        tries.append(trial.number)
+        other.set_user_attr("status", tries)
+
+    def tell():
+        study.tell(0, 1.0)
+        tries.append("told")
+        in_transaction(theirs, lambda: other.ask(SPACE))
+
+    for write in (ask, ask, tell, ask):
+        in_transaction(storage, write)
+    assert tries == [0, 1, "told", 2]
+    for name in ("s", "other"):
+        read, remembered = (optuna.load_study(study_name=name, storage=each) for each in (journal.optunas(), storage))
+        assert contents(read) == contents(remembered)
+        assert read.user_attrs == remembered.user_attrs
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["s", "other"])
+def test_a_proposal_that_is_overtaken_each_time_is_written_entry_by_entry_and_once(storage, journal, name):
+    study = create(storage)
+    theirs = optuna.create_study(storage=journal.optunas(), study_name=name, load_if_exists=True)
+    tries = []
+
+    def ask():
+        trial = study.ask(SPACE)
+        tries.append(trial.number)
+        theirs.set_user_attr("status", tries) if name == "s" else theirs.ask(SPACE)
+        return trial
+
+    trial = in_transaction(storage, ask)
+    assert tries == [0] * 4
+    read = create(journal.optunas())
+    assert [each.params for each in read.get_trials()] == [trial.params]
+    assert contents(read) == contents(study)
+    assert in_transaction(storage, lambda: study.ask(SPACE)).number == 1
+
+
 def test_what_was_refused_once_is_not_refused_when_the_journal_is_read_again(storage, journal):
     create(journal.optunas())
     with pytest.raises(DuplicatedStudyError):
