@@ -13,13 +13,13 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from evomerge.leases.lease import holder_in, taken_over
 from evomerge.storage.attributes import WRITER
 from evomerge.storage.optuna_internals import STUDY_ATTRIBUTES, backend_of
+from evomerge.storage.patient_storage import IDLE_SECONDS
 
 __all__ = ["RelationalLease"]
 
-# A holder that was stopped in the middle of a commit keeps the lease's row locked. How long one waits for the row, and
-# when the server ends the stopped one's transaction, in seconds.
+# A holder that was stopped in the middle of a commit keeps the lease's row locked. How long one waits for the row, in
+# seconds; the server ends the stopped one's transaction after IDLE_SECONDS.
 _ROW_WAIT: Final = 10
-_IDLE: Final = 120
 _ROW_LOCKED: Final = ("55P03", 1205)  # of a row that stayed locked: PostgreSQL's code, and MySQL's
 
 _ROW_WAITS: Final[Mapping[str, str]] = {
@@ -27,8 +27,8 @@ _ROW_WAITS: Final[Mapping[str, str]] = {
     "mysql": f"SET SESSION innodb_lock_wait_timeout = {_ROW_WAIT}",
 }
 _IDLE_LIMITS: Final[Mapping[str, str]] = {
-    "postgresql": f"SET idle_in_transaction_session_timeout = '{_IDLE}s'",
-    "mysql": f"SET SESSION wait_timeout = {_IDLE}",
+    "postgresql": f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'",
+    "mysql": f"SET SESSION wait_timeout = {IDLE_SECONDS}",
 }
 _WROTE: Final = "evomerge wrote"  # key of a connection's notes
 

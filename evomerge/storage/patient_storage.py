@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from optuna.distributions import BaseDistribution
 from optuna.storages import RDBStorage
@@ -14,12 +14,18 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.storage.bulk_reader import BulkReader
 from evomerge.storage.optuna_internals import CachedStorage, FrozenStudy, JSONSerializable, id_of
-from evomerge.storage.patience import IMPATIENT, StoragePatience
+from evomerge.storage.patience import IMPATIENT, StoragePatience, is_away
 from evomerge.storage.single_writer import SingleWriterStorage
 
-__all__ = ["PatientReader", "PatientWriter"]
+__all__ = ["IDLE_SECONDS", "PatientReader", "PatientWriter"]
+
+IDLE_SECONDS: Final = 120  # of a transaction in which nothing is sent, after which the server may end it
 
 _Result = TypeVar("_Result")
+
+
+class _EndedIdle(Exception):
+    """A transaction was lost, and took so long that the server may have ended it for that."""
 
 
 class _Patient(CachedStorage):
@@ -151,10 +157,37 @@ class PatientWriter(_Patient, SingleWriterStorage):
             if failed and (found := stored()) is not None:
                 return found
             failed = True
+            return self._in_time(write)
+
+        try:
+            return self.patiently(once)
+        except _EndedIdle:
+            return self._singly(write, stored)
+
+    def _in_time(self, write: Callable[[], _Result]) -> _Result:
+        clock = self._patience.clock
+        begun = clock.monotonic()
+        try:
             with self.transaction():
                 return write()
+        except Exception as error:
+            if is_away(error) and clock.monotonic() - begun >= IDLE_SECONDS:
+                raise _EndedIdle from error
+            raise
 
-        return self.patiently(once)
+    def _singly(self, write: Callable[[], _Result], stored: Callable[[], _Result | None]) -> _Result:
+        """Store each write by itself, so that what is computed between them keeps no transaction open.
+
+        A sampler that takes longer than the server allows would lose every transaction. A run that ends meanwhile
+        leaves a trial that the next one fails.
+        """
+        if (found := self.patiently(stored)) is not None:
+            return found
+        self._patience.say(
+            f"{self._awaited} ended a transaction that took longer than {IDLE_SECONDS} s, as a proposal can; what it "
+            "was to store is computed again and stored step by step"
+        )
+        return write()
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         create = super().create_new_trial

@@ -2,8 +2,8 @@
 
 Each trial lives through ask (params, first attempt), the file of its items, and tell (attributes, tell order, state).
 Killed anywhere between, it is RUNNING when the study is opened again, and is scored again under its own number.
-Each ask and each tell is stored at once. A journal of an earlier release in Redis may hold a trial without all its
-params, which is failed as interrupted and proposed anew.
+Each ask and each tell is stored at once. An ask for which server or other writers leave no time is stored in steps; a
+run that ends in one leaves a trial without all its params, which is failed as interrupted and proposed anew.
 """
 
 from __future__ import annotations

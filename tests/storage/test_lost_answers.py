@@ -21,6 +21,7 @@ from evomerge.clock import ManualClock
 from evomerge.storage.opening import open_storage, release
 from evomerge.storage.optuna_internals import backend_of, journal_of
 from evomerge.storage.patience import StorageAway, StoragePatience
+from evomerge.storage.patient_storage import IDLE_SECONDS
 from evomerge.study.trial_writer import TrialWriter
 
 SPACE = {"x": FloatDistribution(0.0, 1.0), "y": FloatDistribution(0.0, 1.0)}
@@ -261,3 +262,47 @@ def make_scores() -> Callable[[], Any]:
 
     task = TaskScores(metric="acc", higher_is_better=True, items=(0, 1), outcomes=(0.0, 1.0), value=0.5, stderr=0.1)
     return lambda: Scores({"task": task}, {})
+
+
+class ImpatientServer:
+    """Ends a transaction in which nothing was sent for too long, as PostgreSQL and MariaDB do."""
+
+    def __init__(self, engine: Any, clock: ManualClock) -> None:
+        self._clock = clock
+        self._latest = clock.monotonic()
+        event.listen(engine, "begin", lambda connection: self._note())
+        event.listen(engine, "before_cursor_execute", lambda *arguments: self._look())
+
+    def _note(self) -> None:
+        self._latest = self._clock.monotonic()
+
+    def _look(self) -> None:
+        if self._clock.monotonic() - self._latest >= IDLE_SECONDS:
+            raise OperationalError("INSERT", {}, Exception("terminating connection due to idle-in-transaction timeout"))
+        self._note()
+
+
+def test_a_proposal_that_takes_longer_than_a_transaction_may_is_stored_once_and_step_by_step(tmp_path: Path) -> None:
+    clock, lines = ManualClock(), []
+    patience = StoragePatience(clock=clock, say=lines.append)
+    storage = open_storage(f"sqlite:///{tmp_path}/study.db", single_writer=True, patience=patience)
+    study = optuna.create_study(storage=storage, study_name="s")
+    backend: Any = backend_of(storage)
+    ImpatientServer(backend.engine, clock)
+    writer = TrialWriter(study, storage, artifacts=tmp_path / "artifacts")
+    computed = []
+
+    def propose(trial: optuna.Trial) -> None:
+        computed.append(trial.number)
+        clock.advance(IDLE_SECONDS + 30.0)
+        suggest(trial)
+
+    for number in range(2):
+        trial = writer.add(propose)
+        assert (trial.number, set(trial.params)) == (number, set(SPACE))
+    assert computed == [0, 0, 1, 1]
+    assert "ended a transaction that took longer than 120 s" in lines[0]
+    release(storage)
+    read = optuna.load_study(storage=open_storage(f"sqlite:///{tmp_path}/study.db"), study_name="s").get_trials()
+    assert [each.params for each in read] == [each.params for each in study.get_trials()]
+    assert [each.state for each in read] == [TrialState.RUNNING] * 2
