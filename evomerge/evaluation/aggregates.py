@@ -68,6 +68,12 @@ def from_means(kind: str, means: FloatArray) -> FloatArray:
     raise InvalidInput(f"aggregation {kind!r} cannot be recomputed from a mean; those that can: {allowed}")
 
 
+def is_mean(value: float, outcomes: Sequence[float] | FloatArray) -> bool:
+    """Whether an aggregation of which nothing is known has given the mean of these outcomes."""
+    mean = math.fsum(outcomes) / max(1, len(outcomes))
+    return math.isclose(value, mean, rel_tol=1e-9, abs_tol=1e-12)
+
+
 def standard_error(kind: str, outcomes: Sequence[float], weights: Sequence[float] | None, value: float) -> float | None:
     """Standard error of the aggregate: closed form for means, delta method for perplexities, otherwise None."""
     if len(outcomes) < 2:

@@ -30,7 +30,7 @@ from typing import Final
 import numpy as np
 
 from evomerge.errors import InvalidInput
-from evomerge.evaluation.aggregates import CUSTOM, MEANS, WEIGHTED, FloatArray
+from evomerge.evaluation.aggregates import CUSTOM, MEANS, WEIGHTED, FloatArray, is_mean
 from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.objective import Objective
 from evomerge.racing.boundary import Spending, boundary
@@ -155,7 +155,7 @@ def _sensitivity(task: str, score: TaskScores) -> float:
     Raises:
         InvalidInput: it depends on more.
     """
-    if score.aggregate in MEANS or (score.aggregate == CUSTOM and _is_mean(score)):
+    if score.aggregate in MEANS or (score.aggregate == CUSTOM and is_mean(score.value, score.outcomes)):
         return 1.0
     slopes = {
         "perplexity": -score.value,  # exp(−mean)
@@ -169,11 +169,6 @@ def _sensitivity(task: str, score: TaskScores) -> float:
             "a metric that is averaged over items"
         )
     return slopes[score.aggregate]
-
-
-def _is_mean(score: TaskScores) -> bool:
-    mean = math.fsum(score.outcomes) / max(1, len(score.outcomes))
-    return math.isclose(score.value, mean, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def mean_slopes(objective: Objective, incumbent: Scores) -> dict[str, float]:

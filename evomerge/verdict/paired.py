@@ -16,7 +16,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from evomerge.errors import InvalidInput
-from evomerge.evaluation.aggregates import CUSTOM, MEANS, RECOMPUTED, WEIGHTED, FloatArray
+from evomerge.evaluation.aggregates import CUSTOM, MEANS, RECOMPUTED, WEIGHTED, is_mean
 from evomerge.evaluation.scores import Scores, TaskScores
 from evomerge.objective import Objective
 from evomerge.verdict import bootstrap, sign_flip
@@ -178,7 +178,7 @@ def _pair_task(task: str, first: TaskScores, second: TaskScores) -> TaskPair:
         theirs = theirs[positions]
         weights = (weights[0], weights[1][positions]) if weights else None
     kind = first.aggregate
-    if kind == CUSTOM and _is_mean(first, ours) and _is_mean(second, theirs):
+    if kind == CUSTOM and is_mean(first.value, ours) and is_mean(second.value, theirs):
         kind = "mean"
     if kind in WEIGHTED and weights is None:
         kind = CUSTOM  # written before weights were stored: as unknown as any other
@@ -197,10 +197,6 @@ def _positions(task: str, first: tuple[int, ...], second: tuple[int, ...]) -> li
         )
     where = {item: position for position, item in enumerate(second)}
     return [where[item] for item in first]
-
-
-def _is_mean(score: TaskScores, outcomes: FloatArray) -> bool:
-    return math.isclose(score.value, math.fsum(outcomes) / len(outcomes), rel_tol=1e-9, abs_tol=1e-12)
 
 
 def _is_binary(pair: TaskPair) -> bool:

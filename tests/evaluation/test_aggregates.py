@@ -13,7 +13,15 @@ from tiny_pack import TASKS, make_model, make_tokenizer, write_pack
 
 from evomerge.errors import InvalidInput
 from evomerge.evaluation import ItemBlock, load_pack
-from evomerge.evaluation.aggregates import MEANS, RECOMPUTED, WEIGHTED, aggregate, aggregates, standard_error
+from evomerge.evaluation.aggregates import (
+    MEANS,
+    RECOMPUTED,
+    WEIGHTED,
+    aggregate,
+    aggregates,
+    is_mean,
+    standard_error,
+)
 from evomerge.evaluation.lm_eval.harness_evaluator import HarnessEvaluator
 from evomerge.testing.evaluator_contract import candidate
 
@@ -22,6 +30,14 @@ def outcomes_and_weights(kind: str, items: int) -> tuple[list[float], list[float
     rng = random.Random(items)
     outcomes = [-rng.expovariate(0.5) for _ in range(items)]
     return outcomes, [float(rng.randint(1, 60)) for _ in range(items)] if kind in WEIGHTED else None
+
+
+@pytest.mark.parametrize(("value", "found"), [(0.3, True), (0.3 + 1e-6, False), (0.0, False)])
+def test_an_unknown_aggregation_that_gives_the_mean_is_recognised_whatever_holds_the_outcomes(
+    value: float, found: bool
+) -> None:
+    outcomes = (0.1, 0.2, 0.6)
+    assert is_mean(value, outcomes) is is_mean(value, np.asarray(outcomes)) is found
 
 
 @pytest.mark.parametrize("items", [1, 2, 7, 40])
