@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from tiny_pack import TASKS, make_tokenizer, write_pack
+from tokenizers.processors import TemplateProcessing
 
 from evomerge.errors import InvalidInput
 from evomerge.evaluation import load_pack
@@ -60,6 +61,22 @@ def test_the_answer_of_a_chat_begins_as_those_of_the_examples_in_the_prompt(tmp_
         assert answer.strip() in ("l", "m")
         assert any(f"a:{begins}{letter}" in whole[: -len(answer)] for letter in "lm")  # an example
         assert whole.endswith(f"a:{begins}{answer.strip()}")
+
+
+def test_a_text_that_begins_with_the_start_token_is_given_no_second_one(tmp_path):
+    tasks = [{"task": "toy_pick", "metric": "acc"}, {"task": "toy_write", "metric": "exact_match"}]
+    folder = write_pack(tmp_path / "tiny", {"apply_chat_template": True, "tasks": tasks})
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "<s>" + CHAT
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"text": "<s>oak"}\n{"prompt": "<s>an oak", "completion": " is a tree"}\n{"text": "elm"}\n')
+    evaluator = HarnessEvaluator(load_pack(str(folder)), tokenizer, seed=3)
+    texts = [*evaluator.read_calibration(file, 3), *evaluator.calibration("toy_write", 3)]
+    picks = evaluator.calibration("toy_pick", 3)
+    for text in [*texts, *picks, *(other for pick in picks for other in pick.others)]:
+        assert text.tokens[0] == tokenizer.bos_token_id
+        assert text.tokens.count(tokenizer.bos_token_id) == 1
 
 
 def test_an_item_with_options_has_its_prompt_with_every_wrong_one(evaluator):

@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import torch
+from lm_eval.models.utils import has_bos_prefix
 
 
 class CachedTokenizer:
@@ -24,6 +25,13 @@ class CachedTokenizer:
         if key not in self._encoded:
             self._encoded[key] = self.plain.encode(text, **options)
         return self._encoded[key]
+
+    def encode_text(self, text: str) -> list[int]:
+        """A text as `HFLM.tok_encode` encodes it, which needs a model: a rendered chat has its BOS text already."""
+        plain = self.plain
+        first = plain.eos_token_id if plain.bos_token_id is None else plain.bos_token_id
+        begun = first is not None and has_bos_prefix(text, plain.decode(first))
+        return list(plain.encode(text, **({"add_special_tokens": False} if begun else {})))
 
     def __call__(self, texts: list[str], *, truncation: bool, padding: str, return_tensors: str, **options: Any) -> Any:
         if truncation or padding != "longest" or return_tensors != "pt":

@@ -288,10 +288,10 @@ class HarnessEvaluator:
 
     def read_calibration(self, file: Path, items: int) -> list[CalibrationText]:
         """See `CalibratingEvaluator`."""
-        return read_texts(file, items, self._tokenizer.plain.encode)
+        return read_texts(file, items, self._tokenizer.encode_text)
 
     def _calibration_text(self, task: str, requests: Sequence[Instance]) -> CalibrationText:
-        encode = self._tokenizer.plain.encode
+        encode = self._tokenizer.encode_text
         prompt, answer = prompt_and_answer(self.tasks[task], requests, chat=self.pack.chat_template)
         others = [tokenised(*option, encode) for option in wrong_options(self.tasks[task], requests)]
         return replace(tokenised(prompt, answer, encode), others=tuple(others))
