@@ -42,7 +42,7 @@ _Dumper.add_representer(str, _string)
 def evaluator_of(folder: Path, task: dict[str, Any], code: str, metric: str = "number") -> HarnessEvaluator:
     """An evaluator of toy_pick or toy_write with other settings, whose functions are in `scoring.py`."""
     name = "toy_write" if task.get("output_type") == "generate_until" else "toy_pick"
-    content = {**TASKS[name], **task, "filter_list": None}
+    content = {**TASKS[name], "filter_list": None, **task}
     write_pack(folder, {"tasks": [{"task": name, "metric": metric}]}, {name: {}})
     file = folder / "tasks" / f"{name}.yaml"
     config = {**yaml.safe_load(file.read_text()), **{key: value for key, value in content.items() if value is not None}}
@@ -168,6 +168,10 @@ def generators_at(seed: int) -> Iterator[None]:
 DRAWS = {
     "process_results": "def score(doc, results):\n return {'number': DRAWN}\n",
     "a metric": "def number(references, predictions, **_):\n return DRAWN\n",
+    "a filter": (
+        "def draw(responses, documents):\n return [str(DRAWN) for _ in responses]\n"
+        "def score(doc, results):\n return {'number': float(results[0])}\n"
+    ),
 }
 
 
@@ -180,6 +184,9 @@ def test_n13_scores_that_draw_at_random_are_the_same_twice_and_leave_the_generat
     task = {"process_results": "!function scoring.score", "metric_list": NUMBER}
     if where == "a metric":
         task = {**WRITES, "metric_list": [{**NUMBER[0], "metric": "!function scoring.number"}]}
+    if where == "a filter":
+        drawing = {"function": "custom", "filter_fn": "!function scoring.draw"}
+        task = {**WRITES, **task, "filter_list": [{"name": "drawn", "filter": [drawing]}]}
     evaluator = evaluator_of(tmp_path / "pack", task, code)
     first = evaluator.score(candidate(model), SEARCH)
     with generators_at(7):

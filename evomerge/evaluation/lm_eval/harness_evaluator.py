@@ -30,7 +30,7 @@ from evomerge.evaluation.lm_eval.answering import answer_in_steps
 from evomerge.evaluation.lm_eval.cached_tokenizer import CachedTokenizer
 from evomerge.evaluation.lm_eval.encoding import EncodedInstances, Instances, encode
 from evomerge.evaluation.lm_eval.harness_seeds import harness_seeds
-from evomerge.evaluation.lm_eval.metrics import check_metric, gold_of, metric_of, number_of, raw_of
+from evomerge.evaluation.lm_eval.metrics import check_metric, filter_responses, gold_of, metric_of, number_of, raw_of
 from evomerge.evaluation.lm_eval.model import PreparedLM
 from evomerge.evaluation.lm_eval.prompts import Prompts
 from evomerge.evaluation.lm_eval.request_warnings import cut_prompts, shared_questions
@@ -341,7 +341,8 @@ class HarnessEvaluator:
 
     def _task_scores(self, name: str, ids: tuple[int, ...], requests: Mapping[int, Sequence[Instance]]) -> TaskScores:
         task, metric = self.tasks[name], self._metrics[name]
-        metric.filter.apply([instance for instances in requests.values() for instance in instances])
+        for instances in requests.values():
+            filter_responses(metric, list(instances))
         raw = {item: raw_of(task, metric, instances) for item, instances in requests.items()}
         numbers = {item: number_of(name, metric, value) for item, value in raw.items()}
         values = list(raw.values())

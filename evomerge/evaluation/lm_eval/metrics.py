@@ -56,7 +56,7 @@ def check_metric(name: str, task: Any, metric: Metric, instances: list[Instance]
     made_up = {"generate_until": "", "loglikelihood_rolling": -1.0}
     for number, instance in enumerate(instances):
         instance.resps = [made_up.get(instance.request_type, (-1.0 - number, False))] * instance.repeats
-    metric.filter.apply(instances)
+    filter_responses(metric, instances)
     try:
         number_of(name, metric, raw_of(task, metric, instances))
     except InvalidInput:
@@ -106,6 +106,12 @@ def _functions_as_metrics(task: Any) -> list[str]:
     """Names of the metrics that are functions, the task's or of Hugging Face evaluate, which may return a dict."""
     listed = [(each["metric"], each.get("hf_evaluate")) for each in getattr(task.config, "metric_list", None) or ()]
     return [getattr(metric, "__name__", metric) for metric, found in listed if callable(metric) or found is True]
+
+
+def filter_responses(metric: Metric, instances: list[Instance]) -> None:
+    """Filter the responses to an item. Filters may be code of the task, whose draws depend on no other item."""
+    with harness_seeds():
+        metric.filter.apply(instances)
 
 
 def raw_of(task: Any, metric: Metric, instances: Sequence[Instance]) -> Any:
