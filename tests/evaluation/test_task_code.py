@@ -107,6 +107,20 @@ def test_a_metric_that_the_function_does_not_give_is_refused_with_those_that_it_
         evaluator.check_requests(model)
 
 
+def test_a_held_out_item_that_code_leaves_without_the_metric_is_named_before_the_search(
+    tmp_path: Path, model: Any
+) -> None:
+    code = "def score(doc, results):\n return {'number' if doc['part'] == 'search' else 'other': 1.0}\n"
+    task = {"process_results": "!function scoring.score", "metric_list": NUMBER}
+    evaluator = evaluator_of(tmp_path / "pack", task, code)
+    item = min(evaluator.split.parts["held_out"]["toy_pick"])
+    named = rf"^item {item}: .*metric among the results of task 'toy_pick'.*other"
+    with pytest.raises(InvalidInput, match=named):
+        evaluator.check_requests(model)
+    with pytest.raises(InvalidInput, match=named):
+        evaluator.score(candidate(model), ItemBlock("held_out"))
+
+
 def test_code_that_changes_its_document_scores_the_same_candidate_the_same_twice_and_as_lm_eval(
     tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

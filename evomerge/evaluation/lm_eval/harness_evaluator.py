@@ -30,7 +30,7 @@ from evomerge.evaluation.lm_eval.answering import answer_in_steps
 from evomerge.evaluation.lm_eval.cached_tokenizer import CachedTokenizer
 from evomerge.evaluation.lm_eval.encoding import EncodedInstances, Instances, encode
 from evomerge.evaluation.lm_eval.harness_seeds import harness_seeds
-from evomerge.evaluation.lm_eval.metrics import check_metric, filter_responses, gold_of, metric_of, number_of, raw_of
+from evomerge.evaluation.lm_eval.metrics import check_metric, filter_responses, gold_of, metric_of, outcome_of
 from evomerge.evaluation.lm_eval.model import PreparedLM
 from evomerge.evaluation.lm_eval.prompts import Prompts
 from evomerge.evaluation.lm_eval.request_warnings import cut_prompts, shared_questions
@@ -249,9 +249,8 @@ class HarnessEvaluator:
         search, held_out = self.prompts.part("search"), self.prompts.part("held_out")
         encode(lm, search)
         encode(lm, held_out)
-        for name, requests in search.items():
-            if requests:
-                check_metric(name, self.tasks[name], self._metrics[name], next(iter(requests.values())))
+        for name in self.tasks:
+            check_metric(name, self.tasks[name], self._metrics[name], search[name] | held_out[name])
         return [*shared_questions(self.tasks, search, held_out), *cut_prompts(lm, search, held_out)]
 
     def check_model(self, model: PreTrainedModel) -> None:
@@ -343,16 +342,15 @@ class HarnessEvaluator:
         task, metric = self.tasks[name], self._metrics[name]
         for instances in requests.values():
             filter_responses(metric, list(instances))
-        raw = {item: raw_of(task, metric, instances) for item, instances in requests.items()}
-        numbers = {item: number_of(name, metric, value) for item, value in raw.items()}
-        values = list(raw.values())
+        found = {item: outcome_of(name, task, metric, item, instances) for item, instances in requests.items()}
+        values = [value for value, _ in found.values()]
         try:
             with harness_seeds():
                 value = float(metric.aggregate(values))
         except OverflowError:
             raise MergeError(f"task {name!r}: {metric.name} of the candidate is too large for a number") from None
-        outcomes = tuple(numbers[item] for item in ids)
-        weights = tuple(float(raw[item][1]) for item in ids) if metric.kind in WEIGHTED else None
+        outcomes = tuple(found[item][1] for item in ids)
+        weights = tuple(float(found[item][0][1]) for item in ids) if metric.kind in WEIGHTED else None
         gold = [gold_of(task, metric, requests[item]) for item in ids]
         return TaskScores(
             metric=metric.name,

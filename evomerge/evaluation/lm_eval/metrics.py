@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from numbers import Real
@@ -18,7 +18,7 @@ from lm_eval.api.task import ConfigurableTask
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.evaluation.aggregates import CUSTOM, WEIGHTED
 from evomerge.evaluation.lm_eval.harness_seeds import harness_seeds
-from evomerge.evaluation.lm_eval.tasks import PreparedTask
+from evomerge.evaluation.lm_eval.tasks import PreparedTask, is_unsafe
 from evomerge.evaluation.right_options import right_options
 from evomerge.packs.pack import PackTask
 
@@ -47,25 +47,44 @@ class Metric:
     higher_is_better: bool
 
 
-def check_metric(name: str, task: Any, metric: Metric, instances: list[Instance]) -> None:
-    """Ask the metric of one item for a number, with responses that nobody gave.
+def check_metric(name: str, task: Any, metric: Metric, requests: Mapping[int, list[Instance]]) -> None:
+    """Ask the metric of an item for a number, with responses that nobody gave; of every item where code gives it.
+
+    Code may leave the metric out for some documents, and held-out ones are scored when the search is over.
 
     Raises:
-        InvalidInput: the task's results have no such metric, or what it gives is no number.
+        InvalidInput: an item's results have no such metric, or what it gives is no number; names the item.
     """
+    items = list(requests.items())
+    tried = [_try_out(name, task, metric, *item) for item in (items if _may_leave_out(task) else items[:1])]
+    unsuited = [error for error in tried if error is not None]
+    if unsuited:
+        kind = type(unsuited[0]).__name__
+        _log.info("task %s: %d items cannot be tried out: %s: %s", name, len(unsuited), kind, unsuited[0])
+
+
+def _may_leave_out(task: Any) -> bool:
+    """Whether code that may be run on no answer decides which metrics an item has."""
+    listed = getattr(task.config, "metric_list", None) or ()
+    return not is_unsafe(task) and (_has_code(task) or any(callable(each["metric"]) for each in listed))
+
+
+def _try_out(name: str, task: Any, metric: Metric, item: int, instances: list[Instance]) -> Exception | None:
+    """See `check_metric`; the error of a task's own functions, which these responses may not suit."""
     made_up = {"generate_until": "", "loglikelihood_rolling": -1.0}
     for number, instance in enumerate(instances):
         instance.resps = [made_up.get(instance.request_type, (-1.0 - number, False))] * instance.repeats
     filter_responses(metric, instances)
     try:
-        number_of(name, metric, raw_of(task, metric, instances))
+        outcome_of(name, task, metric, item, instances)
     except InvalidInput:
         raise
-    except Exception as error:  # a task's own functions, which these responses may not suit
-        _log.info("task %s cannot be tried out: %s: %s", name, type(error).__name__, error)
+    except Exception as error:  # they raise what they like
+        return error
     finally:
         for instance in instances:
             instance.resps, instance.filtered_resps = [], {}
+    return None
 
 
 def metric_of(task: Any, entry: PackTask) -> Metric:
@@ -112,6 +131,20 @@ def filter_responses(metric: Metric, instances: list[Instance]) -> None:
     """Filter the responses to an item. Filters may be code of the task, whose draws depend on no other item."""
     with harness_seeds():
         metric.filter.apply(instances)
+
+
+def outcome_of(name: str, task: Any, metric: Metric, item: int, instances: Sequence[Instance]) -> tuple[Any, float]:
+    """The task's result of an item, and its number.
+
+    Raises:
+        InvalidInput: it has none; names the item.
+        MergeError: it is NaN.
+    """
+    try:
+        raw = raw_of(task, metric, instances)
+        return raw, number_of(name, metric, raw)
+    except InvalidInput as error:
+        raise InvalidInput(f"item {item}: {error}") from error
 
 
 def raw_of(task: Any, metric: Metric, instances: Sequence[Instance]) -> Any:
