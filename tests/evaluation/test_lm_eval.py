@@ -606,10 +606,26 @@ def test_a_metric_that_cannot_be_used_is_named_before_the_first_trial(
         build({"tasks": [entry]})
 
 
-def test_a_task_that_draws_its_answers_at_random_is_refused(build: Build) -> None:
-    drawing = {**TASKS["toy_write"], "generation_kwargs": {"until": ["e"], "do_sample": True, "temperature": 0.7}}
-    with pytest.raises(InvalidInput, match="at random"):
-        build(only("toy_write", "exact_match"), {"toy_write": drawing})
+@pytest.mark.parametrize(
+    "sampling", [{"do_sample": True}, {"temperature": 0.7}, {"do_sample": None, "temperature": 0.7}]
+)
+def test_a_task_that_draws_its_answers_at_random_is_refused(build: Build, model: Any, sampling: dict[str, Any]) -> None:
+    drawing = {**TASKS["toy_write"], "generation_kwargs": {"until": ["e"], "max_gen_toks": 8, **sampling}}
+    evaluator = build(only("toy_write", "exact_match"), {"toy_write": drawing})
+    with pytest.raises(InvalidInput, match=r"task 'toy_write', item \d+: .* at random"):
+        evaluator.check_requests(model)
+
+
+def test_a_request_that_asks_for_a_draw_is_refused_whatever_its_task_is_configured_for(
+    build: Build, model: Any
+) -> None:
+    evaluator = build(only("toy_write", "exact_match"))
+    requests = evaluator.prompts.part("held_out")["toy_write"]
+    item = max(requests)
+    (instance,) = requests[item]
+    instance.arguments = (instance.args[0], {"do_sample": True, "temperature": 0.7})
+    with pytest.raises(InvalidInput, match=rf"task 'toy_write', item {item}: .* at random"):
+        evaluator.check_requests(model)
 
 
 def test_a_task_that_fixes_its_few_shot_examples_at_none_is_not_silently_overruled(build: Build) -> None:

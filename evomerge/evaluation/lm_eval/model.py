@@ -73,10 +73,16 @@ class PreparedLM(HFLM):  # type: ignore[misc]
         at the tokenizer's end token, so that the length of a text depends on the others of its batch.
 
         Raises:
-            InvalidInput: as many tokens are to be written as the model can hold, or nothing is to be continued.
+            InvalidInput: the text would be drawn at random, as many tokens are to be written as the model can hold, or
+                nothing is to be continued.
         """
         context, settings = instance.args
         options = normalize_gen_kwargs(settings, self.max_gen_toks)
+        if options.get("do_sample"):  # decided here: a task may choose it item by item, or by a temperature alone
+            raise InvalidInput(
+                "what the model writes would be drawn at random, so that a candidate would not score the same twice; "
+                "set do_sample: false in the task's generation_kwargs"
+            )
         if self.eot_token_id is None:
             raise InvalidInput("the tokenizer has no end token, at which texts end; set eos_token in its files")
         ending = self.tok_decode(self.eot_token_id, skip_special_tokens=False)

@@ -110,12 +110,6 @@ def _check_task(task: Any, entry: PackTask, allow: Collection[str], *, builtin: 
         )
     if getattr(task, "MULTIMODAL", False):
         raise InvalidInput(f"task {entry.task!r} needs images or sound; only text is scored")
-    options = task.config.generation_kwargs or {}
-    if options.get("do_sample", options.get("temperature", 0.0) != 0.0):
-        raise InvalidInput(
-            f"task {entry.task!r} draws what the model writes at random, so that a candidate would not score the same "
-            f"twice; set do_sample: false in its generation_kwargs"
-        )
     own = task.config.num_fewshot
     if own == 0 and entry.num_fewshot:
         raise InvalidInput(
