@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.bank.weight_bank import default_device
+from evomerge.checkpoints.chat_date import DATE
 from evomerge.checkpoints.location import find_directory
 from evomerge.evaluation import known_evaluators, known_packs, split_from_json
 from evomerge.evaluation.factory import build_evaluator
@@ -27,6 +28,10 @@ NO_COMMAND = (
     "the model keeps state from one request to the next (as dynamic NTK positions do beyond the original length), so "
     "that lm-eval's scores depend on the order of the requests; here each request begins anew"
 )
+OTHER_DATE = (
+    "the chat template of the base writes today's date into every prompt, and lm-eval's prompts with it; here that is "
+    f"always {DATE}"
+)
 NO_EVALUATOR = "the evaluator {!r} is not on this machine: neither a folder nor a class that this process knows"
 SEVERAL_MODELS = (
     "the row is several models, lm-eval scores one: `evomerge export --trial NAME --task TASK` writes that of a task"
@@ -38,7 +43,8 @@ def with_commands(stored: StoredSearch, lines: Sequence[Line], file: Path | None
 
     A merge has to be exported before lm-eval can read it; `prepare` is the command for that, None where the run's
     folder has an export of that recipe. Evaluators other than packs have no such command; packs that are not on this
-    machine, and models whose scores in lm-eval depend on the order of the requests, have `no_command`.
+    machine, models whose scores in lm-eval depend on the order of the requests, and chats with today's date have
+    `no_command`.
 
     Args:
         file: the search.yaml that names the storage, see `command_line`.
@@ -53,6 +59,8 @@ def with_commands(stored: StoredSearch, lines: Sequence[Line], file: Path | None
     from evomerge.evaluation.lm_eval.reproduction import write_samples
 
     evaluator = _evaluator(stored)
+    if evaluator.dated:
+        return [replace(line, no_command=OTHER_DATE) for line in lines]
     samples: dict[str, Path] = {}
     folder = run_folder(stored)
     folder.mkdir(parents=True, exist_ok=True)  # of a study on a server it may not be there

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from evomerge.checkpoints.chat_date import on_one_date
 from evomerge.engine.greedy import Reader, end_tokens
 from evomerge.engine.live_state import LiveState
 from evomerge.engine.probe import made_up_tokens, vocabulary_of
@@ -162,7 +163,9 @@ def _asked(tokenizer: PreTrainedTokenizerBase, question: str) -> str | None:
         return None
     message: list[dict[str, Any]] = [{"role": "user", "content": question}]
     with suppress(Exception):  # templates are programs of others, which raise what they like
-        return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+        template = on_one_date(tokenizer.get_chat_template())
+        options = {"tokenize": False, "add_generation_prompt": True}
+        return str(tokenizer.apply_chat_template(message, chat_template=template, **options))
     return None
 
 

@@ -8,6 +8,8 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -709,6 +711,40 @@ def test_chat_templates_and_system_instructions_are_those_of_lm_eval(
         assert sample["acc"] == ours.outcomes[ours.items.index(sample["doc_id"])]
     assert "be brief." in instances[0].args[0]
     assert instances[0].args[0].count("assistant:") == (3 if multiturn else 1)
+
+
+def test_a_template_that_asks_for_today_gives_the_same_prompts_and_fingerprint_every_day(
+    build: Build, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chats = build({**only("toy_pick", "acc", num_fewshot=1), "chat_template": True}).pack
+    plain = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}a:"
+    found = []
+    for day in (1, 2):
+        clock = SimpleNamespace(now=partial(datetime, 2031, 1, day))
+        monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", clock)
+        tokenizer = make_tokenizer()
+        tokenizer.chat_template = "{{ strftime_now('%d %m %Y') }}\n" + plain
+        evaluator = HarnessEvaluator(chats, tokenizer, seed=3, batch_size=8)
+        asked = evaluator.prompts.part("held_out")["toy_pick"].values()
+        found.append((evaluator.fingerprint, [instance.args for requests in asked for instance in requests]))
+        assert tokenizer.chat_template.startswith("{{ strftime_now"), "exports have the template of the base"
+    assert found[0] == found[1]
+    assert found[0][1][0][0].startswith("26 07 2024\n")
+    (warning,) = [each for each in evaluator.check_requests(model) if "today" in each]
+    assert "26 Jul 2024" in warning
+
+
+def test_only_chats_by_a_template_that_asks_for_today_have_a_date_in_the_fingerprint(build: Build) -> None:
+    def fingerprint(template: str, settings: dict[str, Any]) -> str:
+        tokenizer = make_tokenizer()
+        tokenizer.chat_template = template
+        pack = build({**only("toy_pick", "acc"), **settings}).pack
+        return HarnessEvaluator(pack, tokenizer, seed=3).fingerprint
+
+    plain, dated, chat = "{{ messages[0].content }}", "{{ strftime_now('%d') }}", {"chat_template": True}
+    assert fingerprint(plain, {}) == fingerprint(dated, {}) == build(only("toy_pick", "acc")).fingerprint
+    assert fingerprint(plain, chat) == build({**only("toy_pick", "acc"), **chat}).fingerprint
+    assert fingerprint(plain, chat) != fingerprint(dated, chat)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """The probe on the toy models: sane ones, a merge that loops, tokenizers that cannot write the text, templates."""
 
 import shutil
+from datetime import datetime
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -102,6 +105,16 @@ def test_a_long_template_is_read_from_its_start_token_where_the_model_has_room(t
     assert {prompt.tokens[0] for prompt in probe._answered} == {tokenizer.bos_token_id}
     assert min(len(prompt.tokens) for prompt in probe._answered) > WINDOW
     assert probe.run().answers == 8
+
+
+def test_a_template_that_asks_for_today_has_the_same_questions_every_day(model, tokenizer, monkeypatch):
+    tokenizer.chat_template = "{{ strftime_now('%d') }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    questions = []
+    for day in (1, 2):
+        clock = SimpleNamespace(now=partial(datetime, 2031, 1, day))
+        monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", clock)
+        questions.append([prompt.tokens for prompt in SanityProbe(model, tokenizer)._answered])
+    assert questions[0] == questions[1]
 
 
 def test_a_template_that_cannot_be_filled_in_is_none(model, tokenizer):

@@ -8,12 +8,22 @@ from typing import Any
 import torch
 from lm_eval.models.utils import has_bos_prefix
 
+from evomerge.checkpoints.chat_date import asks_for_today, on_one_date
+
 
 class CachedTokenizer:
-    """A tokenizer that encodes a text once. Everything else is the wrapped tokenizer's."""
+    """A tokenizer that encodes a text once. Everything else is the wrapped tokenizer's.
+
+    Attributes:
+        plain: a copy of the wrapped tokenizer, whose chats have the same date on every day.
+        asks_for_today: whether the chat template asks for today's date.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self.plain = copy.deepcopy(tokenizer)  # lm-eval sets the pad token and the padding side of what it is given
+        self.asks_for_today = asks_for_today(getattr(self.plain, "chat_template", None))
+        if self.asks_for_today:
+            self.plain.chat_template = on_one_date(self.plain.chat_template)
         self.padding_side: str = self.plain.padding_side
         self._encoded: dict[tuple[Any, ...], list[int]] = {}
 

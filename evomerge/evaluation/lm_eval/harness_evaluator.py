@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.instance import Instance
 
+from evomerge.checkpoints.chat_date import DATE, WARNING
 from evomerge.engine.batching import depends_on_order
 from evomerge.engine.flat import largest_batch
 from evomerge.engine.model_check import check_model
@@ -156,7 +157,13 @@ class HarnessEvaluator:
             builtin_configs(self.pack, self.tasks),
         ]
         content += self._engine_identity
+        content += [{"date of chats": DATE}] if self.dated else []  # earlier releases asked with today's date
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def dated(self) -> bool:
+        """Whether prompts have `DATE` where lm-eval would write today's, as the chat template asks for it."""
+        return self.pack.chat_template and self._tokenizer.asks_for_today
 
     @property
     def split(self) -> Split:
@@ -251,7 +258,8 @@ class HarnessEvaluator:
         encode(lm, held_out)
         for name in self.tasks:
             check_metric(name, self.tasks[name], self._metrics[name], search[name] | held_out[name])
-        return [*shared_questions(self.tasks, search, held_out), *cut_prompts(lm, search, held_out)]
+        dated = [WARNING] if self.dated else []
+        return [*dated, *shared_questions(self.tasks, search, held_out), *cut_prompts(lm, search, held_out)]
 
     def check_model(self, model: PreTrainedModel) -> None:
         """See `ModelEvaluator`."""
