@@ -15,9 +15,11 @@ from typing import Final
 from evomerge.checkpoints.digests import BOOKKEEPING
 from evomerge.checkpoints.json_files import read_object
 from evomerge.checkpoints.source import Source
+from evomerge.checkpoints.tokenizer import tokenizer_files
 
 GENERATION: Final = "generation_config.json"
-SETTINGS: Final = (GENERATION, "tokenizer_config.json")  # transformers writes its version into them
+CONFIG: Final = "config.json"
+SETTINGS: Final = (CONFIG, GENERATION, "tokenizer_config.json")  # transformers writes its version into them
 LENGTH: Final = 32  # hexadecimal digits of a digest, so that a message can show two of them
 
 
@@ -35,6 +37,24 @@ def files_beside_weights(source: Source) -> dict[str, str]:
         found = source.directory.rglob("*.py")
         paths |= {path.relative_to(source.directory).as_posix(): path for path in found}
     return {name: _digest(path) for name, path in sorted(paths.items())}
+
+
+def alike_beside_weights(ours: Path, theirs: Path) -> bool:
+    """Whether two model directories differ in their weights alone: the config and all that is read beside it agree.
+
+    Raises:
+        InvalidInput: a file of settings is no JSON object.
+    """
+    first, second = (
+        {name: _digest(directory / name) for name in _read_beside(directory)} for directory in (ours, theirs)
+    )
+    return CONFIG in first and first == second
+
+
+def _read_beside(directory: Path) -> list[str]:
+    code = [path.relative_to(directory).as_posix() for path in directory.rglob("*.py")]
+    names = [CONFIG, GENERATION, *tokenizer_files(directory), *code]
+    return sorted(name for name in names if (directory / name).is_file())
 
 
 def _digest(path: Path) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from evomerge.bank.weight_bank import default_device
 from evomerge.checkpoints.chat_date import DATE
+from evomerge.checkpoints.files_beside_weights import CONFIG, alike_beside_weights
 from evomerge.checkpoints.location import find_directory
 from evomerge.evaluation import known_evaluators, known_packs, split_from_json
 from evomerge.evaluation.factory import build_evaluator
@@ -16,6 +17,7 @@ from evomerge.export import export_command
 from evomerge.leaderboard import Line
 from evomerge.packs.items import ItemBlock
 from evomerge.report.paths import exported_digest, exports, models_folder, run_folder
+from evomerge.spec import SearchSpec
 from evomerge.storage import attributes
 from evomerge.study.identity import read_identity
 from evomerge.study.stored_search import StoredSearch
@@ -41,10 +43,11 @@ SEVERAL_MODELS = (
 def with_commands(stored: StoredSearch, lines: Sequence[Line], file: Path | None = None) -> list[Line]:
     """The lines with the command that repeats their held-out scores (search scores where nothing was held out yet).
 
-    A merge has to be exported before lm-eval can read it; `prepare` is the command for that, None where the run's
-    folder has an export of that recipe. Evaluators other than packs have no such command; packs that are not on this
-    machine, models whose scores in lm-eval depend on the order of the requests, and chats with today's date have
-    `no_command`.
+    A merge has to be exported before lm-eval can read it, and so has an expert that differs from the base in more than
+    its weights; `prepare` is the command for that, None where the run's folder has an export of that recipe.
+
+    Evaluators other than packs have no such command; packs that are not on this machine, models whose scores in lm-eval
+    depend on the order of the requests, and chats with today's date have `no_command`.
 
     Args:
         file: the search.yaml that names the storage, see `command_line`.
@@ -67,7 +70,9 @@ def with_commands(stored: StoredSearch, lines: Sequence[Line], file: Path | None
     for part in ("search", "held_out"):
         samples[part] = folder / f"{stored.spec.name}-{part}-items.json"
         write_samples(evaluator.split, ItemBlock(part), samples[part])
-    exported = {exported_digest(directory): directory for directory in exports(stored)}
+    # An export as an adapter has no config: lm-eval would need to be told of its base.
+    whole = [directory for directory in exports(stored) if (directory / CONFIG).is_file()]
+    exported = {exported_digest(directory): directory for directory in whole}
     return [_with_command(line, stored, evaluator, samples=samples, exported=exported, file=file) for line in lines]
 
 
@@ -101,14 +106,27 @@ def _model(
     stored: StoredSearch, line: Line, exported: dict[str | None, Path], file: Path | None
 ) -> tuple[str, str | None]:
     """Location of the row's model, and the command that exports it there if it is missing."""
-    if line.kind == "source":
-        source = next(source for source in stored.spec.sources if source.name == line.label)
-        return str(find_directory(source.ref, allow=stored.spec.allow)), None
+    own = _own_folder(stored.spec, line.label) if line.kind == "source" else None
+    if own is not None:
+        return str(own), None
     if line.recipe in exported:
         return str(exported[line.recipe]), None
     which = line.label if line.trial is None else str(line.trial)
     out = models_folder(stored) / f"{stored.spec.name}-{line.label.replace(' ', '-')}"
     return str(out), export_command(stored, which, out, file)
+
+
+def _own_folder(spec: SearchSpec, label: str) -> Path | None:
+    """The folder of a source, None where lm-eval would score in it another model than was scored here.
+
+    An expert was scored as a merge is: with the base's config, tokenizer, templates and generation settings.
+    """
+    source = next(source for source in spec.sources if source.name == label)
+    folder = find_directory(source.ref, allow=spec.allow)
+    if source.name == spec.base.name:
+        return folder
+    alike = source.ref.missing is None and alike_beside_weights(find_directory(spec.base.ref, allow=spec.allow), folder)
+    return folder if alike else None
 
 
 def _evaluator(stored: StoredSearch) -> HarnessEvaluator:

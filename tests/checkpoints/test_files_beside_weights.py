@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from evomerge.checkpoints import Source, open_source
-from evomerge.checkpoints.files_beside_weights import files_beside_weights
+from evomerge.checkpoints.files_beside_weights import alike_beside_weights, files_beside_weights
 from evomerge.recipe import ModelRef
 
 TOY = Path(__file__).parents[2] / "examples" / "toy" / "models"
@@ -30,6 +30,30 @@ def edit(file: Path, **changes: object) -> None:
 
 def different(before: dict[str, str], after: dict[str, str]) -> list[str]:
     return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "alike"),
+    [
+        ("config.json", {"_name_or_path": "elsewhere", "transformers_version": "0"}, True),
+        ("config.json", {"rms_norm_eps": 0.5}, False),
+        ("tokenizer_config.json", {"chat_template": "{{ messages[0].content }}"}, False),
+        ("generation_config.json", {"repetition_penalty": 1.3}, False),
+    ],
+)
+def test_two_models_are_alike_beside_their_weights_by_what_decides_a_score(
+    tmp_path: Path, file: str, changes: dict[str, object], alike: bool
+) -> None:
+    shutil.copytree(TOY / "sort", tmp_path / "model")
+    assert alike_beside_weights(TOY / "base", tmp_path / "model")
+    edit(tmp_path / "model" / file, **changes)
+    assert alike_beside_weights(TOY / "base", tmp_path / "model") is alike
+
+
+def test_an_adapter_is_never_alike_to_its_base_beside_the_weights(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert not alike_beside_weights(TOY / "base", tmp_path)
+    assert not alike_beside_weights(tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize(

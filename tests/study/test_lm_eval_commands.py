@@ -86,6 +86,30 @@ def with_template(searched, put_aside, template):
     (searched / "pack" / "evaluator.yaml").write_text(yaml.safe_dump(chats), encoding="utf-8")
 
 
+def test_an_expert_is_read_in_its_own_folder_only_where_it_differs_from_the_base_in_its_weights_alone(searched, rows):
+    found = rows()
+    for name in ("base", "reverse"):
+        assert f"pretrained={searched / name}," in found[name]["command"]
+        assert found[name]["prepare"] is None
+    assert f"pretrained={searched / 'sort'}," not in found["sort"]["command"]
+    assert "--trial sort" in found["sort"]["prepare"]
+
+
+def test_an_export_as_an_adapter_does_not_take_the_place_of_the_whole_model(searched, rows, put_aside):
+    (label,) = [label for label, row in rows().items() if row["kind"] == "best"]
+    prepare = rows()[label]["prepare"]
+    whole, adapter = searched / "run" / "models" / "a", searched / "run" / "models" / "b"
+    for folder in (whole, adapter):
+        folder.mkdir(parents=True)
+        (folder / "recipe.json").write_text(json.dumps({"digest": rows()[label]["recipe"]}), encoding="utf-8")
+    (adapter / "adapter_config.json").write_text("{}", encoding="utf-8")
+    assert rows()[label]["prepare"] == prepare
+    (whole / "config.json").write_text("{}", encoding="utf-8")
+    assert f"pretrained={whole}," in rows()[label]["command"]
+    assert rows()[label]["prepare"] is None
+    shutil.rmtree(searched / "run" / "models")
+
+
 def test_no_command_is_printed_for_chats_in_which_lm_eval_would_write_today(searched, rows, put_aside):
     template = "{{ strftime_now('%Y') }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with_template(searched, put_aside, template)
