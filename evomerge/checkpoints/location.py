@@ -43,11 +43,14 @@ def is_hub_id(location: str) -> bool:
     return bool(_HUB_ID.fullmatch(location)) and not is_there(Path(location))
 
 
-def find_directory(ref: ModelRef, *, allow: Collection[str] = ()) -> Path:
+def find_directory(ref: ModelRef, *, allow: Collection[str] = (), download: bool = True) -> Path:
     """The directory that holds the model, downloaded into the hub's cache where the location is a hub id.
 
     Files of a hub snapshot are symbolic links into the cache's blobs, and that is how they are read.
     Raises InvalidInput with the places that were searched.
+
+    Args:
+        download: whether files of the hub that the cache lacks are downloaded, and a branch is looked up there.
     """
     directory = expanded(ref.location)
     if is_folder(directory):
@@ -67,18 +70,18 @@ def find_directory(ref: ModelRef, *, allow: Collection[str] = ()) -> Path:
             f"source {ref.name!r}: remote_code is allowed, so the hub model {ref.location} needs a revision that is a "
             f"full commit hash of 40 digits, not {ref.revision!r}"
         )
-    return _download(ref, allow)
+    return _download(ref, allow, cached=not download)
 
 
-def _download(ref: ModelRef, allow: Collection[str]) -> Path:
-    directory = _snapshot(ref, [*_FILES, *["*.py"] * ("remote_code" in allow)])
+def _download(ref: ModelRef, allow: Collection[str], *, cached: bool) -> Path:
+    directory = _snapshot(ref, [*_FILES, *["*.py"] * ("remote_code" in allow)], cached=cached)
     # Many repositories hold the same weights in both formats, and of the two only safetensors are read.
     if "pickle_weights" in allow and not any((directory / name).exists() for name in (ONE_FILE, INDEX)):
-        return _snapshot(ref, [_PICKLES])
+        return _snapshot(ref, [_PICKLES], cached=cached)
     return directory
 
 
-def _snapshot(ref: ModelRef, wanted: Sequence[str]) -> Path:
+def _snapshot(ref: ModelRef, wanted: Sequence[str], *, cached: bool) -> Path:
     # Sub-folders hold conversions (onnx/, original/) of the same weights, but for one with chat templates.
     in_folders = [f"*/{each}" for each in wanted if each.startswith("*") and each != _TEMPLATE]
     try:
@@ -88,6 +91,7 @@ def _snapshot(ref: ModelRef, wanted: Sequence[str]) -> Path:
                 revision=ref.revision,
                 allow_patterns=list(wanted),
                 ignore_patterns=[*_OTHER_FORMATS, *in_folders],
+                local_files_only=cached,
             )
         )
     # LocalEntryNotFoundError and OfflineModeIsEnabled, what an absent network raises, are OSErrors.

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from evomerge.bank.weight_bank import default_device
 from evomerge.checkpoints.chat_date import DATE
 from evomerge.checkpoints.files_beside_weights import CONFIG, alike_beside_weights
-from evomerge.checkpoints.location import find_directory
+from evomerge.checkpoints.location import find_directory, is_hub_id
+from evomerge.errors import EvomergeError, InvalidInput, OtherSpec
 from evomerge.evaluation import known_evaluators, known_packs, split_from_json
 from evomerge.evaluation.factory import build_evaluator
 from evomerge.export import export_command
 from evomerge.leaderboard import Line
+from evomerge.messages import first_line
 from evomerge.packs.items import ItemBlock
 from evomerge.report.paths import exported_digest, exports, models_folder, run_folder
 from evomerge.spec import SearchSpec
@@ -47,7 +49,8 @@ def with_commands(stored: StoredSearch, lines: Sequence[Line], file: Path | None
     its weights; `prepare` is the command for that, None where the run's folder has an export of that recipe.
 
     Evaluators other than packs have no such command; packs that are not on this machine, models whose scores in lm-eval
-    depend on the order of the requests, and chats with today's date have `no_command`.
+    depend on the order of the requests, and chats with today's date have `no_command`. So have rows for which something
+    is missing by now or has been changed. Nothing is downloaded.
 
     Args:
         file: the search.yaml that names the storage, see `command_line`.
@@ -59,21 +62,45 @@ def with_commands(stored: StoredSearch, lines: Sequence[Line], file: Path | None
         return [replace(line, no_command=NO_EVALUATOR.format(name)) for line in lines]
     if stored.study.user_attrs.get(attributes.NO_HARNESS_SCORES):
         return [replace(line, no_command=NO_COMMAND) for line in lines]
+    try:
+        evaluator = _evaluator(stored)
+        if evaluator.dated:
+            return [replace(line, no_command=OTHER_DATE) for line in lines]
+        _check_pack(stored, evaluator)
+        samples = _write_samples(stored, evaluator)
+        # An export as an adapter has no config: lm-eval would need to be told of its base.
+        whole = [directory for directory in exports(stored) if (directory / CONFIG).is_file()]
+    except (EvomergeError, OSError) as error:  # the stored numbers are there all the same
+        return [replace(line, no_command=first_line(error)) for line in lines]
+    exported = {exported_digest(directory): directory for directory in whole}
+    return [_with_command(line, stored, evaluator, samples=samples, exported=exported, file=file) for line in lines]
+
+
+def _check_pack(stored: StoredSearch, evaluator: HarnessEvaluator) -> None:
+    """Refuse a pack that asks other questions by now; its documents have been compared before.
+
+    Raises:
+        OtherSpec: it does.
+    """
+    made_with = read_identity(stored.study).identity["evaluator"]
+    if not stored.spec.evaluator.settings and evaluator.fingerprint != made_with:  # settings are those of an engine
+        raise OtherSpec(
+            f"the evaluator {stored.spec.evaluator.name!r} is not the one that the study was made with; restore its "
+            "files and the release of lm-eval"
+        )
+
+
+def _write_samples(stored: StoredSearch, evaluator: HarnessEvaluator) -> dict[str, Path]:
+    """Write the item ids of both parts into the run's folder: part -> file."""
     from evomerge.evaluation.lm_eval.reproduction import write_samples
 
-    evaluator = _evaluator(stored)
-    if evaluator.dated:
-        return [replace(line, no_command=OTHER_DATE) for line in lines]
     samples: dict[str, Path] = {}
     folder = run_folder(stored)
     folder.mkdir(parents=True, exist_ok=True)  # of a study on a server it may not be there
     for part in ("search", "held_out"):
         samples[part] = folder / f"{stored.spec.name}-{part}-items.json"
         write_samples(evaluator.split, ItemBlock(part), samples[part])
-    # An export as an adapter has no config: lm-eval would need to be told of its base.
-    whole = [directory for directory in exports(stored) if (directory / CONFIG).is_file()]
-    exported = {exported_digest(directory): directory for directory in whole}
-    return [_with_command(line, stored, evaluator, samples=samples, exported=exported, file=file) for line in lines]
+    return samples
 
 
 def _with_command(
@@ -89,28 +116,38 @@ def _with_command(
 
     if line.models:
         return replace(line, no_command=SEVERAL_MODELS)
-    model, prepare = _model(stored, line, exported, file)
     part = ItemBlock("held_out") if line.held_out else ItemBlock("search")
-    command = lm_eval_line(
-        evaluator,
-        model,
-        samples[part.part],
-        part,
-        dtype=stored.spec.dtype,
-        one_by_one=bool(stored.study.user_attrs.get(attributes.ONE_BY_ONE)),
-    )
+    try:
+        model, prepare = _model(stored, line, exported, file)
+        command = lm_eval_line(
+            evaluator,
+            model,
+            samples[part.part],
+            part,
+            dtype=stored.spec.dtype,
+            one_by_one=bool(stored.study.user_attrs.get(attributes.ONE_BY_ONE)),
+        )
+    except (EvomergeError, OSError) as error:
+        return replace(line, no_command=first_line(error))
     return replace(line, command=command, prepare=prepare)
 
 
 def _model(
     stored: StoredSearch, line: Line, exported: dict[str | None, Path], file: Path | None
 ) -> tuple[str, str | None]:
-    """Location of the row's model, and the command that exports it there if it is missing."""
+    """Location of the row's model, and the command that exports it there if it is missing.
+
+    Raises:
+        InvalidInput: the export would read a source whose folder is gone.
+    """
     own = _own_folder(stored.spec, line.label) if line.kind == "source" else None
     if own is not None:
         return str(own), None
     if line.recipe in exported:
         return str(exported[line.recipe]), None
+    for source in stored.spec.sources:
+        if not is_hub_id(source.ref.location):  # the export downloads those
+            find_directory(source.ref)
     which = line.label if line.trial is None else str(line.trial)
     out = models_folder(stored) / f"{stored.spec.name}-{line.label.replace(' ', '-')}"
     return str(out), export_command(stored, which, out, file)
@@ -121,21 +158,25 @@ def _own_folder(spec: SearchSpec, label: str) -> Path | None:
 
     An expert was scored as a merge is: with the base's config, tokenizer, templates and generation settings.
     """
-    source = next(source for source in spec.sources if source.name == label)
-    folder = find_directory(source.ref, allow=spec.allow)
-    if source.name == spec.base.name:
-        return folder
-    alike = source.ref.missing is None and alike_beside_weights(find_directory(spec.base.ref, allow=spec.allow), folder)
-    return folder if alike else None
+    base = find_directory(spec.base.ref, allow=spec.allow, download=False)
+    if label == spec.base.name:
+        return base
+    ref = next(source.ref for source in spec.sources if source.name == label)
+    try:
+        folder = find_directory(ref, allow=spec.allow, download=False)
+    except InvalidInput:  # an export of it may be there, or can be made
+        return None
+    return folder if ref.missing is None and alike_beside_weights(base, folder) else None
 
 
 def _evaluator(stored: StoredSearch) -> HarnessEvaluator:
     from evomerge.evaluation.lm_eval.harness_evaluator import HarnessEvaluator
 
     spec, identity = stored.spec, read_identity(stored.study)
+    base = find_directory(spec.base.ref, allow=spec.allow, download=False)
     evaluator = build_evaluator(
         spec.evaluator.name,
-        base=spec.base.ref,
+        base=replace(spec.base.ref, location=str(base), revision=None),
         seed=spec.seed,
         split=split_from_json(identity.split),
         batch_size=identity.batch_size,

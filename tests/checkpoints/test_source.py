@@ -187,6 +187,18 @@ def test_a_hub_model_is_found_in_the_cache_without_a_network(
     assert source.tensors["lm_head.weight"].shape == (64, 32)
 
 
+def test_a_hub_model_outside_the_cache_is_not_downloaded_where_that_is_not_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def snapshot(*_: object, local_files_only: bool, **__: object) -> str:
+        assert local_files_only
+        raise LocalEntryNotFoundError("not in the cache")
+
+    monkeypatch.setattr(location, "snapshot_download", snapshot)
+    with pytest.raises(InvalidInput, match="could not be had from the hub or its cache"):
+        location.find_directory(ModelRef("expert", "owner/model"), download=False)
+
+
 def test_remote_code_is_refused_unless_allowed(make_model: Callable[..., Path]) -> None:
     directory = make_model("llama")
     _edit_config(directory, auto_map={"AutoModelForCausalLM": "modeling.Evil"})

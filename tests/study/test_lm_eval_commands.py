@@ -110,6 +110,51 @@ def test_an_export_as_an_adapter_does_not_take_the_place_of_the_whole_model(sear
     shutil.rmtree(searched / "run" / "models")
 
 
+def test_a_row_whose_export_would_read_a_lost_expert_says_so_and_the_others_have_their_commands(
+    searched, rows, put_aside
+):
+    put_aside("reverse")
+    found = rows()
+    assert found["base"]["command"]
+    for label in found.keys() - {"base"}:
+        assert found[label]["command"] is found[label]["prepare"] is None
+        assert f"there is no directory {searched / 'reverse'}" in found[label]["no_command"]
+
+
+def test_a_leaderboard_is_printed_without_commands_where_the_base_is_gone(searched, rows, put_aside):
+    before = rows()
+    put_aside("base")
+    assert {label: row["held_out"] for label, row in rows().items()} == {
+        label: row["held_out"] for label, row in before.items()
+    }
+    assert all(f"there is no directory {searched / 'base'}" in row["no_command"] for row in rows().values())
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "reason"),
+    [
+        ("items/toy_count.jsonl", '"prompt": "', '"prompt": "no ', "restore the data"),
+        ("tasks/toy_count.yaml", "{{prompt}}", "now {{prompt}}", "is not the one that the study was made with"),
+    ],
+)
+def test_a_leaderboard_is_printed_without_commands_where_the_pack_was_edited(
+    searched, rows, put_aside, file, old, new, reason
+):
+    text = put_aside(f"pack/{file}").read_text(encoding="utf-8")
+    assert old in text
+    (searched / "pack" / file).write_text(text.replace(old, new), encoding="utf-8")
+    for row in rows().values():
+        assert row["command"] is row["prepare"] is None
+        assert reason in row["no_command"]
+
+
+def test_a_leaderboard_is_printed_without_commands_where_the_items_cannot_be_written(searched, rows, put_aside):
+    assert rows()["base"]["command"]
+    put_aside("run/sim-search-items.json")
+    (searched / "run" / "sim-search-items.json").mkdir()
+    assert all("sim-search-items.json" in row["no_command"] for row in rows().values())
+
+
 def test_no_command_is_printed_for_chats_in_which_lm_eval_would_write_today(searched, rows, put_aside):
     template = "{{ strftime_now('%Y') }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with_template(searched, put_aside, template)
