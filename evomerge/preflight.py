@@ -71,7 +71,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
     unmeant = check_requests(inputs)
     untried = check_model(inputs)
     moves = unit_moves(inputs)
-    files = sum(each["file_bytes"] for each in statistics) + weights.file + weights.checkpoint
+    files = _file_bytes(statistics, worker_count(spec.workers, None)) + weights.file + weights.checkpoint
     writes = planned_writing(inputs, items=sum(_items(inputs)["search"].values()), files=files, shared=placement.shared)
     return {
         "schema": SCHEMA,
@@ -265,6 +265,13 @@ def _statistics(inputs: Inputs) -> list[dict[str, Any]]:
         for each, size in zip(planned, measured_sizes(inputs, planned), strict=True)
         for texts in [each.texts(inputs.evaluator)]
     ]
+
+
+def _file_bytes(statistics: list[dict[str, Any]], workers: int) -> int:
+    """Bytes on the disk of statistics, with the checkpoints of those that workers measure at the same time: each is
+    deleted when its source is measured."""
+    checkpoints = sorted((each["checkpoint_bytes"] for each in statistics), reverse=True)
+    return sum(each["file_bytes"] for each in statistics) + sum(checkpoints[:workers])
 
 
 def _placement(inputs: Inputs) -> Placement:

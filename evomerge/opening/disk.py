@@ -10,7 +10,7 @@ from evomerge.bank.shared_tensors import temporary_folder
 from evomerge.forms import nearest_existing
 from evomerge.messages import in_bytes
 from evomerge.opening.inputs import Inputs
-from evomerge.storage.url import local_file, run_directory
+from evomerge.storage.url import local_file
 from evomerge.study.stored_search import artifacts_folder
 
 STUDY_BYTES_PER_TRIAL = 7_000  # of SQLite, attributes included, and
@@ -24,7 +24,7 @@ class PlannedWriting:
     """Bytes that a run writes into one folder.
 
     Attributes:
-        what: study, items, files (statistics, trained weights and their checkpoints), or shared.
+        what: study, items, files (statistics, trained weights, and the checkpoints of both), or shared.
         bytes: in all, as if nothing had been written yet.
         free: bytes on the disk of the folder.
     """
@@ -40,17 +40,17 @@ def planned_writing(inputs: Inputs, *, items: int, files: int, shared: int = 0) 
 
     Args:
         items: on the search items, of one trial.
-        files: bytes of all files that are neither study nor outcomes of items.
+        files: bytes of all files among the artifacts that are no outcomes of items.
         shared: bytes of what the workers of this machine share; it is gone with the run.
     """
     spec, trials = inputs.spec, inputs.spec.budget.trials
-    run = run_directory(spec.storage_url, spec.name)
+    artifacts = artifacts_folder(spec)
     study = local_file(spec.storage_url)
     of_trial = STUDY_BYTES_PER_TRIAL + STUDY_BYTES_PER_PARAM * inputs.space.active_dimensions
     plan = [
         *([("study", study.parent, trials * of_trial)] if study is not None else []),
-        ("items", artifacts_folder(spec), trials * (ARTIFACT_BYTES + BYTES_PER_ITEM * items)),
-        *([("files", run, files)] if files else []),
+        ("items", artifacts, trials * (ARTIFACT_BYTES + BYTES_PER_ITEM * items)),
+        *([("files", artifacts, files)] if files else []),
         *([("shared", temporary_folder(), shared)] if shared else []),
     ]
     return [

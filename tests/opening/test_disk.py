@@ -1,8 +1,11 @@
 """What a run writes, beside what is free."""
 
+import json
 import shutil
 import tempfile
 from collections import namedtuple
+
+import yaml
 
 from evomerge import run_search
 from evomerge.cli import run_command
@@ -24,6 +27,20 @@ def test_check_names_each_folder_and_warns_where_too_little_is_free(write_spec, 
         "a run writes up to 12.6 MB there (study 8.2 MB, items 4.4 MB)",
     ):
         assert "".join(line.split()) in said
+
+
+def test_statistics_and_their_checkpoints_are_counted_where_they_are_written(write_spec, tmp_path, capsys):
+    path = write_spec(evaluator="toy-skills", baselines=["fisher"], artifacts="elsewhere", workers={"count": 1})
+    content = yaml.safe_load(path.read_text())
+    for source in content["sources"][1:]:
+        source["calibration"] = {"task": f"toy_{source['name']}", "items": 4}
+    path.write_text(yaml.safe_dump(content))
+    assert run_command(["check", str(path), "--json"]) == 0
+    checked = json.loads(capsys.readouterr().out)
+    first, second = checked["statistics"]
+    [files] = [each for each in checked["cost"]["writes"] if each["what"] == "files"]
+    assert files["folder"] == str(tmp_path / "elsewhere")
+    assert files["bytes"] == first["file_bytes"] + second["file_bytes"] + first["checkpoint_bytes"]
 
 
 def test_a_study_grows_by_less_than_is_planned_however_many_params_it_has(write_spec, tmp_path):
@@ -53,7 +70,7 @@ def test_a_study_on_a_server_takes_no_room_here(write_spec, tmp_path, monkeypatc
     writing = planned_writing(inputs, items=100, files=7, shared=8)
     assert [(each.what, each.folder) for each in writing] == [
         ("items", f"{tmp_path}/runs/sim/artifacts"),
-        ("files", f"{tmp_path}/runs/sim"),
+        ("files", f"{tmp_path}/runs/sim/artifacts"),
         ("shared", tempfile.gettempdir()),
     ]
     assert disk_warnings(writing) == []
