@@ -15,6 +15,7 @@ from evomerge.commands.collecting import gc
 from evomerge.commands.controls import cancel, pause, resume, stop, try_params
 from evomerge.commands.copying import study_app
 from evomerge.commands.doctoring import doctor
+from evomerge.commands.exhausted_memory import out_of_memory
 from evomerge.commands.exporting import export
 from evomerge.commands.importing import mergekit_evolve
 from evomerge.commands.initialising import init
@@ -126,12 +127,10 @@ def run_command(arguments: list[str] | None = None, terminal: Terminal | None = 
     except Exception as error:
         from evomerge.storage.patience import full_disk
 
-        if (full := full_disk(error)) is not None:
-            terminal.tell(f"error: {full}")
-            return full.exit_code
-        if (refused := unwritable(error, arguments)) is not None:
-            terminal.tell(f"error: {refused}")
-            return refused.exit_code
+        known = full_disk(error) or out_of_memory(error, arguments) or unwritable(error, arguments)
+        if known is not None:
+            terminal.tell(f"error: {known}")
+            return known.exit_code
         place = terminal.keep(traceback.format_exc())
         terminal.tell(f"error: this is a bug in evomerge: {type(error).__name__}: {error}; see {place}")
         _tell_notes(terminal, error)

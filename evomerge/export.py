@@ -18,7 +18,7 @@ from evomerge.artefacts.emr_artefact import check_emr_folder, position_of, write
 from evomerge.artefacts.exported_files import exported_names
 from evomerge.artefacts.model_writer import check_model_folder
 from evomerge.bank import WeightBank
-from evomerge.bank.weight_bank import default_device
+from evomerge.bank.device_kind import chosen_device
 from evomerge.baselines.freshness import current_baselines
 from evomerge.baselines.named_recipes import source_rows
 from evomerge.checkpoints import differing, tensor_digest, tensor_digests, verify_digests
@@ -60,7 +60,13 @@ class _Chosen:
 
 
 def export_merge(
-    stored: StoredSearch, which: str, out: Path, file: Path | None = None, *, task: str | None = None
+    stored: StoredSearch,
+    which: str,
+    out: Path,
+    file: Path | None = None,
+    *,
+    task: str | None = None,
+    device: str | None = None,
 ) -> dict[str, Any]:
     """Write one merge of a search as a Hugging Face model directory.
 
@@ -69,22 +75,24 @@ def export_merge(
         file: the search.yaml that names the storage, see `command_line`.
         task: of a row that is several models: the model of this task. Without it they are written as one artefact, see
             `evomerge.artefacts.emr_artefact`.
+        device: "cpu" or "cuda"; None: the accelerator where there is one.
 
     Raises:
-        InvalidInput: no such trial, baseline or task, no winner yet, or `out` holds something that is not ours.
+        InvalidInput: no such trial, baseline, task or device, no winner yet, or `out` holds something that is not ours.
         WeightsDiffer: the weights are not those that were scored on this kind of device; names the tensors. On another
             kind of device they may differ in the last bit; then the result names them.
     """
-    inputs = open_inputs(stored.spec)
+    at, inputs = chosen_device(device), open_inputs(stored.spec)
     chosen = _choose(stored, inputs, which)
+    reproduce = export_command(stored, which, out, file, task=task, device=device)
     if isinstance(chosen, RecipeSet) and task is None:
-        return _export_set(stored, inputs, chosen, which, out=out, file=file)
+        return _export_set(stored, inputs, chosen, which, out=out, device=at, reproduce=reproduce)
     chosen = _of_task(chosen, which, task)
     yaml, reason = to_mergekit(chosen.recipe, inputs.catalogue, adapter_names(inputs.experts))
     named = ("README.md", *["mergekit.yaml"] * (yaml is not None))
     check_model_folder(out, base=inputs.base, recipe=chosen.recipe, files=named)
     files = _files_of(stored, [chosen.recipe])
-    bank = _bank(inputs, files)
+    bank = _bank(inputs, files, at)
     expected = read_digests(stored.study, chosen.trial) if chosen.trial is not None else None
     actual: dict[str, str] = {}
 
@@ -97,7 +105,6 @@ def export_merge(
 
     card = SearchCard(stored, inputs, label=chosen.label, mergekit=yaml is not None)
     probe = probe_export(stored, inputs, bank, {chosen.label: chosen.recipe})
-    reproduce = export_command(stored, which, out, file, task=task)
     texts = {"README.md": card.of_model(chosen.recipe, reproduce, sanity=probe.note)}
     if yaml is not None:
         texts["mergekit.yaml"] = yaml
@@ -125,24 +132,26 @@ def export_merge(
     }
 
 
-def export_adapter(stored: StoredSearch, which: str, out: Path, file: Path | None = None) -> dict[str, Any]:
+def export_adapter(
+    stored: StoredSearch, which: str, out: Path, file: Path | None = None, *, device: str | None = None
+) -> dict[str, Any]:
     """Write one merge of a search as a LoRA adapter of the base, where it is one: see `CoreMerges.products`.
 
     Base and adapter are added when they are loaded, and rounded otherwise than the merge: what `largest_difference` is,
     between two numbers of the search's dtype.
 
     Args:
-        which, file: as `export_merge`.
+        which, file, device: as `export_merge`.
 
     Raises:
         InvalidInput: as `export_merge`; the merge is no adapter.
     """
-    inputs = open_inputs(stored.spec)
+    at, inputs = chosen_device(device), open_inputs(stored.spec)
     chosen = _of_task(_choose(stored, inputs, which), which, None)
     check_adapter_folder(out, base=inputs.base, recipe=chosen.recipe)
-    bank = _bank(inputs, _files_of(stored, [chosen.recipe]))
+    bank = _bank(inputs, _files_of(stored, [chosen.recipe]), at)
     products = bank.core_merges.products(chosen.recipe, bank.rule_tensors)
-    reproduce = f"{export_command(stored, which, out, file)} --adapter"
+    reproduce = f"{export_command(stored, which, out, file, device=device)} --adapter"
     card = SearchCard(stored, inputs, label=chosen.label, adapter=True)
     probe = probe_export(stored, inputs, bank, {chosen.label: chosen.recipe})
     write_adapter(
@@ -218,12 +227,19 @@ def export_text(document: dict[str, Any]) -> Text:
 
 
 def _export_set(
-    stored: StoredSearch, inputs: Inputs, recipes: RecipeSet, which: str, *, out: Path, file: Path | None
+    stored: StoredSearch,
+    inputs: Inputs,
+    recipes: RecipeSet,
+    which: str,
+    *,
+    out: Path,
+    device: torch.device,
+    reproduce: str,
 ) -> dict[str, Any]:
     """Write several models as one artefact."""
     read = [source.directory for source in (inputs.base, *inputs.experts)]
     check_emr_folder(out, read)
-    bank = _bank(inputs, _files_of(stored, recipes.recipes.values()))
+    bank = _bank(inputs, _files_of(stored, recipes.recipes.values()), device)
     first = next(iter(recipes.recipes.values()))
     scored = {model: tensor_digests(bank.merged(recipe)) for model, recipe in recipes.recipes.items()}
     tensors = bank.rule_tensors(first.rules[0], first)
@@ -233,7 +249,6 @@ def _export_set(
     ]
     card = SearchCard(stored, inputs, label=which)
     probe = probe_export(stored, inputs, bank, {f"{which}/{name}": each for name, each in recipes.recipes.items()})
-    reproduce = export_command(stored, which, out, file)
     write_emr(
         out,
         recipes,
@@ -321,12 +336,20 @@ def _trial(stored: StoredSearch, which: str) -> optuna.trial.FrozenTrial:
     return trials[number]
 
 
-def _bank(inputs: Inputs, files: Path) -> WeightBank:
-    device = torch.device(default_device())
+def _bank(inputs: Inputs, files: Path, device: torch.device) -> WeightBank:
     return WeightBank(inputs.base, inputs.experts, dtype=DTYPES[inputs.spec.dtype], device=device, files=files)
 
 
-def export_command(stored: StoredSearch, which: str, out: Path, file: Path | None, *, task: str | None = None) -> str:
+def export_command(
+    stored: StoredSearch,
+    which: str,
+    out: Path,
+    file: Path | None,
+    *,
+    task: str | None = None,
+    device: str | None = None,
+) -> str:
     """The command line of an export."""
-    arguments = ("--trial", which, *(() if task is None else ("--task", task)), "--out", str(out.resolve()))
+    given = {"--trial": which, "--task": task, "--device": device, "--out": str(out.resolve())}
+    arguments = [word for option, value in given.items() if value is not None for word in (option, value)]
     return command_line(stored.spec, "export", *arguments, file=file)

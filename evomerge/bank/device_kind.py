@@ -1,10 +1,28 @@
-"""The kind of a device: where a merge has the same bits."""
+"""The device of a bank: chosen, and its kind, by which a merge has the same bits."""
 
 from __future__ import annotations
 
 import platform
 
 import torch
+
+from evomerge.errors import InvalidInput
+
+
+def default_device() -> str:
+    """The accelerator where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def chosen_device(given: str | None) -> torch.device:
+    """The device that a command was given; None: the accelerator where there is one.
+
+    Raises:
+        InvalidInput: there is no such device on this machine.
+    """
+    if given == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput("--device cuda: torch finds no GPU on this machine; give cpu, or leave it out")
+    return torch.device(given or default_device())
 
 
 def device_kind(device: torch.device, *, streams: bool = False) -> str:

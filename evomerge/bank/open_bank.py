@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from evomerge.adapters import open_expert
+from evomerge.bank.device_kind import default_device
 from evomerge.bank.memory import MemoryNeed
 from evomerge.bank.placement import this_machine
 from evomerge.bank.shared_tensors import SharedTensors
-from evomerge.bank.weight_bank import WeightBank, default_device
+from evomerge.bank.weight_bank import WeightBank
 from evomerge.checkpoints import open_source
 from evomerge.passes.kernels import DTYPES
 from evomerge.recipe import ModelRef

@@ -4,6 +4,8 @@ On a CPU they stay in the mapped files: all workers of a machine read the same p
 do they with what is made of them for all candidates, in files that the workers of a run share. On a
 device they are copied there where they fit beside the live model; else every worker holds them in pinned host memory,
 or where even that is too much in the mapped files, and streams each tensor through the device while it is merged.
+
+A bank that is no worker's, such as that of an export, takes what others have left of the machine; nothing is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 
 from evomerge.adapters import AdaptedTensors
-from evomerge.bank.memory import MemoryNeed, total_memory
+from evomerge.bank.memory import MemoryNeed, available_memory, total_memory
 from evomerge.checkpoints import Source
 from evomerge.errors import InvalidInput
 from evomerge.messages import in_bytes
@@ -150,6 +152,22 @@ def place_sources(need: MemoryNeed, machine: Machine, *, workers: int = 1, share
         host=each,
         shared=common,
     )
+
+
+def place_beside_others(need: MemoryNeed, device: torch.device) -> Placement:
+    """Choose the memory of the sources for a bank that is no worker's, in what is free now: a search may hold the rest.
+
+    Nothing is refused: such a bank merges tensor by tensor, and need not have a live model.
+    """
+    if device.type == "cpu":
+        return Placement(place=Place.MAPPED, device="cpu", sources=need.sources, worker=0, pageable=True)
+    if need.sources + need.worker <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
+        place = Place.DEVICE
+    elif need.sources + need.padding <= HOST_SHARE * available_memory():
+        place = Place.PINNED
+    else:
+        place = Place.MAPPED
+    return Placement(place=place, device="cuda", sources=need.sources, worker=0, pageable=place is Place.MAPPED)
 
 
 def placed(tensors: Mapping[str, torch.Tensor], place: Place, device: torch.device) -> Mapping[str, torch.Tensor]:

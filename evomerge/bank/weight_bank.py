@@ -19,7 +19,7 @@ from evomerge.bank.file_guard import FileGuard
 from evomerge.bank.layer_pool import LayerPool
 from evomerge.bank.memory import MemoryNeed, need_of_sources
 from evomerge.bank.merge_memory import MergeMemory
-from evomerge.bank.placement import Machine, Place, Placement, place_sources, placed, placed_experts, this_machine
+from evomerge.bank.placement import Machine, Place, place_beside_others, place_sources, placed, placed_experts
 from evomerge.bank.recipe_check import check_recipe
 from evomerge.bank.recipe_tensors import RecipeTensors
 from evomerge.bank.resident_merges import ResidentMerges
@@ -42,11 +42,6 @@ from evomerge.tensors.rounding import check_finite, rounded_copy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-def default_device() -> str:
-    """The accelerator where there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class WeightBank:
@@ -80,18 +75,17 @@ class WeightBank:
             ingredients: number of merges that memory was planned for as sources of other merges. A recipe with more
                 has them all while it is written; then those that were not used for longest are dropped.
             need: memory that was planned for; by default what the sources alone need.
-            machine: by default this one, all of it.
+            machine: of a worker, for which memory was planned; without one see `place_beside_others`.
             shared: what is made of the sources and kept in main memory, the workers of a machine have once in it.
         """
         self.base = base
         self.dtype = dtype
         self.device = device
-        machine = machine or this_machine(float(device.type == "cuda"))
         need = need or need_of_sources(base, experts, dtype, ingredients=ingredients)
-        if one_merge is None or device.type != "cpu":
-            self.placement = place_sources(need, machine, shared=shared is not None)
+        if machine is None:
+            self.placement = place_beside_others(need, device)
         else:
-            self.placement = Placement(place=Place.MAPPED, device="cpu", sources=need.sources, worker=0, pageable=True)
+            self.placement = place_sources(need, machine, shared=shared is not None)
         mapped = {name: base.tensors[name] for name in base.catalogue.names}
         held = placed(mapped, self.placement.place, device)
         self._weights = {base.ref.name: held, **placed_experts(experts, held, self.placement.place, device)}

@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from evomerge.commands.completion import trial_names
-from evomerge.commands.options import Json, SpecPath, Storage, Study, print_document, stored_of, terminal_of
+from evomerge.commands.options import (
+    Device,
+    Json,
+    SpecPath,
+    Storage,
+    Study,
+    device_of,
+    print_document,
+    stored_of,
+    terminal_of,
+)
 from evomerge.commands.pushing import Private, Push, checked_repository, pushed, with_address
 
 
@@ -23,6 +33,7 @@ def export(
     adapter: Annotated[
         bool, typer.Option("--adapter", help="A LoRA adapter of the base, where the merge is one.")
     ] = False,
+    device: Device = None,
     push: Push = None,
     private: Private = False,
     storage: Storage = None,
@@ -41,10 +52,10 @@ def export(
 
     if adapter and task is not None:
         raise InvalidInput("--adapter writes one merge, and --task chooses among several models; leave one out")
-    repository = checked_repository(push, private=private)
+    at, repository = device_of(device), checked_repository(push, private=private)
     stored, file = stored_of(terminal, spec, storage, study), spec if storage is None else None
     if adapter:
-        exported, text = export_adapter(stored, trial, out, file), adapter_text
+        exported, text = export_adapter(stored, trial, out, file, device=at), adapter_text
     else:
-        exported, text = export_merge(stored, trial, out, file, task=task), export_text
+        exported, text = export_merge(stored, trial, out, file, task=task, device=at), export_text
     print_document(terminal, pushed(terminal, repository, exported), json_, with_address(text))

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evomerge.commands.options import Json, allowed_of, places_of, print_document, terminal_of
+from evomerge.commands.options import Device, Json, allowed_of, device_of, places_of, print_document, terminal_of
 from evomerge.commands.pushing import Private, Push, checked_repository, pushed, with_address
-from evomerge.errors import InvalidInput
 from evomerge.messages import counted
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def merge(
             show_default=False,
         ),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; the accelerator where there is one.")] = None,
+    device: Device = None,
     allow: Annotated[list[str] | None, _ALLOW] = None,
     push: Push = None,
     private: Private = False,
@@ -69,7 +68,7 @@ def merge(
             seed=seed,
             fingerprints=fingerprints,
             allow=allowed,
-            device=_device(device),
+            device=device_of(device),
             reproduce=quoted_line(["merge", str(recipe), *options, "--out", str(out)]),
             tell=terminal.tell,
             progress=progress,
@@ -117,12 +116,6 @@ def _options(
     options += [] if device is None else [("--device", device)]
     words = [word for option in options for word in option]
     return words if fingerprints is None else [*words, "--fingerprints" if fingerprints else "--no-fingerprints"]
-
-
-def _device(given: str | None) -> str | None:
-    if given not in (None, "cpu", "cuda"):
-        raise InvalidInput(f"--device {given}: it can be cpu or cuda")
-    return given
 
 
 @contextmanager

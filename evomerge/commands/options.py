@@ -35,6 +35,7 @@ Study = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; the accelerator where there is one.")]
 Workers = Annotated[int | None, typer.Option(help="Number of workers.")]
 Ray = Annotated[
     str | None,
@@ -160,6 +161,13 @@ def allowed_of(given: Sequence[str]) -> tuple[str, ...]:
     if unknown := next((each for each in given if each not in known), None):
         raise InvalidInput(f"--allow {unknown}: it can be {' or '.join(known)}")
     return tuple(given)
+
+
+def device_of(given: str | None) -> str | None:
+    """The device that `--device` gives."""
+    if given not in (None, "cpu", "cuda"):
+        raise InvalidInput(f"--device {given}: it can be cpu or cuda")
+    return given
 
 
 def print_document(terminal: Terminal, document: dict[str, Any], as_json: bool, renderable: Any) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evomerge.bank.weight_bank import default_device
+from evomerge.bank.device_kind import default_device
 from evomerge.checkpoints.chat_date import DATE
 from evomerge.checkpoints.files_beside_weights import CONFIG, alike_beside_weights
 from evomerge.checkpoints.location import find_directory, is_hub_id

@@ -21,7 +21,7 @@ from evomerge.adapters import adapter_names, open_expert
 from evomerge.artefacts import CardFacts, Parent, model_card, parents_of, write_model
 from evomerge.artefacts.parents import judgement_of
 from evomerge.bank import WeightBank
-from evomerge.bank.weight_bank import default_device
+from evomerge.bank.device_kind import chosen_device
 from evomerge.checkpoints import Source, check_compatible, open_source
 from evomerge.documents import MAX_BYTES
 from evomerge.errors import InvalidInput, MergeError
@@ -85,7 +85,7 @@ def merge_file(
     Raises:
         InvalidInput: the file, a model, `out` or the device cannot be used.
     """
-    chosen = _chosen_device(device)
+    chosen = chosen_device(device)
     opened = _open(read_merge(path, places, seed=seed), fingerprints=fingerprints, allow=allow)
     for sentence in (*opened.notes, *opened.warnings):
         tell(sentence)
@@ -141,12 +141,6 @@ def import_mergekit(
         "notes": list(opened.notes),
         "warnings": list(opened.warnings),
     }
-
-
-def _chosen_device(given: str | None) -> torch.device:
-    if given == "cuda" and not torch.cuda.is_available():
-        raise InvalidInput("--device cuda: torch finds no GPU on this machine; give cpu, or leave it out")
-    return torch.device(given or default_device())
 
 
 def _write(opened: _Opened, out: Path, written: _Written, device: torch.device, texts: Mapping[str, str]) -> None:

@@ -12,7 +12,7 @@ from evomerge.bank import WeightBank
 from evomerge.bank.device_kind import device_kind
 from evomerge.bank.file_guard import FileGuard
 from evomerge.bank.memory import MemoryNeed, memory_need, need_of_sources
-from evomerge.bank.placement import Machine, Place, place_sources, placed, this_machine
+from evomerge.bank.placement import Machine, Place, place_beside_others, place_sources, placed, this_machine
 from evomerge.catalogue import build_catalogue
 from evomerge.checkpoints import open_source
 from evomerge.errors import InvalidInput
@@ -147,6 +147,18 @@ def test_a_gpu_that_sources_are_streamed_to_is_another_kind_of_device_by_the_pro
         assert bank.device_kind == device_kind(processor)
         bank.device = torch.device("cuda")
         assert bank.device_kind == kind
+
+
+@pytest.mark.parametrize(
+    ("free", "host", "place"),
+    [(80, 8, Place.DEVICE), (40, 128, Place.PINNED), (1, 128, Place.PINNED), (1, 8, Place.MAPPED)],
+)
+def test_a_bank_of_no_worker_takes_what_others_have_left_of_a_gpu_and_is_never_refused(monkeypatch, free, host, place):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * GB, 80 * GB))
+    monkeypatch.setattr("evomerge.bank.placement.available_memory", lambda: host * GB)
+    need = MemoryNeed(worker=15 * GB, sources=40 * GB)
+    assert place_beside_others(need, torch.device("cuda")).place is place
+    assert place_beside_others(need, torch.device("cpu")).place is Place.MAPPED
 
 
 def test_mapped_sources_are_the_mapped_memory_itself():
