@@ -58,6 +58,7 @@ class RunObserver:
         self._best = search.tally.best
         self._failure: tuple[int, str] | None = None
         self._written = -math.inf
+        self._textfile_fails = False
         self._latest: Status | None = None
         self._gauges: RayGauges | None = None
         self._open_telemetry = OpenTelemetryMetrics(spec.name)
@@ -150,8 +151,13 @@ class RunObserver:
         try:
             write_whole(path, metrics_text(self._spec.name, numbers).encode())
         except OSError as error:
-            if self._written == -math.inf:  # said once
-                _log.warning("metrics were not written to %s: %s", path, error.strerror)
+            if not self._textfile_fails:  # once for each time that it begins
+                _log.warning("metrics are not written to %s: %s", path, error.strerror)
+            self._textfile_fails = True
+        else:
+            if self._textfile_fails:
+                _log.warning("metrics are written to %s again", path)
+            self._textfile_fails = False
 
 
 @contextmanager
