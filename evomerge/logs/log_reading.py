@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from heapq import nlargest
 from itertools import count
@@ -48,8 +49,9 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _read(path: Path) -> Iterator[LogLine]:
-    """The lines of a file. One that was cut short, or that somebody else wrote, is skipped."""
-    with path.open(encoding="utf-8", errors="replace") as file:
+    """The lines of a file. One that was cut short, or that somebody else wrote, is skipped; so is a file that has been
+    deleted or renamed since it was found."""
+    with suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as file:
         for text in file:
             line = _line(text)
             if line is not None:

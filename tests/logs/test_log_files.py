@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from evomerge.logs import log_file
+from evomerge.logs import log_file, log_reading
 from evomerge.logs.capture import captured
 from evomerge.logs.log_file import KEPT, LogFile, trial_of
 from evomerge.logs.log_reading import log_lines
@@ -31,6 +31,21 @@ def texts(folder, **chosen):
 )
 def test_the_trial_of_a_job_is_in_its_key(job, trial):
     assert trial_of(job) == trial
+
+
+def test_a_log_that_is_deleted_while_the_logs_are_read_is_skipped(tmp_path, monkeypatch):
+    for source in ("a", "b"):
+        LogFile(tmp_path, source).write(source)
+    found = log_reading._files
+    monkeypatch.setattr(log_reading, "_files", lambda folder: deleting(found(folder)))
+
+    def deleting(paths):
+        for path in paths:
+            if path.name == "a.log":
+                path.unlink()
+            yield path
+
+    assert texts(tmp_path) == ["b"]
 
 
 def test_a_line_has_time_level_source_job_and_trial(tmp_path):
