@@ -37,6 +37,7 @@ from evomerge.source_figures import source_figures
 from evomerge.source_licenses import license_document, license_lines
 from evomerge.spaces.bound import BoundSpace
 from evomerge.storage import attributes
+from evomerge.study.status import status_of
 from evomerge.study.stored_search import NoStudy, artifacts_folder, looking_at
 from evomerge.telemetry.tracking import check_trackers
 from evomerge.verdict.looks import share
@@ -313,17 +314,18 @@ def _seconds_left(inputs: Inputs) -> float | None:
     """Of the budget of the spec, at the rate that the study has measured; None before there is one."""
     try:
         with looking_at(inputs.spec) as study:
-            status = study.user_attrs.get(attributes.STATUS)
+            content = study.user_attrs.get(attributes.STATUS)
     except NoStudy:
         return None
-    if status is None or not status["trials_per_hour"]:
+    status = None if content is None else status_of(content)
+    if status is None or not status.trials_per_hour:
         return None
-    budget, rate = inputs.spec.budget, float(status["trials_per_hour"])
-    if status.get("ended") and status["budget"] == budget.trials:
+    budget = inputs.spec.budget
+    if status.ended and status.budget == budget.trials:
         return 0.0
-    left = (budget.trials - int(status["finished"])) / rate * 3600
+    left = (budget.trials - status.finished) / status.trials_per_hour * 3600
     if budget.hours is not None:
-        left = min(left, budget.hours * 3600 - float(status["run_seconds"]))
+        left = min(left, budget.hours * 3600 - status.run_seconds)
     return max(0.0, left)
 
 

@@ -153,6 +153,16 @@ def test_check_says_how_long_a_larger_budget_takes_at_the_rate_that_was_measured
     assert left(trials=10**9, hours=1) <= 3600
 
 
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_status_that_somebody_else_has_written_is_said_to_be_wrong(command, write_spec, capsys):
+    spec = write_spec(budget={"trials": 1}, baselines=[])
+    assert run_command(["run", str(spec), "--ray", "none"]) == 0
+    read_search(load_spec(spec)).study.set_user_attr(attributes.STATUS, {"trials_per_hour": "many"})
+    capsys.readouterr()
+    assert run_command([command, str(spec)]) == 2
+    assert "the status of the study is not in the form that evomerge writes" in capsys.readouterr().err
+
+
 def test_hours_of_running_that_are_spent_leave_no_trial_and_more_of_them_do(write_spec):
     path = str(write_spec(budget={"trials": 3}, baselines=[]))
 

@@ -12,6 +12,7 @@ from evomerge.spec import BudgetSpec
 from evomerge.storage import attributes
 from evomerge.storage.optuna_internals import is_stopped
 from evomerge.study.search_study import SearchStudy
+from evomerge.study.status import status_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,8 @@ class BudgetAccount:
         self._started = self._clock.monotonic()
         self._rested = 0.0
         self._resting_since: float | None = None
-        self._before = float((search.study.user_attrs.get(attributes.STATUS) or {}).get("run_seconds", 0.0))
+        content = search.study.user_attrs.get(attributes.STATUS)
+        self._before = 0.0 if content is None else status_of(content).run_seconds
 
     @property
     def elapsed(self) -> float:
