@@ -1,7 +1,9 @@
 """The plots of Optuna Dashboard: of a search that ran, as the dashboard reads them, and rarely written."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
@@ -20,6 +22,7 @@ from evomerge.study.stored_search import read_search
 from evomerge.verdict.headline import headline
 from evomerge.verdict.records import read_verdict
 
+FORMAT = Path(__file__).parent.parent.parent / "docs" / "study_format.md"
 ITEMS = {"name": "synthetic", "items": 200}
 
 
@@ -40,6 +43,8 @@ def plots_of(stored):
 def test_a_finished_search_has_its_plots(stored):
     plots = plots_of(stored)
     assert set(plots) == {"verdict", "search-course", "both-parts", "winners-curse", "weights"}
+    [documented] = re.findall(r"`dashboard:plot_data:NAME:…` \((.*?)\)", FORMAT.read_text(encoding="utf-8"))
+    assert {name.strip("`") for name in documented.split(", ")} == set(plots)
     assert all(set(plot) == {"data", "layout"} for plot in plots.values())
     lines = {line.label: line for line in leaderboard(stored) if line.kind in ("source", "baseline")}
     levels = {each["name"]: each["y"] for each in plots["search-course"]["data"][2:]}
