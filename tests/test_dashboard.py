@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from contextlib import contextmanager
+from itertools import takewhile
 
 import pytest
 from browser import answer_of, free_address, page_of
@@ -31,9 +32,9 @@ def address(write_spec, tmp_path):
 def served(said, spec, *options):
     """`evomerge dashboard` in a process of its own. Afterwards `said` has the lines that it printed."""
     command = [sys.executable, "-m", "evomerge.cli", "dashboard", str(spec), *map(str, options)]
-    server = subprocess.Popen(command, cwd=spec.parent, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    server = subprocess.Popen(command, cwd=spec.parent, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
-        yield
+        yield server
     finally:
         server.terminate()
         said += server.communicate(timeout=20)[1].splitlines()
@@ -61,3 +62,16 @@ def test_a_browser_shows_the_study_and_its_verdict_first(address, tmp_path):
     assert "sim/held-out" in page_of(f"{address}/dashboard", tmp_path)
     note = page_of(f"{address}/dashboard/studies/1/note", tmp_path)
     assert 0 < note.find("Verdict: ") < note.find("items that the search never saw") < note.find("<table")
+
+
+def test_with_json_the_addresses_are_one_document_that_is_printed_before_it_serves(write_spec):
+    spec = write_spec(budget={"trials": 1}, baselines=[])
+    run_search(load_spec(spec), ray="none")
+    url, port = free_address()
+    said = []
+    with served(said, spec, "--port", port, "--json") as server:
+        printed = "".join(takewhile("}\n".__ne__, server.stdout)) + "}"
+        assert b"sim" in answer_of(f"{url}/api/studies")
+    note = f"{url}/dashboard/studies/1/note"
+    assert json.loads(printed) == {"schema": 1, "study": "sim", "url": url, "note": note}
+    assert not any(line.startswith(("Optuna Dashboard of", "its verdict")) for line in said)

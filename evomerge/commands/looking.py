@@ -91,10 +91,17 @@ def dashboard(
     study: Study = None,
     host: Annotated[str, typer.Option(help="Address to bind. The dashboard has no authentication.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8080,
+    json_: Json = False,
 ) -> None:
-    """Optuna Dashboard on the study's storage."""
+    """Optuna Dashboard on the study's storage, served until it is interrupted."""
     terminal = terminal_of(context)
-    from evomerge.study.dashboard import serve
+    from evomerge.study.dashboard import dashboard_document, dashboard_lines, serve
 
     stored = stored_of(terminal, spec, storage, study)
-    serve(stored.storage, stored.study.study_name, stored.artifacts, host=host, port=port, say=terminal.tell)
+    document = dashboard_document(stored.storage, stored.study.study_name, host=host, port=port)
+    if json_:
+        terminal.document(document)
+    else:
+        for line in dashboard_lines(document):
+            terminal.tell(line)
+    serve(stored.storage, stored.artifacts, host=host, port=port, say=terminal.tell)

@@ -14,6 +14,7 @@ from optuna.storages import BaseStorage
 from evomerge.object_store.artifact_folder import ArtifactFolder
 from evomerge.object_store.optuna_store import optuna_store
 
+SCHEMA = 1
 _NOTE = "dashboard:note_str:"
 _CHUNK = 2045  # characters of a note that the dashboard keeps in one attribute
 
@@ -56,22 +57,29 @@ def write_plot(study: optuna.Study, name: str, figure: PlotlyFigure) -> None:
     save_plotly_graph_object(study, figure, graph_object_id=name)
 
 
-def serve(
-    storage: BaseStorage, study: str, artifacts: Path, *, host: str, port: int, say: Callable[[str], None]
-) -> None:
+def dashboard_document(storage: BaseStorage, study: str, *, host: str, port: int) -> dict[str, Any]:
+    """The addresses of the dashboard of a study; that of its note, which begins with the verdict, once there is one."""
+    number, url = storage.get_study_id_from_name(study), f"http://{host}:{port}"
+    has_note = any(key.startswith(_NOTE) for key in storage.get_study_system_attrs(number))
+    note = f"{url}/dashboard/studies/{number}/note" if has_note else None
+    return {"schema": SCHEMA, "study": study, "url": url, "note": note}
+
+
+def dashboard_lines(document: dict[str, Any]) -> list[str]:
+    """The same for a person."""
+    note = [f"its verdict: {document['note']}"] if document["note"] else []
+    return [f"Optuna Dashboard of {document['study']}: {document['url']}", *note]
+
+
+def serve(storage: BaseStorage, artifacts: Path, *, host: str, port: int, say: Callable[[str], None]) -> None:
     """Serve until interrupted.
 
     Args:
         storage: a cached one; with a bare one every refresh reads all trials again.
-        study: name to say where it is served.
-        say: is told the address.
+        say: is told that others can reach it.
     """
     from optuna_dashboard import run_server
 
-    say(f"Optuna Dashboard of {study}: http://{host}:{port}")
-    number = storage.get_study_id_from_name(study)
-    if any(key.startswith(_NOTE) for key in storage.get_study_system_attrs(number)):
-        say(f"its verdict: http://{host}:{port}/dashboard/studies/{number}/note")
     if host not in ("127.0.0.1", "localhost", "::1"):
         say("It has no authentication: whoever reaches this address can change the study.")
     artifacts.mkdir(parents=True, exist_ok=True)
