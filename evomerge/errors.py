@@ -2,7 +2,7 @@
 
 EvomergeError
 ├── InvalidInput       2  the spec, a file or an argument is wrong; nothing was run
-├── Interrupted        3  stopped by a signal; the same command resumes
+├── Interrupted        3  stopped by a signal, or out of memory or disk; the same command resumes
 ├── OtherSpec          4  the study was made with another spec
 ├── StoppedByFailures  5  most candidates fail, or no worker can be started
 ├── StudyHeld          6  another controller holds the study

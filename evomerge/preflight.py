@@ -271,8 +271,9 @@ def _statistics(inputs: Inputs) -> list[dict[str, Any]]:
 def _file_bytes(statistics: list[dict[str, Any]], workers: int) -> int:
     """Bytes on the disk of statistics, with the checkpoints of those that workers measure at the same time: each is
     deleted when its source is measured."""
-    checkpoints = sorted((each["checkpoint_bytes"] for each in statistics), reverse=True)
-    return sum(each["file_bytes"] for each in statistics) + sum(checkpoints[:workers])
+    checkpoints: list[int] = sorted((each["checkpoint_bytes"] for each in statistics), reverse=True)
+    files: list[int] = [each["file_bytes"] for each in statistics]
+    return sum(files) + sum(checkpoints[:workers])
 
 
 def _placement(inputs: Inputs) -> Placement:
