@@ -15,13 +15,15 @@ from evomerge.study.snapshot import SearchSnapshot
 
 
 def build_key(baseline: BaselineSpec, spec: SearchSpec, standing: SearchSnapshot) -> str:
-    """Digest of all that a baseline is built from: its name, its settings, its texts and the state of the search.
+    """Digest of all that a baseline is built from: its name and form, its settings, its texts, the state of the search.
 
     Raises:
         InvalidInput: a calibration file cannot be read.
     """
     content: dict[str, object] = {"name": baseline.name, "settings": baseline.settings}
     info = BASELINES[baseline.name]
+    if info.form > 1:
+        content["form"] = info.form
     if info.built_from is not None:
         content[info.built_from] = standing.best if info.built_from == "best" else standing.trials
     if info.by_task:

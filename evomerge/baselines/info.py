@@ -100,6 +100,7 @@ class BaselineInfo:
         least_texts: of every expert, with which a trained one is built unasked.
         control: shows what a merge is worth that cannot know what the experts learned. It is scored, tested and marked
             as one, and no search starts from it.
+        form: raised whenever the same settings give another merge, so that a row of the former one is not taken for it.
         by_task: its row is several models, one per expert; each task is given to the one that belongs to it.
     """
 
@@ -120,6 +121,7 @@ class BaselineInfo:
     least_experts: int = 1
     least_texts: int = 1
     control: bool = False
+    form: int = 1
     by_task: bool = False
 
     @property
@@ -249,6 +251,7 @@ _ALL = (
         defaults={"granularity": "chosen", "steps": 120},
         on_request=True,
         control=True,
+        form=2,  # 1 might leave items their own answers
     ),
     BaselineInfo(
         name="learned-groups",

@@ -12,8 +12,9 @@ from evomerge.seeding import derive
 
 
 def permuted_answers(texts: Sequence[CalibrationText], source: str, seed: int) -> list[CalibrationText]:
-    """The texts of a source in their order, each with the answer of the item that a permutation sends it.
+    """The texts of a source in their order, each with the answer of the next item of one random cycle.
 
+    A cycle through all items leaves none of them its own answer, as a permutation drawn freely may.
     An item with several options keeps them: the one that the other item's answer is counts as right, and where it is
     none of them, one that is drawn. The frequency of answers stays what it is.
 
@@ -26,9 +27,10 @@ def permuted_answers(texts: Sequence[CalibrationText], source: str, seed: int) -
             "a prompt before its answer; give a task, or a file with prompt and completion"
         )
     generator = torch.Generator().manual_seed(derive(seed, "permuted answers", source))
-    order = torch.randperm(len(texts), generator=generator).tolist()
+    cycle = torch.randperm(len(texts), generator=generator).tolist()
+    following = dict(zip(cycle, [*cycle[1:], cycle[0]], strict=True))
     drawn = [derive(seed, "drawn option", source, number) for number in range(len(texts))]
-    return [_with_answer(text, texts[other], draw) for text, other, draw in zip(texts, order, drawn, strict=True)]
+    return [_with_answer(text, texts[following[number]], drawn[number]) for number, text in enumerate(texts)]
 
 
 def _with_answer(text: CalibrationText, other: CalibrationText, draw: int) -> CalibrationText:

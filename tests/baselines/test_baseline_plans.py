@@ -256,6 +256,19 @@ def test_other_texts_make_another_baseline_with_statistics():
     assert len(keys) == 2
 
 
+def test_a_raised_form_makes_the_rows_of_that_baseline_stale_and_no_others(monkeypatch):
+    names = ("learned", "learned-permuted")
+
+    def keys():
+        spec = ingredients([0] * 4, {"task": "task", "items": 3}).spec
+        return [build_key(BaselineSpec(name=name), spec, SearchSnapshot(None, 0)) for name in names]
+
+    before = keys()
+    monkeypatch.setitem(BASELINES, "learned-permuted", replace(BASELINES["learned-permuted"], form=1))
+    assert keys()[0] == before[0]
+    assert keys()[1] != before[1]
+
+
 def test_an_unknown_baseline_or_one_named_twice_is_refused(write_spec):
     for baselines, reason in ((["uniform-sop"], "did you mean 'uniform-soup'"), (["ties", "ties"], "named 2 times")):
         with pytest.raises(InvalidInput, match=reason):
