@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import replace
@@ -12,13 +11,13 @@ import torch
 from torch import Tensor
 
 from evomerge.checkpoints.recipe_files import store_tensors
-from evomerge.errors import InvalidInput, MergeError, unknown_name
+from evomerge.errors import InvalidInput, unknown_name
 from evomerge.learned.fine_tuning_settings import FineTuneSettings
 from evomerge.learned.kept_best import KeptBest
 from evomerge.learned.learned_training import LearnedResult, LearnedStep, source_shares
 from evomerge.learned.learning_items import LearningItems
 from evomerge.learned.losses import item_losses
-from evomerge.optimisation.course import Course, steps_of
+from evomerge.optimisation.course import Course, refuse_not_finite, steps_of
 from evomerge.optimisation.gradients import stream_gradients
 from evomerge.optimisation.mofo import Mofo, clip_gradients
 from evomerge.optimisation.student import Student
@@ -117,11 +116,7 @@ class _FineTuning:
                 gradients=True,
             )
         norm = clip_gradients(gradients, self._settings.clip)
-        if not torch.isfinite(norm) or not math.isfinite(sum(losses.values())):
-            raise MergeError(
-                f"step {number} of the training is not finite (losses {losses}); use a smaller learning_rate than "
-                f"{self._settings.learning_rate:g}, or the dtype bfloat16 or float32"
-            )
+        refuse_not_finite(number, losses, [norm], learning_rate=self._settings.learning_rate)
         self._optimizer.step(gradients)
         self._write(self._values)
         self.course.history.append((losses, self._best.note(number)))

@@ -8,17 +8,16 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from evomerge.errors import InvalidInput, MergeError, unknown_name
+from evomerge.errors import InvalidInput, unknown_name
 from evomerge.learned.kept_best import OF, KeptBest
 from evomerge.learned.learned_settings import LearnedSettings
 from evomerge.learned.learning_items import LearningItems
 from evomerge.learned.losses import item_losses
 from evomerge.learned.vector_coefficients import CoefficientGradients, initial_vector_coefficients
 from evomerge.optimisation.coefficients import roles_of
-from evomerge.optimisation.course import Course, steps_of
+from evomerge.optimisation.course import Course, refuse_not_finite, steps_of
 from evomerge.optimisation.mofo import Mofo
 from evomerge.optimisation.student import Student
 from evomerge.optimisation.training_inputs import TrainingInputs
@@ -160,12 +159,7 @@ class _LearnedTraining:
             )
         slopes = {key: total.float() for key, total in gradients.totals.items()}
         penalty = self._add_penalty(slopes)
-        finite = all(bool(torch.isfinite(slope).all()) for slope in slopes.values())
-        if not finite or not math.isfinite(sum(losses.values())):
-            raise MergeError(
-                f"step {number} of the training is not finite (losses {losses}); use a smaller learning_rate than "
-                f"{self._settings.rate:g}, or the dtype bfloat16 or float32"
-            )
+        refuse_not_finite(number, losses, slopes.values(), learning_rate=self._settings.rate)
         self._optimizer.step(slopes)
         self._coefficients.set_in(self._student)
         others = {PENALTY: penalty} if self._settings.penalty else {}

@@ -12,8 +12,8 @@ from evomerge.learned.forward_items import ForwardItems, Positions, passes
 from evomerge.learned.learned_settings import LearnedSettings
 from evomerge.learned.learning_items import Texts
 from evomerge.optimisation.student import Student
-from evomerge.training.adamerging import entropy_by_position
 from evomerge.training.dam_losses import position_parts
+from evomerge.training.predictions import entropy_by_position
 from evomerge.training.teacher import FullTargets
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from evomerge.errors import MergeError
 from evomerge.optimisation.checkpoint import TrainingState, checkpoint_path, load_state, save_state
 from evomerge.optimisation.mofo import Mofo
 from evomerge.optimisation.student import Student
@@ -138,3 +141,23 @@ def steps_of(training: SteppedTraining, checkpoint_every: int) -> Iterator[tuple
             training.save()
         losses, others = training.course.history[-1]
         yield number, losses, others
+
+
+def refuse_not_finite(
+    number: int, losses: Mapping[str, float], gradients: Iterable[Tensor], *, learning_rate: float
+) -> None:
+    """Refuse a step whose losses or gradients are not finite: its values would be lost for good.
+
+    Args:
+        number: of the step, from 1.
+        gradients: all of them, or their norm.
+
+    Raises:
+        MergeError: says what to change.
+    """
+    finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+    if not finite or not math.isfinite(sum(losses.values())):
+        raise MergeError(
+            f"step {number} of the training is not finite (losses {dict(losses)}); use a smaller learning_rate than "
+            f"{learning_rate:g}, or the dtype bfloat16 or float32"
+        )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from evomerge.errors import InvalidInput, MergeError, unknown_name
 from evomerge.messages import some
+from evomerge.training.predictions import entropy_by_position
 
 __all__ = ["AdaStep", "entropy_loss", "train_coefficients"]
 
@@ -59,13 +60,6 @@ def entropy_loss(logits: Tensor) -> Tensor:
         given = f"{logits.dtype} {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise InvalidInput(f"the entropy is that of logits [..., classes], but got {given}")
     return entropy_by_position(logits).mean()
-
-
-def entropy_by_position(logits: Tensor) -> Tensor:
-    """The entropy of softmax(logits) of every position, in nats: [..., classes] -> [...]. See `entropy_loss`."""
-    scores = torch.log_softmax(logits.to(_wide(logits)), -1)
-    # The lower bound keeps 0 * -inf from being NaN.
-    return -(scores.exp() * scores.clamp(min=torch.finfo(scores.dtype).min)).sum(-1)
 
 
 def train_coefficients(

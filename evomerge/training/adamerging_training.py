@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ import torch
 from torch import Tensor
 
 from evomerge.elementwise.elected_arithmetic import ElectedVectors
-from evomerge.errors import InvalidInput, MergeError, unknown_name
+from evomerge.errors import InvalidInput, unknown_name
 from evomerge.messages import some
 from evomerge.optimisation.batches import CalibrationBatches
-from evomerge.optimisation.course import Course, steps_of
+from evomerge.optimisation.course import Course, refuse_not_finite, steps_of
 from evomerge.optimisation.gradients import stream_gradients, vector_gradients
 from evomerge.optimisation.mofo import Mofo
 from evomerge.optimisation.student import Student
@@ -150,12 +149,7 @@ class _EntropyTraining:
             )
         gradients = {group: total.float() for group, total in totals.items()}
         self._weights.zero_outside(gradients)
-        finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients.values())
-        if not finite or not math.isfinite(sum(losses.values())):
-            raise MergeError(
-                f"step {number} of the training is not finite (entropies {losses}); "
-                f"use a smaller learning_rate than {self._settings.learning_rate:g}, or the dtype bfloat16 or float32"
-            )
+        refuse_not_finite(number, losses, gradients.values(), learning_rate=self._settings.learning_rate)
         self._optimizer.step(gradients)
         self._rules = self._weights.rules()
         self._student.set_rules(self._rules)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from evomerge.elementwise.column_linear import NONLINEARITIES
+from evomerge.training.predictions import entropy_by_position, kl_by_position, wide
 
 __all__ = ["entropy_loss", "kl_loss", "l1_l2", "merged_weight", "mse_loss", "overlap", "similarity", "weighted_overlap"]
 
@@ -161,33 +162,19 @@ def merged_weight(weights: Sequence[Tensor], coefficients: Tensor | Sequence[Ten
         [out, in], in float32.
     """
     terms = [
-        _wide(weight) * NONLINEARITIES[phi].value(_wide(each))
-        for weight, each in zip(weights, coefficients, strict=True)
+        wide(weight) * NONLINEARITIES[phi].value(wide(each)) for weight, each in zip(weights, coefficients, strict=True)
     ]
     return sum(terms[1:], terms[0])
 
 
-def kl_by_position(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """KL(softmax(teacher / T) ‖ softmax(student / T)) of every position: [..., V] -> [...]."""
-    student = torch.log_softmax(_wide(student_logits) / temperature, -1)
-    teacher = torch.log_softmax(_wide(teacher_logits) / temperature, -1)
-    return (teacher.exp() * (teacher - student)).sum(-1)
-
-
 def mse_by_position(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """The mean squared difference of every position: [..., V] -> [...]."""
-    return (_wide(student_logits) - _wide(teacher_logits)).square().mean(-1)
-
-
-def entropy_by_position(student_logits: Tensor, temperature: float) -> Tensor:
-    """The entropy of softmax(student / T) of every position: [..., V] -> [...]."""
-    student = torch.log_softmax(_wide(student_logits) / temperature, -1)
-    return -(student.exp() * student).sum(-1)
+    return (wide(student_logits) - wide(teacher_logits)).square().mean(-1)
 
 
 def between_columns(task_vectors: Sequence[Tensor]) -> Tensor:
     """sin²(2 angle) between the columns of each pair of task vectors a < b: n times [out, d] -> [pairs, d]."""
-    taus = [_wide(tau) for tau in task_vectors]
+    taus = [wide(tau) for tau in task_vectors]
     cosines = [torch.cosine_similarity(one, two, dim=0, eps=1e-30) for one, two in combinations(taus, 2)]
     squares = torch.stack(cosines).square()
     return 4 * squares * (1 - squares)
@@ -227,7 +214,3 @@ def _smaller(stack: Tensor) -> Tensor:
 def _total(terms: Iterable[Tensor]) -> Tensor:
     found = list(terms)
     return torch.cat(found).sum() if found else torch.zeros(())
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from evomerge.optimisation.batches import CalibrationBatches
 from evomerge.optimisation.student import Student
-from evomerge.training import dam
 from evomerge.training.dam_settings import DamSettings
+from evomerge.training.predictions import entropy_by_position
 from evomerge.training.teacher import FullTargets, Targets, Teachers
 
 # Logits per piece of a loss. CPU: the temporaries stay in cache. Elsewhere: enough to hide kernel launches.
@@ -103,7 +103,7 @@ def _summed_loss(piece: Tensor, part: slice, targets: Targets, settings: DamSett
     if weights.mse:
         loss = loss + weights.mse * targets.mse(piece, part).sum()
     if weights.entropy:
-        loss = loss + weights.entropy * temperature**2 * dam.entropy_by_position(piece, temperature).sum()
+        loss = loss + weights.entropy * temperature**2 * entropy_by_position(piece, temperature).sum()
     return loss
 
 

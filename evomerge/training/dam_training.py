@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from evomerge.elementwise.column_linear import NONLINEARITIES
-from evomerge.errors import MergeError, unknown_name
+from evomerge.errors import unknown_name
 from evomerge.optimisation.batches import CalibrationBatches
 from evomerge.optimisation.coefficients import initial_coefficients, roles_of
-from evomerge.optimisation.course import Course, steps_of
+from evomerge.optimisation.course import Course, refuse_not_finite, steps_of
 from evomerge.optimisation.gradients import factor_gradients
 from evomerge.optimisation.mofo import Mofo, clip_gradients
 from evomerge.optimisation.student import Student
@@ -181,11 +181,7 @@ class _Training:
         gradients = {name: factors[name] * slope(value) for name, value in self._trained.items()}  # dL/df · phi'(c)
         penalties = add_penalties(gradients, self._penalties, self._trained)
         norm = clip_gradients(gradients, self._settings.clip)
-        if not torch.isfinite(norm + sum(losses.values())):
-            raise MergeError(
-                f"step {number} of the training is not finite (losses {losses}); "
-                f"use a smaller learning_rate than {self._settings.learning_rate:g}, or the dtype bfloat16 or float32"
-            )
+        refuse_not_finite(number, losses, [norm], learning_rate=self._settings.learning_rate)
         self._optimizer.step(gradients)
         self._student.set_merge(self._coefficients, changed=self._trained)
         self.course.history.append((losses, penalties))

@@ -11,8 +11,8 @@ from torch import Tensor
 from evomerge.evaluation.evaluator import CalibrationText
 from evomerge.optimisation.batches import CalibrationBatches
 from evomerge.optimisation.student import Student
-from evomerge.training.adamerging import entropy_by_position
 from evomerge.training.dam_losses import position_parts
+from evomerge.training.predictions import entropy_by_position
 
 
 @dataclass(frozen=True)

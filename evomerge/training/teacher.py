@@ -11,8 +11,9 @@ from torch import Tensor
 
 from evomerge.optimisation.batches import CalibrationBatches
 from evomerge.optimisation.student import Student
-from evomerge.training.dam import kl_by_position, mse_by_position
+from evomerge.training.dam import mse_by_position
 from evomerge.training.dam_settings import DamSettings
+from evomerge.training.predictions import kl_by_position, kl_of_scores
 
 
 class Targets(Protocol):
@@ -57,7 +58,7 @@ class TopKTargets:
         indices = self.indices[part].long()
         student, student_rest = _top(student_logits, indices, temperature)
         teacher, teacher_rest = self.log_probabilities[part], self.log_rest[part]
-        terms = (teacher.exp() * (teacher - student)).sum(-1)
+        terms = kl_of_scores(student, teacher)
         if indices.shape[-1] == student_logits.shape[-1]:
             return terms
         rest = teacher_rest.exp() * (teacher_rest - student_rest)

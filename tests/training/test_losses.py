@@ -17,6 +17,7 @@ from evomerge.training.dam import (
     similarity,
     weighted_overlap,
 )
+from evomerge.training.predictions import entropy_by_position, kl_by_position
 
 B, L, V = 2, 3, 5
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0]])
@@ -51,6 +52,45 @@ def test_kl_is_summed_over_counted_positions(kl_norm, divisor, temperature):
 def test_kl_is_zero_only_between_equals():
     assert float(kl_loss(logits(0), logits(0) + 1.0, MASK)) == pytest.approx(0, abs=1e-6)
     assert float(kl_loss(logits(0), logits(1), MASK)) > 0.1
+
+
+def without_one_class(rows):
+    """Predictions that rule out the first class."""
+    return torch.cat([torch.full_like(rows[..., :1], -torch.inf), rows[..., 1:]], -1)
+
+
+@pytest.mark.parametrize("loss", ["kl", "entropy"])
+def test_a_class_that_cannot_be_adds_nothing_and_has_no_gradient(loss):
+    student, teacher = logits(0), logits(1)
+
+    def value_of(given, target):
+        return kl_loss(given, target, MASK) if loss == "kl" else entropy_loss(given, MASK)
+
+    ruled_out = without_one_class(student).requires_grad_()
+    value = value_of(ruled_out, without_one_class(teacher))
+    (gradient,) = torch.autograd.grad(value, ruled_out)
+    assert float(value.detach()) == pytest.approx(float(value_of(student[..., 1:], teacher[..., 1:])), rel=1e-6)
+    assert gradient.isfinite().all()
+    assert not gradient[..., 0].any()
+
+
+def test_a_class_that_the_teacher_alone_rules_out_adds_nothing_and_the_reverse_is_infinite():
+    student, teacher = logits(0), logits(1)
+    total = 0.0
+    for place in counted():
+        p, q = probabilities(teacher[place][1:], 1.0), probabilities(student[place], 1.0)[1:]
+        total += sum(x * math.log(x / y) for x, y in zip(p, q, strict=True))
+    assert float(kl_loss(student, without_one_class(teacher), MASK, 1.0, "tokens")) == pytest.approx(total / N)
+    assert float(kl_loss(without_one_class(student), teacher, MASK)) == math.inf
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_finite_logits_keep_the_bits_of_the_plain_formulas(temperature):
+    student, teacher = logits(0), logits(1)
+    scores = [torch.log_softmax(each / temperature, -1) for each in (student, teacher)]
+    assert torch.equal(entropy_by_position(student, temperature), -(scores[0].exp() * scores[0]).sum(-1))
+    plain = (scores[1].exp() * (scores[1] - scores[0])).sum(-1)
+    assert torch.equal(kl_by_position(student, teacher, temperature), plain)
 
 
 def test_mse_is_the_mean_over_the_vocabulary_summed_over_positions():

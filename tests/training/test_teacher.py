@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from evomerge.training import DamSettings
-from evomerge.training.dam import kl_by_position
 from evomerge.training.dam_training import _Training
+from evomerge.training.predictions import kl_by_position
 from evomerge.training.teacher import top_k_targets
 
 V = 12
@@ -57,6 +57,13 @@ def test_a_tiny_rest_keeps_its_precision_and_its_gradient_is_finite():
     student = teacher.clone().requires_grad_()
     kept.kl(student, slice(0, 1), 1.0).sum().backward()
     assert bool(student.grad.isfinite().all())
+
+
+def test_classes_that_cannot_be_are_among_the_kept_ones_without_harm():
+    student, teacher = (torch.randn(3, V, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    teacher[:, 3:] = student[:, 3:] = -torch.inf
+    found = top_k_targets(teacher, 5, 1.0).kl(student, slice(0, 3), 1.0)
+    assert torch.allclose(found, kl_by_position(student[:, :3], teacher[:, :3], 1.0), atol=1e-6)
 
 
 def test_a_part_of_the_positions_is_compared_alone():
