@@ -211,12 +211,10 @@ class Trained:
     Attributes:
         recipe: the result; its coefficients lie in a file among the study's artifacts.
         losses: source -> (loss before, loss at the end), both on the source's calibration texts.
-        checkpoint: file of its last state, of no use once the result is stored; None where none was kept.
     """
 
     recipe: Recipe
     losses: Mapping[str, tuple[float, float]]
-    checkpoint: str | None = None
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,8 @@ class TrainedMerge(Protocol):
         """Duration, including the time before an interruption."""
 
     @property
-    def checkpoint(self) -> Path | None:
-        """File of the last state, which may now be deleted; None without one."""
+    def checkpoints(self) -> tuple[Path, ...]:
+        """Files of no use once the result is stored."""
 
 
 class Trainer(Protocol):

@@ -262,8 +262,8 @@ class Worker:
         cost = Cost(
             forward_tokens=trained.forward_tokens, gradient_tokens=trained.gradient_tokens, seconds=trained.seconds
         )
-        kept = checkpoints.place_of(trained.checkpoint) if trained.checkpoint else None
-        return _Done(result=Trained(trained.recipe, losses, kept), cost=cost)
+        kept = tuple(checkpoints.place_of(each) for each in trained.checkpoints)
+        return _Done(result=Trained(trained.recipe, losses), cost=cost, checkpoints=kept)
 
     def _measure(self, job: Measure) -> Generator[Progress, None, _Done]:
         from evomerge.statistics.measurement import (

@@ -31,7 +31,7 @@ class _Merge:
     forward_tokens: int = 7
     gradient_tokens: int = 5
     seconds: float = 1.5
-    checkpoint: Path | None = None
+    checkpoints: tuple[Path, ...] = ()
 
 
 def keeps_the_recipe(inputs, settings):

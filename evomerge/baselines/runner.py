@@ -292,8 +292,7 @@ class BaselineRunner:
                 return None
             kept = TrainingResult(found.recipe, outcome.cost, found.losses)
             self._records.keep(baseline.trial, kept)
-            if found.checkpoint is not None:
-                self._artifacts.delete(found.checkpoint)
+            self._records.discard_checkpoints(outcome)
             return kept
         if isinstance(found, Measured):
             return MeasurementResult(found.digest, outcome.cost)

@@ -139,7 +139,7 @@ class _FineTuning:
             steps=len(self.course.history),
             best_step=self._best.step,
             seconds=self.course.seconds,
-            checkpoint=self.course.checkpoint,
+            checkpoints=self.course.checkpoints,
         )
 
     def _recipe(self) -> Recipe:

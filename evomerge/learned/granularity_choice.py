@@ -53,8 +53,8 @@ def choose_and_learn(inputs: TrainingInputs, settings: LearnedSettings) -> Gener
     answer is one token at each position, a prediction says how likely every other one is, so that fewer texts teach as
     much, fine coefficients do not fit these few answers alone, and the loss on the texts kept for stopping varies less.
 
-    Each training has a checkpoint of its own, and the course of those that have ended is stored: a choice that was
-    killed continues to the same numbers. All else is as in `train_learned`.
+    Each training has a checkpoint of its own, and the course of those that have ended is stored until the result is: a
+    choice that was killed continues to the same numbers. All else is as in `train_learned`.
 
     Yields:
         A `LearnedStep` after each step of each training, numbered over all of them.
@@ -171,14 +171,13 @@ class _GranularityChoice:
             course = _final(self._settings, chosen.granularity, tried=chosen, folds=self.folds)
             training = train_learned(self._inputs, course)
             result = yield from self._numbered(training, [])
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
         before = self._done.values()
         return replace(
             result,
             forward_tokens=result.forward_tokens + sum(each.forward_tokens for each in before),
             gradient_tokens=result.gradient_tokens + sum(each.gradient_tokens for each in before),
             seconds=result.seconds + math.fsum(each.seconds for each in before),
+            checkpoints=(*result.checkpoints, *([] if self._path is None else [self._path])),
         )
 
     def _train(self, course: LearnedSettings) -> Generator[LearnedStep, None, _Ended]:
@@ -199,7 +198,7 @@ class _GranularityChoice:
                 forward_tokens=result.forward_tokens,
                 gradient_tokens=result.gradient_tokens,
                 seconds=result.seconds,
-                checkpoint=None if result.checkpoint is None else result.checkpoint.name,
+                checkpoint=next((each.name for each in result.checkpoints), None),
             )
             self._ended[key] = known
             self._save()
@@ -261,7 +260,7 @@ class _GranularityChoice:
             steps=0,
             best_step=0,
             seconds=0.0,
-            checkpoint=None,
+            checkpoints=(),
         )
 
     def _total(self, losses: Mapping[str, float]) -> float:

@@ -61,7 +61,7 @@ class LearnedResult:
         steps: number of steps made.
         best_step: the step whose coefficients are the result; 0 is the start.
         seconds: duration, including the time before an interruption up to the last checkpoint.
-        checkpoint: the file of the last state, which may now be deleted; None where none was stored.
+        checkpoints: files of no use once the result is stored; empty where none were written.
     """
 
     recipe: Recipe
@@ -72,7 +72,7 @@ class LearnedResult:
     steps: int
     best_step: int
     seconds: float
-    checkpoint: Path | None
+    checkpoints: tuple[Path, ...]
 
 
 def train_learned(inputs: TrainingInputs, settings: LearnedSettings) -> Generator[LearnedStep, None, LearnedResult]:
@@ -186,7 +186,7 @@ class _LearnedTraining:
             steps=len(self.course.history),
             best_step=self._best.step,
             seconds=self.course.seconds,
-            checkpoint=self.course.checkpoint,
+            checkpoints=self.course.checkpoints,
         )
 
     def _add_penalty(self, slopes: Mapping[str, Tensor]) -> float:

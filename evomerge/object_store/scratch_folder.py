@@ -44,8 +44,8 @@ class ScratchFolder:
         self._kept = now
 
     def place_of(self, path: Path) -> str:
-        """A file of the folder, as `ArtifactFolder.delete` finds it from elsewhere."""
-        return str(path) if self._origin is None else self._object(path.name)
+        """The name of a file of the folder, by which `ArtifactFolder.delete` finds it from elsewhere."""
+        return self._object(path.name)
 
     def _object(self, name: str) -> str:
         return f"{self._name}/{name}"

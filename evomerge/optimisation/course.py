@@ -73,9 +73,9 @@ class Course:
         return time.perf_counter() - self._began
 
     @property
-    def checkpoint(self) -> Path | None:
-        """The file of the last state; None where none was stored."""
-        return self._path if self._path is not None and self._path.exists() else None
+    def checkpoints(self) -> tuple[Path, ...]:
+        """The file of the last state, where one was stored."""
+        return (self._path,) if self._path is not None and self._path.exists() else ()
 
     def save(
         self, before: Losses, best: Mapping[str, Tensor] | None = None, best_losses: Mapping[str, float] | None = None

@@ -135,7 +135,7 @@ class TrialWriter:
         return artifact
 
     def discard_checkpoints(self, outcome: Outcome) -> None:
-        """Delete what was kept of evaluations while they ran: their result is stored now."""
+        """Delete what was kept of an evaluation or a training while it ran: its result is stored now."""
         discard(ArtifactFolder(self._artifacts.path), outcome.checkpoints)
 
     def attach(self, number: int, artifact: ArtifactMeta) -> None:

@@ -57,7 +57,7 @@ class AdaResult:
         forward_tokens, gradient_tokens: tokens read without and with gradients, padding excluded.
         steps: number of steps.
         seconds: duration, including the time before an interruption up to the last checkpoint.
-        checkpoint: the file of the last state, which may now be deleted; None where none was stored.
+        checkpoints: files of no use once the result is stored; empty where none were written.
     """
 
     recipe: Recipe
@@ -67,7 +67,7 @@ class AdaResult:
     gradient_tokens: int
     steps: int
     seconds: float
-    checkpoint: Path | None
+    checkpoints: tuple[Path, ...]
 
 
 def train_adamerging(inputs: TrainingInputs, settings: AdaSettings) -> Generator[EntropyStep, None, AdaResult]:
@@ -171,7 +171,7 @@ class _EntropyTraining:
             gradient_tokens=self._student.gradient_tokens,
             steps=len(self.course.history),
             seconds=self.course.seconds,
-            checkpoint=self.course.checkpoint,
+            checkpoints=self.course.checkpoints,
         )
 
     def _vectors(self, tensors: RuleTensors) -> Iterator[tuple[int, list[Tensor]]]:

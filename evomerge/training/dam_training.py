@@ -59,7 +59,7 @@ class DamResult:
         forward_tokens, gradient_tokens: tokens read without and with gradients, padding excluded.
         steps: number of steps.
         seconds: duration, including the time before an interruption up to the last checkpoint.
-        checkpoint: the file of the last state, which may now be deleted; None where none was stored.
+        checkpoints: files of no use once the result is stored; empty where none were written.
     """
 
     recipe: Recipe
@@ -69,7 +69,7 @@ class DamResult:
     gradient_tokens: int
     steps: int
     seconds: float
-    checkpoint: Path | None
+    checkpoints: tuple[Path, ...]
 
 
 def train_dam(inputs: TrainingInputs, settings: DamSettings) -> Generator[DamStep, None, DamResult]:
@@ -202,7 +202,7 @@ class _Training:
             gradient_tokens=self._student.gradient_tokens,
             steps=len(self.course.history),
             seconds=self.course.seconds,
-            checkpoint=self.course.checkpoint,
+            checkpoints=self.course.checkpoints,
         )
 
     def _divergences(self) -> dict[str, float]:

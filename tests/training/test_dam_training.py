@@ -241,7 +241,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(family, tmp_path, settings, 
 def test_a_finished_training_is_not_made_again(family, tmp_path, monkeypatch):
     built = family()
     first = built.train(None, tmp_path, steps=4)
-    assert first.checkpoint is not None
+    assert first.checkpoints
     monkeypatch.setattr(Mofo, "step", lambda self, gradients: pytest.fail("a step was made"))
     second = built.train(None, tmp_path, steps=4)
     assert second.recipe == first.recipe
@@ -263,7 +263,8 @@ def test_a_checkpoint_of_another_training_is_ignored(family, tmp_path):
 def test_a_checkpoint_that_cannot_be_read_is_only_a_lost_one(family, tmp_path):
     built = family()
     first = built.train(None, tmp_path, steps=2)
-    first.checkpoint.write_bytes(b"nothing")
+    (checkpoint,) = first.checkpoints
+    checkpoint.write_bytes(b"nothing")
     assert built.train(None, tmp_path, steps=2).recipe == first.recipe
 
 

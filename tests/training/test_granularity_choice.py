@@ -1,9 +1,12 @@
 """The losses under which a choice learns: by the number of texts, unless they are named."""
 
+from dataclasses import replace
+
 import pytest
 
 from evomerge.learned import LearnedSettings
 from evomerge.learned.granularity_choice import FEW_TEXTS, TRIAL_STEPS, choose_and_learn, planned_choice
+from evomerge.optimisation.mofo import Mofo
 
 ANSWERS = {"answers": 1}
 EXPERTS = {"experts": 1}
@@ -62,6 +65,26 @@ def same_texts(family):
     for name, texts in built.texts.items():
         built.texts[name] = texts[:1] * 4
     return built
+
+
+def ended(built, folder, **given):
+    """The result of a choice with checkpoints in a folder."""
+    inputs = built.inputs(built.recipe("task_arithmetic", weight=0.3), folder)
+    choice = choose_and_learn(inputs, settings_of(**given))
+    while True:
+        try:
+            next(choice)
+        except StopIteration as end:
+            return end.value
+
+
+@pytest.mark.parametrize("given", [{"learning_rate": 0.01}, {"learning_rate": 1e-12}, {"folds": 1}])
+def test_a_choice_whose_result_was_not_stored_is_not_made_again(family, tmp_path, monkeypatch, given):
+    first = ended(family(), tmp_path, **given)
+    assert set(first.checkpoints) == set(tmp_path.iterdir())
+    monkeypatch.setattr(Mofo, "step", lambda self, gradients: pytest.fail("a step was made"))
+    second = ended(family(), tmp_path, **given)
+    assert replace(second, seconds=0.0) == replace(first, seconds=0.0)
 
 
 FALLING = {"loss": ANSWERS, "learning_rate": 0.001, "folds": 2, "trial_steps": None}
