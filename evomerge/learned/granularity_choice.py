@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from evomerge.errors import InvalidInput
 from evomerge.learned.kept_best import stop_losses
 from evomerge.learned.learned_settings import Granularity, LearnedLosses, LearnedSettings
 from evomerge.learned.learned_training import (
@@ -21,6 +22,7 @@ from evomerge.learned.learned_training import (
 from evomerge.learned.learning_items import LearningItems, Texts, planned_learning
 from evomerge.learned.tried import Tried, is_as_good, simplest_of_the_best
 from evomerge.learned.vector_coefficients import initial_vector_coefficients
+from evomerge.messages import some
 from evomerge.optimisation.batches import PlannedTokens
 from evomerge.optimisation.checkpoint import checkpoint_path
 from evomerge.optimisation.coefficients import roles_of
@@ -58,7 +60,11 @@ def choose_and_learn(inputs: TrainingInputs, settings: LearnedSettings) -> Gener
 
     Yields:
         A `LearnedStep` after each step of each training, numbered over all of them.
+
+    Raises:
+        InvalidInput: as `train_learned`, and where a source has one text.
     """
+    _refuse_single_texts(inputs.texts, settings)
     choice = _GranularityChoice(inputs, _with_loss(settings, inputs.texts))
     first, *finer = choice.granularities
     tried = [(yield from choice.try_out(first, settings.penalties[0]))]
@@ -82,6 +88,7 @@ def planned_choice(texts: Texts, settings: LearnedSettings, seed: int) -> Planne
     Raises:
         InvalidInput: texts that cannot be trained on.
     """
+    _refuse_single_texts(texts, settings)
     courses = _all_courses(texts, _with_loss(settings, texts))
     planned = [planned_learning(texts, course, seed) for course in courses]
     return PlannedTokens(
@@ -297,6 +304,19 @@ def _load(path: Path) -> dict[str, _Ended]:
             for key, each in content.items()
         }
     return {}
+
+
+def _refuse_single_texts(texts: Texts, settings: LearnedSettings) -> None:
+    """Refuse a source with one text, which cannot be trained on and kept for stopping.
+
+    Permuted answers have a refusal of their own: no granularity can be learned from one of them.
+    """
+    single = [source for source, each in texts.items() if len(each) == 1]
+    if single and settings.labels == "given":
+        raise InvalidInput(
+            f"the choice of a granularity needs two calibration texts of every source, but there is one of "
+            f"{some(single)}; give more, or name a granularity, with stop_share: 0"
+        )
 
 
 def _with_loss(settings: LearnedSettings, texts: Texts) -> LearnedSettings:

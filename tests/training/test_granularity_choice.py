@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from evomerge.errors import InvalidInput
 from evomerge.learned import LearnedSettings
 from evomerge.learned.granularity_choice import FEW_TEXTS, TRIAL_STEPS, choose_and_learn, planned_choice
+from evomerge.learned.learning_items import planned_learning
 from evomerge.optimisation.mofo import Mofo
 
 ANSWERS = {"answers": 1}
@@ -38,6 +40,20 @@ def test_enough_texts_are_learned_from_by_right_answers_alone(family):
     for texts, loss in ((FEW_TEXTS - 1, EXPERTS), (FEW_TEXTS, ANSWERS)):
         built = family(texts=texts)
         assert planned(built, folds=2) == planned(built, folds=2, loss=loss)  # however many folds are asked for
+
+
+@pytest.mark.parametrize("begin", [planned, steps_of])
+def test_one_text_of_a_source_is_refused_with_advice_that_helps(family, begin):
+    built = family()
+    del built.texts["middle"][1:]
+    message = "needs two calibration texts of every source, but there is one of middle; give more, or name"
+    for given in ({}, {"stop_share": 0}, {"folds": 1}):
+        with pytest.raises(InvalidInput, match=message):
+            begin(built, **given)
+    with pytest.raises(InvalidInput, match="answers of source 'middle' cannot be permuted"):
+        begin(built, labels="permuted")
+    advised = settings_of(granularity="tensor", stop_share=0)
+    assert planned_learning(built.texts, advised, seed=5).steps == 2
 
 
 def test_one_source_with_few_texts_is_enough_to_need_the_experts(family):
