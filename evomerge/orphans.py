@@ -40,7 +40,7 @@ AGE: Final = 3600.0  # seconds since a temporary file was written to, after whic
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _ITEMS: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_CHECKPOINT: Final = re.compile(r"[a-z_]+-[0-9a-f]{32}\.safetensors")
+_CHECKPOINT: Final = re.compile(r"[a-z_-]+-[0-9a-f]{32}\.safetensors|choice-[0-9a-f]{32}\.json")
 _TEMPORARY: Final = re.compile(r"\..+\.(writing|replaced)-[0-9a-f]{8}")
 
 

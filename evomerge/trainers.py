@@ -10,7 +10,7 @@ from evomerge.errors import unknown_name
 from evomerge.evaluation.evaluator import CalibrationText
 from evomerge.learned.fine_tuning import fine_tune
 from evomerge.learned.fine_tuning_settings import FineTuneSettings
-from evomerge.learned.granularity_choice import choose_and_learn, planned_choice
+from evomerge.learned.granularity_choice import CHOICE, choose_and_learn, planned_choice
 from evomerge.learned.learned_settings import LearnedSettings
 from evomerge.learned.learned_training import train_learned
 from evomerge.learned.learning_items import planned_learning
@@ -144,3 +144,9 @@ def find_trainer(name: str) -> Trainer:
     if name not in TRAINERS:
         raise unknown_name("trainer", name, TRAINERS)
     return TRAINERS[name]
+
+
+def may_be_checkpoint(name: str, trainer: str) -> bool:
+    """Whether a file of that name may be a checkpoint of a training by this trainer: its name begins with it."""
+    kinds = (trainer, CHOICE) if trainer == "learned" else (trainer,)
+    return name.startswith(tuple(f"{kind}-" for kind in kinds))

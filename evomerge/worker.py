@@ -233,14 +233,14 @@ class Worker:
         return failed
 
     def _train(self, job: Train) -> Generator[Progress, None, _Done]:
-        from evomerge.trainers import TrainingStep, find_trainer
+        from evomerge.trainers import TrainingStep, find_trainer, may_be_checkpoint
         from evomerge.training import TrainingInputs
 
         artifacts = self._artifacts_for("a training")
         artifacts.fetch_files(all_files(job.recipe))
         texts = {name: calibration_texts(self.evaluator, calibration) for name, calibration in job.calibration.items()}
         with self.bank.borrow() as (model, live), scratch_folder(artifacts, "training") as checkpoints:
-            checkpoints.fetch()
+            checkpoints.fetch(name for name in checkpoints.names() if may_be_checkpoint(name, job.trainer))
             inputs = TrainingInputs(
                 model=model,
                 live=live,
@@ -258,6 +258,7 @@ class Worker:
 
             trained = yield from with_progress(find_trainer(job.trainer)(inputs, job.settings), progress_of)
             artifacts.keep_files(all_files(trained.recipe))
+            checkpoints.keep()
         losses = {name: (trained.before[name], trained.after[name]) for name in trained.after}
         cost = Cost(
             forward_tokens=trained.forward_tokens, gradient_tokens=trained.gradient_tokens, seconds=trained.seconds

@@ -22,7 +22,9 @@ ORPHANS = {  # path -> kind
     f"files/{'a' * 64}.safetensors": "file",
     f"statistics/{'c' * 64}.json": "statistics",
     f"statistics/{'d' * 64}.safetensors": "statistics",
+    f"training/choice-{'e' * 32}.json": "checkpoint",
     f"training/dam-{'e' * 32}.safetensors": "checkpoint",
+    f"training/fine-tune-{'e' * 32}.safetensors": "checkpoint",
     f"evaluations/{'7' * 64}": "evaluation",
     "files/.b.safetensors.writing-0123abcd": "temporary",
     "logs/gone": "logs",
@@ -34,6 +36,7 @@ KEPT = (
     "thesis.txt",
     "files/notes.safetensors",
     "training/mine.safetensors",
+    f"training/notes-{'e' * 32}.json",
     "evaluations/mine",
     "logs/sim/controller.log",
 )
@@ -105,7 +108,7 @@ def test_orphans_are_listed_with_their_sizes_and_nothing_is_deleted(littered, ca
     assert document["bytes"] == sum(each["bytes"] for each in document["orphans"]) >= 10 * len(ORPHANS)
     assert not document["deleted"]
     assert contents(littered) == before
-    assert "8 orphans" in gc(capsys)[1].out
+    assert "10 orphans" in gc(capsys)[1].out
 
 
 def test_only_orphans_are_deleted_and_the_study_goes_on(littered, capsys):

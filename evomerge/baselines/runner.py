@@ -289,6 +289,7 @@ class BaselineRunner:
             ends = {name: end for name, both in found.losses.items() for end in both if not math.isfinite(end)}
             if ends:
                 baseline.fail(f"the training has diverged: the loss of {some(ends)} is not finite")
+                self._records.discard_checkpoints(outcome)
                 return None
             kept = TrainingResult(found.recipe, outcome.cost, found.losses)
             self._records.keep(baseline.trial, kept)

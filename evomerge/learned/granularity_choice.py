@@ -30,6 +30,7 @@ from evomerge.optimisation.student import Student
 from evomerge.optimisation.training_inputs import TrainingInputs
 from evomerge.whole_files import write_whole
 
+CHOICE: Final = "choice"  # with which the name of its file begins
 FEW_TEXTS = 64  # of some source: with fewer, those kept for stopping are too few to choose by
 FOLDS = 4  # and of fewer texts no more folds than these: a text in two folds would count as two measurements
 TRIAL_STEPS = 20  # with one division of the texts, where the training of what is chosen has a stop of its own
@@ -280,7 +281,7 @@ class _GranularityChoice:
         first = _trial(self._settings, self.granularities[0], penalty=0.0, fold=0, folds=self.folds)
         path = checkpoint_path(
             inputs.checkpoints,
-            "choice",
+            CHOICE,
             inputs.initial,
             self._settings,
             texts=LearningItems(inputs.texts, first, inputs.seed).digest(),

@@ -21,12 +21,14 @@ class ScratchFolder:
         self._origin = origin
         self._kept: dict[str, tuple[int, int]] = {}
 
-    def fetch(self, names: Iterable[str] | None = None) -> None:
-        """Have the files of these names here, or all, as they were last kept; there need not be any."""
+    def names(self) -> list[str]:
+        """The names of all files that are kept on the origin; none where the folder has no origin."""
+        return [] if self._origin is None else [Path(each.name).name for each in self._origin.listed(self._name)]
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Have the files of these names here, as they were last kept; there need not be any."""
         if self._origin is None:
             return
-        if names is None:
-            names = [Path(each.name).name for each in self._origin.listed(self._name)]
         for name in names:
             if self._origin.get(self._object(name), self.path / name):
                 self._kept[name] = _state(self.path / name)

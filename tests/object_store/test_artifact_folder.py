@@ -104,7 +104,8 @@ def test_checkpoints_are_kept_as_they_change_and_found_by_the_next_worker(bucket
         first.keep()
     assert not first.path.exists()
     with scratch_folder(folder, "training") as second:
-        second.fetch()
+        assert second.names() == ["dam-1.safetensors"]
+        second.fetch(second.names())
         assert {path.name: path.read_bytes() for path in second.path.iterdir()} == {"dam-1.safetensors": b"step 22"}
         (second.path / "dam-1.safetensors").unlink()
         second.keep()

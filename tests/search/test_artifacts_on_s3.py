@@ -169,14 +169,40 @@ def test_a_bucket_that_is_not_there_ends_a_run_before_anything_is_done(bucket, w
         assert "there is no such bucket" in capsys.readouterr().err
 
 
-def test_a_training_goes_on_on_another_machine_and_is_exported_from_a_third(
-    bucket, write_spec, pack, tmp_path, elsewhere, monkeypatch
-):
-    path = write_spec(evaluator=str(pack), dtype="float32", baselines=[DAM], artifacts=bucket.url)
+def with_texts(path):
+    """The file of a spec, with calibration texts of every expert."""
     content = yaml.safe_load(path.read_text())
     for source in content["sources"][1:]:
         source["calibration"] = {"task": f"toy_{source['name']}", "items": 16}
     path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize("learning_rate", [0.05, 1e-12], ids=["trained", "the-start"])
+def test_a_choice_leaves_no_file_of_its_own_and_reads_none_of_other_trainings(
+    bucket, write_spec, pack, monkeypatch, learning_rate
+):
+    other = f"training/dam-{'e' * 32}.safetensors"
+    bucket.put(other, b"of another training")
+    learned = {"name": "learned", "steps": 2, "trial_steps": 2, "granularities": ["global"], "penalties": [0]}
+    learned |= {"batch_size": 4, "stop_every": 1, "folds": 2, "learning_rate": learning_rate}
+    path = write_spec(evaluator=str(pack), dtype="float32", baselines=[learned], artifacts=bucket.url)
+    fetch, asked = ScratchFolder.fetch, []
+
+    def seen(self, names):
+        asked.extend(names := list(names))
+        fetch(self, names)
+
+    monkeypatch.setattr(ScratchFolder, "fetch", seen)
+    run_baselines(load_spec(with_texts(path)), ["learned"], ray="none")
+    assert asked == []
+    assert [name for name in bucket.names() if name.startswith("training/")] == [other]
+
+
+def test_a_training_goes_on_on_another_machine_and_is_exported_from_a_third(
+    bucket, write_spec, pack, tmp_path, elsewhere, monkeypatch
+):
+    path = with_texts(write_spec(evaluator=str(pack), dtype="float32", baselines=[DAM], artifacts=bucket.url))
     spec = load_spec(path)
 
     def kill(progress):
@@ -189,7 +215,7 @@ def test_a_training_goes_on_on_another_machine_and_is_exported_from_a_third(
     elsewhere()
     fetch, found = ScratchFolder.fetch, []
 
-    def seen(self, names=None):
+    def seen(self, names):
         fetch(self, names)
         found.extend(path.name for path in self.path.iterdir())
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -17,7 +18,9 @@ from safetensors.torch import load_file
 from evomerge import load_spec, run_search
 from evomerge.checkpoints.recipe_files import load_tensors
 from evomerge.cli import run_command
+from evomerge.study.row_failures import read_failures
 from evomerge.study.rows import read_records
+from evomerge.trainers import TRAINERS
 
 EXPERTS = ("reverse", "sort")
 SMALL = {"batch_size": 4, "stop_every": 2, "checkpoint_every": 2}
@@ -82,6 +85,21 @@ def test_killed_at_any_time_it_resumes_to_the_same_merge_curve_and_cost(spec, se
     for kind in ("forward_tokens", "gradient_tokens"):
         assert getattr(first.cost, kind) == getattr(second.cost, kind) > 0
     assert not list(Path("runs/halved/artifacts/training").iterdir())
+
+
+def test_a_training_that_diverges_leaves_no_checkpoint(spec, monkeypatch):
+    learn = TRAINERS["learned"]
+
+    def diverging(inputs, settings):
+        result = yield from learn(inputs, settings)
+        assert result.checkpoints[0].is_file()
+        return replace(result, after=dict.fromkeys(result.after, float("nan")))
+
+    monkeypatch.setitem(TRAINERS, "learned", diverging)
+    assert run_command(["baseline", str(spec(baselines=[COLUMN])), "--name", "learned-column", "--ray", "none"]) != 0
+    study = optuna.load_study(study_name="sim/baselines", storage="sqlite:///runs/sim/study.db")
+    assert "diverged" in " ".join(read_failures(study).values())
+    assert not list(Path("runs/sim/artifacts/training").iterdir())
 
 
 def test_the_choice_counts_all_that_it_reads_and_check_knows_the_most_of_it(spec, capsys):
