@@ -13,17 +13,18 @@ from optuna.trial import FrozenTrial, TrialState
 from evomerge.baselines.ablation import WITHOUT_ONE, weighed_sources
 from evomerge.baselines.freshness import current_baselines, left_out
 from evomerge.baselines.info import BASELINES
+from evomerge.baselines.search_cost import search_cost
 from evomerge.jobs import Cost
 from evomerge.messages import marked
 from evomerge.sanity.probe_records import read_sanity
 from evomerge.search.origins import origin_of
 from evomerge.search.stages import MEAN
 from evomerge.storage import attributes
+from evomerge.study.ledger import ledger_of
 from evomerge.study.row_failures import read_failures, read_left_out
 from evomerge.study.rows import Record, read_record, read_records
 from evomerge.study.snapshot import snapshot_of
 from evomerge.study.stored_search import StoredSearch
-from evomerge.study.study_statistics import read_statistics
 from evomerge.study.trials import best_trials, is_feasible, total_cost
 from evomerge.verdict import read_winner
 from evomerge.verdict.records import read_verdict
@@ -50,8 +51,8 @@ class Line:
     Attributes:
         kind: source, baseline, best (the winner), trial, or mean (of the sampler's distribution).
         seconds: of scoring it once, merge included.
-        cost: of choosing it: of a baseline its steps and training, of the winner the whole search with the baselines
-            that its space is made of. None for rows that were not chosen.
+        cost: of choosing it: of a baseline its steps and training, of the winner and what is made from it the whole
+            search with the baselines that it needed before the first trial. None for rows that were not chosen.
         forwards: cost of coming by it in forward passes of one item, see `Cost.forwards`: as `cost`, the whole search
             also for other trials and the mean, and nothing for a source. None while no item has been scored.
         losses: of a trained baseline: source -> [loss before, loss at the end].
@@ -102,7 +103,8 @@ def leaderboard(stored: StoredSearch, top: int = SHOWN) -> list[Line]:
     held_out = {(row.label, row.digest): row for row in _rows(stored.held_out)}
     baselines = _baselines(stored, held_out)
     lines = [*_sources(stored, held_out), *baselines]
-    whole, scoring = search_cost(stored.study) + _made_before(stored, baselines), _scoring_cost(stored)
+    whole = search_cost(stored.spec, ledger_of(stored.study), _rows(stored.baselines))
+    scoring = _scoring_cost(stored)
     front = {trial.number: trial for trial in pareto_front(stored.study)}
     for trial in ({trial.number: trial for trial in best_trials(stored.study, top)} | front).values():
         row = read_record(trial)
@@ -154,11 +156,6 @@ def pareto_front(study: optuna.Study) -> list[FrozenTrial]:
     ]
 
 
-def search_cost(study: optuna.Study) -> Cost:
-    """The cost of all trials of a search together, and of the statistics that were measured for them."""
-    return total_cost(study.get_trials(deepcopy=False)) + read_statistics(study).cost
-
-
 def _spent(line: Line, whole: Cost) -> Cost:
     """The cost of coming by a row, in a search that took `whole`."""
     if line.kind == "source":
@@ -173,12 +170,6 @@ def _scoring_cost(stored: StoredSearch) -> Cost:
         return trials
     sources = {source.name for source in stored.spec.sources}
     return sum((row.cost for row in _rows(stored.baselines) if row.label in sources), Cost())
-
-
-def _made_before(stored: StoredSearch, baselines: Sequence[Line]) -> Cost:
-    """The cost of the baselines that the space is made of, or that the search begins at."""
-    made = {each.name for each in stored.spec.space_baselines} | {stored.spec.warm_start.begin}
-    return sum((line.cost for line in baselines if line.label in made and line.cost is not None), Cost())
 
 
 def leaderboard_document(stored: StoredSearch, lines: Sequence[Line]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class Ingredients:
         references: source name -> its scores on the search items.
         reference_cost: of scoring the experts there.
         best: recipe of the winner, None before it has been named.
-        search_cost: of all trials of the search so far, and of what was measured for them.
+        search_cost: of the search so far, see `search_cost.search_cost`.
         trials: finished trials of the search.
         facts: what trainings and measurements go by.
     """

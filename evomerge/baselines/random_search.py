@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from evomerge.baselines.freshness import build_key
 from evomerge.baselines.info import BASELINES
+from evomerge.baselines.search_cost import cost_of_space
 from evomerge.cluster import Executor
 from evomerge.errors import StoppedByFailures
 from evomerge.loop.controller import Controller
@@ -16,10 +17,10 @@ from evomerge.objective import Objective
 from evomerge.opening.open_study import OpenSearch
 from evomerge.samplers import build_sampler
 from evomerge.spec import BaselineSpec, BudgetSpec
+from evomerge.study.ledger import ledger_of
 from evomerge.study.rows import NewRow, read_record, read_scores
 from evomerge.study.snapshot import snapshot_of
 from evomerge.study.status import Status
-from evomerge.study.study_statistics import read_statistics
 from evomerge.study.trials import best_trials, total_cost
 
 
@@ -64,6 +65,7 @@ def random_search(
         if scores is None:
             raise StoppedByFailures(f"the items of trial {best.number} of {search.study.study_name} are lost")
         record = read_record(best)
+        before = cost_of_space(spec, ledger_of(opened.search.study), opened.baselines)
         opened.baselines.add(
             NewRow(
                 label=baseline.name,
@@ -73,7 +75,7 @@ def random_search(
                 stderr=record.stderr,
                 companion=scores.companion,
                 seconds=record.seconds,
-                cost=total_cost(search.trials()) + read_statistics(opened.search.study).cost,
+                cost=total_cost(search.trials()) + before,
                 made=made,
                 params=best.params,
             )

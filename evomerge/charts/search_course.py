@@ -11,13 +11,14 @@ from typing import TypeVar
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.baselines.freshness import current_baselines
+from evomerge.baselines.search_cost import cost_before
 from evomerge.jobs import Cost
 from evomerge.messages import marked
 from evomerge.storage import attributes
+from evomerge.study.ledger import ledger_of
 from evomerge.study.rows import Record, read_records
 from evomerge.study.snapshot import snapshot_of
 from evomerge.study.stored_search import StoredSearch
-from evomerge.study.study_statistics import read_statistics
 from evomerge.study.trials import FINISHED, is_counted, is_feasible, read_cost, total_cost, value_of
 
 LEVELS = 3  # baselines that a chart has room for
@@ -31,7 +32,8 @@ class CoursePoint:
     """A complete trial.
 
     Attributes:
-        spent: by the search when it had been told, in the unit of the course.
+        spent: by the search when it had been told, what it needed before its first trial included, in the unit of the
+            course.
     """
 
     trial: int
@@ -73,7 +75,9 @@ def search_course(stored: StoredSearch) -> SearchCourse:
     """The course of a search as its study tells it."""
     trials = sorted(stored.study.get_trials(deepcopy=False, states=FINISHED), key=_order)
     counted = [trial for trial in trials if is_counted(trial)]
-    spent = _spent(counted, total_cost(stored.study.get_trials(deepcopy=False)), read_statistics(stored.study).cost)
+    rows = [] if stored.baselines is None else read_records(stored.baselines)
+    ledger = ledger_of(stored.study)
+    spent = _spent(counted, ledger.trials, cost_before(stored.spec, ledger, rows))
     points = [
         CoursePoint(trial=trial.number, spent=by_then, value=value)
         for trial, by_then in zip(counted, spent, strict=True)
@@ -88,7 +92,7 @@ def search_course(stored: StoredSearch) -> SearchCourse:
         unit="forwards" if _scored(counted) else "trials",
         points=tuple(points),
         best=tuple(best),
-        levels=tuple(_levels(stored)),
+        levels=tuple(_levels(stored, rows)),
         dropped=sum(trial.state is TrialState.PRUNED for trial in counted),
         failed=sum(trial.state is TrialState.FAIL for trial in counted),
         spent=spent[-1] if spent else 0.0,
@@ -120,10 +124,7 @@ def _spent(trials: Sequence[FrozenTrial], scoring: Cost, before: Cost) -> list[f
     return found
 
 
-def _levels(stored: StoredSearch) -> list[Level]:
-    if stored.baselines is None:
-        return []
-    rows = read_records(stored.baselines)
+def _levels(stored: StoredSearch, rows: Sequence[Record]) -> list[Level]:
     names = {source.name for source in stored.spec.sources}
     sources = {row.label: row for row in rows if row.label in names}
     baselines = current_baselines(rows, stored.spec, snapshot_of(stored.study))

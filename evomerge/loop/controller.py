@@ -12,7 +12,7 @@ from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.cluster import Executor
 from evomerge.errors import Interrupted, InvalidInput, StoppedByFailures, noted
 from evomerge.evaluation.scores import Scores
-from evomerge.jobs import Job, Outcome, Score, Scored
+from evomerge.jobs import Cost, Job, Outcome, Score, Scored
 from evomerge.logs.run_log import note_event
 from evomerge.loop.budget import BudgetAccount
 from evomerge.loop.candidate import CandidateInFlight
@@ -55,6 +55,7 @@ class Controller:
         stop: Stop,
         *,
         budget: BudgetSpec,
+        before: Cost | None = None,
         fidelity: Fidelity | None = None,
         incumbent: Scores | None = None,
         history: ItemHistory | None = None,
@@ -84,7 +85,7 @@ class Controller:
         self._at_rungs = search.at_rungs()
         self._latest: deque[bool] = deque(maxlen=WINDOW)
         self._account = BudgetAccount(budget, search, bar, clock=clock)
-        self._status = StatusReporter(search, executor, self._account, on_status, clock=clock)
+        self._status = StatusReporter(search, executor, self._account, on_status, before=before, clock=clock)
 
     def run(self) -> None:
         """Run until the budget is spent. While the search is paused, those in flight end and no others begin.

@@ -13,13 +13,13 @@ from dataclasses import asdict, replace
 
 from evomerge.clock import SYSTEM_CLOCK, Clock
 from evomerge.cluster import Executor
+from evomerge.jobs import Cost
 from evomerge.loop.budget import BudgetAccount
 from evomerge.messages import in_percent, plain_score
 from evomerge.storage import attributes
 from evomerge.study.dashboard import write_note
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.status import Status
-from evomerge.study.study_statistics import read_statistics
 
 STATUS_SECONDS = 2.0  # between two writes of the status attribute, at least
 UNCHANGED_SECONDS = 60.0  # likewise, where only times have changed: a journal keeps every one of them
@@ -30,6 +30,7 @@ class StatusReporter:
 
     Args:
         on_status: called with each status; only some are stored in the study.
+        before: cost of what was measured and built before the first trial; None: nothing was.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class StatusReporter:
         account: BudgetAccount,
         on_status: Callable[[Status], None],
         *,
+        before: Cost | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._search = search
@@ -47,7 +49,7 @@ class StatusReporter:
         self._on_status = on_status
         self._clock = clock
         self._results = 0
-        self._measured = read_statistics(search.study).cost
+        self._before = Cost() if before is None else before
         self._share_before = account.share
         self._written = -math.inf
         self._stored: Status | None = None  # the latest one, without its times
@@ -109,5 +111,5 @@ class StatusReporter:
             bar=None if account.bar is None else (account.bar.label, account.bar.value),
             chance=account.chance,
             ended=ended,
-            forwards=(tally.spent + self._measured).forwards(tally.spent),
+            forwards=(tally.spent + self._before).forwards(tally.spent),
         )

@@ -15,6 +15,7 @@ from evomerge.baselines.named_recipes import NamedRecipe, NamedResult, record_ro
 from evomerge.baselines.planned_training import facts_of
 from evomerge.baselines.random_search import random_search
 from evomerge.baselines.runner import BaselineRunner
+from evomerge.baselines.search_cost import built_before, cost_before, search_cost
 from evomerge.errors import InvalidInput, StoppedByFailures
 from evomerge.evaluation.scores import Scores
 from evomerge.jobs import Cost, Measured
@@ -38,6 +39,7 @@ from evomerge.search.warm_start import beginning_of, reference_points, warm_poin
 from evomerge.spec import BaselineSpec, SearchSpec
 from evomerge.study.ended_scores import ended_scores
 from evomerge.study.incumbent import read_incumbent
+from evomerge.study.ledger import ledger_of
 from evomerge.study.row_failures import read_left_out
 from evomerge.study.rows import Record
 from evomerge.study.snapshot import snapshot_of
@@ -62,16 +64,9 @@ MEAN = "mean of cma"
 
 def early_and_late(spec: SearchSpec) -> tuple[list[BaselineSpec], list[BaselineSpec]]:
     """The baselines of a spec that are built before the first trial, and those that are built after the search."""
-    start_from_them = spec.warm_start.baselines > 0 or spec.needs_reference_points
-    merges = {each.name for each in spec.space_baselines}
-    early: list[BaselineSpec] = []
-    late: list[BaselineSpec] = []
-    for baseline in spec.chosen_baselines:
-        info = BASELINES[baseline.name]
-        wanted = start_from_them or info.early or baseline.name in {*merges, spec.warm_start.begin}
-        before = wanted and not info.needs_search and not info.control
-        (early if before else late).append(baseline)
-    return early, late
+    first = built_before(spec) | {name for name, info in BASELINES.items() if info.early and not info.control}
+    early = [each for each in spec.chosen_baselines if each.name in first]
+    return early, [each for each in spec.chosen_baselines if each.name not in first]
 
 
 def make_baselines(session: Session, baselines: Sequence[BaselineSpec], *, again: bool = False) -> dict[str, str]:
@@ -126,7 +121,7 @@ def _ingredients(session: Session) -> Ingredients:
         references={name: result.scores for name, result in session.references.items()},
         reference_cost=sum((session.references[ref.name].cost for ref in experts), Cost()),
         best=winning_recipe(search, winner) if winner is not None else None,
-        search_cost=search.tally.spent + read_statistics(search.study).cost,
+        search_cost=search_cost(inputs.spec, ledger_of(search.study), session.opened.baselines),
         trials=search.tally.finished,
         facts=facts_of(inputs),
     )
@@ -211,6 +206,7 @@ def explore(session: Session) -> None:
         session.objective,
         session.stop,
         budget=spec.budget,
+        before=cost_before(spec, ledger_of(study), opened.baselines),
         fidelity=fidelity,
         incumbent=read_incumbent(*stored) if fidelity.needs_incumbent else None,
         history=ItemHistory(ended_scores(*stored) if fidelity.needs_history else ()),

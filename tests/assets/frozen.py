@@ -20,7 +20,6 @@ from optuna.trial import FrozenTrial
 
 from evomerge.cli import run_command
 from evomerge.evaluation.scores import Scores
-from evomerge.leaderboard import search_cost
 from evomerge.opening.inputs import open_inputs
 from evomerge.samplers.reference_points import read_reference_points
 from evomerge.search.run import run_search
@@ -30,6 +29,8 @@ from evomerge.study.row_failures import read_failures
 from evomerge.study.rows import read_records, read_scores
 from evomerge.study.search_study import SearchStudy
 from evomerge.study.stored_search import StoredSearch, read_search, read_stored_spec
+from evomerge.study.study_statistics import read_statistics
+from evomerge.study.trials import total_cost
 from evomerge.verdict import read_digests, read_winner
 from evomerge.verdict.records import read_verdict
 
@@ -86,7 +87,7 @@ def read(url: str, name: str, folder: Path) -> Document:
         "verdict": None if verdict is None else verdict.to_document(),
         "incumbent": None if incumbent is None else _items(incumbent),
         "digests": None if digests is None else dict(list(digests.tensors.items())[:2]),
-        "cost": asdict(search_cost(stored.study)),
+        "cost": asdict(total_cost(stored.study.get_trials(deepcopy=False)) + read_statistics(stored.study).cost),
         "goals": [asdict(goal) for goal in read_reference_points(stored.study)],
         "trials": list(_trials(stored)),
         "baselines": list(_rows(stored, stored.baselines)),

@@ -6,8 +6,13 @@ import pytest
 import yaml
 
 from evomerge import load_spec, run_search
+from evomerge.charts.search_course import search_course
 from evomerge.cli import run_command
 from evomerge.jobs import Cost
+from evomerge.leaderboard import leaderboard
+from evomerge.storage import attributes
+from evomerge.study.stored_search import read_search
+from evomerge.study.trials import total_cost
 
 TRIALS, ITEMS = 3, 40
 ADA = {"name": "adamerging", "steps": 3, "batch_size": 2, "learning_rate": 0.01}
@@ -76,3 +81,48 @@ def test_what_is_trained_from_the_winner_has_cost_the_search_too(path, capsys):
     refined = rows["adamerging-from-best"]
     assert refined["cost"]["items"] == TRIALS * ITEMS
     assert refined["forwards"] > TRIALS * ITEMS
+
+
+GRID = {"name": "task-arithmetic", "weights": [0.2, 0.4, 0.6]}
+DERIVED = ["without-one", "random-search"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "random_needs_the_grid"),
+    [
+        ({"space": "baselines-global"}, True),
+        ({"warm_start": {"baselines": 1}}, False),
+        ({"warm_start": {"begin": "task-arithmetic"}}, False),
+    ],
+    ids=["space-of-baselines", "warm-start", "beginning"],
+)
+def test_a_search_that_needs_baselines_has_their_cost_and_so_has_what_is_made_from_its_winner(
+    write_spec, capsys, changes, random_needs_the_grid
+):
+    spec = load_spec(write_spec(baselines=[GRID, "uniform-soup", *DERIVED], budget={"trials": 2}, **changes))
+    study = run_search(spec, ray="none")
+    stored = read_search(spec)
+    lines = {line.label: line for line in leaderboard(stored)}
+    best = next(line for line in lines.values() if line.kind == "best")
+    grid, trials = lines["task-arithmetic"].cost, total_cost(stored.study.trials)
+    assert best.cost.items == trials.items + grid.items
+    assert grid.items > 0
+    assert lines["without-one"].cost.items > best.cost.items
+    assert lines["random-search"].cost.items == trials.items + (grid.items if random_needs_the_grid else 0)
+    course = search_course(stored)
+    assert course.points[0].spent >= grid.items
+    assert course.spent == best.forwards == study.user_attrs[attributes.STATUS]["forwards"]
+
+
+def test_a_search_for_what_is_better_than_the_baselines_has_their_cost(write_spec):
+    spec = load_spec(
+        write_spec(
+            baselines=[GRID, "uniform-soup"], budget={"trials": 2}, sampler="cma", objective={"aggregate": "pareto"}
+        )
+    )
+    study = run_search(spec, ray="none")
+    stored = read_search(spec)
+    lines = {line.label: line for line in leaderboard(stored)}
+    trial = next(line for line in lines.values() if line.kind in ("best", "trial"))
+    assert trial.forwards == total_cost(stored.study.trials).items + lines["task-arithmetic"].cost.items
+    assert study.user_attrs[attributes.STATUS]["forwards"] == trial.forwards
