@@ -105,6 +105,7 @@ def preflight(inputs: Inputs) -> dict[str, Any]:
         },
         "warnings": [
             *inputs.warnings,
+            *(inputs.own_merge.notes if inputs.own_merge is not None else ()),
             *([untried] if untried else []),
             *unmeant,
             *_budget_warnings(inputs),

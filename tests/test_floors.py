@@ -11,8 +11,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "evomerge"
 
-# On one floor a name may import what stands to its left. A file of data that is read on a lower floor than its room is
-# named with the room.
+# On one floor a name may import what stands to its left. A file that is read on a lower floor than its room is named
+# with the room.
 FLOORS = (
     (
         "errors",
@@ -59,7 +59,15 @@ FLOORS = (
         "mergekit",
         "mergekit_evolve",
     ),
-    ("passes", "bank", "vllm_engine", "evaluation", "document_evaluator", "sanity"),
+    (
+        "passes",
+        "bank",
+        "vllm_engine",
+        "evaluation",
+        "document_evaluator",
+        "sanity",
+        "static_merges.given_merge",
+    ),
     ("statistics", "optimisation", "training", "learned", "trainers"),
     (
         "objective",

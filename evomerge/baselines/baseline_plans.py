@@ -91,6 +91,7 @@ class Ingredients:
         best: recipe of the winner, None before it has been named.
         search_cost: of the search so far, see `search_cost.search_cost`.
         trials: finished trials of the search.
+        own_merge: recipe of the merge that the user has already, None where the spec names none.
         facts: what trainings and measurements go by.
     """
 
@@ -104,6 +105,7 @@ class Ingredients:
     best: Recipe | None = None
     search_cost: Cost = field(default_factory=Cost)
     trials: int = 0
+    own_merge: Recipe | None = None
     facts: SearchFacts = field(default_factory=SearchFacts)
 
     @property
@@ -222,6 +224,14 @@ def uniform_soup(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
     """The plain average of all experts."""
     yield []
     return Choice(given.soup(given.experts))
+
+
+def own_merge(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:
+    """The merge that the user has already, from its file."""
+    yield []
+    if given.own_merge is None:
+        raise InvalidInput(f"the spec names no file; write {{name: {baseline.name}, recipe: FILE}} among its baselines")
+    return Choice(given.own_merge)
 
 
 def greedy_soup(given: Ingredients, baseline: BaselineSpec) -> BaselinePlan:

@@ -15,15 +15,18 @@ from evomerge.study.snapshot import SearchSnapshot
 
 
 def build_key(baseline: BaselineSpec, spec: SearchSpec, standing: SearchSnapshot) -> str:
-    """Digest of all that a baseline is built from: its name and form, its settings, its texts, the state of the search.
+    """Digest of all that a baseline is built from: its name and form, settings, files and texts, the state of the search.
 
     Raises:
-        InvalidInput: a calibration file cannot be read.
+        InvalidInput: a calibration file, or that of the user's own merge, cannot be read.
     """
     content: dict[str, object] = {"name": baseline.name, "settings": baseline.settings}
     info = BASELINES[baseline.name]
     if info.form > 1:
         content["form"] = info.form
+    if info.from_file and "recipe" in baseline.settings:
+        file = str(baseline.settings["recipe"])
+        content["settings"] = {**baseline.settings, "recipe": _digest_of(f"file of baseline {baseline.name!r}", file)}
     if info.built_from is not None:
         content[info.built_from] = standing.best if info.built_from == "best" else standing.trials
     if info.by_task:
@@ -31,7 +34,7 @@ def build_key(baseline: BaselineSpec, spec: SearchSpec, standing: SearchSnapshot
     if info.needs_texts:
         calibrations = {expert.name: expert.calibration for expert in spec.experts}
         content["calibration"] = {
-            name: each and (each.task or _digest_of(name, str(each.file)), each.items)
+            name: each and (each.task or _digest_of(f"calibration file of source {name!r}", str(each.file)), each.items)
             for name, each in calibrations.items()
         }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -60,13 +63,12 @@ def settings_of(name: str, spec: SearchSpec) -> BaselineSpec:
 def _is_fresh(made: str, name: str, spec: SearchSpec, standing: SearchSnapshot) -> bool:
     try:
         return made == build_key(settings_of(name, spec), spec, standing)
-    except InvalidInput:  # the texts are not on this machine, where the study is only read
+    except InvalidInput:  # the files are not on this machine, where the study is only read
         return True
 
 
-def _digest_of(source: str, file: str) -> str:
+def _digest_of(what: str, file: str) -> str:
     try:
         return hashlib.sha256(Path(file).read_bytes()).hexdigest()
     except OSError as error:
-        reason = error.strerror or error
-        raise InvalidInput(f"calibration file {file!r} of source {source!r} cannot be read: {reason}") from error
+        raise InvalidInput(f"{what}: {file!r} cannot be read: {error.strerror or error}") from error

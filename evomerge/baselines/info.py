@@ -15,6 +15,7 @@ __all__ = [
     "BASELINES",
     "BaselineInfo",
     "EmrSettings",
+    "GivenSettings",
     "LineGrid",
     "ModelStockSettings",
     "NoBaselineSettings",
@@ -74,6 +75,17 @@ class ModelStockSettings(Frozen):
     negative: Literal["clip", "raw"] = "clip"
 
 
+class GivenSettings(Frozen):
+    """Settings of the merge that you have already.
+
+    Attributes:
+        recipe: its file, relative to the spec: a mergekit YAML, a recipe as JSON or YAML, or the folder of an export.
+            Its models are sources of the search.
+    """
+
+    recipe: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class BaselineInfo:
     """A baseline as data. Functions are named as "module:function", and loaded when the baseline is built.
@@ -102,6 +114,7 @@ class BaselineInfo:
             as one, and no search starts from it.
         form: raised whenever the same settings give another merge, so that a row of the former one is not taken for it.
         by_task: its row is several models, one per expert; each task is given to the one that belongs to it.
+        from_file: it is the merge of the file that its setting `recipe` names.
     """
 
     name: str
@@ -123,6 +136,7 @@ class BaselineInfo:
     control: bool = False
     form: int = 1
     by_task: bool = False
+    from_file: bool = False
 
     @property
     def trained(self) -> bool:
@@ -175,6 +189,9 @@ _ALL = (
     ),
     BaselineInfo(name="ties", plan=f"{_PLANS}:one_method", method="ties"),
     BaselineInfo(name="dare-ties", plan=f"{_PLANS}:one_method", method="dare_ties"),
+    BaselineInfo(
+        name="given", plan=f"{_PLANS}:own_merge", settings=GivenSettings, on_request=True, early=True, from_file=True
+    ),
     BaselineInfo(
         name="lines",
         plan="evomerge.baselines.depth_lines:lines",

@@ -26,7 +26,7 @@ SECTIONS: Final = (
     *("search.yaml", "sources", "evaluator", "objective", "sampler", "fidelity", "warm_start", "budget", "workers"),
     *("baselines", "verdict", "notify", "metrics", "track", "evaluator.yaml", "space", "range"),
     *("catcma", "cma", "forest", "gp", "nsgaii", "nsgaiii", "tpe"),
-    *("weights", "lines", "emr", "model-stock", "dam", "adamerging", "learned", "fine-tune"),
+    *("weights", "given", "lines", "emr", "model-stock", "dam", "adamerging", "learned", "fine-tune"),
 )
 _LINES: Final = 20_000  # of a journal, in which studies are looked for
 _SECONDS: Final = 1  # that a SQLite file may be locked

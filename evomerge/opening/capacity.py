@@ -25,6 +25,7 @@ from evomerge.merging.regmean import KEPT_BYTES
 from evomerge.methods import METHODS
 from evomerge.opening.inputs import Inputs
 from evomerge.opening.measurements import all_measurements, measured_sizes
+from evomerge.recipe import all_ingredients
 from evomerge.vllm_engine.engine_settings import gpu_share
 
 
@@ -62,13 +63,12 @@ def memory_of(inputs: Inputs) -> MemoryNeed:
     spec = inputs.spec
     searched = any(METHODS[method].sorts_magnitudes for method in spec.search_space.method_names)
     groups = [sum(inputs.catalogue[name].numel for name in group.tensors) for group in inputs.space.groups]
-    merged_by = [BASELINES[baseline.name].method for baseline in spec.chosen_baselines]
-    if any(method is not None and METHODS[method].sorts_magnitudes for method in merged_by):
+    if any(METHODS[method].sorts_magnitudes for method in _merged_by(inputs)):
         largest_scope = sum(entry.numel for entry in inputs.catalogue.mergeable)
     else:
         largest_scope = max(groups) if searched else 0
     measured = measured_sizes(inputs, all_measurements(inputs, spec.chosen_baselines))
-    paths = inputs.space.paths
+    paths, own = inputs.space.paths, inputs.own_merge
     projections, weights, vectors = _projections(inputs), trained_weights(inputs), _kept_vectors(inputs)
     return memory_need(
         inputs.catalogue,
@@ -88,15 +88,33 @@ def memory_of(inputs: Inputs) -> MemoryNeed:
         + _binned(inputs)
         + _cores(inputs)
         + fitted_bytes(inputs.experts),
-        longest_path=0 if paths is None else paths.max_layers,
-        ingredients=inputs.space.ingredients,
+        longest_path=max(0 if paths is None else paths.max_layers, 0 if own is None else len(own.recipe.layers)),
+        ingredients=max(inputs.space.ingredients, 0 if own is None else len([*all_ingredients(own.recipe)])),
         adapters=adapter_bytes(inputs.experts),
     )
 
 
+def _of_own_merge(inputs: Inputs) -> set[str]:
+    """The methods of the user's own merge among the baselines, those of its ingredients included."""
+    if inputs.own_merge is None:
+        return set()
+    recipe = inputs.own_merge.recipe
+    return {rule.method for each in (recipe, *dict(all_ingredients(recipe)).values()) for rule in each.rules}
+
+
+def _merged_by(inputs: Inputs) -> set[str]:
+    """The methods of baselines, which merge the whole model at once."""
+    methods = {BASELINES[baseline.name].method for baseline in inputs.spec.chosen_baselines}
+    return {method for method in methods if method is not None} | _of_own_merge(inputs)
+
+
+def _searched_or_own(inputs: Inputs) -> set[str]:
+    return {*inputs.space.space.method_names, *_of_own_merge(inputs)}
+
+
 def _projections(inputs: Inputs) -> list[ProjectionSizes]:
     """Of the methods, searched or a baseline's, whose sources arrive one after the other."""
-    space, spec = inputs.space, inputs.spec
+    space = inputs.space
     sizes = [
         projection_sizes(
             inputs.catalogue,
@@ -106,15 +124,15 @@ def _projections(inputs: Inputs) -> list[ProjectionSizes]:
         for method, chosen in space.space.methods.items()
         if METHODS[method].arrival
     ]
-    merged_by = (BASELINES[baseline.name].method for baseline in spec.chosen_baselines)
-    if any(method is not None and METHODS[method].arrival for method in merged_by):
+    if any(METHODS[method].arrival for method in _merged_by(inputs)):
         sizes.append(projection_sizes(inputs.catalogue, first_models=1))
     return sizes
 
 
 def _cores(inputs: Inputs) -> int:
     """Of the core space of all adapters."""
-    if inputs.spec.search_space.space == "full":
+    own = inputs.own_merge
+    if inputs.spec.search_space.space == "full" and (own is None or own.recipe.space == "full"):
         return 0
     return core_bytes([expert.tensors for expert in inputs.experts], inputs.catalogue)
 
@@ -122,18 +140,18 @@ def _cores(inputs: Inputs) -> int:
 def _kept_vectors(inputs: Inputs) -> list[ProjectionSizes]:
     """Of the methods, searched or a baseline's, whose merged task vector a worker keeps."""
     scaled = {BASELINES[baseline.name].scales for baseline in inputs.spec.chosen_baselines}
-    kept = {*inputs.space.space.method_names, *filter(None, scaled)}
+    kept = {*inputs.space.space.method_names, *filter(None, scaled), *_of_own_merge(inputs)}
     experts = len(inputs.space.sources)
     return [vector_sizes(inputs.catalogue, experts) for method in kept if METHODS[method].keeps_vector]
 
 
 def _ranked(inputs: Inputs) -> int:
-    ranked = any(METHODS[method].keeps_ranks for method in inputs.space.space.method_names)
+    ranked = any(METHODS[method].keeps_ranks for method in _searched_or_own(inputs))
     return kept_rank_bytes(inputs.catalogue, len(inputs.space.sources)) if ranked else 0
 
 
 def _binned(inputs: Inputs) -> int:
-    binned = any(METHODS[method].keeps_bins for method in inputs.space.space.method_names)
+    binned = any(METHODS[method].keeps_bins for method in _searched_or_own(inputs))
     return sum(entry.numel for entry in inputs.catalogue.mergeable) if binned else 0
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 from optuna.distributions import FloatDistribution
 
 from evomerge.adapters import open_expert
 from evomerge.adapters.core_space import core_refusal, no_adapter
+from evomerge.baselines.info import BASELINES, GivenSettings
 from evomerge.catalogue import TensorCatalogue
 from evomerge.checkpoints import Source, check_compatible, open_source
 from evomerge.checkpoints.files_beside_weights import files_beside_weights
+from evomerge.documents import validate
 from evomerge.errors import InvalidInput
 from evomerge.evaluation import EVALUATORS
 from evomerge.evaluation.evaluator import Evaluator
@@ -22,9 +25,11 @@ from evomerge.jobs import WorkerSetup
 from evomerge.methods import resolve_options
 from evomerge.methods.table import added_methods
 from evomerge.object_store.artifact_folder import ArtifactFolder
+from evomerge.opening.own_merge import OwnMerge, read_own_merge
 from evomerge.packs.split import split_from_json
-from evomerge.recipe import ModelRef
+from evomerge.recipe import ModelRef, Recipe
 from evomerge.recipe_spaces.binding import bind_recipe_space
+from evomerge.recipe_spaces.scaled_rules import check_scalable
 from evomerge.spaces.bound import BoundSpace, bind
 from evomerge.spaces.space import MethodSpace, SearchSpace
 from evomerge.spec import SearchSpec
@@ -76,6 +81,25 @@ class Inputs:
         the order in which tokenizers put the rows of an expert's tokens."""
         orders = {source.name: order for source in self.experts if (order := order_of_tokens(source)) is not None}
         return files_beside_weights(self.base) | {f"tokens of {name}": order for name, order in orders.items()}
+
+    @cached_property
+    def own_merge(self) -> OwnMerge | None:
+        """The merge that the user has already, among the baselines; None where the spec names none.
+
+        Raises:
+            InvalidInput: its file cannot be read, or the search cannot score it.
+        """
+        baseline = next((each for each in self.spec.chosen_baselines if BASELINES[each.name].from_file), None)
+        if baseline is None:
+            return None
+        what = f"baseline {baseline.name!r}"
+        file = validate(GivenSettings, baseline.settings, what).recipe
+        try:
+            found = read_own_merge(Path(file), (self.base, *self.experts), self.spec.dtype)
+            _check_own_merge(found.recipe, self.spec)
+        except InvalidInput as error:
+            raise InvalidInput(f"{what}: {error}") from error
+        return found
 
     @property
     def refs(self) -> tuple[ModelRef, ...]:
@@ -137,6 +161,27 @@ def _check_core(space: SearchSpace, experts: Sequence[Source]) -> None:
     for expert in experts:
         if expert.adapted is None:
             raise no_adapter(expert.name)
+
+
+def _check_own_merge(recipe: Recipe, spec: SearchSpec) -> None:
+    """Refuse the user's own merge where the engine or the space cannot have it.
+
+    Raises:
+        InvalidInput: names the reason.
+    """
+    space = spec.search_space
+    if recipe.layers and spec.evaluator.settings.get("engine") == VLLM:
+        raise InvalidInput(
+            "engine vllm holds a model of one depth, and the file is a path of layers; write engine: transformers"
+        )
+    made_of_it = any(BASELINES[each.name].from_file for each in spec.space_baselines)
+    if recipe.layers and made_of_it:
+        raise InvalidInput(
+            f"it is a path of layers, which search space {space.name!r} cannot be made of; leave it out, or choose "
+            "another space"
+        )
+    if space.around is not None and made_of_it:
+        check_scalable(recipe, f"the merge that search space {space.name!r} is around")
 
 
 def open_inputs(spec: SearchSpec) -> Inputs:

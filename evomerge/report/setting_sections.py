@@ -11,7 +11,15 @@ from functools import cache
 
 from pydantic import BaseModel
 
-from evomerge.baselines.info import BASELINES, BaselineInfo, EmrSettings, LineGrid, ModelStockSettings, WeightGrid
+from evomerge.baselines.info import (
+    BASELINES,
+    BaselineInfo,
+    EmrSettings,
+    GivenSettings,
+    LineGrid,
+    ModelStockSettings,
+    WeightGrid,
+)
 from evomerge.baselines.training_settings import FILLED_IN
 from evomerge.errors import unknown_name
 from evomerge.observers import MetricsSpec, NotifySpec, TrackSpec
@@ -167,6 +175,11 @@ _GRIDS = (
         name="weights",
         models=(WeightGrid,),
         example="baselines:\n  - {name: task-arithmetic, weights: [0.2, 0.4, 0.6]}\n",
+    ),
+    Section(
+        name="given",
+        models=(GivenSettings,),
+        example="baselines:\n  - uniform-soup\n  - {name: given, recipe: merge.yml}\n",
     ),
     Section(name="lines", models=(LineGrid,), example="baselines:\n  - {name: lines, betas: [0.2, 0.5]}\n"),
     Section(

@@ -252,7 +252,7 @@ def _refuse_unfit(inputs: Inputs, baselines: Sequence[BaselineSpec]) -> list[str
         planned_training(baseline, inputs)
     for measurement in all_measurements(inputs, baselines):
         measurement.texts(inputs.evaluator)
-    return check_requests(inputs)
+    return [*(inputs.own_merge.notes if inputs.own_merge is not None else ()), *check_requests(inputs)]
 
 
 def _begin(

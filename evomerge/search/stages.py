@@ -110,19 +110,19 @@ def make_baselines(session: Session, baselines: Sequence[BaselineSpec], *, again
 
 def _ingredients(session: Session) -> Ingredients:
     inputs, search = session.opened.inputs, session.opened.search
-    experts = tuple(expert.ref for expert in inputs.experts)
     winner = read_winner(search.study.user_attrs)
     return Ingredients(
         spec=inputs.spec,
         base=inputs.base.ref,
-        experts=experts,
+        experts=inputs.refs[1:],
         catalogue=inputs.catalogue,
         objective=session.objective,
         references={name: result.scores for name, result in session.references.items()},
-        reference_cost=sum((session.references[ref.name].cost for ref in experts), Cost()),
+        reference_cost=sum((session.references[ref.name].cost for ref in inputs.refs[1:]), Cost()),
         best=winning_recipe(search, winner) if winner is not None else None,
         search_cost=search_cost(inputs.spec, ledger_of(search.study), session.opened.baselines),
         trials=search.tally.finished,
+        own_merge=inputs.own_merge.recipe if inputs.own_merge is not None else None,
         facts=facts_of(inputs),
     )
 

@@ -18,9 +18,7 @@ from evomerge.spaces.space import SearchSpace
 from evomerge.spaces.space_checks import check_space
 from evomerge.spaces.space_files import load_space
 from evomerge.spec.search_spec import SearchSpec
-from evomerge.spec.sections import (
-    SourceSpec,
-)
+from evomerge.spec.sections import BaselineSpec, SourceSpec
 from evomerge.storage.url import placed_folder, placed_url
 
 
@@ -95,7 +93,10 @@ def resolve(spec: SearchSpec, directory: Path) -> SearchSpec:
         if name not in BASELINES:
             raise unknown_name("baseline", name, BASELINES)
         if names.count(name) > 1:
-            raise InvalidInput(f"baseline {name!r} is named {names.count(name)} times; once is enough")
+            raise InvalidInput(
+                f"baseline {name!r} is named {names.count(name)} times; "
+                + ("give it the file of one merge" if BASELINES[name].from_file else "once is enough")
+            )
     sources = tuple(_resolved(source, directory) for source in spec.sources)
     if isinstance(spec.space, str):
         space = load_space(spec.space, directory)
@@ -108,9 +109,26 @@ def resolve(spec: SearchSpec, directory: Path) -> SearchSpec:
         evaluator = evaluator.model_copy(update={"name": str((directory / evaluator.name).resolve())})
     recipes = tuple(str((directory / expanded(name)).resolve()) for name in spec.warm_start.recipes)
     warm_start = spec.warm_start.model_copy(update={"recipes": recipes})
-    update = {"sources": sources, "space": space, "evaluator": evaluator, "warm_start": warm_start}
+    baselines = spec.baselines and tuple(_with_file(each, directory) for each in spec.baselines)
+    update = {
+        "sources": sources,
+        "space": space,
+        "evaluator": evaluator,
+        "warm_start": warm_start,
+        "baselines": baselines,
+    }
     observers = {name: located(getattr(spec, name), directory) for name in ("notify", "metrics", "track")}
     return spec.model_copy(update={**update, **observers})
+
+
+def _with_file(baseline: BaselineSpec, directory: Path) -> BaselineSpec:
+    """The baseline with the absolute path of its file; of the folder of an export that of the recipe in it."""
+    recipe = baseline.settings.get("recipe")
+    if not BASELINES[baseline.name].from_file or not isinstance(recipe, str):
+        return baseline
+    path = (directory / expanded(recipe)).resolve()
+    file = path / "recipe.json" if is_folder(path) else path
+    return BaselineSpec(**{**baseline.settings, "name": baseline.name, "recipe": str(file)})
 
 
 def _placed(spec: SearchSpec, directory: Path) -> SearchSpec:

@@ -305,6 +305,9 @@ class SearchSpec(Frozen):
         if not self.search_space.takes_recipes:
             return {}
         settings = {each.name: each.settings for each in self.space_baselines}
+        for name in settings:
+            if BASELINES[name].from_file:  # the recipe in a file is compared by its digest
+                settings[name]["recipe"] = Path(settings[name]["recipe"]).name
         return {"baselines of the space": settings, **({"texts of these baselines": dict(texts)} if texts else {})}
 
 

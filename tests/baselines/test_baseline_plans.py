@@ -184,6 +184,7 @@ def test_the_number_of_merges_that_a_baseline_scores_is_known_beforehand():
     counts = {name: candidates(BaselineSpec(name=name), spec) for name in BASELINES}
     assert counts == {
         "uniform-soup": 1,
+        "given": 1,
         "greedy-soup": 3,
         "task-arithmetic": 10,
         "pcb": 1,
