@@ -21,6 +21,7 @@ from evomerge.methods import METHODS
 from evomerge.objective import Objective
 from evomerge.opening.inputs import Inputs
 from evomerge.opening.open_study import OpenSearch
+from evomerge.opening.own_merge import read_own_merge
 from evomerge.optimisation.coefficients import mean_weights
 from evomerge.optimisation.flattening import flattened
 from evomerge.recipe import Recipe, all_files, all_ingredients
@@ -154,19 +155,12 @@ def recipe_points(inputs: Inputs, space: BoundSpace) -> list[Params]:
         space: that of the inputs, or of the study.
 
     Raises:
-        InvalidInput: a file is no recipe, or its recipe has no point in the search space.
+        InvalidInput: a file is no merge of these sources, or has no point in the search space.
     """
     found = []
     for name in inputs.spec.warm_start.recipes:
         path = Path(name)
-        text = read_text(path, "warm_start: recipe")
-        try:
-            recipe = Recipe.from_json(text)
-            check_rules(recipe)
-        except InvalidInput as error:
-            raise InvalidInput(
-                f"warm_start: {name} is no recipe.json as `evomerge export` writes it: {error}"
-            ) from error
+        recipe = _read_recipe(path, inputs)
         params = _exported(space, recipe, path.parent)
         if params is None:
             methods = "a path of layers" if recipe.layers else ", ".join(sorted({r.method for r in recipe.rules}))
@@ -176,6 +170,21 @@ def recipe_points(inputs: Inputs, space: BoundSpace) -> list[Params]:
             )
         found.append(params)
     return found
+
+
+def _read_recipe(path: Path, inputs: Inputs) -> Recipe:
+    if path.suffix != ".json":
+        try:
+            return read_own_merge(path, (inputs.base, *inputs.experts), inputs.spec.dtype).recipe
+        except InvalidInput as error:
+            raise InvalidInput(f"warm_start: {error}") from error
+    text = read_text(path, "warm_start: recipe")
+    try:
+        recipe = Recipe.from_json(text)
+        check_rules(recipe)
+    except InvalidInput as error:
+        raise InvalidInput(f"warm_start: {path} is no recipe.json as `evomerge export` writes it: {error}") from error
+    return recipe
 
 
 def _kind_of(space: BoundSpace) -> str:

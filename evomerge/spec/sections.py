@@ -261,7 +261,8 @@ class WarmStartSpec(Frozen):
     Attributes:
         baselines: number of best baselines, which are then built before the search. Of a trained one (`dam`), the
             mean weight of each source in each group.
-        recipes: files as `evomerge export` writes them (recipe.json), relative to the spec.
+        recipes: files, relative to the spec: recipe.json of an export, or a recipe as YAML or a mergekit YAML whose
+            models are sources of the search.
         studies: best trials of other studies of the same space; without a storage they are looked for in this search's,
             and then in the folder beside this search's own, `runs/NAME/study.db`.
         begin: baseline whose nearest point is scored before the centre, and where `cma` begins in its place, with

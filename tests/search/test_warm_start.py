@@ -1,9 +1,11 @@
 """Warm starts in a whole search: which points are scored after the centre, and that it happens once."""
 
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from evomerge.cli import run_command
 from evomerge.errors import InvalidInput, OtherSpec
@@ -17,6 +19,10 @@ from evomerge.study.stored_search import read_search
 from evomerge.study.trials import best_trials
 from evomerge.verdict.records import read_verdict
 
+SOURCES = [
+    {"name": name, "location": str(Path(__file__).parents[2] / "examples" / "toy" / "models" / name)}
+    for name in ("base", "reverse", "sort")
+]
 BASELINES = ["uniform-soup", "task-arithmetic", "ties"]
 
 
@@ -139,6 +145,21 @@ def test_a_study_that_has_begun_goes_on_without_the_recipe_that_it_started_from(
     shutil.rmtree(tmp_path / "one")
     assert [trial.params for trial in search(second, trials=3).get_trials()[:2]] == [each.params for each in before]
     assert run_command(["check", str(second)]) == 0
+
+
+def test_a_search_starts_at_a_merge_that_a_file_of_mergekits_describes(write_spec, tmp_path):
+    models = [
+        {"model": source["location"], "parameters": {"weight": weight}}
+        for source, weight in zip(SOURCES[1:], (0.7, 0.3), strict=True)
+    ]
+    file = tmp_path / "merge.yml"
+    content = {"merge_method": "task_arithmetic", "base_model": SOURCES[0]["location"], "models": models}
+    file.write_text(yaml.safe_dump(content))
+    params = search(write_spec(warm_start={"recipes": ["merge.yml"]}), trials=2).get_trials()[1].params
+    assert params == pytest.approx({name: 0.7 if "reverse" in name else 0.3 for name in params})
+    file.write_text(file.read_text().replace("models/sort", "models/count"))
+    with pytest.raises(InvalidInput, match=r"warm_start: .*models/count, which is no source of this search"):
+        search(write_spec(name="other", warm_start={"recipes": ["merge.yml"]}))
 
 
 def test_what_has_no_place_is_refused(write_spec, tmp_path):
