@@ -15,7 +15,7 @@ from evomerge.study.snapshot import SearchSnapshot
 
 
 def build_key(baseline: BaselineSpec, spec: SearchSpec, standing: SearchSnapshot) -> str:
-    """Digest of all that a baseline is built from: its name and form, settings, files and texts, the state of the search.
+    """Digest of all that a baseline is built from: its name, form, settings, files and texts, the state of the search.
 
     Raises:
         InvalidInput: a calibration file, or that of the user's own merge, cannot be read.
