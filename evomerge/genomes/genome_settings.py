@@ -77,13 +77,19 @@ class EvolutionarySettings(Frozen):
         return (self.method,)
 
     def check(self, where: str, semantics: str) -> None:
-        """Raises InvalidInput for a method that the genome has not, for its options, and for slerp with `smooth`."""
+        """Raises InvalidInput for a method that the genome has not, for its options, for slerp with `smooth`, and for
+        an average with negative weights."""
         if self.method not in EVOLUTIONARY_PARAMETERS:
             raise InvalidInput(
                 f"{where}: method is one of {', '.join(EVOLUTIONARY_PARAMETERS)}, but got {self.method!r}"
             )
         if self.smooth and self.method == "slerp":
             raise InvalidInput(f"{where}: slerp has a pair of sources per group, which cannot be smooth; use ties")
+        if self.method == "linear" and self.allow_negative_weights:
+            raise InvalidInput(
+                f"{where}: linear is an average, which has no weights below 0; leave allow_negative_weights out, or "
+                "use task_arithmetic"
+            )
         resolve_options(self.method, self.options, semantics=semantics)
 
 

@@ -166,6 +166,11 @@ class _SearchReader:
         for key in ("filters", "smooth") if file.method == "slerp" else ():
             if getattr(file, key):
                 raise self._refusal(("genome", key), f"slerp has one pair of models per group, so that `{key}` is off")
+        if file.method == "linear" and file.allow_negative_weights:
+            raise self._refusal(
+                ("genome", "allow_negative_weights"),
+                "an average has no weights below 0 here; leave it out, or use `merge_method: task_arithmetic`",
+            )
 
     def _refusal(self, keys: Keys, reason: str) -> InvalidInput:
         return InvalidInput(f"{self._path}, line {self._document.line(keys)}: {reason}")

@@ -22,6 +22,7 @@ LINEAR = MethodInfo(
             high=1.0,
             default=1.0,
             description="share of each source",
+            minimum=0.0,
         ),
     ),
     options=(Option("normalize", (True, False), "divide by the sum of the weights"),),

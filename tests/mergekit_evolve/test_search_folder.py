@@ -329,6 +329,7 @@ def test_an_adapter_of_the_base_is_a_source_by_itself(imported: Import, pack: Pa
         ({"models": ["org/a", "org/a"]}, {}, "org/a is there twice"),
         ({"models": [str(TOY / "base")]}, {}, "a base and at least one model beside it"),
         ({"merge_method": "slerp", "filters": ["mlp"]}, {}, "`filters` is off"),
+        ({"merge_method": "linear", "allow_negative_weights": True}, {}, "an average has no weights below 0 here"),
         ({"tokenizer_source": "union"}, {}, "a union of vocabularies is made beforehand: `evomerge extend-vocabulary`"),
         ({"tokenizer_source": "org/other"}, {}, "config and tokenizer are the base's here"),
         ({"filters": ["base"]}, {}, "none of them is `base`"),

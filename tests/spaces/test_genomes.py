@@ -217,6 +217,7 @@ def test_a_stored_space_is_the_same_space(tmp_path):
         ("{evolutionary: {method: tis}}", "", "method is one of linear"),
         ("{evolutionary: {method: slerp, smooth: true}}", "", "cannot be smooth"),
         ("{evolutionary: {method: slerp, filters: [mlp]}}", "", "no filters"),
+        ("{evolutionary: {method: linear, allow_negative_weights: true}}", "", "no weights below 0"),
         ("{evolutionary: {method: ties, layer_granularity: 3}}", "", "use one of 1, 2, 4"),
     ],
 )

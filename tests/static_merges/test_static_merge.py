@@ -114,21 +114,6 @@ def test_a_file_of_mergekits_gives_the_bits_of_the_recipe_that_it_was_written_fr
     assert _written(out) == _expected(sources, recipe)
 
 
-def test_a_weighted_sum_may_have_negative_weights_as_in_mergekit(
-    make_models: Callable[..., list[str]], tmp_path: Path
-) -> None:
-    sources = _open(make_models())
-    weights = zip(sources, (-1.0, 1.0, 1.0), strict=True)
-    models = [{"model": str(each.directory), "parameters": {"weight": weight}} for each, weight in weights]
-    path, out = tmp_path / "merge.yml", tmp_path / "out"
-    content = {"merge_method": "linear", "models": models, "parameters": {"normalize": False}, "dtype": "float32"}
-    path.write_text(yaml.safe_dump(content))
-    assert _merge(path, "--out", out) == 0
-    base, first, second = (each.tensors for each in sources)
-    for name, tensor in load_file(out / "model.safetensors").items():
-        torch.testing.assert_close(tensor, first[name] + second[name] - base[name])
-
-
 def test_the_command_in_the_card_makes_the_same_bits(make_models: Callable[..., list[str]], tmp_path: Path) -> None:
     base, *experts = (shutil.copytree(each, tmp_path / f"a {Path(each).name}") for each in make_models())
     models = [{"model": str(each), "parameters": {"weight": 0.5, "density": 0.5}} for each in experts]
