@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
-from evomerge.errors import Interrupted
+from evomerge.errors import Interrupted, causes
 from evomerge.messages import first_line
 
 _SAID: Final = ("out of memory", "can't allocate memory")  # by torch, in errors that have no type of their own
@@ -20,7 +20,7 @@ def out_of_memory(error: Exception, arguments: Sequence[str] | None) -> Interrup
     Args:
         arguments: of the command line; those of this process without them.
     """
-    found = next((each for each in _causes(error) if _is_memory(each)), None)
+    found = next((each for each in causes(error) if isinstance(each, Exception) and _is_memory(each)), None)
     if found is None:
         return None
     given = sys.argv[1:] if arguments is None else arguments
@@ -38,10 +38,3 @@ def _is_memory(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAID)
-
-
-def _causes(error: Exception) -> Iterator[Exception]:
-    each: BaseException | None = error
-    while isinstance(each, Exception):
-        yield each
-        each = each.__cause__

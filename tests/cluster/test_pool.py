@@ -140,7 +140,8 @@ def test_a_job_waits_for_another_worker_than_the_one_that_crashed_under_it_but_n
     assert [slot for slot, _ in pool.assign()] == [first]
 
 
-def test_a_node_whose_workers_crash_gets_none_while_another_node_does_its_jobs(clock):
+def with_bad_node(clock):
+    """A pool of which one slot works on a node, and the other has crashed three times on another one; and that slot."""
     pool = pool_of(2, clock)
     bad, good = pool.start_due()
     pool.place(good, "good")
@@ -152,24 +153,19 @@ def test_a_node_whose_workers_crash_gets_none_while_another_node_does_its_jobs(c
         pool.make_ready(bad)
         pool.die(give(pool, f"job/{number}"), "bus error", lost=False)
         clock.advance(5.0)
-        pool.start_due()
+        assert pool.start_due() == [bad]
+    return pool, bad
+
+
+def test_a_node_whose_workers_crash_gets_none_while_another_node_does_its_jobs(clock):
+    pool, _ = with_bad_node(clock)
     assert pool.quarantined_nodes == ["bad"]
     clock.advance(60.0)
     assert pool.quarantined_nodes == []
 
 
 def test_a_worker_that_waits_elsewhere_is_started_anew_when_the_quarantine_of_its_node_ends(clock):
-    pool = pool_of(2, clock)
-    bad, good = pool.start_due()
-    pool.place(good, "good")
-    pool.make_ready(good)
-    give(pool, "long")
-    for number in range(3):
-        pool.place(bad, "bad")
-        pool.make_ready(bad)
-        pool.die(give(pool, f"job/{number}"), "bus error", lost=False)
-        clock.advance(5.0)
-        assert pool.start_due() == [bad]
+    pool, bad = with_bad_node(clock)
     restarts = bad.restarts
     assert bad.avoided == {"bad"}
     clock.advance(PATIENT_SECONDS)
